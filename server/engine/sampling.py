@@ -1,0 +1,37 @@
+"""How the next token is drawn, as the engine sees it: validated, plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling options of one request.
+
+    The values are taken as already validated (the HTTP schemas do so); the engine applies them once, on the combined
+    score, in the order penalties and bias, temperature, top-k, top-p, min-p.
+
+    max_tokens: most tokens to generate, >= 1.
+    temperature: 0 means greedy.
+    top_k: 0 means off.
+    logit_bias: (token id, bias in logits).
+    stop: strings that end the text and are not part of it.
+    seed: with the position, it decides every draw.
+    logprobs: how many top alternatives to report at each position; None reports none.
+    ignore_eos: generate until max_tokens whatever the model says (for measurements).
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    logprobs: int | None = None
+    ignore_eos: bool = False

@@ -1,0 +1,162 @@
+"""The decoding step in plain torch: the meaning of every kernel, and what runs where there is no GPU.
+
+Scores are [sequences, vocabulary] float32 (float64 in tests). The order is fixed: sources, combine rule, logit bias and
+penalties, temperature, top-k, top-p, min-p, draw.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -1640531527  # 0x9E3779B9 as a signed 32-bit number
+_FIRST_TRY = 128
+
+
+def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of source logits: S_i = sum_k weights[i, k] * logits[rows[i, k]].
+
+    ``logits`` [rows, vocabulary] any float dtype, ``rows`` [sequences, k] int64, ``weights`` [sequences, k]. Returns
+    float32 (float64 for float64 logits). A source of weight 0 is left out, not multiplied, so that strength 0 gives the
+    base bit for bit even beside an infinite logit. Raw logits are as good as log-probabilities here: the rule is linear,
+    so the normalisers are constant over the vocabulary (methods F1).
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if rows.shape[1] == 1 and bool((weights == 1).all()):
+        return logits.index_select(0, rows[:, 0]).to(dtype)
+    scores = torch.zeros(rows.shape[0], logits.shape[1], dtype=dtype, device=logits.device)
+    for source in range(rows.shape[1]):
+        weight = weights[:, source]
+        active = weight.nonzero()[:, 0]
+        if active.numel() == 0:
+            continue
+        part = logits.index_select(0, rows[active, source]).to(dtype)
+        unit = bool((weight[active] == 1).all())
+        scores[active] += part if unit else part * weight[active, None].to(dtype)
+    return scores
+
+
+def apply_penalties(
+    scores: Tensor, counts: Tensor, seen: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> Tensor:
+    """Penalise tokens already there, in place.
+
+    ``counts`` [n, vocabulary]: how often a token stands in the output; ``seen`` [n, vocabulary] bool: whether it stands in
+    prompt or output; ``repetition`` (CTRL, arXiv 1909.05858: divides positive scores, multiplies negative ones),
+    ``presence``, ``frequency`` (OpenAI: subtracted once, and once an occurrence) are [n].
+    """
+    repetition = repetition[:, None]
+    penalised = torch.where(scores > 0, scores / repetition, scores * repetition)
+    scores.copy_(torch.where(seen, penalised, scores))
+    scores -= presence[:, None] * (counts > 0) + frequency[:, None] * counts
+    return scores
+
+
+def _mix(x: Tensor) -> Tensor:
+    """murmur3's 32-bit finaliser on int32 (products wrap; shifts are made logical by masking)."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * -2048144789
+    x = x ^ ((x >> 13) & 0x7FFFF)
+    x = x * -1028477387
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
+    """Gumbel(0, 1) noise that (key, token) decides alone: a counter-based generator with nothing to advance.
+
+    ``keys`` [..., 2] int32 (one pair a sequence and position), ``tokens`` int32, broadcast against keys[..., 0]. Returns
+    float32. 23 random bits: the noise lies within (-2.8, 16.7).
+    """
+    x = _mix(tokens * _GOLDEN ^ keys[..., 0])
+    x = _mix(x + keys[..., 1])
+    uniform = (((x >> 9) & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
+
+
+def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Per row, the least score that survives top-k, then top-p over what top-k left, then min-p; ties survive.
+
+    ``scaled`` [n, vocabulary] scores after temperature; ``top_k`` [n] int64 (0: off), ``top_p`` [n] (1: off), ``min_p``
+    [n] (0: off). Returns [n]; -inf where nothing is cut.
+    """
+    n, vocabulary = scaled.shape
+    best = scaled.max(dim=-1).values
+    threshold = best + torch.log(min_p.to(scaled.dtype))
+    limit = torch.where(top_k > 0, top_k.clamp(max=vocabulary), vocabulary)
+    nucleus = top_p < 1
+    cut = nucleus | (limit < vocabulary)
+    if not bool(cut.any()):
+        return threshold
+    largest_k = int(torch.where(limit < vocabulary, limit, 0).max())
+    width = min(vocabulary, max(_FIRST_TRY, largest_k))
+    rows = cut.nonzero()[:, 0]
+    while rows.numel():
+        part = scaled.index_select(0, rows)
+        values = torch.topk(part, width, dim=-1).values
+        kth = values.gather(1, (limit[rows] - 1).clamp(max=width - 1)[:, None])
+        limited = limit[rows] < vocabulary
+        # Ties with the k-th value survive top-k, so they belong to its mass, also those beyond `width`.
+        inside = torch.where(limited[:, None], part >= kth, True)
+        total = torch.logsumexp(part.masked_fill(~inside, -torch.inf), dim=-1, keepdim=True)
+        mass = torch.exp(values - total).masked_fill(limited[:, None] & (values < kth), 0.0)
+        before = mass.cumsum(-1) - mass
+        kept = (before < top_p[rows, None]) & (~limited[:, None] | (values >= kth))
+        kept[:, 0] = True
+        count = kept.sum(-1, keepdim=True)
+        least = values.gather(1, count - 1)[:, 0]
+        least = torch.where(nucleus[rows], least, kth[:, 0])
+        done = ~nucleus[rows] | (count[:, 0] < width) | limited
+        if width == vocabulary:
+            done = torch.ones_like(done)
+        threshold[rows[done]] = torch.maximum(threshold[rows[done]], least[done])
+        rows = rows[~done]
+        width = min(vocabulary, width * 8)
+    return threshold
+
+
+def sample(
+    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+) -> Tensor:
+    """Draw one token a row by the Gumbel-max rule; temperature 0 takes the best.
+
+    ``scores`` [n, vocabulary] float32; the parameters [n]; ``keys`` [n, 2] int32. Returns [n] int64. The noise of a token
+    depends on its key and id alone, so a truncated row draws what the full row would draw among the survivors.
+    """
+    tokens = scores.argmax(dim=-1)
+    drawn = (temperature > 0).nonzero()[:, 0]
+    if drawn.numel() == 0:
+        return tokens
+    top_k, top_p, min_p = top_k[drawn], top_p[drawn], min_p[drawn]
+    scaled = scores.index_select(0, drawn) / temperature[drawn, None].to(scores.dtype)
+    keys = keys[drawn]
+    threshold = truncation_threshold(scaled, top_k, top_p, min_p)
+    whole = threshold == -torch.inf
+    picks = torch.empty_like(drawn)
+    if bool(whole.any()):
+        every = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
+        noise = gumbel(keys[whole][:, None, :], every[None])
+        picks[whole] = (scaled[whole] + noise).argmax(dim=-1)
+    if not bool(whole.all()):
+        part = (~whole).nonzero()[:, 0]
+        row, token = (scaled[part] >= threshold[part, None]).nonzero(as_tuple=True)
+        noisy = scaled[part][row, token] + gumbel(keys[part][row], token.to(torch.int32))
+        best = noisy.new_full((part.numel(),), -torch.inf).scatter_reduce_(0, row, noisy, "amax")
+        winners = noisy == best[row]
+        # Equal sums are possible; the smallest id wins, as argmax does in the dense case.
+        chosen = torch.full_like(part, scores.shape[1]).scatter_reduce_(0, row[winners], token[winners], "amin")
+        picks[part] = chosen
+    tokens[drawn] = picks
+    return tokens
+
+
+def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
+    """log-softmax of ``scores`` [n, vocabulary] at ``tokens`` [n]: [n], nats."""
+    return scores.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(scores, dim=-1)
+
+
+def guidance_shift(base: Tensor, final: Tensor) -> Tensor:
+    """KL(base, final) in nats a row of two score matrices [n, vocabulary]."""
+    base_logprobs = torch.log_softmax(base, dim=-1)
+    difference = base_logprobs - torch.log_softmax(final, dim=-1)
+    # A token that the base rules out adds nothing (0 log 0 = 0).
+    return (base_logprobs.exp() * difference).nan_to_num(nan=0.0).sum(dim=-1).clamp_(min=0)

@@ -1,0 +1,188 @@
+"""Gated layers: transformers' own modules with their linear layers swapped for products that merge in the forward pass.
+
+Linear layers that read the same tensor (query/key/value, gate/up) become one product whose extra output columns are the
+bank's shrink products, so a merge costs one multiplication by the coefficient row and one small product on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ladle.kernels import dispatch
+from ladle.merging.bank import Bank, StackedFactors
+
+
+class Gate:
+    """The coefficients of the tokens now in the forward pass, shared by every gated layer of one model."""
+
+    def __init__(self) -> None:
+        self._coefficients: Tensor | None = None
+        self._patterns: list[Tensor] = []
+        self._scales: list[Tensor | None] = []
+
+    def pattern(self, columns: Tensor) -> int:
+        """Register a layer's rank columns; layers with equal columns share one expanded scale a step."""
+        for index, known in enumerate(self._patterns):
+            if torch.equal(known, columns):
+                return index
+        self._patterns.append(columns)
+        self._scales.append(None)
+        return len(self._patterns) - 1
+
+    def open(self, coefficients: Tensor | None) -> None:
+        """Set ``coefficients`` [tokens, members] for the next forward; None: the plain base for every token."""
+        self._coefficients = coefficients
+        self._scales = [None] * len(self._patterns)
+
+    @property
+    def closed(self) -> bool:
+        return self._coefficients is None
+
+    def scale(self, pattern: int) -> Tensor:
+        """[tokens, R] coefficients of each rank column."""
+        scale = self._scales[pattern]
+        if scale is None:
+            assert self._coefficients is not None
+            scale = self._coefficients.index_select(1, self._patterns[pattern])
+            self._scales[pattern] = scale
+        return scale
+
+
+class GatedGroup:
+    """One or more linear layers that read the same input, as one product."""
+
+    def __init__(
+        self,
+        linears: Sequence[nn.Linear],
+        factors: StackedFactors | None,
+        gate: Gate,
+        activation_dtype: torch.dtype,
+        exact: bool,
+    ) -> None:
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        self.outputs = [linear.out_features for linear in linears]
+        self.total = sum(self.outputs)
+        self.gate = gate
+        bias = None
+        if any(linear.bias is not None for linear in linears):
+            bias = torch.cat(
+                [l.bias.detach() if l.bias is not None else l.weight.new_zeros(l.out_features) for l in linears]
+            )
+        self.pattern: int | None = None
+        self.expand: dispatch.PackedLinear | None = None
+        if factors is not None:
+            shrink = factors.shrink.to(weight)
+            weight = torch.cat([weight, shrink])
+            if bias is not None:
+                bias = torch.cat([bias, bias.new_zeros(shrink.shape[0])])
+            self.pattern = gate.pattern(factors.columns.to(weight.device))
+            expand = factors.expand.to(weight)
+            self.expand = dispatch.PackedLinear(expand, None, activation_dtype, exact)
+        self.product = dispatch.PackedLinear(weight, bias, activation_dtype, exact)
+        self._input: Tensor | None = None
+        self._outputs: list[Tensor | None] = []
+
+    @property
+    def nbytes(self) -> int:
+        return self.product.nbytes + (self.expand.nbytes if self.expand is not None else 0)
+
+    def _forward(self, rows: Tensor) -> Tensor:
+        y = self.product(rows)
+        if self.expand is None:
+            return y
+        assert self.pattern is not None
+        base = y[:, : self.total]
+        if self.gate.closed:
+            return base
+        return self.expand(y[:, self.total :] * self.gate.scale(self.pattern), base)
+
+    def member(self, position: int, x: Tensor) -> Tensor:
+        """Output of layer ``position`` for input ``x`` [..., in]; the group's product is made once a distinct ``x``."""
+        if len(self.outputs) == 1:
+            return self._forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
+        if x is not self._input or self._outputs[position] is None:
+            y = self._forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
+            self._input = x
+            self._outputs = list(y.split(self.outputs, dim=-1))
+        output = self._outputs[position]
+        assert output is not None
+        self._outputs[position] = None
+        if all(kept is None for kept in self._outputs):
+            self._input = None
+        return output
+
+
+class GatedLinear(nn.Module):
+    """Stands where a linear layer stood; asks its group for its share of the common product."""
+
+    def __init__(self, group: GatedGroup, position: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.group = group
+        self.position = position
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.group.member(self.position, x)
+
+
+def shared_inputs(model: nn.Module) -> list[list[str]]:
+    """Paths of the linear layers of ``model``, grouped by parent and input tensor as one probing forward shows it.
+
+    Found by running, not by name, so it holds for any decoder; a layer that the probe does not reach stands alone.
+    """
+    paths = {module: path for path, module in model.named_modules() if type(module) is nn.Linear}
+    seen: list[tuple[str, Tensor, str]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        path = paths[module]
+        seen.append((path.rpartition(".")[0], inputs[0], path))
+
+    hooks = [module.register_forward_pre_hook(note) for module in paths]
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    groups: dict[tuple[str, int], list[str]] = {}
+    for parent, tensor, path in seen:
+        # `seen` keeps the tensors alive, so an id names one tensor.
+        groups.setdefault((parent, id(tensor)), []).append(path)
+    grouped = [list(dict.fromkeys(group)) for group in groups.values()]
+    reached = {path for group in grouped for path in group}
+    return grouped + [[path] for path in paths.values() if path not in reached]
+
+
+def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: bool) -> Gate:
+    """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
+
+    The plain weights are given back layer by layer, so the peak is one packed copy. Raises ValueError when the bank
+    names a module that is not a linear layer of ``model``.
+    """
+    gate = Gate()
+    groups = shared_inputs(model)
+    known = {path for group in groups for path in group}
+    strangers = sorted(bank.modules - known)
+    if strangers:
+        raise ValueError(f"the bank changes {strangers[0]}, which is not a linear layer of the base")
+    for paths in groups:
+        linears = [model.get_submodule(path) for path in paths]
+        assert all(isinstance(linear, nn.Linear) for linear in linears)
+        factors = bank.stack(paths, [linear.out_features for linear in linears], torch.float64)  # type: ignore[misc]
+        group = GatedGroup(linears, factors, gate, activation_dtype, exact)  # type: ignore[arg-type]
+        for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
+            parent, _, name = path.rpartition(".")
+            gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]
+            setattr(model.get_submodule(parent), name, gated)
+    return gate
+
+
+def nbytes(model: nn.Module) -> int:
+    """Bytes of the gated products of ``model``, each group counted once."""
+    groups = {module.group for module in model.modules() if isinstance(module, GatedLinear)}
+    return sum(group.nbytes for group in groups)

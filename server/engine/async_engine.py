@@ -1,0 +1,81 @@
+"""The engine as asyncio sees it: one async iterator a request, fed once a step and loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from transformers import PreTrainedTokenizerFast
+
+from ladle.server.engine.engine import Engine, EngineStats
+from ladle.server.engine.request import GenerationRequest, StepOutput
+
+
+class AsyncEngine:
+    """Bridges one Engine into one event loop.
+
+    The engine thread hands over all outputs of a step in a single ``call_soon_threadsafe``; it never waits for the loop,
+    and the loop never waits for a step.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._queues: dict[str, asyncio.Queue[StepOutput]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.engine.tokenizer
+
+    @property
+    def max_context(self) -> int:
+        """Longest prompt plus continuation, in tokens."""
+        return self.engine.max_context
+
+    @property
+    def alive(self) -> bool:
+        return self.engine.alive
+
+    @property
+    def ready(self) -> bool:
+        return self.engine.alive
+
+    def stats(self) -> EngineStats:
+        return self.engine.stats()
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
+        """The outputs of ``request``, the last one with a finish reason.
+
+        Closing the iterator (or cancelling the task that runs it) cancels the request: its lanes are free before the
+        next step. Raises InputError, QueueFull, RuntimeError (shutting down) before the first output.
+        """
+        self._loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[StepOutput] = asyncio.Queue()
+        self._queues[request.request_id] = queue
+        finished = False
+        try:
+            self.engine.submit(request, self._deliver)
+            while not finished:
+                output = await queue.get()
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            del self._queues[request.request_id]
+            if not finished:
+                self.engine.cancel(request.request_id)
+
+    def _deliver(self, outputs: list[StepOutput]) -> None:
+        """On the engine thread."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._put, outputs)
+        except RuntimeError:
+            # The loop is closed: nobody listens any more.
+            for output in outputs:
+                self.engine.cancel(output.request_id)
+
+    def _put(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            queue = self._queues.get(output.request_id)
+            if queue is not None:
+                queue.put_nowait(output)

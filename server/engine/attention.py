@@ -1,0 +1,143 @@
+"""Attention over the KV pool, registered with transformers so that any of its decoders runs on it.
+
+A forward takes the tokens of many lanes side by side in one row. Each step lays out ``AttentionGroup``s: lanes in
+decode whose lengths share a bucket, and the query tiles of one prefill chunk. A group is one call, so a step costs a few
+calls a layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone: together with
+row-invariant products this is why a sequence computes the same values whatever shares its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from ladle.server.engine.kv_cache import KVCache, KVShape
+
+IMPLEMENTATION = "ladle_paged"
+
+
+def bucket_blocks(blocks: int) -> int:
+    """The padded number of blocks for a lane of ``blocks``: 4, then two steps an octave (4, 8, 12, 16, 24, 32, 48...)."""
+    if blocks <= 4:
+        return 4
+    octave = 1 << ((blocks - 1).bit_length() - 1)
+    middle = octave + octave // 2
+    return middle if blocks <= middle and octave >= 8 else 2 * octave
+
+
+@dataclass
+class AttentionGroup:
+    """Queries that attend in one call: the tokens ``start`` to ``stop`` of the row.
+
+    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``front`` first and some last of them
+    padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill; ``keys``
+    [blocks * BLOCK_SIZE]: 0, 1, 2...
+    """
+
+    start: int
+    stop: int
+    front: int
+    positions: Tensor
+    table: Tensor
+    keys: Tensor
+    _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask [tiles, 1, folded * tile, keys]: causal, within ``window`` when the layer slides."""
+        known = self._masks.get((folded, window, dtype))
+        if known is None:
+            query = self.positions[:, :, None]
+            allowed = self.keys <= query
+            if window is not None:
+                allowed &= self.keys > query - window
+            known = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            known = known[:, None].repeat(1, 1, folded, 1)
+            self._masks[(folded, window, dtype)] = known
+        return known
+
+
+@dataclass
+class PagedContext:
+    """What the layers of one forward need: the pool, where the new keys go ([tokens] int64), and the groups."""
+
+    cache: KVCache
+    slots: Tensor
+    groups: list[AttentionGroup]
+
+
+class ShapeProbe:
+    """Learns what each layer would store, from one plain forward."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[KVShape, int]] = {}
+
+    def note(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.layers[layer] = (KVShape(key.shape[1], key.shape[3]), value.shape[3])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    scores = (q @ k.transpose(2, 3)) * scaling
+    scores = softcap * torch.tanh(scores / softcap) + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+
+
+def paged_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    paged: PagedContext | ShapeProbe | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: ``query`` [1, heads, tokens, d], ``key``/``value`` [1, kv heads, tokens, d].
+
+    Returns [1, tokens, heads, d]. Without ``paged`` it is plain causal attention (used while probing a model).
+    """
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if not isinstance(paged, PagedContext):
+        if paged is not None:
+            paged.note(layer, key, value)
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
+        )
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks are not supported")
+    paged.cache.write(layer, key[0], value[0], paged.slots)
+    heads, tokens, dim = query.shape[1:]
+    kv_heads = key.shape[1]
+    folded = heads // kv_heads
+    scale = dim**-0.5 if scaling is None else scaling
+    by_token = query[0].transpose(0, 1)
+    outputs = []
+    for group in paged.groups:
+        tiles, tile = group.positions.shape
+        q = by_token[group.start : group.stop]
+        padding = tiles * tile - q.shape[0]
+        if padding:
+            q = F.pad(q, (0, 0, 0, 0, group.front, padding - group.front))
+        # Query heads that share a key/value head become rows of one product instead of copies of K and V.
+        q = q.reshape(tiles, tile, kv_heads, folded, dim).permute(0, 2, 3, 1, 4)
+        q = q.reshape(tiles, kv_heads, folded * tile, dim)
+        k, v = paged.cache.gather(layer, group.table)
+        if k.shape[0] != tiles:
+            k, v = k.expand(tiles, -1, -1, -1), v.expand(tiles, -1, -1, -1)
+        o = _attend(q, k.to(q.dtype), v.to(q.dtype), group.mask(folded, sliding_window, q.dtype), scale, softcap)
+        o = o.view(tiles, kv_heads, folded, tile, -1).permute(0, 3, 1, 2, 4).reshape(tiles * tile, heads, -1)
+        outputs.append(o[group.front : group.front + group.stop - group.start])
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+
+
+AttentionInterface.register(IMPLEMENTATION, paged_attention_forward)

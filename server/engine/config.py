@@ -1,0 +1,77 @@
+"""What an operator may set about the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ladle.kernels.dispatch import cpu_has_bfloat16
+from ladle.merging.errors import InputError
+
+GIB = 1 << 30
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Engine options; "auto" and None are resolved from the machine.
+
+    device: "auto", "cpu", "cuda" or "cuda:N".
+    dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 where the processor
+        multiplies it natively, else float32.
+    max_sequences: sequences running at once. max_lanes: KV lanes at once (a traced or guided sequence has several);
+        None: twice max_sequences.
+    max_batch_tokens: token budget of one step, all lanes together.
+    kv_memory: bytes of the KV pool. weights_memory: bytes of materialised weight sets kept (full-weight members).
+    max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
+    max_queue: requests waiting before new ones are refused.
+    prefix_cache: reuse KV state of equal prefixes under equal weights.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    max_sequences: int = 64
+    max_lanes: int | None = None
+    max_batch_tokens: int = 512
+    kv_memory: int = GIB
+    weights_memory: int = 4 * GIB
+    max_context: int | None = None
+    max_queue: int = 256
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_sequences", "max_batch_tokens", "kv_memory", "weights_memory", "max_queue"):
+            if getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "a number >= 1")
+        for name in ("max_lanes", "max_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(name, value, "a number >= 1")
+        if self.dtype != "auto" and self.dtype not in _DTYPES:
+            raise InputError("dtype", self.dtype, "auto, float32 or bfloat16")
+
+    def resolve_device(self) -> torch.device:
+        """The device to run on. Raises InputError when the asked one is not there."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise InputError("device", self.device, "auto, cpu, cuda or cuda:N") from None
+        if device.type not in ("cpu", "cuda"):
+            raise InputError("device", self.device, "auto, cpu, cuda or cuda:N")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise InputError("device", self.device, f"cpu ({torch.cuda.device_count()} CUDA devices are visible)")
+        return device
+
+    def resolve_dtypes(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+        """(weights, activations). A CPU without bfloat16 instructions computes bfloat16 weights in float32."""
+        native = device.type == "cuda" or cpu_has_bfloat16()
+        weights = (torch.bfloat16 if native else torch.float32) if self.dtype == "auto" else _DTYPES[self.dtype]
+        activations = torch.float32 if weights == torch.bfloat16 and not native else weights
+        return weights, activations
+
+    @property
+    def lanes(self) -> int:
+        return self.max_lanes or 2 * self.max_sequences

@@ -1,0 +1,74 @@
+"""Text from tokens, one token at a time: never half a character, never a piece of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerFast
+
+_PRIMING_TOKENS = 8
+
+
+class StopStrings:
+    """Finds the earliest stop string in a growing text and says how much may be shown."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """Add ``piece``; returns (text that may be shown now, whether a stop string was met).
+
+        Shown text ends before the stop string. The longest tail that begins a stop string is kept back.
+        """
+        if not self._stops:
+            return piece, False
+        text = self._held + piece
+        # Of two stops that end in the same piece the one that begins first wins.
+        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max(self._tail(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :] if keep else ""
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was kept back, once no more text can come."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _tail(text: str, stop: str) -> int:
+        for length in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:length]):
+                return length
+        return 0
+
+
+class Detokenizer:
+    """The text of one continuation. Special tokens give no text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        # A few prompt tokens prime the decoder, so that a first piece keeps the space in front of its word.
+        self._stream = DecodeStream(ids=list(prompt[-_PRIMING_TOKENS:]), skip_special_tokens=True)
+        self._stops = StopStrings(stops)
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> tuple[str, str, bool]:
+        """Add ``token``; returns (this token's own text, text that may be shown now, stop string met)."""
+        self._pending.append(token)
+        piece = self._stream.step(self._tokenizer, token) or ""
+        if piece:
+            self._pending.clear()
+        shown, stopped = self._stops.push(piece)
+        return piece, shown, stopped
+
+    def finish(self) -> str:
+        """The rest of the text: what stop strings kept back and an unfinished character as U+FFFD."""
+        rest = self._tokenizer.decode(self._pending, skip_special_tokens=True) if self._pending else ""
+        self._pending.clear()
+        shown, stopped = self._stops.push(rest)
+        return shown if stopped else shown + self._stops.flush()

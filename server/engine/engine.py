@@ -1,0 +1,332 @@
+"""The engine: one thread that turns submitted requests into tokens, step by step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ladle.guidance.plan import Plan
+from ladle.merging.bank import Bank
+from ladle.merging.errors import InputError
+from ladle.merging.family import Family
+from ladle.merging.weights_key import WeightsKey
+from ladle.server.engine import allocator
+from ladle.server.engine.block_manager import BlockManager
+from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.detokenizer import Detokenizer
+from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.lane_table import LaneTable
+from ladle.server.engine.loaded_model import context_limit, load_model
+from ladle.server.engine.model_runner import ModelRunner
+from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.engine.sampler import Draw, Sampler
+from ladle.server.engine.scheduler import Scheduler, StepPlan
+from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.weights_store import WeightsStore
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[list[StepOutput]], None]
+
+
+class QueueFull(Exception):
+    """Too many requests wait; ``retry_after_s`` is when trying again makes sense, from the measured drain rate."""
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} requests are waiting; try again in {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot for metrics and health; counters grow from start."""
+
+    running: int
+    waiting: int
+    blocks_total: int
+    blocks_free: int
+    lanes_free: int
+    preemptions: int
+    prefix_queries: int
+    prefix_hits: int
+    steps: int
+    step_rows: int
+    distinct_weights: int
+
+
+class Engine:
+    """Serves one family. ``submit`` and ``cancel`` may be called from any thread; outputs arrive on the engine thread,
+    all those of one step in one call of the request's sink."""
+
+    def __init__(self, family: Family, config: EngineConfig | None = None) -> None:
+        """Load the model and reserve the KV pool. Raises FamilyError, InputError."""
+        self.family = family
+        self.config = config = config or EngineConfig()
+        allocator.keep_large_blocks()
+        self.device = config.resolve_device()
+        self.weights_dtype, self.activation_dtype = config.resolve_dtypes(self.device)
+        self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(family.base_path, local_files_only=True)
+        bank = Bank(list(family.low_rank.values()))
+        self._bank_members = frozenset(bank.members)
+        base = load_model(family.base_path, bank, self.device, self.weights_dtype, self.activation_dtype)
+        model_config = base.model.config
+        self.vocabulary: int = model_config.get_text_config().vocab_size
+        self.eos = _eos_ids(base.model, self.tokenizer)
+        per_block = KVCache.bytes_per_block(base.kv_shapes, self.activation_dtype)
+        blocks = config.kv_memory // per_block
+        if blocks < 8:
+            raise InputError("kv_memory", config.kv_memory, f"at least {8 * per_block} bytes (8 blocks of {BLOCK_SIZE})")
+        self.max_context = context_limit(model_config, (blocks - 1) * BLOCK_SIZE)
+        if config.max_context is not None:
+            if config.max_context > self.max_context:
+                raise InputError("max_context", config.max_context, f"at most {self.max_context}")
+            self.max_context = config.max_context
+        cache = KVCache(base.kv_shapes, blocks, self.activation_dtype, self.device)
+        coefficient_dtype = torch.promote_types(self.activation_dtype, torch.bfloat16)
+        table = LaneTable(config.lanes, self.max_context, bank.members, coefficient_dtype, self.device)
+        self.blocks = BlockManager(blocks)
+        self.store = WeightsStore(WeightsKey.of(family.base_revision, {}), base)
+        self.scheduler = Scheduler(
+            self.blocks,
+            table,
+            config.max_sequences,
+            max(config.max_batch_tokens, config.lanes + 2 * BLOCK_SIZE),
+            config.prefix_cache,
+            ready=lambda sequence: all(self.store.ready(lane.materialised) for lane in sequence.lanes),
+        )
+        self.sampler = Sampler(config.max_sequences, self.device)
+        self.runner = ModelRunner(cache, table, self.sampler, self.device)
+        self._sequences: dict[str, tuple[Sequence, Detokenizer, Sink]] = {}
+        self._inbox: deque[tuple[Sequence, Sink] | str] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._steps = 0
+        self._distinct_weights = 0
+        self._finish_times: deque[float] = deque(maxlen=64)
+
+    # -- from any thread ------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="ladle-engine", daemon=True)
+        self._thread.start()
+
+    def shutdown(self, deadline_s: float = 0.0) -> None:
+        """Let running requests finish for up to ``deadline_s`` seconds, abort the rest, stop the thread."""
+        until = time.monotonic() + deadline_s
+        while self.alive and (self._sequences or self._inbox) and time.monotonic() < until:
+            time.sleep(0.02)
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise InputError for a request that can never run, QueueFull when too many wait."""
+        prompt, wanted = len(request.prompt), request.sampling.max_tokens
+        if not prompt:
+            raise InputError("prompt", "", "at least one token")
+        if prompt >= self.max_context:
+            raise InputError("prompt", f"{prompt} tokens", f"at most {self.max_context - 1} tokens in this context")
+        if prompt + wanted > self.max_context:
+            allowed = f"at most {self.max_context - prompt} after a prompt of {prompt} tokens"
+            raise InputError("max_tokens", wanted, allowed)
+        lanes = len(request.plan.sources)
+        if lanes > self.config.lanes:
+            raise InputError("steering", f"{lanes} sources", f"at most {self.config.lanes} sources")
+        blocks = lanes * -(-(prompt + wanted) // BLOCK_SIZE)
+        if blocks > self.blocks.total:
+            allowed = f"at most {self.blocks.total // lanes * BLOCK_SIZE - prompt} with {lanes} lanes in this KV pool"
+            raise InputError("max_tokens", wanted, allowed)
+        waiting = len(self.scheduler.waiting) + len(self._inbox)
+        if waiting >= self.config.max_queue:
+            raise QueueFull(waiting, self._retry_after(waiting))
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> None:
+        """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
+        self.check(request)
+        sequence = Sequence(request, self._lanes(request.plan, request.prompt))
+        with self._wake:
+            if self._stopping:
+                raise RuntimeError("the engine is shutting down")
+            self._inbox.append((sequence, sink))
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; its lanes are free before the next step. Unknown or finished ids are fine."""
+        with self._wake:
+            self._inbox.append(request_id)
+            self._wake.notify()
+
+    def stats(self) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + sum(not isinstance(item, str) for item in list(self._inbox)),
+            blocks_total=self.blocks.total,
+            blocks_free=self.blocks.free,
+            lanes_free=scheduler.table.free,
+            preemptions=scheduler.preemptions,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            steps=self._steps,
+            step_rows=self.runner.rows,
+            distinct_weights=self._distinct_weights,
+        )
+
+    def _lanes(self, plan: Plan, prompt: tuple[int, ...]) -> list[Lane]:
+        revision = self.family.base_revision
+        return [
+            Lane(source, WeightsKey.of(revision, dict(source.coefficients)), prompt, self._bank_members)
+            for source in plan.sources
+        ]
+
+    def _retry_after(self, waiting: int) -> float:
+        times = list(self._finish_times)
+        if len(times) < 2 or times[-1] <= times[0]:
+            return 1.0
+        rate = (len(times) - 1) / (times[-1] - times[0])
+        return min(60.0, max(1.0, waiting / rate / 2))
+
+    # -- on the engine thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._inbox and not self._stopping and not self._has_work():
+                    self._wake.wait()
+                if self._stopping:
+                    break
+                inbox, self._inbox = list(self._inbox), deque()
+            self._receive(inbox)
+            plan = self.scheduler.schedule()
+            if plan:
+                self._step(plan)
+            elif self._has_work():
+                # Everything that waits, waits for weights that are being merged.
+                time.sleep(0.005)
+        for sequence, _, _ in list(self._sequences.values()):
+            self._end(sequence, "abort", None)
+
+    def _has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def _receive(self, inbox: Iterable[tuple[Sequence, Sink] | str]) -> None:
+        for item in inbox:
+            if isinstance(item, str):
+                if item in self._sequences:
+                    sequence, _, _ = self._sequences.pop(item)
+                    self.scheduler.finish(sequence)
+                continue
+            sequence, sink = item
+            request = sequence.request
+            detokenizer = Detokenizer(self.tokenizer, request.prompt, request.sampling.stop)
+            self._sequences[request.request_id] = (sequence, detokenizer, sink)
+            self.scheduler.add(sequence)
+
+    def _step(self, plan: StepPlan) -> None:
+        for sequence in plan.sequences:
+            if sequence.admitted_at is None:
+                sequence.admitted_at = time.monotonic()
+        try:
+            for sequence in self.scheduler.take_admitted():
+                self.sampler.admit(sequence, self.vocabulary)
+            draws = self.runner.step(plan, self.store.models)
+        except Exception as error:
+            # Only the requests of this step are lost; the engine goes on with the others.
+            logger.exception("a step failed")
+            for sequence in plan.sequences:
+                self._end(sequence, "error", f"{type(error).__name__} in the engine")
+            return
+        self.scheduler.advance(plan)
+        self._steps += 1
+        self._distinct_weights = len({lane.weights for s in plan.sequences for lane in s.lanes})
+        outputs: dict[Sink, list[StepOutput]] = {}
+        for sequence, draw in zip(plan.sampling, draws, strict=True):
+            sink = self._sequences[sequence.request_id][2]
+            outputs.setdefault(sink, []).append(self._emit(sequence, draw))
+        for sink, batch in outputs.items():
+            sink(batch)
+
+    def _emit(self, sequence: Sequence, draw: Draw) -> StepOutput:
+        """Record one token; ends the sequence where a stop rule says so."""
+        request = sequence.request
+        detokenizer = self._sequences[request.request_id][1]
+        sequence.output.append(draw.token)
+        for lane in sequence.lanes:
+            assert lane.row is not None
+            self.scheduler.table.last[lane.row] = draw.token
+        reason = None
+        piece = text = ""
+        if draw.token in self.eos and not request.sampling.ignore_eos:
+            reason, text = "stop", detokenizer.finish()
+        else:
+            piece, text, stopped = detokenizer.push(draw.token)
+            if stopped:
+                reason = "stop"
+            elif len(sequence.output) >= request.sampling.max_tokens:
+                reason, text = "length", text + detokenizer.finish()
+        if reason is not None:
+            self._forget(sequence)
+        return StepOutput(
+            request_id=request.request_id,
+            token=draw.token,
+            token_text=piece,
+            text=text,
+            logprob=draw.logprob,
+            top=draw.top,
+            base_logprob=draw.base_logprob,
+            shift=draw.shift,
+            finish_reason=reason,
+            prompt_tokens=len(request.prompt),
+            cached_tokens=sequence.cached_tokens,
+            completion_tokens=len(sequence.output),
+        )
+
+    def _forget(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        self._sequences.pop(sequence.request_id, None)
+        self._finish_times.append(time.monotonic())
+
+    def _end(self, sequence: Sequence, reason: str, error: str | None) -> None:
+        """End a sequence without a token."""
+        entry = self._sequences.get(sequence.request_id)
+        self._forget(sequence)
+        if entry is not None:
+            entry[2](
+                [
+                    StepOutput(
+                        sequence.request_id, -1, "", entry[1].finish(), 0.0, (), None, None, reason,
+                        len(sequence.request.prompt), sequence.cached_tokens, len(sequence.output), error,
+                    )
+                ]
+            )  # fmt: skip
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless blocks, rows and slots add up; for tests and idle checks."""
+        self.blocks.check_integrity(self.scheduler.held_blocks())
+        table = self.scheduler.table
+        rows = sum(lane.row is not None for s in self.scheduler.running for lane in s.lanes)
+        if rows + table.free != self.config.lanes:
+            raise AssertionError(f"{rows} lane rows are held, {table.free} are free, of {self.config.lanes}")
+
+
+def _eos_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Every id that ends a text, from the generation config and the tokenizer."""
+    ids: set[int] = set()
+    for value in (getattr(model, "generation_config", None), tokenizer):
+        eos = getattr(value, "eos_token_id", None)
+        ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    return frozenset(int(value) for value in ids)

@@ -1,0 +1,109 @@
+"""A transformers model made ready to serve: gated layers, fused norms, attention over the KV pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+from ladle.merging import gated
+from ladle.merging.bank import Bank
+from ladle.merging.errors import FamilyError
+from ladle.server.engine.attention import IMPLEMENTATION, PagedContext, ShapeProbe
+from ladle.server.engine.kv_cache import KVShape
+from ladle.server.engine.norms import fuse_norms
+from ladle.server.engine.step_layout import StepLayout
+
+
+@dataclass
+class LoadedModel:
+    """One set of weights in memory. ``nbytes`` counts packed products and what is left plain."""
+
+    model: nn.Module
+    gate: gated.Gate
+    kv_shapes: list[KVShape]
+    nbytes: int
+
+    def forward(self, layout: StepLayout, context: PagedContext) -> Tensor:
+        """Logits [n, vocabulary] of the rows that ``layout`` wants, in their order."""
+        self.gate.open(layout.coefficients)
+        keep: int | Tensor = 0 if layout.logit_rows is None else layout.logit_rows
+        output = self.model(
+            input_ids=layout.ids,
+            position_ids=layout.positions,
+            use_cache=False,
+            logits_to_keep=keep,
+            paged=context,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+
+def load_model(
+    folder: Path,
+    bank: Bank,
+    device: torch.device,
+    weights_dtype: torch.dtype,
+    activation_dtype: torch.dtype,
+    state: Mapping[str, Tensor] | None = None,
+) -> LoadedModel:
+    """Load the base in ``folder`` (or the weights ``state``, which stand in its place) and gate it with ``bank``.
+
+    Raises:
+        FamilyError: the architecture cannot run on the KV pool.
+    """
+    config_file = folder / "config.json"
+    model: Any
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model = architecture.from_pretrained(
+            folder if state is None else None,
+            config=config,
+            state_dict=None if state is None else dict(state),
+            dtype=weights_dtype,
+            attn_implementation=IMPLEMENTATION,
+            local_files_only=True,
+        )
+    except (ValueError, KeyError) as error:
+        raise FamilyError(config_file, f"this architecture cannot be served: {error}") from error
+    model = model.eval().requires_grad_(False).to(device)
+    kv_shapes = _kv_shapes(model, config_file)
+    # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
+    gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16)
+    model.to(activation_dtype)
+    fuse_norms(model)
+    plain = sum(parameter.nbytes for parameter in model.parameters())
+    return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model))
+
+
+@torch.inference_mode()
+def _kv_shapes(model: Any, config_file: Path) -> list[KVShape]:
+    """What each layer stores a token, learned by running two tokens."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds or not getattr(model, "_supports_attention_backend", False):
+        reason = f"layers of type {', '.join(sorted(kinds))}" if kinds else "its attention cannot be replaced"
+        raise FamilyError(config_file, f"this architecture cannot be served: {reason}")
+    probe = ShapeProbe()
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    model(input_ids=ids, use_cache=False, paged=probe)
+    layers = text.num_hidden_layers
+    if sorted(probe.layers) != list(range(layers)):
+        raise FamilyError(config_file, f"this architecture cannot be served: {len(probe.layers)} of {layers} layers attend")
+    for shape, value_dim in probe.layers.values():
+        if shape.head_dim != value_dim:
+            raise FamilyError(config_file, "this architecture cannot be served: keys and values differ in size")
+    return [probe.layers[layer][0] for layer in range(layers)]
+
+
+def context_limit(config: Any, kv_tokens: int) -> int:
+    """The longest sequence the model's positions and the KV pool allow."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(min(positions or math.inf, kv_tokens))

@@ -1,0 +1,174 @@
+"""From source logits to one token a sequence: combine, penalise, draw, report. The parameters lie side by side by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.kernels import dispatch
+from ladle.server.engine.sequence import Sequence
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one sequence got from a step; logprobs in nats of the combined score before bias, penalties and temperature."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    base_logprob: float | None
+    shift: float | None
+
+
+def draw_keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Two int32 words [n, 2] a (seed, position), by two rounds of splitmix64: nothing but these decides a draw."""
+    with np.errstate(over="ignore"):
+        x = seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        for extra in (np.uint64(0), positions.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)):
+            x = x + extra
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+    return x.view(np.int32).reshape(-1, 2)
+
+
+class Sampler:
+    """Parameters of up to ``slots`` sequences; token counts are kept only for sequences with penalties."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self._device = device
+        self._temperature = np.zeros(slots, dtype=np.float32)
+        self._top_p = np.ones(slots, dtype=np.float32)
+        self._min_p = np.zeros(slots, dtype=np.float32)
+        self._top_k = np.zeros(slots, dtype=np.int64)
+        self._seed = np.zeros(slots, dtype=np.uint64)
+        self._counts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def admit(self, sequence: Sequence, vocabulary: int) -> None:
+        """Take over the parameters of ``sequence``, which holds a slot; its output so far counts for penalties."""
+        slot, params = sequence.slot, sequence.request.sampling
+        assert slot is not None
+        self._temperature[slot] = params.temperature
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._top_k[slot] = params.top_k
+        self._seed[slot] = params.seed & _MASK
+        self._counts.pop(slot, None)
+        if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+            counts = torch.zeros(vocabulary, dtype=torch.int32, device=self._device)
+            seen = torch.zeros(vocabulary, dtype=torch.bool, device=self._device)
+            output = torch.tensor(sequence.output, dtype=torch.int64, device=self._device)
+            counts.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+            seen[torch.tensor(sequence.request.prompt, dtype=torch.int64, device=self._device)] = True
+            seen[output] = True
+            self._counts[slot] = (counts, seen)
+
+    def draw(self, logits: Tensor, sources: Seq[Seq[int]], sequences: Seq[Sequence]) -> list[Draw]:
+        """One token for each of ``sequences``; ``sources[i]`` are the rows of ``logits`` [rows, vocabulary] that its
+        plan's sources produced, in the plan's order."""
+        slots = np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
+        positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
+        final = dispatch.combine_logits(logits, *self._combination(sources, sequences))
+        scores = self._penalised(final, sequences)
+        tokens = dispatch.sample(
+            scores,
+            self._tensor(self._temperature[slots]),
+            self._tensor(self._top_k[slots]),
+            self._tensor(self._top_p[slots]),
+            self._tensor(self._min_p[slots]),
+            self._tensor(draw_keys(self._seed[slots], positions)),
+        )
+        logprobs = dispatch.token_logprobs(final, tokens).tolist()
+        top = self._alternatives(final, sequences)
+        base = self._against_base(logits, final, tokens, sources, sequences)
+        drawn = tokens.tolist()
+        for sequence, token in zip(sequences, drawn, strict=True):
+            counted = self._counts.get(sequence.slot) if sequence.slot is not None else None
+            if counted is not None:
+                counted[0][token] += 1
+                counted[1][token] = True
+        return [
+            Draw(token, logprob, top.get(index, ()), *base.get(index, (None, None)))
+            for index, (token, logprob) in enumerate(zip(drawn, logprobs, strict=True))
+        ]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def _combination(self, sources: Seq[Seq[int]], sequences: Seq[Sequence]) -> tuple[Tensor, Tensor]:
+        """Rows and weights [sequences, most sources] of the sources that take part, padded with weight 0."""
+        pairs = [
+            [(row, lane.source.weight) for row, lane in zip(rows, s.lanes, strict=True) if lane.source.weight != 0]
+            for rows, s in zip(sources, sequences, strict=True)
+        ]
+        width = max(len(pair) for pair in pairs)
+        padded = [pair + [(0, 0.0)] * (width - len(pair)) for pair in pairs]
+        values = np.array(padded, dtype=np.float64)
+        return self._tensor(values[..., 0].astype(np.int64)), self._tensor(values[..., 1])
+
+    def _penalised(self, final: Tensor, sequences: Seq[Sequence]) -> Tensor:
+        """``final`` with logit bias and penalties; a copy only where there are any, because logprobs are of ``final``."""
+        biased = [(i, s.request.sampling) for i, s in enumerate(sequences) if s.request.sampling.logit_bias]
+        counted = [(i, s) for i, s in enumerate(sequences) if s.slot in self._counts]
+        if not biased and not counted:
+            return final
+        scores = final.clone()
+        if counted:
+            rows = torch.tensor([i for i, _ in counted], device=self._device)
+            held = [self._counts[s.slot] for _, s in counted if s.slot is not None]
+            options = [s.request.sampling for _, s in counted]
+
+            def column(values: list[float]) -> Tensor:
+                return torch.tensor(values, dtype=scores.dtype, device=self._device)
+
+            scores[rows] = dispatch.apply_penalties(
+                scores[rows],
+                torch.stack([counts for counts, _ in held]),
+                torch.stack([seen for _, seen in held]),
+                column([o.repetition_penalty for o in options]),
+                column([o.presence_penalty for o in options]),
+                column([o.frequency_penalty for o in options]),
+            )
+        for index, params in biased:
+            ids = torch.tensor([token for token, _ in params.logit_bias], device=self._device)
+            scores[index, ids] += torch.tensor([bias for _, bias in params.logit_bias], dtype=scores.dtype).to(ids.device)
+        return scores
+
+    def _alternatives(self, final: Tensor, sequences: Seq[Sequence]) -> dict[int, tuple[tuple[int, float], ...]]:
+        wanted = [(i, s.request.sampling.logprobs) for i, s in enumerate(sequences) if s.request.sampling.logprobs]
+        if not wanted:
+            return {}
+        rows = torch.tensor([i for i, _ in wanted], device=self._device)
+        part = final.index_select(0, rows)
+        values, ids = torch.topk(part, max(count or 0 for _, count in wanted), dim=-1)
+        values = values - torch.logsumexp(part, dim=-1, keepdim=True)
+        return {
+            index: tuple(zip(row_ids[:count], row_values[:count], strict=True))
+            for (index, count), row_ids, row_values in zip(wanted, ids.tolist(), values.tolist(), strict=True)
+        }
+
+    def _against_base(
+        self, logits: Tensor, final: Tensor, tokens: Tensor, sources: Seq[Seq[int]], sequences: Seq[Sequence]
+    ) -> dict[int, tuple[float, float]]:
+        """(base logprob of the token, KL(base, final)) of the traced sequences; the base is the ``reference`` source,
+        or, for a plan of the base alone, the score itself."""
+        traced, base_rows = [], []
+        for index, (rows, sequence) in enumerate(zip(sources, sequences, strict=True)):
+            if not sequence.request.plan.trace:
+                continue
+            reference = [r for r, lane in zip(rows, sequence.lanes, strict=True) if lane.source.role == "reference"]
+            traced.append(index)
+            base_rows.append(reference[0] if reference else rows[0])
+        if not traced:
+            return {}
+        picked = torch.tensor(traced, device=self._device)
+        base = logits.index_select(0, torch.tensor(base_rows, device=self._device)).to(final.dtype)
+        logprobs = dispatch.token_logprobs(base, tokens[picked]).tolist()
+        shifts = dispatch.guidance_shift(base, final.index_select(0, picked)).tolist()
+        return dict(zip(traced, zip(logprobs, shifts, strict=True), strict=True))

@@ -1,0 +1,299 @@
+"""Which tokens the next step computes: decode first, then prefill in fair shares, within one token budget."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ladle.server.engine.block_manager import BlockManager, OutOfBlocks
+from ladle.server.engine.kv_cache import BLOCK_SIZE
+from ladle.server.engine.lane_table import LaneTable
+from ladle.server.engine.sequence import Lane, Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens ``start`` to ``start + count`` of ``lane`` are to be computed; ``final`` when its logits are needed."""
+
+    sequence: Sequence
+    lane: Lane
+    start: int
+    count: int
+    final: bool
+
+
+@dataclass
+class StepPlan:
+    """``decode``: sequences that compute one token on every lane. ``chunks``: prefill. ``sampling``: sequences that get
+    a token from this step, in the order decode, then finished prefills."""
+
+    decode: list[Sequence] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    sampling: list[Sequence] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.decode or self.chunks)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return list(dict.fromkeys([*self.decode, *(chunk.sequence for chunk in self.chunks)]))
+
+
+class Scheduler:
+    """Admits waiting sequences first come first served, grows their block tables, preempts the youngest when KV is out.
+
+    ``ready(sequence)`` says whether the weights of a sequence can be used now (materialised ones may still be merging);
+    one that is not ready is passed over, not waited for.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        table: LaneTable,
+        max_sequences: int,
+        max_batch_tokens: int,
+        prefix_cache: bool = True,
+        ready: Callable[[Sequence], bool] = lambda sequence: True,
+    ) -> None:
+        self.blocks = blocks
+        self.table = table
+        self.max_sequences = max_sequences
+        self.max_batch_tokens = max_batch_tokens
+        self.prefix_cache = prefix_cache
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._ready = ready
+        self._admitted: list[Sequence] = []
+        self._slots = list(range(max_sequences - 1, -1, -1))
+
+    # -- what the engine calls ------------------------------------------------------------------------------------
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take ``sequence`` out, wherever it stands, and give back all it holds."""
+        sequence.finished = True
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._give_back(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def take_admitted(self) -> list[Sequence]:
+        """The sequences that got a slot since the last call, those taken up again after preemption among them."""
+        admitted, self._admitted = self._admitted, []
+        return [sequence for sequence in admitted if sequence.slot is not None]
+
+    def schedule(self) -> StepPlan:
+        """Lay out the next step; empty when nothing can run."""
+        plan = StepPlan()
+        budget = self.max_batch_tokens
+        for sequence in list(self.running):
+            if sequence.slot is None or not self._is_decoding(sequence):
+                continue
+            if self._grow_or_preempt(sequence):
+                plan.decode.append(sequence)
+                budget -= len(sequence.lanes)
+        # Growing one sequence may have preempted another that was already planned.
+        plan.decode = [sequence for sequence in plan.decode if sequence.slot is not None]
+        self._admit(budget)
+        self._share_prefill(plan, budget)
+        finishing = [c.sequence for c in plan.chunks if c.final]
+        plan.sampling = [*plan.decode, *dict.fromkeys(finishing)]
+        return plan
+
+    def advance(self, plan: StepPlan) -> None:
+        """Record that ``plan`` was computed: lengths grow, and full blocks become reusable."""
+        table = self.table
+        for sequence in plan.decode:
+            for lane in sequence.lanes:
+                assert lane.row is not None
+                table.computed[lane.row] += 1
+                if table.computed[lane.row] % BLOCK_SIZE == 0:
+                    self._publish(sequence, lane)
+        for chunk in plan.chunks:
+            assert chunk.lane.row is not None
+            table.computed[chunk.lane.row] += chunk.count
+            self._publish(chunk.sequence, chunk.lane)
+
+    def held_blocks(self) -> Iterator[list[int]]:
+        """The block table of every lane, for integrity checks."""
+        return (lane.blocks for sequence in (*self.running, *self.waiting) for lane in sequence.lanes)
+
+    # -- admission ------------------------------------------------------------------------------------------------
+
+    def _admit(self, budget: int) -> None:
+        passed_over = []
+        while self.waiting and self._slots and budget > 0:
+            sequence = self.waiting[0]
+            if len(sequence.lanes) > self.table.free:
+                break
+            if not self._ready(sequence) or self._soon_cached(sequence):
+                passed_over.append(self.waiting.popleft())
+                continue
+            if not self._take(sequence):
+                break
+            self.waiting.popleft()
+            self.running.append(sequence)
+            budget -= len(sequence.lanes)
+        self.waiting.extendleft(reversed(passed_over))
+
+    def _soon_cached(self, sequence: Sequence) -> bool:
+        """Whether a running prefill is about to publish a block this one starts with: waiting is cheaper than computing.
+
+        The n choices of one request arrive together; all but the first wait for its prompt.
+        """
+        if not self.prefix_cache:
+            return False
+        lane = sequence.lanes[0]
+        hashes = self._reusable_hashes(sequence, lane)
+        known = self.blocks.known(hashes)
+        if known == len(hashes):
+            return False
+        return any(
+            other.hashes.upto(other.prompt, known + 1)[known : known + 1] == [hashes[known]]
+            for running in self.running
+            if not running.output and not self._is_decoding(running)
+            for other in running.lanes
+            if len(other.prompt) >= (known + 1) * BLOCK_SIZE
+        )
+
+    def _take(self, sequence: Sequence) -> bool:
+        """Rows, reused prefixes and room for the whole prompt; False (and nothing taken) when blocks are short."""
+        reused = []
+        wanted = 0
+        for lane in sequence.lanes:
+            hashes = self._reusable_hashes(sequence, lane) if self.prefix_cache else []
+            matched = self.blocks.match(hashes)
+            reused.append(matched)
+            wanted += -(-sequence.length(lane) // BLOCK_SIZE) - len(matched)
+        # One block a running lane is kept free, so that those in decode do not preempt at once what was just admitted.
+        reserve = sum(len(other.lanes) for other in self.running)
+        if wanted + reserve > self.blocks.free and (self.running or wanted > self.blocks.free):
+            for matched in reused:
+                self.blocks.release(matched)
+            return False
+        for lane, matched in zip(sequence.lanes, reused, strict=True):
+            lane.row = self.table.take(lane.coefficients)
+            lane.blocks = matched
+            lane.published = len(matched)
+            self.table.blocks[lane.row, : len(matched)] = matched
+            self.table.computed[lane.row] = len(matched) * BLOCK_SIZE
+            length = sequence.length(lane)
+            self.table.last[lane.row] = sequence.tokens(lane, length - 1, length)[0]
+            self.prefix_queries += sequence.length(lane)
+            self.prefix_hits += len(matched) * BLOCK_SIZE
+        if not sequence.preemptions:
+            sequence.cached_tokens = len(reused[0]) * BLOCK_SIZE
+        sequence.slot = self._slots.pop()
+        self._admitted.append(sequence)
+        return True
+
+    def _reusable_hashes(self, sequence: Sequence, lane: Lane) -> list[bytes]:
+        """Hashes of the full blocks that may be reused: all but the one with the last token, whose logits are needed."""
+        length = sequence.length(lane)
+        return lane.hashes.upto(sequence.tokens(lane, 0, length), (length - 1) // BLOCK_SIZE)
+
+    # -- progress -------------------------------------------------------------------------------------------------
+
+    def _missing(self, sequence: Sequence, lane: Lane) -> int:
+        assert lane.row is not None
+        return sequence.length(lane) - int(self.table.computed[lane.row])
+
+    def _is_decoding(self, sequence: Sequence) -> bool:
+        return bool(sequence.output) and all(self._missing(sequence, lane) == 1 for lane in sequence.lanes)
+
+    def _share_prefill(self, plan: StepPlan, budget: int) -> None:
+        """Split what is left of the budget evenly over the prefilling sequences; what one leaves, the next ones get."""
+        decoding = set(map(id, plan.decode))
+        filling = [s for s in self.running if id(s) not in decoding and not self._is_decoding(s)]
+        for position, sequence in enumerate(filling):
+            if sequence.slot is None or budget <= 0:
+                continue
+            share = max(BLOCK_SIZE, budget // (len(filling) - position))
+            budget -= self._fill(plan, sequence, min(share, budget))
+
+    def _fill(self, plan: StepPlan, sequence: Sequence, share: int) -> int:
+        """Plan up to ``share`` tokens of ``sequence``. The last token of every lane is computed in one step, because
+        the combined score needs the logits of all of them together. Returns the tokens planned."""
+        missing = [self._missing(sequence, lane) for lane in sequence.lanes]
+        final = sum(missing) <= share
+        chunks = []
+        left = share
+        for lane, lacks in zip(sequence.lanes, missing, strict=True):
+            count = lacks if final else min(lacks - 1, left)
+            if count <= 0:
+                continue
+            assert lane.row is not None
+            start = int(self.table.computed[lane.row])
+            if not self._grow(lane, start + count):
+                # The prompt was admitted with room to spare, since taken by decode: wait for blocks to come back.
+                break
+            chunks.append(Chunk(sequence, lane, start, count, final))
+            left -= count
+        else:
+            plan.chunks.extend(chunks)
+            return share - left
+        plan.chunks.extend(chunk for chunk in chunks if not chunk.final)
+        if not plan and len(self.running) > 1:
+            self._preempt(self.running[-1])
+        return share - left
+
+    def _grow_or_preempt(self, sequence: Sequence) -> bool:
+        """Room for one more token on every lane, taken from the youngest running sequence if need be."""
+        for lane in sequence.lanes:
+            while sequence.slot is not None:
+                assert lane.row is not None
+                if self._grow(lane, int(self.table.computed[lane.row]) + 1):
+                    break
+                self._preempt(self.running[-1])
+        return sequence.slot is not None
+
+    def _grow(self, lane: Lane, length: int) -> bool:
+        """Blocks for ``length`` tokens; False when the pool has not enough (what was taken stays with the lane)."""
+        assert lane.row is not None
+        while len(lane.blocks) * BLOCK_SIZE < length:
+            try:
+                block = self.blocks.allocate()
+            except OutOfBlocks:
+                return False
+            self.table.blocks[lane.row, len(lane.blocks)] = block
+            lane.blocks.append(block)
+        return True
+
+    def _publish(self, sequence: Sequence, lane: Lane) -> None:
+        if not self.prefix_cache or lane.row is None:
+            return
+        full = int(self.table.computed[lane.row]) // BLOCK_SIZE
+        if full > lane.published:
+            hashes = lane.hashes.upto(sequence.tokens(lane, 0, full * BLOCK_SIZE), full)
+            for position in range(lane.published, full):
+                self.blocks.publish(lane.blocks[position], hashes[position])
+            lane.published = full
+
+    # -- giving back ----------------------------------------------------------------------------------------------
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; its state is computed anew (from reusable blocks where they survive)."""
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        for lane in sequence.lanes:
+            if lane.row is not None:
+                self.table.give(lane.row)
+                lane.row = None
+            self.blocks.release(lane.blocks)
+            lane.blocks = []
+            lane.published = 0
+        if sequence.slot is not None:
+            self._slots.append(sequence.slot)
+            sequence.slot = None

@@ -1,0 +1,66 @@
+"""One continuation being generated, and the lanes (one a source) that carry its state."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ladle.guidance.plan import Source
+from ladle.merging.weights_key import WeightsKey
+from ladle.server.engine.block_hashes import BlockHashes
+from ladle.server.engine.request import GenerationRequest
+
+_arrivals = itertools.count()
+
+
+class Lane:
+    """The KV state of one source of one sequence.
+
+    ``row`` is its row in the lane table (None while it waits); ``blocks`` its KV blocks; ``materialised`` the part of
+    its weights that lives outside the bank, () for the base model itself.
+    """
+
+    def __init__(self, source: Source, weights: WeightsKey, prompt: tuple[int, ...], bank: frozenset[str]) -> None:
+        self.source = source
+        self.weights = weights
+        self.prompt = prompt
+        self.coefficients: Mapping[str, float] = weights.coefficients()
+        self.materialised = WeightsKey(
+            weights.base_revision, tuple(term for term in weights.terms if term[0] not in bank)
+        )
+        self.hashes = BlockHashes(weights)
+        self.row: int | None = None
+        self.blocks: list[int] = []
+        self.published = 0
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request with its progress. All lanes share the continuation ``output``; a lane may have its own prompt."""
+
+    request: GenerationRequest
+    lanes: list[Lane]
+    output: list[int] = field(default_factory=list)
+    slot: int | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+    finished: bool = False
+    arrival: int = field(default_factory=lambda: next(_arrivals))
+    submitted_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    def length(self, lane: Lane) -> int:
+        """Tokens of ``lane`` so far, prompt and continuation."""
+        return len(lane.prompt) + len(self.output)
+
+    def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
+        """Tokens ``start`` to ``stop`` of ``lane``."""
+        split = len(lane.prompt)
+        head = list(lane.prompt[start:stop]) if start < split else []
+        return head + self.output[max(0, start - split) : max(0, stop - split)]

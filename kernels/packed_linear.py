@@ -42,12 +42,12 @@ def can_pack() -> bool:
 class PackedLinear:
     """``y = x W^T + b (+ addend)`` for a weight that never changes.
 
-    ``weight`` is [out, in], ``bias`` [out] or None. Activations have the dtype ``activation_dtype``; a bfloat16 weight on
-    a CPU without bfloat16 instructions is packed in float32 (its values stay the rounded ones) and read as bfloat16 only
-    for a single row, where half the bytes are half the time.
+    ``weight`` is [out, in], ``bias`` [out] or None. Activations have the dtype ``activation_dtype``; a bfloat16 weight
+    on a CPU without bfloat16 instructions is packed in float32 (its values stay the rounded ones) and read as bfloat16
+    only for a single row, where half the bytes are half the time.
 
-    ``exact`` keeps one summation order for every number of rows (what float32 serving promises); without it a single row
-    may take the quicker path.
+    ``exact`` keeps one summation order for every number of rows (what float32 serving promises); without it a single
+    row may take the quicker path.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation_dtype: torch.dtype, exact: bool = True) -> None:

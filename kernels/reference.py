@@ -18,8 +18,8 @@ def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
     ``logits`` [rows, vocabulary] any float dtype, ``rows`` [sequences, k] int64, ``weights`` [sequences, k]. Returns
     float32 (float64 for float64 logits). A source of weight 0 is left out, not multiplied, so that strength 0 gives the
-    base bit for bit even beside an infinite logit. Raw logits are as good as log-probabilities here: the rule is linear,
-    so the normalisers are constant over the vocabulary (methods F1).
+    base bit for bit even beside an infinite logit. Raw logits are as good as log-probabilities here: the rule is
+    linear, so the normalisers are constant over the vocabulary (methods F1).
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if rows.shape[1] == 1 and bool((weights == 1).all()):
@@ -41,8 +41,8 @@ def apply_penalties(
 ) -> Tensor:
     """Penalise tokens already there, in place.
 
-    ``counts`` [n, vocabulary]: how often a token stands in the output; ``seen`` [n, vocabulary] bool: whether it stands in
-    prompt or output; ``repetition`` (CTRL, arXiv 1909.05858: divides positive scores, multiplies negative ones),
+    ``counts`` [n, vocabulary]: how often a token stands in the output; ``seen`` [n, vocabulary] bool: whether it stands
+    in prompt or output; ``repetition`` (CTRL, arXiv 1909.05858: divides positive scores, multiplies negative ones),
     ``presence``, ``frequency`` (OpenAI: subtracted once, and once an occurrence) are [n].
     """
     repetition = repetition[:, None]
@@ -64,8 +64,8 @@ def _mix(x: Tensor) -> Tensor:
 def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
     """Gumbel(0, 1) noise that (key, token) decides alone: a counter-based generator with nothing to advance.
 
-    ``keys`` [..., 2] int32 (one pair a sequence and position), ``tokens`` int32, broadcast against keys[..., 0]. Returns
-    float32. 23 random bits: the noise lies within (-2.8, 16.7).
+    ``keys`` [..., 2] int32 (one pair a sequence and position), ``tokens`` int32, broadcast against keys[..., 0].
+    Returns float32. 23 random bits: the noise lies within (-2.8, 16.7).
     """
     x = _mix(tokens * _GOLDEN ^ keys[..., 0])
     x = _mix(x + keys[..., 1])
@@ -79,7 +79,7 @@ def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Te
     ``scaled`` [n, vocabulary] scores after temperature; ``top_k`` [n] int64 (0: off), ``top_p`` [n] (1: off), ``min_p``
     [n] (0: off). Returns [n]; -inf where nothing is cut.
     """
-    n, vocabulary = scaled.shape
+    _n, vocabulary = scaled.shape
     best = scaled.max(dim=-1).values
     threshold = best + torch.log(min_p.to(scaled.dtype))
     limit = torch.where(top_k > 0, top_k.clamp(max=vocabulary), vocabulary)
@@ -97,8 +97,8 @@ def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Te
         limited = limit[rows] < vocabulary
         # Ties with the k-th value survive top-k, so they belong to its mass, also those beyond `width`.
         inside = torch.where(limited[:, None], part >= kth, True)
-        total = torch.logsumexp(part.masked_fill(~inside, -torch.inf), dim=-1, keepdim=True)
-        mass = torch.exp(values - total).masked_fill(limited[:, None] & (values < kth), 0.0)
+        logprobs = torch.log_softmax(part.masked_fill(~inside, -torch.inf), dim=-1)
+        mass = torch.topk(logprobs, width, dim=-1).values.exp()
         before = mass.cumsum(-1) - mass
         kept = (before < top_p[rows, None]) & (~limited[:, None] | (values >= kth))
         kept[:, 0] = True
@@ -114,13 +114,11 @@ def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Te
     return threshold
 
 
-def sample(
-    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
-) -> Tensor:
+def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
     """Draw one token a row by the Gumbel-max rule; temperature 0 takes the best.
 
-    ``scores`` [n, vocabulary] float32; the parameters [n]; ``keys`` [n, 2] int32. Returns [n] int64. The noise of a token
-    depends on its key and id alone, so a truncated row draws what the full row would draw among the survivors.
+    ``scores`` [n, vocabulary] float32; the parameters [n]; ``keys`` [n, 2] int32. Returns [n] int64. The noise of a
+    token depends on its key and id alone, so a truncated row draws what the full row would draw among the survivors.
     """
     tokens = scores.argmax(dim=-1)
     drawn = (temperature > 0).nonzero()[:, 0]
@@ -150,8 +148,12 @@ def sample(
 
 
 def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
-    """log-softmax of ``scores`` [n, vocabulary] at ``tokens`` [n]: [n], nats."""
-    return scores.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(scores, dim=-1)
+    """log-softmax of ``scores`` [n, vocabulary] at ``tokens`` [n]: [n], nats.
+
+    Through log_softmax, not logsumexp: its rows are summed alike however many there are, so a logprob does not depend
+    on the batch.
+    """
+    return torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])[:, 0]
 
 
 def guidance_shift(base: Tensor, final: Tensor) -> Tensor:

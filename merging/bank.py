@@ -1,7 +1,7 @@
 """The bank: the low-rank factors of all members of a family, stacked module by module.
 
-Merging is linear in the deltas: W(c) = W0 + sum_j c_j s_j B_j A_j. Stacking the factors gives the same merge at run time,
-``y = W0 x + B_cat (c * (A_cat x))`` with one coefficient a rank column, so every row of a batch may carry its own
+Merging is linear in the deltas: W(c) = W0 + sum_j c_j s_j B_j A_j. Stacking the factors gives the same merge at run
+time, ``y = W0 x + B_cat (c * (A_cat x))`` with one coefficient a rank column, so every row of a batch may carry its own
 coefficients (our reconstruction; algebra F5 of rank concatenation, exact in delta space).
 """
 
@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from ladle.merging.adapter import LowRankMember
+from torch import Tensor
 
 
 @dataclass(frozen=True)

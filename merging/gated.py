@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-
 from ladle.kernels import dispatch
 from ladle.merging.bank import Bank, StackedFactors
+from torch import Tensor, nn
 
 
 class Gate:
@@ -69,7 +68,10 @@ class GatedGroup:
         bias = None
         if any(linear.bias is not None for linear in linears):
             bias = torch.cat(
-                [l.bias.detach() if l.bias is not None else l.weight.new_zeros(l.out_features) for l in linears]
+                [
+                    linear.bias.detach() if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
+                    for linear in linears
+                ]
             )
         self.pattern: int | None = None
         self.expand: dispatch.PackedLinear | None = None

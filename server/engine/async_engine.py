@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from transformers import PreTrainedTokenizerFast
-
 from ladle.server.engine.engine import Engine, EngineStats
 from ladle.server.engine.request import GenerationRequest, StepOutput
+from transformers import PreTrainedTokenizerFast
 
 
 class AsyncEngine:
     """Bridges one Engine into one event loop.
 
-    The engine thread hands over all outputs of a step in a single ``call_soon_threadsafe``; it never waits for the loop,
-    and the loop never waits for a step.
+    The engine thread hands over all outputs of a step in a single ``call_soon_threadsafe``; it never waits for the
+    loop, and the loop never waits for a step.
     """
 
     def __init__(self, engine: Engine) -> None:

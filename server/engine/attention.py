@@ -1,9 +1,9 @@
 """Attention over the KV pool, registered with transformers so that any of its decoders runs on it.
 
 A forward takes the tokens of many lanes side by side in one row. Each step lays out ``AttentionGroup``s: lanes in
-decode whose lengths share a bucket, and the query tiles of one prefill chunk. A group is one call, so a step costs a few
-calls a layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone: together with
-row-invariant products this is why a sequence computes the same values whatever shares its batch.
+decode whose lengths share a bucket, and the query tiles of one prefill chunk. A group is one call, so a step costs a
+few calls a layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone: together
+with row-invariant products this is why a sequence computes the same values whatever shares its batch.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ladle.server.engine.kv_cache import KVCache, KVShape
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-from ladle.server.engine.kv_cache import KVCache, KVShape
 
 IMPLEMENTATION = "ladle_paged"
 
 
 def bucket_blocks(blocks: int) -> int:
-    """The padded number of blocks for a lane of ``blocks``: 4, then two steps an octave (4, 8, 12, 16, 24, 32, 48...)."""
+    """The padded number of blocks for a lane of ``blocks``: 4, then two steps an octave (4, 8, 12, 16, 24, 32,
+    48...).
+    """
     if blocks <= 4:
         return 4
     octave = 1 << ((blocks - 1).bit_length() - 1)
@@ -35,8 +36,8 @@ def bucket_blocks(blocks: int) -> int:
 class AttentionGroup:
     """Queries that attend in one call: the tokens ``start`` to ``stop`` of the row.
 
-    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``front`` first and some last of them
-    padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill; ``keys``
+    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``front`` first and some last of
+    them padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill; ``keys``
     [blocks * BLOCK_SIZE]: 0, 1, 2...
     """
 
@@ -116,7 +117,7 @@ def paged_attention_forward(
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention sinks are not supported")
     paged.cache.write(layer, key[0], value[0], paged.slots)
-    heads, tokens, dim = query.shape[1:]
+    heads, _tokens, dim = query.shape[1:]
     kv_heads = key.shape[1]
     folded = heads // kv_heads
     scale = dim**-0.5 if scaling is None else scaling

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
 from ladle.guidance.plan import Plan
 from ladle.merging.bank import Bank
 from ladle.merging.errors import InputError
@@ -30,6 +28,7 @@ from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Scheduler, StepPlan
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.weights_store import WeightsStore
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,8 @@ class Engine:
         per_block = KVCache.bytes_per_block(base.kv_shapes, self.activation_dtype)
         blocks = config.kv_memory // per_block
         if blocks < 8:
-            raise InputError("kv_memory", config.kv_memory, f"at least {8 * per_block} bytes (8 blocks of {BLOCK_SIZE})")
+            allowed = f"at least {8 * per_block} bytes (8 blocks of {BLOCK_SIZE} tokens)"
+            raise InputError("kv_memory", config.kv_memory, allowed)
         self.max_context = context_limit(model_config, (blocks - 1) * BLOCK_SIZE)
         if config.max_context is not None:
             if config.max_context > self.max_context:
@@ -209,16 +209,24 @@ class Engine:
                     self._wake.wait()
                 if self._stopping:
                     break
-                inbox, self._inbox = list(self._inbox), deque()
-            self._receive(inbox)
-            plan = self.scheduler.schedule()
-            if plan:
-                self._step(plan)
-            elif self._has_work():
+            if not self.step():
                 # Everything that waits, waits for weights that are being merged.
                 time.sleep(0.005)
         for sequence, _, _ in list(self._sequences.values()):
             self._end(sequence, "abort", None)
+
+    def step(self) -> bool:
+        """Take in what was submitted and compute one step; whether there was anything to compute.
+
+        The engine thread's body. Without ``start`` a caller may drive the engine with it, from one thread.
+        """
+        with self._wake:
+            inbox, self._inbox = list(self._inbox), deque()
+        self._receive(inbox)
+        plan = self.scheduler.schedule()
+        if plan:
+            self._step(plan)
+        return bool(plan)
 
     def _has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)

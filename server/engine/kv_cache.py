@@ -20,7 +20,8 @@ class KVShape:
 
 
 class KVCache:
-    """``layers`` pools of [blocks * BLOCK_SIZE, 2, heads, head_dim]; index 0 of the second axis is the key, 1 the value.
+    """``layers`` pools of [blocks * BLOCK_SIZE, 2, heads, head_dim]; index 0 of the second axis is the key, 1 the
+    value.
 
     Keys and values lie side by side so that one gather and one write serve both. Block 0 is never handed out: padded
     table entries point at it, and what is read there is masked.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
 from ladle.merging import gated
 from ladle.merging.bank import Bank
 from ladle.merging.errors import FamilyError
@@ -19,6 +16,8 @@ from ladle.server.engine.attention import IMPLEMENTATION, PagedContext, ShapePro
 from ladle.server.engine.kv_cache import KVShape
 from ladle.server.engine.norms import fuse_norms
 from ladle.server.engine.step_layout import StepLayout
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 
 @dataclass
@@ -96,7 +95,8 @@ def _kv_shapes(model: Any, config_file: Path) -> list[KVShape]:
     model(input_ids=ids, use_cache=False, paged=probe)
     layers = text.num_hidden_layers
     if sorted(probe.layers) != list(range(layers)):
-        raise FamilyError(config_file, f"this architecture cannot be served: {len(probe.layers)} of {layers} layers attend")
+        reason = f"only {len(probe.layers)} of {layers} layers attend"
+        raise FamilyError(config_file, f"this architecture cannot be served: {reason}")
     for shape, value_dim in probe.layers.values():
         if shape.head_dim != value_dim:
             raise FamilyError(config_file, "this architecture cannot be served: keys and values differ in size")

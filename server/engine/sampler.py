@@ -1,4 +1,6 @@
-"""From source logits to one token a sequence: combine, penalise, draw, report. The parameters lie side by side by slot."""
+"""From source logits to one token a sequence: combine, penalise, draw, report. The parameters lie side by side by
+slot.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from ladle.kernels import dispatch
 from ladle.server.engine.sequence import Sequence
+from torch import Tensor
 
 _MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one sequence got from a step; logprobs in nats of the combined score before bias, penalties and temperature."""
+    """What one sequence got from a step; logprobs in nats of the combined score before bias, penalties and
+    temperature.
+    """
 
     token: int
     logprob: float
@@ -113,7 +116,9 @@ class Sampler:
         return self._tensor(values[..., 0].astype(np.int64)), self._tensor(values[..., 1])
 
     def _penalised(self, final: Tensor, sequences: Seq[Sequence]) -> Tensor:
-        """``final`` with logit bias and penalties; a copy only where there are any, because logprobs are of ``final``."""
+        """``final`` with logit bias and penalties; a copy only where there are any, because logprobs are of
+        ``final``.
+        """
         biased = [(i, s.request.sampling) for i, s in enumerate(sequences) if s.request.sampling.logit_bias]
         counted = [(i, s) for i, s in enumerate(sequences) if s.slot in self._counts]
         if not biased and not counted:
@@ -137,7 +142,8 @@ class Sampler:
             )
         for index, params in biased:
             ids = torch.tensor([token for token, _ in params.logit_bias], device=self._device)
-            scores[index, ids] += torch.tensor([bias for _, bias in params.logit_bias], dtype=scores.dtype).to(ids.device)
+            bias = torch.tensor([value for _, value in params.logit_bias], dtype=scores.dtype, device=self._device)
+            scores[index, ids] += bias
         return scores
 
     def _alternatives(self, final: Tensor, sequences: Seq[Sequence]) -> dict[int, tuple[tuple[int, float], ...]]:
@@ -146,8 +152,7 @@ class Sampler:
             return {}
         rows = torch.tensor([i for i, _ in wanted], device=self._device)
         part = final.index_select(0, rows)
-        values, ids = torch.topk(part, max(count or 0 for _, count in wanted), dim=-1)
-        values = values - torch.logsumexp(part, dim=-1, keepdim=True)
+        values, ids = torch.topk(torch.log_softmax(part, dim=-1), max(count or 0 for _, count in wanted), dim=-1)
         return {
             index: tuple(zip(row_ids[:count], row_values[:count], strict=True))
             for (index, count), row_ids, row_values in zip(wanted, ids.tolist(), values.tolist(), strict=True)

@@ -144,7 +144,8 @@ class Scheduler:
         self.waiting.extendleft(reversed(passed_over))
 
     def _soon_cached(self, sequence: Sequence) -> bool:
-        """Whether a running prefill is about to publish a block this one starts with: waiting is cheaper than computing.
+        """Whether a running prefill is about to publish a block this one starts with: waiting is cheaper than
+        computing.
 
         The n choices of one request arrive together; all but the first wait for its prompt.
         """
@@ -195,7 +196,9 @@ class Scheduler:
         return True
 
     def _reusable_hashes(self, sequence: Sequence, lane: Lane) -> list[bytes]:
-        """Hashes of the full blocks that may be reused: all but the one with the last token, whose logits are needed."""
+        """Hashes of the full blocks that may be reused: all but the one with the last token, whose logits are
+        needed.
+        """
         length = sequence.length(lane)
         return lane.hashes.upto(sequence.tokens(lane, 0, length), (length - 1) // BLOCK_SIZE)
 

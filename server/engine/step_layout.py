@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from ladle.server.engine.attention import AttentionGroup, bucket_blocks
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.scheduler import Chunk
 from ladle.server.engine.sequence import Lane
+from torch import Tensor
 
 
 @dataclass
@@ -95,7 +95,7 @@ class LayoutBuilder:
     def _decode_groups(self, rows: np.ndarray, widths: np.ndarray) -> list[AttentionGroup]:
         groups = []
         edges = np.flatnonzero(np.diff(widths, prepend=-1, append=-1))
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in itertools.pairwise(edges):
             width = int(widths[start])
             part = rows[start:stop]
             groups.append(
@@ -117,7 +117,7 @@ class LayoutBuilder:
         widths = self._bucket[np.arange(first, last + 1) + 1]
         edges = np.flatnonzero(np.diff(widths, prepend=-1, append=-1))
         groups = []
-        for lower, upper in zip(edges[:-1], edges[1:], strict=True):
+        for lower, upper in itertools.pairwise(edges):
             begin, end = (first + int(lower)) * BLOCK_SIZE, (first + int(upper)) * BLOCK_SIZE
             from_token, to_token = max(begin, chunk.start), min(end, chunk.start + chunk.count)
             width = int(widths[lower])

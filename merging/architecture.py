@@ -1,0 +1,98 @@
+"""The shape of a base model, learned from its config alone: which modules are linear, what is tied to what."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladle.merging.checkpoint import CheckpointReader, read_json
+from ladle.merging.errors import FamilyError
+
+# Keys of config.json that say nothing about shapes or arithmetic: two checkpoints that differ only here are one model.
+_NEUTRAL_KEYS = frozenset(
+    {
+        "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "bos_token_id",
+        "eos_token_id", "pad_token_id", "output_attentions", "output_hidden_states", "return_dict", "initializer_range",
+        "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_implementation", "id2label",
+        "label2id", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder", "pretraining_tp",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What members are checked against.
+
+    Attributes:
+        config: the config as transformers normalises it, without keys that do not touch shapes or arithmetic.
+        linear: (out, in) of every linear module by module path, a tied output head included.
+        tied: weight name -> the weight it shares memory with, e.g. ``lm_head.weight`` -> ``model.embed_tokens.weight``.
+    """
+
+    config: dict[str, Any]
+    linear: dict[str, tuple[int, int]]
+    tied: dict[str, str]
+
+    def stored_as(self, name: str) -> str:
+        """The name under which a checkpoint stores the weight ``name``."""
+        return self.tied.get(name, name)
+
+
+def read_architecture(folder: str | Path) -> Architecture:
+    """Build the model of ``folder``'s config without memory and look at its modules.
+
+    Raises:
+        FamilyError: transformers does not know the config, or it needs code from the checkpoint.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(folder)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, ImportError) as error:
+        raise FamilyError(Path(folder) / "config.json", f"no causal language model: {error}") from error
+    linear = {
+        path: (module.out_features, module.in_features)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    tied = {}
+    if model.config.get_text_config().tie_word_embeddings:
+        paths = {id(module): path for path, module in model.named_modules()}
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        tied = {f"{paths[id(head)]}.weight": f"{paths[id(embedding)]}.weight"}
+    return Architecture(comparable(config), linear, tied)
+
+
+def load_config(folder: str | Path) -> Any:
+    """The transformers config of ``folder``. Raises FamilyError naming config.json."""
+    from transformers import AutoConfig
+
+    file = Path(folder) / "config.json"
+    read_json(file)  # a clear message for a missing or malformed file
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # config classes validate in their own ways
+        raise FamilyError(file, f"transformers does not accept it: {error}") from error
+
+
+def comparable(config: Any) -> dict[str, Any]:
+    """The part of a config that decides shapes and arithmetic."""
+    return {key: value for key, value in config.to_dict().items() if key not in _NEUTRAL_KEYS}
+
+
+def check_base(architecture: Architecture, reader: CheckpointReader) -> None:
+    """Every linear weight must be in the checkpoint under its module's name and with its shape.
+
+    Raises:
+        FamilyError: naming file and tensor.
+    """
+    for module, shape in architecture.linear.items():
+        name = architecture.stored_as(f"{module}.weight")
+        if name not in reader:
+            raise FamilyError(reader.folder, "the checkpoint lacks this weight of its config's model", name)
+        if reader.shape(name) != shape:
+            reason = f"shape {list(reader.shape(name))}, but config.json means {list(shape)}"
+            raise FamilyError(reader.file_of(name), reason, name)

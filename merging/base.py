@@ -1,0 +1,168 @@
+"""Finding the base model: a folder, the hub, or the GGUF inside an installed wheel (converted once)."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ladle.merging.checkpoint import INDEX, SINGLE, CheckpointReader, read_json
+from ladle.merging.errors import FamilyError
+
+Progress = Callable[[str], None]
+
+_PYPI = "pypi:"
+# Weights come as safetensors only; "*.json" brings config, tokenizer, generation config and the shard index.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+
+
+def default_cache_dir() -> Path:
+    """``$LADLE_CACHE``, else ``$XDG_CACHE_HOME/ladle``, else ``~/.cache/ladle``."""
+    if explicit := os.environ.get("LADLE_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ladle"
+
+
+def resolve_base(
+    spec: str,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    root: str | Path | None = None,
+) -> Path:
+    """The folder of safetensors, config and tokenizer that ``spec`` means.
+
+    Args:
+        spec: a folder; ``pypi:DISTRIBUTION`` (or ``pypi:DISTRIBUTION/FILE.gguf`` where it holds several): the GGUF
+            inside an installed distribution; or the id of a repository on the hub.
+        cache_dir: where conversions are kept; ``default_cache_dir()`` if None.
+        progress: called with one line before anything that takes long.
+        root: what a relative folder is relative to, tried before the working directory.
+
+    Raises:
+        FamilyError: nothing of the kind is there, or it is no usable checkpoint.
+    """
+    if spec.startswith(_PYPI):
+        folder = _from_distribution(spec, Path(cache_dir) if cache_dir else default_cache_dir(), progress)
+    elif (found := _folder(spec, Path(root) if root else None)) is not None:
+        folder = found
+    elif spec.startswith(("/", "./", "../", "~")) or spec.count("/") > 1:
+        raise FamilyError(spec, "base.model: no such folder")
+    else:
+        folder = _from_hub(spec, progress)
+    if not (folder / "config.json").is_file():
+        raise FamilyError(folder / "config.json", "no such file; the base needs config.json beside its safetensors")
+    return folder
+
+
+def _folder(spec: str, root: Path | None) -> Path | None:
+    path = Path(spec).expanduser()
+    candidates = [path] if path.is_absolute() or root is None else [root / path, path]
+    return next((candidate.resolve() for candidate in candidates if candidate.is_dir()), None)
+
+
+def _from_hub(spec: str, progress: Progress | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(spec, allow_patterns=_HUB_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        pass  # not there yet (or no valid id, which the next call explains)
+    if progress:
+        progress(f"downloading {spec} from the hub")
+    try:
+        return Path(snapshot_download(spec, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises anything from HTTP errors to validation errors
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = f"base.model: neither a folder nor a repository that the hub gives us ({first_line})"
+        raise FamilyError(spec, reason) from error
+
+
+def _from_distribution(spec: str, cache_dir: Path, progress: Progress | None) -> Path:
+    gguf = _find_gguf(spec)
+    # Size and time of change tell one build of a wheel from the next without reading 100 MB at every start.
+    stat = gguf.stat()
+    target = cache_dir / "bases" / f"{gguf.stem}-{stat.st_size:x}-{int(stat.st_mtime):x}"
+    if _complete(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not _complete(target):  # else another process converted it while we waited
+            if progress:
+                progress(f"converting {gguf.name} to safetensors, once (into {target})")
+            temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".tmp", dir=target.parent))
+            try:
+                convert_gguf(gguf, temporary)
+                temporary.chmod(0o755)  # mkdtemp makes it private
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.replace(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _complete(folder: Path) -> bool:
+    # The folder appears by one rename, so it is complete when it exists; users may still delete parts of it.
+    weights = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    return weights and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
+
+
+def _find_gguf(spec: str) -> Path:
+    name, _, wanted = spec[len(_PYPI) :].partition("/")
+    try:
+        distribution = metadata.distribution(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        reason = f"base.model: the distribution {name!r} is not installed; pip install --no-deps {name}"
+        raise FamilyError(spec, reason) from None
+    paths = [Path(str(distribution.locate_file(file))) for file in distribution.files or [] if file.suffix == ".gguf"]
+    found = [path for path in paths if path.is_file() and wanted in ("", path.name)]
+    if len(found) != 1:
+        names = ", ".join(sorted(path.name for path in paths)) or "none"
+        reason = f"base.model: needs exactly one GGUF, and {name} holds: {names}; name one as pypi:{name}/FILE.gguf"
+        raise FamilyError(spec, reason)
+    return found[0]
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """Dequantise ``gguf`` into ``out`` as float32 safetensors with config, generation config and tokenizer.
+
+    float32, because the values of 4-bit blocks (scale times integer plus minimum) do not fit bfloat16's 8 bits.
+
+    Raises:
+        FamilyError: transformers cannot read the file, or a tensor holds NaN or infinity.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+        raise FamilyError(gguf, f"transformers cannot read this GGUF: {error}") from error
+    config = loaded.config
+    # save_pretrained refuses a model that calls itself quantised, and a loader would believe it: so the values go
+    # into a fresh model of the same shape.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.float32
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    end = tokenizer.eos_token_id
+    if end is not None:
+        config.eos_token_id = end
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    reader = CheckpointReader(out)
+    try:
+        reader.check_finite()
+    except FamilyError as error:
+        raise FamilyError(gguf, error.reason, error.tensor) from None
+    if not read_json(out / "config.json").get("vocab_size"):
+        raise FamilyError(gguf, "the converted config has no vocab_size")

@@ -1,0 +1,39 @@
+"""Whether two tokenizers give the same ids: members must share the base's vocabulary."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ladle.merging.checkpoint import read_json
+from ladle.merging.errors import FamilyError
+
+TOKENIZER = "tokenizer.json"
+
+
+def require_same_vocabulary(base: Path, member: Path) -> None:
+    """Compare ``tokenizer.json`` of two folders; a folder without one says nothing and passes.
+
+    Raises:
+        FamilyError: naming the member's file, when tokens, ids or merges differ.
+    """
+    ours, theirs = base / TOKENIZER, member / TOKENIZER
+    if not ours.is_file() or not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
+        return
+    if vocabulary_hash(ours) != vocabulary_hash(theirs):
+        reason = f"tokens, ids or merges differ from the base's {ours}; members must share its tokenizer"
+        raise FamilyError(theirs, reason)
+
+
+def vocabulary_hash(file: Path) -> str:
+    """sha256 over tokens, ids and merges of a ``tokenizer.json``; padding and truncation state is left out."""
+    document = read_json(file)
+    model = document.get("model") or {}
+    added = sorted((token["id"], token["content"]) for token in document.get("added_tokens") or [])
+    vocab = model.get("vocab") or {}
+    if isinstance(vocab, dict):
+        # Some writers list added tokens in the vocabulary as well, some do not: one map holds them all.
+        vocab = sorted({**vocab, **{content: index for index, content in added}}.items())
+    # "a b" and ["a", "b"] are two spellings of one merge.
+    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+    identity = json.dumps([model.get("type"), vocab, merges, added], ensure_ascii=False)
+    return hashlib.sha256(identity.encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""What the methods that merge weights share: preference -> coefficients -> one merged source."""
+
+from abc import ABC, abstractmethod
+
+from ladle.guidance.method import Availability
+from ladle.guidance.plan import Plan, Source, Steering
+from ladle.merging.coefficients import Coefficients, explicit
+from ladle.merging.errors import InputError
+from ladle.merging.family import Family
+from ladle.merging.preference import Preference
+
+
+class MergingMethod(ABC):
+    """A method whose whole effect is one set of merged weights.
+
+    ``steering.coefficients`` replaces what the preference would give. ``normalize: sum`` divides the coefficients by
+    their sum. ``strength`` then scales all of them, W0 + strength * sum_j c_j D_j: 1 is the method as published, 0
+    the base exactly. Strength for merging methods is our own option, not the papers'.
+    """
+
+    name: str
+    options = frozenset({"strength", "coefficients", "normalize"})
+
+    @abstractmethod
+    def availability(self, family: Family) -> Availability:
+        """Whether the family has the members."""
+
+    @abstractmethod
+    def coefficients(self, family: Family, preference: Preference) -> Coefficients:
+        """The method's coefficients for a preference. Raises InputError."""
+
+    def plan(self, family: Family, steering: Steering) -> Plan:
+        preference = None
+        if steering.preference is not None:
+            preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
+        warnings: tuple[str, ...] = ()
+        if steering.coefficients is not None:
+            merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
+            if preference is not None:
+                warnings += ("coefficients were given, so the preference has no effect",)
+        elif preference is None:
+            allowed = f"weights over {', '.join(family.objectives)} (required by method {self.name})"
+            raise InputError("steering.preference", None, allowed)
+        else:
+            merged = self.coefficients(family, preference)
+            if preference.normalised:
+                warnings += ("the preference was normalised to sum 1",)
+        if steering.normalize == "sum":
+            merged = merged.summing_to_one("steering.normalize")
+        if steering.strength is not None:
+            merged = merged.scaled(steering.strength)
+        terms = tuple((name, value) for name, value in merged.as_dict().items() if value != 0.0)
+        sources = [Source(name="merged", role="merged", weight=1.0, coefficients=terms)]
+        if steering.trace and terms:
+            sources.append(Source(name="base", role="reference", weight=0.0, coefficients=()))
+        return Plan(
+            method=self.name,
+            preference=preference,
+            coefficients=merged,
+            sources=tuple(sources),
+            normalize=steering.normalize,
+            trace=steering.trace,
+            warnings=warnings + merged.warnings,
+        )

@@ -1,0 +1,94 @@
+"""The methods by name, and the one way from a request's steering to a plan."""
+
+from dataclasses import fields
+
+from ladle.guidance.base_method import BaseMethod
+from ladle.guidance.bone_soup import BoneSoup
+from ladle.guidance.method import Method
+from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.rewarded_soup import RewardedSoup
+from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.family import Family
+from ladle.merging.manifest import MANIFEST_NAME
+
+# In the order in which a family without default_method prefers them.
+METHODS: dict[str, Method] = {method.name: method for method in (BoneSoup(), RewardedSoup(), BaseMethod())}
+
+_UNIVERSAL = frozenset({"method", "preference", "trace"})
+_DEFAULTS = Steering()
+
+
+def resolve(family: Family, steering: Steering) -> Plan:
+    """The plan for ``steering`` on ``family``.
+
+    Raises:
+        InputError: an unknown method, one whose members the family lacks, an option the method has no use for, a bad
+            preference or bad coefficients; the field starts with ``steering.``.
+    """
+    status = available(family)
+    name = steering.method if steering.method is not None else default_method(family)
+    usable = ", ".join(method for method, (ready, _) in status.items() if ready)
+    if name not in METHODS:
+        raise InputError("steering.method", name, usable)
+    method = METHODS[name]
+    ready, reason = status[name]
+    # Stated coefficients need neither policies nor a matrix, only members to weigh.
+    stated = steering.coefficients is not None and "coefficients" in method.options and family.mergeable
+    if not ready and not stated:
+        raise InputError("steering.method", name, f"{usable} ({name}: {reason})")
+    for entry in fields(Steering):
+        given = getattr(steering, entry.name)
+        if entry.name in _UNIVERSAL | method.options or given == getattr(_DEFAULTS, entry.name):
+            continue
+        options = ", ".join(sorted(method.options)) or "none"
+        allowed = f"nothing, it is not supported by method {name} (options: {options})"
+        raise InputError(f"steering.{entry.name}", given, allowed)
+    return method.plan(family, steering)
+
+
+def available(family: Family) -> dict[str, tuple[bool, str]]:
+    """(available, why not) of every method for ``family``."""
+    states = {name: method.availability(family) for name, method in METHODS.items()}
+    return {name: (state.available, state.reason) for name, state in states.items()}
+
+
+def default_method(family: Family) -> str:
+    """The manifest's ``default_method``, else the first available one of ``METHODS``.
+
+    Raises:
+        FamilyError: the manifest names a method that is unknown or that the family cannot serve.
+    """
+    status = available(family)
+    name = family.manifest.default_method
+    if name is None:
+        return next(method for method, (ready, _) in status.items() if ready)
+    _require(family, "default_method", name, status)
+    return name
+
+
+def check_methods(family: Family) -> None:
+    """Check what the manifest says about methods: its default and its presets must resolve.
+
+    Raises:
+        FamilyError: naming family.toml and the key.
+    """
+    default_method(family)
+    status = available(family)
+    for name, preset in family.manifest.presets.items():
+        if preset.method is not None:
+            _require(family, f"presets.{name}.method", preset.method, status)
+        try:
+            resolve(family, preset_steering(family, name))
+        except InputError as error:
+            raise FamilyError(family.root / MANIFEST_NAME, f"presets.{name}: {error}") from None
+
+
+def preset_steering(family: Family, name: str) -> Steering:
+    """The steering that the preset ``name`` stands for. Raises KeyError for an unknown preset."""
+    return Steering.parse(family.manifest.presets[name].model_dump(exclude_none=True))
+
+
+def _require(family: Family, key: str, name: str, status: dict[str, tuple[bool, str]]) -> None:
+    ready, reason = status.get(name, (False, f"unknown method; known: {', '.join(METHODS)}"))
+    if not ready:
+        raise FamilyError(family.root / MANIFEST_NAME, f"{key}: {name!r} is not available: {reason}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from transformers import PreTrainedTokenizerFast
+
 from ladle.server.engine.engine import Engine, EngineStats
 from ladle.server.engine.request import GenerationRequest, StepOutput
-from transformers import PreTrainedTokenizerFast
 
 
 class AsyncEngine:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ladle.server.engine.kv_cache import KVCache, KVShape
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from ladle.server.engine.kv_cache import KVCache, KVShape
 
 IMPLEMENTATION = "ladle_paged"
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from ladle.kernels.dispatch import cpu_has_bfloat16
 from ladle.merging.errors import InputError
 

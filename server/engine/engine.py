@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from ladle.guidance.plan import Plan
 from ladle.merging.bank import Bank
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
+from ladle.merging.merge import Merge
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine import allocator
 from ladle.server.engine.block_manager import BlockManager
@@ -21,14 +24,13 @@ from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.detokenizer import Detokenizer
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.lane_table import LaneTable
-from ladle.server.engine.loaded_model import context_limit, load_model
+from ladle.server.engine.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Scheduler, StepPlan
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.weights_store import WeightsStore
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +94,21 @@ class Engine:
         coefficient_dtype = torch.promote_types(self.activation_dtype, torch.bfloat16)
         table = LaneTable(config.lanes, self.max_context, bank.members, coefficient_dtype, self.device)
         self.blocks = BlockManager(blocks)
-        self.store = WeightsStore(WeightsKey.of(family.base_revision, {}), base)
+        merge = Merge.of(family)
+        self._base_key = WeightsKey.of(family.base_revision, {})
+
+        def build(key: WeightsKey) -> LoadedModel:
+            state = dict(merge.tensors(key.coefficients(), self.weights_dtype))
+            return load_model(family.base_path, bank, self.device, self.weights_dtype, self.activation_dtype, state)
+
+        self.store = WeightsStore(self._base_key, base, build, config.weights_memory, self._weights_in_use)
         self.scheduler = Scheduler(
             self.blocks,
             table,
             config.max_sequences,
             max(config.max_batch_tokens, config.lanes + 2 * BLOCK_SIZE),
             config.prefix_cache,
-            ready=lambda sequence: all(self.store.ready(lane.materialised) for lane in sequence.lanes),
+            ready=self._weights_ready,
         )
         self.sampler = Sampler(config.max_sequences, self.device)
         self.runner = ModelRunner(cache, table, self.sampler, self.device)
@@ -108,6 +117,7 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._failed: list[tuple[Sequence, str]] = []
         self._steps = 0
         self._distinct_weights = 0
         self._finish_times: deque[float] = deque(maxlen=64)
@@ -132,6 +142,7 @@ class Engine:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
+        self.store.close()
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InputError for a request that can never run, QueueFull when too many wait."""
@@ -146,6 +157,12 @@ class Engine:
         lanes = len(request.plan.sources)
         if lanes > self.config.lanes:
             raise InputError("steering", f"{lanes} sources", f"at most {self.config.lanes} sources")
+        full = {lane.materialised for lane in self._lanes(request.plan, ())} - {self._base_key}
+        if len(full) * self.store.set_nbytes > self.config.weights_memory:
+            allowed = (
+                f"{self.config.weights_memory} bytes (weights_memory) of merged weights, {self.store.set_nbytes} each"
+            )
+            raise InputError("steering", f"{len(full)} sets of merged full weights", allowed)
         blocks = lanes * -(-(prompt + wanted) // BLOCK_SIZE)
         if blocks > self.blocks.total:
             allowed = f"at most {self.blocks.total // lanes * BLOCK_SIZE - prompt} with {lanes} lanes in this KV pool"
@@ -224,9 +241,23 @@ class Engine:
             inbox, self._inbox = list(self._inbox), deque()
         self._receive(inbox)
         plan = self.scheduler.schedule()
+        while self._failed:
+            sequence, error = self._failed.pop()
+            self._end(sequence, "error", error)
         if plan:
             self._step(plan)
         return bool(plan)
+
+    def _weights_in_use(self) -> set[WeightsKey]:
+        return {lane.materialised for sequence in self.scheduler.running for lane in sequence.lanes}
+
+    def _weights_ready(self, sequence: Sequence) -> bool:
+        try:
+            return all([self.store.ready(lane.materialised) for lane in sequence.lanes])
+        except Exception as error:
+            logger.exception("a merge failed")
+            self._failed.append((sequence, f"{type(error).__name__} while merging weights"))
+            return False
 
     def _has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 
 

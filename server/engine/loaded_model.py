@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
 from ladle.merging import gated
 from ladle.merging.bank import Bank
 from ladle.merging.errors import FamilyError
@@ -16,8 +19,6 @@ from ladle.server.engine.attention import IMPLEMENTATION, PagedContext, ShapePro
 from ladle.server.engine.kv_cache import KVShape
 from ladle.server.engine.norms import fuse_norms
 from ladle.server.engine.step_layout import StepLayout
-from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 
 @dataclass

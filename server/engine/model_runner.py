@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
+
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.attention import PagedContext
 from ladle.server.engine.kv_cache import KVCache
@@ -14,7 +16,6 @@ from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Chunk, StepPlan
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.step_layout import LayoutBuilder
-from torch import Tensor
 
 
 class ModelRunner:

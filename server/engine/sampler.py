@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from ladle.kernels import dispatch
 from ladle.server.engine.sequence import Sequence
-from torch import Tensor
 
 _MASK = (1 << 64) - 1
 

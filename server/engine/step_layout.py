@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from ladle.server.engine.attention import AttentionGroup, bucket_blocks
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.scheduler import Chunk
 from ladle.server.engine.sequence import Lane
-from torch import Tensor
 
 
 @dataclass

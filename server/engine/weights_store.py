@@ -1,16 +1,94 @@
-"""The models a step may run on: the base with its bank, and weight sets merged from full-weight members."""
+"""The models a step may run on: the base with its bank, and weight sets merged from full-weight members on demand."""
 
 from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.loaded_model import LoadedModel
 
+logger = logging.getLogger(__name__)
+
 
 class WeightsStore:
-    """Loaded models by the part of a WeightsKey that lives outside the bank."""
+    """Loaded models by the part of a WeightsKey that lives outside the bank.
 
-    def __init__(self, base_key: WeightsKey, base: LoadedModel) -> None:
-        self.models: dict[WeightsKey, LoadedModel] = {base_key: base}
+    Merged sets are built one at a time on a thread of their own while steps go on, and kept least recently used first
+    within ``budget`` bytes. A set in use is never dropped: ``in_use`` tells the keys of running sequences. All methods
+    are for the engine thread.
+    """
+
+    def __init__(
+        self,
+        base_key: WeightsKey,
+        base: LoadedModel,
+        build: Callable[[WeightsKey], LoadedModel],
+        budget: int,
+        in_use: Callable[[], Iterable[WeightsKey]],
+    ) -> None:
+        self.models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict({base_key: base})
+        self.budget = budget
+        self.hits = self.misses = self.evictions = 0
+        self._base_key = base_key
+        self._build = build
+        self._in_use = in_use
+        self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ladle-merge")
+        self._pending: tuple[WeightsKey, Future[LoadedModel]] | None = None
+
+    @property
+    def set_nbytes(self) -> int:
+        """Bytes of one merged set: what the base takes, since their shapes are equal."""
+        return self.models[self._base_key].nbytes
+
+    @property
+    def used(self) -> int:
+        """Bytes of the merged sets held now."""
+        return sum(model.nbytes for key, model in self.models.items() if key != self._base_key)
 
     def ready(self, key: WeightsKey) -> bool:
-        return key in self.models
+        """Whether a step may use ``key`` now; if not, its merge is started as soon as there is room and a free builder.
+
+        Raises whatever the merge raised.
+        """
+        self._collect(key)
+        if key in self.models:
+            if key != self._base_key:
+                self.models.move_to_end(key)
+            return True
+        if self._pending is None and self._make_room():
+            self.misses += 1
+            self._pending = (key, self._builder.submit(self._build, key))
+        return False
+
+    def _collect(self, wanted: WeightsKey) -> None:
+        """Take over a finished merge. One that failed raises for the sequence that wanted it, and is forgotten."""
+        if self._pending is None or not self._pending[1].done():
+            return
+        key, future = self._pending
+        error = future.exception()
+        if error is None:
+            self.models[key] = future.result()
+            self._pending = None
+        elif key == wanted:
+            self._pending = None
+            raise error
+        else:
+            logger.warning("the merge of a request that is gone failed: %s", error)
+            self._pending = None
+
+    def _make_room(self) -> bool:
+        """Drop unused sets until one more fits; False while those in use leave no room."""
+        in_use = set(self._in_use())
+        for key in list(self.models):
+            if self.used + self.set_nbytes <= self.budget:
+                break
+            if key != self._base_key and key not in in_use:
+                del self.models[key]
+                self.evictions += 1
+        return self.used + self.set_nbytes <= self.budget
+
+    def close(self) -> None:
+        self._builder.shutdown(wait=True, cancel_futures=True)

@@ -48,6 +48,8 @@ def read_architecture(folder: str | Path) -> Architecture:
     from transformers import AutoModelForCausalLM
 
     config = load_config(folder)
+    if getattr(config, "quantization_config", None):
+        raise FamilyError(Path(folder) / "config.json", "quantization_config: the base must be plain, not quantised")
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)

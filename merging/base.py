@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from filelock import FileLock
 
 from ladle.merging.checkpoint import INDEX, SINGLE, CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
+from ladle.merging.new_folder import new_folder
 
 Progress = Callable[[str], None]
 
@@ -94,14 +94,9 @@ def _from_distribution(spec: str, cache_dir: Path, progress: Progress | None) ->
         if not _complete(target):  # else another process converted it while we waited
             if progress:
                 progress(f"converting {gguf.name} to safetensors, once (into {target})")
-            temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".tmp", dir=target.parent))
-            try:
+            shutil.rmtree(target, ignore_errors=True)  # parts of it, if anything
+            with new_folder(target) as temporary:
                 convert_gguf(gguf, temporary)
-                temporary.chmod(0o755)  # mkdtemp makes it private
-                shutil.rmtree(target, ignore_errors=True)
-                temporary.replace(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -2,9 +2,9 @@
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,16 +183,8 @@ def _check(manifest: Manifest) -> None:
     if not _NAME.fullmatch(manifest.name):
         raise ValueError(f"name: {manifest.name!r} must match {_NAME.pattern}")
     _names("members", [entry.name for _, entry in manifest.members()])
-    for kind, table in (("policies", manifest.policies), ("values", manifest.values)):
-        seen = set()
-        for index, entry in enumerate(table):
-            key = f"{kind}[{index}].objective"
-            if entry.objective not in objectives:
-                raise ValueError(f"{key}: unknown objective {entry.objective!r}; known: {', '.join(objectives)}")
-            identity = (entry.objective, getattr(entry, "kind", None))
-            if identity in seen:
-                raise ValueError(f"{key}: a second entry for objective {entry.objective!r}")
-            seen.add(identity)
+    _objectives("policies", [(entry.objective, "") for entry in manifest.policies], objectives)
+    _objectives("values", [(entry.objective, entry.kind) for entry in manifest.values], objectives)
     if manifest.soup is not None:
         for name in manifest.soup.extrapolation:
             if name not in objectives:
@@ -220,6 +212,16 @@ def _check(manifest: Manifest) -> None:
                 raise ValueError(f"presets.{name}.coefficients.{member}: unknown member; known: {', '.join(known)}")
 
 
+def _objectives(table: str, served: list[tuple[str, str]], known: list[str]) -> None:
+    """At most one entry an objective (and a kind), each for an objective that exists."""
+    for index, (objective, kind) in enumerate(served):
+        key = f"{table}[{index}].objective"
+        if objective not in known:
+            raise ValueError(f"{key}: unknown objective {objective!r}; known: {', '.join(known)}")
+        if (objective, kind) in served[:index]:
+            raise ValueError(f"{key}: a second {kind} entry for objective {objective!r}".replace("  ", " "))
+
+
 def _names(key: str, names: list[str]) -> None:
     for name in names:
         if not _NAME.fullmatch(name):
@@ -234,7 +236,7 @@ def _rectangular(rows: list[list[float]]) -> list[list[float]]:
     return rows
 
 
-def _keyed(key, function, *arguments):  # type: ignore[no-untyped-def]
+def _keyed(key: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``function``; a ValueError it raises gets ``key`` in front."""
     try:
         return function(*arguments)

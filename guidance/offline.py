@@ -1,0 +1,51 @@
+"""``ladle merge``: what a request would be served with, as a checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.registry import resolve
+from ladle.merging.errors import InputError
+from ladle.merging.export import export
+from ladle.merging.family import Family
+
+
+def merge_offline(
+    family: Family,
+    steering: Steering,
+    out: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 2_000_000_000,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """Resolve ``steering`` and write the weights of its first source to ``out`` (see ``export``).
+
+    Returns:
+        The plan, whose coefficients and warnings say what was written.
+
+    Raises:
+        InputError: as for a request; or the method is more than one set of weights.
+        FamilyError: the merge gives NaN or infinity.
+    """
+    plan = resolve(family, steering)
+    active = [source for source in plan.sources if source.weight != 0.0]
+    if len(active) != 1:
+        raise InputError("steering.method", plan.method, "a method whose effect is one set of weights")
+    provenance = {
+        "method": plan.method,
+        "preference": plan.preference.as_dict() if plan.preference is not None else None,
+        "warnings": list(plan.warnings),
+    }
+    export(
+        family,
+        dict(active[0].coefficients),
+        out,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        provenance=provenance,
+        progress=progress,
+    )
+    return plan

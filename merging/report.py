@@ -1,0 +1,190 @@
+"""What ``ladle check`` says about a family: as data, as JSON, as plain text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ladle.merging.checkpoint import read_json
+from ladle.merging.coefficients import Coefficients, check_matrix
+from ladle.merging.family import Family, MemberInfo
+
+
+@dataclass(frozen=True)
+class Corner:
+    """A method's coefficients where the preference is all on one objective (or ``uniform``)."""
+
+    method: str
+    preference: str
+    coefficients: Coefficients
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about a family that loaded.
+
+    Attributes:
+        base: model, folder, revision, architecture, dtypes, parameters, bytes, number of linear modules, tied weights.
+        matrix: B by rows, in the order of ``backbones``; None without one.
+        condition: of B.
+        bank_bytes: what all low-rank members take as float32.
+        merge_bytes: what one materialised merge takes, in the base's dtype.
+        methods: (available, why not) by method.
+        corners: coefficients of every available merging method at the corners and in the middle.
+    """
+
+    name: str
+    root: str
+    base: dict[str, Any]
+    objectives: tuple[str, ...]
+    backbones: tuple[str, ...]
+    members: tuple[MemberInfo, ...]
+    matrix: tuple[tuple[float, ...], ...] | None
+    condition: float | None
+    extrapolation: dict[str, float]
+    bank_bytes: int
+    merge_bytes: int
+    default_method: str
+    methods: dict[str, tuple[bool, str]]
+    corners: tuple[Corner, ...]
+    presets: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        document = asdict(self)
+        document["methods"] = {
+            name: {"available": ready, "reason": reason or None} for name, (ready, reason) in self.methods.items()
+        }
+        document["corners"] = [
+            {
+                "method": corner.method,
+                "preference": corner.preference,
+                "coefficients": corner.coefficients.as_dict(),
+                "base_share": corner.coefficients.base_share,
+                "l1": corner.coefficients.l1,
+                "warnings": list(corner.coefficients.warnings),
+            }
+            for corner in self.corners
+        ]
+        return document
+
+    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """(title, header, rows) of every table, for whatever draws them."""
+        size = f"{', '.join(self.base['dtypes'])}, {_size(self.base['bytes'])}"
+        overview = [
+            ["base", str(self.base["model"])],
+            ["folder", str(self.base["folder"])],
+            ["architecture", f"{self.base['architecture']}, {self.base['linear_modules']} linear modules"],
+            ["parameters", f"{self.base['parameters']:,} ({size})"],
+            ["revision", str(self.base["revision"])[:16]],
+            ["bank of low-rank members", f"{_size(self.bank_bytes)} in float32"],
+            ["one materialised merge", _size(self.merge_bytes)],
+            ["default method", self.default_method],
+        ]
+        if self.presets:
+            overview.append(["presets", ", ".join(self.presets)])
+        tables = [(f"family {self.name}", ["", ""], overview)]
+        rows = [
+            [
+                member.name,
+                member.kind,
+                member.storage,
+                "" if member.rank is None else str(member.rank),
+                f"{member.parameters:,}",
+                _size(member.bytes),
+                member.objective or _numbers(member.rewards or ()),
+            ]
+            for member in self.members
+        ]
+        header = ["name", "kind", "storage", "rank", "parameters", "size", "objective or rewards"]
+        tables.append(("members", header, rows))
+        if self.matrix is not None:
+            lines = [
+                [name, *(f"{value:.4g}" for value in row)]
+                for name, row in zip(self.backbones, self.matrix, strict=True)
+            ]
+            title = f"backbone-reward matrix B (condition number {self.condition:.4g})"
+            tables.append((title, ["backbone", *self.objectives], lines))
+        methods = [[name, "yes" if ready else "no", reason] for name, (ready, reason) in self.methods.items()]
+        tables.append(("methods", ["name", "available", "why not"], methods))
+        corners = [
+            [
+                corner.method,
+                corner.preference,
+                "  ".join(f"{name}={value:+.4f}" for name, value in corner.coefficients.as_dict().items()),
+                f"{corner.coefficients.base_share:+.4f}",
+                f"{corner.coefficients.l1:.3f}",
+            ]
+            for corner in self.corners
+        ]
+        if corners:
+            tables.append(("coefficients", ["method", "preference", "members", "base share", "l1"], corners))
+        return tables
+
+    def text(self) -> str:
+        """All tables and warnings as plain text."""
+        parts = [_table(title, header, rows) for title, header, rows in self.tables()]
+        parts += [f"warning: {warning}" for warning in self.warnings]
+        return "\n\n".join(parts) + "\n"
+
+
+def build_report(
+    family: Family,
+    default_method: str,
+    methods: Mapping[str, tuple[bool, str]],
+    corners: Sequence[Corner],
+) -> Report:
+    """The report of a loaded family; what methods say comes from the caller, for methods live above this package."""
+    condition = None
+    warnings: list[str] = []
+    if family.matrix is not None:
+        _, condition, found = check_matrix(family.matrix)
+        warnings += found
+    for corner in corners:
+        for warning in corner.coefficients.warnings:
+            if warning not in warnings:  # those about the matrix are the same at every corner
+                warnings.append(f"{corner.method} at {corner.preference}: {warning}")
+    base = family.base
+    return Report(
+        name=family.name,
+        root=str(family.root),
+        base={
+            "model": family.manifest.base.model,
+            "folder": str(family.base_path),
+            "revision": family.base_revision,
+            "architecture": str(read_json(family.base_path / "config.json").get("model_type")),
+            "dtypes": sorted({str(base.dtype(name)).removeprefix("torch.") for name in base.names}),
+            "parameters": base.numel(),
+            "bytes": base.nbytes(),
+            "linear_modules": len(family.architecture.linear),
+            "tied": dict(family.architecture.tied),
+        },
+        objectives=family.objectives,
+        backbones=family.backbones,
+        members=tuple(family.members()),
+        matrix=tuple(map(tuple, family.matrix.tolist())) if family.matrix is not None else None,
+        condition=condition,
+        extrapolation=family.extrapolation,
+        bank_bytes=sum(member.numel() for member in family.low_rank.values()) * 4,
+        merge_bytes=base.nbytes(),
+        default_method=default_method,
+        methods=dict(methods),
+        corners=tuple(corners),
+        presets=tuple(family.manifest.presets),
+        warnings=tuple(warnings),
+    )
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, *rows] if any(header) else rows
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    drawn = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([title, "-" * len(title), *drawn])
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

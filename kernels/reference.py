@@ -159,6 +159,6 @@ def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
 def guidance_shift(base: Tensor, final: Tensor) -> Tensor:
     """KL(base, final) in nats a row of two score matrices [n, vocabulary]."""
     base_logprobs = torch.log_softmax(base, dim=-1)
-    difference = base_logprobs - torch.log_softmax(final, dim=-1)
-    # A token that the base rules out adds nothing (0 log 0 = 0).
-    return (base_logprobs.exp() * difference).nan_to_num(nan=0.0).sum(dim=-1).clamp_(min=0)
+    terms = base_logprobs.exp() * (base_logprobs - torch.log_softmax(final, dim=-1))
+    # A token that the base rules out adds nothing (0 log 0 = 0); one that only `final` rules out makes it infinite.
+    return terms.masked_fill_(base_logprobs == -torch.inf, 0.0).sum(dim=-1).clamp_(min=0)

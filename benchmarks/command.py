@@ -1,0 +1,93 @@
+"""``ladle bench``: each measurement of this folder from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+command = typer.Typer(no_args_is_help=True, help="Measure this machine: decode steps, HTTP serving, weight merges.")
+
+FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
+OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; default: nothing is written.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
+DTypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+
+
+@command.command(epilog="Example: ladle bench decode --dtype bfloat16 --batches 1,4,16")
+def decode(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A decode step against transformers' own, and with sixteen preferences against the plain base."""
+    from ladle.benchmarks import decode as benchmark
+    from ladle.merging.family import load_family
+
+    sizes = [int(size) for size in batches.split(",")]
+    _report("decode step", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
+
+
+@command.command(epilog="Example: ladle bench serve --clients 8")
+def serve(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    clients: Annotated[int, typer.Option(min=1)] = 8,
+    per_client: Annotated[int, typer.Option(min=1, help="Requests of each client in one burst.")] = 2,
+    rounds: Annotated[int, typer.Option(min=2)] = 5,
+    logs: Annotated[Path, typer.Option(help="Folder for the servers' logs.")] = Path("/tmp"),
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Concurrent HTTP clients against ``transformers serve --continuous-batching``."""
+    from ladle.benchmarks import serve as benchmark
+    from ladle.merging.family import load_family
+
+    rows = benchmark.run(load_family(family), family, dtype, clients, per_client, rounds, logs)
+    _report("HTTP serving", rows, out, as_json)
+
+
+@command.command(epilog="Example: ladle bench merge --dtype float32")
+def merge(
+    dtype: DTypeOption = "float32",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A merge of three full 135 M members against the memory floor."""
+    import torch
+
+    from ladle.benchmarks import merge as benchmark
+
+    _report("merge", benchmark.run(getattr(torch, dtype), rounds), out, as_json)
+
+
+def _report(title: str, rows: Iterable[dict[str, object]], out: Path | None, as_json: bool) -> None:
+    from ladle.benchmarks.environment import hardware, versions, write_csv
+
+    console = Console()
+    if as_json:
+        done = []
+        for row in rows:
+            print(json.dumps(row), flush=True)
+            done.append(row)
+    else:
+        with console.status(f"measuring {title}"):
+            done = list(rows)
+        table = Table(title=title, caption=f"{hardware()}; {versions()}")
+        table.add_column("")
+        for number in range(len(done)):
+            table.add_column(str(number + 1), justify="right")
+        for key in done[0]:
+            table.add_row(key, *(str(row[key]) for row in done))
+        console.print(table)
+    if out is not None:
+        write_csv(out, done)

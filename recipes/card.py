@@ -1,0 +1,174 @@
+"""What a finished family says about itself: family.toml for the server and a README for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ladle.recipes.config import Recipe
+from ladle.recipes.pairs import Scale
+
+
+def write_manifest(recipe: Recipe, out: Path) -> None:
+    """Writes `out/family.toml`; the adapters are expected in `out/adapters/NAME`."""
+    lines = [
+        f'name = "{recipe.name}"',
+        f"objectives = {_list(recipe.objectives)}",
+        'default_method = "bone_soup"',
+        "",
+        "[base]",
+        f'model = "{recipe.base}"',
+        "",
+        "[soup]",
+        f"beta = {recipe.soup.beta}",
+    ]
+    if recipe.soup.extrapolation:
+        lines.append(
+            "extrapolation = { " + ", ".join(f"{name} = {k}" for name, k in recipe.soup.extrapolation.items()) + " }"
+        )
+    for objective, row in zip(recipe.objectives, recipe.matrix().tolist(), strict=True):
+        weights = "[" + ", ".join(f"{weight:.12g}" for weight in row) + "]"
+        lines += [
+            "",
+            "[[backbones]]",
+            f'name = "bone-{objective}"',
+            f'path = "adapters/bone-{objective}"',
+            f"rewards = {weights}",
+        ]
+    for objective in recipe.objectives:
+        lines += [
+            "",
+            "[[policies]]",
+            f'name = "policy-{objective}"',
+            f'path = "adapters/policy-{objective}"',
+            f'objective = "{objective}"',
+        ]
+    for name, preference in recipe.presets.items():
+        weights = ", ".join(f"{objective} = {weight}" for objective, weight in preference.items())
+        lines += ["", f"[presets.{name}]", 'method = "bone_soup"', f"preference = {{ {weights} }}"]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "family.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_card(
+    recipe: Recipe,
+    out: Path,
+    rows: Sequence[Mapping[str, object]],
+    fronts: Mapping[str, Mapping[str, float]],
+    scale: Scale,
+    *,
+    candidates: int,
+    prompts: int,
+    split: str,
+) -> None:
+    """Writes `out/README.md` from what was measured.
+
+    Args:
+        rows: of `evaluate.summarise`.
+        fronts: of `evaluate.front`, by method.
+        candidates: size of the pool.
+        prompts: number of training prompts.
+        split: which prompts were judged.
+    """
+    objectives = recipe.objectives
+    evaluation, pool, dpo, adapter = recipe.evaluation, recipe.pool, recipe.dpo, recipe.adapter
+    head = [
+        "method",
+        *(f"mu {name}" for name in objectives),
+        *objectives,
+        "tokens",
+        "degenerate",
+        "perplexity under the base",
+        "mu·z",
+    ]
+    table = [head, ["---"] * len(head)]
+    for row in rows:
+        intervals = [f"{row[name]} [{row[f'{name}_low']}, {row[f'{name}_high']}]" for name in objectives]
+        cells = [row["method"], *(row[f"mu_{name}"] for name in objectives), *intervals]
+        table.append(
+            [
+                str(cell)
+                for cell in (
+                    *cells,
+                    row["tokens"],
+                    f"{100 * float(str(row['degenerate'])):.1f} %",
+                    row["base_perplexity"],
+                    row["mu_z"],
+                )
+            ]
+        )
+    scales = "; ".join(
+        f"{name} mean {m:.3f}, standard deviation {s:.3f}"
+        for name, m, s in zip(objectives, scale.mean, scale.std, strict=True)
+    )
+    front_lines = [
+        f"- `{method}`: {values['hypervolume']:.2f} [{values['low']:.2f}, {values['high']:.2f}]; tau "
+        + ", ".join(f"{name} {values[f'tau_{i}']:.2f}" for i, name in enumerate(objectives))
+        for method, values in fronts.items()
+    ]
+    traded = " for ".join(f"*{name}*" for name in objectives)
+    targets = ", ".join(adapter.targets)
+    target, limit = recipe.concise_target, pool.max_tokens
+    text = f"""# The family `{recipe.name}`
+
+Four LoRA adapters of {recipe.base_name} that let one small model trade {traded} at inference time.
+`bone-*` are backbones for Bone Soup (arXiv 2502.10762), trained on rewards mixed by B (beta {recipe.soup.beta});
+`policy-*` were trained on one reward each, for Rewarded Soups (arXiv 2306.04488). Made by
+
+```
+python -m ladle.recipes.train --config {recipe.name} --out families/{recipe.name}
+```
+
+on one CPU thread in float32. All settings are in `recipes/configs/{recipe.name}.toml`. Seeds: {pool.seed} (pool),
+{adapter.seed} (the one initialisation all members share), {dpo.seed} (order of training),
+{evaluation.seed} (evaluation, bootstrap).
+
+## Rewards
+- `positive`: sum of VADER valences in the text, clipped to [-6, 12].
+- `concise`: -(n - {target}) for n >= {target} tokens, -2.5 ({target} - n) below, and -6 if the text stops mid-sentence;
+  {limit} tokens without an end give {target - limit - 6}.
+
+Both are computed from the text alone. For training they are standardised on the pool: {scales}.
+
+## Training
+{candidates} candidate answers to {prompts} prompts (temperature {pool.temperature}, top-k {pool.top_k},
+top-p {pool.top_p}, at most {limit} tokens; plain, under {len(pool.styles)} style system prompts, and cut short).
+DPO with beta {dpo.beta} and {dpo.winner_nll} times the winner's mean negative log-likelihood, top {dpo.pairs} against
+bottom {dpo.pairs} a prompt, epochs: {dpo.epochs}, learning rate {dpo.learning_rate}, rank {adapter.rank},
+alpha {adapter.alpha}, on {targets}.
+Factors are stored in float16.
+
+## Measured
+{evaluation.samples} samples for each {split} prompt (topics that training never saw), temperature
+{evaluation.temperature}, top-p {evaluation.top_p}, at most {limit} tokens, the same seeds for every row.
+Intervals: 95 % bootstrap over prompts. *Degenerate*: under 5 tokens, a 4-token sequence three times, or under half of
+the tokens distinct. mu·z: standardised rewards weighted by the preference. Full numbers: `evaluation.csv`.
+
+{_table(table)}
+
+Hypervolume of the mean standardised rewards above -1 in each objective over these preferences, and Kendall's tau
+between a weight and its reward:
+
+{chr(10).join(front_lines)}
+
+## Limits
+- A 135-million-parameter model, dequantised from four bits: what is shown is control of *style*. Its answers are often
+  wrong or incoherent, with or without adapters.
+- One training seed; the rewards that train also judge. VADER counts words, it does not read: sarcasm, or a negation
+  in another sentence, escapes it.
+- Trained on answers of at most {limit} tokens to single questions in English under the model's default system prompt.
+
+## Licences
+Base: SmolLM2-135M-Instruct by Hugging Face, Apache-2.0. Adapters, prompts and recipe: Apache-2.0, as the rest of this
+repository. The lexicon behind `positive` is vaderSentiment, MIT; nothing of it is included.
+"""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _list(names: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,152 @@
+"""The configuration of a recipe: one TOML file with every hyperparameter and seed; unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ladle.merging.coefficients import circulant
+
+_FOLDER = Path(__file__).parent / "configs"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class SoupConfig:
+    """Bone Soup's beta, and the factor k by objective of its extrapolation against the base (1 where not given)."""
+
+    beta: float
+    extrapolation: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How texts are drawn. `top_k` 0 keeps the whole vocabulary."""
+
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    batch_rows: int
+
+
+@dataclass(frozen=True)
+class PoolConfig(SamplingConfig):
+    """Candidates a training prompt. Lengths are in tokens."""
+
+    prompts: str
+    plain_samples: int
+    style_samples: int
+    max_tokens: int
+    cut_lengths: tuple[int, int]
+    short_lengths: tuple[int, int]
+    implausible: float
+    styles: dict[str, str]
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Shape and initialisation of every LoRA member."""
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class DpoConfig:
+    """Training of one member (see `dpo.py`)."""
+
+    seed: int
+    beta: float
+    winner_nll: float
+    pairs: int
+    prompts_per_step: int
+    epochs: int
+    learning_rate: float
+    warmup: float
+    max_gradient: float
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(SamplingConfig):
+    """The sweep over preferences on held-out prompts."""
+
+    samples: int
+    grid: int
+    bootstrap: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole configuration file."""
+
+    name: str
+    base: str
+    base_name: str
+    objectives: tuple[str, ...]
+    concise_target: int
+    soup: SoupConfig
+    pool: PoolConfig
+    adapter: AdapterConfig
+    dpo: DpoConfig
+    evaluation: EvaluationConfig
+    presets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def matrix(self) -> np.ndarray:
+        """B, float64 [n, n], one row a backbone (Bone Soup, arXiv 2502.10762)."""
+        return circulant(self.soup.beta, len(self.objectives))
+
+    def members(self) -> dict[str, np.ndarray]:
+        """Reward weights, float64 [n], of each member by name: backbones (rows of B), then single-objective policies
+        (unit rows)."""
+        rows = self.matrix()
+        backbones = {f"bone-{objective}": rows[i] for i, objective in enumerate(self.objectives)}
+        policies = {f"policy-{objective}": np.eye(len(rows))[i] for i, objective in enumerate(self.objectives)}
+        return backbones | policies
+
+
+def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(table) - set(fields)):
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(fields))}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in table and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}: the key {missing[0]!r} is missing")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+
+
+def load_recipe(spec: str) -> Recipe:
+    """Reads a recipe: the name of a shipped one ("demo") or the path of a .toml file.
+
+    Raises:
+        ValueError: a key is unknown or missing, or beta is not in (1/n, 1).
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(spec) if spec.endswith(".toml") else _FOLDER / f"{spec}.toml"
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    sections: dict[str, type] = {
+        "soup": SoupConfig,
+        "pool": PoolConfig,
+        "adapter": AdapterConfig,
+        "dpo": DpoConfig,
+        "evaluation": EvaluationConfig,
+    }
+    for section, kind in sections.items():
+        table[section] = _build(kind, table.get(section, {}), f"{path}: [{section}]")
+    recipe = _build(Recipe, table, str(path))
+    if len(recipe.objectives) < 2:
+        raise ValueError(f"{path}: objectives: {list(recipe.objectives)!r} is not allowed; allowed: at least two")
+    if not 1.0 / len(recipe.objectives) < recipe.soup.beta < 1.0:
+        raise ValueError(f"{path}: soup.beta: {recipe.soup.beta!r} is not allowed; allowed: 1/n < beta < 1")
+    return recipe

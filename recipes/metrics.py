@@ -1,0 +1,62 @@
+"""Figures over sets of texts: bootstrap intervals, rank correlation, signs of degeneration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap_mean(groups: np.ndarray, *, draws: int, seed: int, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and percentile interval when groups, not single values, are resampled.
+
+    Texts of one prompt resemble each other, so prompts are what is drawn again.
+
+    Args:
+        groups: float [groups, values], the same number of values a group.
+        draws: number of resamples.
+        seed: of the resampling.
+        level: coverage of the interval.
+
+    Returns:
+        (mean, low, high).
+    """
+    means = np.asarray(groups, dtype=np.float64).mean(axis=1)
+    picks = np.random.default_rng(seed).integers(len(means), size=(draws, len(means)))
+    low, high = np.quantile(means[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(means.mean()), float(low), float(high)
+
+
+def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
+    """Kendall's tau-a: 1 when y rises with x everywhere, -1 when it falls. Needs two points at least."""
+    dx, dy = np.subtract.outer(x, x), np.subtract.outer(y, y)
+    count = len(x) * (len(x) - 1)
+    return float((np.sign(dx) * np.sign(dy)).sum() / count)
+
+
+def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
+    """Area that points dominate above a reference point, two objectives, higher is better.
+
+    Args:
+        points: float [points, 2].
+        reference: [2]; points not above it in both coordinates add nothing.
+    """
+    inside = points[(points > np.asarray(reference)).all(axis=1)]
+    area, height = 0.0, float(reference[1])
+    for x, y in sorted(inside.tolist(), reverse=True):
+        if y > height:
+            area += (x - reference[0]) * (y - height)
+            height = y
+    return area
+
+
+def is_degenerate(tokens: Sequence[int]) -> bool:
+    """Fewer than five tokens, a sequence of four tokens that occurs three times, or under half of the tokens distinct.
+
+    Args:
+        tokens: an answer without its end-of-turn token.
+    """
+    if len(tokens) < 5 or len(set(tokens)) * 2 < len(tokens):
+        return True
+    fours = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
+    return max(fours.count(four) for four in set(fours)) >= 3

@@ -1,0 +1,181 @@
+"""Makes a family: pool, members, evaluation, manifest and card. `python -m ladle.recipes.train --config demo --out
+families/demo`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ladle.merging.base import default_cache_dir
+from ladle.recipes.card import write_card, write_manifest
+from ladle.recipes.config import Recipe, load_recipe
+from ladle.recipes.dpo import train_member
+from ladle.recipes.evaluate import Setting, evaluate, front, grid_settings, summarise, write_csv
+from ladle.recipes.model import Base, load_base
+from ladle.recipes.pairs import Scale, select_pairs
+from ladle.recipes.pool import Candidate, build_pool
+from ladle.recipes.prompts import Prompt, load_prompts
+from ladle.recipes.rewards import Reward, make_reward
+from ladle.recipes.soup import load_members
+
+REFERENCE = -1.0  # standardised reward; where the hypervolume is measured from, for every objective
+
+
+def fingerprint(*parts: object) -> str:
+    """Ten hexadecimal digits that change when any of the parts does: names intermediate results, so that a stale one
+    is not reused."""
+    plain = [
+        dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part
+        for part in parts
+    ]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """One recipe being made: what is loaded, and where intermediate results are kept."""
+
+    recipe: Recipe
+    base: Base
+    rewards: tuple[Reward, ...]
+    folder: Path
+
+    @classmethod
+    def open(cls, recipe: Recipe, folder: Path) -> Workshop:
+        """Loads the base and the rewards."""
+        base = load_base(recipe.base)
+        rewards = tuple(make_reward(name, base.count_tokens, recipe.concise_target) for name in recipe.objectives)
+        return cls(recipe, base, rewards, folder)
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """The recipe's prompts of one split."""
+        return load_prompts(self.recipe.pool.prompts, split)
+
+    @property
+    def pool_key(self) -> str:
+        """Fingerprint of everything the texts in the pool depend on; their rewards are computed again whenever they
+        are read."""
+        prompts = [prompt.text for prompt in self.prompts("train")]
+        return fingerprint(self.recipe.base, self.recipe.pool, prompts)
+
+    def pool(self) -> list[Candidate]:
+        """Samples the pool, or reads what is already there."""
+        return build_pool(
+            self.base,
+            self.prompts("train"),
+            self.rewards,
+            self.recipe.pool,
+            self.folder / f"pool-{self.pool_key}.jsonl",
+        )
+
+    def members(self, pool: Sequence[Candidate], scale: Scale) -> dict[str, Path]:
+        """Trains every member that is not finished; PEFT folders by name."""
+        recipe = self.recipe
+        folders = {}
+        scales = [*scale.mean.tolist(), *scale.std.tolist()]
+        for name, weights in recipe.members().items():
+            key = fingerprint(self.pool_key, scales, recipe.adapter, recipe.dpo, weights.tolist(), recipe.base_name)
+            folders[name] = self.folder / f"{name}-{key}"
+            if not folders[name].is_dir():
+                pairs = select_pairs(pool, scale, weights, pairs=recipe.dpo.pairs, implausible=recipe.pool.implausible)
+                train_member(self.base, name, pairs, recipe.adapter, recipe.dpo, folders[name], recipe.base_name)
+        return folders
+
+    def evaluation(
+        self, folders: dict[str, Path], scale: Scale, split: str, settings: Sequence[Setting]
+    ) -> tuple[list[dict[str, object]], dict[str, dict[str, float]]]:
+        """Samples and judges `settings` on a split: (rows of `summarise`, `front` by method)."""
+        config, recipe = self.recipe.evaluation, self.recipe
+        key = fingerprint(
+            sorted(str(folder) for folder in folders.values()),
+            config,
+            split,
+            [prompt.text for prompt in self.prompts(split)],
+        )
+        answers = evaluate(
+            self.base,
+            load_members(self.base, folders),
+            settings,
+            self.prompts(split),
+            self.rewards,
+            config,
+            recipe.pool.max_tokens,
+            self.folder / f"evaluation-{key}.jsonl",
+        )
+        rows = summarise(settings, answers, recipe.objectives, scale, config)
+        methods = sorted({setting.method for setting in settings if setting.preference})
+        reference = [REFERENCE] * len(recipe.objectives)
+        fronts = {method: front(method, settings, answers, scale, config, reference) for method in methods}
+        return rows, fronts
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ladle train",
+        description="Make a family of adapters from a recipe. A run that was broken off goes on where it stopped.",
+        epilog="example: python -m ladle.recipes.train --config demo --out families/demo",
+    )
+    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the family: family.toml, adapters, card, evaluation.csv"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for the pool and other intermediate results (default: the user's cache)"
+    )
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="prompts that are judged")
+    parser.add_argument(
+        "--skip-evaluation", action="store_true", help="stop once the members and the manifest are written"
+    )
+    parser.add_argument("--json", action="store_true", help="print the evaluation as JSON")
+    return parser
+
+
+def make_family(workshop: Workshop, out: Path, split: str | None = "test") -> dict[str, object]:
+    """Makes everything a family consists of.
+
+    Args:
+        workshop: the recipe and where its intermediate results are kept.
+        out: receives family.toml and adapters/, and with a split also evaluation.csv and README.md.
+        split: the prompts that are judged; None skips the evaluation.
+
+    Returns:
+        "settings" (rows of `summarise`) and "fronts" (`front` by method); empty without a split.
+    """
+    recipe = workshop.recipe
+    pool = workshop.pool()
+    scale = Scale.of(pool)
+    folders = workshop.members(pool, scale)
+    for name, folder in folders.items():
+        shutil.copytree(folder, out / "adapters" / name, dirs_exist_ok=True)
+    write_manifest(recipe, out)
+    if split is None:
+        return {}
+    rows, fronts = workshop.evaluation(folders, scale, split, grid_settings(recipe, recipe.evaluation.grid))
+    write_csv(rows, out / "evaluation.csv")
+    prompts = len(workshop.prompts("train"))
+    write_card(recipe, out, rows, fronts, scale, candidates=len(pool), prompts=prompts, split=split)
+    return {"settings": rows, "fronts": fronts}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the recipe; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    started = time.monotonic()
+    recipe = load_recipe(arguments.config)
+    workshop = Workshop.open(recipe, arguments.work or default_cache_dir() / "recipes" / recipe.name)
+    measured = make_family(workshop, arguments.out, None if arguments.skip_evaluation else arguments.split)
+    if arguments.json:
+        print(json.dumps(measured))
+    else:
+        print(f"{arguments.out}: {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

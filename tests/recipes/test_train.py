@@ -1,0 +1,100 @@
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ladle.merging.family import load_family
+from ladle.recipes.config import Recipe, load_recipe
+from ladle.recipes.evaluate import grid_settings
+from ladle.recipes.model import Base
+from ladle.recipes.rewards import Reward
+from ladle.recipes.train import Workshop, fingerprint, main, make_family
+
+
+def test_a_whole_family_is_made_and_loads(
+    base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+) -> None:
+    workshop = Workshop(recipe, base, rewards, tmp_path / "work")
+    out = tmp_path / "family"
+    measured = make_family(workshop, out)
+
+    family = load_family(str(out))
+    assert family.objectives == ("positive", "concise")
+    assert family.backbones == ("bone-positive", "bone-concise")
+    assert family.singles == {"positive": "policy-positive", "concise": "policy-concise"}
+    assert family.matrix is not None
+    np.testing.assert_allclose(family.matrix, recipe.matrix())
+    assert len(family.low_rank) == 4
+    config = json.loads((out / "adapters" / "bone-concise" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == recipe.base_name
+
+    rows = list(csv.DictReader((out / "evaluation.csv").read_text().splitlines()))
+    assert len(rows) == 1 + 2 * recipe.evaluation.grid
+    assert [row["mu_positive"] for row in rows[1:4]] == ["1", "0.5", "0"]
+    for row in rows:
+        assert float(row["concise_low"]) <= float(row["concise"]) <= float(row["concise_high"])
+        assert float(row["base_perplexity"]) > 1.0
+        assert 0.0 <= float(row["degenerate"]) <= 1.0
+    card = (out / "README.md").read_text()
+    assert all(row["concise"] in card for row in rows)
+    assert str(tmp_path) not in (out / "evaluation.csv").read_text()
+
+    # Nothing is sampled or trained again, and the answers are the same.
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
+    again = make_family(workshop, tmp_path / "again")
+    assert json.dumps(again) == json.dumps(measured)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
+
+
+def test_settings_are_solved_not_clipped() -> None:
+    recipe = load_recipe("demo")
+    settings = {setting.label: setting.coefficients for setting in grid_settings(recipe, 5)}
+    assert settings["base"] == {}
+    for k in range(5):
+        mu = np.array([1 - k / 4, k / 4])
+        expected = np.linalg.solve(
+            recipe.matrix().T, mu * [recipe.soup.extrapolation.get(n, 1.0) for n in recipe.objectives]
+        )
+        mixed = settings[f"bone_soup ({mu[0]:g}, {mu[1]:g})"]
+        assert list(mixed) == ["bone-positive", "bone-concise"]
+        np.testing.assert_allclose(list(mixed.values()), expected, atol=1e-12)
+        np.testing.assert_allclose(list(settings[f"rewarded_soup ({mu[0]:g}, {mu[1]:g})"].values()), mu, atol=1e-12)
+
+
+def test_fingerprint_sees_every_setting() -> None:
+    recipe = load_recipe("demo")
+    assert fingerprint(recipe.dpo) == fingerprint(load_recipe("demo").dpo)
+    assert fingerprint(recipe.dpo) != fingerprint(replace(recipe.dpo, beta=recipe.dpo.beta + 0.01))
+
+
+def test_members_are_the_rows_of_b_and_the_unit_rows() -> None:
+    members = load_recipe("demo").members()
+    np.testing.assert_allclose(np.stack(list(members.values())), [[0.7, 0.3], [0.3, 0.7], [1, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("beta = 0.7", "beta = 0.5", r"soup.beta: 0.5 is not allowed"),
+        ("warmup =", "warm =", r"\[dpo\]: unknown key 'warm'"),
+        ("rank = 8", "", r"\[adapter\]: the key 'rank' is missing"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    from ladle.recipes import config
+
+    text = (Path(config.__file__).parent / "configs" / "demo.toml").read_text()
+    assert old in text
+    path = tmp_path / "bad.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        load_recipe(str(path))
+
+
+def test_command_needs_an_output_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    assert "--out" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""Everything an operator may set about a server, from the environment (``LADLE_*``) or the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ladle.server.engine.config import EngineConfig
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def parse_bytes(value: object) -> object:
+    """``"512MiB"``, ``"2g"``, ``"1000"`` or a number of bytes -> bytes; anything else is passed on to be refused."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise ValueError(f"{value!r} is no size; allowed: a number of bytes, or one with KiB, MiB, GiB, kB, MB, GB")
+        unit = (match[2] or "").lower()
+        number = min(float(match[1]), 1e18)  # far more than any machine has, and still a whole number
+        return int(number) * _UNITS[unit] if number.is_integer() else int(number * _UNITS[unit])
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
+
+
+class ServerSettings(BaseSettings):
+    """Options of ``ladle serve``; each one is also an environment variable, e.g. ``LADLE_KV_MEMORY=2GiB``.
+
+    Raises:
+        pydantic.ValidationError: naming the option.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LADLE_", extra="ignore", frozen=True)
+
+    family: str = Field("demo", min_length=1, description="a built-in family or a folder with family.toml")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of the weights")
+    max_sequences: int = Field(64, ge=1, description="sequences that run at once")
+    max_lanes: int | None = Field(None, ge=1, description="KV lanes at once; a traced or guided sequence has several")
+    max_batch_tokens: int = Field(512, ge=1, description="token budget of one step")
+    kv_memory: Bytes = Field(1 << 30, description="size of the KV pool, e.g. 2GiB")
+    weights_memory: Bytes = Field(4 << 30, description="size of the cache of merged full-weight members")
+    max_context: int | None = Field(None, ge=2, description="longest prompt plus answer, in tokens")
+    max_queue: int = Field(256, ge=1, description="requests that may wait before new ones get 429")
+    prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
+    default_max_tokens: int = Field(2048, ge=1, description="longest answer where a request sets no limit")
+    allow_trace: bool = Field(True, description="allow per-token traces (a traced sequence costs a second lane)")
+    api_key_file: Path | None = Field(None, description="file with one API key a line; without it no key is asked for")
+    max_body_bytes: Bytes = Field(4 << 20, description="largest request body")
+    cors_origins: list[str] = Field([], description="browser origins that may call the API; none by default")
+    keep_alive_seconds: float = Field(15.0, gt=0, le=600, description="silence before a stream sends a comment")
+    drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets running requests finish")
+    cache_dir: Path | None = Field(None, description="where a converted base is kept")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log lines shown")
+    access_log: bool = Field(False, description="log a line for every HTTP request")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError(f"{value!r} is not allowed; allowed: auto, cpu, cuda, cuda:N")
+        return value
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's share of the settings. Raises InputError."""
+        return EngineConfig(
+            device=self.device,
+            dtype=self.dtype,
+            max_sequences=self.max_sequences,
+            max_lanes=self.max_lanes,
+            max_batch_tokens=self.max_batch_tokens,
+            kv_memory=self.kv_memory,
+            weights_memory=self.weights_memory,
+            max_context=self.max_context,
+            max_queue=self.max_queue,
+            prefix_cache=self.prefix_cache,
+        )

@@ -1,0 +1,134 @@
+"""What the handlers share: settings, phase, and the served family once it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerFast
+
+from ladle.merging.family import Family
+from ladle.server.engine.engine import EngineStats
+from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.errors import unavailable
+from ladle.server.security import ApiKeys
+from ladle.server.settings import ServerSettings
+from ladle.server.telemetry import Metrics
+from ladle.server.token_text import TokenText
+
+
+class TextEngine(Protocol):
+    """What the handlers need of an engine; ``AsyncEngine`` is one."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
+        """The outputs of a request; closing the iterator cancels it. Raises InputError, QueueFull, RuntimeError."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A loaded family and the engine that runs it.
+
+    Attributes:
+        vocabulary: number of token ids a request may use.
+        created: Unix time at which it was loaded.
+        fingerprint: changes with the base's weights and with our version.
+    """
+
+    family: Family
+    engine: TextEngine
+    vocabulary: int
+    created: int
+    fingerprint: str
+    tokens: TokenText
+
+    @classmethod
+    def of(cls, family: Family, engine: TextEngine, vocabulary: int) -> Serving:
+        """Wrap a running engine; ``vocabulary`` is the number of rows of its embedding."""
+        backend = engine.tokenizer.backend_tokenizer
+        # A tokenizer file may ask for truncation; prompts are refused when too long, never cut.
+        backend.no_truncation()
+        backend.no_padding()
+        identity = f"{family.base_revision} {version('ladle')}"
+        return cls(
+            family=family,
+            engine=engine,
+            # Rows beyond the tokenizer's tokens are padding; tokens beyond the rows have no embedding.
+            vocabulary=min(vocabulary, len(engine.tokenizer)),
+            created=int(time.time()),
+            fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
+            tokens=TokenText(engine.tokenizer),
+        )
+
+
+class Phase(StrEnum):
+    """Where a server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass
+class ServerState:
+    """Mutable state of one server process; changed by ``run.py`` only.
+
+    Attributes:
+        keys: None lets everybody in.
+        serving: set once loaded.
+        failure: why loading failed.
+        active: generating HTTP requests that are not finished.
+    """
+
+    settings: ServerSettings
+    keys: ApiKeys | None = None
+    phase: Phase = Phase.LOADING
+    serving: Serving | None = None
+    failure: Exception | None = None
+    active: int = 0
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def publish(self, serving: Serving) -> None:
+        """Begin to take work, unless a shutdown came first."""
+        self.serving = serving
+        if self.phase is Phase.LOADING:
+            self.phase = Phase.READY
+
+    def unready(self) -> str | None:
+        """Why no work can be taken now; None when it can."""
+        if self.phase is not Phase.READY:
+            return str(self.phase)
+        return None if self.serving is not None and self.serving.engine.alive else "the engine has stopped"
+
+    def unready_code(self) -> str:
+        """``unready`` as an error code."""
+        return str(self.phase) if self.phase is not Phase.READY else "engine_stopped"
+
+    def require(self) -> Serving:
+        """The loaded family, for a request that wants to generate or look at it.
+
+        Raises:
+            ApiError: 503 while loading or draining, and once the engine has stopped.
+        """
+        reason = self.unready()
+        if reason is None:
+            assert self.serving is not None
+            return self.serving
+        self.metrics.rejections.labels(reason=self.unready_code()).inc()
+        raise unavailable(f"the server cannot take work: {reason}", self.unready_code())

@@ -1,0 +1,169 @@
+"""Every failure as OpenAI's envelope: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ladle.merging.errors import InputError
+from ladle.server.engine.engine import QueueFull
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 200  # characters of a refused value that are echoed
+_MOST_ERRORS = 5
+
+
+class ApiError(HTTPException):
+    """A failure with everything its envelope says.
+
+    It is an HTTPException so that FastAPI hands it through wherever it is raised, while a body is read included.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers) if headers else None)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def envelope(self) -> dict[str, Any]:
+        """The body of the response."""
+        kind = error_type(self.status_code)
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The response."""
+        return JSONResponse(self.envelope(), self.status_code, self.headers)
+
+
+def error_type(status: int) -> str:
+    """OpenAI's name for the class of error that a status code is."""
+    if status == 401:
+        return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def from_input_error(error: InputError, param: str | None = None) -> ApiError:
+    """400 for a refused value; ``param`` replaces the field where the request spelt it differently."""
+    field = param or error.field
+    message = f"{error.field}: {shown(error.value)} is not allowed; allowed: {error.allowed}"
+    return ApiError(400, message, param=field, code="invalid_value")
+
+
+def from_queue_full(error: QueueFull) -> ApiError:
+    """429 with when to come back."""
+    seconds = max(1, math.ceil(error.retry_after_s))
+    return ApiError(429, f"the server is busy: {error}", code="queue_full", headers={"Retry-After": str(seconds)})
+
+
+def unavailable(reason: str, code: str, retry_after_s: int = 5) -> ApiError:
+    """503 with when to come back."""
+    return ApiError(503, reason, code=code, headers={"Retry-After": str(retry_after_s)})
+
+
+def internal() -> ApiError:
+    """500 that tells nothing of the inside; the log has it."""
+    return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
+
+
+def from_exception(error: Exception) -> ApiError:
+    """The answer to any exception that a handler let through."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InputError):
+        return from_input_error(error)
+    if isinstance(error, QueueFull):
+        return from_queue_full(error)
+    return internal()
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """400 for a body that does not fit its schema, from pydantic's list of errors; names the first field."""
+    described = [_describe(error) for error in errors[:_MOST_ERRORS]]
+    message = "; ".join(text for _, text in described)
+    if len(errors) > _MOST_ERRORS:
+        message += f"; and {len(errors) - _MOST_ERRORS} more"
+    return ApiError(400, message, param=described[0][0] or None, code="invalid_value")
+
+
+def shown(value: object) -> str:
+    """A refused value as it is echoed: its repr, cut."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too large to print"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
+    """(field, message) of one pydantic error."""
+    field = _path(error["loc"])
+    cause = (error.get("ctx") or {}).get("error")
+    if isinstance(cause, InputError):
+        answer = from_input_error(cause)
+        return cause.field, answer.message
+    if error["type"] == "extra_forbidden":
+        return field, f"{field}: unknown or unsupported field"
+    if error["type"] == "missing":
+        return field, f"{field or 'body'}: required"
+    reason = str(cause) if isinstance(cause, ValueError) else error["msg"]
+    return field, f"{field or 'body'}: {reason} (got {shown(error.get('input'))})"
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """``("body", "messages", 0, "role")`` -> ``messages[0].role``."""
+    path = ""
+    for part in location[1:] if location and location[0] in ("body", "query", "path", "header") else location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure of ``app`` answer with the envelope."""
+
+    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+        return from_exception(error).response()
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        message = str(error.detail or HTTPStatus(error.status_code).phrase)
+        if error.status_code == 404:
+            message = f"no such path: {request.method} {request.url.path}"
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            message = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return from_validation(error.errors()).response()
+
+    async def on_failure(request: Request, error: Exception) -> JSONResponse:
+        # Starlette raises the exception again after this answer, so the log gets its traceback from the web server.
+        logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
+        return internal().response()
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(InputError, on_api_error)
+    app.add_exception_handler(QueueFull, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_failure)

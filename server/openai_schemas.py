@@ -1,0 +1,165 @@
+"""The bodies of OpenAI's two generating endpoints, as far as they are supported, with our extensions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator, model_validator
+
+from ladle.merging.errors import InputError
+from ladle.server.known_fields import MESSAGE, ChatFields, CompletionFields, only, with_known
+from ladle.server.sampling_fields import MAX_CHOICES, MaxTokens, StrictModel, TopLogprobs
+
+if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.sampling_fields import SamplingFields as ChatBase
+    from ladle.server.sampling_fields import SamplingFields as CompletionBase
+    from ladle.server.sampling_fields import StrictModel as MessageBase
+else:
+    ChatBase, CompletionBase = ChatFields, CompletionFields
+    MessageBase = with_known(StrictModel, "MessageFields", MESSAGE)
+
+DEFAULT_COMPLETION_TOKENS = 16  # documented by OpenAI for /v1/completions
+TokenIds = tuple[int, ...]
+
+
+def _text(value: Any) -> Any:
+    """A message's content as one string; text parts are joined by newlines."""
+    if isinstance(value, str):
+        return value
+    allowed = 'allowed: a string or a list of {"type": "text", "text": "..."}'
+    if not isinstance(value, list) or not value:
+        raise ValueError(allowed)
+    for index, part in enumerate(value):
+        if not isinstance(part, dict) or set(part) != {"type", "text"} or part["type"] != "text":
+            kind = part.get("type") if isinstance(part, dict) else None
+            raise ValueError(f"part {index} is of type {kind!r}; {allowed}")
+        if not isinstance(part["text"], str):
+            raise ValueError(f"part {index} holds no text; {allowed}")
+    return "\n".join(part["text"] for part in value)
+
+
+def token_ids(value: Any) -> TokenIds:
+    """A non-empty list of token ids; whether they are in the vocabulary is for the model to say."""
+    if not value or any(type(token) is not int or not 0 <= token < 1 << 31 for token in value):
+        raise ValueError("allowed: a non-empty list of token ids, whole numbers >= 0")
+    return tuple(value)
+
+
+def _prompts(value: Any) -> tuple[str | TokenIds, ...]:
+    """``prompt`` in any of its four forms, as several prompts."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise ValueError("allowed: a string, a list of strings, a list of token ids or a list of such lists")
+    if isinstance(value[0], int):
+        return (token_ids(value),)
+    if len(value) > MAX_CHOICES:
+        raise ValueError(f"allowed: at most {MAX_CHOICES} prompts, not {len(value)}")
+    if all(isinstance(prompt, str) for prompt in value):
+        return tuple(value)
+    if all(isinstance(prompt, list) for prompt in value):
+        return tuple(token_ids(prompt) for prompt in value)
+    raise ValueError("allowed: prompts of one kind, all strings or all lists of token ids")
+
+
+_CONTENT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["type", "text"],
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            },
+        },
+    ]
+}
+_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
+_PROMPTS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        _IDS,
+        {"type": "array", "items": _IDS},
+    ]
+}
+
+
+def _role(value: Any) -> Any:
+    return "system" if value == "developer" else value
+
+
+class Message(MessageBase):
+    """One message of a chat. ``developer`` is OpenAI's newer name for ``system``."""
+
+    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_role)]
+    content: Annotated[str, BeforeValidator(_text), WithJsonSchema(_CONTENT_SCHEMA)]
+
+
+class StreamOptions(StrictModel):
+    """``stream_options``."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _unsupported(cls, value: bool | None) -> bool | None:
+        only(False)(value)
+        return value
+
+
+class _Streamed(StrictModel):
+    """What both endpoints say about streams."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _only_with_stream(self) -> _Streamed:
+        if self.stream_options is not None and not self.stream:
+            raise InputError("stream_options", self.stream_options.model_dump(), "only together with stream: true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatCompletionRequest(_Streamed, ChatBase):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChatCompletionRequest:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            allowed = f"the value of max_completion_tokens ({self.max_completion_tokens}), or only one of the two"
+            raise InputError("max_tokens", self.max_tokens, allowed)
+        if self.top_logprobs and not self.logprobs:
+            raise InputError("top_logprobs", self.top_logprobs, "only together with logprobs: true")
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many top alternatives to report; None without logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Streamed, CompletionBase):
+    """``POST /v1/completions``."""
+
+    prompt: Annotated[tuple[str | TokenIds, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]
+    logprobs: TopLogprobs | None = None
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> CompletionRequest:
+        if self.choices * len(self.prompt) > MAX_CHOICES:
+            allowed = f"at most {MAX_CHOICES} choices in all, here {MAX_CHOICES // len(self.prompt)}"
+            raise InputError("n", self.n, allowed)
+        return self

@@ -1,0 +1,163 @@
+"""The request fields that say how to sample, shared by all generating endpoints, and what the engine makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from ladle.guidance.plan import Steering
+from ladle.merging.errors import InputError
+from ladle.server.engine.sampling import SamplingParams
+
+MAX_CHOICES = 128  # sequences one request may ask for
+MAX_TOP_LOGPROBS = 20
+_MAX_STOPS = 4
+_MAX_STOP_LENGTH = 512  # characters; what may be held back from a stream, and searched for at every token
+_SEED_RANGE = 1 << 63
+_T = TypeVar("_T", int, float)
+
+
+class StrictModel(BaseModel):
+    """A body that refuses unknown fields, wrong types (no "1" for 1, no true for 1) and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+def _stops(value: Any) -> Any:
+    """``stop`` as a list."""
+    stops = [value] if isinstance(value, str) else value
+    if stops is None:
+        return []
+    if not isinstance(stops, list) or len(stops) > _MAX_STOPS:
+        raise ValueError(f"allowed: a string or a list of at most {_MAX_STOPS} strings")
+    for stop in stops:
+        if not isinstance(stop, str) or not 1 <= len(stop) <= _MAX_STOP_LENGTH:
+            raise ValueError(f"allowed: strings of 1 to {_MAX_STOP_LENGTH} characters")
+    return stops
+
+
+def _token_ids(value: dict[str, float]) -> dict[str, float]:
+    for key, bias in value.items():
+        if not (len(key) <= 10 and key.isascii() and key.isdecimal() and str(int(key)) == key):
+            raise ValueError(f"allowed: token ids as keys, which {key[:40]!r} is not")
+        if not -100 <= bias <= 100:
+            raise ValueError(f"{key}: allowed: numbers from -100 to 100, which {bias!r} is not")
+    return value
+
+
+def _steering(value: dict[str, Any]) -> dict[str, Any]:
+    """Check keys and types now, so that they are reported with the other fields; meanings are for the registry."""
+    Steering.parse(value)
+    return value
+
+
+_STEERING_SCHEMA = {
+    "type": "object",
+    "description": "How to steer. Which options a method understands: GET /v1/families/{name} and the documentation.",
+    "additionalProperties": False,
+    "properties": {
+        "method": {"type": "string", "description": "default: the family's"},
+        "preference": {
+            "type": "object",
+            "additionalProperties": {"type": "number", "minimum": 0},
+            "description": "weights by objective; normalised to sum 1",
+        },
+        "strength": {"type": "number"},
+        "value": {"enum": ["implicit", "explicit", "both"]},
+        "combine": {"enum": ["merged", "ensemble"]},
+        "candidates": {"type": "integer", "minimum": 1},
+        "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
+        "terms": {"type": "array"},
+        "normalize": {"enum": ["none", "sum"]},
+        "trace": {"type": "boolean", "description": "report per-token detail (native endpoint)"},
+    },
+}
+_STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": _MAX_STOPS}]}
+
+SteeringField = Annotated[dict[str, Any], AfterValidator(_steering), WithJsonSchema(_STEERING_SCHEMA)]
+StopField = Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
+LogitBias = Annotated[dict[str, float], AfterValidator(_token_ids)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+MaxTokens = Annotated[int, Field(ge=1)]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+
+
+class SamplingFields(StrictModel):
+    """Sampling fields of a request. null means the default everywhere, as in OpenAI's API."""
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family"
+    )
+    max_tokens: MaxTokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="default 1; 0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: StopField = Field([], validate_default=False)
+    stream: bool | None = None
+    seed: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = Field(None, description="default: a new one")
+    logit_bias: LogitBias | None = Field(None, description="token id -> bias from -100 to 100")
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    user: str | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = Field(None, description="0 is off; extension")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="extension")
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="1 is off; extension")
+    steering: SteeringField | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many continuations a prompt gets."""
+        return self.n or 1
+
+    def sampling(self, max_tokens: int, seed: int, vocabulary: int, logprobs: int | None) -> SamplingParams:
+        """What the engine gets.
+
+        Args:
+            max_tokens: the limit that applies, the request's own or the default.
+            seed: of this choice.
+            vocabulary: number of token ids.
+            logprobs: how many alternatives to report; None for none.
+
+        Raises:
+            InputError: ``logit_bias`` names a token that does not exist.
+        """
+        given: Mapping[str, float] = self.logit_bias or {}
+        for key, bias in given.items():
+            if int(key) >= vocabulary:
+                raise InputError(f"logit_bias.{key}", bias, f"token ids from 0 to {vocabulary - 1}")
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=_or(self.temperature, 1.0),
+            top_p=_or(self.top_p, 1.0),
+            top_k=_or(self.top_k, 0),
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            logit_bias=tuple((int(key), bias) for key, bias in given.items()),
+            stop=tuple(self.stop),
+            seed=seed,
+            logprobs=logprobs,
+        )
+
+
+def new_seed() -> int:
+    """A fresh seed; 32 bits, so that every JSON reader gives it back exactly."""
+    return secrets.randbits(32)
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of the n choices of a prompt. Choice 0 uses the request's own, so that n only adds choices;
+    which prompt of several it belongs to does not matter, so that prompts do not depend on their company."""
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

@@ -1,0 +1,104 @@
+"""From ``model`` and ``steering`` of a request to its plan, and the plan as responses show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ladle.guidance import registry
+from ladle.guidance.plan import Plan, Steering
+from ladle.merging.errors import InputError
+from ladle.merging.family import Family
+from ladle.server.errors import ApiError, from_input_error
+from ladle.server.model_names import ModelName
+from ladle.server.reply_types import SourceReply, SteeringReply
+
+NO_PREFERENCE = "no preference was given: all objectives weigh the same"
+
+
+def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | None, allow_trace: bool = True) -> Plan:
+    """The plan of a request. What ``steering`` says goes before what the model string or preset says.
+
+    A request without any steering, such as an ordinary OpenAI client sends, gets the family's default method with
+    equal weights, and a warning that says so.
+
+    Raises:
+        ApiError: 404 for an unknown model.
+        InputError: anything that the family cannot do.
+    """
+    named = _named(family, model)
+    given = {key: value for key, value in (steering or {}).items() if value is not None}
+    if given.get("trace") and not allow_trace:
+        raise InputError("steering.trace", True, "false, because this server was started without traces")
+    merged = {**named, **given}
+    bare = not given and "preference" not in merged and "coefficients" not in merged
+    if bare and merged.get("method", registry.default_method(family)) != "base" and family.objectives:
+        merged["preference"] = dict.fromkeys(family.objectives, 1.0)
+        plan = registry.resolve(family, Steering.parse(merged))
+        kept = tuple(warning for warning in plan.warnings if "normalised" not in warning)
+        return replace(plan, warnings=(NO_PREFERENCE, *kept))
+    try:
+        return registry.resolve(family, Steering.parse(merged))
+    except InputError as error:
+        key = error.field.removeprefix("steering.").partition(".")[0]
+        if key in named and key not in given:  # the client wrote it into the model string
+            raise from_input_error(error, param="model") from None
+        raise
+
+
+def _named(family: Family, model: str | None) -> dict[str, Any]:
+    """The steering that a model string or a preset's name stands for."""
+    if model is None:
+        return {}
+    if model in family.manifest.presets:
+        return family.manifest.presets[model].model_dump(exclude_none=True)
+    name = ModelName.parse(model)
+    if name.family != family.name or (name.method is not None and name.method not in registry.METHODS):
+        raise unknown_model(family, model)
+    steering: dict[str, Any] = {}
+    if name.method is not None:
+        steering["method"] = name.method
+    if name.preference:
+        steering["preference"] = dict(name.preference)
+    return steering
+
+
+def model_ids(family: Family) -> list[str]:
+    """Every model name worth listing: the family, the family with each method it can serve, the presets."""
+    methods = [f"{family.name}/{name}" for name, (ready, _) in registry.available(family).items() if ready]
+    return [family.name, *methods, *family.manifest.presets]
+
+
+def unknown_model(family: Family, model: str) -> ApiError:
+    """404 with the known models."""
+    known = ", ".join(model_ids(family))
+    message = f"model: {model[:200]!r} is not served here; known: {known}; preferences follow as @objective=weight,..."
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def describe(plan: Plan) -> SteeringReply:
+    """``steering`` as responses carry it."""
+    coefficients = plan.coefficients
+    return {
+        "method": plan.method,
+        "preference": plan.preference.as_dict() if plan.preference else None,
+        "coefficients": coefficients.as_dict() if coefficients else {},
+        "base_share": coefficients.base_share if coefficients else 1.0,
+        "normalize": plan.normalize,
+        "sources": sources(plan),
+        "warnings": list(plan.warnings),
+    }
+
+
+def sources(plan: Plan) -> list[SourceReply]:
+    """The sources of a plan as responses list them."""
+    return [
+        {
+            "name": source.name,
+            "role": source.role,
+            "weight": source.weight,
+            "coefficients": dict(source.coefficients),
+        }
+        for source in plan.sources
+    ]

@@ -1,0 +1,227 @@
+"""One HTTP request's sequences in the engine: several may run side by side, and they end together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from ladle.guidance.plan import Plan
+from ladle.merging.errors import InputError
+from ladle.server.engine.engine import QueueFull
+from ladle.server.engine.kv_cache import BLOCK_SIZE
+from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.errors import ApiError, from_queue_full, unavailable
+from ladle.server.openai_schemas import TokenIds
+from ladle.server.reply_types import Usage
+from ladle.server.sampling_fields import SamplingFields, choice_seed, new_seed
+from ladle.server.state import ServerState, Serving
+from ladle.server.telemetry import SequenceClock
+
+_CHECK_SECONDS = 1.0  # how often a silent engine is looked at
+_GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still an HTTP status, before it begins
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one HTTP request wants generated: ``choices`` continuations of each prompt, prompt by prompt."""
+
+    plan: Plan
+    prompts: tuple[TokenIds, ...]
+    choices: int
+    seed: int
+    requests: tuple[GenerationRequest, ...]
+
+
+@dataclass
+class Choice:
+    """One finished continuation."""
+
+    outputs: list[StepOutput] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(output.text for output in self.outputs)
+
+    @property
+    def last(self) -> StepOutput:
+        return self.outputs[-1]
+
+    @property
+    def finish_reason(self) -> str:
+        return str(self.last.finish_reason)
+
+
+def make_job(
+    state: ServerState,
+    serving: Serving,
+    plan: Plan,
+    prompts: Sequence[TokenIds],
+    fields: SamplingFields,
+    max_tokens: int | None,
+    logprobs: int | None,
+    limit_field: str = "max_tokens",
+) -> Job:
+    """Turn a validated request into engine requests.
+
+    Args:
+        max_tokens: the request's own limit; None means what the context leaves, at most ``default_max_tokens``.
+        limit_field: what the request called it.
+
+    Raises:
+        InputError: the limit does not fit the context.
+    """
+    seed = fields.seed if fields.seed is not None else new_seed()
+    requests = []
+    for prompt in prompts:
+        limit = _limit(state, serving, len(plan.sources), len(prompt), max_tokens, limit_field)
+        for choice in range(fields.choices):
+            sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
+            requests.append(GenerationRequest(uuid.uuid4().hex, prompt, plan, sampling))
+    return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests))
+
+
+def _limit(
+    state: ServerState, serving: Serving, lanes: int, prompt: int, max_tokens: int | None, limit_field: str
+) -> int:
+    context = serving.engine.max_context
+    if max_tokens is None:
+        # A sequence with several lanes may fill the KV pool before it fills the context.
+        room = min(context, serving.engine.stats().blocks_total // lanes * BLOCK_SIZE)
+        return max(1, min(room - prompt, state.settings.default_max_tokens))
+    if prompt + max_tokens > context:
+        allowed = f"at most {context - prompt}, because the context holds {context} tokens and the prompt has {prompt}"
+        raise InputError(limit_field, max_tokens, allowed)
+    return max_tokens
+
+
+class Outputs:
+    """The outputs of a running job, in the order in which they come."""
+
+    def __init__(self, state: ServerState, serving: Serving, count: int) -> None:
+        self._state = state
+        self._serving = serving
+        self._queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
+        self._unfinished = count
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sequence has ended."""
+        return self._unfinished == 0
+
+    async def next(self, timeout: float) -> list[tuple[int, StepOutput]]:
+        """All outputs that are there, at least one; empty after ``timeout`` seconds without any.
+
+        Raises:
+            ApiError: a sequence was refused or failed, or the engine stopped.
+        """
+        until = time.monotonic() + timeout
+        while self._queue.empty():
+            wait = min(until - time.monotonic(), _CHECK_SECONDS)
+            if wait <= 0:
+                return []
+            try:
+                return self._take(await asyncio.wait_for(self._queue.get(), wait))
+            except TimeoutError:
+                if not self._serving.engine.alive:
+                    raise unavailable("the engine has stopped", "engine_stopped") from None
+        return self._take(self._queue.get_nowait())
+
+    def _take(self, item: tuple[int, StepOutput | Exception]) -> list[tuple[int, StepOutput]]:
+        taken = []
+        while True:
+            index, output = item
+            if isinstance(output, Exception):
+                raise self._failure(output)
+            if output.finish_reason == "error":
+                raise ApiError(500, "the engine failed on this request; the server's log says why", code="engine_error")
+            if output.finish_reason == "abort":
+                raise unavailable("the server is shutting down", "draining")
+            if output.finish_reason is not None:
+                self._unfinished -= 1
+            taken.append((index, output))
+            if self._queue.empty():
+                return taken
+            item = self._queue.get_nowait()
+
+    def _failure(self, error: Exception) -> Exception:
+        if isinstance(error, QueueFull):
+            self._state.metrics.rejections.labels(reason="queue_full").inc()
+            return from_queue_full(error)
+        if isinstance(error, (InputError, ApiError)):
+            return error
+        # The engine refuses work with a RuntimeError once it is shutting down.
+        if self._state.unready() is not None:
+            return unavailable("the server is shutting down", "draining")
+        return error
+
+    async def pump(self, index: int, request: GenerationRequest) -> None:
+        """Feed one sequence's outputs in; cancelling the task that runs this cancels the sequence."""
+        clock = SequenceClock(self._state.metrics, time.monotonic())
+        finished = False
+        try:
+            async for output in self._serving.engine.stream(request):
+                clock.saw(output, time.monotonic())
+                finished = output.finish_reason is not None
+                self._queue.put_nowait((index, output))
+            if not finished:
+                raise RuntimeError("a sequence ended without a finish reason")
+        except Exception as error:
+            finished = True
+            self._queue.put_nowait((index, error))
+        finally:
+            if not finished:
+                self._state.metrics.cancelled.inc()
+
+
+@asynccontextmanager
+async def running(state: ServerState, serving: Serving, job: Job) -> AsyncIterator[Outputs]:
+    """Run ``job``; on leaving, whatever still runs is cancelled and its lanes are free."""
+    outputs = Outputs(state, serving, len(job.requests))
+    tasks = [asyncio.create_task(outputs.pump(index, request)) for index, request in enumerate(job.requests)]
+    state.active += 1
+    try:
+        yield outputs
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        state.active -= 1
+
+
+async def collect(state: ServerState, serving: Serving, job: Job) -> list[Choice]:
+    """Run ``job`` to its end. Raises ApiError, InputError."""
+    choices = [Choice() for _ in job.requests]
+    async with running(state, serving, job) as outputs:
+        while not outputs.finished:
+            for index, output in await outputs.next(state.settings.keep_alive_seconds):
+                choices[index].outputs.append(output)
+    return choices
+
+
+async def batches(state: ServerState, serving: Serving, job: Job) -> AsyncGenerator[list[tuple[int, StepOutput]], None]:
+    """Run ``job``, yielding outputs as they come and an empty list whenever a stream should say that it lives.
+
+    The first list comes after at most a moment, so that a refusal can still become an HTTP status. Raises ApiError,
+    InputError.
+    """
+    async with running(state, serving, job) as outputs:
+        yield await outputs.next(_GRACE_SECONDS)
+        while not outputs.finished:
+            yield await outputs.next(state.settings.keep_alive_seconds)
+
+
+def usage(job: Job, last: Sequence[StepOutput]) -> Usage:
+    """OpenAI's ``usage`` from every sequence's last output: a prompt counts once, however many choices it has."""
+    prompts = sum(len(prompt) for prompt in job.prompts)
+    completion = sum(output.completion_tokens for output in last)
+    cached = sum(last[index * job.choices].cached_tokens for index in range(len(job.prompts)))
+    return {
+        "prompt_tokens": prompts,
+        "completion_tokens": completion,
+        "total_tokens": prompts + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

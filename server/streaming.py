@@ -1,0 +1,61 @@
+"""The loop that all streamed answers share; what an event looks like is the endpoint's business."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from ladle.server.engine.request import StepOutput
+from ladle.server.errors import ApiError, from_exception
+from ladle.server.generation import Job, batches
+from ladle.server.sse import DONE, KEEP_ALIVE, EventStream, event
+from ladle.server.state import ServerState, Serving
+
+logger = logging.getLogger(__name__)
+
+
+class EventWriter(Protocol):
+    """Turns outputs into events."""
+
+    def opening(self) -> Iterator[Any]:
+        """Events before the first output."""
+
+    def step(self, index: int, output: StepOutput, last: bool) -> Iterator[Any]:
+        """Events of one output of sequence ``index``; ``last`` when no other output follows."""
+
+    def closing(self, outputs: list[StepOutput]) -> Iterator[Any]:
+        """Events after the last output; ``outputs`` holds each sequence's last one."""
+
+
+async def stream_response(state: ServerState, serving: Serving, job: Job, writer: EventWriter) -> EventStream:
+    """Start ``job`` and answer with its events. What fails at once is raised, and so still becomes an HTTP status."""
+    events = _events(state, serving, job, writer)
+    return EventStream(await anext(events), events)
+
+
+async def _events(state: ServerState, serving: Serving, job: Job, writer: EventWriter) -> AsyncGenerator[bytes, None]:
+    ends: dict[int, StepOutput] = {}
+    started = False
+    try:
+        async with aclosing(batches(state, serving, job)) as steps:
+            async for batch in steps:
+                data = b"" if started else b"".join(event(item) for item in writer.opening())
+                for index, output in batch:
+                    if output.finish_reason is not None:
+                        ends[index] = output
+                    last = len(ends) == len(job.requests)
+                    data += b"".join(event(item) for item in writer.step(index, output, last))
+                if data or not batch:
+                    started = True
+                    yield data or KEEP_ALIVE
+        outputs = [ends[index] for index in range(len(job.requests))]
+        yield b"".join(event(item) for item in writer.closing(outputs)) + DONE
+    except Exception as error:
+        if not started:
+            raise
+        if not isinstance(error, ApiError):
+            logger.exception("a stream failed")
+        # The status is long sent: an error event ends the stream, without [DONE].
+        yield event(from_exception(error).envelope())

@@ -1,0 +1,107 @@
+"""The web application: a pure function of its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from ladle.server import errors
+from ladle.server.disconnect import ClientGone
+from ladle.server.docs_page import render
+from ladle.server.routes import (
+    chat_completions,
+    coefficients,
+    completions,
+    families,
+    generate,
+    health,
+    metrics,
+    models,
+)
+from ladle.server.security import BodyLimit, KeyCheck, RequestIds
+from ladle.server.state import ServerState
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+_DESCRIPTION = "Language models steered by preference weights. OpenAI's endpoints, and native ones with traces."
+_MODULES: tuple[Any, ...] = (
+    chat_completions,
+    completions,
+    generate,
+    coefficients,
+    families,
+    models,
+    health,
+    metrics,
+)
+
+
+def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application over ``state``. It loads nothing and opens nothing; ``lifespan`` is for who does."""
+    settings = state.settings
+    middleware = [Middleware(RequestIds)]
+    if settings.cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type"],
+                expose_headers=["retry-after", "x-request-id"],
+            )
+        )
+    if state.keys is not None:
+        middleware.append(Middleware(KeyCheck, keys=state.keys))
+    middleware.append(Middleware(BodyLimit, limit=settings.max_body_bytes))
+    app = FastAPI(
+        title="Ladle",
+        description=_DESCRIPTION,
+        version=version("ladle"),
+        lifespan=lifespan,
+        middleware=middleware,
+        # FastAPI's own pages load scripts from another host; ours is below.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.server = state
+    errors.install(app)
+    app.add_exception_handler(ClientGone, _nobody)
+    for module in _MODULES:
+        app.include_router(module.router)
+
+    _document_400(app)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(render(app.openapi()))
+
+    return app
+
+
+def _document_400(app: FastAPI) -> None:
+    """FastAPI documents a 422 wherever there is a body; here a bad body is a 400, which every route lists itself."""
+    complete = app.openapi
+
+    def schema() -> dict[str, Any]:
+        document = complete()
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+    app.openapi = schema  # type: ignore[method-assign]
+
+
+async def _nobody(_: Request, __: Exception) -> Response:
+    """Nobody is there to read it; 499 is what proxies log for a client that left."""
+    return Response(status_code=499)

@@ -1,0 +1,121 @@
+"""OpenAI's chat completions as answers: whole and streamed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+
+from ladle.server.engine.request import StepOutput
+from ladle.server.generation import Choice, Job, usage
+from ladle.server.reply_types import (
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
+from ladle.server.state import Serving
+from ladle.server.steering import describe
+from ladle.server.token_text import TokenText, finite
+
+
+def chat_completion(
+    serving: Serving, job: Job, model: str, choices: Sequence[Choice], logprobs: bool
+) -> ChatCompletion:
+    """The whole answer."""
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": serving.fingerprint,
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": chat_logprobs(serving.tokens, choice.outputs) if logprobs else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ],
+        "usage": usage(job, [choice.last for choice in choices]),
+        "steering": describe(job.plan),
+    }
+
+
+def chat_logprobs(tokens: TokenText, outputs: Sequence[StepOutput]) -> ChatLogprobs:
+    """``logprobs`` of a choice or of a chunk."""
+    content: list[TokenLogprob] = [
+        {
+            **_top(tokens, output.token, output.logprob),
+            "top_logprobs": [_top(tokens, token, logprob) for token, logprob in output.top],
+        }
+        for output in outputs
+        if not ends_text(tokens, output)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def ends_text(tokens: TokenText, output: StepOutput) -> bool:
+    """Whether an output is the end-of-text token, which is no content."""
+    return output.finish_reason == "stop" and tokens.is_special(output.token)
+
+
+def _top(tokens: TokenText, token: int, logprob: float) -> TopLogprob:
+    return {"token": tokens.text(token), "bytes": tokens.utf8(token), "logprob": finite(logprob)}
+
+
+class ChatStream:
+    """Events of a streamed chat completion: a role chunk a choice, deltas, a finish chunk a choice, the usage chunk."""
+
+    def __init__(self, serving: Serving, job: Job, model: str, logprobs: bool, include_usage: bool) -> None:
+        self._serving = serving
+        self._job = job
+        self._logprobs = logprobs
+        self._include_usage = include_usage
+        self._model = model
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def opening(self) -> Iterator[ChatChunk]:
+        for index in range(len(self._job.requests)):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def step(self, index: int, output: StepOutput, last: bool) -> Iterator[ChatChunk]:
+        logprobs = chat_logprobs(self._serving.tokens, [output]) if self._logprobs else None
+        if output.text or (logprobs and logprobs["content"]):
+            yield self._chunk(index, {"content": output.text}, logprobs)
+        if output.finish_reason is not None:
+            chunk = self._chunk(index, {}, None, output.finish_reason)
+            if last and not self._include_usage:
+                chunk["steering"] = describe(self._job.plan)
+            yield chunk
+
+    def closing(self, outputs: list[StepOutput]) -> Iterator[ChatChunk]:
+        if self._include_usage:
+            chunk = self._envelope([])
+            chunk["usage"] = usage(self._job, outputs)
+            chunk["steering"] = describe(self._job.plan)
+            yield chunk
+
+    def _chunk(
+        self, index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: str | None = None
+    ) -> ChatChunk:
+        choice: ChatChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self._envelope([choice])
+
+    def _envelope(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        chunk: ChatChunk = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self._serving.fingerprint,
+            "choices": choices,
+        }
+        if self._include_usage:
+            chunk["usage"] = None
+        return chunk

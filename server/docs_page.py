@@ -1,0 +1,102 @@
+"""The page at ``/docs``: the OpenAPI schema as plain HTML, without scripts and without other hosts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
+code{font:14px ui-monospace,monospace;background:#f2f2f2;padding:.1em .3em;border-radius:3px}
+section{border-top:1px solid #ccc;padding:.5rem 0}table{border-collapse:collapse;width:100%}
+td,th{text-align:left;vertical-align:top;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #eee}
+summary{cursor:pointer}
+@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#161616}code{background:#2a2a2a}
+a{color:#8ab4f8}td,th{border-color:#333}section{border-color:#444}}
+"""
+
+
+def render(openapi: Schema) -> str:
+    """The page for an OpenAPI document."""
+    info = openapi["info"]
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width,initial-scale=1">',
+        f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>",
+        '<p>The same as a machine reads it: <a href="/openapi.json">/openapi.json</a></p>',
+    ]
+    for path, methods in openapi["paths"].items():
+        for method, operation in methods.items():
+            parts.extend(_operation(openapi, path, method, operation))
+    parts.append("<h2>Types</h2>")
+    for name, schema in sorted(openapi.get("components", {}).get("schemas", {}).items()):
+        parts.append(f'<section id="{escape(name)}"><h3>{escape(name)}</h3>{_text(schema)}{_fields(schema)}</section>')
+    parts.append("</body></html>")
+    return "".join(parts)
+
+
+def _operation(openapi: Schema, path: str, method: str, operation: Schema) -> Iterator[str]:
+    yield f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
+    yield f"<p><b>{escape(operation.get('summary', ''))}.</b></p>{_text(operation)}"
+    if "requestBody" in operation:
+        schema = _content(operation["requestBody"])
+        yield f"<details open><summary>Body: {_type(schema)}</summary>{_fields(_resolve(openapi, schema))}</details>"
+    yield "<details><summary>Answers</summary><table>"
+    for status, response in operation.get("responses", {}).items():
+        kind = _type(_content(response)) if response.get("content") else ""
+        yield f"<tr><td>{escape(status)}</td><td>{kind}</td><td>{escape(response['description'])}</td></tr>"
+    yield "</table></details></section>"
+
+
+def _content(holder: Schema) -> Schema:
+    return next(iter(holder["content"].values())).get("schema", {})
+
+
+def _resolve(openapi: Schema, schema: Schema) -> Schema:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    resolved: Schema = openapi["components"]["schemas"][name] if name else schema
+    return resolved
+
+
+def _text(schema: Schema) -> str:
+    return f"<p>{escape(schema['description'])}</p>" if schema.get("description") else ""
+
+
+def _fields(schema: Schema) -> str:
+    required = schema.get("required", ())
+    rows = [
+        f"<tr><td><code>{escape(name)}</code>{' *' if name in required else ''}</td><td>{_type(field)}</td>"
+        f"<td>{escape(field.get('description', ''))}</td></tr>"
+        for name, field in schema.get("properties", {}).items()
+    ]
+    return f"<table><tr><th>field (* required)</th><th>type</th><th></th></tr>{''.join(rows)}</table>" if rows else ""
+
+
+def _type(schema: Schema) -> str:
+    """A schema in a few words, with links to named types."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    for key in ("anyOf", "allOf"):
+        if key in schema:
+            return " | ".join(dict.fromkeys(_type(option) for option in schema[key]))
+    if "enum" in schema or "const" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return " | ".join(f"<code>{escape(json.dumps(value))}</code>" for value in values)
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), Mapping):
+        return f"object of {_type(schema['additionalProperties'])}"
+    return escape(str(kind)) + _range(schema)
+
+
+def _range(schema: Schema) -> str:
+    marks = {"minimum": "&ge;", "exclusiveMinimum": "&gt;", "maximum": "&le;", "exclusiveMaximum": "&lt;"}
+    limits = [f"{sign} {schema[key]:g}" for key, sign in marks.items() if key in schema]
+    return f" ({', '.join(limits)})" if limits else ""

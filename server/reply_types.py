@@ -1,0 +1,291 @@
+"""The shapes of responses, for the type checker and for /docs. Ours beyond OpenAI's: ``steering``, ``seed``."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class PromptTokensDetails(TypedDict):
+    """Of the prompt tokens, those whose state was reused."""
+
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class SourceReply(TypedDict):
+    """One source of next-token scores."""
+
+    name: str
+    role: str
+    weight: float
+    coefficients: dict[str, float]
+
+
+class SteeringReply(TypedDict):
+    """What steered the answer."""
+
+    method: str
+    preference: dict[str, float] | None
+    coefficients: dict[str, float]
+    base_share: float
+    normalize: str
+    sources: list[SourceReply]
+    warnings: list[str]
+
+
+class TopLogprob(TypedDict):
+    """An alternative at one position; ``bytes`` is exact where a token is part of a character."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TokenLogprob(TopLogprob):
+    """A generated token with alternatives, best first."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """OpenAI's chat form; the token that ends a text is left out, as it is no content."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ChatMessage(TypedDict):
+    """The assistant's answer."""
+
+    role: str
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    """One choice of a chat completion."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatCompletion(TypedDict):
+    """Answer of ``POST /v1/chat/completions``."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    steering: SteeringReply
+
+
+class ChatDelta(TypedDict, total=False):
+    """What a chunk adds."""
+
+    role: str
+    content: str
+
+
+class ChatChunkChoice(TypedDict):
+    """One choice's part of a chunk."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class ChatChunk(TypedDict):
+    """One event of a streamed chat completion; the last one carries ``steering``."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[Usage | None]
+    steering: NotRequired[SteeringReply]
+
+
+class CompletionLogprobs(TypedDict):
+    """OpenAI's legacy form; offsets count characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    """One choice of a completion, or its part of a chunk."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class Completion(TypedDict):
+    """Answer of ``POST /v1/completions``, and one event of it when streamed."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: NotRequired[Usage | None]
+    steering: NotRequired[SteeringReply]
+
+
+class Alternative(TypedDict):
+    """A token that could have come instead."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class Token(TypedDict):
+    """One generated token.
+
+    ``text`` is what the token adds to the choice's text, so the texts joined are that text: a part of a character, or
+    of what may become a stop string, is shown with the token that completes it. ``base_logprob`` is the token's logprob
+    under the base and ``shift`` KL(base, final) in nats; both are null without a trace. ``expert`` is the expert that
+    gave it, or null. ``top`` is there when alternatives were asked for.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    base_logprob: float | None
+    shift: float | None
+    expert: str | None
+    top: NotRequired[list[Alternative]]
+
+
+class GeneratedChoice(TypedDict):
+    """One choice; ``text`` is left out of a stream's last event, ``tokens`` is there with a trace or logprobs."""
+
+    index: int
+    text: NotRequired[str]
+    finish_reason: str
+    tokens: NotRequired[list[Token]]
+
+
+class Generated(TypedDict):
+    """Answer of ``POST /v1/generate``, and the last event of it when streamed. The same ``seed`` gives it again."""
+
+    id: str
+    object: str
+    model: str
+    created: int
+    seed: int
+    choices: list[GeneratedChoice]
+    usage: Usage
+    steering: SteeringReply
+
+
+class TokenEvent(TypedDict):
+    """One event of a streamed generation."""
+
+    index: int
+    token: Token
+
+
+class CoefficientsReply(TypedDict):
+    """Answer of ``POST /v1/coefficients``."""
+
+    method: str
+    preference: dict[str, float] | None
+    coefficients: dict[str, float]
+    base_share: float
+    sources: list[SourceReply]
+    condition: float | None
+    l1: float
+    warnings: list[str]
+
+
+class ModelReply(TypedDict):
+    """One model in OpenAI's form."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    """Answer of ``GET /v1/models``."""
+
+    object: str
+    data: list[ModelReply]
+
+
+class MethodReply(TypedDict):
+    """Whether the family can serve a method, and if not, why."""
+
+    available: bool
+    reason: str | None
+
+
+class MemberReply(TypedDict):
+    """One member of a family; ``rank`` is null for full weights."""
+
+    name: str
+    kind: str
+    storage: str
+    rank: int | None
+    parameters: int
+    objective: str | None
+    rewards: list[float] | None
+
+
+class FamilyReply(TypedDict):
+    """Answer of ``GET /v1/families/{name}``; row j of ``matrix`` holds the reward weights of backbone j."""
+
+    name: str
+    objectives: list[str]
+    default_method: str
+    matrix: list[list[float]] | None
+    methods: dict[str, MethodReply]
+    members: list[MemberReply]
+    presets: dict[str, dict[str, Any]]
+
+
+class FamilyList(TypedDict):
+    """Answer of ``GET /v1/families``."""
+
+    object: str
+    data: list[FamilyReply]
+
+
+class ErrorBody(TypedDict):
+    """What went wrong; ``param`` is the path of the field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(TypedDict):
+    """Answer of anything that fails."""
+
+    error: ErrorBody

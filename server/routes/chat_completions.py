@@ -1,0 +1,42 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from ladle.server.chat_reply import ChatStream, chat_completion
+from ladle.server.disconnect import unless_gone
+from ladle.server.generation import collect, make_job
+from ladle.server.json_request import JsonRoute
+from ladle.server.openai_schemas import ChatCompletionRequest
+from ladle.server.prompts import encode_chat
+from ladle.server.reply_types import ChatCompletion
+from ladle.server.routes import answers, state_of
+from ladle.server.steering import plan_of
+from ladle.server.streaming import stream_response
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Answer a conversation",
+    responses=answers(ChatCompletion, 400, 401, 404, 413, 429, 500, 503),
+    response_model=None,
+)
+async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+    """OpenAI's chat completions. Honoured fields are listed below; any other field is refused by name."""
+    state = state_of(request)
+    serving = state.require()
+    plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    prompt = await encode_chat(serving, body.messages)
+    limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    job = make_job(state, serving, plan, [prompt], body, limit, body.alternatives, limit_field)
+    model = body.model or serving.family.name
+    if body.stream:
+        writer = ChatStream(serving, job, model, bool(body.logprobs), body.include_usage)
+        return await stream_response(state, serving, job, writer)
+    choices = await unless_gone(request, collect(state, serving, job))
+    return JSONResponse(chat_completion(serving, job, model, choices, bool(body.logprobs)))

@@ -1,0 +1,39 @@
+"""``POST /v1/coefficients``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from ladle.server.json_request import JsonRoute
+from ladle.server.native_schemas import CoefficientsRequest
+from ladle.server.reply_types import CoefficientsReply
+from ladle.server.routes import answers, state_of
+from ladle.server.steering import plan_of, sources
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/v1/coefficients",
+    summary="What a preference becomes",
+    responses=answers(CoefficientsReply, 400, 401, 404, 413, 503),
+    response_model=None,
+)
+async def coefficients(body: CoefficientsRequest, request: Request) -> JSONResponse:
+    """The merge coefficients of a preference, without generating anything."""
+    serving = state_of(request).require()
+    steering = {"method": body.method, "preference": body.preference}
+    plan = plan_of(serving.family, body.model, steering)
+    merged = plan.coefficients
+    reply: CoefficientsReply = {
+        "method": plan.method,
+        "preference": plan.preference.as_dict() if plan.preference else None,
+        "coefficients": merged.as_dict() if merged else {},
+        "base_share": merged.base_share if merged else 1.0,
+        "sources": sources(plan),
+        "condition": merged.condition if merged else None,
+        "l1": merged.l1 if merged else 0.0,
+        "warnings": list(plan.warnings),
+    }
+    return JSONResponse(reply)

@@ -1,0 +1,49 @@
+"""``POST /v1/completions``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from ladle.server.completion_reply import CompletionStream, completion
+from ladle.server.disconnect import unless_gone
+from ladle.server.generation import collect, make_job
+from ladle.server.json_request import JsonRoute
+from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionRequest
+from ladle.server.prompts import encode_prompt
+from ladle.server.reply_types import Completion
+from ladle.server.routes import answers, state_of
+from ladle.server.steering import plan_of
+from ladle.server.streaming import stream_response
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue one or several texts",
+    responses=answers(Completion, 400, 401, 404, 413, 429, 500, 503),
+    response_model=None,
+)
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """OpenAI's legacy completions: a prompt is a string or a list of token ids, and there may be several.
+
+    As in OpenAI's API, max_tokens defaults to 16 here.
+    """
+    state = state_of(request)
+    serving = state.require()
+    plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    prompts = []
+    for index, prompt in enumerate(body.prompt):
+        prompts.append(await encode_prompt(serving, prompt, "prompt" if len(body.prompt) == 1 else f"prompt[{index}]"))
+    limit = body.max_tokens
+    if limit is None:
+        longest = max(map(len, prompts))
+        limit = max(1, min(DEFAULT_COMPLETION_TOKENS, serving.engine.max_context - longest))
+    job = make_job(state, serving, plan, prompts, body, limit, body.logprobs)
+    model = body.model or serving.family.name
+    if body.stream:
+        writer = CompletionStream(serving, job, model, body.logprobs, body.include_usage)
+        return await stream_response(state, serving, job, writer)
+    choices = await unless_gone(request, collect(state, serving, job))
+    return JSONResponse(completion(serving, job, model, choices, body.logprobs))

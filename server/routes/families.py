@@ -1,0 +1,67 @@
+"""``GET /v1/families`` and ``GET /v1/families/{name}``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from ladle.guidance import registry
+from ladle.merging.family import Family, MemberInfo
+from ladle.server.errors import ApiError
+from ladle.server.reply_types import FamilyList, FamilyReply, MemberReply
+from ladle.server.routes import answers, state_of
+
+router = APIRouter()
+
+
+@router.get(
+    "/v1/families",
+    summary="The families served here",
+    responses=answers(FamilyList, 401, 503),
+    response_model=None,
+)
+async def families(request: Request) -> JSONResponse:
+    """One server serves one family; the list is for clients that do not know its name."""
+    family = state_of(request).require().family
+    return JSONResponse({"object": "list", "data": [describe_family(family)]})
+
+
+@router.get(
+    "/v1/families/{name}",
+    summary="Objectives, methods, members and presets of a family",
+    responses=answers(FamilyReply, 401, 404, 503),
+    response_model=None,
+)
+async def family_by_name(name: str, request: Request) -> JSONResponse:
+    """Bone Soup solves B^T lam = mu, where row j of `matrix` (B) holds the reward weights of backbone j."""
+    family = state_of(request).require().family
+    if name != family.name:
+        message = f"name: no family {name[:200]!r} is served here; known: {family.name}"
+        raise ApiError(404, message, param="name", code="family_not_found")
+    return JSONResponse(describe_family(family))
+
+
+def describe_family(family: Family) -> FamilyReply:
+    """A family as clients see it."""
+    methods = registry.available(family)
+    return {
+        "name": family.name,
+        "objectives": list(family.objectives),
+        "default_method": registry.default_method(family),
+        "matrix": family.matrix.tolist() if family.matrix is not None else None,
+        "methods": {name: {"available": ready, "reason": reason or None} for name, (ready, reason) in methods.items()},
+        "members": [_member(member) for member in family.members()],
+        "presets": {name: preset.model_dump(exclude_none=True) for name, preset in family.manifest.presets.items()},
+    }
+
+
+def _member(member: MemberInfo) -> MemberReply:
+    return {
+        "name": member.name,
+        "kind": member.kind,
+        "storage": member.storage,
+        "rank": member.rank,
+        "parameters": member.parameters,
+        "objective": member.objective,
+        "rewards": list(member.rewards) if member.rewards is not None else None,
+    }

@@ -1,0 +1,43 @@
+"""``POST /v1/generate``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from ladle.server.disconnect import unless_gone
+from ladle.server.generation import collect, make_job
+from ladle.server.json_request import JsonRoute
+from ladle.server.native_reply import GenerateStream, generated
+from ladle.server.native_schemas import GenerateRequest
+from ladle.server.prompts import encode_chat, encode_prompt
+from ladle.server.reply_types import Generated
+from ladle.server.routes import answers, state_of
+from ladle.server.steering import plan_of
+from ladle.server.streaming import stream_response
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/v1/generate",
+    summary="Generate with per-token traces",
+    responses=answers(Generated, 400, 401, 404, 413, 429, 500, 503),
+    response_model=None,
+)
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    """The native endpoint. With `steering.trace` every token says how far the steering moved it from the base."""
+    state = state_of(request)
+    serving = state.require()
+    plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    if body.messages is not None:
+        prompt = await encode_chat(serving, body.messages)
+    else:
+        assert body.prompt is not None, "the schema has checked it"
+        prompt = await encode_prompt(serving, body.prompt)
+    job = make_job(state, serving, plan, [prompt], body, body.max_tokens, body.alternatives)
+    model = body.model or serving.family.name
+    if body.stream:
+        return await stream_response(state, serving, job, GenerateStream(serving, job, model, bool(body.top_logprobs)))
+    choices = await unless_gone(request, collect(state, serving, job))
+    return JSONResponse(generated(serving, job, model, choices, body.wants_tokens, bool(body.top_logprobs)))

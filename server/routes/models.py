@@ -1,0 +1,38 @@
+"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from ladle.server.reply_types import ModelList, ModelReply
+from ladle.server.routes import answers, state_of
+from ladle.server.state import Serving
+from ladle.server.steering import model_ids, plan_of
+
+router = APIRouter()
+
+
+@router.get("/v1/models", summary="Model names", responses=answers(ModelList, 401, 503), response_model=None)
+async def models(request: Request) -> JSONResponse:
+    """The family, the family with each method it can serve, and its presets."""
+    serving = state_of(request).require()
+    return JSONResponse({"object": "list", "data": [_model(serving, name) for name in model_ids(serving.family)]})
+
+
+# A model name may hold slashes.
+@router.get(
+    "/v1/models/{model:path}",
+    summary="One model",
+    responses=answers(ModelReply, 400, 401, 404, 503),
+    response_model=None,
+)
+async def model_by_name(model: str, request: Request) -> JSONResponse:
+    """Any name that a request may use as `model`, with preference too."""
+    serving = state_of(request).require()
+    plan_of(serving.family, model, None)
+    return JSONResponse(_model(serving, model))
+
+
+def _model(serving: Serving, name: str) -> ModelReply:
+    return {"id": name, "object": "model", "created": serving.created, "owned_by": "ladle"}

@@ -1,5 +1,7 @@
-"""Type-check the package. The folders of the repository are parts of one import package (see pyproject.toml), which mypy
-cannot know: lay them out as such with symbolic links, run mypy there, and report the paths of the repository.
+"""Type-check the package.
+
+The folders of the repository are parts of one import package (see pyproject.toml), which mypy cannot know: lay them out
+as such with symbolic links, run mypy there, and report the paths of the repository.
 
     python tools/typecheck.py [mypy options]
 """

@@ -1,0 +1,244 @@
+"""The synchronous client. ``async_client.py`` is its twin, method by method."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack, overload
+from urllib.parse import quote
+
+import httpx
+
+from ladle.clients.errors import (
+    APIError,
+    ConnectionError,
+    ResponseError,
+    UsageError,
+    error_from_status,
+    error_from_transport,
+)
+from ladle.clients.payload import Message, Options, as_messages, coefficients_body, generation_body, lists_tokens
+from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, parse, parse_list
+from ladle.clients.retry import RETRIED_STATUSES, RetryPolicy, is_worth_repeating, retry_after_seconds
+from ladle.clients.settings import Connection
+from ladle.clients.stream import Stream
+
+
+class Client:
+    """A client of one Ladle server. Safe to share between threads; close it, or use it as a context manager.
+
+        >>> from ladle.clients import Client
+        >>> with Client("http://localhost:8000") as ladle:
+        ...     reply = ladle.chat("Tell me about rain.", preference={"positive": 0.8, "concise": 0.2})
+        >>> reply.text
+        'Rain is lovely.'
+
+    Args:
+        url: where the server is; else ``LADLE_URL``, else ``http://localhost:8000``.
+        api_key: sent as a bearer token; else ``LADLE_API_KEY``, else none.
+        timeout: seconds of silence to accept, or an ``httpx.Timeout``; 600, and 10 to connect, if None.
+        max_retries: how often a request is repeated that met an overloaded or absent server. One that has begun to
+            stream never is.
+        transport: how requests travel, for tests: an ``httpx.MockTransport``, for instance.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = None,
+        max_retries: int = 2,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        connection = Connection.resolve(url, api_key, timeout)
+        self.url = connection.url
+        self._retry = RetryPolicy(max_retries)
+        self._http = httpx.Client(headers=connection.headers, timeout=connection.timeout, transport=transport)
+        self._family: str | None = None
+
+    @overload
+    def chat(
+        self, prompt: str | Sequence[Message], *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> Generation: ...
+    @overload
+    def chat(self, prompt: str | Sequence[Message], *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    def chat(
+        self, prompt: str | Sequence[Message], *, stream: bool = False, **options: Unpack[Options]
+    ) -> Generation | Stream:
+        """Answer a conversation, in the model's chat format.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     history = [{"role": "user", "content": "Tell me about rain."}]
+        ...     reply = ladle.chat(history, preference={"positive": 1}, method="bone_soup", max_tokens=64, seed=7)
+        ...     history += [reply.message, {"role": "user", "content": "And about snow?"}]
+        ...     print(reply.text, reply.steering.preference)
+        Rain is lovely. {'positive': 1.0}
+
+        Args:
+            prompt: what the user says, or the messages so far.
+            stream: give a ``Stream`` of tokens instead of the complete answer.
+            **options: see ``Options``: steering, model and sampling.
+
+        Raises:
+            UsageError: unknown options, or no ``model`` where the server has several families.
+            APIError: the server's refusal; see ``ladle.clients.errors`` for its kinds.
+            ConnectionError: the server cannot be reached, or it went away.
+        """
+        return self._generate({"messages": as_messages(prompt)}, stream, options)
+
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Unpack[Options]) -> Generation: ...
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    def generate(self, prompt: str, *, stream: bool = False, **options: Unpack[Options]) -> Generation | Stream:
+        """Continue a text as it stands, without a chat format.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     for token in ladle.generate("Once", preference={"simple": 1}, stream=True, trace=True):
+        ...         print(repr(token.text), token.token.shift)
+        ' upon' 0.25
+        ' a' 0.5
+        ' time' 0.0
+        '.' 0.125
+
+        Takes what ``chat`` takes and raises what it raises.
+        """
+        return self._generate({"prompt": prompt}, stream, options)
+
+    def coefficients(
+        self,
+        preference: Mapping[str, float] | None = None,
+        *,
+        method: str | None = None,
+        model: str | None = None,
+    ) -> CoefficientsReport:
+        """The member weights a preference becomes, without generating anything.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     ladle.coefficients({"positive": 1}, method="bone_soup").coefficients
+        {'bone-positive': 1.75, 'bone-concise': -0.75}
+
+        Raises what ``chat`` raises.
+        """
+        body = coefficients_body(self._model(model), preference, method)
+        return parse(CoefficientsReport, self._json("POST", "/v1/coefficients", body))
+
+    def families(self) -> list[Family]:
+        """The families this server has.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     [family.name for family in ladle.families()]
+        ['demo']
+        """
+        return parse_list(Family, self._json("GET", "/v1/families"))
+
+    def family(self, name: str) -> Family:
+        """One family: its objectives, members, and which methods it can serve and why not.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     ladle.family("demo").methods["mage"].reason
+        'the family has no value models'
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        return parse(Family, self._json("GET", f"/v1/families/{quote(name, safe='')}"))
+
+    def models(self) -> list[Model]:
+        """What may be given as ``model``: families and presets.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     [model.id for model in ladle.models()]
+        ['demo', 'cheerful']
+        """
+        return parse_list(Model, self._json("GET", "/v1/models"))
+
+    def health(self) -> bool:
+        """Whether the server is alive; False if it cannot be reached.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     ladle.health()
+        True
+        """
+        return self._answers("/health")
+
+    def ready(self) -> bool:
+        """Whether the server takes requests: not while it loads, drains, or cannot be reached.
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle:
+        ...     ladle.ready()
+        True
+        """
+        return self._answers("/ready")
+
+    def close(self) -> None:
+        """Give back all connections. Streams still open end."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _generate(self, prompt: Mapping[str, Any], stream: bool, options: Options) -> Generation | Stream:
+        body = generation_body(self._model(options.get("model")), prompt, options, stream)
+        if not stream:
+            return parse(Generation, self._json("POST", "/v1/generate", body))
+        response = self._send("POST", "/v1/generate", body, stream=True)
+        return Stream(response, tokens_listed=lists_tokens(body))
+
+    def _model(self, model: str | None) -> str:
+        """The model asked for, or the one family served; that is asked once."""
+        if model is not None:
+            return model
+        if self._family is None:
+            names = [family.name for family in self.families()]
+            if len(names) != 1:
+                raise UsageError(f"model: the server has {len(names)} families; choose one of: {', '.join(names)}")
+            self._family = names[0]
+        return self._family
+
+    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        response = self._send(method, path, body)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise ResponseError(f"unexpected answer from {response.request.url}: not JSON") from error
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None, stream: bool = False) -> httpx.Response:
+        """A successful response, after as many attempts as the policy allows; its body unread if ``stream``."""
+        attempt = 0
+        while True:
+            request = self._http.build_request(method, self.url + path, json=body)
+            failure: APIError | ConnectionError
+            try:
+                response = self._http.send(request, stream=stream)
+                if response.is_success:
+                    return response
+                response.read()
+                failure = error_from_status(response, retry_after := retry_after_seconds(response))
+                wait = self._retry.wait(attempt, retry_after) if response.status_code in RETRIED_STATUSES else None
+            except httpx.TransportError as error:
+                failure = error_from_transport(error, self.url)
+                wait = self._retry.wait(attempt) if is_worth_repeating(error) else None
+            if wait is None:
+                raise failure
+            time.sleep(wait)
+            attempt += 1
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return self._http.get(self.url + path).is_success
+        except httpx.TransportError:
+            return False

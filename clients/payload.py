@@ -1,0 +1,110 @@
+"""From the arguments of a call to the body of a request. What the values mean is for the server to judge."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from ladle.clients.errors import UsageError
+
+Message = Mapping[str, Any]
+
+
+class Options(TypedDict, total=False):
+    """What ``chat`` and ``generate`` take besides the prompt. Whatever is left out, or None, is the server's default.
+
+    Keys:
+        model: a family, a preset, or ``FAMILY[/METHOD][@objective=weight,...]``; the family served, if it is only one.
+        preference: weights >= 0 by objective; normalised by the server, which says so.
+        method: ``base``, ``rewarded_soup``, ``bone_soup``, ...; see ``family(name).methods``.
+        strength: scales what the method adds to the base.
+        steering: further fields of the ``steering`` object (``coefficients``, ``normalize``, ...).
+        trace: report per-token detail.
+        max_tokens: how many to generate at most.
+        temperature, top_p, top_k, min_p: how the next token is drawn; temperature 0 is greedy.
+        n: number of choices.
+        stop: one string or several that end the text.
+        seed: the same request with the same seed gives the same tokens.
+        logprobs: report the tokens with their logprobs even without a trace.
+        top_logprobs: how many alternatives to report for each token; needs ``logprobs``.
+        logit_bias: added to the score, by token id.
+        presence_penalty, frequency_penalty, repetition_penalty: on tokens that occurred already.
+        user: for the server's log.
+    """
+
+    model: str | None
+    preference: Mapping[str, float] | None
+    method: str | None
+    strength: float | None
+    steering: Mapping[str, Any] | None
+    trace: bool | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    n: int | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    logit_bias: Mapping[str, float] | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    user: str | None
+
+
+_STEERING = ("preference", "method", "strength", "trace")
+
+
+def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, Any]]:
+    """A string is what the user says; anything else is a conversation already.
+
+    Raises:
+        UsageError: neither a string nor a sequence of messages, or an empty one.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    messages: Sequence[Message] = prompt
+    if not isinstance(messages, Sequence) or not messages or not all(isinstance(turn, Mapping) for turn in messages):
+        raise UsageError(
+            "chat: expected a string or a non-empty list of messages such as {'role': 'user', 'content': '...'}"
+        )
+    return [dict(turn) for turn in messages]
+
+
+def generation_body(model: str, prompt: Mapping[str, Any], options: Options, stream: bool) -> dict[str, Any]:
+    """The body of ``POST /v1/generate``; ``prompt`` is its ``prompt`` or ``messages`` field.
+
+    Raises:
+        UsageError: an unknown option, or one that is given twice.
+    """
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]!r}; known: {', '.join(Options.__annotations__)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    steering: dict[str, Any] = dict(options.get("steering") or {})
+    for key in _STEERING:
+        if key in given:
+            if key in steering:
+                raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
+            steering[key] = given[key]
+    body: dict[str, Any] = {"model": model, **prompt}
+    body |= {key: value for key, value in given.items() if key not in (*_STEERING, "steering", "model")}
+    if isinstance(body.get("stop"), Sequence) and not isinstance(body["stop"], str):
+        body["stop"] = list(body["stop"])
+    if steering:
+        body["steering"] = steering
+    if stream:
+        body["stream"] = True
+    return body
+
+
+def lists_tokens(body: Mapping[str, Any]) -> bool:
+    """Whether the answer to a ``generation_body`` lists the tokens of its choices."""
+    return bool(body.get("logprobs") or body.get("steering", {}).get("trace"))
+
+
+def coefficients_body(model: str, preference: Mapping[str, float] | None, method: str | None) -> dict[str, Any]:
+    """The body of ``POST /v1/coefficients``."""
+    body: dict[str, Any] = {"model": model, "method": method, "preference": preference}
+    return {key: value for key, value in body.items() if value is not None}

@@ -1,0 +1,204 @@
+"""What the server answers, typed. Fields that a newer server adds are kept and reachable as attributes."""
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ladle.clients.errors import ResponseError
+
+
+class Response(BaseModel):
+    """Base of all answers: immutable, tolerant of fields this version does not know."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class Alternative(Response):
+    """A token that could have come instead."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class Token(Response):
+    """One generated token.
+
+    Attributes:
+        id: in the vocabulary of the base.
+        text: what the token adds to the text. A part of a character, or of what may become a stop string, is shown with
+            the token that completes it; put together, the texts of a choice's tokens are its text.
+        logprob: of the combined score, before temperature and truncation, in nats.
+        base_logprob: the same token's under the plain base, in nats; None unless traced.
+        shift: KL(base, final) at this position, in nats; None unless traced.
+        expert: who was chosen to say it; None for methods that do not route.
+        top: the best alternatives, best first; None unless ``top_logprobs`` asked for them.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+    base_logprob: float | None = None
+    shift: float | None = None
+    expert: str | None = None
+    top: list[Alternative] | None = None
+
+
+class Choice(Response):
+    """One continuation. ``tokens`` is None unless the request asked for a trace or logprobs."""
+
+    index: int = 0
+    text: str = ""
+    finish_reason: str | None = None
+    tokens: list[Token] | None = None
+
+
+class Usage(Response):
+    """Tokens counted over all choices of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int | None = None
+
+
+class Source(Response):
+    """What took part in the score: its weight there, and the members its own weights were merged from."""
+
+    name: str
+    role: str
+    weight: float
+    coefficients: dict[str, float] = Field(default_factory=dict)
+
+
+class SteeringReport(Response):
+    """How a request was steered, as the server understood it.
+
+    ``preference`` is normalised to sum 1, whatever the request said.
+    """
+
+    method: str
+    preference: dict[str, float] | None = None
+    coefficients: dict[str, float] | None = None
+    base_share: float | None = None
+    normalize: str | None = None
+    sources: list[Source] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+
+class Generation(Response):
+    """A complete answer to ``generate`` or ``chat``. The same request with the same ``seed`` gives it again."""
+
+    id: str
+    model: str
+    created: int
+    seed: int | None = None
+    choices: list[Choice]
+    usage: Usage | None = None
+    steering: SteeringReport | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return self.choices[0].text
+
+    @property
+    def tokens(self) -> list[Token] | None:
+        """The tokens of the first choice; None unless the request asked for a trace or logprobs."""
+        return self.choices[0].tokens
+
+    @property
+    def message(self) -> dict[str, str]:
+        """The first choice as a message to put into the next ``chat``."""
+        return {"role": "assistant", "content": self.text}
+
+
+class StreamToken(Response):
+    """One event of a stream: a token of choice ``index``."""
+
+    index: int
+    token: Token
+
+    @property
+    def text(self) -> str:
+        """What may be shown now; empty while half a character, or what may become a stop string, is held back."""
+        return self.token.text
+
+
+class CoefficientsReport(Response):
+    """What a preference becomes, without generating anything.
+
+    Attributes:
+        base_share: 1 minus the sum of the coefficients.
+        condition: condition number of the backbone-reward matrix; None for methods that solve nothing.
+        l1: sum of absolute coefficients: how much rounding of the members is amplified.
+    """
+
+    method: str
+    preference: dict[str, float] | None = None
+    coefficients: dict[str, float] | None = None
+    base_share: float | None = None
+    sources: list[Source] = Field(default_factory=list)
+    condition: float | None = None
+    l1: float | None = None
+    warnings: list[str] = Field(default_factory=list)
+
+
+class MethodStatus(Response):
+    """Whether a family can serve a method, and if not, why."""
+
+    available: bool
+    reason: str | None = None
+
+
+class Member(Response):
+    """One fine-tuned member of a family. ``rank`` is None for full checkpoints."""
+
+    name: str
+    kind: str
+    rank: int | None = None
+    parameters: int | None = None
+
+
+class Family(Response):
+    """What a server serves. Row j of ``matrix`` holds the reward weights of backbone j."""
+
+    name: str
+    objectives: list[str]
+    default_method: str | None = None
+    matrix: list[list[float]] | None = None
+    methods: dict[str, MethodStatus] = Field(default_factory=dict)
+    members: list[Member] = Field(default_factory=list)
+    presets: dict[str, Any] = Field(default_factory=dict)
+
+
+class Model(Response):
+    """An entry of ``/v1/models``."""
+
+    id: str
+    object: str = "model"
+    created: int | None = None
+    owned_by: str | None = None
+
+
+T = TypeVar("T", bound=Response)
+
+
+def parse(kind: type[T], body: Any) -> T:
+    """Read an answer.
+
+    Raises:
+        ResponseError: it lacks what the contract promises; the message names the first such field.
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"]) or "body"
+        raise ResponseError(f"unexpected answer from the server: {path}: {first['msg']}") from error
+
+
+def parse_list(kind: type[T], body: Any) -> list[T]:
+    """Read a list in OpenAI's envelope, ``{"object": "list", "data": [...]}``."""
+    if not isinstance(body, dict) or not isinstance(body.get("data"), list):
+        raise ResponseError("unexpected answer from the server: no list under 'data'")
+    return [parse(kind, entry) for entry in body["data"]]

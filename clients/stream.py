@@ -1,0 +1,214 @@
+"""Answers that come token by token. The connection is given back at the end, at an error and at a break."""
+
+import json
+from collections.abc import AsyncGenerator, Generator, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from ladle.clients.errors import ConnectionError, ResponseError, UsageError, error_from_event, error_from_transport
+from ladle.clients.responses import Generation, StreamToken, Token, parse
+from ladle.clients.sse import EventDecoder
+
+_DONE = "[DONE]"
+
+
+class _Transcript:
+    """What a stream has said so far. Turns the data of events into tokens and remembers what the answer is made of."""
+
+    def __init__(self, response: httpx.Response, tokens_listed: bool) -> None:
+        self.url = str(response.request.url)
+        self.request_id: str | None = response.headers.get("x-request-id")
+        self.tokens_listed = tokens_listed
+        self.complete = False
+        self.texts: dict[int, list[str]] = {}
+        self.tokens: dict[int, list[Token]] = {}
+        self._summary: dict[str, Any] | None = None
+        self._decoder = EventDecoder()
+
+    def read(self, chunk: bytes) -> Iterator[StreamToken]:
+        for data in self._decoder.feed(chunk):
+            if data == _DONE:
+                self.complete = True
+                return  # the rest is read all the same, so that the connection can be used again
+            event = self._parse(data)
+            if "error" in event:
+                raise error_from_event(event["error"], self.request_id)
+            if "choices" in event:
+                self._summary = event
+                continue
+            token = parse(StreamToken, event)
+            self.texts.setdefault(token.index, []).append(token.text)
+            self.tokens.setdefault(token.index, []).append(token.token)
+            yield token
+
+    def end(self) -> None:
+        """To be called when the body has ended."""
+        if not self.complete:
+            raise ConnectionError(f"{self.url} ended the stream before the answer was complete")
+
+    def generation(self) -> Generation:
+        """The whole answer, as if it had not been streamed."""
+        if not self.complete:
+            raise UsageError("the stream has not been read to its end")
+        if self._summary is None:
+            raise ResponseError("unexpected answer from the server: the stream had no closing summary")
+        choices = [
+            choice
+            | {"text": "".join(self.texts.get(choice.get("index", 0), []))}
+            | ({"tokens": self.tokens.get(choice.get("index", 0), [])} if self.tokens_listed else {})
+            for choice in self._summary["choices"]
+        ]
+        return parse(Generation, self._summary | {"choices": choices})
+
+    @staticmethod
+    def _parse(data: str) -> dict[str, Any]:
+        try:
+            event = json.loads(data)
+        except ValueError as error:
+            raise ResponseError(f"unexpected event from the server: {data[:200]!r}") from error
+        if not isinstance(event, dict):
+            raise ResponseError(f"unexpected event from the server: {data[:200]!r}")
+        return event
+
+
+class Stream:
+    """Tokens as they are generated: an iterator, and a context manager that closes the connection.
+
+    Leaving early ends the generation on the server:
+
+        >>> from ladle.clients import Client
+        >>> with Client() as ladle, ladle.generate("Once", stream=True) as stream:
+        ...     print("Once", end="")
+        ...     for token in stream:
+        ...         print(token.text, end="")
+        ...         if "." in token.text:
+        ...             break
+        Once upon a time.
+
+    After the last token, ``result()`` is the whole answer.
+    """
+
+    def __init__(self, response: httpx.Response, tokens_listed: bool = False) -> None:
+        self._response = response
+        self._transcript = _Transcript(response, tokens_listed)
+        self._tokens = self._read()
+
+    @property
+    def request_id(self) -> str | None:
+        """Names the request in the server's log."""
+        return self._transcript.request_id
+
+    @property
+    def text(self) -> str:
+        """The text of choice 0 so far."""
+        return "".join(self._transcript.texts.get(0, []))
+
+    def result(self) -> Generation:
+        """Read what is left and return the whole answer, with usage and steering."""
+        for _ in self:
+            pass
+        return self._transcript.generation()
+
+    def close(self) -> None:
+        """End the stream; the server stops generating. May be called at any time, and more than once."""
+        self._tokens.close()
+        self._response.close()
+
+    def _read(self) -> Generator[StreamToken, None, None]:
+        try:
+            for chunk in self._response.iter_bytes():
+                yield from self._transcript.read(chunk)
+            self._transcript.end()
+        except httpx.TransportError as error:
+            raise error_from_transport(error, self._transcript.url) from error
+        finally:
+            self._response.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StreamToken:
+        return next(self._tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A loop left by `break` without a `with`: the server should not go on for nobody.
+        self._response.close()
+
+
+class AsyncStream:
+    """Tokens as they are generated: an asynchronous iterator, and a context manager that closes the connection.
+
+        >>> import asyncio
+        >>> from ladle.clients import AsyncClient
+        >>> async def main():
+        ...     async with AsyncClient() as ladle, await ladle.generate("Once", stream=True) as stream:
+        ...         print("Once", end="")
+        ...         async for token in stream:
+        ...             print(token.text, end="")
+        >>> asyncio.run(main())
+        Once upon a time.
+
+    Use ``async with`` (or ``aclose``) where the loop may be left early: nothing can be awaited when an object is
+    dropped.
+    """
+
+    def __init__(self, response: httpx.Response, tokens_listed: bool = False) -> None:
+        self._response = response
+        self._transcript = _Transcript(response, tokens_listed)
+        self._tokens = self._read()
+
+    @property
+    def request_id(self) -> str | None:
+        """Names the request in the server's log."""
+        return self._transcript.request_id
+
+    @property
+    def text(self) -> str:
+        """The text of choice 0 so far."""
+        return "".join(self._transcript.texts.get(0, []))
+
+    async def result(self) -> Generation:
+        """Read what is left and return the whole answer, with usage and steering."""
+        async for _ in self:
+            pass
+        return self._transcript.generation()
+
+    async def aclose(self) -> None:
+        """End the stream; the server stops generating. May be called at any time, and more than once."""
+        await self._tokens.aclose()
+        await self._response.aclose()
+
+    async def _read(self) -> AsyncGenerator[StreamToken, None]:
+        try:
+            async for chunk in self._response.aiter_bytes():
+                for token in self._transcript.read(chunk):
+                    yield token
+            self._transcript.end()
+        except httpx.TransportError as error:
+            raise error_from_transport(error, self._transcript.url) from error
+        finally:
+            await self._response.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamToken:
+        return await anext(self._tokens)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -52,8 +52,12 @@ class Detokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
-        # A few prompt tokens prime the decoder, so that a first piece keeps the space in front of its word.
-        self._stream = DecodeStream(ids=list(prompt[-_PRIMING_TOKENS:]), skip_special_tokens=True)
+        # A few prompt tokens prime the decoder, so that a first piece keeps the space in front of its word. A prompt
+        # that ends within a character cannot: the decoder would give its text away together with our first piece.
+        tail = list(prompt[-_PRIMING_TOKENS:])
+        if self._tokenizer.decode(tail, skip_special_tokens=True).endswith("\ufffd"):
+            tail = []
+        self._stream = DecodeStream(ids=tail, skip_special_tokens=True)
         self._stops = StopStrings(stops)
         self._pending: list[int] = []
 

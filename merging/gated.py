@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+
 from ladle.kernels import dispatch
 from ladle.merging.bank import Bank, StackedFactors
-from torch import Tensor, nn
 
 
 class Gate:
@@ -19,21 +20,27 @@ class Gate:
 
     def __init__(self) -> None:
         self._coefficients: Tensor | None = None
-        self._patterns: list[Tensor] = []
+        self._head_rows: Tensor | None = None
+        self._patterns: list[tuple[Tensor, bool]] = []
         self._scales: list[Tensor | None] = []
 
-    def pattern(self, columns: Tensor) -> int:
-        """Register a layer's rank columns; layers with equal columns share one expanded scale a step."""
-        for index, known in enumerate(self._patterns):
-            if torch.equal(known, columns):
+    def pattern(self, columns: Tensor, head: bool = False) -> int:
+        """Register a layer's rank columns; layers with equal columns share one expanded scale a step. ``head``: the
+        layer is the output head, which reads only some of the tokens."""
+        for index, (known, known_head) in enumerate(self._patterns):
+            if head == known_head and torch.equal(known, columns):
                 return index
-        self._patterns.append(columns)
+        self._patterns.append((columns, head))
         self._scales.append(None)
         return len(self._patterns) - 1
 
-    def open(self, coefficients: Tensor | None) -> None:
-        """Set ``coefficients`` [tokens, members] for the next forward; None: the plain base for every token."""
+    def open(self, coefficients: Tensor | None, head_rows: Tensor | None = None) -> None:
+        """Set ``coefficients`` [tokens, members] for the next forward; None: the plain base for every token.
+
+        ``head_rows`` [n] int64: the tokens whose logits are wanted, in order; None: all.
+        """
         self._coefficients = coefficients
+        self._head_rows = head_rows
         self._scales = [None] * len(self._patterns)
 
     @property
@@ -41,11 +48,15 @@ class Gate:
         return self._coefficients is None
 
     def scale(self, pattern: int) -> Tensor:
-        """[tokens, R] coefficients of each rank column."""
+        """[tokens, R] coefficients of each rank column; for the output head [wanted tokens, R]."""
         scale = self._scales[pattern]
         if scale is None:
             assert self._coefficients is not None
-            scale = self._coefficients.index_select(1, self._patterns[pattern])
+            columns, head = self._patterns[pattern]
+            rows = self._coefficients
+            if head and self._head_rows is not None:
+                rows = rows.index_select(0, self._head_rows)
+            scale = rows.index_select(1, columns)
             self._scales[pattern] = scale
         return scale
 
@@ -60,6 +71,7 @@ class GatedGroup:
         gate: Gate,
         activation_dtype: torch.dtype,
         exact: bool,
+        head: bool = False,
     ) -> None:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         self.outputs = [linear.out_features for linear in linears]
@@ -80,7 +92,7 @@ class GatedGroup:
             weight = torch.cat([weight, shrink])
             if bias is not None:
                 bias = torch.cat([bias, bias.new_zeros(shrink.shape[0])])
-            self.pattern = gate.pattern(factors.columns.to(weight.device))
+            self.pattern = gate.pattern(factors.columns.to(weight.device), head)
             expand = factors.expand.to(weight)
             self.expand = dispatch.PackedLinear(expand, None, activation_dtype, exact)
         self.product = dispatch.PackedLinear(weight, bias, activation_dtype, exact)
@@ -99,7 +111,9 @@ class GatedGroup:
         base = y[:, : self.total]
         if self.gate.closed:
             return base
-        return self.expand(y[:, self.total :] * self.gate.scale(self.pattern), base)
+        # The coefficients may be wider than the activations: a bfloat16 coefficient would be off by up to 0.4 %.
+        shrunk = (y[:, self.total :] * self.gate.scale(self.pattern)).to(y.dtype)
+        return self.expand(shrunk, base)
 
     def member(self, position: int, x: Tensor) -> Tensor:
         """Output of layer ``position`` for input ``x`` [..., in]; the group's product is made once a distinct ``x``."""
@@ -168,6 +182,7 @@ def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: 
     """
     gate = Gate()
     groups = shared_inputs(model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     known = {path for group in groups for path in group}
     strangers = sorted(bank.modules - known)
     if strangers:
@@ -176,7 +191,8 @@ def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: 
         linears = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
         factors = bank.stack(paths, [linear.out_features for linear in linears], torch.float64)  # type: ignore[misc]
-        group = GatedGroup(linears, factors, gate, activation_dtype, exact)  # type: ignore[arg-type]
+        is_head = linears == [head]
+        group = GatedGroup(linears, factors, gate, activation_dtype, exact, is_head)  # type: ignore[arg-type]
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")
             gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ class LoadedModel:
 
     def forward(self, layout: StepLayout, context: PagedContext) -> Tensor:
         """Logits [n, vocabulary] of the rows that ``layout`` wants, in their order."""
-        self.gate.open(layout.coefficients)
+        self.gate.open(layout.coefficients, layout.logit_rows)
         keep: int | Tensor = 0 if layout.logit_rows is None else layout.logit_rows
         output = self.model(
             input_ids=layout.ids,
@@ -77,7 +77,9 @@ def load_model(
     kv_shapes = _kv_shapes(model, config_file)
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
     gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16)
-    model.to(activation_dtype)
+    # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(activation_dtype)
     fuse_norms(model)
     plain = sum(parameter.nbytes for parameter in model.parameters())
     return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model))
@@ -105,6 +107,15 @@ def _kv_shapes(model: Any, config_file: Path) -> list[KVShape]:
 
 
 def context_limit(config: Any, kv_tokens: int) -> int:
-    """The longest sequence the model's positions and the KV pool allow."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(min(positions or math.inf, kv_tokens))
+    """The longest sequence the model's positions and the KV pool allow.
+
+    A longrope model changes all its frequencies with the longest sequence of a batch; it is served up to its original
+    length, where they are constant, so that no request changes another.
+    """
+    text = config.get_text_config()
+    limits = [kv_tokens, getattr(text, "max_position_embeddings", None) or math.inf]
+    rope = getattr(text, "rope_parameters", None) or {}
+    for entry in (rope, *rope.values()):
+        if isinstance(entry, dict) and entry.get("rope_type") == "longrope":
+            limits.append(entry.get("original_max_position_embeddings") or math.inf)
+    return int(min(limits))

@@ -119,6 +119,7 @@ def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
 
     ``scores`` [n, vocabulary] float32; the parameters [n]; ``keys`` [n, 2] int32. Returns [n] int64. The noise of a
     token depends on its key and id alone, so a truncated row draws what the full row would draw among the survivors.
+    A row that holds NaN gives some id within the vocabulary.
     """
     tokens = scores.argmax(dim=-1)
     drawn = (temperature > 0).nonzero()[:, 0]
@@ -141,7 +142,9 @@ def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
         best = noisy.new_full((part.numel(),), -torch.inf).scatter_reduce_(0, row, noisy, "amax")
         winners = noisy == best[row]
         # Equal sums are possible; the smallest id wins, as argmax does in the dense case.
-        chosen = torch.full_like(part, scores.shape[1]).scatter_reduce_(0, row[winners], token[winners], "amin")
+        # A row with NaN has no winner; the last id stands in for it, and its logprob is NaN.
+        last = scores.shape[1] - 1
+        chosen = torch.full_like(part, last).scatter_reduce_(0, row[winners], token[winners], "amin")
         picks[part] = chosen
     tokens[drawn] = picks
     return tokens

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 from transformers import PreTrainedTokenizerFast
 
-from ladle.server.engine.engine import Engine, EngineStats
+from ladle.server.engine.engine import Engine
 from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.engine.stats import EngineStats
 
 
 class AsyncEngine:
@@ -49,6 +50,8 @@ class AsyncEngine:
         Closing the iterator (or cancelling the task that runs it) cancels the request: its lanes are free before the
         next step. Raises InputError, QueueFull, RuntimeError (shutting down) before the first output.
         """
+        if request.request_id in self._queues:
+            raise ValueError(f"a request with the id {request.request_id} is running")
         self._loop = asyncio.get_running_loop()
         queue: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._queues[request.request_id] = queue

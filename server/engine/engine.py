@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -30,6 +30,7 @@ from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Scheduler, StepPlan
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.stats import EngineStats
 from ladle.server.engine.weights_store import WeightsStore
 
 logger = logging.getLogger(__name__)
@@ -43,23 +44,6 @@ class QueueFull(Exception):
     def __init__(self, waiting: int, retry_after_s: float) -> None:
         super().__init__(f"{waiting} requests are waiting; try again in {retry_after_s:.0f} s")
         self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot for metrics and health; counters grow from start."""
-
-    running: int
-    waiting: int
-    blocks_total: int
-    blocks_free: int
-    lanes_free: int
-    preemptions: int
-    prefix_queries: int
-    prefix_hits: int
-    steps: int
-    step_rows: int
-    distinct_weights: int
 
 
 class Engine:
@@ -91,7 +75,7 @@ class Engine:
                 raise InputError("max_context", config.max_context, f"at most {self.max_context}")
             self.max_context = config.max_context
         cache = KVCache(base.kv_shapes, blocks, self.activation_dtype, self.device)
-        coefficient_dtype = torch.promote_types(self.activation_dtype, torch.bfloat16)
+        coefficient_dtype = torch.promote_types(self.activation_dtype, torch.float32)
         table = LaneTable(config.lanes, self.max_context, bank.members, coefficient_dtype, self.device)
         self.blocks = BlockManager(blocks)
         merge = Merge.of(family)
@@ -154,6 +138,10 @@ class Engine:
         if prompt + wanted > self.max_context:
             allowed = f"at most {self.max_context - prompt} after a prompt of {prompt} tokens"
             raise InputError("max_tokens", wanted, allowed)
+        for field, ids in (("prompt", request.prompt), ("logit_bias", [t for t, _ in request.sampling.logit_bias])):
+            stranger = next((token for token in ids if not 0 <= token < self.vocabulary), None)
+            if stranger is not None:
+                raise InputError(field, stranger, f"token ids from 0 to {self.vocabulary - 1}")
         lanes = len(request.plan.sources)
         if lanes > self.config.lanes:
             raise InputError("steering", f"{lanes} sources", f"at most {self.config.lanes} sources")
@@ -167,7 +155,7 @@ class Engine:
         if blocks > self.blocks.total:
             allowed = f"at most {self.blocks.total // lanes * BLOCK_SIZE - prompt} with {lanes} lanes in this KV pool"
             raise InputError("max_tokens", wanted, allowed)
-        waiting = len(self.scheduler.waiting) + len(self._inbox)
+        waiting = self._waiting()
         if waiting >= self.config.max_queue:
             raise QueueFull(waiting, self._retry_after(waiting))
 
@@ -191,7 +179,7 @@ class Engine:
         scheduler = self.scheduler
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting) + sum(not isinstance(item, str) for item in list(self._inbox)),
+            waiting=self._waiting(),
             blocks_total=self.blocks.total,
             blocks_free=self.blocks.free,
             lanes_free=scheduler.table.free,
@@ -202,6 +190,9 @@ class Engine:
             step_rows=self.runner.rows,
             distinct_weights=self._distinct_weights,
         )
+
+    def _waiting(self) -> int:
+        return len(self.scheduler.waiting) + sum(not isinstance(item, str) for item in list(self._inbox))
 
     def _lanes(self, plan: Plan, prompt: tuple[int, ...]) -> list[Lane]:
         revision = self.family.base_revision
@@ -220,17 +211,31 @@ class Engine:
     # -- on the engine thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        reason, error = "abort", None
+        try:
+            self._loop()
+        except Exception as failure:
+            # The bookkeeping itself failed, so no further step can be trusted: nobody is left waiting, and `alive` says
+            # the rest.
+            logger.critical("the engine stops", exc_info=True)
+            reason, error = "error", f"{type(failure).__name__} in the engine"
+        with self._wake:
+            self._stopping = True
+            inbox, self._inbox = list(self._inbox), deque()
+        self._receive(inbox)
+        for sequence, _, _ in list(self._sequences.values()):
+            self._end(sequence, reason, error)
+
+    def _loop(self) -> None:
         while True:
             with self._wake:
                 while not self._inbox and not self._stopping and not self._has_work():
                     self._wake.wait()
                 if self._stopping:
-                    break
+                    return
             if not self.step():
                 # Everything that waits, waits for weights that are being merged.
                 time.sleep(0.005)
-        for sequence, _, _ in list(self._sequences.values()):
-            self._end(sequence, "abort", None)
 
     def step(self) -> bool:
         """Take in what was submitted and compute one step; whether there was anything to compute.
@@ -271,6 +276,9 @@ class Engine:
                 continue
             sequence, sink = item
             request = sequence.request
+            if request.request_id in self._sequences:
+                self._deliver(sink, [_without_token(sequence, "error", "a request with this id is running", "")])
+                continue
             detokenizer = Detokenizer(self.tokenizer, request.prompt, request.sampling.stop)
             self._sequences[request.request_id] = (sequence, detokenizer, sink)
             self.scheduler.add(sequence)
@@ -279,14 +287,16 @@ class Engine:
         for sequence in plan.sequences:
             if sequence.admitted_at is None:
                 sequence.admitted_at = time.monotonic()
+        admitted = self.scheduler.take_admitted()
         try:
-            for sequence in self.scheduler.take_admitted():
+            self.runner.cache.clear(self.scheduler.take_fresh())
+            for sequence in admitted:
                 self.sampler.admit(sequence, self.vocabulary)
             draws = self.runner.step(plan, self.store.models)
         except Exception as error:
             # Only the requests of this step are lost; the engine goes on with the others.
             logger.exception("a step failed")
-            for sequence in plan.sequences:
+            for sequence in dict.fromkeys([*plan.sequences, *admitted]):
                 self._end(sequence, "error", f"{type(error).__name__} in the engine")
             return
         self.scheduler.advance(plan)
@@ -294,10 +304,27 @@ class Engine:
         self._distinct_weights = len({lane.weights for s in plan.sequences for lane in s.lanes})
         outputs: dict[Sink, list[StepOutput]] = {}
         for sequence, draw in zip(plan.sampling, draws, strict=True):
+            if math.isnan(draw.logprob):
+                self._end(sequence, "error", "the scores are not finite; these weights are too far from the base")
+                continue
             sink = self._sequences[sequence.request_id][2]
-            outputs.setdefault(sink, []).append(self._emit(sequence, draw))
+            try:
+                outputs.setdefault(sink, []).append(self._emit(sequence, draw))
+            except Exception as error:
+                logger.exception("a token could not be turned into text")
+                self._end(sequence, "error", f"{type(error).__name__} in the engine")
         for sink, batch in outputs.items():
+            self._deliver(sink, batch)
+
+    def _deliver(self, sink: Sink, batch: list[StepOutput]) -> None:
+        """Hand over outputs. A sink that raises loses its requests, and nobody else's."""
+        try:
             sink(batch)
+        except Exception:
+            logger.exception("a listener failed; its requests are cancelled")
+            for output in batch:
+                if output.finish_reason is None:
+                    self.cancel(output.request_id)
 
     def _emit(self, sequence: Sequence, draw: Draw) -> StepOutput:
         """Record one token; ends the sequence where a stop rule says so."""
@@ -344,14 +371,7 @@ class Engine:
         entry = self._sequences.get(sequence.request_id)
         self._forget(sequence)
         if entry is not None:
-            entry[2](
-                [
-                    StepOutput(
-                        sequence.request_id, -1, "", entry[1].finish(), 0.0, (), None, None, reason,
-                        len(sequence.request.prompt), sequence.cached_tokens, len(sequence.output), error,
-                    )
-                ]
-            )  # fmt: skip
+            self._deliver(entry[2], [_without_token(sequence, reason, error, entry[1].finish())])
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks, rows and slots add up; for tests and idle checks."""
@@ -360,6 +380,14 @@ class Engine:
         rows = sum(lane.row is not None for s in self.scheduler.running for lane in s.lanes)
         if rows + table.free != self.config.lanes:
             raise AssertionError(f"{rows} lane rows are held, {table.free} are free, of {self.config.lanes}")
+
+
+def _without_token(sequence: Sequence, reason: str, error: str | None, text: str) -> StepOutput:
+    """The last output of a request that ends without a token."""
+    return StepOutput(
+        sequence.request_id, -1, "", text, 0.0, (), None, None, reason,
+        len(sequence.request.prompt), sequence.cached_tokens, len(sequence.output), error,
+    )  # fmt: skip
 
 
 def _eos_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

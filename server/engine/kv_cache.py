@@ -40,6 +40,15 @@ class KVCache:
         elements = sum(2 * shape.heads * shape.head_dim for shape in shapes)
         return elements * BLOCK_SIZE * dtype.itemsize
 
+    def clear(self, blocks: list[int]) -> None:
+        """Zero ``blocks``. What their last owner left is masked but not harmless: a NaN or an infinity of his, weighed
+        with 0, is NaN for the next owner."""
+        if not blocks:
+            return
+        index = torch.tensor(blocks, device=self.layers[0].device)
+        for layer in self.layers:
+            layer.view(self.blocks, -1).index_fill_(0, index, 0)
+
     def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Store ``keys``, ``values`` [heads, tokens, head_dim] of ``layer`` at ``slots`` [tokens]."""
         pair = torch.stack((keys, values)).permute(2, 0, 1, 3)

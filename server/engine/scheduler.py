@@ -68,6 +68,7 @@ class Scheduler:
         self.prefix_hits = 0
         self._ready = ready
         self._admitted: list[Sequence] = []
+        self._fresh: list[int] = []
         self._slots = list(range(max_sequences - 1, -1, -1))
 
     # -- what the engine calls ------------------------------------------------------------------------------------
@@ -88,6 +89,11 @@ class Scheduler:
         """The sequences that got a slot since the last call, those taken up again after preemption among them."""
         admitted, self._admitted = self._admitted, []
         return [sequence for sequence in admitted if sequence.slot is not None]
+
+    def take_fresh(self) -> list[int]:
+        """The blocks handed out since the last call, which hold what their last owners left."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def schedule(self) -> StepPlan:
         """Lay out the next step; empty when nothing can run."""
@@ -267,6 +273,7 @@ class Scheduler:
                 return False
             self.table.blocks[lane.row, len(lane.blocks)] = block
             lane.blocks.append(block)
+            self._fresh.append(block)
         return True
 
     def _publish(self, sequence: Sequence, lane: Lane) -> None:

@@ -14,14 +14,16 @@ from ladle.server.errors import ApiError, from_input_error
 from ladle.server.model_names import ModelName
 from ladle.server.reply_types import SourceReply, SteeringReply
 
+_TARGET = frozenset({"preference", "coefficients", "terms"})
+_DIRECTION = _TARGET | {"method"}
 NO_PREFERENCE = "no preference was given: all objectives weigh the same"
 
 
 def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | None, allow_trace: bool = True) -> Plan:
     """The plan of a request. What ``steering`` says goes before what the model string or preset says.
 
-    A request without any steering, such as an ordinary OpenAI client sends, gets the family's default method with
-    equal weights, and a warning that says so.
+    A request that says neither how nor towards what to steer, such as an ordinary OpenAI client sends, gets equal
+    weights and a warning that says so.
 
     Raises:
         ApiError: 404 for an unknown model.
@@ -32,7 +34,7 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
     if given.get("trace") and not allow_trace:
         raise InputError("steering.trace", True, "false, because this server was started without traces")
     merged = {**named, **given}
-    bare = not given and "preference" not in merged and "coefficients" not in merged
+    bare = _DIRECTION.isdisjoint(given) and _TARGET.isdisjoint(named)
     if bare and merged.get("method", registry.default_method(family)) != "base" and family.objectives:
         merged["preference"] = dict.fromkeys(family.objectives, 1.0)
         plan = registry.resolve(family, Steering.parse(merged))

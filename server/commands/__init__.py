@@ -1,0 +1,1 @@
+"""Commands of ``ladle`` that need more than the SDK; the command line finds them as entry points ``ladle.commands``."""

@@ -1,0 +1,72 @@
+"""What the commands share: progress and messages on stderr, results on stdout, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ladle.merging.errors import FamilyError, InputError
+from ladle.server.start_error import StartError
+
+messages = Console(stderr=True, highlight=False)
+
+FAILED, MISUSED = 1, 2  # exit codes: it did not work; it was asked for in a way that cannot work
+
+
+def say(line: str) -> None:
+    """One line about what is going on."""
+    messages.print(line, markup=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """A result for programs, on stdout."""
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn expected errors into one line and an exit code; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except InputError as error:
+        _fail(str(error), MISUSED)
+    except (FamilyError, StartError) as error:
+        _fail(str(error), FAILED)
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        )
+        _fail("; ".join(problems), MISUSED)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED)
+
+
+def _fail(message: str, code: int) -> None:
+    messages.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Any]:
+    """A bar; what is yielded is called with (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield update
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were set."""
+    return {name: value for name, value in options.items() if value is not None}

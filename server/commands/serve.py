@@ -1,0 +1,109 @@
+"""``ladle serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ladle.server.commands.output import clear_errors, given, print_json, say
+
+
+def command(
+    family: Annotated[
+        str | None, typer.Argument(help="A built-in family, or a folder with family.toml.", show_default="demo")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.", show_default="8000")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
+    max_sequences: Annotated[int | None, typer.Option(help="Sequences that run at once.", show_default="64")] = None,
+    max_lanes: Annotated[
+        int | None, typer.Option(help="KV lanes at once; traced sequences have two.", show_default="2 x max-sequences")
+    ] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Token budget of a step.", show_default="512")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="Size of the KV pool.", show_default="1GiB")] = None,
+    weights_memory: Annotated[
+        str | None, typer.Option(help="Size of the cache of merged full-weight members.", show_default="4GiB")
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Longest prompt plus answer in tokens.", show_default="the model's")
+    ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(help="Requests that may wait before new ones get 429.", show_default="256")
+    ] = None,
+    prefix_cache: Annotated[
+        bool | None,
+        typer.Option("--prefix-cache/--no-prefix-cache", help="Reuse the state of equal prefixes.", show_default="on"),
+    ] = None,
+    default_max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer where a request sets no limit.", show_default="2048")
+    ] = None,
+    allow_trace: Annotated[
+        bool | None, typer.Option("--trace/--no-trace", help="Allow per-token traces.", show_default="on")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with one API key a line; without it no key is asked for.")
+    ] = None,
+    max_body_bytes: Annotated[str | None, typer.Option(help="Largest request body.", show_default="4MiB")] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Browser origin that may call the API; may be repeated.")
+    ] = None,
+    drain_seconds: Annotated[
+        float | None, typer.Option(help="How long SIGTERM lets running requests finish.", show_default="30")
+    ] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log/--no-access-log", help="Log every request.", show_default="off")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say in JSON, on stdout, where it serves.")] = False,
+) -> None:
+    """Serve a family over HTTP until SIGTERM or Ctrl-C.
+
+    Every option can also be set as an environment variable, e.g. LADLE_KV_MEMORY=2GiB.
+
+    Example: ladle serve demo --port 8000 --kv-memory 2GiB
+    """
+    # Here, so that other commands do not wait for torch to be imported.
+    from ladle.server.run import Service, configure_logging, listen, url_of
+    from ladle.server.settings import ServerSettings
+    from ladle.server.state import Serving
+
+    options = {
+        "family": family,
+        "host": host,
+        "port": port,
+        "device": device,
+        "dtype": dtype,
+        "max_sequences": max_sequences,
+        "max_lanes": max_lanes,
+        "max_batch_tokens": max_batch_tokens,
+        "kv_memory": kv_memory,
+        "weights_memory": weights_memory,
+        "max_context": max_context,
+        "max_queue": max_queue,
+        "prefix_cache": prefix_cache,
+        "default_max_tokens": default_max_tokens,
+        "allow_trace": allow_trace,
+        "api_key_file": api_key_file,
+        "max_body_bytes": max_body_bytes,
+        "cors_origins": cors_origin,
+        "drain_seconds": drain_seconds,
+        "cache_dir": cache_dir,
+        "log_level": log_level,
+        "access_log": access_log,
+    }
+    with clear_errors():
+        settings = ServerSettings(**given(options))
+        configure_logging(settings.log_level)
+        listener = listen(settings.host, settings.port)
+        url = url_of(listener)
+
+        def ready(serving: Serving) -> None:
+            if as_json:
+                print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
+            say(f"{serving.family.name} is served at {url} (documentation: {url}/docs; Ctrl-C stops)")
+
+        Service(settings, progress=say, on_ready=ready).run(listener)

@@ -1,0 +1,168 @@
+"""A server process: it listens first, loads behind that, and drains when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from ladle.guidance.registry import check_methods
+from ladle.merging.family import load_family
+from ladle.server.app import build_app
+from ladle.server.engine.async_engine import AsyncEngine
+from ladle.server.engine.engine import Engine
+from ladle.server.security import ApiKeys
+from ladle.server.settings import ServerSettings
+from ladle.server.start_error import StartError
+from ladle.server.state import Phase, ServerState, Serving
+
+logger = logging.getLogger(__name__)
+
+_LAST_WORDS_S = 5  # for answers that are still being sent once nothing runs any more
+
+
+class Service:
+    """One server process.
+
+    Args:
+        settings: what the operator wants.
+        progress: called with one line before anything that takes long.
+        on_ready: called once work can be taken, on the loading thread.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        progress: Callable[[str], None] | None = None,
+        on_ready: Callable[[Serving], None] | None = None,
+    ) -> None:
+        keys = ApiKeys.read(settings.api_key_file) if settings.api_key_file else None
+        self.settings = settings
+        self.state = ServerState(settings, keys)
+        self._progress = progress
+        self._on_ready = on_ready
+        self._engine: Engine | None = None
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve on ``listener`` until SIGTERM or SIGINT.
+
+        Raises:
+            FamilyError, InputError, ...: why the family could not be loaded.
+        """
+        config = uvicorn.Config(
+            build_app(self.state, self._lifespan),
+            log_config=None,
+            access_log=self.settings.access_log,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=_LAST_WORDS_S,
+        )
+        DrainingServer(config, self).run(sockets=[listener])
+        if self.state.failure is not None:
+            raise self.state.failure
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=self._load, name="ladle-load", daemon=True).start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self._stop_engine)
+
+    def _load(self) -> None:
+        """On the loading thread."""
+        try:
+            family = load_family(self.settings.family, self.settings.cache_dir, self._progress)
+            check_methods(family)
+            if self._progress:
+                self._progress(f"loading {family.name} into the engine")
+            self._engine = engine = Engine(family, self.settings.engine_config())
+            engine.start()
+            serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary)
+        except Exception as error:
+            if self.state.phase is Phase.LOADING:  # a shutdown that came meanwhile is no failure
+                self.state.failure = error
+                self.state.phase = Phase.FAILED
+            return
+        self.state.metrics.watch(engine.stats)
+        self.state.publish(serving)
+        if self._on_ready:
+            self._on_ready(serving)
+
+    async def drain(self, hurry: Callable[[], bool]) -> None:
+        """Refuse new work, let running requests finish for ``drain_seconds`` unless in a ``hurry``, stop the engine."""
+        self.state.phase = Phase.DRAINING
+        until = time.monotonic() + self.settings.drain_seconds
+        while self.state.active and time.monotonic() < until and not hurry():
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(self._stop_engine)
+
+    def _stop_engine(self) -> None:
+        if self._engine is not None and self._engine.alive:
+            self._engine.shutdown(0.0)
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn that keeps listening, and answers 503, while running requests finish."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._signals = 0
+        self._drain: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; the second ends the wait; the third does not wait for anything."""
+        self._signals += 1
+        if self._signals > 2:
+            self.force_exit = self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._signals and self._drain is None:
+            logger.info("draining: %d requests are running", self._service.state.active)
+            self._drain = asyncio.create_task(self._service.drain(lambda: self._signals > 1))
+        if self._service.state.failure is not None or (self._drain is not None and self._drain.done()):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        StartError: the port is taken or not allowed, or the address is not one of this machine's.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except socket.gaierror as error:
+        reason = f"{error.strerror}; give a name or address of this machine"
+        raise StartError(f"cannot listen on {host!r}: {reason}") from None
+    except OSError as error:
+        reason = f"{os.strerror(error.errno) if error.errno else error}; choose another port (0 picks a free one)"
+        raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a client on this machine reaches ``listener``."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def configure_logging(level: str) -> None:
+    """Our log lines and the web server's at ``level``, everybody else's from warnings on; to stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("ladle", "uvicorn"):
+        logging.getLogger(name).setLevel(level.upper())

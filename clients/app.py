@@ -1,0 +1,186 @@
+"""The commands of the SDK: ``generate``, ``chat``, ``coefficients``, ``families``."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ladle.clients.arguments import given, parse_preference
+from ladle.clients.chat_session import ChatSession
+from ladle.clients.client import Client
+from ladle.clients.display import coefficients_table, describe_steering, family_tables, legend, messages, output, shaded
+from ladle.clients.lazy_commands import CommandGroup
+from ladle.clients.responses import Response
+from ladle.clients.stream import Stream
+
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+Url = Annotated[str | None, typer.Option(envvar="LADLE_URL", help="The server.", show_default="http://localhost:8000")]
+Key = Annotated[str | None, typer.Option("--api-key", envvar="LADLE_API_KEY", help="Key, if the server asks for one.")]
+Model = Annotated[str | None, typer.Option(help="Family, preset or FAMILY/METHOD@objective=weight.")]
+Preference = Annotated[
+    str | None, typer.Option("--preference", "-p", help="Weights by objective, such as positive=0.8,concise=0.2.")
+]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="base, rewarded_soup, bone_soup, ...")]
+Strength = Annotated[float | None, typer.Option(help="Scales what the method adds to the base.")]
+MaxTokens = Annotated[int | None, typer.Option(help="How many tokens to generate at most.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus to draw from.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
+Trace = Annotated[bool, typer.Option("--trace", help="Colour tokens by how far control moved them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
+
+
+@app.callback()
+def ladle() -> None:
+    """Language models with control at inference time: preference weights in, merged and guided decoding out.
+
+    Example: ladle serve demo, and then: ladle chat -p positive=0.8,concise=0.2
+    """
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; read from stdin if left out.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt instead of continuing it.")] = False,
+    preference: Preference = None,
+    method: Method = None,
+    strength: Strength = None,
+    model: Model = None,
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    trace: Trace = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Continue a text, or answer it with --chat.
+
+    Example: ladle generate "Tell me about rain." --chat -p positive=0.8,concise=0.2 --seed 7 --trace
+    """
+    text = sys.stdin.read() if prompt is None else prompt
+    options = given(
+        preference=parse_preference(preference),
+        method=method,
+        strength=strength,
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=stop or None,
+        trace=trace or None,
+    )
+    with Client(url, api_key=api_key) as client:
+        call: Any = client.chat if chat else client.generate
+        if as_json:
+            print_json(call(text, **options))
+        else:
+            show(call(text, stream=True, **options), trace)
+
+
+def show(stream: Stream, trace: bool) -> None:
+    """Print an answer as it comes; after a traced one, what its colours mean and how it was steered."""
+    with stream:
+        for token in stream:
+            output.print(shaded(token.token), end="")
+        output.print()
+        answer = stream.result()
+    if trace:
+        messages.print(legend())
+        messages.print(describe_steering(answer.steering, answer.tokens), style="dim", markup=False)
+    for warning in answer.steering.warnings if answer.steering else []:
+        messages.print(f"note: {warning}", style="yellow", markup=False)
+
+
+@app.command()
+def chat(
+    preference: Preference = None,
+    method: Method = None,
+    strength: Strength = None,
+    model: Model = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    trace: Trace = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Talk to a server, changing preferences on the way; /help inside tells how.
+
+    Example: ladle chat -p positive=0.8,concise=0.2 --trace
+    """
+    options = given(
+        preference=parse_preference(preference),
+        method=method,
+        strength=strength,
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        trace=trace or None,
+    )
+    with Client(url, api_key=api_key) as client:
+        ChatSession(client, options).run()
+
+
+@app.command()
+def coefficients(
+    preference: Annotated[str, typer.Argument(help="Weights by objective, such as positive=0.8,concise=0.2.")],
+    method: Method = None,
+    model: Model = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Show what a preference becomes: the weight of every member.
+
+    Example: ladle coefficients positive=0.8,concise=0.2 --method bone_soup
+    """
+    with Client(url, api_key=api_key) as client:
+        report = client.coefficients(parse_preference(preference), method=method, model=model)
+    if as_json:
+        print_json(report)
+        return
+    output.print(coefficients_table(report))
+    if report.l1 is not None:
+        condition = "" if report.condition is None else f", condition of the matrix {report.condition:.4g}"
+        output.print(f"sum of absolute coefficients {report.l1:.4g}{condition}")
+    for warning in report.warnings:
+        messages.print(f"note: {warning}", style="yellow", markup=False)
+
+
+@app.command()
+def families(
+    name: Annotated[str | None, typer.Argument(help="Only this family.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Show what a server serves: objectives, members, methods.
+
+    Example: ladle families demo --json
+    """
+    with Client(url, api_key=api_key) as client:
+        found = client.families() if name is None else [client.family(name)]
+    if as_json:
+        print_json(found if name is None else found[0])
+        return
+    for family in found:
+        for table in family_tables(family):
+            output.print(table)
+
+
+def print_json(answer: Response | Sequence[Response]) -> None:
+    """An answer as the server gave it, indented."""
+    plain = answer.model_dump() if isinstance(answer, Response) else [entry.model_dump() for entry in answer]
+    typer.echo(json.dumps(plain, ensure_ascii=False, indent=2))

@@ -1,0 +1,35 @@
+"""What people type, as the SDK wants it."""
+
+from typing import Any
+
+from ladle.clients.errors import UsageError
+
+
+def parse_preference(text: str | None) -> dict[str, float] | None:
+    """``positive=0.8,concise=.2`` (commas or spaces between) as a mapping; None stays None.
+
+    Raises:
+        UsageError: something else; whether the objectives exist is for the server to judge.
+    """
+    if text is None:
+        return None
+    preference: dict[str, float] = {}
+    for part in text.replace(",", " ").split():
+        name, sign, weight = part.partition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            value = None
+        if not name or not sign or value is None:
+            raise UsageError(f"preference: {part!r} is not allowed; allowed: objective=weight, such as positive=0.8")
+        if name in preference:
+            raise UsageError(f"preference: {name!r} is given twice")
+        preference[name] = value
+    if not preference:
+        raise UsageError("preference: nothing given; allowed: objective=weight, such as positive=0.8,concise=0.2")
+    return preference
+
+
+def given(**options: Any) -> Any:
+    """The options that were given, ready to be passed on."""
+    return {name: value for name, value in options.items() if value is not None}

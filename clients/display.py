@@ -1,0 +1,82 @@
+"""What the command line shows: tokens shaded by how far control moved them, and tables."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ladle.clients.responses import CoefficientsReport, Family, SteeringReport, Token
+
+output = Console(highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# KL(base, final) in nats, from which on a token is shown in a style: nothing happened, a little, much, all.
+SHADES = ((1.0, "bold red"), (0.25, "yellow"), (0.05, "green"), (0.0, ""))
+
+
+def complain(message: str) -> None:
+    """An error, on stderr."""
+    messages.print(f"error: {message}", style="red", markup=False)
+
+
+def shaded(token: Token) -> Text:
+    """A token's text, shaded by its shift."""
+    shift = token.shift or 0.0
+    return Text(token.text, style=next((style for bound, style in SHADES if shift >= bound), ""))
+
+
+def legend() -> Text:
+    """What the shades mean."""
+    line = Text("shift (nats): ", style="dim")
+    for bound, style in reversed(SHADES):
+        line.append(f">= {bound:g} ", style=style or "dim")
+    return line
+
+
+def describe_steering(steering: SteeringReport | None, tokens: list[Token] | None) -> str:
+    """How an answer was steered, in one line; "" if the server did not say."""
+    if steering is None:
+        return ""
+    parts = [steering.method]
+    if steering.preference:
+        parts.append("preference " + pairs(steering.preference))
+    if steering.coefficients:
+        parts.append("coefficients " + pairs(steering.coefficients))
+    shifts = [token.shift for token in tokens or [] if token.shift is not None]
+    if shifts:
+        parts.append(f"mean shift {sum(shifts) / len(shifts):.3f} nats")
+    return ", ".join(parts)
+
+
+def pairs(values: Mapping[str, float]) -> str:
+    """``name=0.7 other=0.3``."""
+    return " ".join(f"{name}={value:.4g}" for name, value in values.items())
+
+
+def coefficients_table(report: CoefficientsReport) -> Table:
+    """The members and their weights, the base last."""
+    table = Table(title=f"{report.method}: {pairs(report.preference or {})}", title_justify="left")
+    table.add_column("member")
+    table.add_column("coefficient", justify="right")
+    for member, value in (report.coefficients or {}).items():
+        table.add_row(member, f"{value:+.6f}")
+    if report.base_share is not None:
+        table.add_row("(base)", f"{report.base_share:+.6f}", style="dim")
+    return table
+
+
+def family_tables(family: Family) -> list[Table]:
+    """Members and methods of a family."""
+    members = Table(title=f"{family.name}: {', '.join(family.objectives)}", title_justify="left")
+    for column in ("member", "kind", "rank", "parameters"):
+        members.add_column(column, justify="right" if column in ("rank", "parameters") else "left")
+    for member in family.members:
+        rank = "full" if member.rank is None else str(member.rank)
+        members.add_row(member.name, member.kind, rank, "" if member.parameters is None else f"{member.parameters:,}")
+    methods = Table()
+    for column in ("method", "available", "why not"):
+        methods.add_column(column)
+    for name, status in family.methods.items():
+        methods.add_row(name, "yes" if status.available else "no", "" if status.available else status.reason or "")
+    return [members, methods]

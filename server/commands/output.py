@@ -36,7 +36,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _fail(str(error), MISUSED)
+        _fail(str(error).removeprefix("steering."), MISUSED)
     except (FamilyError, StartError) as error:
         _fail(str(error), FAILED)
     except ValidationError as error:

@@ -1,0 +1,85 @@
+"""``ladle merge``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ladle.server.commands.output import clear_errors, given, print_json, progress_bar, say
+from ladle.server.commands.pairs import parse_pairs
+
+
+class Dtype(StrEnum):
+    """Types a checkpoint can be written in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Normalize(StrEnum):
+    """What may be done to the coefficients."""
+
+    NONE = "none"
+    SUM = "sum"
+
+
+def command(
+    family: Annotated[str, typer.Argument(help="A built-in family, or a folder with family.toml.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],
+    preference: Annotated[str | None, typer.Option(help="objective=weight,objective=weight")] = None,
+    method: Annotated[str | None, typer.Option(help="Merging method.", show_default="the family's")] = None,
+    coefficients: Annotated[
+        str | None, typer.Option(help="member=number,member=number, instead of a preference.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="Scales what is added to the base.", show_default="1")] = None,
+    normalize: Annotated[Normalize, typer.Option(help="sum divides the coefficients by their sum.")] = Normalize.NONE,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.", show_default="the base's")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was written, as JSON.")] = False,
+) -> None:
+    """Write what a preference would be served with as a checkpoint that transformers loads.
+
+    Example: ladle merge demo --preference positive=0.7,concise=0.3 --out merged
+    """
+    with clear_errors():
+        # Here, so that other commands do not wait for torch to be imported.
+        import torch
+
+        from ladle.guidance.offline import merge_offline
+        from ladle.guidance.plan import Steering
+        from ladle.merging.family import load_family
+        from ladle.merging.new_folder import require_free
+
+        options = {
+            "method": method,
+            "preference": parse_pairs(preference, "preference") if preference is not None else None,
+            "coefficients": parse_pairs(coefficients, "coefficients") if coefficients is not None else None,
+            "strength": strength,
+            "normalize": normalize.value,
+        }
+        steering = Steering.parse(given(options))
+        require_free(out)
+        loaded = load_family(family, cache_dir, progress=say)
+        torch_dtype = getattr(torch, dtype.value) if dtype is not None else None
+        with progress_bar("merging") as progress:
+            plan = merge_offline(loaded, steering, out, dtype=torch_dtype, progress=progress)
+        members = plan.coefficients.as_dict() if plan.coefficients is not None else {}
+        if as_json:
+            print_json(
+                {
+                    "out": str(out),
+                    "method": plan.method,
+                    "preference": plan.preference.as_dict() if plan.preference is not None else None,
+                    "coefficients": members,
+                    "warnings": list(plan.warnings),
+                }
+            )
+            return
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
+        mix = ", ".join(f"{name}={value:+.4f}" for name, value in members.items()) or "the base alone"
+        typer.echo(f"{out}: {plan.method}, {mix}")

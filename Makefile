@@ -1,0 +1,42 @@
+# Everything runs in .venv, which is made on first use with the versions of constraints.txt.
+#   make demo    serve the built-in family, see one prompt answered under three preferences (CI=1: stop after that)
+#   make test    style, types, tests
+#   make bench   measure, on this machine
+#   make gpu     tests and benchmarks that need a GPU; says so where there is none
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format bench gpu clean
+
+demo:
+	@$(PYTHON) tools/environment.py server
+	@$(BIN)/python tools/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint:
+	@$(PYTHON) tools/environment.py dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/typecheck.py
+
+format:
+	@$(PYTHON) tools/environment.py dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench:
+	@$(PYTHON) tools/environment.py dev
+	$(BIN)/ladle bench decode
+	$(BIN)/ladle bench serve
+	$(BIN)/ladle bench merge
+
+gpu:
+	@$(PYTHON) tools/environment.py gpu
+	@$(PYTHON) tools/environment.py dev
+	@$(BIN)/python tools/gpu.py
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

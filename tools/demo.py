@@ -1,0 +1,227 @@
+"""What `make demo` does once all is installed: serve the built-in family and ask it one thing under three preferences.
+
+All three are answered at once, in one batch. Then the server stays up until Ctrl-C; with CI set, it is stopped.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ladle.clients import Client, Family, Generation, LadleError
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG = ROOT / "build" / "demo.log"
+PROMPT = "Tell me about rain."
+PORT = 8000
+START_SECONDS = 900  # the base may first have to be converted, on a slow disk
+STOP_SECONDS = 40
+
+console = Console(highlight=False)
+
+
+def main() -> int:
+    started = time.monotonic()
+    port = PORT if is_free(PORT) else free_port()
+    with served(port) as server, Client(f"http://127.0.0.1:{port}") as client:
+        await_ready(server, client, started)
+        family = client.families()[0]
+        console.print(f"[bold]{PROMPT}[/bold]  (one batch, one set of weights in memory, three preferences)")
+        answers = ask(client, preferences(family))
+        seconds = time.monotonic() - started
+        console.print(f"answered {seconds:.0f} s after the start{memory(server.pid)}; {speed(answers)}")
+        if os.environ.get("CI"):
+            return 0
+        console.print(advice(client.url, family), markup=False, soft_wrap=True)
+        server.wait()
+        raise SystemExit(f"the server has stopped; its log is {LOG}")
+
+
+@contextmanager
+def served(port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """`ladle serve demo` in the background, drained and stopped on the way out."""
+    LOG.parent.mkdir(exist_ok=True)
+    ladle = Path(sys.executable).with_name("ladle")
+    with LOG.open("wb") as log:
+        # A session of its own: Ctrl-C is ours to handle, or both would get it.
+        server = subprocess.Popen(
+            [ladle, "serve", "demo", "--port", str(port)], stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield server
+    finally:
+        if server.poll() is None:
+            console.print("stopping the server")
+            server.terminate()
+            try:
+                server.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def await_ready(server: "subprocess.Popen[bytes]", client: Client, started: float) -> None:
+    """Wait until requests are taken, showing what the server says it is doing."""
+    said = ""
+    with console.status("starting the server") as status:
+        while not client.ready():
+            if server.poll() is not None:
+                raise SystemExit(f"error: the server did not start:\n{LOG.read_text(errors='replace')}")
+            seconds = time.monotonic() - started
+            if seconds > START_SECONDS:
+                raise SystemExit(f"error: the server was not ready after {START_SECONDS} s; its log is {LOG}")
+            lines = LOG.read_text(errors="replace").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "starting the server")
+            status.update(Text(f"{seconds:.0f} s: {last}"))
+            if not console.is_terminal and last != said:
+                console.print(last, markup=False)
+            said = last
+            time.sleep(0.2)
+
+
+def preferences(family: Family) -> list[dict[str, float]]:
+    """Three that show the range: all for one objective, and with only two of these, halfway between them."""
+    corners = [{objective: 1.0} for objective in family.objectives]
+    if len(corners) == 2:
+        return [corners[0], dict.fromkeys(family.objectives, 0.5), corners[1]]
+    return corners[:3]
+
+
+@dataclass
+class Answer:
+    """One answer while it comes; ``result`` once it is there, ``failure`` if it never will be."""
+
+    preference: dict[str, float]
+    text: str = ""
+    result: Generation | None = None
+    failure: LadleError | None = None
+    seconds: float = 0.0
+
+    def fetch(self, client: Client) -> None:
+        started = time.monotonic()
+        try:
+            with client.chat(
+                PROMPT, preference=self.preference, max_tokens=96, temperature=0.7, seed=7, stream=True
+            ) as stream:
+                for token in stream:
+                    self.text += token.text
+                self.result = stream.result()
+        except LadleError as error:
+            self.failure = error
+        self.seconds = time.monotonic() - started
+
+
+def ask(client: Client, wishes: list[dict[str, float]]) -> list[Answer]:
+    """All answers at once, shown side by side as they come."""
+    answers = [Answer(wish) for wish in wishes]
+    threads = [threading.Thread(target=answer.fetch, args=(client,), daemon=True) for answer in answers]
+    for thread in threads:
+        thread.start()
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=12) as live:
+            while any(thread.is_alive() for thread in threads):
+                live.update(side_by_side(answers))
+                time.sleep(0.05)
+            live.update(side_by_side(answers))
+    else:
+        for thread in threads:
+            thread.join()
+        console.print(side_by_side(answers))
+    for answer in answers:
+        if answer.failure:
+            raise SystemExit(f"error: {answer.failure}; the server's log is {LOG}")
+        if not answer.text.strip():
+            raise SystemExit(f"error: the answer under {answer.preference} is empty; the server's log is {LOG}")
+    return answers
+
+
+def side_by_side(answers: list[Answer]) -> Table:
+    """One column an answer: its preference, its text, the coefficients its weights were mixed with."""
+    table = Table(expand=True)
+    for answer in answers:
+        table.add_column(", ".join(f"{name} {weight:g}" for name, weight in answer.preference.items()), ratio=1)
+    table.add_row(*(Text(answer.text) for answer in answers), end_section=True)
+    table.add_row(*(Text(coefficients(answer)) for answer in answers), style="dim")
+    return table
+
+
+def coefficients(answer: Answer) -> str:
+    steering = answer.result.steering if answer.result else None
+    values = (steering.coefficients if steering else None) or {}
+    return "\n".join(f"{value:+.2f} {member}" for member, value in values.items())
+
+
+def speed(answers: list[Answer]) -> str:
+    tokens = sum(answer.result.usage.completion_tokens for answer in answers if answer.result and answer.result.usage)
+    return f"{tokens} tokens at {tokens / max(answer.seconds for answer in answers):.0f} tokens/s, all three together"
+
+
+def memory(pid: int) -> str:
+    """The most memory the server has used, where the system tells."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return ""
+    return f", with {int(peak.split()[1]) / 2**20:.1f} GiB of memory at most"
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def advice(url: str, family: Family) -> str:
+    first, last = family.objectives[0], family.objectives[-1]
+    return f"""
+The server is up at {url} until Ctrl-C. What to try next, in another terminal:
+
+  .venv/bin/ladle chat --url {url} -p {first}=0.8,{last}=0.2 --trace
+
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
+    "model": "{family.name}", "messages": [{{"role": "user", "content": "{PROMPT}"}}], "max_tokens": 64,
+    "steering": {{"preference": {{"{first}": 0.8, "{last}": 0.2}}}}}}'
+
+  .venv/bin/python -c '
+from ladle.clients import Client
+with Client("{url}") as ladle:
+    print(ladle.chat("{PROMPT}", preference={{"{first}": 0.8, "{last}": 0.2}}, max_tokens=64).text)'
+
+  Any OpenAI client: base_url="{url}/v1", model="{family.name}@{first}=0.8,{last}=0.2"
+
+The API is described at {url}/docs; the server's log is {LOG.relative_to(ROOT)}.
+"""
+
+
+def interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        console.print("bye")

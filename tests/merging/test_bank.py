@@ -28,9 +28,7 @@ def test_stack_equals_the_sum_of_deltas() -> None:
     rng = random.Random(seed := fresh_seed())
     torch.manual_seed(seed)
     for _ in range(10):
-        members = [
-            _member(f"m{i}", rng, rng.sample(list(OUT), rng.randint(1, 3))) for i in range(rng.randint(1, 5))
-        ]
+        members = [_member(f"m{i}", rng, rng.sample(list(OUT), rng.randint(1, 3))) for i in range(rng.randint(1, 5))]
         bank = Bank(members)
         coefficients = torch.tensor([rng.choice([0.0, 1.0, rng.uniform(-2, 2)]) for _ in members], dtype=torch.float64)
         for paths in (["q"], ["v", "q"], list(OUT)):

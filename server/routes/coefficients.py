@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from ladle.merging.errors import InputError
 from ladle.server.json_request import JsonRoute
 from ladle.server.native_schemas import CoefficientsRequest
 from ladle.server.reply_types import CoefficientsReply
@@ -24,7 +25,10 @@ async def coefficients(body: CoefficientsRequest, request: Request) -> JSONRespo
     """The merge coefficients of a preference, without generating anything."""
     serving = state_of(request).require()
     steering = {"method": body.method, "preference": body.preference}
-    plan = plan_of(serving.family, body.model, steering)
+    try:
+        plan = plan_of(serving.family, body.model, steering)
+    except InputError as error:  # here the options stand in the body itself
+        raise InputError(error.field.removeprefix("steering."), error.value, error.allowed) from None
     merged = plan.coefficients
     reply: CoefficientsReply = {
         "method": plan.method,

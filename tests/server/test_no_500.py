@@ -1,0 +1,112 @@
+"""Whatever JSON is sent, the answer is a success or a clear 4xx, never a 500."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from fake_engine import FakeEngine, fake_state
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ladle.merging.family import Family
+from ladle.server.app import build_app
+from ladle.server.native_schemas import CoefficientsRequest, GenerateRequest
+from ladle.server.openai_schemas import ChatCompletionRequest, CompletionRequest
+
+ENDPOINTS = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/generate": GenerateRequest,
+    "/v1/coefficients": CoefficientsRequest,
+}
+NAMES = ["positive", "simple", "bone-positive", "only-simple", "tiny", "method", "preference", "coefficients", "trace"]
+WORDS = st.sampled_from([*NAMES, "user", "hi", "text", "bone_soup", "base", "tiny/base", "tiny@positive=1", "sum", ""])
+NUMBERS = st.one_of(
+    st.sampled_from([0, 1, -1, 2, 5, 0.5, 1.0, 1 << 31, 1 << 63, -(1 << 63), 10**400, 1e308, -1e308, 5e-324]),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, WORDS, st.text(max_size=8))
+KEYS = st.one_of(WORDS, st.text(max_size=5), st.sampled_from(["5", "17", "role", "content", "type", "include_usage"]))
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=8
+)
+# Values that are likely to get past the schema and meet what lies behind it.
+LIKELY: dict[str, st.SearchStrategy] = {
+    "messages": st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(["user", "system", "assistant"]), "content": st.text(max_size=9)}
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    "prompt": st.one_of(st.text(max_size=12), st.lists(st.integers(0, 400), max_size=4), st.lists(st.text(max_size=4))),
+    "model": WORDS,
+    "steering": st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
+    "preference": st.dictionaries(WORDS, NUMBERS, max_size=3),
+    "method": WORDS,
+    "stop": st.text(max_size=3),
+    "max_tokens": st.integers(1, 40),
+    "n": st.integers(1, 3),
+    "stream": st.booleans(),
+    "logit_bias": st.dictionaries(st.integers(-2, 400).map(str), st.floats(-120, 120), max_size=3),
+}
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_random_bodies(family: Family, path: str) -> None:
+    fields = [*ENDPOINTS[path].model_fields, "no_such_field"]
+
+    @st.composite
+    def bodies(draw: st.DrawFn) -> object:
+        if draw(st.integers(0, 9)) == 0:
+            return draw(VALUES)
+        chosen = draw(st.lists(st.sampled_from(fields), max_size=4, unique=True))
+        body = {name: draw(st.one_of(LIKELY.get(name, VALUES), VALUES)) for name in chosen}
+        if path != "/v1/coefficients" and draw(st.integers(0, 3)):
+            name = "messages" if "chat" in path else "prompt"
+            body[name] = draw(LIKELY[name])
+        return body
+
+    engine = FakeEngine()
+    app = build_app(fake_state(family, engine))
+    statuses: list[int] = []
+
+    async def call(body: object) -> httpx.Response:
+        # An exception that reaches the web server is raised here and fails the test.
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://ladle") as client:
+            return await client.post(
+                path, content=json.dumps(body).encode(), headers={"content-type": "application/json"}
+            )
+
+    @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(bodies())
+    def check(body: object) -> None:
+        response = asyncio.run(call(body))
+        statuses.append(response.status_code)
+        assert response.status_code in (200, 400, 404), (response.status_code, response.text)
+        if response.status_code != 200:
+            error = response.json()["error"]
+            assert error["message"] and error["type"] == "invalid_request_error"
+        assert not engine.running
+
+    check()
+    assert statuses.count(200) > 5, "the bodies must be good enough to reach the engine at times"
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_random_bytes(family: Family, path: str) -> None:
+    app = build_app(fake_state(family, FakeEngine()))
+
+    async def call(body: bytes) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://ladle") as client:
+            return await client.post(path, content=body, headers={"content-type": "application/json"})
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.binary(max_size=200))
+    def check(body: bytes) -> None:
+        assert asyncio.run(call(body)).status_code == 400
+
+    check()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_engine import (
+    Recorder,
     build,
     family_of,
     fresh_seed,
@@ -26,8 +27,6 @@ from ladle.merging.bank import Bank
 from ladle.merging.family import Family, load_family
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.sampler import Draw
-from ladle.server.engine.sequence import Sequence as Generated
 
 TOLERANCE = 1e-9
 SLIDING: dict[str, dict[str, Any]] = {
@@ -39,22 +38,6 @@ SLIDING: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 33},
 }
 CASES = [(arch, {}) for arch in ARCHITECTURES] + list(SLIDING.items())
-
-
-class Recorder:
-    """Keeps the logits from which every token of every request was drawn."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.logits: dict[str, dict[int, Tensor]] = {}
-        self._draw = engine.sampler.draw
-        engine.sampler.draw = self._record  # type: ignore[method-assign]
-
-    def _record(
-        self, logits: Tensor, sources: Sequence[Sequence[int]], sequences: Sequence[Generated]
-    ) -> list[Draw]:
-        for rows, sequence in zip(sources, sequences, strict=True):
-            self.logits.setdefault(sequence.request_id, {})[len(sequence.output)] = logits[list(rows)].clone()
-        return self._draw(logits, sources, sequences)
 
 
 def _exact_attention(

@@ -17,7 +17,7 @@ def main() -> int:
     print(f"GPU: {torch.cuda.get_device_name()}, PyTorch {torch.__version__}", flush=True)
     ladle = str(Path(sys.executable).with_name("ladle"))
     commands = [[sys.executable, "-m", "pytest", "-m", "gpu"]]
-    commands += [[ladle, "bench", name, "--device", "cuda"] for name in BENCHMARKS]
+    commands += [[ladle, "bench", name] for name in BENCHMARKS]
     failed = [command for command in commands if subprocess.run(command, cwd=ROOT, check=False).returncode]
     for command in failed:
         print(f"failed: {' '.join(command)}")

@@ -47,12 +47,12 @@ class CheckpointReader:
 
     def _open(self, file: Path, expected: set[str] | None) -> None:
         header = read_header(file)
-        for name in sorted(expected - header.keys()) if expected is not None else ():
-            raise FamilyError(file, f"the index {INDEX} names this tensor, but the shard lacks it", name)
         try:
-            self._files[file] = safe_open(file, framework="pt")
+            self._files[file] = safe_open(file, framework="pt")  # also validates every entry of the header
         except (OSError, SafetensorError) as error:
             raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
+        for name in sorted(expected - header.keys()) if expected is not None else ():
+            raise FamilyError(file, f"the index {INDEX} names this tensor, but the shard lacks it", name)
         for name in sorted(header):
             if expected is not None and name not in expected:
                 continue
@@ -135,11 +135,13 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
             if length > min(file.stat().st_size, 100_000_000):
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("the header is no JSON object")
         header.pop("__metadata__", None)
-        return dict(header)
+        return header
     except FileNotFoundError:
         raise FamilyError(file, "no such file") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
 
 

@@ -102,25 +102,22 @@ class MaterialisedCache:
     def _acquire(self, key: WeightsKey, timeout_s: float) -> _Entry:
         """The entry of ``key``, ready and counted as in use."""
         with self._changed:
-            while (entry := self._entries.get(key)) is not None:
-                if entry.ready:
+            while True:
+                if (entry := self._entries.get(key)) is None:
+                    entry = _Entry(self._merge.layout(key.coefficients(), self._dtype), uses=1)
+                    reusable = self._make_room(key, entry.nbytes, timeout_s)
+                    if key not in self._entries:  # it may have come while we waited for room
+                        break
+                elif entry.ready:
                     self._hits += 1
                     entry.uses += 1
                     self._entries.move_to_end(key)
                     return entry
-                # Another thread merges it. If that fails the entry is gone and we try ourselves.
-                self._changed.wait()
+                else:
+                    # Another thread merges it. Should that fail, the entry is gone and we try ourselves.
+                    self._changed.wait()
             self._misses += 1
-            entry = _Entry(self._merge.layout(key.coefficients(), self._dtype), uses=1)
-            reusable = self._make_room(key, entry.nbytes, timeout_s)
-            if (other := self._entries.get(key)) is not None:
-                # _make_room waited, and meanwhile another thread began: join it.
-                entry = other
-            else:
-                self._entries[key] = entry
-                other = None
-        if other is not None:
-            return self._acquire(key, timeout_s)
+            self._entries[key] = entry
         try:
             with self._building:
                 entry.tensors = _allocate(entry.layout, reusable)

@@ -113,32 +113,42 @@ def evaluate(
     Returns:
         answers by `Setting.label`, prompts in order, `config.samples` a prompt.
     """
+    stored = _stored(path) if path is not None else {}
     done: dict[str, list[Answer]] = {}
-    if path is not None and path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            done[row["label"]] = [
-                Answer(**{**answer, "rewards": tuple(answer["rewards"])}) for answer in row["answers"]
-            ]
     with Progress() as progress:
         task = progress.add_task("evaluation", total=len(settings))
         for setting in settings:
             progress.update(task, description=setting.label)
-            if setting.label not in done:
+            key = (setting.label, json.dumps(setting.coefficients))
+            if key not in stored:
                 with merged(base, members, setting.coefficients):
                     outputs = _answers(base, prompts, rewards, config, max_tokens)
-                done[setting.label] = [
-                    answer for prompt, tokens in outputs for answer in _judge(base, prompt.text, tokens, rewards)
-                ]
+                stored[key] = [a for prompt, tokens in outputs for a in _judge(base, prompt.text, tokens, rewards)]
                 if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(
-                            json.dumps({"label": setting.label, "answers": [asdict(a) for a in done[setting.label]]})
-                            + "\n"
-                        )
+                    _store(path, setting, stored[key])
+            done[setting.label] = stored[key]
             progress.advance(task)
     return done
+
+
+def _store(path: Path, setting: Setting, answers: Sequence[Answer]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = {"label": setting.label, "coefficients": setting.coefficients, "answers": [asdict(a) for a in answers]}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _stored(path: Path) -> dict[tuple[str, str], list[Answer]]:
+    """Answers by label and coefficients: a preference means other weights once beta or an extrapolation changed."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {
+        (row["label"], json.dumps(row["coefficients"])): [
+            Answer(**{**answer, "rewards": tuple(answer["rewards"])}) for answer in row["answers"]
+        ]
+        for row in rows
+    }
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from ladle.merging.base import default_cache_dir
 from ladle.recipes.card import write_card, write_manifest
 from ladle.recipes.config import Recipe, load_recipe
 from ladle.recipes.dpo import train_member
-from ladle.recipes.evaluate import Setting, evaluate, front, grid_settings, summarise, write_csv
+from ladle.recipes.evaluate import Answer, Setting, evaluate, front, grid_settings, summarise, write_csv
 from ladle.recipes.model import Base, load_base
 from ladle.recipes.pairs import Scale, select_pairs
 from ladle.recipes.pool import Candidate, build_pool
@@ -87,32 +87,21 @@ class Workshop:
                 train_member(self.base, name, pairs, recipe.adapter, recipe.dpo, folders[name], recipe.base_name)
         return folders
 
-    def evaluation(
-        self, folders: dict[str, Path], scale: Scale, split: str, settings: Sequence[Setting]
-    ) -> tuple[list[dict[str, object]], dict[str, dict[str, float]]]:
-        """Samples and judges `settings` on a split: (rows of `summarise`, `front` by method)."""
-        config, recipe = self.recipe.evaluation, self.recipe
-        key = fingerprint(
-            sorted(str(folder) for folder in folders.values()),
-            config,
-            split,
-            [prompt.text for prompt in self.prompts(split)],
-        )
-        answers = evaluate(
+    def judge(self, folders: dict[str, Path], split: str, settings: Sequence[Setting]) -> dict[str, list[Answer]]:
+        """Answers of `settings` to the prompts of a split, by label; those already judged are read back."""
+        config, prompts = self.recipe.evaluation, self.prompts(split)
+        members = sorted(folder.name for folder in folders.values())
+        key = fingerprint(members, config, split, [prompt.text for prompt in prompts])
+        return evaluate(
             self.base,
             load_members(self.base, folders),
             settings,
-            self.prompts(split),
+            prompts,
             self.rewards,
             config,
-            recipe.pool.max_tokens,
+            self.recipe.pool.max_tokens,
             self.folder / f"evaluation-{key}.jsonl",
         )
-        rows = summarise(settings, answers, recipe.objectives, scale, config)
-        methods = sorted({setting.method for setting in settings if setting.preference})
-        reference = [REFERENCE] * len(recipe.objectives)
-        fronts = {method: front(method, settings, answers, scale, config, reference) for method in methods}
-        return rows, fronts
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,7 +145,12 @@ def make_family(workshop: Workshop, out: Path, split: str | None = "test") -> di
     write_manifest(recipe, out)
     if split is None:
         return {}
-    rows, fronts = workshop.evaluation(folders, scale, split, grid_settings(recipe, recipe.evaluation.grid))
+    settings = grid_settings(recipe, recipe.evaluation.grid)
+    answers = workshop.judge(folders, split, settings)
+    rows = summarise(settings, answers, recipe.objectives, scale, recipe.evaluation)
+    reference = [REFERENCE] * len(recipe.objectives)
+    methods = dict.fromkeys(setting.method for setting in settings if setting.preference)
+    fronts = {method: front(method, settings, answers, scale, recipe.evaluation, reference) for method in methods}
     write_csv(rows, out / "evaluation.csv")
     prompts = len(workshop.prompts("train"))
     write_card(recipe, out, rows, fronts, scale, candidates=len(pool), prompts=prompts, split=split)

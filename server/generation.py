@@ -106,6 +106,7 @@ class Outputs:
         self._serving = serving
         self._queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
         self._unfinished = count
+        self._failure: Exception | None = None
 
     @property
     def finished(self) -> bool:
@@ -118,6 +119,8 @@ class Outputs:
         Raises:
             ApiError: a sequence was refused or failed, or the engine stopped.
         """
+        if self._failure is not None:
+            raise self._failure
         until = time.monotonic() + timeout
         while self._queue.empty():
             wait = min(until - time.monotonic(), _CHECK_SECONDS)
@@ -131,15 +134,16 @@ class Outputs:
         return self._take(self._queue.get_nowait())
 
     def _take(self, item: tuple[int, StepOutput | Exception]) -> list[tuple[int, StepOutput]]:
-        taken = []
+        """``item`` and all that is queued behind it; a failure waits until what came before it was given out."""
+        taken: list[tuple[int, StepOutput]] = []
         while True:
             index, output = item
-            if isinstance(output, Exception):
-                raise self._failure(output)
-            if output.finish_reason == "error":
-                raise ApiError(500, "the engine failed on this request; the server's log says why", code="engine_error")
-            if output.finish_reason == "abort":
-                raise unavailable("the server is shutting down", "draining")
+            self._failure = self._explain(output)
+            if self._failure is not None:
+                if not taken:
+                    raise self._failure
+                return taken
+            assert isinstance(output, StepOutput), "exceptions are explained"
             if output.finish_reason is not None:
                 self._unfinished -= 1
             taken.append((index, output))
@@ -147,16 +151,19 @@ class Outputs:
                 return taken
             item = self._queue.get_nowait()
 
-    def _failure(self, error: Exception) -> Exception:
-        if isinstance(error, QueueFull):
+    def _explain(self, output: StepOutput | Exception) -> Exception | None:
+        """What a failed output means to the client; None for any other output."""
+        if isinstance(output, StepOutput):
+            if output.finish_reason == "error":
+                return ApiError(500, "the engine failed on this request; its log says why", code="engine_error")
+            return unavailable("the server is shutting down", "draining") if output.finish_reason == "abort" else None
+        if isinstance(output, QueueFull):
             self._state.metrics.rejections.labels(reason="queue_full").inc()
-            return from_queue_full(error)
-        if isinstance(error, (InputError, ApiError)):
-            return error
+            return from_queue_full(output)
         # The engine refuses work with a RuntimeError once it is shutting down.
-        if self._state.unready() is not None:
+        if isinstance(output, RuntimeError) and self._state.unready() is not None:
             return unavailable("the server is shutting down", "draining")
-        return error
+        return output
 
     async def pump(self, index: int, request: GenerationRequest) -> None:
         """Feed one sequence's outputs in; cancelling the task that runs this cancels the sequence."""

@@ -40,8 +40,9 @@ class ApiKeys:
         return cls(keys)
 
     def accepts(self, key: str) -> bool:
-        """Whether ``key`` is one of the keys; takes the same time whichever it is."""
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        """Whether ``key``, as it stands in a header, is one of the keys; takes the same time whichever it is."""
+        # Headers are bytes that the web layer shows as Latin-1; keys are UTF-8.
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,12 +24,11 @@ def parse_bytes(value: object) -> object:
         if match is None:
             raise ValueError(f"{value!r} is no size; allowed: a number of bytes, or one with KiB, MiB, GiB, kB, MB, GB")
         unit = (match[2] or "").lower()
-        number = min(float(match[1]), 1e18)  # far more than any machine has, and still a whole number
-        return int(number) * _UNITS[unit] if number.is_integer() else int(number * _UNITS[unit])
+        return int(Decimal(match[1]) * _UNITS[unit])
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=1 << 50)]
 
 
 class ServerSettings(BaseSettings):

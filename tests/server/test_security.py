@@ -1,0 +1,156 @@
+"""Keys, body limits, content types, CORS."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from asgi import Call, client_of
+from fake_engine import FakeEngine, fake_state
+
+from ladle.merging.errors import InputError
+from ladle.merging.family import Family
+from ladle.server.app import build_app
+from ladle.server.security import ApiKeys
+from ladle.server.state import ServerState
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def locked(family: Family, engine: FakeEngine, tmp_path: Path) -> ServerState:
+    file = tmp_path / "keys"
+    file.write_text("# ours\nkey-one\n\n  key-two  \nschlüssel\n", encoding="utf-8")
+    state = fake_state(family, engine)
+    state.keys = ApiKeys.read(file)
+    return state
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Bearer key-on",
+        "Bearer key-one2",
+        "Basic key-one",
+        "key-one",
+        "Bearer # ours",
+        "Bearer \xff",
+    ],
+)
+async def test_a_call_without_a_known_key_is_401(locked: ServerState, engine: FakeEngine, header: str | None) -> None:
+    async with client_of(locked) as client:
+        headers = {"authorization": header.encode("latin-1")} if header is not None else {}
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/v1/nothing")):
+            response = await client.request(method, path, headers=headers, content=b"{")
+            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+            error = response.json()["error"]
+            assert error["code"] == "invalid_api_key" and error["type"] == "authentication_error"
+            assert "key-one" not in response.text
+    assert not engine.requests
+
+
+async def test_every_known_key_is_let_in(locked: ServerState) -> None:
+    async with client_of(locked) as client:
+        for key in ("key-one", "key-two", "schlüssel"):
+            headers = {"authorization": f"bearer {key}".encode()}
+            assert (await client.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_health_metrics_and_docs_need_no_key(locked: ServerState) -> None:
+    async with client_of(locked) as client:
+        for path in ("/health", "/ready", "/metrics", "/docs", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200
+
+
+def test_key_files_that_let_nobody_in(tmp_path: Path) -> None:
+    for content in (b"", b"\n# only a comment\n  \n", b"\xff\xfe"):
+        file = tmp_path / "keys"
+        file.write_bytes(content)
+        with pytest.raises(InputError, match="api_key_file"):
+            ApiKeys.read(file)
+    with pytest.raises(InputError, match="nothing-here"):
+        ApiKeys.read(tmp_path / "nothing-here")
+
+
+async def test_a_body_above_the_limit_is_413(family: Family, engine: FakeEngine) -> None:
+    async with client_of(fake_state(family, engine, max_body_bytes=1000)) as client:
+        response = await client.post("/v1/completions", json={"prompt": "x" * 1000})
+        assert response.status_code == 413 and "1000 bytes" in response.json()["error"]["message"]
+        fits = json.dumps({"prompt": "hi", "user": "x" * 900}).encode()
+        headers = {"content-type": "application/json"}
+        assert (await client.post("/v1/completions", content=fits, headers=headers)).status_code == 200
+
+
+async def test_a_body_whose_length_nobody_announced_is_counted(family: Family, engine: FakeEngine) -> None:
+    app = build_app(fake_state(family, engine, max_body_bytes=1000))
+    unread = [b"x" * 400] * 100
+    call = Call(app, "/v1/completions", unread)
+    await asyncio.wait_for(call.task, 5)
+    assert call.status == 413 and call.headers["connection"] == "close"
+    assert len(unread) == 97, "nothing beyond the limit may be read"
+    assert json.loads(call.body)["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+async def test_only_json_is_read(family: Family, engine: FakeEngine, kind: str | None) -> None:
+    async with client_of(fake_state(family, engine)) as client:
+        headers = {"content-type": kind} if kind else {}
+        response = await client.post("/v1/completions", content=b'{"prompt": "hi"}', headers=headers)
+    assert response.status_code == 415 and "application/json" in response.json()["error"]["message"]
+    assert not engine.requests
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.x+json"])
+async def test_json_by_other_names(family: Family, engine: FakeEngine, kind: str) -> None:
+    async with client_of(fake_state(family, engine)) as client:
+        response = await client.post("/v1/completions", content=b'{"prompt": "hi"}', headers={"content-type": kind})
+    assert response.status_code == 200
+
+
+async def test_browsers_of_other_origins_are_kept_out_unless_named(family: Family, engine: FakeEngine) -> None:
+    origin = {"origin": "https://example.org"}
+    asks = {**origin, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    async with client_of(fake_state(family, engine)) as client:
+        for response in (
+            await client.get("/v1/models", headers=origin),
+            await client.options("/v1/models", headers=asks),
+        ):
+            assert not [name for name in response.headers if name.startswith("access-control")]
+    state = fake_state(family, engine, cors_origins=["https://example.org"])
+    state.keys = ApiKeys(["k"])
+    async with client_of(state) as client:
+        preflight = await client.options("/v1/completions", headers=asks)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://example.org"
+        refused = await client.get("/v1/models", headers=origin)
+        assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == "https://example.org"
+        other = await client.get("/v1/models", headers={"origin": "https://evil.example", "authorization": "Bearer k"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+async def test_every_answer_has_a_request_id(family: Family, engine: FakeEngine) -> None:
+    async with client_of(fake_state(family, engine)) as client:
+        ids = [
+            (await client.get(path)).headers["x-request-id"]
+            for path in ("/health", "/nothing", "/v1/models", "/v1/models")
+        ]
+    assert len(set(ids)) == 4
+
+
+async def test_a_bug_tells_the_client_nothing(
+    family: Family, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("/secret/path")
+
+    monkeypatch.setattr("ladle.server.routes.models.model_ids", broken)
+    async with client_of(fake_state(family, engine), raise_app_exceptions=False) as client:
+        response: httpx.Response = await client.get("/v1/models")
+    assert response.status_code == 500 and "secret" not in response.text
+    assert response.json()["error"]["type"] == "server_error"

@@ -1,0 +1,80 @@
+"""Settings from the environment and from options."""
+
+import pytest
+from pydantic import ValidationError
+
+from ladle.server.settings import ServerSettings
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1000", 1000),
+        ("2GiB", 2 << 30),
+        ("512 MiB", 512 << 20),
+        ("1.5g", 1_500_000_000),
+        ("3kB", 3000),
+        ("4ki", 4096),
+        ("1125899906842623", 1125899906842623),
+        ("1TiB", 1 << 40),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert ServerSettings(kv_memory=text).kv_memory == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_memory": "much"},
+        {"kv_memory": "-1"},
+        {"kv_memory": "0"},
+        {"kv_memory": "1PiB"},
+        {"kv_memory": ""},
+        {"kv_memory": "9" * 500},
+        {"port": 65536},
+        {"port": -1},
+        {"port": "http"},
+        {"device": "tpu"},
+        {"device": "cuda:x"},
+        {"dtype": "float16"},
+        {"max_sequences": 0},
+        {"max_queue": 0},
+        {"max_context": 1},
+        {"log_level": "loud"},
+        {"keep_alive_seconds": 0},
+        {"drain_seconds": -1},
+        {"drain_seconds": "nan"},
+        {"family": ""},
+    ],
+)
+def test_refusals_name_the_option(options: dict) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ServerSettings(**options)
+    assert caught.value.errors()[0]["loc"] == (next(iter(options)),)
+
+
+def test_the_environment_and_what_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LADLE_KV_MEMORY", "64MiB")
+    monkeypatch.setenv("LADLE_PORT", "9000")
+    monkeypatch.setenv("LADLE_PREFIX_CACHE", "false")
+    monkeypatch.setenv("LADLE_CORS_ORIGINS", '["https://example.org"]')
+    monkeypatch.setenv("LADLE_URL", "http://somewhere.else")  # the client's
+    settings = ServerSettings(port=9001)
+    assert settings.kv_memory == 64 << 20 and settings.port == 9001 and not settings.prefix_cache
+    assert settings.cors_origins == ["https://example.org"]
+
+
+def test_the_engine_gets_its_share() -> None:
+    settings = ServerSettings(
+        device="cpu", dtype="float32", max_sequences=3, max_lanes=5, max_batch_tokens=77, kv_memory=1 << 20,
+        weights_memory=2 << 20, max_context=99, max_queue=4, prefix_cache=False,
+    )  # fmt: skip
+    config = settings.engine_config()
+    for name, value in vars(config).items():
+        assert value == getattr(settings, name), name
+
+
+def test_by_default_nobody_outside_is_served() -> None:
+    settings = ServerSettings()
+    assert settings.host == "127.0.0.1" and settings.cors_origins == [] and settings.api_key_file is None

@@ -1,0 +1,32 @@
+"""Families for the tests of guidance."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny_models import write_family
+from transformers.utils import logging
+
+from ladle.merging.family import Family, load_family
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed for every test; set LADLE_TEST_SEED to the one that a failure printed to see it again."""
+    drawn = int(os.environ.get("LADLE_TEST_SEED") or int.from_bytes(os.urandom(3)))
+    print(f"LADLE_TEST_SEED={drawn}")
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family of three objectives with backbones and policies, one of them a full checkpoint."""
+    extra = '[presets.cheerful]\nmethod = "rewarded_soup"\npreference = { positive = 1.0 }\nstrength = 0.5\n'
+    return write_family(tmp_path_factory.mktemp("three"), n=3, full=("only-simple",), extra=extra)
+
+
+@pytest.fixture(scope="session")
+def family(root: Path) -> Family:
+    return load_family(root)

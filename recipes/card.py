@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ladle.recipes.config import Recipe
+from ladle.recipes.evaluate import Answer
 from ladle.recipes.pairs import Scale
 
 
@@ -56,6 +57,7 @@ def write_card(
     rows: Sequence[Mapping[str, object]],
     fronts: Mapping[str, Mapping[str, float]],
     scale: Scale,
+    examples: Sequence[tuple[str, Answer]],
     *,
     candidates: int,
     prompts: int,
@@ -66,6 +68,8 @@ def write_card(
     Args:
         rows: of `evaluate.summarise`.
         fronts: of `evaluate.front`, by method.
+        scale: what standardised the rewards.
+        examples: (setting, answer), all to the same prompt.
         candidates: size of the pool.
         prompts: number of training prompts.
         split: which prompts were judged.
@@ -106,12 +110,13 @@ def write_card(
         + ", ".join(f"{name} {values[f'tau_{i}']:.2f}" for i, name in enumerate(objectives))
         for method, values in fronts.items()
     ]
+    samples = [f"- `{label}`: {' '.join(answer.text.split())}" for label, answer in examples]
     traded = " for ".join(f"*{name}*" for name in objectives)
     targets = ", ".join(adapter.targets)
     target, limit = recipe.concise_target, pool.max_tokens
     text = f"""# The family `{recipe.name}`
 
-Four LoRA adapters of {recipe.base_name} that let one small model trade {traded} at inference time.
+{2 * len(objectives)} LoRA adapters of {recipe.base_name} that let one small model trade {traded} at inference time.
 `bone-*` are backbones for Bone Soup (arXiv 2502.10762), trained on rewards mixed by B (beta {recipe.soup.beta});
 `policy-*` were trained on one reward each, for Rewarded Soups (arXiv 2306.04488). Made by
 
@@ -150,6 +155,11 @@ Hypervolume of the mean standardised rewards above -1 in each objective over the
 between a weight and its reward:
 
 {chr(10).join(front_lines)}
+
+## How it sounds
+The first sample of the first {split} prompt under every setting, not picked: *{examples[0][1].prompt}*
+
+{chr(10).join(samples)}
 
 ## Limits
 - A 135-million-parameter model, dequantised from four bits: what is shown is control of *style*. Its answers are often

@@ -27,8 +27,7 @@ class Candidate:
     """One possible answer to `prompt` under the default system prompt.
 
     `tokens` ends with the end-of-turn token unless sampling was stopped by length; `logprob` is the base's total in
-    nats;
-    `origin` is the style it was sampled under, with "cut" or "short" appended for shortened variants.
+    nats; `origin` is the style it was sampled under, with "cut" or "short" appended for shortened variants.
     """
 
     prompt: str
@@ -53,8 +52,7 @@ def _requests(prompts: Sequence[Prompt], config: PoolConfig) -> list[tuple[int, 
 def _cuts(
     base: Base, tokens: Sequence[int], config: PoolConfig, draw: np.random.Generator, short: bool
 ) -> Iterator[tuple[str, int]]:
-    """Lengths at which an answer may be cut: where a sentence ends, at most two, and one that is far too short if
-    asked for."""
+    """Lengths at which an answer may be cut: at most two where a sentence ends; if asked for, one far too short."""
     low, high = config.cut_lengths
     ends = [n for n in range(low, min(high, len(tokens) - 1) + 1) if ends_sentence(base.text(list(tokens[:n])))]
     for n in sorted(draw.permutation(ends)[:2].tolist()):

@@ -59,8 +59,7 @@ class Workshop:
 
     @property
     def pool_key(self) -> str:
-        """Fingerprint of everything the texts in the pool depend on; their rewards are computed again whenever they
-        are read."""
+        """Fingerprint of what the texts in the pool depend on; rewards are computed again whenever they are read."""
         prompts = [prompt.text for prompt in self.prompts("train")]
         return fingerprint(self.recipe.base, self.recipe.pool, prompts)
 
@@ -153,7 +152,8 @@ def make_family(workshop: Workshop, out: Path, split: str | None = "test") -> di
     fronts = {method: front(method, settings, answers, scale, recipe.evaluation, reference) for method in methods}
     write_csv(rows, out / "evaluation.csv")
     prompts = len(workshop.prompts("train"))
-    write_card(recipe, out, rows, fronts, scale, candidates=len(pool), prompts=prompts, split=split)
+    examples = [(label, texts[0]) for label, texts in answers.items()]
+    write_card(recipe, out, rows, fronts, scale, examples, candidates=len(pool), prompts=prompts, split=split)
     return {"settings": rows, "fronts": fronts}
 
 

@@ -4,7 +4,8 @@ So ``ladle --help`` is quick, and works where only the SDK is installed.
 """
 
 import ast
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +36,7 @@ class LazyCommand(TyperCommand):
         try:
             target = self._entry.load()
         except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing == "ladle":
-                raise
-            complain(f"`ladle {self.name}` needs {missing}, which is not installed: pip install 'ladle[server]'")
+            explain_missing(self.name, error)
             raise typer.Exit(1) from None
         if not isinstance(target, typer.Typer):
             function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -70,8 +68,19 @@ class CommandGroup(TyperGroup):
             absent = isinstance(error, ConnectionError) and str(error).startswith("cannot reach")
             complain(f"{error}; start a server with: ladle serve demo" if absent else str(error))
             raise typer.Exit(1) from None
+        except ModuleNotFoundError as error:  # commands import what is heavy only once they run
+            explain_missing(ctx.invoked_subcommand, error)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def explain_missing(command: str | None, error: ModuleNotFoundError) -> None:
+    """Say which extra brings the missing package; raises the error again if it is not a package that is missing."""
+    missing = (error.name or "").partition(".")[0]
+    if not missing or missing == "ladle" or missing in sys.modules:
+        raise error
+    complain(f"`ladle {command}` needs {missing}, which is not installed: pip install 'ladle[server]'")
 
 
 def first_line(entry: EntryPoint) -> str:
@@ -83,9 +92,18 @@ def first_line(entry: EntryPoint) -> str:
     if spec is None or spec.origin is None:
         return ""
     module = ast.parse(Path(spec.origin).read_text())
-    functions = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == entry.attr)
-    docstring = next((ast.get_docstring(node) for node in functions), None) or ast.get_docstring(module) or ""
-    return docstring.partition("\n")[0]
+    return next(_descriptions(module, entry.attr), "").partition("\n")[0]
+
+
+def _descriptions(module: ast.Module, name: str) -> Iterator[str]:
+    """The docstring of the function ``name``, the ``help`` of the application ``name``, the module's docstring."""
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            yield ast.get_docstring(node) or ""
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == name:
+            texts = (word.value for word in node.value.keywords if word.arg == "help")
+            yield from (text.value for text in texts if isinstance(text, ast.Constant) and isinstance(text.value, str))
+    yield ast.get_docstring(module) or ""
 
 
 def _entries() -> dict[str, EntryPoint]:

@@ -147,12 +147,19 @@ class TestLazyCommands:
             "@command.command()\ndef one() -> None:\n    print(1)\n"
             "@command.command()\ndef two() -> None:\n    print(2)\n"
         )
-        package(many=source)
-        assert "Many." in run("--help").stdout
+        package(many=source, told=source.replace("Typer()", "Typer(help='Told.')"))
+        assert "Many." in run("--help").stdout and "Told." in run("--help").stdout
         assert run("many", "two").stdout == "2\n"
 
-    def test_a_missing_extra_is_named(self, package):
-        package(heavy='import a_package_nobody_has\ndef command() -> None:\n    """Lift."""\n')
+    @pytest.mark.parametrize(
+        "source",
+        [
+            'import a_package_nobody_has\ndef command() -> None:\n    """Lift."""\n',
+            'def command() -> None:\n    """Lift."""\n    import a_package_nobody_has.inside\n',
+        ],
+    )
+    def test_a_missing_extra_is_named(self, package, source):
+        package(heavy=source)
         result = run("heavy")
         assert result.exit_code == 1
         assert result.stderr.strip() == (

@@ -182,5 +182,9 @@ def families(
 
 def print_json(answer: Response | Sequence[Response]) -> None:
     """An answer as the server gave it, indented."""
-    plain = answer.model_dump() if isinstance(answer, Response) else [entry.model_dump() for entry in answer]
+    plain = _plain(answer) if isinstance(answer, Response) else [_plain(entry) for entry in answer]
     typer.echo(json.dumps(plain, ensure_ascii=False, indent=2))
+
+
+def _plain(answer: Response) -> dict[str, Any]:
+    return answer.model_dump(exclude_unset=True)

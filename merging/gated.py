@@ -7,6 +7,7 @@ bank's shrink products, so a merge costs one multiplication by the coefficient r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,9 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
 
     Found by running, not by name, so it holds for any decoder; a layer that the probe does not reach stands alone.
     """
-    paths = {module: path for path, module in model.named_modules() if type(module) is nn.Linear}
+    paths: dict[nn.Module, str] = {
+        module: path for path, module in model.named_modules() if type(module) is nn.Linear
+    }
     seen: list[tuple[str, Tensor, str]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -182,7 +185,8 @@ def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: 
     """
     gate = Gate()
     groups = shared_inputs(model)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
     known = {path for group in groups for path in group}
     strangers = sorted(bank.modules - known)
     if strangers:

@@ -112,7 +112,7 @@ def paged_attention_forward(
     if not isinstance(paged, PagedContext):
         if paged is not None:
             paged.note(layer, key, value)
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
         )
     if kwargs.get("s_aux") is not None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -61,7 +62,7 @@ class Engine:
         bank = Bank(list(family.low_rank.values()))
         self._bank_members = frozenset(bank.members)
         base = load_model(family.base_path, bank, self.device, self.weights_dtype, self.activation_dtype)
-        model_config = base.model.config
+        model_config: Any = base.model.config
         self.vocabulary: int = model_config.get_text_config().vocab_size
         self.eos = _eos_ids(base.model, self.tokenizer)
         per_block = KVCache.bytes_per_block(base.kv_shapes, self.activation_dtype)

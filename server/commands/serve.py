@@ -98,12 +98,12 @@ def command(
     with clear_errors():
         settings = ServerSettings(**given(options))
         configure_logging(settings.log_level)
-        listener = listen(settings.host, settings.port)
-        url = url_of(listener)
+        with listen(settings.host, settings.port) as listener:
+            url = url_of(listener)
 
-        def ready(serving: Serving) -> None:
-            if as_json:
-                print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
-            say(f"{serving.family.name} is served at {url} (documentation: {url}/docs; Ctrl-C stops)")
+            def ready(serving: Serving) -> None:
+                if as_json:
+                    print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
+                say(f"{serving.family.name} is served at {url} (documentation: {url}/docs; Ctrl-C stops)")
 
-        Service(settings, progress=say, on_ready=ready).run(listener)
+            Service(settings, progress=say, on_ready=ready).run(listener)

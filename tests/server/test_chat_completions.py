@@ -115,9 +115,21 @@ async def test_without_a_seed_every_request_draws_its_own(family: Family, engine
 
 async def test_sampling_fields_reach_the_engine(family: Family, engine: FakeEngine) -> None:
     await post(
-        family, engine, max_completion_tokens=9, temperature=0.3, top_p=0.9, top_k=7, min_p=0.05, seed=-4, stop=["x", "yy"],
-        presence_penalty=0.5, frequency_penalty=-0.5, repetition_penalty=1.2, logit_bias={"5": -100, "17": 2.5}, user="me",
-    )  # fmt: skip
+        family,
+        engine,
+        max_completion_tokens=9,
+        temperature=0.3,
+        top_p=0.9,
+        top_k=7,
+        min_p=0.05,
+        seed=-4,
+        stop=["x", "yy"],
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.2,
+        logit_bias={"5": -100, "17": 2.5},
+        user="me",
+    )
     sampling = engine.requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (9, 0.3, 0.9, 7)
     assert (sampling.min_p, sampling.seed, sampling.stop) == (0.05, -4, ("x", "yy"))
@@ -127,10 +139,29 @@ async def test_sampling_fields_reach_the_engine(family: Family, engine: FakeEngi
 
 async def test_null_is_the_default_everywhere(family: Family, engine: FakeEngine) -> None:
     names = (
-        "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "stream", "stream_options",
-        "seed", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "user", "top_k", "min_p",
-        "repetition_penalty", "steering", "tools", "response_format",
-    )  # fmt: skip
+        "model",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "stream",
+        "stream_options",
+        "seed",
+        "logprobs",
+        "top_logprobs",
+        "logit_bias",
+        "presence_penalty",
+        "frequency_penalty",
+        "user",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "steering",
+        "tools",
+        "response_format",
+    )
     await post(family, engine, **{**dict.fromkeys(names), "seed": 3})
     await post(family, engine, seed=3)
     assert engine.requests[0].sampling == engine.requests[1].sampling

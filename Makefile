@@ -14,7 +14,7 @@ demo:
 	@$(BIN)/python tools/demo.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 lint:
 	@$(PYTHON) tools/environment.py dev

@@ -15,8 +15,9 @@ def main() -> int:
         print("No GPU is present (or this PyTorch cannot use it): the GPU tests and benchmarks were SKIPPED.")
         return 0
     print(f"GPU: {torch.cuda.get_device_name()}, PyTorch {torch.__version__}", flush=True)
-    ladle = str(Path(sys.executable).with_name("ladle"))
-    commands = [[sys.executable, "-m", "pytest", "-m", "gpu"]]
+    scripts = Path(sys.executable).parent
+    ladle = str(scripts / "ladle")
+    commands = [[str(scripts / "pytest"), "-m", "gpu"]]  # not `python -m pytest`: that puts the repository on sys.path
     commands += [[ladle, "bench", name] for name in BENCHMARKS]
     failed = [command for command in commands if subprocess.run(command, cwd=ROOT, check=False).returncode]
     for command in failed:

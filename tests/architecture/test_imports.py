@@ -1,6 +1,7 @@
 """Which room may import what, read from the source of every module, imports inside functions included."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -191,3 +192,14 @@ def test_every_entry_point_leads_somewhere():
             ast.unparse(target) for node in tree.body if isinstance(node, ast.Assign) for target in node.targets
         }
         assert attribute in defined, f"{name}: {path.relative_to(ROOT)} defines no {attribute}"
+
+
+@pytest.mark.parametrize("name", ["kernels", "guidance", "server", "clients"])
+def test_rooms_are_importable_only_as_parts_of_ladle(name):
+    """transformers imports a package called kernels where it finds one: it must never find ours."""
+    spec = importlib.util.find_spec(name)
+    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
+    inside = [place for place in places if place and Path(place).is_relative_to(ROOT)]
+    assert not inside, (
+        f"{inside}: run pytest as .venv/bin/pytest, not as `python -m pytest`, from the repository's root"
+    )

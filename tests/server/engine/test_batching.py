@@ -74,7 +74,8 @@ def test_sixteen_together_give_what_each_gives_alone(arch: str, tmp_path: Path) 
     expected = {request.request_id: alone(single, request) for request in requests}
     for name, options in ENGINES.items():
         engine = build(family, **options)
-        for _ in range(2 if not options else 1):  # the second time over what the first left in the prefix cache
+        # The second time runs over what the first left in the prefix cache; preemption takes some luck.
+        for _ in range({"as it comes": 2, "few blocks": 4}.get(name, 1)):
             together = serve(engine, requests, rng)
             for request in requests:
                 got, wanted = together[request.request_id], expected[request.request_id]

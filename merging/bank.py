@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from ladle.merging.adapter import LowRankMember
 from torch import Tensor
+
+from ladle.merging.adapter import LowRankMember
 
 
 @dataclass(frozen=True)

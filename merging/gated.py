@@ -151,9 +151,7 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
 
     Found by running, not by name, so it holds for any decoder; a layer that the probe does not reach stands alone.
     """
-    paths: dict[nn.Module, str] = {
-        module: path for path, module in model.named_modules() if type(module) is nn.Linear
-    }
+    paths: dict[nn.Module, str] = {module: path for path, module in model.named_modules() if type(module) is nn.Linear}
     seen: list[tuple[str, Tensor, str]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -93,9 +93,7 @@ def test_presence_and_frequency_penalties_follow_openai() -> None:
 def test_penalties_keep_banned_tokens_banned() -> None:
     scores = torch.tensor([[-torch.inf, 1.0, -1.0]])
     seen = torch.ones(1, 3, dtype=torch.bool)
-    ours = apply_penalties(
-        scores, seen.int(), seen, torch.tensor([1.5]), torch.tensor([0.5]), torch.tensor([0.25])
-    )
+    ours = apply_penalties(scores, seen.int(), seen, torch.tensor([1.5]), torch.tensor([0.5]), torch.tensor([0.25]))
     torch.testing.assert_close(ours, torch.tensor([[-torch.inf, 1 / 1.5 - 0.75, -1.5 - 0.75]]))
 
 

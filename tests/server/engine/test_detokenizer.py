@@ -83,9 +83,7 @@ def _reference(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
 
 
 def _longest_open_stop(text: str, stops: list[str]) -> int:
-    return max(
-        (length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length])), default=0
-    )
+    return max((length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length])), default=0)
 
 
 def test_stop_strings_against_the_whole_text() -> None:

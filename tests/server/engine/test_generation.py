@@ -90,9 +90,7 @@ def test_logit_bias_bans_and_forces(engine: Engine, family: Family) -> None:
     free = alone(engine, make_request("r", prompt, temperature=0.0, max_tokens=6, ignore_eos=True))
     banned = free[0].token
     bias = ((banned, -100.0),)
-    others = alone(
-        engine, make_request("r", prompt, temperature=0.0, max_tokens=6, logit_bias=bias, ignore_eos=True)
-    )
+    others = alone(engine, make_request("r", prompt, temperature=0.0, max_tokens=6, logit_bias=bias, ignore_eos=True))
     assert banned not in [output.token for output in others]
     assert others[0].top == () and others[0].logprob < free[0].logprob, "logprobs are of the score without bias"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fixtures.tiny_models import write_family
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
@@ -18,6 +17,7 @@ from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampling import SamplingParams
+from tests.fixtures.tiny_models import write_family
 
 PROMPT = tuple(range(5, 40))
 FULL = ("bone-positive", "bone-simple", "bone-concise")

@@ -32,7 +32,7 @@ def run(dtype: torch.dtype, rounds: int) -> Iterator[dict[str, object]]:
     base = [torch.randn(shape, generator=generator).to(dtype) for shape in _SHAPES]
     members = [[(tensor + 0.01).to(dtype) for tensor in base] for _ in range(MEMBERS)]
     out = [torch.zeros_like(tensor) for tensor in base]
-    coefficients = [1.75, -0.25, -0.5]
+    coefficients = [1.75, -0.25, -0.75]  # they do not sum to 1, so the base is read as well
     scratch = Scratch()
     moved = (MEMBERS + 2) * sum(tensor.nbytes for tensor in base)
     probe = torch.ones(64 << 20)

@@ -74,7 +74,8 @@ class GatedGroup:
         exact: bool,
         head: bool = False,
     ) -> None:
-        weight = torch.cat([linear.weight.detach() for linear in linears])
+        # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
+        weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
         self.outputs = [linear.out_features for linear in linears]
         self.total = sum(self.outputs)
         self.gate = gate
@@ -85,7 +86,7 @@ class GatedGroup:
                     linear.bias.detach() if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
                     for linear in linears
                 ]
-            )
+            ).to(activation_dtype)
         self.pattern: int | None = None
         self.expand: dispatch.PackedLinear | None = None
         if factors is not None:
@@ -104,7 +105,8 @@ class GatedGroup:
     def nbytes(self) -> int:
         return self.product.nbytes + (self.expand.nbytes if self.expand is not None else 0)
 
-    def _forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
+        """``rows`` [n, in] -> [n, out of all layers side by side], merged as the gate says."""
         y = self.product(rows)
         if self.expand is None:
             return y
@@ -119,9 +121,9 @@ class GatedGroup:
     def member(self, position: int, x: Tensor) -> Tensor:
         """Output of layer ``position`` for input ``x`` [..., in]; the group's product is made once a distinct ``x``."""
         if len(self.outputs) == 1:
-            return self._forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
+            return self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
         if x is not self._input or self._outputs[position] is None:
-            y = self._forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
+            y = self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
             self._input = x
             self._outputs = list(y.split(self.outputs, dim=-1))
         output = self._outputs[position]

@@ -71,16 +71,27 @@ class PagedContext:
     cache: KVCache
     slots: Tensor
     groups: list[AttentionGroup]
+    rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+    """What fused layers made of this forward's position embeddings, and of which."""
 
 
-class ShapeProbe:
-    """Learns what each layer would store, from one plain forward."""
+@dataclass(frozen=True)
+class LayerAttention:
+    """How one layer attends: its place, what it stores, the score's scale, and the window or cap where it has one."""
+
+    layer: int
+    shape: KVShape
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
+class AttentionProbe:
+    """Learns from one plain forward how each layer attends; ``value_dims`` are the values' sizes by layer."""
 
     def __init__(self) -> None:
-        self.layers: dict[int, tuple[KVShape, int]] = {}
-
-    def note(self, layer: int, key: Tensor, value: Tensor) -> None:
-        self.layers[layer] = (KVShape(key.shape[1], key.shape[3]), value.shape[3])
+        self.layers: dict[int, LayerAttention] = {}
+        self.value_dims: dict[int, int] = {}
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
@@ -101,7 +112,7 @@ def paged_attention_forward(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    paged: PagedContext | ShapeProbe | None = None,
+    paged: PagedContext | AttentionProbe | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature: ``query`` [1, heads, tokens, d], ``key``/``value`` [1, kv heads, tokens, d].
@@ -109,37 +120,59 @@ def paged_attention_forward(
     Returns [1, tokens, heads, d]. Without ``paged`` it is plain causal attention (used while probing a model).
     """
     layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attention = LayerAttention(layer, KVShape(key.shape[1], key.shape[3]), scale, sliding_window, softcap)
     if not isinstance(paged, PagedContext):
         if paged is not None:
-            paged.note(layer, key, value)
+            paged.layers[layer] = attention
+            paged.value_dims[layer] = value.shape[3]
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
         )
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention sinks are not supported")
-    paged.cache.write(layer, key[0], value[0], paged.slots)
-    heads, _tokens, dim = query.shape[1:]
+    output = attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), attention, paged)
+    return output[None], None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention, paged: PagedContext) -> Tensor:
+    """Store the new keys and values, then attend: ``query`` [tokens, heads, d], ``key``/``value`` [tokens, kv heads, d]
+    -> [tokens, heads, d]."""
+    layer = attention.layer
+    paged.cache.write(layer, key, value, paged.slots)
+    heads, dim = query.shape[1:]
     kv_heads = key.shape[1]
     folded = heads // kv_heads
-    scale = dim**-0.5 if scaling is None else scaling
-    by_token = query[0].transpose(0, 1)
     outputs = []
     for group in paged.groups:
         tiles, tile = group.positions.shape
-        q = by_token[group.start : group.stop]
+        q = query[group.start : group.stop]
         padding = tiles * tile - q.shape[0]
         if padding:
             q = F.pad(q, (0, 0, 0, 0, group.front, padding - group.front))
         # Query heads that share a key/value head become rows of one product instead of copies of K and V.
-        q = q.reshape(tiles, tile, kv_heads, folded, dim).permute(0, 2, 3, 1, 4)
-        q = q.reshape(tiles, kv_heads, folded * tile, dim)
+        if tile == 1:
+            q = q.reshape(tiles, kv_heads, folded, dim)
+        else:
+            q = q.reshape(tiles, tile, kv_heads, folded, dim).permute(0, 2, 3, 1, 4)
+            q = q.reshape(tiles, kv_heads, folded * tile, dim)
         k, v = paged.cache.gather(layer, group.table)
         if k.shape[0] != tiles:
             k, v = k.expand(tiles, -1, -1, -1), v.expand(tiles, -1, -1, -1)
-        o = _attend(q, k.to(q.dtype), v.to(q.dtype), group.mask(folded, sliding_window, q.dtype), scale, softcap)
-        o = o.view(tiles, kv_heads, folded, tile, -1).permute(0, 3, 1, 2, 4).reshape(tiles * tile, heads, -1)
-        outputs.append(o[group.front : group.front + group.stop - group.start])
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+        mask = group.mask(folded, attention.window, q.dtype)
+        o = _attend(q, k.to(q.dtype), v.to(q.dtype), mask, attention.scaling, attention.softcap)
+        if tile > 1:
+            o = o.view(tiles, kv_heads, folded, tile, -1).permute(0, 3, 1, 2, 4)
+        o = o.reshape(tiles * tile, heads, -1)
+        outputs.append(o[group.front : group.front + group.stop - group.start] if padding else o)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention) -> Tensor:
+    """Causal attention of one sequence without a cache; shapes as in ``attend``."""
+    q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling, enable_gqa=True)
+    return o[0].transpose(0, 1)
 
 
 AttentionInterface.register(IMPLEMENTATION, paged_attention_forward)

@@ -50,8 +50,8 @@ class KVCache:
             layer.view(self.blocks, -1).index_fill_(0, index, 0)
 
     def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """Store ``keys``, ``values`` [heads, tokens, head_dim] of ``layer`` at ``slots`` [tokens]."""
-        pair = torch.stack((keys, values)).permute(2, 0, 1, 3)
+        """Store ``keys``, ``values`` [tokens, heads, head_dim] of ``layer`` at ``slots`` [tokens]."""
+        pair = torch.stack((keys, values), dim=1)
         self.layers[layer].index_copy_(0, slots, pair.to(self.layers[layer].dtype))
 
     def gather(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:

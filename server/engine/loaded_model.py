@@ -15,7 +15,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from ladle.merging import gated
 from ladle.merging.bank import Bank
 from ladle.merging.errors import FamilyError
-from ladle.server.engine.attention import IMPLEMENTATION, PagedContext, ShapeProbe
+from ladle.server.engine.attention import IMPLEMENTATION, AttentionProbe, LayerAttention, PagedContext
+from ladle.server.engine.fused_layer import fuse_layers
 from ladle.server.engine.kv_cache import KVShape
 from ladle.server.engine.norms import fuse_norms
 from ladle.server.engine.step_layout import StepLayout
@@ -74,36 +75,38 @@ def load_model(
     except (ValueError, KeyError) as error:
         raise FamilyError(config_file, f"this architecture cannot be served: {error}") from error
     model = model.eval().requires_grad_(False).to(device)
-    kv_shapes = _kv_shapes(model, config_file)
+    attentions = _attentions(model, config_file)
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
     gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16)
     # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(activation_dtype)
     fuse_norms(model)
+    fuse_layers(model, attentions, activation_dtype)
     plain = sum(parameter.nbytes for parameter in model.parameters())
+    kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
     return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model))
 
 
 @torch.inference_mode()
-def _kv_shapes(model: Any, config_file: Path) -> list[KVShape]:
-    """What each layer stores a token, learned by running two tokens."""
+def _attentions(model: Any, config_file: Path) -> dict[int, LayerAttention]:
+    """How each layer attends and what it stores, learned by running two tokens."""
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds or not getattr(model, "_supports_attention_backend", False):
         reason = f"layers of type {', '.join(sorted(kinds))}" if kinds else "its attention cannot be replaced"
         raise FamilyError(config_file, f"this architecture cannot be served: {reason}")
-    probe = ShapeProbe()
+    probe = AttentionProbe()
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     model(input_ids=ids, use_cache=False, paged=probe)
     layers = text.num_hidden_layers
     if sorted(probe.layers) != list(range(layers)):
         reason = f"only {len(probe.layers)} of {layers} layers attend"
         raise FamilyError(config_file, f"this architecture cannot be served: {reason}")
-    for shape, value_dim in probe.layers.values():
-        if shape.head_dim != value_dim:
+    for layer, attention in probe.layers.items():
+        if attention.shape.head_dim != probe.value_dims[layer]:
             raise FamilyError(config_file, "this architecture cannot be served: keys and values differ in size")
-    return [probe.layers[layer][0] for layer in range(layers)]
+    return probe.layers
 
 
 def context_limit(config: Any, kv_tokens: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +16,16 @@ class FusedRMSNorm(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
         self.eps = eps
+        size = weight.shape[0]
+        # x / rms(x) = sqrt(n) x / hypot(|x|, sqrt(n eps)): four calls where F.rms_norm makes eight on a CPU.
+        self._quick = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+        self.register_buffer("scaled", weight * math.sqrt(size), persistent=False)
+        self.register_buffer("least", torch.tensor(math.sqrt(size * eps)).to(weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._quick:
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return x / torch.hypot(length, self.get_buffer("least")) * self.get_buffer("scaled")
         weight = self.get_buffer("weight")
         return F.rms_norm(x, weight.shape, weight, self.eps)
 

@@ -100,7 +100,7 @@ async def _burst(url: str, bodies: list[dict[str, Any]], per_client: int) -> dic
 def run(
     family: Family, manifest: str, dtype: str, clients: int, per_client: int, rounds: int, logs: Path
 ) -> Iterator[dict[str, object]]:
-    """One row: medians of both sides over ``rounds`` bursts and the ratio of text chunks (tokens) a second, burst by burst."""
+    """One row: medians of both sides over ``rounds`` bursts, and the ratio of text chunks a second burst by burst."""
     ours, theirs = _free_port(), _free_port()
     scripts = Path(sys.executable).parent
     ladle = [str(scripts / "ladle"), "serve", manifest, "--port", str(ours), "--dtype", dtype]

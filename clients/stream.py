@@ -73,7 +73,23 @@ class _Transcript:
         return event
 
 
-class Stream:
+class _Progress:
+    """What both kinds of stream tell while they run."""
+
+    _transcript: _Transcript
+
+    @property
+    def request_id(self) -> str | None:
+        """Names the request in the server's log."""
+        return self._transcript.request_id
+
+    @property
+    def text(self) -> str:
+        """The text of choice 0 so far."""
+        return "".join(self._transcript.texts.get(0, []))
+
+
+class Stream(_Progress):
     """Tokens as they are generated: an iterator, and a context manager that closes the connection.
 
     Leaving early ends the generation on the server:
@@ -94,16 +110,6 @@ class Stream:
         self._response = response
         self._transcript = _Transcript(response, tokens_listed)
         self._tokens = self._read()
-
-    @property
-    def request_id(self) -> str | None:
-        """Names the request in the server's log."""
-        return self._transcript.request_id
-
-    @property
-    def text(self) -> str:
-        """The text of choice 0 so far."""
-        return "".join(self._transcript.texts.get(0, []))
 
     def result(self) -> Generation:
         """Read what is left and return the whole answer, with usage and steering."""
@@ -145,7 +151,7 @@ class Stream:
         self._response.close()
 
 
-class AsyncStream:
+class AsyncStream(_Progress):
     """Tokens as they are generated: an asynchronous iterator, and a context manager that closes the connection.
 
         >>> import asyncio
@@ -166,16 +172,6 @@ class AsyncStream:
         self._response = response
         self._transcript = _Transcript(response, tokens_listed)
         self._tokens = self._read()
-
-    @property
-    def request_id(self) -> str | None:
-        """Names the request in the server's log."""
-        return self._transcript.request_id
-
-    @property
-    def text(self) -> str:
-        """The text of choice 0 so far."""
-        return "".join(self._transcript.texts.get(0, []))
 
     async def result(self) -> Generation:
         """Read what is left and return the whole answer, with usage and steering."""

@@ -52,6 +52,7 @@ class Service:
         self._progress = progress
         self._on_ready = on_ready
         self._engine: Engine | None = None
+        self._loader = threading.Thread(target=self._load, name="ladle-load", daemon=True)
         self._server: DrainingServer | None = None
 
     def run(self, listener: socket.socket) -> None:
@@ -78,9 +79,14 @@ class Service:
         if self._server is not None:
             self._server.handle_exit(signal.SIGTERM, None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a thread of the service still computes after ``run``: a load that a signal overtook."""
+        return self._loader.is_alive() or (self._engine is not None and self._engine.alive)
+
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        threading.Thread(target=self._load, name="ladle-load", daemon=True).start()
+        self._loader.start()
         try:
             yield
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -106,4 +108,11 @@ def command(
                     print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
                 say(f"{serving.family.name} is served at {url} (documentation: {url}/docs; Ctrl-C stops)")
 
-            Service(settings, progress=say, on_ready=ready).run(listener)
+            service = Service(settings, progress=say, on_ready=ready)
+            service.run(listener)
+    if service.busy:
+        # The interpreter cannot end under a thread that computes in torch: the process would abort. A load cannot be
+        # interrupted either, and nobody waits for it any more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

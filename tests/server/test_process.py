@@ -78,10 +78,11 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(family_folder
             httpx.get(f"{url}/health")
 
 
-def test_a_signal_while_loading_ends_the_process(family_folder: Path) -> None:
+@pytest.mark.parametrize("moment", ["reading backbone", "loading tiny"])
+def test_a_signal_while_loading_ends_the_process(family_folder: Path, moment: str) -> None:
     process = start(str(family_folder), *FAST, "--port", "0")
     assert process.stderr is not None
-    while "reading" not in process.stderr.readline():
+    while moment not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from ladle.merging.coefficients import Coefficients
 from ladle.merging.errors import InputError
@@ -14,20 +14,82 @@ MAX_STRENGTH = 100.0
 
 
 @dataclass(frozen=True)
+class PromptView:
+    """How a source sees the prompt, where that differs from what the client sent; the continuation is shared.
+
+    Attributes:
+        kind: ``system``: the request with ``text`` as its system message; ``prompt``: ``text`` in place of the whole
+            prompt, nothing but the beginning of an answer where it is empty.
+        text: see ``kind``.
+    """
+
+    kind: Literal["system", "prompt"]
+    text: str
+
+
+@dataclass(frozen=True)
 class Source:
-    """What yields next-token logits.
+    """What yields next-token logits or, with a ``head``, the values of candidates.
 
     Attributes:
         name: how responses and traces call it.
-        role: ``base``, ``merged``, ``reference``, ...
+        role: ``base``, ``merged``, ``guide``, ``reference``, ``policy``, ``value``, ...
         weight: its weight in the combined score; 0 for a source that is only reported.
-        coefficients: (member, coefficient) of its weights; empty is the plain base.
+        coefficients: (member, coefficient) of its weights; empty is the plain model.
+        model: the model of the family whose weights the coefficients change: a name of ``[[models]]``, or "" for the
+            base.
+        view: its own view of the prompt.
+        head: (member, weight) of the merged scalar head of an explicit value; empty for a language model.
     """
 
     name: str
     role: str
     weight: float
     coefficients: tuple[tuple[str, float], ...]
+    model: str = ""
+    view: PromptView | None = None
+    head: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is the family's base as it is, on the request's own prompt."""
+        return not (self.coefficients or self.model or self.view or self.head)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Tokens that the first source does not find plausible are ruled out, on its scores as they are (before any
+    temperature).
+
+    Attributes:
+        kind: ``top_k``: outside its ``value`` best; ``top_p``: outside the smallest set of its best tokens with mass
+            >= ``value``; ``relative``: less likely than ``value`` times its best.
+        value: see ``kind``.
+    """
+
+    kind: Literal["top_k", "top_p", "relative"]
+    value: float
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Adds strength * sum_s weight_s f(V_s(z)) over the sources with a head to the ``candidates`` best tokens z of the
+    first source.
+
+    Attributes:
+        candidates: how many tokens get a value.
+        strength: the factor.
+        transform: f: ``identity``, or ``log_sigmoid`` for heads that are classifiers.
+        centred: subtract the mean over the candidates, so that their mass against the other tokens' stays about what it
+            was (methods F4).
+        restricted: tokens that are no candidates are ruled out.
+    """
+
+    candidates: int
+    strength: float
+    transform: Literal["identity", "log_sigmoid"] = "identity"
+    centred: bool = False
+    restricted: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,10 +150,17 @@ class Plan:
         method: the method's registered name.
         preference: the normalised preference, None where the request gave none.
         coefficients: the merge coefficients after normalisation and strength, None for a method that merges nothing.
-        sources: in order; the first one is what is sampled from.
+        sources: in order. The first one is a language model; masks and candidates are taken from it.
         normalize: ``none`` or ``sum``, as requested.
         trace: report per-token detail.
         warnings: for the response.
+        rule: how the language models' scores become one: ``linear``, S = sum_i w_i l_i; ``forward_kl``,
+            S = -logsumexp_i(-lp_i + ln w_i); ``alpha``, S = -logsumexp_i(-alpha lp_i + ln w_i) / alpha. The latter two
+            want weights >= 0.
+        alpha: of the rule ``alpha``.
+        mask: plausibility mask on the combined score.
+        scorer: values of candidates, added to the combined score; there are sources with a head if and only if it is
+            set.
     """
 
     method: str
@@ -101,6 +170,10 @@ class Plan:
     normalize: str
     trace: bool
     warnings: tuple[str, ...]
+    rule: Literal["linear", "forward_kl", "alpha"] = "linear"
+    alpha: float = 1.0
+    mask: Mask | None = None
+    scorer: Scorer | None = None
 
 
 def _is_number(value: Any) -> bool:

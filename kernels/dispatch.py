@@ -2,19 +2,25 @@
 
 from ladle.kernels.packed_linear import PackedLinear, cpu_has_bfloat16
 from ladle.kernels.reference import (
+    add_candidate_values,
     apply_penalties,
+    combine_divergence,
     combine_logits,
     guidance_shift,
+    rule_out_implausible,
     sample,
     token_logprobs,
 )
 
 __all__ = [
     "PackedLinear",
+    "add_candidate_values",
     "apply_penalties",
+    "combine_divergence",
     "combine_logits",
     "cpu_has_bfloat16",
     "guidance_shift",
+    "rule_out_implausible",
     "sample",
     "token_logprobs",
 ]

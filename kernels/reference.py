@@ -14,26 +14,85 @@ _FIRST_TRY = 128
 
 
 def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of source logits: S_i = sum_k weights[i, k] * logits[rows[i, k]].
+    """Weighted sum of source logits: S_i = w_i0 l_i0 + (sum_{k>0} w_ik l_ik), l_ik = logits[rows[i, k]].
 
     ``logits`` [rows, vocabulary] any float dtype, ``rows`` [sequences, k] int64, ``weights`` [sequences, k]. Returns
     float32 (float64 for float64 logits). A source of weight 0 is left out, not multiplied, so that strength 0 gives the
-    base bit for bit even beside an infinite logit. Raw logits are as good as log-probabilities here: the rule is
-    linear, so the normalisers are constant over the vocabulary (methods F1).
+    base bit for bit even beside an infinite logit. The sources after the first are summed by themselves: where a guide
+    and its reference agree their weights cancel exactly, and what is left is the first source bit for bit. Raw logits
+    are as good as log-probabilities here: the rule is linear, so the normalisers are constant over the vocabulary
+    (methods F1).
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    if rows.shape[1] == 1 and bool((weights == 1).all()):
-        return logits.index_select(0, rows[:, 0]).to(dtype)
-    scores = torch.zeros(rows.shape[0], logits.shape[1], dtype=dtype, device=logits.device)
-    for source in range(rows.shape[1]):
-        weight = weights[:, source]
-        active = weight.nonzero()[:, 0]
-        if active.numel() == 0:
-            continue
-        part = logits.index_select(0, rows[active, source]).to(dtype)
-        unit = bool((weight[active] == 1).all())
-        scores[active] += part if unit else part * weight[active, None].to(dtype)
+    scores = _weighted(logits, rows[:, 0], weights[:, 0], dtype)
+    if rows.shape[1] == 1:
+        return scores
+    guided = (weights[:, 1:] != 0).any(dim=1).nonzero()[:, 0]
+    if guided.numel() == 0:
+        return scores
+    guidance = torch.zeros(guided.numel(), logits.shape[1], dtype=dtype, device=logits.device)
+    for source in range(1, rows.shape[1]):
+        active = weights[guided, source].nonzero()[:, 0]
+        if active.numel():
+            picked = guided[active]
+            guidance[active] += _weighted(logits, rows[picked, source], weights[picked, source], dtype)
+    scores[guided] += guidance
     return scores
+
+
+def _weighted(logits: Tensor, rows: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """A fresh tensor [n, vocabulary] of weights[i] * logits[rows[i]], zero where the weight is."""
+    part = logits.index_select(0, rows).to(dtype)
+    if not bool((weights == 1).all()):
+        part *= weights[:, None].to(dtype)
+        part.masked_fill_((weights == 0)[:, None], 0)
+    return part
+
+
+def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
+    """Policies combined for a divergence other than the reverse KL: S = -logsumexp_k(-alpha lp_k + ln w_k) / alpha.
+
+    MOD (arXiv 2406.18853): alpha 1 is its rule for the forward KL, the weighted harmonic mean of the probabilities. The
+    authors' code leaves out the division by alpha, which no argmax sees; sampling at temperature 1 needs it (our
+    reconstruction). Shapes as in ``combine_logits``, ``alpha`` [sequences] > 0, weights >= 0, not all 0 in a row.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    alpha = alpha.to(dtype)[:, None]
+    total: Tensor | None = None
+    for source in range(rows.shape[1]):
+        logprobs = torch.log_softmax(logits.index_select(0, rows[:, source]).to(dtype), dim=-1)
+        weight = weights[:, source].to(dtype)[:, None]
+        # A source of weight 0 takes no part, whatever it says.
+        term = torch.where(weight == 0, -torch.inf, weight.log() - alpha * logprobs)
+        # One by one: a sum over a padded stack could depend on how many sources others in the batch have.
+        total = term if total is None else torch.logaddexp(total, term)
+    assert total is not None
+    return total / -alpha
+
+
+def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Tensor, relative: Tensor) -> Tensor:
+    """-inf, in place, where ``base`` finds a token implausible: outside its ``top_k`` best (0: off), outside the
+    nucleus of mass ``top_p`` (1: off), or less likely than ``relative`` times its best (0: off).
+
+    ``scores``, ``base`` [n, vocabulary]; the parameters [n]. The conventions are those of contrastive decoding (arXiv
+    2210.15097, relative), DExperts (2105.03023, top-p) and ARGS or PAD (2402.01694, 2410.04070, top-k). NaN stays.
+    """
+    threshold = truncation_threshold(base, top_k, top_p, relative)
+    return scores.masked_fill_((base < threshold[:, None]) & ~scores.isnan(), -torch.inf)
+
+
+def add_candidate_values(
+    scores: Tensor, candidates: Tensor, values: Tensor, centred: Tensor, restricted: Tensor
+) -> Tensor:
+    """Add ``values`` [n, k] to ``scores`` [n, vocabulary] at the tokens ``candidates`` [n, k], in place.
+
+    ``centred`` [n] bool: minus their mean over the candidates, which leaves the candidates' mass against the rest about
+    as it was (VAS, arXiv 2405.06639; methods F4). ``restricted`` [n] bool: all other tokens become -inf.
+    """
+    values = torch.where(centred[:, None], values - values.mean(dim=-1, keepdim=True), values).to(scores.dtype)
+    summed = scores.gather(1, candidates) + values
+    scores.masked_fill_(restricted[:, None], -torch.inf)
+    return scores.scatter_(1, candidates, summed)
 
 
 def apply_penalties(

@@ -9,7 +9,15 @@ from tiny_engine import fresh_seed
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from ladle.kernels.reference import apply_penalties, combine_logits, guidance_shift, token_logprobs
+from ladle.kernels.reference import (
+    add_candidate_values,
+    apply_penalties,
+    combine_divergence,
+    combine_logits,
+    guidance_shift,
+    rule_out_implausible,
+    token_logprobs,
+)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -116,3 +124,61 @@ def test_shift_with_ruled_out_tokens() -> None:
     assert shift[0].item() == pytest.approx(torch.log(torch.tensor(1.5)).item(), abs=1e-6)
     assert shift[1].item() == pytest.approx(0, abs=1e-6)
     assert shift[2].item() == torch.inf, "the final score rules out what the base allows"
+
+
+def test_sources_that_cancel_leave_the_first_bit_for_bit() -> None:
+    torch.manual_seed(fresh_seed())
+    logits = torch.randn(4, 300) * 20
+    logits[2] = logits[1]
+    rows, weight = torch.tensor([[0, 1, 2]]), float(torch.rand(()) * 7)
+    combined = combine_logits(logits, rows, torch.tensor([[1.0, weight, -weight]], dtype=torch.float64))
+    assert _same_bits(combined, logits[:1])
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.5])
+def test_divergences_equal_float64(alpha: float) -> None:
+    torch.manual_seed(fresh_seed())
+    logits = torch.randn(8, 60) * 4
+    rows = torch.randint(0, 8, (5, 3))
+    weights = torch.rand(5, 3, dtype=torch.float64)
+    weights[0, 1] = weights[1, 0] = 0
+    combined = combine_divergence(logits, rows, weights, torch.full((5,), alpha))
+    p = torch.softmax(logits.double(), -1)[rows]
+    expected = -torch.log((weights[..., None] * p**-alpha).sum(1)) / alpha
+    torch.testing.assert_close(combined.double(), expected, rtol=1e-4, atol=1e-4)
+    for i in range(5):
+        alone = combine_divergence(logits, rows[i : i + 1], weights[i : i + 1], torch.full((1,), alpha))
+        assert _same_bits(alone, combined[i : i + 1])
+
+
+def test_implausible_tokens_are_ruled_out_by_each_convention() -> None:
+    torch.manual_seed(fresh_seed())
+    base, scores = torch.randn(4, 50) * 3, torch.randn(4, 50)
+    top_k, top_p = torch.tensor([5, 0, 0, 0]), torch.tensor([1.0, 0.7, 1.0, 1.0])
+    relative = torch.tensor([0.0, 0.0, 0.1, 0.0])
+    kept = rule_out_implausible(scores.clone(), base, top_k, top_p, relative) > -torch.inf
+    p = torch.softmax(base.double(), -1)
+    order = p[1].argsort(descending=True)
+    nucleus = order[: int((p[1][order].cumsum(0) < 0.7).sum()) + 1]
+    assert set(kept[0].nonzero()[:, 0].tolist()) == set(base[0].topk(5).indices.tolist())
+    assert set(kept[1].nonzero()[:, 0].tolist()) == set(nucleus.tolist())
+    assert torch.equal(kept[2], p[2] >= 0.1 * p[2].max())
+    assert kept[3].all()
+    broken = scores.clone()
+    broken[0] = torch.nan
+    assert rule_out_implausible(broken, base, top_k, top_p, relative)[0].isnan().all()
+
+
+def test_candidate_values_are_added_centred_or_alone() -> None:
+    torch.manual_seed(fresh_seed())
+    scores, values = torch.randn(3, 30), torch.randn(3, 4) * 2
+    candidates = scores.topk(4).indices
+    centred, restricted = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    summed = add_candidate_values(scores.clone(), candidates, values, centred, restricted)
+    for i in range(3):
+        expected = scores[i].double().clone()
+        bonus = values[i].double() - (values[i].double().mean() if centred[i] else 0)
+        if restricted[i]:
+            expected[:] = -torch.inf
+        expected[candidates[i]] = scores[i, candidates[i]].double() + bonus
+        torch.testing.assert_close(summed[i].double(), expected, rtol=1e-5, atol=1e-5)

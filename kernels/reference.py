@@ -57,17 +57,15 @@ def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Ten
     reconstruction). Shapes as in ``combine_logits``, ``alpha`` [sequences] > 0, weights >= 0, not all 0 in a row.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    alpha = alpha.to(dtype)[:, None]
-    total: Tensor | None = None
-    for source in range(rows.shape[1]):
-        logprobs = torch.log_softmax(logits.index_select(0, rows[:, source]).to(dtype), dim=-1)
-        weight = weights[:, source].to(dtype)[:, None]
-        # A source of weight 0 takes no part, whatever it says.
-        term = torch.where(weight == 0, -torch.inf, weight.log() - alpha * logprobs)
-        # One by one: a sum over a padded stack could depend on how many sources others in the batch have.
-        total = term if total is None else torch.logaddexp(total, term)
-    assert total is not None
-    return total / -alpha
+    # Row by row: vectorised logarithms differ in the last bit between the body and the tail of a tensor, and where a
+    # row's tail lies must not depend on how many others are computed with it.
+    scores = []
+    for row_sources, row_weights, a in zip(rows, weights.to(dtype), alpha.to(dtype), strict=True):
+        taking_part = row_weights != 0
+        logprobs = torch.log_softmax(logits.index_select(0, row_sources[taking_part]).to(dtype), dim=-1)
+        terms = row_weights[taking_part].log()[:, None] - a * logprobs
+        scores.append(torch.logsumexp(terms, dim=0) / -a)
+    return torch.stack(scores)
 
 
 def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Tensor, relative: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ class BaseMethod:
 
     name = "base"
     options: frozenset[str] = frozenset()
+    takes_preference = False
 
-    def availability(self, family: Family) -> Availability:
+    def availability(self, family: Family, stated: bool = False) -> Availability:
         return Availability(True)
 
     def plan(self, family: Family, steering: Steering) -> Plan:

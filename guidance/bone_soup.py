@@ -12,7 +12,7 @@ class BoneSoup(MergingMethod):
 
     name = "bone_soup"
 
-    def availability(self, family: Family) -> Availability:
+    def members(self, family: Family) -> Availability:
         if not family.backbones:
             return Availability(False, "the family has no backbones")
         if family.matrix is None:
@@ -20,5 +20,5 @@ class BoneSoup(MergingMethod):
         return Availability(True)
 
     def coefficients(self, family: Family, preference: Preference) -> Coefficients:
-        assert family.matrix is not None, "availability() was not asked"
+        assert family.matrix is not None, "members() was not asked"
         return bone_soup(preference, family.matrix, family.backbones, family.extrapolation)

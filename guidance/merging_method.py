@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 
 from ladle.guidance.method import Availability
-from ladle.guidance.plan import Plan, Source, Steering
+from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.sources import arrange, merged_source
 from ladle.merging.coefficients import Coefficients, explicit
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
@@ -20,10 +21,16 @@ class MergingMethod(ABC):
 
     name: str
     options = frozenset({"strength", "coefficients", "normalize"})
+    takes_preference = True
 
     @abstractmethod
-    def availability(self, family: Family) -> Availability:
-        """Whether the family has the members."""
+    def members(self, family: Family) -> Availability:
+        """Whether the family has the members to turn a preference into coefficients."""
+
+    def availability(self, family: Family, stated: bool = False) -> Availability:
+        if stated and family.mergeable:
+            return Availability(True)
+        return self.members(family)
 
     @abstractmethod
     def coefficients(self, family: Family, preference: Preference) -> Coefficients:
@@ -47,17 +54,12 @@ class MergingMethod(ABC):
                 warnings += ("the preference was normalised to sum 1",)
         if steering.normalize == "sum":
             merged = merged.summing_to_one("steering.normalize")
-        if steering.strength is not None:
-            merged = merged.scaled(steering.strength)
-        terms = tuple((name, value) for name, value in merged.as_dict().items() if value != 0.0)
-        sources = [Source(name="merged", role="merged", weight=1.0, coefficients=terms)]
-        if steering.trace and terms:
-            sources.append(Source(name="base", role="reference", weight=0.0, coefficients=()))
+        merged = merged.scaled(steering.one_strength())
         return Plan(
             method=self.name,
             preference=preference,
             coefficients=merged,
-            sources=tuple(sources),
+            sources=arrange([merged_source(merged)], first_stays=True, trace=steering.trace, field="steering"),
             normalize=steering.normalize,
             trace=steering.trace,
             warnings=warnings + merged.warnings,

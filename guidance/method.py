@@ -21,9 +21,11 @@ class Method(Protocol):
     name: str
     options: frozenset[str]
     """Steering fields it understands besides method, preference and trace."""
+    takes_preference: bool
+    """Whether a preference is what it wants: it needs one, and nothing else. Otherwise it ignores one, and says so."""
 
-    def availability(self, family: Family) -> Availability:
-        """Whether ``family`` has what the method needs."""
+    def availability(self, family: Family, stated: bool = False) -> Availability:
+        """Whether ``family`` has what the method needs; ``stated``: for a request that states ``coefficients``."""
 
     def plan(self, family: Family, steering: Steering) -> Plan:
         """The plan of a request. Raises InputError."""

@@ -10,7 +10,10 @@ from ladle.merging.errors import InputError
 from ladle.merging.preference import Preference
 
 NORMALIZE = ("none", "sum")
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
 MAX_STRENGTH = 100.0
+MAX_CANDIDATES = 1024  # every candidate is one more position to compute a token
+MAX_ALPHA = 100.0
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,19 @@ class Steering:
     Attributes:
         method: None for the family's default.
         preference: weights by objective.
-        strength: scales what the method adds to the base; None is 1.
-        value, combine, candidates, terms: options of guidance methods; a method that has no use for one refuses it.
+        strength: scales what the method adds to the base; None is the method's default, 1 for most. Where implicit and
+            explicit values guide together it may be an object with a number for each.
+        value, combine, candidates, terms, negative_prompt, divergence, alpha: options of guidance methods; a method
+            that has no use for one refuses it.
         coefficients: member weights that replace those computed from the preference.
-        normalize: ``none``, or ``sum`` to divide the coefficients by their sum.
+        normalize: ``none``, or ``sum`` to divide the weights by their sum: the coefficients of a method that merges,
+            the sources' weights of a method that guides.
         trace: report per-token detail.
     """
 
     method: str | None = None
     preference: Mapping[str, float] | None = None
-    strength: float | None = None
+    strength: float | Mapping[str, float] | None = None
     value: str | None = None
     combine: str | None = None
     candidates: int | None = None
@@ -116,6 +122,9 @@ class Steering:
     terms: Any = None
     normalize: str = "none"
     trace: bool = False
+    negative_prompt: str | None = None
+    divergence: str | None = None
+    alpha: float | None = None
 
     @classmethod
     def parse(cls, raw: "Mapping[str, Any] | None") -> "Steering":
@@ -137,9 +146,19 @@ class Steering:
             valid, allowed = _CHECKS[key]
             if not valid(value):
                 raise InputError(f"steering.{key}", value, allowed)
-        if "strength" in given:
-            given["strength"] = float(given["strength"])
+        if isinstance(given.get("strength"), Mapping):
+            given["strength"] = _strengths(given["strength"])
+        for key in ("strength", "alpha"):
+            if _is_number(given.get(key)):
+                given[key] = float(given[key])
         return cls(**given)
+
+    def one_strength(self, default: float = 1.0) -> float:
+        """The strength of a method that has only one. Raises InputError where two were given."""
+        if isinstance(self.strength, Mapping):
+            allowed = "a number (implicit and explicit apart only with value both)"
+            raise InputError("steering.strength", dict(self.strength), allowed)
+        return default if self.strength is None else self.strength
 
 
 @dataclass(frozen=True)
@@ -175,6 +194,11 @@ class Plan:
     mask: Mask | None = None
     scorer: Scorer | None = None
 
+    @property
+    def views(self) -> tuple[PromptView, ...]:
+        """The views of the prompt that its sources have, each once."""
+        return tuple(dict.fromkeys(source.view for source in self.sources if source.view is not None))
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -184,19 +208,41 @@ def _is_strength(value: Any) -> bool:
     return _is_number(value) and abs(value) <= MAX_STRENGTH and math.isfinite(value)
 
 
+def _strengths(raw: Mapping[str, Any]) -> dict[str, float]:
+    """The strengths of both kinds of value, as float. Raises InputError."""
+    for key, value in raw.items():
+        if key not in ("implicit", "explicit"):
+            raise InputError(f"steering.strength.{key}", value, "implicit, explicit")
+        if not _is_strength(value):
+            raise InputError(f"steering.strength.{key}", value, _STRENGTH)
+    if not raw:
+        raise InputError("steering.strength", dict(raw), "a number, or an object with implicit, explicit or both")
+    return {key: float(value) for key, value in raw.items()}
+
+
+_STRENGTH = f"a finite number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
+
+
 # "preference" and "coefficients" pass as any mapping here: their entries are judged against the family.
 _CHECKS = {
     "method": (lambda value: isinstance(value, str), "the name of a method"),
     "preference": (lambda value: isinstance(value, Mapping), "an object of weights by objective"),
-    "strength": (_is_strength, f"a finite number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"),
+    # An object's entries are judged by _strengths.
+    "strength": (lambda value: isinstance(value, Mapping) or _is_strength(value), _STRENGTH),
     "value": (lambda value: value in ("implicit", "explicit", "both"), "implicit, explicit, both"),
     "combine": (lambda value: value in ("merged", "ensemble"), "merged, ensemble"),
     "candidates": (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-        "a whole number >= 1",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CANDIDATES,
+        f"a whole number from 1 to {MAX_CANDIDATES}",
     ),
     "coefficients": (lambda value: isinstance(value, Mapping), "an object of numbers by member"),
     "terms": (lambda value: isinstance(value, (list, tuple)), "a list"),
     "normalize": (lambda value: value in NORMALIZE, ", ".join(NORMALIZE)),
     "trace": (lambda value: isinstance(value, bool), "true or false"),
+    "negative_prompt": (lambda value: isinstance(value, str), "a text"),
+    "divergence": (lambda value: value in DIVERGENCES, ", ".join(DIVERGENCES)),
+    "alpha": (
+        lambda value: _is_number(value) and 0 < value <= MAX_ALPHA,
+        f"a number above 0 and at most {MAX_ALPHA:g}",
+    ),
 }

@@ -12,7 +12,7 @@ class RewardedSoup(MergingMethod):
 
     name = "rewarded_soup"
 
-    def availability(self, family: Family) -> Availability:
+    def members(self, family: Family) -> Availability:
         if not family.objectives:
             return Availability(False, "the family has no objectives")
         missing = [objective for objective in family.objectives if objective not in family.singles]

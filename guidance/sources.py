@@ -1,0 +1,60 @@
+"""What every plan of several sources has in common: equal sources become one, nothing is computed in vain."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ladle.guidance.plan import Source
+from ladle.merging.coefficients import Coefficients
+from ladle.merging.errors import InputError
+
+REFERENCE = Source(name="base", role="reference", weight=0.0, coefficients=())
+
+
+def merged_source(merged: Coefficients) -> Source:
+    """The language model that a method merged as its base."""
+    terms = tuple((name, value) for name, value in merged.as_dict().items() if value != 0.0)
+    return Source(name="merged", role="merged", weight=1.0, coefficients=terms)
+
+
+def arrange(sources: Sequence[Source], *, first_stays: bool, trace: bool, field: str) -> tuple[Source, ...]:
+    """The sources of a plan: equal ones are one of the sum of their weights, those of weight 0 are left out, and a
+    traced plan has the plain base among them, if only to be compared with.
+
+    Args:
+        sources: language models and values; the first is a language model.
+        first_stays: a mask or candidates are taken from the first source, so that it stays even at weight 0.
+        trace: the plan is traced.
+        field: the field to name when nothing is left.
+
+    Raises:
+        InputError: all language models cancel out.
+    """
+    merged: dict[tuple[object, ...], list[Source]] = {}
+    for source in sources:
+        key = (tuple(sorted(source.coefficients)), source.model, source.view, source.head)
+        merged.setdefault(key, []).append(source)
+    # fsum: (1 + eta) - eta is 1 exactly, so that a guide that is the reference leaves the base bit for bit.
+    summed = [replace(same[0], weight=math.fsum(source.weight for source in same)) for same in merged.values()]
+    if not any(source.weight for source in summed if not source.head):
+        raise InputError(field, 0.0, "anything at which the sources do not cancel each other out")
+    kept = [source for index, source in enumerate(summed) if source.weight or (first_stays and index == 0)]
+    # A language model stays first.
+    kept.sort(key=lambda source: bool(source.head))
+    if trace and not any(source.plain for source in kept):
+        kept.append(REFERENCE)
+    return tuple(kept)
+
+
+def summing_to_one(sources: Sequence[Source]) -> tuple[list[Source], float]:
+    """The sources with the language models' weights divided by their sum, and that sum.
+
+    Raises:
+        InputError: ``steering.normalize``: the sum is 0 within rounding.
+    """
+    weights = [source.weight for source in sources if not source.head]
+    total = math.fsum(weights)
+    if abs(total) < 1e-9 * max(1.0, math.fsum(map(abs, weights))):
+        raise InputError("steering.normalize", "sum", f"none: the weights of the sources sum to {total:.3g}")
+    divided = [source if source.head else replace(source, weight=source.weight / total) for source in sources]
+    return divided, total

@@ -27,12 +27,14 @@ class Architecture:
     Attributes:
         config: the config as transformers normalises it, without keys that do not touch shapes or arithmetic.
         linear: (out, in) of every linear module by module path, a tied output head included.
+        hidden: size of the last hidden state.
         tied: weight name -> the weight it shares memory with, e.g. ``lm_head.weight`` -> ``model.embed_tokens.weight``.
     """
 
     config: dict[str, Any]
     linear: dict[str, tuple[int, int]]
     tied: dict[str, str]
+    hidden: int
 
     def stored_as(self, name: str) -> str:
         """The name under which a checkpoint stores the weight ``name``."""
@@ -65,7 +67,7 @@ def read_architecture(folder: str | Path) -> Architecture:
         paths = {id(module): path for path, module in model.named_modules()}
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         tied = {f"{paths[id(head)]}.weight": f"{paths[id(embedding)]}.weight"}
-    return Architecture(comparable(config), linear, tied)
+    return Architecture(comparable(config), linear, tied, model.config.get_text_config().hidden_size)
 
 
 def load_config(folder: str | Path) -> Any:

@@ -30,10 +30,13 @@ class StackedFactors:
 
 
 class Bank:
-    """Stacked factors of ``members``, in order; a coefficient row has one entry a member."""
+    """Stacked factors of ``members``; a coefficient row has one entry for each of ``names``.
 
-    def __init__(self, members: Sequence[LowRankMember]) -> None:
-        self.members = tuple(member.name for member in members)
+    ``names``: the columns, where several banks share one table of coefficients; by default the members in order.
+    """
+
+    def __init__(self, members: Sequence[LowRankMember], names: Sequence[str] | None = None) -> None:
+        self.members = tuple(names) if names is not None else tuple(member.name for member in members)
         self._factors = {member.name: member.modules for member in members}
         self.modules = frozenset(path for member in members for path in member.modules)
 
@@ -54,7 +57,7 @@ class Bank:
         start = 0
         for path, rows in zip(paths, out_features, strict=True):
             for position, name in enumerate(self.members):
-                factors = self._factors[name].get(path)
+                factors = self._factors[name].get(path) if name in self._factors else None
                 if factors is None:
                     continue
                 rank = factors.a.shape[0]

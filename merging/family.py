@@ -14,12 +14,14 @@ from ladle.merging.architecture import Architecture, check_base, read_architectu
 from ladle.merging.base import Progress, resolve_base
 from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.errors import FamilyError
+from ladle.merging.family_model import FamilyModel
 from ladle.merging.full_member import FullMember, load_full
-from ladle.merging.manifest import MANIFEST_NAME, Manifest, load_manifest
+from ladle.merging.manifest import MANIFEST_NAME, Manifest, Value, load_manifest
+from ladle.merging.value_head import ValueHead, load_value_head
 from ladle.merging.vocabulary import require_same_vocabulary
 
 # Kinds whose weights are served today; entries of other kinds are validated in the manifest but not loaded.
-SERVED_KINDS = ("backbone", "policy")
+SERVED_KINDS = ("backbone", "policy", "value")
 _SAMPLE = 4096  # bytes hashed at the start, the middle and the end of every tensor
 
 
@@ -44,42 +46,98 @@ class MemberInfo:
 
 
 @dataclass(frozen=True)
+class ValueMember:
+    """A value model as methods see it.
+
+    Attributes:
+        kind: ``implicit`` or ``explicit``.
+        objective, rewards: what it was trained on: one objective, or a mix (a row of a backbone-reward matrix).
+        member: the loaded member whose weights it has; an entry that names an earlier one's folder shares its weights.
+        model: the model it was grown from: "" for the base, or a name of ``[[models]]``.
+        reference: an implicit value's score is taken against the model it was grown from.
+        system: its own system message.
+        anti: member that speaks against the objective.
+        conditioned: (objective, member) whose coefficients are the preference's weights; empty but for values that
+            take the whole preference.
+    """
+
+    name: str
+    kind: str
+    objective: str | None
+    rewards: tuple[float, ...] | None
+    member: str
+    model: str
+    reference: bool
+    system: str | None
+    anti: str | None
+    conditioned: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Family:
-    """A family whose base and members were read and agree.
+    """A family whose models and members were read and agree.
 
     Attributes:
         manifest: the validated family.toml.
         root: the folder of family.toml.
-        base_path: folder of the base's safetensors, config and tokenizer.
-        base_revision: identity of the base's weights, hex (see ``base_identity``).
-        base: the base's tensors, memory-mapped.
-        architecture: the base's linear modules and ties.
+        models: the base under "", then those of ``[[models]]``; each with its members.
         objectives: names, in order.
         matrix: B, float64 ``[n, n]``, row j the reward weights of backbone j; None where the manifest has none.
-        low_rank: low-rank members by name.
-        full: full-weight members by name.
-        kinds: kind by name of every loaded member.
+        kinds: kind by name of every loaded entry.
+        members_of: name of the member whose weights an entry has, by the entry's name.
         backbones: names of the backbones in manifest order, which is the order of B's rows.
         singles: objective -> single-objective policy.
+        values: value models in manifest order.
+        heads: scalar head by the name of an explicit value.
+        amateur: the entry of ``[[models]]`` that is one, or None.
     """
 
     manifest: Manifest
     root: Path
-    base_path: Path
-    base_revision: str
-    base: CheckpointReader
-    architecture: Architecture
+    models: dict[str, FamilyModel]
     objectives: tuple[str, ...]
     matrix: NDArray[np.float64] | None
-    low_rank: dict[str, LowRankMember] = field(default_factory=dict)
-    full: dict[str, FullMember] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
+    members_of: dict[str, str] = field(default_factory=dict)
     backbones: tuple[str, ...] = ()
     singles: dict[str, str] = field(default_factory=dict)
+    values: tuple[ValueMember, ...] = ()
+    heads: dict[str, ValueHead] = field(default_factory=dict)
+    amateur: str | None = None
 
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    @property
+    def base_path(self) -> Path:
+        """Folder of the base's safetensors, config and tokenizer."""
+        return self.models[""].base_path
+
+    @property
+    def base_revision(self) -> str:
+        """Identity of the base's weights, hex (see ``base_identity``)."""
+        return self.models[""].base_revision
+
+    @property
+    def base(self) -> CheckpointReader:
+        """The base's tensors, memory-mapped."""
+        return self.models[""].base
+
+    @property
+    def architecture(self) -> Architecture:
+        """The base's linear modules and ties."""
+        return self.models[""].architecture
+
+    @property
+    def low_rank(self) -> dict[str, LowRankMember]:
+        """Low-rank members of the base by name."""
+        return self.models[""].low_rank
+
+    @property
+    def full(self) -> dict[str, FullMember]:
+        """Full-weight members of the base by name."""
+        return self.models[""].full
 
     @property
     def extrapolation(self) -> dict[str, float]:
@@ -88,8 +146,15 @@ class Family:
 
     @property
     def mergeable(self) -> tuple[str, ...]:
-        """Names of the members that may take part in a merge, in manifest order."""
-        return tuple(self.kinds)
+        """Names of the members of the base that may take part in a merge, in manifest order: language models all."""
+        scorers = {value.member for value in self.values if value.kind == "explicit" or value.conditioned}
+        return tuple(
+            name
+            for name in self.kinds
+            if self.members_of[name] == name
+            and (name in self.low_rank or name in self.full)
+            and (name not in scorers or self.kinds[name] != "value")
+        )
 
     def members(self) -> list[MemberInfo]:
         """What is loaded, in manifest order."""
@@ -97,8 +162,9 @@ class Family:
         for kind, entry in self.manifest.members():
             if entry.name not in self.kinds:
                 continue
-            low = self.low_rank.get(entry.name)
-            member: LowRankMember | FullMember = low if low is not None else self.full[entry.name]
+            model = self.models[getattr(entry, "base", None) or ""]
+            low = model.low_rank.get(self.members_of[entry.name])
+            member: LowRankMember | FullMember = low if low is not None else model.full[self.members_of[entry.name]]
             rewards = getattr(entry, "rewards", None)
             if kind == "backbone" and rewards is None and self.matrix is not None:
                 rewards = self.matrix[self.backbones.index(entry.name)].tolist()
@@ -133,13 +199,14 @@ def load_family(
     file = find_manifest(name_or_path)
     manifest = load_manifest(file)
     root = file.parent
-    base_path = resolve_base(manifest.base.model, cache_dir, progress, root)
-    base = CheckpointReader(base_path)
-    architecture = read_architecture(base_path)
-    check_base(architecture, base)
-    low_rank: dict[str, LowRankMember] = {}
-    full: dict[str, FullMember] = {}
+    models = {"": _open_model("", manifest.base.model, root, cache_dir, progress)}
+    for further in manifest.models:
+        models[further.name] = _open_model(further.name, further.model, root, cache_dir, progress)
+        require_same_vocabulary(models[""].base_path, models[further.name].base_path)
     kinds: dict[str, str] = {}
+    members_of: dict[str, str] = {}
+    heads: dict[str, ValueHead] = {}
+    loaded: dict[tuple[str, Path], str] = {}
     for kind, entry in manifest.members():
         path = root / entry.path
         if not path.is_dir():
@@ -148,26 +215,63 @@ def load_family(
             continue
         if progress:
             progress(f"reading {kind} {entry.name}")
-        if is_peft_folder(path):
-            low_rank[entry.name] = load_peft(path, entry.name, architecture.linear)
-            require_same_vocabulary(base_path, path)
-        else:
-            full[entry.name] = load_full(path, entry.name, base, architecture)
+        model = models[getattr(entry, "base", None) or ""]
+        place = (model.name, path.resolve())
+        explicit = isinstance(entry, Value) and entry.kind == "explicit"
+        if place not in loaded:
+            _load_member(model, path, entry.name, explicit)
+            loaded[place] = entry.name
+        if explicit:
+            heads[entry.name] = load_value_head(path, model.architecture.hidden)
         kinds[entry.name] = kind
+        members_of[entry.name] = loaded[place]
     return Family(
         manifest=manifest,
         root=root,
-        base_path=base_path,
-        base_revision=base_identity(base),
-        base=base,
-        architecture=architecture,
+        models=models,
         objectives=tuple(manifest.objectives),
         matrix=manifest.matrix(),
-        low_rank=low_rank,
-        full=full,
         kinds=kinds,
+        members_of=members_of,
         backbones=tuple(entry.name for entry in manifest.backbones),
         singles={entry.objective: entry.name for entry in manifest.policies},
+        values=tuple(_value(entry, members_of) for entry in manifest.values),
+        heads=heads,
+        amateur=next((model.name for model in manifest.models if model.amateur), None),
+    )
+
+
+def _open_model(
+    name: str, spec: str, root: Path, cache_dir: str | Path | None, progress: Progress | None
+) -> FamilyModel:
+    folder = resolve_base(spec, cache_dir, progress, root)
+    base = CheckpointReader(folder)
+    architecture = read_architecture(folder)
+    check_base(architecture, base)
+    return FamilyModel(name, folder, base_identity(base), base, architecture)
+
+
+def _load_member(model: FamilyModel, path: Path, name: str, explicit: bool) -> None:
+    """Read a member and put it with its model."""
+    if is_peft_folder(path):
+        model.low_rank[name] = load_peft(path, name, model.architecture.linear)
+        require_same_vocabulary(model.base_path, path)
+    else:
+        model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)
+
+
+def _value(entry: Value, members_of: dict[str, str]) -> ValueMember:
+    return ValueMember(
+        name=entry.name,
+        kind=entry.kind,
+        objective=entry.objective,
+        rewards=None if entry.rewards is None else tuple(entry.rewards),
+        member=members_of[entry.name],
+        model=entry.base or "",
+        reference=entry.reference,
+        system=entry.system,
+        anti=None if entry.anti is None else members_of.get(entry.anti, entry.anti),
+        conditioned=(),
     )
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from ladle.merging.architecture import Architecture, comparable, load_config
 from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.errors import FamilyError
+from ladle.merging.value_head import SCORE
 from ladle.merging.vocabulary import require_same_vocabulary
+
+OUTPUT_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,12 @@ class FullMember:
 
 
 def load_full(
-    path: str | Path, name: str, base: CheckpointReader, architecture: Architecture, check_values: bool = True
+    path: str | Path,
+    name: str,
+    base: CheckpointReader,
+    architecture: Architecture,
+    check_values: bool = True,
+    headed: bool = False,
 ) -> FullMember:
     """Open a full checkpoint and check it against the base; dtypes may differ, nothing else may.
 
@@ -43,6 +51,8 @@ def load_full(
         base: the base's tensors.
         architecture: the base's architecture.
         check_values: read every value once to refuse NaN and infinity.
+        headed: the checkpoint is an explicit value's: it may hold a scalar head, and lack the output head, which a
+            value never asks.
 
     Raises:
         FamilyError: naming file and tensor: config, tokenizer, tensor names or shapes differ, NaN or infinity.
@@ -54,8 +64,9 @@ def load_full(
     require_same_vocabulary(base.folder, folder)
     # A tied output head may be stored or left out; either way the embedding is what counts.
     optional = set(architecture.tied)
+    missing = {OUTPUT_HEAD} if headed else set()
     for tensor in base.names:
-        if tensor in optional:
+        if tensor in optional or (tensor in missing and tensor not in reader):
             continue
         if tensor not in reader:
             raise FamilyError(folder, "the base has this tensor, the member lacks it", tensor)
@@ -66,7 +77,7 @@ def load_full(
             reason = f"dtype {reader.dtype(tensor)}, but the base has {base.dtype(tensor)}"
             raise FamilyError(reader.file_of(tensor), reason, tensor)
     for tensor in reader.names:
-        if tensor not in base and tensor not in optional:
+        if tensor not in base and tensor not in optional and not (headed and tensor == SCORE):
             raise FamilyError(reader.file_of(tensor), "the base has no such tensor", tensor)
     if check_values:
         reader.check_finite()

@@ -63,11 +63,33 @@ class Policy(Member):
     objective: str
 
 
+class Model(_Table):
+    """``[[models]]``: a further language model that shares the base's tokenizer, of any size.
+
+    ``amateur``: what contrastive decoding contrasts the base with.
+    """
+
+    name: str
+    model: str = Field(min_length=1)
+    amateur: bool = False
+
+
 class Value(Member):
-    """``[[values]]``: implicit (a tuned policy against a reference) or explicit (a trunk with a scalar head)."""
+    """``[[values]]``: implicit (a tuned language model) or explicit (a trunk with a scalar head).
+
+    ``objective``: what it was trained on, or ``rewards``: the mix, as its row of a backbone-reward matrix; neither for
+    an implicit value that takes the whole preference (PBLoRA). ``base``: the entry of ``[[models]]`` it was grown from;
+    None for the family's base. ``reference``: an implicit value's score is taken against the model it was grown from.
+    ``system``: its own system message. ``anti``: a member of the same model that speaks against the objective.
+    """
 
     kind: Literal["implicit", "explicit"]
-    objective: str
+    objective: str | None = None
+    rewards: list[Finite] | None = None
+    base: str | None = None
+    reference: bool = True
+    system: str | None = None
+    anti: str | None = None
 
 
 class Expert(Member):
@@ -87,7 +109,15 @@ class Preset(_Table):
     method: str | None = None
     preference: dict[str, Finite] | None = None
     coefficients: dict[str, Finite] | None = None
-    strength: Finite | None = None
+    strength: Finite | dict[str, Finite] | None = None
+    value: str | None = None
+    combine: str | None = None
+    candidates: int | None = None
+    terms: list[dict[str, Any]] | None = None
+    normalize: str | None = None
+    negative_prompt: str | None = None
+    divergence: str | None = None
+    alpha: Finite | None = None
 
 
 class Manifest(_Table):
@@ -101,6 +131,7 @@ class Manifest(_Table):
     backbones: list[Backbone] = []
     policies: list[Policy] = []
     values: list[Value] = []
+    models: list[Model] = []
     experts: list[Expert] = []
     router: Router | None = None
     presets: dict[str, Preset] = {}
@@ -182,9 +213,9 @@ def _check(manifest: Manifest) -> None:
     _names("objectives", objectives)
     if not _NAME.fullmatch(manifest.name):
         raise ValueError(f"name: {manifest.name!r} must match {_NAME.pattern}")
-    _names("members", [entry.name for _, entry in manifest.members()])
+    _names("members", [entry.name for _, entry in manifest.members()] + [entry.name for entry in manifest.models])
     _objectives("policies", [(entry.objective, "") for entry in manifest.policies], objectives)
-    _objectives("values", [(entry.objective, entry.kind) for entry in manifest.values], objectives)
+    _check_values(manifest)
     if manifest.soup is not None:
         for name in manifest.soup.extrapolation:
             if name not in objectives:
@@ -212,14 +243,54 @@ def _check(manifest: Manifest) -> None:
                 raise ValueError(f"presets.{name}.coefficients.{member}: unknown member; known: {', '.join(known)}")
 
 
+def _check_values(manifest: Manifest) -> None:
+    """``[[values]]`` and ``[[models]]`` against the rest. Raises ValueError starting with the key."""
+    models = [model.name for model in manifest.models]
+    if sum(model.amateur for model in manifest.models) > 1:
+        raise ValueError("models: more than one of them is the amateur")
+    bases = {entry.name: entry.base or "" for entry in manifest.values}
+    for kind, entry in manifest.members():
+        if kind in ("backbone", "policy", "expert"):
+            bases[entry.name] = ""
+    trained_on = []
+    for index, value in enumerate(manifest.values):
+        key = f"values[{index}]"
+        if value.base is not None and value.base not in models:
+            raise ValueError(
+                f"{key}.base: {value.base!r} is no entry of [[models]]; known: {', '.join(models) or 'none'}"
+            )
+        if value.objective is not None and value.rewards is not None:
+            raise ValueError(f"{key}.rewards: give objective or rewards, not both")
+        if value.rewards is not None and len(value.rewards) != len(manifest.objectives):
+            raise ValueError(f"{key}.rewards: {len(value.rewards)} weights for {len(manifest.objectives)} objectives")
+        if value.kind == "explicit" and value.objective is None and value.rewards is None:
+            raise ValueError(f"{key}.objective: an explicit value needs an objective or rewards")
+        if value.anti is not None and bases.get(value.anti) != (value.base or ""):
+            same = [name for name, base in bases.items() if base == (value.base or "") and name != value.name]
+            raise ValueError(f"{key}.anti: {value.anti!r} is no member of the same model; known: {', '.join(same)}")
+        if value.objective is not None:
+            how = value.kind if value.reference else f"{value.kind}, reference-free"
+            trained_on.append((value.objective, how))
+        else:
+            trained_on.append(None)
+    for index, entry in enumerate(trained_on):
+        if entry is not None:
+            earlier = [other for other in trained_on[:index] if other is not None]
+            _objectives_at(f"values[{index}].objective", entry, earlier, manifest.objectives)
+
+
 def _objectives(table: str, served: list[tuple[str, str]], known: list[str]) -> None:
     """At most one entry an objective (and a kind), each for an objective that exists."""
-    for index, (objective, kind) in enumerate(served):
-        key = f"{table}[{index}].objective"
-        if objective not in known:
-            raise ValueError(f"{key}: unknown objective {objective!r}; known: {', '.join(known)}")
-        if (objective, kind) in served[:index]:
-            raise ValueError(f"{key}: a second {kind} entry for objective {objective!r}".replace("  ", " "))
+    for index, entry in enumerate(served):
+        _objectives_at(f"{table}[{index}].objective", entry, served[:index], known)
+
+
+def _objectives_at(key: str, entry: tuple[str, str], earlier: list[tuple[str, str]], known: list[str]) -> None:
+    objective, kind = entry
+    if objective not in known:
+        raise ValueError(f"{key}: unknown objective {objective!r}; known: {', '.join(known)}")
+    if entry in earlier:
+        raise ValueError(f"{key}: a second {kind} entry for objective {objective!r}".replace("  ", " "))
 
 
 def _names(key: str, names: list[str]) -> None:

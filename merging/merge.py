@@ -19,6 +19,7 @@ from ladle.merging.adapter import LowRank, LowRankMember
 from ladle.merging.architecture import Architecture
 from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.family import Family
+from ladle.merging.family_model import FamilyModel
 from ladle.merging.full_member import FullMember
 
 CHUNK = 1 << 18  # elements: 1 MiB of float32, so that the running sum stays in the cache of the cores
@@ -62,9 +63,9 @@ class Merge:
         self._scratch = Scratch()
 
     @classmethod
-    def of(cls, family: Family) -> "Merge":
-        """The merges of a family."""
-        return cls(family.base, family.architecture, family.low_rank, family.full)
+    def of(cls, model: Family | FamilyModel) -> "Merge":
+        """The merges of a family's base, or of one of its models."""
+        return cls(model.base, model.architecture, model.low_rank, model.full)
 
     def layout(self, coefficients: Mapping[str, float], dtype: torch.dtype | None = None) -> dict[str, TensorSpec]:
         """What a merge gives: a spec by tensor name, sorted.
@@ -118,7 +119,9 @@ class Merge:
         low_rank = []
         for member, coefficient in _active(coefficients).items():
             if member in self._full:
-                full.append((coefficient, self._full[member].reader.tensor(stored)))
+                reader = self._full[member].reader
+                # A value's checkpoint may lack the output head, which is then the base's.
+                full.append((coefficient, reader.tensor(stored) if stored in reader else self._base.tensor(stored)))
             elif module in (modules := self._low_rank[member].modules):
                 low_rank.append((coefficient, modules[module]))
         merge_tensor(out, self._base.tensor(stored), full, low_rank, self._scratch)

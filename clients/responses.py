@@ -32,6 +32,10 @@ class Token(Response):
         base_logprob: the same token's under the plain base, in nats; None unless traced.
         shift: KL(base, final) at this position, in nats; None unless traced.
         expert: who was chosen to say it; None for methods that do not route.
+        argmax_changed: whether guidance changed which token is the best; None unless traced.
+        outside: whether the token that guidance lifted most is not among the base's 20 best; None without a guide.
+        candidate_mass: the first source's probability of the tokens that could be chosen; None where all could.
+        values: what each explicit value said of the token, by source.
         top: the best alternatives, best first; None unless ``top_logprobs`` asked for them.
     """
 
@@ -41,6 +45,10 @@ class Token(Response):
     base_logprob: float | None = None
     shift: float | None = None
     expert: str | None = None
+    argmax_changed: bool | None = None
+    outside: bool | None = None
+    candidate_mass: float | None = None
+    values: dict[str, float] | None = None
     top: list[Alternative] | None = None
 
 
@@ -62,18 +70,41 @@ class Usage(Response):
 
 
 class Source(Response):
-    """What took part in the score: its weight there, and the members its own weights were merged from."""
+    """What took part in the score: its weight there, and the members its own weights were merged from.
+
+    ``model`` names another model than the base, ``prompt`` a view of the prompt of its own, ``head`` the heads that
+    were merged for an explicit value.
+    """
 
     name: str
     role: str
     weight: float
     coefficients: dict[str, float] = Field(default_factory=dict)
+    model: str | None = None
+    prompt: str | None = None
+    head: dict[str, float] = Field(default_factory=dict)
+
+
+class Diagnostics(Response):
+    """The traces of an answer summed up.
+
+    Attributes:
+        tokens: how many were traced.
+        mean_shift: mean KL(base, final), in nats.
+        argmax_changed: share of tokens whose best one guidance changed.
+        outside: share at which what guidance lifted most was not among the base's 20 best; None without a guide.
+    """
+
+    tokens: int
+    mean_shift: float
+    argmax_changed: float
+    outside: float | None = None
 
 
 class SteeringReport(Response):
     """How a request was steered, as the server understood it.
 
-    ``preference`` is normalised to sum 1, whatever the request said.
+    ``preference`` is normalised to sum 1, whatever the request said. ``diagnostics`` are there with a trace.
     """
 
     method: str
@@ -83,6 +114,7 @@ class SteeringReport(Response):
     normalize: str | None = None
     sources: list[Source] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+    diagnostics: Diagnostics | None = None
 
 
 class Generation(Response):

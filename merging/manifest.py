@@ -252,7 +252,6 @@ def _check_values(manifest: Manifest) -> None:
     for kind, entry in manifest.members():
         if kind in ("backbone", "policy", "expert"):
             bases[entry.name] = ""
-    trained_on = []
     for index, value in enumerate(manifest.values):
         key = f"values[{index}]"
         if value.base is not None and value.base not in models:
@@ -268,15 +267,12 @@ def _check_values(manifest: Manifest) -> None:
         if value.anti is not None and bases.get(value.anti) != (value.base or ""):
             same = [name for name, base in bases.items() if base == (value.base or "") and name != value.name]
             raise ValueError(f"{key}.anti: {value.anti!r} is no member of the same model; known: {', '.join(same)}")
+    trained_on: list[tuple[str, str]] = []
+    for index, value in enumerate(manifest.values):
         if value.objective is not None:
             how = value.kind if value.reference else f"{value.kind}, reference-free"
+            _objectives_at(f"values[{index}].objective", (value.objective, how), trained_on, manifest.objectives)
             trained_on.append((value.objective, how))
-        else:
-            trained_on.append(None)
-    for index, entry in enumerate(trained_on):
-        if entry is not None:
-            earlier = [other for other in trained_on[:index] if other is not None]
-            _objectives_at(f"values[{index}].objective", entry, earlier, manifest.objectives)
 
 
 def _objectives(table: str, served: list[tuple[str, str]], known: list[str]) -> None:

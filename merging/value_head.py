@@ -34,7 +34,8 @@ def load_value_head(folder: Path, hidden: int) -> ValueHead:
     if file.is_file():
         try:
             with safe_open(file, framework="pt") as stream:
-                tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+                names = list(stream.keys())
+                tensors = {name: stream.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
         for name in tensors:

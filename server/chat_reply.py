@@ -14,18 +14,23 @@ from ladle.server.reply_types import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
+    SteeringReply,
     TokenLogprob,
     TopLogprob,
 )
 from ladle.server.state import Serving
 from ladle.server.steering import describe
 from ladle.server.token_text import TokenText, finite
+from ladle.server.trace_summary import TraceSummary
 
 
 def chat_completion(
     serving: Serving, job: Job, model: str, choices: Sequence[Choice], logprobs: bool
 ) -> ChatCompletion:
     """The whole answer."""
+    summary = TraceSummary(serving)
+    for index, choice in enumerate(choices):
+        summary.see(index, choice.outputs)
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -42,7 +47,7 @@ def chat_completion(
             for index, choice in enumerate(choices)
         ],
         "usage": usage(job, [choice.last for choice in choices]),
-        "steering": describe(job.plan),
+        "steering": summary.add_to(describe(job.plan), tokens=True),
     }
 
 
@@ -79,27 +84,32 @@ class ChatStream:
         self._model = model
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._summary = TraceSummary(serving)
 
     def opening(self) -> Iterator[ChatChunk]:
         for index in range(len(self._job.requests)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[ChatChunk]:
+        self._summary.see(index, [output])
         logprobs = chat_logprobs(self._serving.tokens, [output]) if self._logprobs else None
         if output.text or (logprobs and logprobs["content"]):
             yield self._chunk(index, {"content": output.text}, logprobs)
         if output.finish_reason is not None:
             chunk = self._chunk(index, {}, None, output.finish_reason)
             if last and not self._include_usage:
-                chunk["steering"] = describe(self._job.plan)
+                chunk["steering"] = self._steering()
             yield chunk
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[ChatChunk]:
         if self._include_usage:
             chunk = self._envelope([])
             chunk["usage"] = usage(self._job, outputs)
-            chunk["steering"] = describe(self._job.plan)
+            chunk["steering"] = self._steering()
             yield chunk
+
+    def _steering(self) -> SteeringReply:
+        return self._summary.add_to(describe(self._job.plan), tokens=True)
 
     def _chunk(
         self, index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: str | None = None

@@ -13,6 +13,7 @@ from ladle.server.reply_types import Completion, CompletionChoice, CompletionLog
 from ladle.server.state import Serving
 from ladle.server.steering import describe
 from ladle.server.token_text import TokenText, finite
+from ladle.server.trace_summary import TraceSummary
 
 
 def completion(serving: Serving, job: Job, model: str, choices: Sequence[Choice], logprobs: int | None) -> Completion:
@@ -28,8 +29,11 @@ def completion(serving: Serving, job: Job, model: str, choices: Sequence[Choice]
             for index, choice in enumerate(choices)
         ]
     )
+    summary = TraceSummary(serving)
+    for index, choice in enumerate(choices):
+        summary.see(index, choice.outputs)
     reply["usage"] = usage(job, [choice.last for choice in choices])
-    reply["steering"] = describe(job.plan)
+    reply["steering"] = summary.add_to(describe(job.plan), tokens=True)
     return reply
 
 
@@ -83,11 +87,13 @@ class CompletionStream:
         self._include_usage = include_usage
         self._envelope = _Envelope(serving, model)
         self._offsets = [0] * len(job.requests)
+        self._summary = TraceSummary(serving)
 
     def opening(self) -> Iterator[Completion]:
         return iter(())
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[Completion]:
+        self._summary.see(index, [output])
         logprobs = None
         if self._logprobs:
             logprobs = completion_logprobs(self._serving.tokens, [output], self._offsets[index])
@@ -100,12 +106,12 @@ class CompletionStream:
         if self._include_usage:
             chunk["usage"] = None
         elif last:
-            chunk["steering"] = describe(self._job.plan)
+            chunk["steering"] = self._summary.add_to(describe(self._job.plan), tokens=True)
         yield chunk
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[Completion]:
         if self._include_usage:
             chunk = self._envelope.of([])
             chunk["usage"] = usage(self._job, outputs)
-            chunk["steering"] = describe(self._job.plan)
+            chunk["steering"] = self._summary.add_to(describe(self._job.plan), tokens=True)
             yield chunk

@@ -15,7 +15,7 @@ from ladle.server.engine.engine import QueueFull
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.errors import ApiError, from_queue_full, unavailable
-from ladle.server.openai_schemas import TokenIds
+from ladle.server.prompts import Prompt
 from ladle.server.reply_types import Usage
 from ladle.server.sampling_fields import SamplingFields, choice_seed, new_seed
 from ladle.server.state import ServerState, Serving
@@ -30,7 +30,7 @@ class Job:
     """What one HTTP request wants generated: ``choices`` continuations of each prompt, prompt by prompt."""
 
     plan: Plan
-    prompts: tuple[TokenIds, ...]
+    prompts: tuple[Prompt, ...]
     choices: int
     seed: int
     requests: tuple[GenerationRequest, ...]
@@ -59,7 +59,7 @@ def make_job(
     state: ServerState,
     serving: Serving,
     plan: Plan,
-    prompts: Sequence[TokenIds],
+    prompts: Sequence[Prompt],
     fields: SamplingFields,
     max_tokens: int | None,
     logprobs: int | None,
@@ -77,10 +77,10 @@ def make_job(
     seed = fields.seed if fields.seed is not None else new_seed()
     requests = []
     for prompt in prompts:
-        limit = _limit(state, serving, len(plan.sources), len(prompt), max_tokens, limit_field)
+        limit = _limit(state, serving, len(plan.sources), prompt.longest, max_tokens, limit_field)
         for choice in range(fields.choices):
             sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
-            requests.append(GenerationRequest(uuid.uuid4().hex, prompt, plan, sampling))
+            requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views))
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests))
 
 

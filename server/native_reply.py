@@ -8,42 +8,28 @@ from collections.abc import Iterator, Sequence
 
 from ladle.server.engine.request import StepOutput
 from ladle.server.generation import Choice, Job, usage
-from ladle.server.reply_types import Generated, GeneratedChoice, Token, TokenEvent
+from ladle.server.reply_types import Generated, GeneratedChoice, TokenEvent
 from ladle.server.state import Serving
 from ladle.server.steering import describe
-from ladle.server.token_text import finite
+from ladle.server.trace_summary import TraceSummary, token
 
 
 def generated(serving: Serving, job: Job, model: str, choices: Sequence[Choice], tokens: bool, top: bool) -> Generated:
     """The whole answer; ``tokens`` lists every choice's tokens, ``top`` their alternatives too."""
     replies: list[GeneratedChoice] = []
+    summary = TraceSummary(serving)
     for index, choice in enumerate(choices):
+        summary.see(index, choice.outputs)
         reply: GeneratedChoice = {"index": index, "text": choice.text, "finish_reason": choice.finish_reason}
         if tokens:
             reply["tokens"] = [token(serving, output, top) for output in choice.outputs]
         replies.append(reply)
-    return _reply(job, model, replies, [choice.last for choice in choices])
+    return _reply(job, model, replies, [choice.last for choice in choices], summary)
 
 
-def token(serving: Serving, output: StepOutput, top: bool) -> Token:
-    """One token as traces show it."""
-    reply: Token = {
-        "id": output.token,
-        "text": output.text,
-        "logprob": finite(output.logprob),
-        "base_logprob": None if output.base_logprob is None else finite(output.base_logprob),
-        "shift": None if output.shift is None else finite(output.shift),
-        "expert": None,
-    }
-    if top:
-        reply["top"] = [
-            {"id": other, "text": serving.tokens.text(other), "logprob": finite(logprob)}
-            for other, logprob in output.top
-        ]
-    return reply
-
-
-def _reply(job: Job, model: str, choices: list[GeneratedChoice], last: Sequence[StepOutput]) -> Generated:
+def _reply(
+    job: Job, model: str, choices: list[GeneratedChoice], last: Sequence[StepOutput], summary: TraceSummary
+) -> Generated:
     return {
         "id": f"gen-{uuid.uuid4().hex}",
         "object": "generation",
@@ -52,7 +38,7 @@ def _reply(job: Job, model: str, choices: list[GeneratedChoice], last: Sequence[
         "seed": job.seed,
         "choices": choices,
         "usage": usage(job, last),
-        "steering": describe(job.plan),
+        "steering": summary.add_to(describe(job.plan)),
     }
 
 
@@ -64,15 +50,17 @@ class GenerateStream:
         self._job = job
         self._model = model
         self._top = top
+        self._summary = TraceSummary(serving)
 
     def opening(self) -> Iterator[TokenEvent]:
         return iter(())
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[TokenEvent]:
+        self._summary.see(index, [output])
         yield {"index": index, "token": token(self._serving, output, self._top)}
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[Generated]:
         choices: list[GeneratedChoice] = [
             {"index": index, "finish_reason": str(output.finish_reason)} for index, output in enumerate(outputs)
         ]
-        yield _reply(self._job, self._model, choices, outputs)
+        yield _reply(self._job, self._model, choices, outputs, self._summary)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import TemplateError
 
+from ladle.guidance.plan import PromptView
 from ladle.merging.errors import InputError
 from ladle.server.openai_schemas import Message, TokenIds
 from ladle.server.state import Serving
@@ -15,8 +17,29 @@ from ladle.server.state import Serving
 _LONG = 2000  # characters from which work moves to a thread; below, the hand-over costs more than the work
 
 
-async def encode_prompt(serving: Serving, prompt: str | TokenIds, field: str = "prompt") -> TokenIds:
-    """Token ids of a raw prompt, with the special tokens the tokenizer puts in front.
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of what the client sent, and of how the plan's sources with a view of their own see it."""
+
+    ids: TokenIds
+    views: Mapping[PromptView, TokenIds] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest view, the client's included."""
+        return max(map(len, (self.ids, *self.views.values())))
+
+
+async def encode_prompt(
+    serving: Serving, prompt: str | TokenIds, field: str = "prompt", views: Sequence[PromptView] = ()
+) -> Prompt:
+    """A raw prompt, with the special tokens the tokenizer puts in front.
+
+    A ``system`` view puts its text and an empty line in front of the prompt, a ``prompt`` view stands in its place; an
+    empty one is the token that begins a text, or the prompt's last one where the tokenizer has none.
 
     Raises:
         InputError: no tokens, a token that does not exist, or more than the context holds.
@@ -28,11 +51,28 @@ async def encode_prompt(serving: Serving, prompt: str | TokenIds, field: str = "
         for index, token in enumerate(ids):
             if token >= serving.vocabulary:
                 raise InputError(f"{field}[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
-    return _checked(serving, ids, field)
+    _check(serving, ids, field)
+    seen: dict[PromptView, TokenIds] = {}
+    for view in views:
+        if view.kind == "system" and isinstance(prompt, str):
+            text = f"{view.text}\n\n{prompt}"
+            seen[view] = await _off_loop(len(text), _encode, serving, text, True)
+        elif view.kind == "system":
+            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", True) + ids
+        elif view.text:
+            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, True)
+        else:
+            begin = serving.engine.tokenizer.bos_token_id
+            seen[view] = (begin,) if isinstance(begin, int) else ids[-1:]
+        _check(serving, seen[view], field)
+    return Prompt(ids, seen)
 
 
-async def encode_chat(serving: Serving, messages: Sequence[Message]) -> TokenIds:
-    """Token ids of a conversation in the base's chat template, ready for the assistant's answer.
+async def encode_chat(serving: Serving, messages: Sequence[Message], views: Sequence[PromptView] = ()) -> Prompt:
+    """A conversation in the base's chat template, ready for the assistant's answer.
+
+    A ``system`` view is the conversation under another system message, a ``prompt`` view a conversation of that one
+    user message; an empty one is what begins an answer and nothing else.
 
     Raises:
         InputError: field ``messages``: the template refuses them, or more tokens than the context holds.
@@ -42,18 +82,42 @@ async def encode_chat(serving: Serving, messages: Sequence[Message]) -> TokenIds
         raise InputError("messages", f"{len(messages)} messages", allowed)
     turns = [{"role": message.role, "content": message.content} for message in messages]
     size = sum(len(turn["content"]) for turn in turns)
-    ids = await _off_loop(size, _render_and_encode, serving, turns)
-    return _checked(serving, ids, "messages")
+    ids = _check(serving, await _off_loop(size, _render_and_encode, serving, turns), "messages")
+    seen = {}
+    for view in views:
+        if view.kind == "system":
+            others = [turn for turn in turns if turn["role"] != "system"]
+            turned = [{"role": "system", "content": view.text}, *others]
+            rendered = await _off_loop(size + len(view.text), _render_and_encode, serving, turned)
+        elif view.text:
+            only = [{"role": "user", "content": view.text}]
+            rendered = await _off_loop(len(view.text), _render_and_encode, serving, only)
+        else:
+            rendered = await _off_loop(size, _beginning_of_an_answer, serving, turns)
+        seen[view] = _check(serving, rendered, "messages")
+    return Prompt(ids, seen)
+
+
+def _beginning_of_an_answer(serving: Serving, turns: list[dict[str, str]]) -> TokenIds:
+    """What the template puts after the last message for the assistant to go on from; the last token of the prompt
+    where that is nothing."""
+    asked, whole = _render(serving, turns, False), _render(serving, turns, True)
+    ids = _encode(serving, whole[len(asked) :], False) if whole.startswith(asked) else ()
+    return ids or _encode(serving, whole, False)[-1:]
 
 
 def _render_and_encode(serving: Serving, turns: list[dict[str, str]]) -> TokenIds:
+    return _encode(serving, _render(serving, turns, True), False)
+
+
+def _render(serving: Serving, turns: list[dict[str, str]], answer: bool) -> str:
     try:
-        text = serving.engine.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = serving.engine.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns[:20])
         raise InputError("messages", roles, f"what the base's chat template takes ({error})") from None
     assert isinstance(text, str)
-    return _encode(serving, text, False)
+    return text
 
 
 def _encode(serving: Serving, text: str, special: bool) -> TokenIds:
@@ -67,7 +131,7 @@ async def _off_loop(size: int, function: Any, *arguments: Any) -> TokenIds:
     return ids
 
 
-def _checked(serving: Serving, ids: TokenIds, field: str) -> TokenIds:
+def _check(serving: Serving, ids: TokenIds, field: str) -> TokenIds:
     if not ids:
         raise InputError(field, "", "at least one token")
     limit = serving.engine.max_context

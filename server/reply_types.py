@@ -23,16 +23,32 @@ class Usage(TypedDict):
 
 
 class SourceReply(TypedDict):
-    """One source of next-token scores."""
+    """One source of next-token scores, or of values where it has a ``head``; ``model`` is null for the base,
+    ``prompt`` null where it sees the request's own."""
 
     name: str
     role: str
     weight: float
     coefficients: dict[str, float]
+    model: str | None
+    prompt: str | None
+    head: dict[str, float]
+
+
+class Diagnostics(TypedDict):
+    """Traces summed up over an answer: tokens seen, mean KL(base, final) in nats, share of tokens whose best one
+    guidance changed, and share at which what it lifted most was not among the base's 20 best (null without a guide).
+    """
+
+    tokens: int
+    mean_shift: float
+    argmax_changed: float
+    outside: float | None
 
 
 class SteeringReply(TypedDict):
-    """What steered the answer."""
+    """What steered the answer. With a trace there are ``diagnostics``, and in OpenAI's answers ``choices`` with the
+    traced tokens."""
 
     method: str
     preference: dict[str, float] | None
@@ -41,6 +57,8 @@ class SteeringReply(TypedDict):
     normalize: str
     sources: list[SourceReply]
     warnings: list[str]
+    diagnostics: NotRequired[Diagnostics]
+    choices: NotRequired[list[TracedChoice]]
 
 
 class TopLogprob(TypedDict):
@@ -169,6 +187,10 @@ class Token(TypedDict):
     of what may become a stop string, is shown with the token that completes it. ``base_logprob`` is the token's logprob
     under the base and ``shift`` KL(base, final) in nats; both are null without a trace. ``expert`` is the expert that
     gave it, or null. ``top`` is there when alternatives were asked for.
+
+    With a trace: ``argmax_changed``, whether guidance changed the best token; ``outside``, whether the token it lifted
+    most is not among the base's 20 best (null without a guide); ``candidate_mass``, the probability under the first
+    source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token.
     """
 
     id: int
@@ -177,7 +199,18 @@ class Token(TypedDict):
     base_logprob: float | None
     shift: float | None
     expert: str | None
+    argmax_changed: NotRequired[bool]
+    outside: NotRequired[bool | None]
+    candidate_mass: NotRequired[float | None]
+    values: NotRequired[dict[str, float] | None]
     top: NotRequired[list[Alternative]]
+
+
+class TracedChoice(TypedDict):
+    """The traced tokens of one choice."""
+
+    index: int
+    tokens: list[Token]
 
 
 class GeneratedChoice(TypedDict):

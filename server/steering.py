@@ -101,6 +101,9 @@ def sources(plan: Plan) -> list[SourceReply]:
             "role": source.role,
             "weight": source.weight,
             "coefficients": dict(source.coefficients),
+            "model": source.model or None,
+            "prompt": None if source.view is None else f"{source.view.kind}: {source.view.text}",
+            "head": dict(source.head),
         }
         for source in plan.sources
     ]

@@ -39,7 +39,9 @@ class AttentionGroup:
 
     ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``front`` first and some last of
     them padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill; ``keys``
-    [blocks * BLOCK_SIZE]: 0, 1, 2...
+    [blocks * BLOCK_SIZE] int64: 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE]: the places of the keys where they do
+    not follow their blocks. ``visible`` [tile, blocks * BLOCK_SIZE] bool: what a query may see of the keys at or before
+    its own place, None for all of them; candidates at one place see themselves and not each other.
     """
 
     start: int
@@ -48,6 +50,7 @@ class AttentionGroup:
     positions: Tensor
     table: Tensor
     keys: Tensor
+    visible: Tensor | None = None
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -56,6 +59,8 @@ class AttentionGroup:
         if known is None:
             query = self.positions[:, :, None]
             allowed = self.keys <= query
+            if self.visible is not None:
+                allowed &= self.visible
             if window is not None:
                 allowed &= self.keys > query - window
             known = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
@@ -87,11 +92,13 @@ class LayerAttention:
 
 
 class AttentionProbe:
-    """Learns from one plain forward how each layer attends; ``value_dims`` are the values' sizes by layer."""
+    """Learns from one plain forward how each layer attends; ``value_dims`` are the values' sizes by layer, ``sinks``
+    whether a layer has learned attention sinks."""
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerAttention] = {}
         self.value_dims: dict[int, int] = {}
+        self.sinks = False
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
@@ -126,11 +133,10 @@ def paged_attention_forward(
         if paged is not None:
             paged.layers[layer] = attention
             paged.value_dims[layer] = value.shape[3]
+            paged.sinks |= kwargs.get("s_aux") is not None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
         )
-    if kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention sinks are not supported")
     output = attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), attention, paged)
     return output[None], None
 

@@ -8,31 +8,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ladle.guidance.plan import Plan
-from ladle.merging.bank import Bank
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
-from ladle.merging.merge import Merge
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine import allocator
+from ladle.server.engine.admission import check_request
 from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.detokenizer import Detokenizer
-from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
-from ladle.server.engine.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Scheduler, StepPlan
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.stats import EngineStats
-from ladle.server.engine.weights_store import WeightsStore
 
 logger = logging.getLogger(__name__)
 
@@ -57,36 +53,18 @@ class Engine:
         self.config = config = config or EngineConfig()
         allocator.keep_large_blocks()
         self.device = config.resolve_device()
-        self.weights_dtype, self.activation_dtype = config.resolve_dtypes(self.device)
         self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(family.base_path, local_files_only=True)
-        bank = Bank(list(family.low_rank.values()))
-        self._bank_members = frozenset(bank.members)
-        base = load_model(family.base_path, bank, self.device, self.weights_dtype, self.activation_dtype)
-        model_config: Any = base.model.config
-        self.vocabulary: int = model_config.get_text_config().vocab_size
-        self.eos = _eos_ids(base.model, self.tokenizer)
-        per_block = KVCache.bytes_per_block(base.kv_shapes, self.activation_dtype)
-        blocks = config.kv_memory // per_block
-        if blocks < 8:
-            allowed = f"at least {8 * per_block} bytes (8 blocks of {BLOCK_SIZE} tokens)"
-            raise InputError("kv_memory", config.kv_memory, allowed)
-        self.max_context = context_limit(model_config, (blocks - 1) * BLOCK_SIZE)
+        self.models = models = ServedModels(family, config, self.device, self._weights_in_use)
+        self.store = models.store
+        self.vocabulary = models.vocabulary
+        self.eos = _eos_ids(models.base.model, self.tokenizer)
+        self.max_context = models.max_context
         if config.max_context is not None:
             if config.max_context > self.max_context:
                 raise InputError("max_context", config.max_context, f"at most {self.max_context}")
             self.max_context = config.max_context
-        cache = KVCache(base.kv_shapes, blocks, self.activation_dtype, self.device)
-        coefficient_dtype = torch.promote_types(self.activation_dtype, torch.float32)
-        table = LaneTable(config.lanes, self.max_context, bank.members, coefficient_dtype, self.device)
-        self.blocks = BlockManager(blocks)
-        merge = Merge.of(family)
-        self._base_key = WeightsKey.of(family.base_revision, {})
-
-        def build(key: WeightsKey) -> LoadedModel:
-            state = dict(merge.tensors(key.coefficients(), self.weights_dtype))
-            return load_model(family.base_path, bank, self.device, self.weights_dtype, self.activation_dtype, state)
-
-        self.store = WeightsStore(self._base_key, base, build, config.weights_memory, self._weights_in_use)
+        table = LaneTable(config.lanes, self.max_context, models.members, models.score_dtype, self.device)
+        self.blocks = BlockManager(models.blocks)
         self.scheduler = Scheduler(
             self.blocks,
             table,
@@ -96,7 +74,7 @@ class Engine:
             ready=self._weights_ready,
         )
         self.sampler = Sampler(config.max_sequences, self.device)
-        self.runner = ModelRunner(cache, table, self.sampler, self.device)
+        self.runner = ModelRunner(models, table, self.sampler, self.device)
         self._sequences: dict[str, tuple[Sequence, Detokenizer, Sink]] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str] = deque()
         self._wake = threading.Condition()
@@ -129,41 +107,17 @@ class Engine:
             self._thread.join()
         self.store.close()
 
-    def check(self, request: GenerationRequest) -> None:
-        """Raise InputError for a request that can never run, QueueFull when too many wait."""
-        prompt, wanted = len(request.prompt), request.sampling.max_tokens
-        if not prompt:
-            raise InputError("prompt", "", "at least one token")
-        if prompt >= self.max_context:
-            raise InputError("prompt", f"{prompt} tokens", f"at most {self.max_context - 1} tokens in this context")
-        if prompt + wanted > self.max_context:
-            allowed = f"at most {self.max_context - prompt} after a prompt of {prompt} tokens"
-            raise InputError("max_tokens", wanted, allowed)
-        for field, ids in (("prompt", request.prompt), ("logit_bias", [t for t, _ in request.sampling.logit_bias])):
-            stranger = next((token for token in ids if not 0 <= token < self.vocabulary), None)
-            if stranger is not None:
-                raise InputError(field, stranger, f"token ids from 0 to {self.vocabulary - 1}")
-        lanes = len(request.plan.sources)
-        if lanes > self.config.lanes:
-            raise InputError("steering", f"{lanes} sources", f"at most {self.config.lanes} sources")
-        full = {lane.materialised for lane in self._lanes(request.plan, ())} - {self._base_key}
-        if len(full) * self.store.set_nbytes > self.config.weights_memory:
-            allowed = (
-                f"{self.config.weights_memory} bytes (weights_memory) of merged weights, {self.store.set_nbytes} each"
-            )
-            raise InputError("steering", f"{len(full)} sets of merged full weights", allowed)
-        blocks = lanes * -(-(prompt + wanted) // BLOCK_SIZE)
-        if blocks > self.blocks.total:
-            allowed = f"at most {self.blocks.total // lanes * BLOCK_SIZE - prompt} with {lanes} lanes in this KV pool"
-            raise InputError("max_tokens", wanted, allowed)
+    def check(self, request: GenerationRequest) -> list[Lane]:
+        """Raise InputError for a request that can never run, QueueFull when too many wait; its lanes otherwise."""
+        lanes = check_request(request, self.models, self.config, self.max_context, self.blocks.total)
         waiting = self._waiting()
         if waiting >= self.config.max_queue:
             raise QueueFull(waiting, self._retry_after(waiting))
+        return lanes
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
-        self.check(request)
-        sequence = Sequence(request, self._lanes(request.plan, request.prompt))
+        sequence = Sequence(request, self.check(request))
         with self._wake:
             if self._stopping:
                 raise RuntimeError("the engine is shutting down")
@@ -194,13 +148,6 @@ class Engine:
 
     def _waiting(self) -> int:
         return len(self.scheduler.waiting) + sum(not isinstance(item, str) for item in list(self._inbox))
-
-    def _lanes(self, plan: Plan, prompt: tuple[int, ...]) -> list[Lane]:
-        revision = self.family.base_revision
-        return [
-            Lane(source, WeightsKey.of(revision, dict(source.coefficients)), prompt, self._bank_members)
-            for source in plan.sources
-        ]
 
     def _retry_after(self, waiting: int) -> float:
         times = list(self._finish_times)
@@ -290,10 +237,10 @@ class Engine:
                 sequence.admitted_at = time.monotonic()
         admitted = self.scheduler.take_admitted()
         try:
-            self.runner.cache.clear(self.scheduler.take_fresh())
+            self.runner.clear(self.scheduler.take_fresh())
             for sequence in admitted:
                 self.sampler.admit(sequence, self.vocabulary)
-            draws = self.runner.step(plan, self.store.models)
+            result = self.runner.step(plan)
         except Exception as error:
             # Only the requests of this step are lost; the engine goes on with the others.
             logger.exception("a step failed")
@@ -304,13 +251,17 @@ class Engine:
         self._steps += 1
         self._distinct_weights = len({lane.weights for s in plan.sequences for lane in s.lanes})
         outputs: dict[Sink, list[StepOutput]] = {}
-        for sequence, draw in zip(plan.sampling, draws, strict=True):
+        for sequence, draw in zip(plan.sampling, result.draws, strict=True):
             if math.isnan(draw.logprob):
                 self._end(sequence, "error", "the scores are not finite; these weights are too far from the base")
                 continue
             sink = self._sequences[sequence.request_id][2]
             try:
                 outputs.setdefault(sink, []).append(self._emit(sequence, draw))
+                if sequence in result.kept and not sequence.finished:
+                    for lane in sequence.lanes:
+                        if lane.scores:
+                            self.scheduler.extend(sequence, lane, 1)
             except Exception as error:
                 logger.exception("a token could not be turned into text")
                 self._end(sequence, "error", f"{type(error).__name__} in the engine")
@@ -354,8 +305,7 @@ class Engine:
             text=text,
             logprob=draw.logprob,
             top=draw.top,
-            base_logprob=draw.base_logprob,
-            shift=draw.shift,
+            trace=draw.trace,
             finish_reason=reason,
             prompt_tokens=len(request.prompt),
             cached_tokens=sequence.cached_tokens,
@@ -386,7 +336,7 @@ class Engine:
 def _without_token(sequence: Sequence, reason: str, error: str | None, text: str) -> StepOutput:
     """The last output of a request that ends without a token."""
     return StepOutput(
-        sequence.request_id, -1, "", text, 0.0, (), None, None, reason,
+        sequence.request_id, -1, "", text, 0.0, (), None, reason,
         len(sequence.request.prompt), sequence.cached_tokens, len(sequence.output), error,
     )  # fmt: skip
 

@@ -54,6 +54,11 @@ class KVCache:
         pair = torch.stack((keys, values), dim=1)
         self.layers[layer].index_copy_(0, slots, pair.to(self.layers[layer].dtype))
 
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy the state at the slots ``source`` [n] to the slots ``target`` [n], in every layer."""
+        for layer in self.layers:
+            layer.index_copy_(0, target, layer.index_select(0, source))
+
     def gather(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [lanes, heads, blocks * BLOCK_SIZE, head_dim] of the blocks ``table`` [lanes, blocks]."""
         shape = self.shapes[layer]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from ladle.merging import gated
@@ -26,10 +26,16 @@ from ladle.server.engine.step_layout import StepLayout
 class LoadedModel:
     """One set of weights in memory. ``nbytes`` counts packed products and what is left plain."""
 
-    model: nn.Module
+    model: Any
     gate: gated.Gate
     kv_shapes: list[KVShape]
     nbytes: int
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids it has embeddings for, padding included."""
+        config: Any = self.model.config
+        return int(config.get_text_config().vocab_size)
 
     def forward(self, layout: StepLayout, context: PagedContext) -> Tensor:
         """Logits [n, vocabulary] of the rows that ``layout`` wants, in their order."""
@@ -44,6 +50,14 @@ class LoadedModel:
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def hidden(self, layout: StepLayout, context: PagedContext) -> Tensor:
+        """Last hidden states [tokens, hidden], after the final norm, of every token of ``layout``."""
+        self.gate.open(layout.coefficients, None)
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        output = trunk(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, paged=context)
+        states: Tensor = output.last_hidden_state[0]
+        return states
 
 
 def load_model(
@@ -99,6 +113,8 @@ def _attentions(model: Any, config_file: Path) -> dict[int, LayerAttention]:
     probe = AttentionProbe()
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     model(input_ids=ids, use_cache=False, paged=probe)
+    if probe.sinks:
+        raise FamilyError(config_file, "this architecture cannot be served: its layers have attention sinks")
     layers = text.num_hidden_layers
     if sorted(probe.layers) != list(range(layers)):
         reason = f"only {len(probe.layers)} of {layers} layers attend"

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from ladle.guidance.plan import Plan
+from ladle.guidance.plan import Plan, PromptView, Source
 from ladle.server.engine.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample."""
+    """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
+
+    views: the prompt's token ids as the plan's sources with a view of their own see it.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
     plan: Plan
     sampling: SamplingParams
+    views: Mapping[PromptView, tuple[int, ...]] = field(default_factory=dict)
+
+    def prompt_of(self, source: Source) -> tuple[int, ...]:
+        """The token ids that ``source`` continues. Raises KeyError for a view that was not given."""
+        return self.prompt if source.view is None else self.views[source.view]
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What guidance did at one position.
+
+    base_logprob: the token's logprob under the plain base, in nats.
+    shift: KL(base, final) in nats, infinite where guidance rules out what the base allows.
+    argmax_changed: whether the best token of the final score is not the base's.
+    outside: whether the token that guidance lifts most, argmax(final - first source), lies outside the 20 best of the
+        base: a sign that base and guide do not fit. None without guidance.
+    candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
+    values: what each explicit value said of the token, by source; None where there are none or the token was no
+        candidate.
+    """
+
+    base_logprob: float
+    shift: float
+    argmax_changed: bool
+    outside: bool | None = None
+    candidate_mass: float | None = None
+    values: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,8 +58,7 @@ class StepOutput:
         concatenation of all `text` is the final text.
     logprob: log-softmax of the combined score before temperature and truncation, in nats.
     top: (token id, logprob) of the best alternatives, best first.
-    base_logprob: the same token's logprob under the plain base, when the plan is traced.
-    shift: KL(base, final) at this position in nats, when the plan is traced.
+    trace: what guidance did, when the plan is traced.
     finish_reason: None until the last output, then "stop", "length", "abort" or "error" (with `error` set). The token
         that hit the end-of-sequence id is included, with `text` empty.
     cached_tokens: prompt tokens whose state was reused.
@@ -40,10 +70,19 @@ class StepOutput:
     text: str
     logprob: float
     top: tuple[tuple[int, float], ...]
-    base_logprob: float | None
-    shift: float | None
+    trace: TokenTrace | None
     finish_reason: str | None
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     error: str | None = None
+
+    @property
+    def base_logprob(self) -> float | None:
+        """The same token's logprob under the plain base in nats, when the plan is traced."""
+        return None if self.trace is None else self.trace.base_logprob
+
+    @property
+    def shift(self) -> float | None:
+        """KL(base, final) at this position in nats, when the plan is traced."""
+        return None if self.trace is None else self.trace.shift

@@ -4,6 +4,7 @@ slot.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor
 
 from ladle.kernels import dispatch
+from ladle.server.engine.candidates import CandidateValues
+from ladle.server.engine.combiner import Combiner, Rows
+from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.sequence import Sequence
+from ladle.server.engine.tracer import trace_tokens
 
 _MASK = (1 << 64) - 1
 
@@ -26,8 +31,7 @@ class Draw:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    base_logprob: float | None
-    shift: float | None
+    trace: TokenTrace | None
 
 
 def draw_keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -47,6 +51,7 @@ class Sampler:
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self._device = device
+        self._combiner = Combiner(device)
         self._temperature = np.zeros(slots, dtype=np.float32)
         self._top_p = np.ones(slots, dtype=np.float32)
         self._min_p = np.zeros(slots, dtype=np.float32)
@@ -73,12 +78,14 @@ class Sampler:
             seen[output] = True
             self._counts[slot] = (counts, seen)
 
-    def draw(self, logits: Tensor, sources: Seq[Seq[int]], sequences: Seq[Sequence]) -> list[Draw]:
-        """One token for each of ``sequences``; ``sources[i]`` are the rows of ``logits`` [rows, vocabulary] that its
-        plan's sources produced, in the plan's order."""
+    def draw(
+        self, logits: Tensor, rows: Rows, sequences: Seq[Sequence], values: Mapping[Sequence, CandidateValues]
+    ) -> list[Draw]:
+        """One token for each of ``sequences``; ``logits`` [rows, vocabulary] of all their lanes, ``values`` of the
+        candidates of those whose plan has a scorer."""
         slots = np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
         positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-        final = dispatch.combine_logits(logits, *self._combination(sources, sequences))
+        final = self._combiner.combine(logits, rows, sequences, values)
         scores = self._penalised(final, sequences)
         tokens = dispatch.sample(
             scores,
@@ -90,7 +97,7 @@ class Sampler:
         )
         logprobs = dispatch.token_logprobs(final, tokens).tolist()
         top = self._alternatives(final, sequences)
-        base = self._against_base(logits, final, tokens, sources, sequences)
+        traces = trace_tokens(logits, rows, final, tokens, sequences, values)
         drawn = tokens.tolist()
         for sequence, token in zip(sequences, drawn, strict=True):
             counted = self._counts.get(sequence.slot) if sequence.slot is not None else None
@@ -98,23 +105,12 @@ class Sampler:
                 counted[0][token] += 1
                 counted[1][token] = True
         return [
-            Draw(token, logprob, top.get(index, ()), *base.get(index, (None, None)))
+            Draw(token, logprob, top.get(index, ()), traces.get(index))
             for index, (token, logprob) in enumerate(zip(drawn, logprobs, strict=True))
         ]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
-
-    def _combination(self, sources: Seq[Seq[int]], sequences: Seq[Sequence]) -> tuple[Tensor, Tensor]:
-        """Rows and weights [sequences, most sources] of the sources that take part, padded with weight 0."""
-        pairs = [
-            [(row, lane.source.weight) for row, lane in zip(rows, s.lanes, strict=True) if lane.source.weight != 0]
-            for rows, s in zip(sources, sequences, strict=True)
-        ]
-        width = max(len(pair) for pair in pairs)
-        padded = [pair + [(0, 0.0)] * (width - len(pair)) for pair in pairs]
-        values = np.array(padded, dtype=np.float64)
-        return self._tensor(values[..., 0].astype(np.int64)), self._tensor(values[..., 1])
 
     def _penalised(self, final: Tensor, sequences: Seq[Sequence]) -> Tensor:
         """``final`` with logit bias and penalties; a copy only where there are any, because logprobs are of
@@ -158,23 +154,3 @@ class Sampler:
             index: tuple(zip(row_ids[:count], row_values[:count], strict=True))
             for (index, count), row_ids, row_values in zip(wanted, ids.tolist(), values.tolist(), strict=True)
         }
-
-    def _against_base(
-        self, logits: Tensor, final: Tensor, tokens: Tensor, sources: Seq[Seq[int]], sequences: Seq[Sequence]
-    ) -> dict[int, tuple[float, float]]:
-        """(base logprob of the token, KL(base, final)) of the traced sequences; the base is the ``reference`` source,
-        or, for a plan of the base alone, the score itself."""
-        traced, base_rows = [], []
-        for index, (rows, sequence) in enumerate(zip(sources, sequences, strict=True)):
-            if not sequence.request.plan.trace:
-                continue
-            reference = [r for r, lane in zip(rows, sequence.lanes, strict=True) if lane.source.role == "reference"]
-            traced.append(index)
-            base_rows.append(reference[0] if reference else rows[0])
-        if not traced:
-            return {}
-        picked = torch.tensor(traced, device=self._device)
-        base = logits.index_select(0, torch.tensor(base_rows, device=self._device)).to(final.dtype)
-        logprobs = dispatch.token_logprobs(base, tokens[picked]).tolist()
-        shifts = dispatch.guidance_shift(base, final.index_select(0, picked)).tolist()
-        return dict(zip(traced, zip(logprobs, shifts, strict=True), strict=True))

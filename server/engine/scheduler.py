@@ -25,10 +25,12 @@ class Chunk:
 
 @dataclass
 class StepPlan:
-    """``decode``: sequences that compute one token on every lane. ``chunks``: prefill. ``sampling``: sequences that get
-    a token from this step, in the order decode, then finished prefills."""
+    """``decode``: sequences that need one more token on their lanes, ``lanes`` those of their lanes that compute one.
+    ``chunks``: prefill. ``sampling``: sequences that get a token from this step, in the order decode, then finished
+    prefills."""
 
     decode: list[Sequence] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     sampling: list[Sequence] = field(default_factory=list)
 
@@ -71,6 +73,13 @@ class Scheduler:
         self._fresh: list[int] = []
         self._slots = list(range(max_sequences - 1, -1, -1))
 
+    @staticmethod
+    def blocks_for(sequence: Sequence, tokens: int) -> int:
+        """Blocks that ``sequence`` holds when its output is ``tokens`` long."""
+        return sum(
+            -(-(len(lane.prompt) + tokens) // BLOCK_SIZE) + _scratch_blocks(sequence, lane) for lane in sequence.lanes
+        )
+
     # -- what the engine calls ------------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
@@ -107,6 +116,7 @@ class Scheduler:
                 budget -= len(sequence.lanes)
         # Growing one sequence may have preempted another that was already planned.
         plan.decode = [sequence for sequence in plan.decode if sequence.slot is not None]
+        plan.lanes = [lane for sequence in plan.decode for lane in sequence.lanes if self._missing(sequence, lane)]
         self._admit(budget)
         self._share_prefill(plan, budget)
         finishing = [c.sequence for c in plan.chunks if c.final]
@@ -115,21 +125,25 @@ class Scheduler:
 
     def advance(self, plan: StepPlan) -> None:
         """Record that ``plan`` was computed: lengths grow, and full blocks become reusable."""
-        table = self.table
+        computing = set(map(id, plan.lanes))
         for sequence in plan.decode:
             for lane in sequence.lanes:
-                assert lane.row is not None
-                table.computed[lane.row] += 1
-                if table.computed[lane.row] % BLOCK_SIZE == 0:
-                    self._publish(sequence, lane)
+                if id(lane) in computing:
+                    self.extend(sequence, lane, 1)
         for chunk in plan.chunks:
-            assert chunk.lane.row is not None
-            table.computed[chunk.lane.row] += chunk.count
-            self._publish(chunk.sequence, chunk.lane)
+            self.extend(chunk.sequence, chunk.lane, chunk.count)
+
+    def extend(self, sequence: Sequence, lane: Lane, count: int) -> None:
+        """Record that the state of ``count`` more tokens of ``lane`` exists."""
+        assert lane.row is not None
+        before = int(self.table.computed[lane.row])
+        self.table.computed[lane.row] = before + count
+        if (before + count) // BLOCK_SIZE > before // BLOCK_SIZE:
+            self._publish(sequence, lane)
 
     def held_blocks(self) -> Iterator[list[int]]:
         """The block table of every lane, for integrity checks."""
-        return (lane.blocks for sequence in (*self.running, *self.waiting) for lane in sequence.lanes)
+        return (lane.blocks + lane.scratch for sequence in (*self.running, *self.waiting) for lane in sequence.lanes)
 
     # -- admission ------------------------------------------------------------------------------------------------
 
@@ -178,7 +192,8 @@ class Scheduler:
             hashes = self._reusable_hashes(sequence, lane) if self.prefix_cache else []
             matched = self.blocks.match(hashes)
             reused.append(matched)
-            wanted += -(-sequence.length(lane) // BLOCK_SIZE) - len(matched)
+            wanted += -(-(sequence.length(lane) + lane.scores) // BLOCK_SIZE) - len(matched)
+            wanted += _scratch_blocks(sequence, lane)
         # One block a running lane is kept free, so that those in decode do not preempt at once what was just admitted.
         reserve = sum(len(other.lanes) for other in self.running)
         if wanted + reserve > self.blocks.free and (self.running or wanted > self.blocks.free):
@@ -193,6 +208,8 @@ class Scheduler:
             self.table.computed[lane.row] = len(matched) * BLOCK_SIZE
             length = sequence.length(lane)
             self.table.last[lane.row] = sequence.tokens(lane, length - 1, length)[0]
+            lane.scratch = [self.blocks.allocate() for _ in range(_scratch_blocks(sequence, lane))]
+            self._fresh.extend(lane.scratch)
             self.prefix_queries += sequence.length(lane)
             self.prefix_hits += len(matched) * BLOCK_SIZE
         if not sequence.preemptions:
@@ -215,7 +232,10 @@ class Scheduler:
         return sequence.length(lane) - int(self.table.computed[lane.row])
 
     def _is_decoding(self, sequence: Sequence) -> bool:
-        return bool(sequence.output) and all(self._missing(sequence, lane) == 1 for lane in sequence.lanes)
+        return bool(sequence.output) and all(
+            self._missing(sequence, lane) == 1 or (lane.scores and self._missing(sequence, lane) == 0)
+            for lane in sequence.lanes
+        )
 
     def _share_prefill(self, plan: StepPlan, budget: int) -> None:
         """Split what is left of the budget evenly over the prefilling sequences; what one leaves, the next ones get."""
@@ -229,20 +249,21 @@ class Scheduler:
 
     def _fill(self, plan: StepPlan, sequence: Sequence, share: int) -> int:
         """Plan up to ``share`` tokens of ``sequence``. The last token of every lane is computed in one step, because
-        the combined score needs the logits of all of them together. Returns the tokens planned."""
+        the combined score needs the logits of all of them together; lanes that score may be there before. Returns the
+        tokens planned."""
         missing = [self._missing(sequence, lane) for lane in sequence.lanes]
         final = sum(missing) <= share
         chunks = []
         left = share
         for lane, lacks in zip(sequence.lanes, missing, strict=True):
-            count = lacks if final else min(lacks - 1, left)
-            if count <= 0:
-                continue
+            count = lacks if final else min(lacks if lane.scores else lacks - 1, left)
             assert lane.row is not None
             start = int(self.table.computed[lane.row])
-            if not self._grow(lane, start + count):
+            if not self._grow(lane, start + count + (final and lane.scores)):
                 # The prompt was admitted with room to spare, since taken by decode: wait for blocks to come back.
                 break
+            if count <= 0:
+                continue
             chunks.append(Chunk(sequence, lane, start, count, final))
             left -= count
         else:
@@ -254,11 +275,11 @@ class Scheduler:
         return share - left
 
     def _grow_or_preempt(self, sequence: Sequence) -> bool:
-        """Room for one more token on every lane, taken from the youngest running sequence if need be."""
+        """Room for one more token on every lane, and on those that score for the candidate that will be drawn; taken
+        from the youngest running sequence if need be."""
         for lane in sequence.lanes:
             while sequence.slot is not None:
-                assert lane.row is not None
-                if self._grow(lane, int(self.table.computed[lane.row]) + 1):
+                if self._grow(lane, sequence.length(lane) + lane.scores):
                     break
                 self._preempt(self.running[-1])
         return sequence.slot is not None
@@ -302,8 +323,14 @@ class Scheduler:
                 self.table.give(lane.row)
                 lane.row = None
             self.blocks.release(lane.blocks)
-            lane.blocks = []
+            self.blocks.release(lane.scratch)
+            lane.blocks, lane.scratch = [], []
             lane.published = 0
         if sequence.slot is not None:
             self._slots.append(sequence.slot)
             sequence.slot = None
+
+
+def _scratch_blocks(sequence: Sequence, lane: Lane) -> int:
+    """Blocks for the state of the candidates of a lane that scores."""
+    return -(-sequence.candidates // BLOCK_SIZE) if lane.scores else 0

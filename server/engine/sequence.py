@@ -11,6 +11,7 @@ from ladle.guidance.plan import Source
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.block_hashes import BlockHashes
 from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.value_head import ValueHead
 
 _arrivals = itertools.count()
 
@@ -18,14 +19,22 @@ _arrivals = itertools.count()
 class Lane:
     """The KV state of one source of one sequence.
 
-    ``row`` is its row in the lane table (None while it waits); ``blocks`` its KV blocks; ``materialised`` the part of
-    its weights that lives outside the bank, () for the base model itself.
+    ``row`` is its row in the lane table (None while it waits); ``blocks`` its KV blocks; ``scratch`` blocks for the
+    state of candidates, in a lane that scores; ``materialised`` the part of its weights that lives outside the bank.
     """
 
-    def __init__(self, source: Source, weights: WeightsKey, prompt: tuple[int, ...], bank: frozenset[str]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        weights: WeightsKey,
+        prompt: tuple[int, ...],
+        bank: frozenset[str],
+        head: ValueHead | None = None,
+    ) -> None:
         self.source = source
         self.weights = weights
         self.prompt = prompt
+        self.head = head
         self.coefficients: Mapping[str, float] = weights.coefficients()
         self.materialised = WeightsKey(
             weights.base_revision, tuple(term for term in weights.terms if term[0] not in bank)
@@ -33,7 +42,17 @@ class Lane:
         self.hashes = BlockHashes(weights)
         self.row: int | None = None
         self.blocks: list[int] = []
+        self.scratch: list[int] = []
         self.published = 0
+
+    @property
+    def scores(self) -> bool:
+        """Whether it gives values of candidates instead of logits.
+
+        Such a lane is never short of a last token whose logits are wanted: before a step it lacks nothing, or the one
+        token that was drawn from outside its candidates.
+        """
+        return self.head is not None
 
 
 @dataclass(eq=False)
@@ -58,6 +77,12 @@ class Sequence:
     def length(self, lane: Lane) -> int:
         """Tokens of ``lane`` so far, prompt and continuation."""
         return len(lane.prompt) + len(self.output)
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates get a value a step; 0 without a scorer."""
+        scorer = self.request.plan.scorer
+        return 0 if scorer is None else scorer.candidates
 
     def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
         """Tokens ``start`` to ``stop`` of ``lane``."""

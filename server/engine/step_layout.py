@@ -16,6 +16,14 @@ from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.scheduler import Chunk
 from ladle.server.engine.sequence import Lane
 
+_NOWHERE = np.iinfo(np.int64).max
+"""The place of a key that nobody sees."""
+
+
+def _slots(blocks: Seq[int], count: int) -> np.ndarray:
+    """The first ``count`` slots of ``blocks``."""
+    return (np.array(blocks)[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)[:count]
+
 
 @dataclass
 class StepLayout:
@@ -55,8 +63,9 @@ class LayoutBuilder:
         rows, widths = rows[order], widths[order]
         groups = self._decode_groups(rows, widths)
         row_parts, position_parts, id_parts = [rows], [table.computed[rows]], [table.last[rows]]
-        wanted = list(range(len(rows)))
-        lanes = [decode[index] for index in order]
+        ordered = [decode[index] for index in order]
+        wanted = [index for index, lane in enumerate(ordered) if not lane.scores]
+        lanes = [ordered[index] for index in wanted]
         start = len(rows)
         for chunk in chunks:
             assert chunk.lane.row is not None
@@ -66,7 +75,7 @@ class LayoutBuilder:
             id_parts.append(np.asarray(chunk.sequence.tokens(chunk.lane, chunk.start, stop), dtype=np.int64))
             groups.extend(self._chunk_groups(chunk, start))
             start += chunk.count
-            if chunk.final:
+            if chunk.final and not chunk.lane.scores:
                 wanted.append(start - 1)
                 lanes.append(chunk.lane)
         all_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
@@ -82,6 +91,59 @@ class LayoutBuilder:
             coefficients,
             None if len(wanted) == start else self._tensor(np.asarray(wanted, dtype=np.int64)),
             lanes,
+        )
+
+    def build_candidates(self, lanes: Seq[Lane], lengths: Seq[int], candidates: Seq[Tensor]) -> StepLayout:
+        """The layout of one forward over the candidates of every lane.
+
+        ``candidates[i]`` [k_i] int64 are token ids that could each come next, at position ``lengths[i]``, in
+        ``lanes[i]``: k_i new tokens over one shared prefix, not k_i sequences. Their state goes to the lane's scratch
+        blocks. No logits are wanted; ``logit_lanes`` lists a lane once for each of its candidates, in their order.
+        """
+        table = self._table
+        counts = np.array([ids.shape[0] for ids in candidates])
+        starts = np.array(lengths)
+        widths = self._bucket[starts // BLOCK_SIZE + 1]
+        order = sorted(range(len(lanes)), key=lambda index: (widths[index], counts[index]))
+        groups, start = [], 0
+        for (width, count), members in itertools.groupby(order, key=lambda index: (widths[index], counts[index])):
+            part = list(members)
+            rows = np.array([lanes[index].row for index in part])
+            scratch = np.array([lanes[index].scratch for index in part])
+            groups.append(self._candidate_group(start, int(width), int(count), rows, scratch, starts[part]))
+            start += len(part) * int(count)
+        rows = np.array([lanes[index].row for index in order]).repeat(counts[order])
+        slots = [_slots(lanes[index].scratch, counts[index]) for index in order]
+        coefficients = None
+        if table.merged[rows].any():
+            coefficients = table.coefficients.index_select(0, self._tensor(rows))
+        return StepLayout(
+            torch.cat([candidates[index] for index in order])[None],
+            self._tensor(starts[order].repeat(counts[order]))[None],
+            self._tensor(np.concatenate(slots)),
+            groups,
+            coefficients,
+            None,
+            [lanes[index] for index in order for _ in range(counts[index])],
+        )
+
+    def _candidate_group(
+        self, start: int, width: int, count: int, rows: np.ndarray, scratch: np.ndarray, lengths: np.ndarray
+    ) -> AttentionGroup:
+        prefix = np.arange(width * BLOCK_SIZE)
+        places = np.where(prefix < lengths[:, None], prefix, _NOWHERE)
+        own = np.broadcast_to(lengths[:, None], (len(rows), scratch.shape[1] * BLOCK_SIZE))
+        visible = np.concatenate(
+            (np.ones((count, len(prefix)), dtype=bool), np.eye(count, own.shape[1], dtype=bool)), axis=1
+        )
+        return AttentionGroup(
+            start,
+            start + len(rows) * count,
+            0,
+            self._tensor(lengths.repeat(count).reshape(-1, count)),
+            torch.cat((self._blocks(rows, width), self._tensor(scratch)), dim=1),
+            self._tensor(np.concatenate((places, own), axis=1)[:, None]),
+            self._tensor(visible),
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:

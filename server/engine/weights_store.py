@@ -1,10 +1,11 @@
-"""The models a step may run on: the base with its bank, and weight sets merged from full-weight members on demand."""
+"""The models a step may run on: the plain ones with their banks, and weight sets merged from full-weight members on
+demand."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ladle.merging.weights_key import WeightsKey
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class WeightsStore:
-    """Loaded models by the part of a WeightsKey that lives outside the bank.
+    """Loaded models by the part of a WeightsKey that lives outside the bank; ``plain`` ones always stay.
 
     Merged sets are built one at a time on a thread of their own while steps go on, and kept least recently used first
     within ``budget`` bytes. A set in use is never dropped: ``in_use`` tells the keys of running sequences. All methods
@@ -23,30 +24,32 @@ class WeightsStore:
 
     def __init__(
         self,
-        base_key: WeightsKey,
-        base: LoadedModel,
+        plain: Mapping[WeightsKey, LoadedModel],
         build: Callable[[WeightsKey], LoadedModel],
         budget: int,
         in_use: Callable[[], Iterable[WeightsKey]],
     ) -> None:
-        self.models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict({base_key: base})
+        self.models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict(plain)
         self.budget = budget
         self.hits = self.misses = self.evictions = 0
-        self._base_key = base_key
+        self._plain = {key.base_revision: key for key in plain}
         self._build = build
         self._in_use = in_use
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ladle-merge")
         self._pending: tuple[WeightsKey, Future[LoadedModel]] | None = None
 
-    @property
-    def set_nbytes(self) -> int:
-        """Bytes of one merged set: what the base takes, since their shapes are equal."""
-        return self.models[self._base_key].nbytes
+    def is_plain(self, key: WeightsKey) -> bool:
+        """Whether ``key`` names a model as it was loaded, its bank included."""
+        return key in self._plain.values()
+
+    def set_nbytes(self, key: WeightsKey) -> int:
+        """Bytes of the merged set ``key``: what its plain model takes, since their shapes are equal."""
+        return self.models[self._plain[key.base_revision]].nbytes
 
     @property
     def used(self) -> int:
         """Bytes of the merged sets held now."""
-        return sum(model.nbytes for key, model in self.models.items() if key != self._base_key)
+        return sum(model.nbytes for key, model in self.models.items() if not self.is_plain(key))
 
     def ready(self, key: WeightsKey) -> bool:
         """Whether a step may use ``key`` now; if not, its merge is started as soon as there is room and a free builder.
@@ -55,10 +58,10 @@ class WeightsStore:
         """
         self._collect(key)
         if key in self.models:
-            if key != self._base_key:
+            if not self.is_plain(key):
                 self.models.move_to_end(key)
             return True
-        if self._pending is None and self._make_room():
+        if self._pending is None and self._make_room(key):
             self.misses += 1
             self._pending = (key, self._builder.submit(self._build, key))
         return False
@@ -79,16 +82,16 @@ class WeightsStore:
             logger.warning("the merge of a request that is gone failed: %s", error)
             self._pending = None
 
-    def _make_room(self) -> bool:
-        """Drop unused sets until one more fits; False while those in use leave no room."""
-        in_use = set(self._in_use())
+    def _make_room(self, wanted: WeightsKey) -> bool:
+        """Drop unused sets until ``wanted`` fits; False while those in use leave no room."""
+        in_use, size = set(self._in_use()), self.set_nbytes(wanted)
         for key in list(self.models):
-            if self.used + self.set_nbytes <= self.budget:
+            if self.used + size <= self.budget:
                 break
-            if key != self._base_key and key not in in_use:
+            if not self.is_plain(key) and key not in in_use:
                 del self.models[key]
                 self.evictions += 1
-        return self.used + self.set_nbytes <= self.budget
+        return self.used + size <= self.budget
 
     def close(self) -> None:
         self._builder.shutdown(wait=True, cancel_futures=True)

@@ -30,7 +30,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
     state = state_of(request)
     serving = state.require()
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
-    prompt = await encode_chat(serving, body.messages)
+    prompt = await encode_chat(serving, body.messages, plan.views)
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     job = make_job(state, serving, plan, [prompt], body, limit, body.alternatives, limit_field)

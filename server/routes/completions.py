@@ -35,10 +35,11 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     prompts = []
     for index, prompt in enumerate(body.prompt):
-        prompts.append(await encode_prompt(serving, prompt, "prompt" if len(body.prompt) == 1 else f"prompt[{index}]"))
+        field = "prompt" if len(body.prompt) == 1 else f"prompt[{index}]"
+        prompts.append(await encode_prompt(serving, prompt, field, plan.views))
     limit = body.max_tokens
     if limit is None:
-        longest = max(map(len, prompts))
+        longest = max(prompt.longest for prompt in prompts)
         limit = max(1, min(DEFAULT_COMPLETION_TOKENS, serving.engine.max_context - longest))
     job = make_job(state, serving, plan, prompts, body, limit, body.logprobs)
     model = body.model or serving.family.name

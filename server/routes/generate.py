@@ -31,10 +31,10 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     serving = state.require()
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     if body.messages is not None:
-        prompt = await encode_chat(serving, body.messages)
+        prompt = await encode_chat(serving, body.messages, plan.views)
     else:
         assert body.prompt is not None, "the schema has checked it"
-        prompt = await encode_prompt(serving, body.prompt)
+        prompt = await encode_prompt(serving, body.prompt, views=plan.views)
     job = make_job(state, serving, plan, [prompt], body, body.max_tokens, body.alternatives)
     model = body.model or serving.family.name
     if body.stream:

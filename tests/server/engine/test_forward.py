@@ -187,8 +187,8 @@ def test_bfloat16_keeps_rotary_frequencies_and_coefficients(tmp_path: Path, monk
     rng = random.Random(seed := fresh_seed())
     family = family_of(tmp_path, "llama", seed % 1000)
     engine = build(family, dtype="bfloat16")
-    assert engine.activation_dtype == torch.bfloat16
-    model: Any = engine.store.models[engine._base_key].model
+    assert engine.models.activation_dtype == torch.bfloat16
+    model: Any = engine.models.base.model
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert engine.scheduler.table.coefficients.dtype == torch.float32
     recorder = Recorder(engine)

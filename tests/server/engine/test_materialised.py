@@ -89,7 +89,7 @@ def test_tokens_equal_the_merged_checkpoint(family: Family) -> None:
 
 def test_budget_is_kept_and_evicted_sets_come_back(family: Family) -> None:
     probe = Engine(family, EngineConfig(dtype="float32", kv_memory=1 << 22))
-    budget = 2 * probe.store.set_nbytes + 1000
+    budget = 2 * probe.store.set_nbytes(next(iter(probe.store.models))) + 1000
     probe.store.close()
     engine = Engine(family, EngineConfig(dtype="float32", kv_memory=1 << 22, weights_memory=budget, max_sequences=8))
     engine.start()

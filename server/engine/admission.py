@@ -1,0 +1,65 @@
+"""Whether a request can ever run: judged when it comes, not when its turn does."""
+
+from __future__ import annotations
+
+from ladle.merging.errors import InputError
+from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.kv_cache import BLOCK_SIZE
+from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.scheduler import Scheduler
+from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.served_models import ServedModels
+
+
+def check_request(
+    request: GenerationRequest, models: ServedModels, config: EngineConfig, max_context: int, blocks: int
+) -> list[Lane]:
+    """The lanes of ``request``.
+
+    Args:
+        max_context: longest prompt plus continuation, in tokens.
+        blocks: size of the KV pool.
+
+    Raises:
+        InputError: it can never run here.
+    """
+    lanes = models.lanes(request)
+    prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in lanes)]))
+    _check_lengths(request, prompts, max_context)
+    _check_ids("prompt", [token for prompt in prompts for token in prompt], models.vocabulary)
+    _check_ids("logit_bias", [token for token, _ in request.sampling.logit_bias], models.vocabulary)
+    if len(lanes) > config.lanes:
+        raise InputError("steering", f"{len(lanes)} sources", f"at most {config.lanes} sources")
+    scorer = request.plan.scorer
+    if scorer is not None and scorer.candidates > models.vocabulary:
+        allowed = f"at most {models.vocabulary}, the size of the vocabulary"
+        raise InputError("steering.candidates", scorer.candidates, allowed)
+    merged = models.merged_sets(request.plan)
+    if sum(merged.values()) > config.weights_memory:
+        allowed = f"{config.weights_memory} bytes (weights_memory) of merged weights; they take {sum(merged.values())}"
+        raise InputError("steering", f"{len(merged)} sets of merged full weights", allowed)
+    needed = Scheduler.blocks_for(Sequence(request, lanes), request.sampling.max_tokens)
+    if needed > blocks:
+        allowed = (
+            f"what fits {blocks} blocks of {BLOCK_SIZE} tokens, the size of the KV pool; with {len(lanes)} lanes and "
+            f"a prompt of {max(map(len, prompts))} tokens this takes {needed}"
+        )
+        raise InputError("max_tokens", request.sampling.max_tokens, allowed)
+    return lanes
+
+
+def _check_lengths(request: GenerationRequest, prompts: list[tuple[int, ...]], max_context: int) -> None:
+    wanted, longest = request.sampling.max_tokens, max(map(len, prompts))
+    if not all(prompts):
+        raise InputError("prompt", "", "at least one token")
+    if longest >= max_context:
+        raise InputError("prompt", f"{longest} tokens", f"at most {max_context - 1} tokens in this context")
+    if longest + wanted > max_context:
+        allowed = f"at most {max_context - longest} after a prompt of {longest} tokens"
+        raise InputError("max_tokens", wanted, allowed)
+
+
+def _check_ids(field: str, ids: list[int], vocabulary: int) -> None:
+    stranger = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if stranger is not None:
+        raise InputError(field, stranger, f"token ids from 0 to {vocabulary - 1}")

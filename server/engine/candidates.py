@@ -1,0 +1,97 @@
+"""Explicit values: the candidates of a step, and the second forward of the step that values them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.lane_table import LaneTable
+from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.step_layout import StepLayout
+
+
+@dataclass(frozen=True)
+class CandidateValues:
+    """``tokens`` [k] int64, best first by the first source; ``values`` [k] by lane, as the heads gave them."""
+
+    tokens: Tensor
+    values: Mapping[Lane, Tensor]
+
+    def place(self, token: int) -> int | None:
+        """Where ``token`` is among the candidates; None where it is not."""
+        found = (self.tokens == token).nonzero()
+        return int(found[0, 0]) if found.numel() else None
+
+
+def value_candidates(
+    logits: Tensor,
+    rows: Mapping[Lane, int],
+    sequences: Seq[Sequence],
+    layout: Callable[[Seq[Lane], Seq[int], Seq[Tensor]], StepLayout],
+    hidden: Callable[[Lane, StepLayout], Tensor],
+) -> dict[Sequence, CandidateValues]:
+    """The candidates of every sequence with a scorer, and what its value lanes say of them.
+
+    All that lanes of one set of weights have to value goes through one forward: k new tokens a lane over the state it
+    has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane and returns [tokens, hidden].
+    """
+    chosen = {
+        sequence: logits[rows[sequence.lanes[0]]].topk(sequence.candidates).indices
+        for sequence in sequences
+        if sequence.request.plan.scorer is not None
+    }
+    groups: dict[object, list[tuple[Sequence, Lane]]] = {}
+    for sequence in chosen:
+        for lane in sequence.lanes:
+            if lane.scores:
+                groups.setdefault(lane.materialised, []).append((sequence, lane))
+    values: dict[Sequence, dict[Lane, Tensor]] = {sequence: {} for sequence in chosen}
+    owner = {lane: sequence for members in groups.values() for sequence, lane in members}
+    for members in groups.values():
+        lanes = [lane for _, lane in members]
+        plan = layout(lanes, [s.length(lane) for s, lane in members], [chosen[s] for s, _ in members])
+        states = hidden(lanes[0], plan)
+        start = 0
+        for lane in dict.fromkeys(plan.logit_lanes):
+            stop = start + owner[lane].candidates
+            assert lane.head is not None
+            values[owner[lane]][lane] = lane.head(states[start:stop])
+            start = stop
+    return {
+        sequence: CandidateValues(tokens, {lane: values[sequence][lane] for lane in sequence.lanes if lane.scores})
+        for sequence, tokens in chosen.items()
+    }
+
+
+def keep_chosen(
+    found: Mapping[Sequence, CandidateValues],
+    drawn: Mapping[Sequence, int],
+    table: LaneTable,
+    cache_of: Callable[[Lane], KVCache],
+) -> set[Sequence]:
+    """Keep the state of the candidates that were drawn, instead of computing it again; returns whose it was.
+
+    A sequence that drew a token from outside its candidates computes it in the next step.
+    """
+    kept: set[Sequence] = set()
+    moves: dict[KVCache, list[tuple[int, int]]] = {}
+    for sequence, candidates in found.items():
+        place = candidates.place(drawn[sequence])
+        if place is None:
+            continue
+        kept.add(sequence)
+        for lane in candidates.values:
+            position = sequence.length(lane)
+            source = lane.scratch[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
+            target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+            moves.setdefault(cache_of(lane), []).append((source, target))
+    for cache, pairs in moves.items():
+        slots = torch.from_numpy(np.array(pairs, dtype=np.int64)).to(cache.layers[0].device)
+        cache.copy(slots[:, 0], slots[:, 1])
+    return kept

@@ -1,0 +1,110 @@
+"""From the logits of all sources to one score row a sequence: the plans' rules, candidate values and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ladle.guidance.plan import Plan
+from ladle.kernels import dispatch
+from ladle.server.engine.candidates import CandidateValues
+from ladle.server.engine.sequence import Lane, Sequence
+
+Rows = Mapping[Lane, int]
+"""The row of the step's logits that a lane's source gave."""
+
+
+class Combiner:
+    """Executes any mix of plans on one matrix of logits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def combine(
+        self, logits: Tensor, rows: Rows, sequences: Seq[Sequence], values: Mapping[Sequence, CandidateValues]
+    ) -> Tensor:
+        """Scores [sequences, vocabulary], float32 (float64 for float64 logits), before bias, penalties and temperature.
+
+        ``logits`` [rows, vocabulary]; ``values`` of the sequences whose plan has a scorer.
+        """
+        scores = self._by_rule(logits, rows, sequences)
+        scored = [(index, values[sequence]) for index, sequence in enumerate(sequences) if sequence in values]
+        for index, found in scored:
+            # One by one: the number of candidates differs, and there are few.
+            plan = sequences[index].request.plan
+            assert plan.scorer is not None
+            dispatch.add_candidate_values(
+                scores[index : index + 1],
+                found.tokens[None],
+                _worth(plan, found)[None],
+                torch.tensor([plan.scorer.centred], device=self._device),
+                torch.tensor([plan.scorer.restricted], device=self._device),
+            )
+        self._mask(scores, logits, rows, sequences)
+        return scores
+
+    def _by_rule(self, logits: Tensor, rows: Rows, sequences: Seq[Sequence]) -> Tensor:
+        other = [index for index, s in enumerate(sequences) if s.request.plan.rule != "linear"]
+        if not other:
+            return dispatch.combine_logits(logits, *self._sources(rows, sequences))
+        linear = [index for index, s in enumerate(sequences) if s.request.plan.rule == "linear"]
+        parts: list[Tensor] = []
+        if linear:
+            parts.append(dispatch.combine_logits(logits, *self._sources(rows, [sequences[i] for i in linear])))
+        plans = [sequences[index].request.plan for index in other]
+        alpha = torch.tensor([plan.alpha if plan.rule == "alpha" else 1.0 for plan in plans], device=self._device)
+        sources = self._sources(rows, [sequences[index] for index in other])
+        parts.append(dispatch.combine_divergence(logits, *sources, alpha))
+        order = torch.tensor(np.argsort(linear + other), device=self._device)
+        return torch.cat(parts).index_select(0, order)
+
+    def _sources(self, rows: Rows, sequences: Seq[Sequence]) -> tuple[Tensor, Tensor]:
+        """Rows and weights [sequences, most sources] of the language models that take part, padded with weight 0."""
+        pairs = [
+            [(rows[lane], lane.source.weight) for lane in s.lanes if not lane.scores and lane.source.weight != 0]
+            for s in sequences
+        ]
+        width = max(1, *(len(pair) for pair in pairs))
+        padded = [pair + [(0, 0.0)] * (width - len(pair)) for pair in pairs]
+        values = np.array(padded, dtype=np.float64)
+        return self._tensor(values[..., 0].astype(np.int64)), self._tensor(values[..., 1])
+
+    def _mask(self, scores: Tensor, logits: Tensor, rows: Rows, sequences: Seq[Sequence]) -> None:
+        masked = [(i, s, s.request.plan.mask) for i, s in enumerate(sequences) if s.request.plan.mask is not None]
+        if not masked:
+            return
+        index = torch.tensor([i for i, _, _ in masked], device=self._device)
+        first = torch.tensor([rows[s.lanes[0]] for _, s, _ in masked], device=self._device)
+        kinds = [(mask.kind, mask.value) for _, _, mask in masked]
+
+        def values(kind: str, off: float) -> Tensor:
+            return torch.tensor([value if name == kind else off for name, value in kinds], device=self._device)
+
+        scores[index] = dispatch.rule_out_implausible(
+            scores.index_select(0, index),
+            logits.index_select(0, first).to(scores.dtype),
+            values("top_k", 0.0).long(),
+            values("top_p", 1.0),
+            values("relative", 0.0),
+        )
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _worth(plan: Plan, found: CandidateValues) -> Tensor:
+    """strength * sum_s weight_s f(V_s), [candidates]."""
+    scorer = plan.scorer
+    assert scorer is not None
+    total: Tensor | None = None
+    for lane, values in found.values.items():
+        part = F.logsigmoid(values) if scorer.transform == "log_sigmoid" else values
+        part = part * (scorer.strength * lane.source.weight)
+        total = part if total is None else total + part
+    assert total is not None, "a scorer comes with sources that have a head"
+    return total

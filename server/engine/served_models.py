@@ -1,0 +1,105 @@
+"""Every model of a family, loaded: the base and further ones, their banks, KV pools and merged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from ladle.guidance.plan import Plan, Source
+from ladle.merging.bank import Bank
+from ladle.merging.errors import InputError
+from ladle.merging.family import Family
+from ladle.merging.merge import Merge
+from ladle.merging.weights_key import WeightsKey
+from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.loaded_model import LoadedModel, context_limit, load_model
+from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.sequence import Lane
+from ladle.server.engine.value_head import ValueHead
+from ladle.server.engine.weights_store import WeightsStore
+
+_FEWEST_BLOCKS = 8
+
+
+class ServedModels:
+    """``names``: "" for the base, then those of ``[[models]]``. ``caches``: the KV pool of each; a block id means the
+    same place in all of them, so that one block manager serves any lane. ``vocabulary``: the token ids they have in
+    common (sizes differ by padding only). ``members``: the columns of a coefficient row, over all models."""
+
+    def __init__(
+        self, family: Family, config: EngineConfig, device: torch.device, in_use: Callable[[], Iterable[WeightsKey]]
+    ) -> None:
+        """Load the models and reserve the KV pools. Raises FamilyError, InputError."""
+        self.family = family
+        self.device = device
+        weights_dtype, activation_dtype = config.resolve_dtypes(device)
+        self.activation_dtype = activation_dtype
+        self.score_dtype = torch.promote_types(activation_dtype, torch.float32)
+        self.names = tuple(family.models)
+        self.members = tuple(name for model in family.models.values() for name in model.low_rank)
+        self._bank = frozenset(self.members)
+        plain: dict[WeightsKey, LoadedModel] = {}
+        builders: dict[str, Callable[[WeightsKey], LoadedModel]] = {}
+        for name, model in family.models.items():
+            bank = Bank(list(model.low_rank.values()), self.members)
+            revision = self._revision(name)
+            plain[WeightsKey.of(revision, {})] = load_model(
+                model.base_path, bank, device, weights_dtype, activation_dtype
+            )
+            merge = Merge.of(model)
+
+            def build(key: WeightsKey, merge=merge, bank=bank, folder=model.base_path) -> LoadedModel:  # type: ignore[no-untyped-def]
+                state = dict(merge.tensors(key.coefficients(), weights_dtype))
+                return load_model(folder, bank, device, weights_dtype, activation_dtype, state)
+
+            builders[revision] = build
+        self.base = plain[WeightsKey.of(self._revision(""), {})]
+        self.vocabulary = min(model.vocabulary for model in plain.values())
+        shapes = [model.kv_shapes for model in plain.values()]
+        per_block = sum(KVCache.bytes_per_block(layers, activation_dtype) for layers in shapes)
+        self.blocks = config.kv_memory // per_block
+        if self.blocks < _FEWEST_BLOCKS:
+            allowed = f"at least {_FEWEST_BLOCKS * per_block} bytes ({_FEWEST_BLOCKS} blocks of {BLOCK_SIZE} tokens)"
+            raise InputError("kv_memory", config.kv_memory, allowed)
+        limits = [context_limit(model.model.config, (self.blocks - 1) * BLOCK_SIZE) for model in plain.values()]
+        self.max_context = min(limits)
+        self.caches = {
+            name: KVCache(layers, self.blocks, activation_dtype, device)
+            for name, layers in zip(self.names, shapes, strict=True)
+        }
+        self.store = WeightsStore(plain, lambda key: builders[key.base_revision](key), config.weights_memory, in_use)
+
+    def lanes(self, request: GenerationRequest) -> list[Lane]:
+        """Fresh lanes for the sources of a request. Raises InputError for a view of the prompt that is not there."""
+        return [
+            Lane(
+                source,
+                self._weights(source),
+                _prompt(request, source),
+                self._bank,
+                ValueHead.of(source, self.family.heads, self.score_dtype, self.device),
+            )
+            for source in request.plan.sources
+        ]
+
+    def merged_sets(self, plan: Plan) -> dict[WeightsKey, int]:
+        """Bytes of the sets of merged full weights that ``plan`` needs at once."""
+        keys = {Lane(source, self._weights(source), (), self._bank).materialised for source in plan.sources}
+        return {key: self.store.set_nbytes(key) for key in keys if not self.store.is_plain(key)}
+
+    def _weights(self, source: Source) -> WeightsKey:
+        return WeightsKey.of(self._revision(source.model), dict(source.coefficients))
+
+    def _revision(self, name: str) -> str:
+        """Identity of a model's plain weights. The name takes part: each model has its own bank and KV pool."""
+        revision = self.family.models[name].base_revision
+        return f"{revision}@{name}" if name else revision
+
+
+def _prompt(request: GenerationRequest, source: Source) -> tuple[int, ...]:
+    try:
+        return request.prompt_of(source)
+    except KeyError:
+        raise InputError("views", None, f"the prompt as source {source.name} sees it: {source.view}") from None

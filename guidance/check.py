@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ladle.guidance.plan import Steering
-from ladle.guidance.registry import available, check_methods, default_method, resolve
+from ladle.guidance.registry import METHODS, available, check_methods, default_method, resolve
 from ladle.merging.base import Progress
 from ladle.merging.family import Family, load_family
 from ladle.merging.report import Corner, Report, build_report
@@ -22,7 +22,7 @@ def report_family(family: Family) -> Report:
     methods = available(family)
     corners = []
     for name, (ready, _) in methods.items():
-        for label, preference in _preferences(family) if ready else ():
+        for label, preference in _preferences(family) if ready and METHODS[name].takes_preference else ():
             plan = resolve(family, Steering(method=name, preference=preference))
             if plan.coefficients is not None:
                 corners.append(Corner(name, label, plan.coefficients))

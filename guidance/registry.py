@@ -2,17 +2,51 @@
 
 from dataclasses import fields
 
+from ladle.guidance.args import Args
 from ladle.guidance.base_method import BaseMethod
 from ladle.guidance.bone_soup import BoneSoup
+from ladle.guidance.cd import ControlledDecoding
+from ladle.guidance.cfg import Cfg
+from ladle.guidance.contrastive import Contrastive
+from ladle.guidance.custom import Custom
+from ladle.guidance.dexperts import DExperts
+from ladle.guidance.fudge import Fudge
+from ladle.guidance.genarm import GenArm
+from ladle.guidance.mage import Mage
 from ladle.guidance.method import Method
+from ladle.guidance.mod import Mod
+from ladle.guidance.pad import Pad
+from ladle.guidance.parm import Parm
 from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.proxy_tuning import ProxyTuning
 from ladle.guidance.rewarded_soup import RewardedSoup
+from ladle.guidance.vas import Vas
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family import Family
 from ladle.merging.manifest import MANIFEST_NAME
 
-# In the order in which a family without default_method prefers them.
-METHODS: dict[str, Method] = {method.name: method for method in (BoneSoup(), RewardedSoup(), BaseMethod())}
+_ALL: tuple[Method, ...] = (
+    BoneSoup(),
+    RewardedSoup(),
+    BaseMethod(),
+    Mage(),
+    Mod(),
+    GenArm(),
+    Parm(),
+    ProxyTuning(),
+    DExperts(),
+    Contrastive(),
+    Cfg(),
+    Pad(),
+    Args(),
+    Fudge(),
+    ControlledDecoding(),
+    Vas(),
+    Custom(),
+)
+# In the order in which a family without default_method prefers them: the base is always there, so that guidance, which
+# costs more, is never a default that nobody chose.
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 _UNIVERSAL = frozenset({"method", "preference", "trace"})
 _DEFAULTS = Steering()
@@ -31,11 +65,10 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if name not in METHODS:
         raise InputError("steering.method", name, usable)
     method = METHODS[name]
-    ready, reason = status[name]
     # Stated coefficients need neither policies nor a matrix, only members to weigh.
-    stated = steering.coefficients is not None and "coefficients" in method.options and family.mergeable
-    if not ready and not stated:
-        raise InputError("steering.method", name, f"{usable} ({name}: {reason})")
+    state = method.availability(family, steering.coefficients is not None and "coefficients" in method.options)
+    if not state.available:
+        raise InputError("steering.method", name, f"{usable} ({name}: {state.reason})")
     for entry in fields(Steering):
         given = getattr(steering, entry.name)
         if entry.name in _UNIVERSAL | method.options or given == getattr(_DEFAULTS, entry.name):

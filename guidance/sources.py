@@ -34,8 +34,7 @@ def arrange(sources: Sequence[Source], *, first_stays: bool, trace: bool, field:
     for source in sources:
         key = (tuple(sorted(source.coefficients)), source.model, source.view, source.head)
         merged.setdefault(key, []).append(source)
-    # fsum: (1 + eta) - eta is 1 exactly, so that a guide that is the reference leaves the base bit for bit.
-    summed = [replace(same[0], weight=math.fsum(source.weight for source in same)) for same in merged.values()]
+    summed = [replace(same[0], weight=_sum([source.weight for source in same])) for same in merged.values()]
     if not any(source.weight for source in summed if not source.head):
         raise InputError(field, 0.0, "anything at which the sources do not cancel each other out")
     kept = [source for index, source in enumerate(summed) if source.weight or (first_stays and index == 0)]
@@ -44,6 +43,13 @@ def arrange(sources: Sequence[Source], *, first_stays: bool, trace: bool, field:
     if trace and not any(source.plain for source in kept):
         kept.append(REFERENCE)
     return tuple(kept)
+
+
+def _sum(weights: Sequence[float]) -> float:
+    """Their sum, rounded once: (1 + eta) - eta is 1 exactly, so that a guide that is the reference leaves the base bit
+    for bit. Weights that cancel but for the rounding of a preference are 0, and their source need not be computed."""
+    total = math.fsum(weights)
+    return 0.0 if len(weights) > 1 and abs(total) < 1e-12 * max(map(abs, weights)) else total
 
 
 def summing_to_one(sources: Sequence[Source]) -> tuple[list[Source], float]:

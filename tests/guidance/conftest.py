@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_models import write_family
+from guided_families import guided_family
+from tiny_models import OBJECTIVES, write_family
 from transformers.utils import logging
 
 from ladle.merging.family import Family, load_family
@@ -30,3 +32,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def family(root: Path) -> Family:
     return load_family(root)
+
+
+@pytest.fixture(scope="session")
+def guided(family: Family) -> Family:
+    """The family with everything that guidance asks for."""
+    return guided_family(family)
+
+
+@pytest.fixture
+def mu(seed: int) -> dict[str, float]:
+    """A preference with weight on every objective."""
+    weights = np.random.default_rng(seed).dirichlet(np.ones(3)).tolist()
+    return dict(zip(OBJECTIVES, weights, strict=True))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -24,10 +25,40 @@ def test_every_key_is_taken() -> None:
         "terms": [],
         "normalize": "sum",
         "trace": True,
+        "negative_prompt": "",
+        "divergence": "alpha",
+        "alpha": 1,
     }
+    assert raw.keys() == {entry.name for entry in fields(Steering)}
     steering = Steering.parse(raw)
     assert {key: getattr(steering, key) for key in raw} == raw
-    assert isinstance(steering.strength, float)
+    assert isinstance(steering.strength, float) and isinstance(steering.alpha, float)
+
+
+def test_two_strengths() -> None:
+    steering = Steering.parse({"strength": {"implicit": 2, "explicit": -0.5}})
+    assert steering.strength == {"implicit": 2.0, "explicit": -0.5}
+    with pytest.raises(InputError, match=r"steering\.strength.*value both"):
+        steering.one_strength()
+    assert Steering(strength=3.0).one_strength(2.0) == 3.0 and Steering().one_strength(2.0) == 2.0
+    assert Steering(strength=0.0).one_strength(2.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("strengths", "field"),
+    [
+        ({}, "steering.strength"),
+        ({"implied": 1}, "steering.strength.implied"),
+        ({"implicit": 1, "explicit": "2"}, "steering.strength.explicit"),
+        ({"implicit": math.nan}, "steering.strength.implicit"),
+        ({"implicit": None}, "steering.strength.implicit"),
+        ({"explicit": 101}, "steering.strength.explicit"),
+    ],
+)
+def test_bad_strengths_are_named(strengths: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Steering.parse({"strength": strengths})
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -48,6 +79,16 @@ def test_every_key_is_taken() -> None:
         ("candidates", 0),
         ("candidates", 1.5),
         ("candidates", True),
+        ("candidates", 1025),
+        ("strength", [1]),
+        ("negative_prompt", 1),
+        ("divergence", "kl"),
+        ("divergence", ["jsd"]),
+        ("alpha", 0),
+        ("alpha", -1.0),
+        ("alpha", math.nan),
+        ("alpha", 1e9),
+        ("alpha", True),
         ("coefficients", "all"),
         ("terms", "x"),
         ("normalize", "max"),

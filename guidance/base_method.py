@@ -15,6 +15,7 @@ class BaseMethod:
     name = "base"
     options: frozenset[str] = frozenset()
     takes_preference = False
+    needs: frozenset[str] = frozenset()
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
         return Availability(True)

@@ -27,6 +27,7 @@ class Custom:
     name = "custom"
     options = frozenset({"terms", "normalize"})
     takes_preference = False
+    needs = frozenset({"terms"})
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
         return Availability(True)

@@ -68,6 +68,7 @@ class GuidanceMethod(ABC):
     name: str
     options: frozenset[str] = frozenset({"strength", "coefficients"})
     takes_preference = True
+    needs: frozenset[str] = frozenset()
     default_strength = 1.0
 
     @abstractmethod

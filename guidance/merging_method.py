@@ -22,6 +22,7 @@ class MergingMethod(ABC):
     name: str
     options = frozenset({"strength", "coefficients", "normalize"})
     takes_preference = True
+    needs: frozenset[str] = frozenset()
 
     @abstractmethod
     def members(self, family: Family) -> Availability:

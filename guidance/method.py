@@ -24,6 +24,9 @@ class Method(Protocol):
     takes_preference: bool
     """Whether a preference is what it wants: it needs one, and nothing else. Otherwise it ignores one, and says so."""
 
+    needs: frozenset[str]
+    """Options without which it cannot be resolved, whatever the preference."""
+
     def availability(self, family: Family, stated: bool = False) -> Availability:
         """Whether ``family`` has what the method needs; ``stated``: for a request that states ``coefficients``."""
 

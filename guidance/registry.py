@@ -85,6 +85,16 @@ def available(family: Family) -> dict[str, tuple[bool, str]]:
     return {name: (state.available, state.reason) for name, state in states.items()}
 
 
+def usable_by_name(family: Family) -> tuple[str, ...]:
+    """The available methods that need no option but a preference: those that a model string can ask for."""
+    return tuple(name for name, (ready, _) in available(family).items() if ready and not METHODS[name].needs)
+
+
+def takes_preference(name: str) -> bool:
+    """Whether the method ``name`` wants a preference; an unknown one, about which ``resolve`` will complain, does."""
+    return name not in METHODS or METHODS[name].takes_preference
+
+
 def default_method(family: Family) -> str:
     """The manifest's ``default_method``, else the first available one of ``METHODS``.
 

@@ -7,7 +7,16 @@ import pytest
 from tiny_models import write_family
 
 from ladle.guidance.plan import Source, Steering
-from ladle.guidance.registry import METHODS, available, check_methods, default_method, preset_steering, resolve
+from ladle.guidance.registry import (
+    METHODS,
+    available,
+    check_methods,
+    default_method,
+    preset_steering,
+    resolve,
+    takes_preference,
+    usable_by_name,
+)
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family import Family, load_family
 
@@ -165,3 +174,11 @@ def test_presets_must_resolve(root: Path, tmp_path: Path, old: str, new: str, ke
 def test_names_are_registered_once() -> None:
     assert list(METHODS)[:3] == ["bone_soup", "rewarded_soup", "base"]  # what a family without a default prefers
     assert all(name == method.name for name, method in METHODS.items())
+
+
+def test_model_strings_can_ask_for_what_needs_no_option(guided: Family) -> None:
+    names = usable_by_name(guided)
+    assert set(METHODS) - set(names) == {"custom"}
+    for name in names:
+        assert resolve(guided, Steering(method=name, preference=MIX if takes_preference(name) else None)).method == name
+    assert not takes_preference("cfg") and takes_preference("mage") and takes_preference("sorcery")

@@ -81,7 +81,7 @@ class Source(Response):
     weight: float
     coefficients: dict[str, float] = Field(default_factory=dict)
     model: str | None = None
-    prompt: str | None = None
+    prompt: dict[str, str] | None = None
     head: dict[str, float] = Field(default_factory=dict)
 
 

@@ -22,17 +22,24 @@ class Usage(TypedDict):
     prompt_tokens_details: PromptTokensDetails
 
 
+class PromptReply(TypedDict):
+    """How a source sees the prompt: under the system message ``text``, or ``text`` in its place."""
+
+    kind: str
+    text: str
+
+
 class SourceReply(TypedDict):
-    """One source of next-token scores, or of values where it has a ``head``; ``model`` is null for the base,
-    ``prompt`` null where it sees the request's own."""
+    """One source of next-token scores, or of values where it has a ``head``. ``model`` is there for another model than
+    the base, ``prompt`` where it sees another than the request's own."""
 
     name: str
     role: str
     weight: float
     coefficients: dict[str, float]
-    model: str | None
-    prompt: str | None
-    head: dict[str, float]
+    model: NotRequired[str]
+    prompt: NotRequired[PromptReply]
+    head: NotRequired[dict[str, float]]
 
 
 class Diagnostics(TypedDict):

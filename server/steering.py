@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ladle.guidance import registry
-from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.plan import Plan, Source, Steering
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 from ladle.server.errors import ApiError, from_input_error
@@ -35,7 +35,7 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
         raise InputError("steering.trace", True, "false, because this server was started without traces")
     merged = {**named, **given}
     bare = _DIRECTION.isdisjoint(given) and _TARGET.isdisjoint(named)
-    if bare and merged.get("method", registry.default_method(family)) != "base" and family.objectives:
+    if bare and registry.takes_preference(merged.get("method", registry.default_method(family))) and family.objectives:
         merged["preference"] = dict.fromkeys(family.objectives, 1.0)
         plan = registry.resolve(family, Steering.parse(merged))
         kept = tuple(warning for warning in plan.warnings if "normalised" not in warning)
@@ -67,8 +67,9 @@ def _named(family: Family, model: str | None) -> dict[str, Any]:
 
 
 def model_ids(family: Family) -> list[str]:
-    """Every model name worth listing: the family, the family with each method it can serve, the presets."""
-    methods = [f"{family.name}/{name}" for name, (ready, _) in registry.available(family).items() if ready]
+    """Every model name worth listing: the family, the family with each method it can serve and that a name can ask
+    for, the presets."""
+    methods = [f"{family.name}/{name}" for name in registry.usable_by_name(family)]
     return [family.name, *methods, *family.manifest.presets]
 
 
@@ -95,15 +96,20 @@ def describe(plan: Plan) -> SteeringReply:
 
 def sources(plan: Plan) -> list[SourceReply]:
     """The sources of a plan as responses list them."""
-    return [
-        {
-            "name": source.name,
-            "role": source.role,
-            "weight": source.weight,
-            "coefficients": dict(source.coefficients),
-            "model": source.model or None,
-            "prompt": None if source.view is None else f"{source.view.kind}: {source.view.text}",
-            "head": dict(source.head),
-        }
-        for source in plan.sources
-    ]
+    return [_source(source) for source in plan.sources]
+
+
+def _source(source: Source) -> SourceReply:
+    reply: SourceReply = {
+        "name": source.name,
+        "role": source.role,
+        "weight": source.weight,
+        "coefficients": dict(source.coefficients),
+    }
+    if source.model:
+        reply["model"] = source.model
+    if source.view is not None:
+        reply["prompt"] = {"kind": source.view.kind, "text": source.view.text}
+    if source.head:
+        reply["head"] = dict(source.head)
+    return reply

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,4 +52,21 @@ def test_a_backbone_asked_for_by_its_own_rewards_comes_back(family: Family, tmp_
 def test_what_a_request_may_not_ask_a_merge_may_not_either(family: Family, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"steering\.preference"):
         merge_offline(family, Steering(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        {"method": "pad", "preference": {"simple": 1}},  # one source counts, but a mask stands beside it
+        {"method": "vas", "preference": {"simple": 1}},
+        {"method": "mage", "preference": {"simple": 1}},
+        {"method": "custom", "terms": [{"source": "small", "weight": 1}]},
+        {"method": "cfg", "strength": 0},
+        {"method": "cfg"},
+    ],
+)
+def test_guidance_is_no_checkpoint(guided: Family, tmp_path: Path, steering: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"steering\.method.*one set of weights"):
+        merge_offline(guided, Steering.parse(steering), tmp_path / "out")
     assert not (tmp_path / "out").exists()

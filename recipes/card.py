@@ -8,6 +8,7 @@ from pathlib import Path
 from ladle.recipes.config import Recipe
 from ladle.recipes.evaluate import Answer
 from ladle.recipes.pairs import Scale
+from ladle.recipes.value_fit import Fit
 
 
 def write_manifest(recipe: Recipe, out: Path) -> None:
@@ -44,6 +45,24 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
             f'path = "adapters/policy-{objective}"',
             f'objective = "{objective}"',
         ]
+    for objective in recipe.objectives:
+        lines += [
+            "",
+            "[[values]]",
+            f'name = "implicit-{objective}"',
+            'kind = "implicit"',
+            f'path = "adapters/policy-{objective}"',
+            f'objective = "{objective}"',
+        ]
+    for name, index in recipe.values().items():
+        lines += [
+            "",
+            "[[values]]",
+            f'name = "{name}"',
+            'kind = "explicit"',
+            f'path = "adapters/{name}"',
+            f'objective = "{recipe.objectives[index]}"',
+        ]
     for name, preference in recipe.presets.items():
         weights = ", ".join(f"{objective} = {weight}" for objective, weight in preference.items())
         lines += ["", f"[presets.{name}]", 'method = "bone_soup"', f"preference = {{ {weights} }}"]
@@ -58,6 +77,7 @@ def write_card(
     fronts: Mapping[str, Mapping[str, float]],
     scale: Scale,
     examples: Sequence[tuple[str, Answer]],
+    value_fits: Mapping[str, Sequence[Fit]],
     *,
     candidates: int,
     prompts: int,
@@ -70,6 +90,7 @@ def write_card(
         fronts: of `evaluate.front`, by method.
         scale: what standardised the rewards.
         examples: (setting, answer), all to the same prompt.
+        value_fits: of the explicit values, by name.
         candidates: size of the pool.
         prompts: number of training prompts.
         split: which prompts were judged.
@@ -110,15 +131,28 @@ def write_card(
         + ", ".join(f"{name} {values[f'tau_{i}']:.2f}" for i, name in enumerate(objectives))
         for method, values in fronts.items()
     ]
+    value = recipe.value
+    if value.td_lambda == 1.0:
+        target_kind = "every prefix regressed (the loss of CD-FUDGE, arXiv 2310.17022)"
+    else:
+        target_kind = f"lambda-returns (lambda {value.td_lambda}, no discount; as VAS, arXiv 2405.06639)"
+    fit_table = [["value", "after", "answers", "explained", "correlation"], ["---"] * 5]
+    for name, points in value_fits.items():
+        for fit in points:
+            explained = f"{fit.explained:.2f} [{fit.explained_low:.2f}, {fit.explained_high:.2f}]"
+            correlation = f"{fit.correlation:.2f} [{fit.correlation_low:.2f}, {fit.correlation_high:.2f}]"
+            fit_table.append([name, fit.after, str(fit.answers), explained, correlation])
     samples = [f"- `{label}`: {' '.join(answer.text.split())}" for label, answer in examples]
     traded = " for ".join(f"*{name}*" for name in objectives)
     targets = ", ".join(adapter.targets)
     target, limit = recipe.concise_target, pool.max_tokens
     text = f"""# The family `{recipe.name}`
 
-{2 * len(objectives)} LoRA adapters of {recipe.base_name} that let one small model trade {traded} at inference time.
+{3 * len(objectives)} LoRA adapters of {recipe.base_name} that let one small model trade {traded} at inference time.
 `bone-*` are backbones for Bone Soup (arXiv 2502.10762), trained on rewards mixed by B (beta {recipe.soup.beta});
-`policy-*` were trained on one reward each, for Rewarded Soups (arXiv 2306.04488). Made by
+`policy-*` were trained on one reward each, for Rewarded Soups (arXiv 2306.04488). Values for guided decoding:
+`implicit-*` are the policies once more, taken against the base; `explicit-*` have a scalar head that predicts an
+answer's final reward from its beginning. Made by
 
 ```
 python -m ladle.recipes.train --config {recipe.name} --out families/{recipe.name}
@@ -126,7 +160,8 @@ python -m ladle.recipes.train --config {recipe.name} --out families/{recipe.name
 
 on one CPU thread in float32. All settings are in `recipes/configs/{recipe.name}.toml`. Seeds: {pool.seed} (pool),
 {adapter.seed} (the one initialisation all members share), {dpo.seed} (order of training),
-{evaluation.seed} (evaluation, bootstrap).
+{evaluation.seed} (evaluation, bootstrap); explicit values: {recipe.value_adapter.seed} (initialisation), {value.seed}
+(order of training, topics held out).
 
 ## Rewards
 - `positive`: sum of VADER valences in the text, clipped to [-6, 12].
@@ -143,6 +178,12 @@ bottom {dpo.pairs} a prompt, epochs: {dpo.epochs}, learning rate {dpo.learning_r
 alpha {adapter.alpha}, on {targets}.
 Factors are stored in float16.
 
+Explicit values: {target_kind} on the standardised reward of one objective,
+{value.answers} answers a prompt and pass, passes: {value.epochs}, learning rate {value.learning_rate} (head:
+{value.head_learning_rate}), rank {recipe.value_adapter.rank}, alpha {recipe.value_adapter.alpha}, on
+{", ".join(recipe.value_adapter.targets)}. Heads start at zero and are stored in float32; they read the last hidden
+state after the final norm.
+
 ## Measured
 {evaluation.samples} samples for each {split} prompt (topics that training never saw), temperature
 {evaluation.temperature}, top-p {evaluation.top_p}, at most {limit} tokens, the same seeds for every row.
@@ -155,6 +196,16 @@ Hypervolume of the mean standardised rewards above -1 in each objective over the
 between a weight and its reward:
 
 {chr(10).join(front_lines)}
+
+### Explicit values
+Final standardised reward against its prediction after a part of the answer, on the pool's candidates for prompts of
+{value.held_out} topics that the values never saw. *Explained*: 1 - sum (r - V)² / sum (r - mean r)², at most 1, 0 for a
+constant guess of these answers' own mean, below 0 for worse than that. At a share of the tokens, longer beginnings
+belong to longer answers, which alone goes with the reward; after a number of tokens, where only longer answers count,
+it does not. Intervals: 95 % bootstrap over prompts. All figures: `values.csv`. How well guiding with them steers was not
+measured.
+
+{_table(fit_table)}
 
 ## How it sounds
 The first sample of the first {split} prompt under every setting, not picked: *{examples[0][1].prompt}*

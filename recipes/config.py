@@ -75,6 +75,27 @@ class DpoConfig:
 
 
 @dataclass(frozen=True)
+class ValueConfig:
+    """Training of one explicit value (see `value.py`).
+
+    `td_lambda` 1 regresses the final reward on every prefix; below 1 the targets are lambda-returns. `held_out` counts
+    the topics that are kept from training to measure the values on; `answers` is how many of a prompt's candidates a
+    pass over the prompts sees.
+    """
+
+    seed: int
+    td_lambda: float
+    held_out: int
+    answers: int
+    prompts_per_step: int
+    epochs: int
+    learning_rate: float
+    head_learning_rate: float
+    warmup: float
+    max_gradient: float
+
+
+@dataclass(frozen=True)
 class EvaluationConfig(SamplingConfig):
     """The sweep over preferences on held-out prompts."""
 
@@ -96,12 +117,18 @@ class Recipe:
     pool: PoolConfig
     adapter: AdapterConfig
     dpo: DpoConfig
+    value_adapter: AdapterConfig
+    value: ValueConfig
     evaluation: EvaluationConfig
     presets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def matrix(self) -> np.ndarray:
         """B, float64 [n, n], one row a backbone (Bone Soup, arXiv 2502.10762)."""
         return circulant(self.soup.beta, len(self.objectives))
+
+    def values(self) -> dict[str, int]:
+        """The objective, as its index, that each explicit value predicts, by name."""
+        return {f"explicit-{objective}": i for i, objective in enumerate(self.objectives)}
 
     def members(self) -> dict[str, np.ndarray]:
         """Reward weights, float64 [n], of each member by name: backbones (rows of B), then single-objective policies
@@ -140,6 +167,8 @@ def load_recipe(spec: str) -> Recipe:
         "pool": PoolConfig,
         "adapter": AdapterConfig,
         "dpo": DpoConfig,
+        "value_adapter": AdapterConfig,
+        "value": ValueConfig,
         "evaluation": EvaluationConfig,
     }
     for section, kind in sections.items():
@@ -149,4 +178,9 @@ def load_recipe(spec: str) -> Recipe:
         raise ValueError(f"{path}: objectives: {list(recipe.objectives)!r} is not allowed; allowed: at least two")
     if not 1.0 / len(recipe.objectives) < recipe.soup.beta < 1.0:
         raise ValueError(f"{path}: soup.beta: {recipe.soup.beta!r} is not allowed; allowed: 1/n < beta < 1")
+    if not 0.0 <= recipe.value.td_lambda <= 1.0:
+        raise ValueError(f"{path}: value.td_lambda: {recipe.value.td_lambda!r} is not allowed; allowed: 0 to 1")
+    for key in ("held_out", "answers", "prompts_per_step", "epochs"):
+        if getattr(recipe.value, key) < 1:
+            raise ValueError(f"{path}: value.{key}: {getattr(recipe.value, key)!r} is not allowed; allowed: 1 or more")
     return recipe

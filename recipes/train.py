@@ -1,5 +1,7 @@
-"""Makes a family: pool, members, evaluation, manifest and card. `python -m ladle.recipes.train --config demo --out
-families/demo`."""
+"""Makes a family: pool, members, values, evaluation, manifest and card.
+
+`python -m ladle.recipes.train --config demo --out families/demo`
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,8 @@ from ladle.recipes.pool import Candidate, build_pool
 from ladle.recipes.prompts import Prompt, load_prompts
 from ladle.recipes.rewards import Reward, make_reward
 from ladle.recipes.soup import load_members
+from ladle.recipes.value import Rated, by_prompt, held_out_topics, train_value
+from ladle.recipes.value_fit import Fit, fits, predictions, store_fits, stored_fits, write_fits
 
 REFERENCE = -1.0  # standardised reward; where the hypervolume is measured from, for every objective
 
@@ -86,6 +90,41 @@ class Workshop:
                 train_member(self.base, name, pairs, recipe.adapter, recipe.dpo, folders[name], recipe.base_name)
         return folders
 
+    def rated(self, pool: Sequence[Candidate], scale: Scale, objective: int) -> tuple[list[Rated], list[Rated]]:
+        """The pool as one objective's value sees it: prompts to train on, and prompts of topics that it never sees."""
+        prompts = self.prompts("train")
+        topics = held_out_topics(prompts, self.recipe.value)
+        held = {prompt.text for prompt in prompts if prompt.topic in topics}
+        rated = by_prompt(pool, scale.z([candidate.rewards for candidate in pool])[:, objective])
+        return [r for r in rated if r.prompt not in held], [r for r in rated if r.prompt in held]
+
+    def values(self, pool: Sequence[Candidate], scale: Scale) -> dict[str, Path]:
+        """Trains every explicit value that is not finished; PEFT folders with a head by name."""
+        recipe = self.recipe
+        folders = {}
+        for name, i in recipe.values().items():
+            scales = [recipe.objectives[i], float(scale.mean[i]), float(scale.std[i])]
+            key = fingerprint(self.pool_key, scales, recipe.value_adapter, recipe.value, recipe.base_name)
+            folders[name] = self.folder / f"{name}-{key}"
+            if not folders[name].is_dir():
+                rated, _ = self.rated(pool, scale, i)
+                train_value(self.base, name, rated, recipe.value_adapter, recipe.value, folders[name], recipe.base_name)
+        return folders
+
+    def fits(self, pool: Sequence[Candidate], scale: Scale, folders: dict[str, Path]) -> dict[str, list[Fit]]:
+        """How well each explicit value predicts rewards on the topics it never saw; what is measured is read back."""
+        recipe, config = self.recipe, self.recipe.evaluation
+        results = {}
+        for name, i in recipe.values().items():
+            path = self.folder / f"fits-{fingerprint(folders[name].name, config.bootstrap, config.seed)}.json"
+            if not path.exists():
+                _, held = self.rated(pool, scale, i)
+                predicted = predictions(self.base, folders[name], held)
+                found = fits(recipe.objectives[i], predicted, held, draws=config.bootstrap, seed=config.seed)
+                store_fits(found, path)
+            results[name] = stored_fits(path)
+        return results
+
     def judge(self, folders: dict[str, Path], split: str, settings: Sequence[Setting]) -> dict[str, list[Answer]]:
         """Answers of `settings` to the prompts of a split, by label; those already judged are read back."""
         config, prompts = self.recipe.evaluation, self.prompts(split)
@@ -129,17 +168,19 @@ def make_family(workshop: Workshop, out: Path, split: str | None = "test") -> di
 
     Args:
         workshop: the recipe and where its intermediate results are kept.
-        out: receives family.toml and adapters/, and with a split also evaluation.csv and README.md.
+        out: receives family.toml and adapters/, and with a split also evaluation.csv, values.csv and README.md.
         split: the prompts that are judged; None skips the evaluation.
 
     Returns:
-        "settings" (rows of `summarise`) and "fronts" (`front` by method); empty without a split.
+        "settings" (rows of `summarise`), "fronts" (`front` by method) and "values" (`Fit` rows by explicit
+        value); empty without a split.
     """
     recipe = workshop.recipe
     pool = workshop.pool()
     scale = Scale.of(pool)
     folders = workshop.members(pool, scale)
-    for name, folder in folders.items():
+    values = workshop.values(pool, scale)
+    for name, folder in (folders | values).items():
         shutil.copytree(folder, out / "adapters" / name, dirs_exist_ok=True)
     write_manifest(recipe, out)
     if split is None:
@@ -151,10 +192,15 @@ def make_family(workshop: Workshop, out: Path, split: str | None = "test") -> di
     methods = dict.fromkeys(setting.method for setting in settings if setting.preference)
     fronts = {method: front(method, settings, answers, scale, recipe.evaluation, reference) for method in methods}
     write_csv(rows, out / "evaluation.csv")
+    value_fits = workshop.fits(pool, scale, values)
+    write_fits(value_fits, out / "values.csv")
     prompts = len(workshop.prompts("train"))
     examples = [(label, texts[0]) for label, texts in answers.items()]
-    write_card(recipe, out, rows, fronts, scale, examples, candidates=len(pool), prompts=prompts, split=split)
-    return {"settings": rows, "fronts": fronts}
+    write_card(
+        recipe, out, rows, fronts, scale, examples, value_fits, candidates=len(pool), prompts=prompts, split=split
+    )
+    plain_fits = {name: [dataclasses.asdict(fit) for fit in points] for name, points in value_fits.items()}
+    return {"settings": rows, "fronts": fronts, "values": plain_fits}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,5 +90,7 @@ def recipe(base_folder: Path, tmp_path: Path) -> Recipe:
         pool=pool,
         adapter=replace(shipped.adapter, rank=2, alpha=4),
         dpo=replace(shipped.dpo, prompts_per_step=2, epochs=2),
+        value_adapter=replace(shipped.value_adapter, rank=2, alpha=4),
+        value=replace(shipped.value, held_out=2, answers=3, prompts_per_step=2, epochs=2),
         evaluation=replace(shipped.evaluation, samples=2, grid=3, bootstrap=50),
     )

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ladle.recipes.config import AdapterConfig, DpoConfig
-from ladle.recipes.dpo import dpo_loss, new_adapter, schedule, train_member
+from ladle.recipes.descent import schedule
+from ladle.recipes.dpo import dpo_loss, train_member
+from ladle.recipes.lora import new_adapter
 from ladle.recipes.model import Base
 from ladle.recipes.pairs import PromptPairs
 from ladle.recipes.pool import Candidate

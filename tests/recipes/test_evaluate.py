@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
-from ladle.recipes.dpo import new_adapter
 from ladle.recipes.evaluate import Answer, Setting, evaluate, front, summarise
+from ladle.recipes.lora import new_adapter
 from ladle.recipes.model import Base
 from ladle.recipes.pairs import Scale
 from ladle.recipes.prompts import load_prompts

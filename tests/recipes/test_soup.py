@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.dpo import new_adapter
+from ladle.recipes.lora import new_adapter
 from ladle.recipes.model import Base
 from ladle.recipes.soup import load_members, merged
 

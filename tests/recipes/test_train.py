@@ -27,7 +27,15 @@ def test_a_whole_family_is_made_and_loads(
     assert family.singles == {"positive": "policy-positive", "concise": "policy-concise"}
     assert family.matrix is not None
     np.testing.assert_allclose(family.matrix, recipe.matrix())
-    assert len(family.low_rank) == 4
+    assert len(family.low_rank) == 6  # implicit values share the policies' weights
+    values = {value.name: value for value in family.values}
+    for objective in recipe.objectives:
+        implicit, explicit = values[f"implicit-{objective}"], values[f"explicit-{objective}"]
+        assert (implicit.kind, implicit.objective, implicit.member) == ("implicit", objective, f"policy-{objective}")
+        assert implicit.reference
+        assert (explicit.kind, explicit.objective, explicit.member) == ("explicit", objective, explicit.name)
+        assert float(family.heads[explicit.name].weight.abs().sum()) > 0.0
+    assert len(values) == 4
     config = json.loads((out / "adapters" / "bone-concise" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == recipe.base_name
 
@@ -40,6 +48,11 @@ def test_a_whole_family_is_made_and_loads(
         assert 0.0 <= float(row["degenerate"]) <= 1.0
     card = (out / "README.md").read_text()
     assert all(row["concise"] in card for row in rows)
+    fits = list(csv.DictReader((out / "values.csv").read_text().splitlines()))
+    assert {row["value"] for row in fits} == {"explicit-positive", "explicit-concise"}
+    for row in fits:
+        assert float(row["explained_low"]) <= float(row["explained_high"]) <= 1.0
+        assert f"| {row['value']} | {row['after']} | {row['answers']} | {float(row['explained']):.2f} " in card
     assert str(tmp_path) not in (out / "evaluation.csv").read_text()
 
     # Nothing is sampled or trained again, and the answers are the same.
@@ -81,6 +94,8 @@ def test_members_are_the_rows_of_b_and_the_unit_rows() -> None:
         ("beta = 0.7", "beta = 0.5", r"soup.beta: 0.5 is not allowed"),
         ("warmup =", "warm =", r"\[dpo\]: unknown key 'warm'"),
         ("rank = 8", "", r"\[adapter\]: the key 'rank' is missing"),
+        ("td_lambda = 1.0", "td_lambda = 1.5", r"value.td_lambda: 1.5 is not allowed; allowed: 0 to 1"),
+        ("held_out = 6", "held_out = 0", r"value.held_out: 0 is not allowed; allowed: 1 or more"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

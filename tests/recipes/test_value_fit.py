@@ -46,7 +46,7 @@ def _same(fit: object, pairs: list[tuple[float, float]]) -> None:
 def test_a_perfect_value_explains_everything_and_a_constant_nothing(random: np.random.Generator) -> None:
     _, rated = _case(random)
     perfect = [[np.full(len(a), r) for a, r in zip(p.answers, p.rewards, strict=True)] for p in rated]
-    # Only the shares count every answer; after many tokens a resample may hold one answer alone, which explains nothing.
+    # Only the shares count every answer; after many tokens a resample may hold one answer alone: nothing varies.
     for fit in fits("x", perfect, rated, draws=20, seed=1)[: len(FRACTIONS)]:
         figures = (fit.explained_low, fit.explained, fit.explained_high, fit.correlation_low, fit.correlation)
         np.testing.assert_allclose(figures, 1.0, atol=1e-9)

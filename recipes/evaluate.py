@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +30,15 @@ from ladle.recipes.soup import merged
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of mixing members. `preference` is empty for the base and for single members."""
+    """One way of mixing members. `preference` is empty for the base and for single members.
+
+    `coefficients` are merged into the base's weights; `steering` is what the server's engine is asked for instead.
+    """
 
     method: str
     preference: tuple[float, ...]
     coefficients: dict[str, float]
+    steering: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -51,6 +56,10 @@ class Answer:
     degenerate: bool
     logprob: float
     rewards: tuple[float, ...]
+
+
+# Token ids of `EvaluationConfig.samples` answers to each prompt under one setting.
+Sampler = Callable[[Setting, Sequence[Prompt]], list[list[list[int]]]]
 
 
 def grid_settings(recipe: Recipe, points: int) -> list[Setting]:
@@ -71,47 +80,53 @@ def grid_settings(recipe: Recipe, points: int) -> list[Setting]:
     return settings
 
 
-@torch.inference_mode()
-def _answers(
-    base: Base, prompts: Sequence[Prompt], rewards: Sequence[Reward], config: EvaluationConfig, max_tokens: int
-) -> list[tuple[Prompt, list[list[int]]]]:
+def merging_sampler(
+    base: Base, members: Mapping[str, LowRankMember], config: EvaluationConfig, max_tokens: int
+) -> Sampler:
+    """Samples from the base with a setting's coefficients merged into its weights, with the same seeds for all
+    settings."""
     per_batch = max(1, config.batch_rows // config.samples)
-    results = []
-    for number, start in enumerate(range(0, len(prompts), per_batch)):
-        chunk = prompts[start : start + per_batch]
-        ids = [base.prompt_ids(prompt.text) for prompt in chunk for _ in range(config.samples)]
-        outputs = sample(
-            base.model,
-            ids,
-            eos=base.eos,
-            max_tokens=max_tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            seed=config.seed + number,
-        )
-        results += [(prompt, outputs[i * config.samples : (i + 1) * config.samples]) for i, prompt in enumerate(chunk)]
-    return results
+
+    @torch.inference_mode()
+    def answers(setting: Setting, prompts: Sequence[Prompt]) -> list[list[list[int]]]:
+        results = []
+        with merged(base, members, setting.coefficients):
+            for number, start in enumerate(range(0, len(prompts), per_batch)):
+                chunk = prompts[start : start + per_batch]
+                outputs = sample(
+                    base.model,
+                    [base.prompt_ids(prompt.text) for prompt in chunk for _ in range(config.samples)],
+                    eos=base.eos,
+                    max_tokens=max_tokens,
+                    temperature=config.temperature,
+                    top_k=config.top_k,
+                    top_p=config.top_p,
+                    seed=config.seed + number,
+                )
+                results += [outputs[i * config.samples : (i + 1) * config.samples] for i in range(len(chunk))]
+        return results
+
+    return answers
 
 
 def evaluate(
     base: Base,
-    members: Mapping[str, LowRankMember],
+    sampler: Sampler,
     settings: Sequence[Setting],
     prompts: Sequence[Prompt],
     rewards: Sequence[Reward],
-    config: EvaluationConfig,
-    max_tokens: int,
     path: Path | None = None,
 ) -> dict[str, list[Answer]]:
-    """Samples each setting on each prompt, with the same seeds for all settings.
+    """Samples each setting on each prompt and judges the answers.
 
     Args:
+        base: judges how likely the answers are.
+        sampler: gives the answers' tokens.
         path: a .jsonl file that receives every setting as soon as it is done, one a line; settings already in it are
             not sampled again.
 
     Returns:
-        answers by `Setting.label`, prompts in order, `config.samples` a prompt.
+        answers by `Setting.label`, prompts in order, as many a prompt as the sampler gives.
     """
     stored = _stored(path) if path is not None else {}
     done: dict[str, list[Answer]] = {}
@@ -119,10 +134,9 @@ def evaluate(
         task = progress.add_task("evaluation", total=len(settings))
         for setting in settings:
             progress.update(task, description=setting.label)
-            key = (setting.label, json.dumps(setting.coefficients))
+            key = _key(setting.label, setting.coefficients, setting.steering)
             if key not in stored:
-                with merged(base, members, setting.coefficients):
-                    outputs = _answers(base, prompts, rewards, config, max_tokens)
+                outputs = zip(prompts, sampler(setting, prompts), strict=True)
                 stored[key] = [a for prompt, tokens in outputs for a in _judge(base, prompt.text, tokens, rewards)]
                 if path is not None:
                     _store(path, setting, stored[key])
@@ -133,18 +147,27 @@ def evaluate(
 
 def _store(path: Path, setting: Setting, answers: Sequence[Answer]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    row = {"label": setting.label, "coefficients": setting.coefficients, "answers": [asdict(a) for a in answers]}
+    row = {
+        "label": setting.label,
+        "coefficients": setting.coefficients,
+        "steering": setting.steering,
+        "answers": [asdict(answer) for answer in answers],
+    }
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def _stored(path: Path) -> dict[tuple[str, str], list[Answer]]:
-    """Answers by label and coefficients: a preference means other weights once beta or an extrapolation changed."""
+def _key(label: str, coefficients: Mapping[str, float], steering: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What an answer depends on: a preference means other weights once beta or an extrapolation changed."""
+    return label, json.dumps(coefficients), json.dumps(steering)
+
+
+def _stored(path: Path) -> dict[tuple[str, str, str], list[Answer]]:
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {
-        (row["label"], json.dumps(row["coefficients"])): [
+        _key(row["label"], row["coefficients"], row.get("steering", {})): [
             Answer(**{**answer, "rewards": tuple(answer["rewards"])}) for answer in row["answers"]
         ]
         for row in rows

@@ -18,7 +18,16 @@ from ladle.merging.base import default_cache_dir
 from ladle.recipes.card import write_card, write_manifest
 from ladle.recipes.config import Recipe, load_recipe
 from ladle.recipes.dpo import train_member
-from ladle.recipes.evaluate import Answer, Setting, evaluate, front, grid_settings, summarise, write_csv
+from ladle.recipes.evaluate import (
+    Answer,
+    Setting,
+    evaluate,
+    front,
+    grid_settings,
+    merging_sampler,
+    summarise,
+    write_csv,
+)
 from ladle.recipes.model import Base, load_base
 from ladle.recipes.pairs import Scale, select_pairs
 from ladle.recipes.pool import Candidate, build_pool
@@ -132,12 +141,10 @@ class Workshop:
         key = fingerprint(members, config, split, [prompt.text for prompt in prompts])
         return evaluate(
             self.base,
-            load_members(self.base, folders),
+            merging_sampler(self.base, load_members(self.base, folders), config, self.recipe.pool.max_tokens),
             settings,
             prompts,
             self.rewards,
-            config,
-            self.recipe.pool.max_tokens,
             self.folder / f"evaluation-{key}.jsonl",
         )
 

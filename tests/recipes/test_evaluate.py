@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
-from ladle.recipes.evaluate import Answer, Setting, evaluate, front, summarise
+from ladle.recipes.evaluate import Answer, Setting, evaluate, front, merging_sampler, summarise
 from ladle.recipes.lora import new_adapter
 from ladle.recipes.model import Base
 from ladle.recipes.pairs import Scale
@@ -38,7 +38,8 @@ def test_answers_are_kept_by_label_and_coefficients(
 
     def run(coefficient: float) -> list[Answer]:
         setting = Setting("mixture", (), {"member": coefficient})
-        return evaluate(base, members, [setting], prompts, rewards, recipe.evaluation, 10, path)["mixture"]
+        sampler = merging_sampler(base, members, recipe.evaluation, 10)
+        return evaluate(base, sampler, [setting], prompts, rewards, path)["mixture"]
 
     plain, mixed = run(0.0), run(1.0)
     assert len(plain) == len(prompts) * recipe.evaluation.samples
@@ -60,9 +61,10 @@ def test_likelihood_is_the_plain_base_s(
     members = load_members(base, {"member": member})
     prompt = load_prompts(recipe.pool.prompts, "train")[0]
     tokens = random.integers(5, 300, size=8).tolist()
-    monkeypatch.setattr("ladle.recipes.evaluate._answers", lambda *_: [(prompt, [tokens])])
+    monkeypatch.setattr("ladle.recipes.evaluate.sample", lambda *_, **__: [tokens])
+    sampler = merging_sampler(base, members, replace(recipe.evaluation, samples=1), 8)
     setting = Setting("mixture", (), {"member": 1.0})
-    (answer,) = evaluate(base, members, [setting], [prompt], rewards, recipe.evaluation, 8)["mixture"]
+    (answer,) = evaluate(base, sampler, [setting], [prompt], rewards)["mixture"]
 
     ids = base.prompt_ids(prompt.text)
 

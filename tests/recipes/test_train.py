@@ -49,10 +49,12 @@ def test_a_whole_family_is_made_and_loads(
     card = (out / "README.md").read_text()
     assert all(row["concise"] in card for row in rows)
     fits = list(csv.DictReader((out / "values.csv").read_text().splitlines()))
+    for name, points in measured["values"].items():  # type: ignore[attr-defined]
+        for fit in points:
+            assert f"| {name} | {fit['after']} | {fit['answers']} | {fit['explained']:.2f} [" in card
     assert {row["value"] for row in fits} == {"explicit-positive", "explicit-concise"}
     for row in fits:
         assert float(row["explained_low"]) <= float(row["explained_high"]) <= 1.0
-        assert f"| {row['value']} | {row['after']} | {row['answers']} | {float(row['explained']):.2f} " in card
     assert str(tmp_path) not in (out / "evaluation.csv").read_text()
 
     # Nothing is sampled or trained again, and the answers are the same.

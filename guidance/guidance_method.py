@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ladle.guidance.method import Availability
-from ladle.guidance.plan import Mask, Plan, Scorer, Source, Steering
+from ladle.guidance.plan import Blocks, Mask, Plan, Scorer, Source, Steering
 from ladle.guidance.sources import arrange, merged_source, summing_to_one
 from ladle.merging.coefficients import Coefficients, explicit
 from ladle.merging.errors import InputError
@@ -43,7 +43,7 @@ class Guidance:
     Attributes:
         sources: besides the base.
         base_weight: of the base itself.
-        mask, scorer, rule, alpha: as in ``Plan``.
+        mask, scorer, blocks, rule, alpha: as in ``Plan``.
         warnings: for the response.
     """
 
@@ -51,6 +51,7 @@ class Guidance:
     base_weight: float = 1.0
     mask: Mask | None = None
     scorer: Scorer | None = None
+    blocks: Blocks | None = None
     rule: Literal["linear", "forward_kl", "alpha"] = "linear"
     alpha: float = 1.0
     warnings: tuple[str, ...] = ()
@@ -103,6 +104,7 @@ class GuidanceMethod(ABC):
             alpha=guidance.alpha,
             mask=guidance.mask,
             scorer=scorer,
+            blocks=guidance.blocks,
         )
 
     def preference(self, family: Family, steering: Steering) -> tuple[Preference | None, tuple[str, ...]]:

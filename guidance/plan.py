@@ -12,6 +12,7 @@ from ladle.merging.preference import Preference
 NORMALIZE = ("none", "sum")
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
 MAX_STRENGTH = 100.0
+MAX_BLOCK_LENGTH = 512
 MAX_CANDIDATES = 1024  # every candidate is one more position to compute a token
 MAX_ALPHA = 100.0
 
@@ -96,6 +97,20 @@ class Scorer:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Best of several blocks: continuations are drawn from the language models of the plan, and the one whose end has
+    the greatest sum_s weight_s V_s over the sources with a head is kept; then the next block.
+
+    Attributes:
+        count: continuations a block.
+        length: tokens a block.
+    """
+
+    count: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Steering:
     """The ``steering`` object of a request, its types checked; what the values mean is for the registry to judge.
 
@@ -104,8 +119,8 @@ class Steering:
         preference: weights by objective.
         strength: scales what the method adds to the base; None is the method's default, 1 for most. Where implicit and
             explicit values guide together it may be an object with a number for each.
-        value, combine, candidates, terms, negative_prompt, divergence, alpha: options of guidance methods; a method
-            that has no use for one refuses it.
+        value, combine, candidates, block_length, terms, negative_prompt, divergence, alpha: options of guidance
+            methods; a method that has no use for one refuses it.
         coefficients: member weights that replace those computed from the preference.
         normalize: ``none``, or ``sum`` to divide the weights by their sum: the coefficients of a method that merges,
             the sources' weights of a method that guides.
@@ -118,6 +133,7 @@ class Steering:
     value: str | None = None
     combine: str | None = None
     candidates: int | None = None
+    block_length: int | None = None
     coefficients: Mapping[str, float] | None = None
     terms: Any = None
     normalize: str = "none"
@@ -178,8 +194,9 @@ class Plan:
             want weights >= 0.
         alpha: of the rule ``alpha``.
         mask: plausibility mask on the combined score.
-        scorer: values of candidates, added to the combined score; there are sources with a head if and only if it is
-            set.
+        scorer: values of candidates, added to the combined score.
+        blocks: values of whole blocks. There are sources with a head if and only if it or ``scorer`` is set, and never
+            both are.
     """
 
     method: str
@@ -193,6 +210,7 @@ class Plan:
     alpha: float = 1.0
     mask: Mask | None = None
     scorer: Scorer | None = None
+    blocks: Blocks | None = None
 
     @property
     def views(self) -> tuple[PromptView, ...]:
@@ -234,6 +252,10 @@ _CHECKS = {
     "candidates": (
         lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CANDIDATES,
         f"a whole number from 1 to {MAX_CANDIDATES}",
+    ),
+    "block_length": (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_BLOCK_LENGTH,
+        f"a whole number from 1 to {MAX_BLOCK_LENGTH}",
     ),
     "coefficients": (lambda value: isinstance(value, Mapping), "an object of numbers by member"),
     "terms": (lambda value: isinstance(value, (list, tuple)), "a list"),

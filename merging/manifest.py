@@ -113,6 +113,7 @@ class Preset(_Table):
     value: str | None = None
     combine: str | None = None
     candidates: int | None = None
+    block_length: int | None = None
     terms: list[dict[str, Any]] | None = None
     normalize: str | None = None
     negative_prompt: str | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from ladle.guidance.plan import Steering
+from ladle.guidance.plan import DIVERGENCES, MAX_BLOCK_LENGTH, MAX_CANDIDATES, Steering
 from ladle.merging.errors import InputError
 from ladle.server.engine.sampling import SamplingParams
 
@@ -66,14 +66,21 @@ _STEERING_SCHEMA = {
             "additionalProperties": {"type": "number", "minimum": 0},
             "description": "weights by objective; normalised to sum 1",
         },
-        "strength": {"type": "number"},
+        "strength": {
+            "description": "a number; an object of two with value both",
+            "anyOf": [{"type": "number"}, {"type": "object", "additionalProperties": {"type": "number"}}],
+        },
         "value": {"enum": ["implicit", "explicit", "both"]},
         "combine": {"enum": ["merged", "ensemble"]},
-        "candidates": {"type": "integer", "minimum": 1},
+        "candidates": {"type": "integer", "minimum": 1, "maximum": MAX_CANDIDATES},
+        "block_length": {"type": "integer", "minimum": 1, "maximum": MAX_BLOCK_LENGTH},
+        "negative_prompt": {"type": "string"},
+        "divergence": {"enum": list(DIVERGENCES)},
+        "alpha": {"type": "number", "exclusiveMinimum": 0},
         "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
-        "terms": {"type": "array"},
+        "terms": {"type": "array", "items": {"type": "object"}},
         "normalize": {"enum": ["none", "sum"]},
-        "trace": {"type": "boolean", "description": "report per-token detail (native endpoint)"},
+        "trace": {"type": "boolean", "description": "report per-token detail"},
     },
 }
 _STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": _MAX_STOPS}]}

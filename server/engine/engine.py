@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -17,9 +18,10 @@ from ladle.merging.family import Family
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine import allocator
 from ladle.server.engine.admission import check_request
+from ladle.server.engine.answer import Answer, without_token
 from ladle.server.engine.block_manager import BlockManager
+from ladle.server.engine.block_search import BlockSearch, worth
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.detokenizer import Detokenizer
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
@@ -75,7 +77,8 @@ class Engine:
         )
         self.sampler = Sampler(config.max_sequences, self.device)
         self.runner = ModelRunner(models, table, self.sampler, self.device)
-        self._sequences: dict[str, tuple[Sequence, Detokenizer, Sink]] = {}
+        self._sequences: dict[str, tuple[Sequence, Answer, Sink]] = {}
+        self._searches: dict[str, BlockSearch] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -218,18 +221,39 @@ class Engine:
     def _receive(self, inbox: Iterable[tuple[Sequence, Sink] | str]) -> None:
         for item in inbox:
             if isinstance(item, str):
-                if item in self._sequences:
-                    sequence, _, _ = self._sequences.pop(item)
-                    self.scheduler.finish(sequence)
+                self._drop(item)
                 continue
             sequence, sink = item
-            request = sequence.request
-            if request.request_id in self._sequences:
-                self._deliver(sink, [_without_token(sequence, "error", "a request with this id is running", "")])
-                continue
-            detokenizer = Detokenizer(self.tokenizer, request.prompt, request.sampling.stop)
-            self._sequences[request.request_id] = (sequence, detokenizer, sink)
-            self.scheduler.add(sequence)
+            if sequence.request_id in self._sequences or sequence.request_id in self._searches:
+                self._deliver(sink, [without_token(sequence, "error", "a request with this id is running", "")])
+            elif sequence.request.plan.blocks is not None:
+                self._search(sequence.request, sink)
+            else:
+                self._add(sequence, sink)
+
+    def _add(self, sequence: Sequence, sink: Sink) -> None:
+        answer = Answer(sequence.request, self.tokenizer, self.eos)
+        self._sequences[sequence.request_id] = (sequence, answer, sink)
+        self.scheduler.add(sequence)
+
+    def _search(self, request: GenerationRequest, sink: Sink) -> None:
+        def deliver(outputs: list[StepOutput]) -> None:
+            if outputs[-1].finish_reason is not None:
+                self._searches.pop(request.request_id, None)
+            self._deliver(sink, outputs)
+
+        answer = Answer(request, self.tokenizer, self.eos)
+        search = BlockSearch(request, answer, deliver, self._add, self._drop, self.models.lanes)
+        self._searches[request.request_id] = search
+        search.begin()
+
+    def _drop(self, request_id: str) -> None:
+        """Forget a request without a word."""
+        if request_id in self._sequences:
+            sequence, _, _ = self._sequences.pop(request_id)
+            self.scheduler.finish(sequence)
+        elif request_id in self._searches:
+            self._searches.pop(request_id).cancel()
 
     def _step(self, plan: StepPlan) -> None:
         for sequence in plan.sequences:
@@ -251,17 +275,19 @@ class Engine:
         self._steps += 1
         self._distinct_weights = len({lane.weights for s in plan.sequences for lane in s.lanes})
         outputs: dict[Sink, list[StepOutput]] = {}
-        for sequence, draw in zip(plan.sampling, result.draws, strict=True):
-            if math.isnan(draw.logprob):
+        for sequence in plan.sampling:
+            value = worth(result.values[sequence]) if sequence in result.values else None
+            if math.isnan(result.draws[sequence].logprob if value is None else value):
                 self._end(sequence, "error", "the scores are not finite; these weights are too far from the base")
                 continue
             sink = self._sequences[sequence.request_id][2]
             try:
-                outputs.setdefault(sink, []).append(self._emit(sequence, draw))
-                if sequence in result.kept and not sequence.finished:
-                    for lane in sequence.lanes:
-                        if lane.scores:
-                            self.scheduler.extend(sequence, lane, 1)
+                if value is None:
+                    output = self._emit(sequence, result.draws[sequence], sequence in result.kept)
+                else:
+                    self._forget(sequence)
+                    output = replace(without_token(sequence, "stop", None, ""), value=value)
+                outputs.setdefault(sink, []).append(output)
             except Exception as error:
                 logger.exception("a token could not be turned into text")
                 self._end(sequence, "error", f"{type(error).__name__} in the engine")
@@ -278,39 +304,23 @@ class Engine:
                 if output.finish_reason is None:
                     self.cancel(output.request_id)
 
-    def _emit(self, sequence: Sequence, draw: Draw) -> StepOutput:
-        """Record one token; ends the sequence where a stop rule says so."""
-        request = sequence.request
-        detokenizer = self._sequences[request.request_id][1]
+    def _emit(self, sequence: Sequence, draw: Draw, kept: bool) -> StepOutput:
+        """Record one token; ends the sequence where a stop rule says so. ``kept``: lanes that score have its state."""
         sequence.output.append(draw.token)
         for lane in sequence.lanes:
             assert lane.row is not None
             self.scheduler.table.last[lane.row] = draw.token
-        reason = None
-        piece = text = ""
-        if draw.token in self.eos and not request.sampling.ignore_eos:
-            reason, text = "stop", detokenizer.finish()
-        else:
-            piece, text, stopped = detokenizer.push(draw.token)
-            if stopped:
-                reason = "stop"
-            elif len(sequence.output) >= request.sampling.max_tokens:
-                reason, text = "length", text + detokenizer.finish()
-        if reason is not None:
-            self._forget(sequence)
-        return StepOutput(
-            request_id=request.request_id,
-            token=draw.token,
-            token_text=piece,
-            text=text,
-            logprob=draw.logprob,
-            top=draw.top,
-            trace=draw.trace,
-            finish_reason=reason,
-            prompt_tokens=len(request.prompt),
-            cached_tokens=sequence.cached_tokens,
-            completion_tokens=len(sequence.output),
+        answer = self._sequences[sequence.request_id][1]
+        output = answer.push(
+            draw.token, len(sequence.output), sequence.cached_tokens, draw.logprob, draw.top, draw.trace
         )
+        if output.finish_reason is not None:
+            self._forget(sequence)
+        elif kept:
+            for lane in sequence.lanes:
+                if lane.scores:
+                    self.scheduler.extend(sequence, lane, 1)
+        return output
 
     def _forget(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
@@ -322,7 +332,7 @@ class Engine:
         entry = self._sequences.get(sequence.request_id)
         self._forget(sequence)
         if entry is not None:
-            self._deliver(entry[2], [_without_token(sequence, reason, error, entry[1].finish())])
+            self._deliver(entry[2], [without_token(sequence, reason, error, entry[1].finish())])
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks, rows and slots add up; for tests and idle checks."""
@@ -331,14 +341,6 @@ class Engine:
         rows = sum(lane.row is not None for s in self.scheduler.running for lane in s.lanes)
         if rows + table.free != self.config.lanes:
             raise AssertionError(f"{rows} lane rows are held, {table.free} are free, of {self.config.lanes}")
-
-
-def _without_token(sequence: Sequence, reason: str, error: str | None, text: str) -> StepOutput:
-    """The last output of a request that ends without a token."""
-    return StepOutput(
-        sequence.request_id, -1, "", text, 0.0, (), None, reason,
-        len(sequence.request.prompt), sequence.cached_tokens, len(sequence.output), error,
-    )  # fmt: skip
 
 
 def _eos_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ladle.guidance.plan import Source
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.attention import PagedContext
 from ladle.server.engine.candidates import keep_chosen, value_candidates
@@ -22,10 +23,11 @@ from ladle.server.engine.step_layout import LayoutBuilder, StepLayout
 
 @dataclass
 class StepResult:
-    """``draws``: one for each sequence that samples. ``kept``: the sequences whose value lanes have the state of the
-    drawn token already."""
+    """``draws``: of the sequences that got a token. ``values``: of the lanes of those that only asked for values, by
+    source. ``kept``: the sequences whose value lanes have the state of the drawn token already."""
 
-    draws: list[Draw] = field(default_factory=list)
+    draws: dict[Sequence, Draw] = field(default_factory=dict)
+    values: dict[Sequence, dict[Source, float]] = field(default_factory=dict)
     kept: set[Sequence] = field(default_factory=set)
 
 
@@ -48,7 +50,8 @@ class ModelRunner:
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
         """Compute ``plan``; the weights of its lanes must be ready."""
-        decode, chunks = _by_weights(plan)
+        result = StepResult()
+        decode, chunks = _by_weights([chunk for chunk in plan.chunks if chunk.sequence.draws], plan.lanes)
         parts: list[Tensor] = []
         rows: dict[Lane, int] = {}
         self.rows = 0
@@ -60,13 +63,28 @@ class ModelRunner:
                 rows[lane] = len(rows)
             if layout.logit_lanes:
                 parts.append(logits[:, : self.models.vocabulary])
-        if not plan.sampling:
-            return StepResult()
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        values = value_candidates(logits, rows, plan.sampling, self._layouts.build_candidates, self._hidden)
-        draws = self.sampler.draw(logits, rows, plan.sampling, values)
-        drawn = {sequence: draw.token for sequence, draw in zip(plan.sampling, draws, strict=True)}
-        return StepResult(draws, keep_chosen(values, drawn, self.table, self._cache))
+        self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
+        drawing = [sequence for sequence in plan.sampling if sequence.draws]
+        if drawing:
+            logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+            values = value_candidates(logits, rows, drawing, self._layouts.build_candidates, self._hidden)
+            result.draws = dict(zip(drawing, self.sampler.draw(logits, rows, drawing, values), strict=True))
+            tokens = {sequence: draw.token for sequence, draw in result.draws.items()}
+            result.kept = keep_chosen(values, tokens, self.table, self._cache)
+        return result
+
+    def _value(self, chunks: Seq[Chunk], result: StepResult) -> None:
+        """Values of whole texts: the head on the last state of every lane."""
+        for own in _by_weights(chunks, [])[1].values():
+            layout = self._layouts.build([], own)
+            states = self._hidden(own[0].lane, layout)
+            stop = 0
+            for chunk in own:
+                stop += chunk.count
+                if chunk.final:
+                    assert chunk.lane.head is not None
+                    value = float(chunk.lane.head(states[stop - 1 : stop]))
+                    result.values.setdefault(chunk.sequence, {})[chunk.lane.source] = value
 
     def _hidden(self, lane: Lane, layout: StepLayout) -> Tensor:
         return self.models.store.models[lane.materialised].hidden(layout, self._context(lane, layout))
@@ -79,12 +97,13 @@ class ModelRunner:
         return self.models.caches[lane.source.model]
 
 
-def _by_weights(plan: StepPlan) -> tuple[dict[WeightsKey, list[Lane]], dict[WeightsKey, list[Chunk]]]:
+def _by_weights(
+    chunks: Seq[Chunk], lanes: Seq[Lane]
+) -> tuple[dict[WeightsKey, list[Lane]], dict[WeightsKey, list[Chunk]]]:
     decode: dict[WeightsKey, list[Lane]] = {}
-    chunks: dict[WeightsKey, list[Chunk]] = {}
-    lanes: Seq[Lane] = plan.lanes
+    prefill: dict[WeightsKey, list[Chunk]] = {}
     for lane in lanes:
         decode.setdefault(lane.materialised, []).append(lane)
-    for chunk in plan.chunks:
-        chunks.setdefault(chunk.lane.materialised, []).append(chunk)
-    return decode, chunks
+    for chunk in chunks:
+        prefill.setdefault(chunk.lane.materialised, []).append(chunk)
+    return decode, prefill

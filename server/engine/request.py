@@ -62,6 +62,7 @@ class StepOutput:
     finish_reason: None until the last output, then "stop", "length", "abort" or "error" (with `error` set). The token
         that hit the end-of-sequence id is included, with `text` empty.
     cached_tokens: prompt tokens whose state was reused.
+    value: what explicit values say of the text so far, where they were asked about whole blocks.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class StepOutput:
     cached_tokens: int
     completion_tokens: int
     error: str | None = None
+    value: float | None = None
 
     @property
     def base_logprob(self) -> float | None:

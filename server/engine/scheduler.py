@@ -232,9 +232,13 @@ class Scheduler:
         return sequence.length(lane) - int(self.table.computed[lane.row])
 
     def _is_decoding(self, sequence: Sequence) -> bool:
-        return bool(sequence.output) and all(
-            self._missing(sequence, lane) == 1 or (lane.scores and self._missing(sequence, lane) == 0)
-            for lane in sequence.lanes
+        return (
+            bool(sequence.output)
+            and sequence.draws
+            and all(
+                self._missing(sequence, lane) == 1 or (lane.scores and self._missing(sequence, lane) == 0)
+                for lane in sequence.lanes
+            )
         )
 
     def _share_prefill(self, plan: StepPlan, budget: int) -> None:
@@ -256,7 +260,9 @@ class Scheduler:
         chunks = []
         left = share
         for lane, lacks in zip(sequence.lanes, missing, strict=True):
-            count = lacks if final else min(lacks if lane.scores else lacks - 1, left)
+            # Where values of the text itself are asked for, the last token's state is what they are taken from.
+            early = lane.scores and sequence.draws
+            count = lacks if final else min(lacks if early else lacks - 1, left)
             assert lane.row is not None
             start = int(self.table.computed[lane.row])
             if not self._grow(lane, start + count + (final and lane.scores)):

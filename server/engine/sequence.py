@@ -84,6 +84,11 @@ class Sequence:
         scorer = self.request.plan.scorer
         return 0 if scorer is None else scorer.candidates
 
+    @property
+    def draws(self) -> bool:
+        """Whether it gets tokens; one without a language model asks only what its values say of the text."""
+        return any(not lane.scores for lane in self.lanes)
+
     def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
         """Tokens ``start`` to ``stop`` of ``lane``."""
         split = len(lane.prompt)

@@ -21,6 +21,7 @@ def test_every_key_is_taken() -> None:
         "value": "both",
         "combine": "ensemble",
         "candidates": 5,
+        "block_length": 8,
         "coefficients": {"m": 1.0},
         "terms": [],
         "normalize": "sum",

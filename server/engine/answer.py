@@ -1,0 +1,75 @@
+"""The text of one request as it grows, and the rules that end it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerFast
+
+from ladle.server.engine.detokenizer import Detokenizer
+from ladle.server.engine.request import GenerationRequest, StepOutput, TokenTrace
+from ladle.server.engine.sequence import Sequence
+
+
+class Answer:
+    """Turns the tokens of ``request`` into outputs; ``eos``: the ids that end a text."""
+
+    def __init__(self, request: GenerationRequest, tokenizer: PreTrainedTokenizerFast, eos: frozenset[int]) -> None:
+        self.request = request
+        self._detokenizer = Detokenizer(tokenizer, request.prompt, request.sampling.stop)
+        self._eos = eos
+
+    def push(
+        self,
+        token: int,
+        count: int,
+        cached_tokens: int,
+        logprob: float,
+        top: tuple[tuple[int, float], ...],
+        trace: TokenTrace | None,
+    ) -> StepOutput:
+        """The output for the ``count``-th token; it has a finish reason where a stop rule says so."""
+        sampling = self.request.sampling
+        reason = None
+        piece = text = ""
+        if token in self._eos and not sampling.ignore_eos:
+            reason, text = "stop", self._detokenizer.finish()
+        else:
+            piece, text, stopped = self._detokenizer.push(token)
+            if stopped:
+                reason = "stop"
+            elif count >= sampling.max_tokens:
+                reason, text = "length", text + self._detokenizer.finish()
+        return StepOutput(
+            request_id=self.request.request_id,
+            token=token,
+            token_text=piece,
+            text=text,
+            logprob=logprob,
+            top=top,
+            trace=trace,
+            finish_reason=reason,
+            prompt_tokens=len(self.request.prompt),
+            cached_tokens=cached_tokens,
+            completion_tokens=count,
+        )
+
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens come."""
+        return self._detokenizer.finish()
+
+
+def without_token(sequence: Sequence, reason: str, error: str | None, text: str) -> StepOutput:
+    """The last output of a request that ends without a token."""
+    return StepOutput(
+        request_id=sequence.request_id,
+        token=-1,
+        token_text="",
+        text=text,
+        logprob=0.0,
+        top=(),
+        trace=None,
+        finish_reason=reason,
+        prompt_tokens=len(sequence.request.prompt),
+        cached_tokens=sequence.cached_tokens,
+        completion_tokens=len(sequence.output),
+        error=error,
+    )

@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-command = typer.Typer(no_args_is_help=True, help="Measure this machine: decode steps, HTTP serving, weight merges.")
+command = typer.Typer(
+    no_args_is_help=True, help="Measure this machine: decode steps, guidance, HTTP serving, weight merges."
+)
 
 FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
 OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; default: nothing is written.")]
@@ -34,6 +36,22 @@ def decode(
 
     sizes = [int(size) for size in batches.split(",")]
     _report("decode step", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
+
+
+@command.command(epilog="Example: ladle bench guidance --rounds 9 --out guidance.csv")
+def guidance(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    loops: Annotated[bool, typer.Option(help="Also run transformers, one model after the other.")] = True,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Guided decode steps against plain ones and against a loop of sequential transformers forwards."""
+    from ladle.benchmarks import guidance as benchmark
+    from ladle.merging.family import load_family
+
+    _report("guided decode step", benchmark.run(load_family(family), dtype, rounds, loops), out, as_json)
 
 
 @command.command(epilog="Example: ladle bench serve --clients 8")

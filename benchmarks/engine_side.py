@@ -1,0 +1,49 @@
+"""The engine as one side of a comparison of decode steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ladle.guidance.plan import Steering
+from ladle.guidance.registry import resolve
+from ladle.merging.family import Family
+from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.engine import Engine
+from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.sampling import SamplingParams
+
+PROMPT_TOKENS = 64
+
+
+class EngineSide:
+    """The engine, driven step by step on this thread."""
+
+    def __init__(self, family: Family, dtype: str) -> None:
+        self.engine = Engine(family, EngineConfig(dtype=dtype, max_sequences=64, prefix_cache=False))
+        self._family = family
+        self._serial = 0
+
+    def burst(self, batch: int, steps: int, steering: Callable[[int], Steering]) -> Iterator[float]:
+        engine = self.engine
+        ids = []
+        for row in range(batch):
+            self._serial += 1
+            ids.append(f"decode-{self._serial}")
+            prompt = tuple(torch.randint(0, engine.vocabulary, (PROMPT_TOKENS,)).tolist())
+            sampling = SamplingParams(max_tokens=4 * steps + 64, temperature=0.0, ignore_eos=True)
+            plan = resolve(self._family, steering(row))
+            views = dict.fromkeys(plan.views, prompt)
+            engine.submit(GenerationRequest(ids[-1], prompt, plan, sampling, views), lambda outputs: None)
+        engine.step()
+        while any(not sequence.output for sequence in engine.scheduler.running) or engine.scheduler.waiting:
+            engine.step()
+        for _ in range(steps):
+            start = time.perf_counter()
+            engine.step()
+            yield time.perf_counter() - start
+        for request_id in ids:
+            engine.cancel(request_id)
+        engine.step()

@@ -15,7 +15,7 @@ from ladle.merging.errors import FamilyError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _SUFFIXES = {".lora_A.weight": "a", ".lora_B.weight": "b"}
 
 # Options that decide what was trained or how, but not what y = W x + scale * B (A x) computes from the saved tensors.
@@ -97,15 +97,15 @@ def load_peft(path: str | Path, name: str, base_shapes: Mapping[str, tuple[int, 
     config = read_json(config_file)
     _refuse_unsupported(config, config_file)
     weights_file = folder / WEIGHTS
-    factors = _read_factors(weights_file)
+    factors = read_factors(weights_file, _SUFFIXES, "LoRA factor (MODULE.lora_A.weight or MODULE.lora_B.weight)")
     modules = {}
     for module, pair in sorted(factors.items()):
         for side, suffix in (("a", ".lora_A.weight"), ("b", ".lora_B.weight")):
             if side not in pair:
-                raise FamilyError(weights_file, "missing, though its other factor is there", _PREFIX + module + suffix)
+                raise FamilyError(weights_file, "missing, though its other factor is there", PREFIX + module + suffix)
         if module not in base_shapes:
             reason = f"the base has no linear module {module}"
-            raise FamilyError(weights_file, reason, f"{_PREFIX}{module}.lora_A.weight")
+            raise FamilyError(weights_file, reason, f"{PREFIX}{module}.lora_A.weight")
         shape = base_shapes[module]
         modules[module] = _low_rank(config, config_file, weights_file, module, pair["a"], pair["b"], shape)
     return LowRankMember(name, folder, modules)
@@ -135,8 +135,13 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
         raise FamilyError(file, f"lora_alpha: {alpha!r} must be a finite number")
 
 
-def _read_factors(file: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """{module path: {"a": ..., "b": ...}}, every tensor checked for what it is and for NaN."""
+def read_factors(file: Path, suffixes: Mapping[str, str], kind: str) -> dict[str, dict[str, torch.Tensor]]:
+    """{module path: {part: matrix}} of an adapter's safetensors, every tensor checked for what it is and for NaN.
+
+    Args:
+        suffixes: part by the end of a tensor's name.
+        kind: what a tensor must be, in words.
+    """
     if not file.is_file():
         pickle = file.with_name("adapter_model.bin")
         hint = f"; {pickle.name} is a pickle, which is never loaded" if pickle.is_file() else ""
@@ -149,30 +154,30 @@ def _read_factors(file: Path) -> dict[str, dict[str, torch.Tensor]]:
     except (OSError, SafetensorError) as error:
         raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
     for name in sorted(names):
-        suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-        if suffix is None or not name.startswith(_PREFIX):
-            raise FamilyError(file, _why_not(name), name)
+        suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+        if suffix is None or not name.startswith(PREFIX):
+            raise FamilyError(file, _why_not(name, kind), name)
         tensor = tensors[name]
         if tensor.ndim != 2 or not tensor.is_floating_point():
             raise FamilyError(file, f"{tensor.dtype} of shape {list(tensor.shape)}; a floating matrix is needed", name)
         require_finite(tensor, file, name)
         # A copy: adapters are small, and the file may be replaced while the server runs.
-        factors.setdefault(name[len(_PREFIX) : -len(suffix)], {})[_SUFFIXES[suffix]] = tensor.clone()
+        factors.setdefault(name[len(PREFIX) : -len(suffix)], {})[suffixes[suffix]] = tensor.clone()
     if not factors:
-        raise FamilyError(file, "holds no LoRA factors")
+        raise FamilyError(file, f"holds not one {kind}")
     return factors
 
 
-def _why_not(name: str) -> str:
-    for part, kind in (
+def _why_not(name: str, kind: str) -> str:
+    for part, what in (
         ("lora_magnitude_vector", "a DoRA magnitude"),
         ("lora_embedding_", "a LoRA of an embedding"),
         ("token_adapter", "trained tokens"),
         (".bias", "a bias"),
     ):
         if part in name:
-            return f"{kind} is not supported; only LoRA factors of linear layers are"
-    return f"not a LoRA factor ({_PREFIX}MODULE.lora_A.weight or .lora_B.weight); modules_to_save is not supported"
+            return f"{what} is not supported; only factors of linear layers are"
+    return f"not a {kind}, prefixed by {PREFIX}; modules_to_save is not supported"
 
 
 def _low_rank(
@@ -192,7 +197,7 @@ def _low_rank(
                 f"shape {list(tensor.shape)}, but {list(wanted)} follows from rank {rank} ({CONFIG}) and "
                 f"the base's {shape[0]}x{shape[1]} (out x in)"
             )
-            raise FamilyError(weights_file, reason, f"{_PREFIX}{module}.{label}.weight")
+            raise FamilyError(weights_file, reason, f"{PREFIX}{module}.{label}.weight")
     return LowRank(a, b, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 
 

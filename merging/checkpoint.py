@@ -158,6 +158,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return dict(document)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` holds the safetensors of a checkpoint, in one file or in shards."""
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+
+
 def _shards(folder: Path) -> Iterator[tuple[Path, set[str] | None]]:
     """(file, the names the index expects in it or None) of every safetensors file of a checkpoint."""
     index = folder / INDEX

@@ -16,6 +16,7 @@ from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.errors import InputError
 from ladle.merging.full_member import FullMember
 from ladle.merging.new_folder import new_folder, require_free
+from ladle.merging.value_head import copy_value_head
 
 REPORT = "compression.json"
 
@@ -80,7 +81,8 @@ def compress(
         member: a full member that was checked against ``base``.
         base: the base's tensors.
         architecture: the base's architecture.
-        out: a folder that does not exist or is empty; gets a PEFT folder and ``compression.json``.
+        out: a folder that does not exist or is empty; gets a PEFT folder and ``compression.json``, and the scalar
+            head of an explicit value.
         rank: kept in every linear (or less where a delta has less). Give this or ``energy``.
         energy: in (0, 1]: per linear, the smallest rank that keeps this share of the squared norm.
         base_name: recorded as ``base_model_name_or_path``.
@@ -104,6 +106,8 @@ def compress(
     kept, lost = [], []
     names = [name for name in base.names if name not in architecture.tied and base.dtype(name).is_floating_point]
     for done, name in enumerate(names, start=1):
+        if name not in member.reader:
+            continue  # the output head of an explicit value's checkpoint, which is the base's
         ours, theirs = base.tensor(name), member.reader.tensor(name)
         exact = torch.float64 if torch.float64 in (ours.dtype, theirs.dtype) else torch.float32
         delta = theirs.to(exact) - ours.to(exact)
@@ -122,7 +126,9 @@ def compress(
     report = _report(kept, lost, factors)
     if max_error is not None and report.relative_error > max_error:
         raise InputError("max_error", max_error, f"at least {report.relative_error:.4g}, the error at this rank")
-    _write(target, factors, report, base_name)
+    with new_folder(target) as folder:
+        _write(folder, factors, report, base_name)
+        copy_value_head(member.path, folder)
     return report
 
 
@@ -158,7 +164,7 @@ def _report(
 
 
 def _write(
-    target: Path, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], report: CompressionReport, base_name: str
+    folder: Path, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], report: CompressionReport, base_name: str
 ) -> None:
     ranks = {path: a.shape[0] for path, (_, a) in factors.items()}
     largest = max(ranks.values())
@@ -184,7 +190,6 @@ def _write(
     for path, (b, a) in factors.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous()
-    with new_folder(target) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / REPORT).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")

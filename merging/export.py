@@ -56,7 +56,7 @@ def export(
     """
     target = require_free(out)
     for name, value in coefficients.items():
-        if name not in family.kinds:
+        if name not in family.mergeable:
             raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}")
     merge = Merge.of(family)
     with new_folder(target) as folder:

@@ -1,28 +1,27 @@
 """A family in memory: manifest, base, members, all checked against each other."""
 
-import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ladle.merging.adapter import LowRankMember, is_peft_folder, load_peft
-from ladle.merging.architecture import Architecture, check_base, read_architecture
-from ladle.merging.base import Progress, resolve_base
+from ladle.merging.adapter import LowRankMember
+from ladle.merging.architecture import Architecture
+from ladle.merging.base import Progress
 from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.errors import FamilyError
-from ladle.merging.family_model import FamilyModel
-from ladle.merging.full_member import FullMember, load_full
-from ladle.merging.manifest import MANIFEST_NAME, Manifest, Value, load_manifest
-from ladle.merging.value_head import ValueHead, load_value_head
-from ladle.merging.vocabulary import require_same_vocabulary
+from ladle.merging.family_model import FamilyModel, open_model, require_same_tokens
+from ladle.merging.full_member import FullMember
+from ladle.merging.manifest import MANIFEST_NAME, Manifest, load_manifest
+from ladle.merging.manifest_tables import Router, Value
+from ladle.merging.members import MemberLoader
+from ladle.merging.pblora import PBLora
+from ladle.merging.value_head import ValueHead
 
 # Kinds whose weights are served today; entries of other kinds are validated in the manifest but not loaded.
 SERVED_KINDS = ("backbone", "policy", "value")
-_SAMPLE = 4096  # bytes hashed at the start, the middle and the end of every tensor
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ class Family:
         values: value models in manifest order.
         heads: scalar head by the name of an explicit value.
         amateur: the entry of ``[[models]]`` that is one, or None.
+        pbloras: by the name of the value that loaded one.
     """
 
     manifest: Manifest
@@ -104,6 +104,7 @@ class Family:
     values: tuple[ValueMember, ...] = ()
     heads: dict[str, ValueHead] = field(default_factory=dict)
     amateur: str | None = None
+    pbloras: dict[str, PBLora] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -147,13 +148,11 @@ class Family:
     @property
     def mergeable(self) -> tuple[str, ...]:
         """Names of the members of the base that may take part in a merge, in manifest order: language models all."""
-        scorers = {value.member for value in self.values if value.kind == "explicit" or value.conditioned}
+        others = {value.name for value in self.values if value.kind == "explicit" or value.conditioned}
         return tuple(
             name
             for name in self.kinds
-            if self.members_of[name] == name
-            and (name in self.low_rank or name in self.full)
-            and (name not in scorers or self.kinds[name] != "value")
+            if self.members_of[name] == name and (name in self.low_rank or name in self.full) and name not in others
         )
 
     def members(self) -> list[MemberInfo]:
@@ -163,8 +162,8 @@ class Family:
             if entry.name not in self.kinds:
                 continue
             model = self.models[getattr(entry, "base", None) or ""]
-            low = model.low_rank.get(self.members_of[entry.name])
-            member: LowRankMember | FullMember = low if low is not None else model.full[self.members_of[entry.name]]
+            name = self.members_of[entry.name]
+            member = self.pbloras.get(name) or model.low_rank.get(name) or model.full[name]
             rewards = getattr(entry, "rewards", None)
             if kind == "backbone" and rewards is None and self.matrix is not None:
                 rewards = self.matrix[self.backbones.index(entry.name)].tolist()
@@ -172,8 +171,8 @@ class Family:
                 MemberInfo(
                     name=entry.name,
                     kind=kind,
-                    storage="low-rank" if low is not None else "full",
-                    rank=low.rank if low is not None else None,
+                    storage="full" if isinstance(member, FullMember) else "low-rank",
+                    rank=None if isinstance(member, FullMember) else member.rank,
                     parameters=member.numel(),
                     bytes=member.nbytes(),
                     objective=getattr(entry, "objective", None),
@@ -199,32 +198,22 @@ def load_family(
     file = find_manifest(name_or_path)
     manifest = load_manifest(file)
     root = file.parent
-    models = {"": _open_model("", manifest.base.model, root, cache_dir, progress)}
+    models = {"": open_model("", manifest.base.model, root, cache_dir, progress)}
     for further in manifest.models:
-        models[further.name] = _open_model(further.name, further.model, root, cache_dir, progress)
-        require_same_vocabulary(models[""].base_path, models[further.name].base_path)
+        models[further.name] = open_model(further.name, further.model, root, cache_dir, progress)
+        require_same_tokens(models[""], models[further.name])
+    loader = MemberLoader(models, manifest.objectives)
     kinds: dict[str, str] = {}
-    members_of: dict[str, str] = {}
-    heads: dict[str, ValueHead] = {}
-    loaded: dict[tuple[str, Path], str] = {}
     for kind, entry in manifest.members():
         path = root / entry.path
         if not path.is_dir():
             raise FamilyError(file, f"{kind} {entry.name!r}: no such folder {path}")
-        if kind not in SERVED_KINDS:
+        if kind not in SERVED_KINDS or isinstance(entry, Router):
             continue
         if progress:
             progress(f"reading {kind} {entry.name}")
-        model = models[getattr(entry, "base", None) or ""]
-        place = (model.name, path.resolve())
-        explicit = isinstance(entry, Value) and entry.kind == "explicit"
-        if place not in loaded:
-            _load_member(model, path, entry.name, explicit)
-            loaded[place] = entry.name
-        if explicit:
-            heads[entry.name] = load_value_head(path, model.architecture.hidden)
+        loader.load(entry, path)
         kinds[entry.name] = kind
-        members_of[entry.name] = loaded[place]
     return Family(
         manifest=manifest,
         root=root,
@@ -232,46 +221,29 @@ def load_family(
         objectives=tuple(manifest.objectives),
         matrix=manifest.matrix(),
         kinds=kinds,
-        members_of=members_of,
+        members_of=loader.members_of,
         backbones=tuple(entry.name for entry in manifest.backbones),
         singles={entry.objective: entry.name for entry in manifest.policies},
-        values=tuple(_value(entry, members_of) for entry in manifest.values),
-        heads=heads,
+        values=tuple(_value(entry, loader) for entry in manifest.values),
+        heads=loader.heads,
+        pbloras=loader.pbloras,
         amateur=next((model.name for model in manifest.models if model.amateur), None),
     )
 
 
-def _open_model(
-    name: str, spec: str, root: Path, cache_dir: str | Path | None, progress: Progress | None
-) -> FamilyModel:
-    folder = resolve_base(spec, cache_dir, progress, root)
-    base = CheckpointReader(folder)
-    architecture = read_architecture(folder)
-    check_base(architecture, base)
-    return FamilyModel(name, folder, base_identity(base), base, architecture)
-
-
-def _load_member(model: FamilyModel, path: Path, name: str, explicit: bool) -> None:
-    """Read a member and put it with its model."""
-    if is_peft_folder(path):
-        model.low_rank[name] = load_peft(path, name, model.architecture.linear)
-        require_same_vocabulary(model.base_path, path)
-    else:
-        model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)
-
-
-def _value(entry: Value, members_of: dict[str, str]) -> ValueMember:
+def _value(entry: Value, loader: MemberLoader) -> ValueMember:
+    conditioned = loader.conditioned(entry)
     return ValueMember(
         name=entry.name,
         kind=entry.kind,
         objective=entry.objective,
         rewards=None if entry.rewards is None else tuple(entry.rewards),
-        member=members_of[entry.name],
+        member=loader.members_of[entry.name],
         model=entry.base or "",
-        reference=entry.reference,
+        reference=not conditioned if entry.reference is None else entry.reference,
         system=entry.system,
-        anti=None if entry.anti is None else members_of.get(entry.anti, entry.anti),
-        conditioned=(),
+        anti=None if entry.anti is None else loader.members_of[entry.anti],
+        conditioned=conditioned,
     )
 
 
@@ -300,24 +272,3 @@ def built_in_families() -> dict[str, Path]:
         for entry in folder.iterdir()
         if entry.is_dir() and (entry / MANIFEST_NAME).is_file()
     }
-
-
-def base_identity(base: CheckpointReader) -> str:
-    """sha256 (hex) over config.json and, for every tensor, name, dtype, shape and three samples of its bytes.
-
-    Sampled rather than complete: hashing everything would read every byte of a large base at each start (about 10 s
-    for 15 GB), while training moves nearly every value of a tensor, so start, middle and end of each one tell two
-    bases apart.
-    """
-    hasher = hashlib.sha256()
-    config = base.folder / "config.json"
-    hasher.update(config.read_bytes() if config.is_file() else b"")
-    for name in base.names:
-        tensor = base.tensor(name).contiguous().flatten()
-        hasher.update(f"{name} {base.dtype(name)} {base.shape(name)}".encode())
-        step = max(1, _SAMPLE // tensor.element_size())
-        middle = max(0, tensor.numel() // 2 - step // 2)
-        for start in (0, middle, max(0, tensor.numel() - step)):
-            piece = tensor[start : start + step]
-            hasher.update(piece.view(torch.uint8).numpy().tobytes() if piece.numel() else b"")
-    return hasher.hexdigest()

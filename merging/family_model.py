@@ -1,12 +1,20 @@
 """One model of a family with the members that were grown from it: the base, or a further model beside it."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ladle.merging.adapter import LowRankMember
-from ladle.merging.architecture import Architecture
+from ladle.merging.architecture import Architecture, check_base, read_architecture
+from ladle.merging.base import Progress, resolve_base
 from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.errors import FamilyError
 from ladle.merging.full_member import FullMember
+from ladle.merging.vocabulary import TOKENIZER, largest_id, require_same_vocabulary
+
+_SAMPLE = 4096  # bytes hashed at the start, the middle and the end of every tensor
 
 
 @dataclass(frozen=True)
@@ -30,3 +38,55 @@ class FamilyModel:
     architecture: Architecture
     low_rank: dict[str, LowRankMember] = field(default_factory=dict)
     full: dict[str, FullMember] = field(default_factory=dict)
+
+
+def open_model(
+    name: str, spec: str, root: Path, cache_dir: str | Path | None = None, progress: Progress | None = None
+) -> FamilyModel:
+    """The model that ``spec`` means (see ``resolve_base``), without members. Raises FamilyError."""
+    folder = resolve_base(spec, cache_dir, progress, root)
+    base = CheckpointReader(folder)
+    architecture = read_architecture(folder)
+    check_base(architecture, base)
+    return FamilyModel(name, folder, base_identity(base), base, architecture)
+
+
+def require_same_tokens(base: FamilyModel, other: FamilyModel) -> None:
+    """Scores of both models can be added up: same tokenizer, and ``other`` knows every token of it that the base does.
+
+    Sizes may differ by padding; what is beyond the smaller one is never a token (methods F3).
+
+    Raises:
+        FamilyError: naming the file, and the tensor of a vocabulary that is too small.
+    """
+    file = other.base_path / TOKENIZER
+    for folder in (base.base_path, other.base_path):
+        if not (folder / TOKENIZER).is_file():
+            reason = f"no such file; it must be there to compare the tokens of model {other.name!r} with the base's"
+            raise FamilyError(folder / TOKENIZER, reason)
+    require_same_vocabulary(base.base_path, other.base_path)
+    needed = min(largest_id(file) + 1, base.architecture.vocabulary)
+    if other.architecture.vocabulary < needed:
+        reason = f"model {other.name!r} has {other.architecture.vocabulary} rows for the tokenizer's {needed} tokens"
+        raise FamilyError(other.base_path, reason, other.architecture.embedding)
+
+
+def base_identity(base: CheckpointReader) -> str:
+    """sha256 (hex) over config.json and, for every tensor, name, dtype, shape and three samples of its bytes.
+
+    Sampled rather than complete: hashing everything would read every byte of a large base at each start (about 10 s
+    for 15 GB), while training moves nearly every value of a tensor, so start, middle and end of each one tell two
+    bases apart.
+    """
+    hasher = hashlib.sha256()
+    config = base.folder / "config.json"
+    hasher.update(config.read_bytes() if config.is_file() else b"")
+    for name in base.names:
+        tensor = base.tensor(name).contiguous().flatten()
+        hasher.update(f"{name} {base.dtype(name)} {base.shape(name)}".encode())
+        step = max(1, _SAMPLE // tensor.element_size())
+        middle = max(0, tensor.numel() // 2 - step // 2)
+        for start in (0, middle, max(0, tensor.numel() - step)):
+            piece = tensor[start : start + step]
+            hasher.update(piece.view(torch.uint8).numpy().tobytes() if piece.numel() else b"")
+    return hasher.hexdigest()

@@ -4,125 +4,36 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ladle.merging.coefficients import check_matrix, circulant
 from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.manifest_tables import (
+    Backbone,
+    Base,
+    Expert,
+    Member,
+    Model,
+    Policy,
+    Preset,
+    Router,
+    Soup,
+    Value,
+)
 from ladle.merging.preference import Preference
 
 MANIFEST_NAME = "family.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # "/", "@", "," and "=" have meaning in model strings
 
-Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Base(_Table):
-    """``[base]``: a folder, ``pypi:DISTRIBUTION`` (a GGUF inside an installed wheel) or a hub id."""
-
-    model: str = Field(min_length=1)
-
-
-class Soup(_Table):
-    """``[soup]``: the backbone-reward matrix B, by ``beta`` or as ``matrix``; ``extrapolation`` holds k_i."""
-
-    beta: Finite | None = None
-    matrix: list[list[Finite]] | None = None
-    extrapolation: dict[str, Annotated[Finite, Field(gt=0)]] = {}
-
-    @model_validator(mode="after")
-    def _not_both(self) -> "Soup":
-        if self.beta is not None and self.matrix is not None:
-            raise ValueError("give beta or matrix, not both")
-        return self
-
-
-class Member(_Table):
-    """What every member has: a name and where its PEFT LoRA folder or full checkpoint lies."""
-
-    name: str
-    path: str = Field(min_length=1)
-
-
-class Backbone(Member):
-    """``[[backbones]]``: a policy trained on a mix of rewards; ``rewards`` is its row of B."""
-
-    rewards: list[Finite] | None = None
-
-
-class Policy(Member):
-    """``[[policies]]``: a policy trained on one objective alone; Rewarded Soup mixes these."""
-
-    objective: str
-
-
-class Model(_Table):
-    """``[[models]]``: a further language model that shares the base's tokenizer, of any size.
-
-    ``amateur``: what contrastive decoding contrasts the base with.
-    """
-
-    name: str
-    model: str = Field(min_length=1)
-    amateur: bool = False
-
-
-class Value(Member):
-    """``[[values]]``: implicit (a tuned language model) or explicit (a trunk with a scalar head).
-
-    ``objective``: what it was trained on, or ``rewards``: the mix, as its row of a backbone-reward matrix; neither for
-    an implicit value that takes the whole preference (PBLoRA). ``base``: the entry of ``[[models]]`` it was grown from;
-    None for the family's base. ``reference``: an implicit value's score is taken against the model it was grown from.
-    ``system``: its own system message. ``anti``: a member of the same model that speaks against the objective.
-    """
-
-    kind: Literal["implicit", "explicit"]
-    objective: str | None = None
-    rewards: list[Finite] | None = None
-    base: str | None = None
-    reference: bool = True
-    system: str | None = None
-    anti: str | None = None
-
-
-class Expert(Member):
-    """``[[experts]]``."""
-
-
-class Router(_Table):
-    """``[router]``: an LM adapter and a linear head with one row an expert."""
-
-    path: str = Field(min_length=1)
-    name: str = "router"
-
-
-class Preset(_Table):
-    """``[presets.NAME]``: steering options under a name that clients may send as ``model``."""
-
-    method: str | None = None
-    preference: dict[str, Finite] | None = None
-    coefficients: dict[str, Finite] | None = None
-    strength: Finite | dict[str, Finite] | None = None
-    value: str | None = None
-    combine: str | None = None
-    candidates: int | None = None
-    block_length: int | None = None
-    terms: list[dict[str, Any]] | None = None
-    normalize: str | None = None
-    negative_prompt: str | None = None
-    divergence: str | None = None
-    alpha: Finite | None = None
-
-
-class Manifest(_Table):
+class Manifest(BaseModel):
     """A validated ``family.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     objectives: list[str] = []
@@ -249,31 +160,67 @@ def _check_values(manifest: Manifest) -> None:
     models = [model.name for model in manifest.models]
     if sum(model.amateur for model in manifest.models) > 1:
         raise ValueError("models: more than one of them is the amateur")
-    bases = {entry.name: entry.base or "" for entry in manifest.values}
-    for kind, entry in manifest.members():
-        if kind in ("backbone", "policy", "expert"):
-            bases[entry.name] = ""
+    for index, model in enumerate(manifest.models):
+        if model.name == "base":
+            raise ValueError(f"models[{index}].name: 'base' means the family's base; choose another name")
+    trained_on: list[tuple[str, str]] = []
     for index, value in enumerate(manifest.values):
         key = f"values[{index}]"
         if value.base is not None and value.base not in models:
-            raise ValueError(
-                f"{key}.base: {value.base!r} is no entry of [[models]]; known: {', '.join(models) or 'none'}"
-            )
+            known = ", ".join(models) or "none"
+            raise ValueError(f"{key}.base: {value.base!r} is no entry of [[models]]; known: {known}")
         if value.objective is not None and value.rewards is not None:
             raise ValueError(f"{key}.rewards: give objective or rewards, not both")
-        if value.rewards is not None and len(value.rewards) != len(manifest.objectives):
-            raise ValueError(f"{key}.rewards: {len(value.rewards)} weights for {len(manifest.objectives)} objectives")
-        if value.kind == "explicit" and value.objective is None and value.rewards is None:
-            raise ValueError(f"{key}.objective: an explicit value needs an objective or rewards")
-        if value.anti is not None and bases.get(value.anti) != (value.base or ""):
-            same = [name for name, base in bases.items() if base == (value.base or "") and name != value.name]
-            raise ValueError(f"{key}.anti: {value.anti!r} is no member of the same model; known: {', '.join(same)}")
-    trained_on: list[tuple[str, str]] = []
-    for index, value in enumerate(manifest.values):
+        if value.rewards is not None:
+            if len(value.rewards) != len(manifest.objectives):
+                n = len(manifest.objectives)
+                raise ValueError(f"{key}.rewards: {len(value.rewards)} weights for {n} objectives")
+            if not any(value.rewards):
+                raise ValueError(f"{key}.rewards: all weights are 0")
+        _check_kind(key, value, manifest.objectives)
+        if value.anti is not None:
+            opposing = _opposing(manifest, value)
+            if value.anti not in opposing:
+                known = ", ".join(opposing) or "none"
+                raise ValueError(f"{key}.anti: {value.anti!r} is no language model of the same base; known: {known}")
         if value.objective is not None:
-            how = value.kind if value.reference else f"{value.kind}, reference-free"
-            _objectives_at(f"values[{index}].objective", (value.objective, how), trained_on, manifest.objectives)
+            how = value.kind if value.reference in (None, True) else f"{value.kind}, reference-free"
+            _objectives_at(f"{key}.objective", (value.objective, how), trained_on, manifest.objectives)
             trained_on.append((value.objective, how))
+
+
+def _check_kind(key: str, value: Value, objectives: list[str]) -> None:
+    """Keys that say something only of one kind of value. Raises ValueError."""
+    if value.kind == "explicit":
+        if value.conditioned:
+            raise ValueError(f"{key}.objective: an explicit value needs an objective or rewards")
+        for name, given in (("reference", value.reference), ("anti", value.anti)):
+            if given is not None:
+                raise ValueError(f"{key}.{name}: {given!r} says nothing of an explicit value; leave it out")
+    if value.objectives is not None:
+        if not value.conditioned:
+            raise ValueError(f"{key}.objectives: only for a value with neither objective nor rewards")
+        for name in value.objectives:
+            if name not in objectives:
+                known = ", ".join(objectives)
+                raise ValueError(f"{key}.objectives: unknown objective {name!r}; known: {known}")
+        _names(f"{key}.objectives", value.objectives)
+    if value.conditioned and value.reference:
+        # PARM's adapters are autoregressive reward models: trained and used without a reference.
+        raise ValueError(f"{key}.reference: a value with neither objective nor rewards has no reference; leave it out")
+
+
+def _opposing(manifest: Manifest, value: Value) -> list[str]:
+    """Members that ``anti`` may name: language models grown from the same model as ``value``, other than itself."""
+    names = []
+    for kind, entry in manifest.members():
+        if entry.name == value.name or kind not in ("backbone", "policy", "value"):
+            continue
+        if isinstance(entry, Value) and (entry.kind == "explicit" or entry.conditioned):
+            continue
+        if (getattr(entry, "base", None) or "") == (value.base or ""):
+            names.append(entry.name)
+    return names
 
 
 def _objectives(table: str, served: list[tuple[str, str]], known: list[str]) -> None:

@@ -37,3 +37,13 @@ def vocabulary_hash(file: Path) -> str:
     merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or []]
     identity = json.dumps([model.get("type"), vocab, merges, added], ensure_ascii=False)
     return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def largest_id(file: Path) -> int:
+    """The largest token id of a ``tokenizer.json``; -1 if it holds none. Raises FamilyError."""
+    document = read_json(file)
+    vocab = (document.get("model") or {}).get("vocab") or {}
+    # A unigram vocabulary is a list whose positions are the ids.
+    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+    ids += [token["id"] for token in document.get("added_tokens") or []]
+    return max(ids, default=-1)

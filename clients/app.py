@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ladle.clients.arguments import given, parse_preference
+from ladle.clients.arguments import given, parse_preference, parse_steering
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
 from ladle.clients.display import coefficients_table, describe_steering, family_tables, legend, messages, output, shaded
@@ -25,8 +25,14 @@ Model = Annotated[str | None, typer.Option(help="Family, preset or FAMILY/METHOD
 Preference = Annotated[
     str | None, typer.Option("--preference", "-p", help="Weights by objective, such as positive=0.8,concise=0.2.")
 ]
-Method = Annotated[str | None, typer.Option("--method", "-m", help="base, rewarded_soup, bone_soup, ...")]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="base, bone_soup, mage, ...; see ladle families.")]
 Strength = Annotated[float | None, typer.Option(help="Scales what the method adds to the base.")]
+Steering = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steering", "-s", help="Another option of the method, KEY=VALUE: value=explicit, candidates=10; repeatable."
+    ),
+]
 MaxTokens = Annotated[int | None, typer.Option(help="How many tokens to generate at most.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
 TopP = Annotated[float | None, typer.Option(help="Nucleus to draw from.")]
@@ -50,6 +56,7 @@ def generate(
     preference: Preference = None,
     method: Method = None,
     strength: Strength = None,
+    steering: Steering = None,
     model: Model = None,
     max_tokens: MaxTokens = 128,
     temperature: Temperature = None,
@@ -70,6 +77,7 @@ def generate(
         preference=parse_preference(preference),
         method=method,
         strength=strength,
+        steering=parse_steering(steering),
         model=model,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -105,6 +113,7 @@ def chat(
     preference: Preference = None,
     method: Method = None,
     strength: Strength = None,
+    steering: Steering = None,
     model: Model = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = None,
@@ -122,6 +131,7 @@ def chat(
         preference=parse_preference(preference),
         method=method,
         strength=strength,
+        steering=parse_steering(steering),
         model=model,
         max_tokens=max_tokens,
         temperature=temperature,

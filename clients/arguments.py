@@ -1,5 +1,7 @@
 """What people type, as the SDK wants it."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from ladle.clients.errors import UsageError
@@ -28,6 +30,27 @@ def parse_preference(text: str | None) -> dict[str, float] | None:
     if not preference:
         raise UsageError("preference: nothing given; allowed: objective=weight, such as positive=0.8,concise=0.2")
     return preference
+
+
+def parse_steering(entries: Sequence[str] | None) -> dict[str, Any] | None:
+    """``candidates=10``, ``value=explicit``, ``terms=[{"source": "base", "weight": 1}]``: values are JSON, or
+    text where they are not; None without entries.
+
+    Raises:
+        UsageError: no ``=``, or a key twice.
+    """
+    steering: dict[str, Any] = {}
+    for entry in entries or ():
+        key, sign, value = entry.partition("=")
+        if not key or not sign:
+            raise UsageError(f"steering: {entry!r} is not allowed; allowed: KEY=VALUE, such as value=explicit")
+        if key in steering:
+            raise UsageError(f"steering: {key!r} is given twice")
+        try:
+            steering[key] = json.loads(value)
+        except ValueError:
+            steering[key] = value
+    return steering or None
 
 
 def given(**options: Any) -> Any:

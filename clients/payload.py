@@ -14,9 +14,9 @@ class Options(TypedDict, total=False):
     Keys:
         model: a family, a preset, or ``FAMILY[/METHOD][@objective=weight,...]``; the family served, if it is only one.
         preference: weights >= 0 by objective; normalised by the server, which says so.
-        method: ``base``, ``rewarded_soup``, ``bone_soup``, ...; see ``family(name).methods``.
-        strength: scales what the method adds to the base.
-        steering: further fields of the ``steering`` object (``coefficients``, ``normalize``, ...).
+        method: ``base``, ``bone_soup``, ``mage``, ...; see ``family(name).methods``.
+        strength: scales what the method adds to the base; a number, or one for each kind of value.
+        steering: further fields of the ``steering`` object (``value``, ``combine``, ``candidates``, ``terms``, ...).
         trace: report per-token detail.
         max_tokens: how many to generate at most.
         temperature, top_p, top_k, min_p: how the next token is drawn; temperature 0 is greedy.
@@ -33,7 +33,7 @@ class Options(TypedDict, total=False):
     model: str | None
     preference: Mapping[str, float] | None
     method: str | None
-    strength: float | None
+    strength: float | Mapping[str, float] | None
     steering: Mapping[str, Any] | None
     trace: bool | None
     max_tokens: int | None

@@ -45,6 +45,35 @@ def test_generate_prints_the_text_as_it_comes(server):
     }
 
 
+def test_further_options_of_a_method(server):
+    terms = '[{"source": "base", "weight": 1}]'
+    given = [
+        "-s",
+        "value=explicit",
+        "-s",
+        "candidates=10",
+        "-s",
+        f"terms={terms}",
+        "--steering",
+        "negative_prompt=Be dull.",
+    ]
+    result = run("generate", "Once", "--method", "mage", "--strength", "0.5", *given)
+    assert result.exit_code == 0
+    assert server.body()["steering"] == {
+        "method": "mage",
+        "strength": 0.5,
+        "value": "explicit",
+        "candidates": 10,
+        "terms": [{"source": "base", "weight": 1}],
+        "negative_prompt": "Be dull.",
+    }
+    sent = len(server.requests)
+    for bad in (["-s", "value"], ["-s", "=1"], ["-s", "alpha=1", "-s", "alpha=2"]):
+        result = run("generate", "Once", *bad)
+        assert result.exit_code == 1 and result.stderr.startswith("error: steering: ")
+        assert len(server.requests) == sent
+
+
 def test_generate_reads_stdin_and_answers_with_chat(server):
     result = run("generate", "--chat", "--model", "demo", input="Tell me about rain.")
     assert result.stdout == "Rain is lovely.\n"

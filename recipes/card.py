@@ -202,8 +202,9 @@ Final standardised reward against its prediction after a part of the answer, on 
 {value.held_out} topics that the values never saw. *Explained*: 1 - sum (r - V)² / sum (r - mean r)², at most 1, 0 for a
 constant guess of these answers' own mean, below 0 for worse than that. At a share of the tokens, longer beginnings
 belong to longer answers, which alone goes with the reward; after a number of tokens, where only longer answers count,
-it does not. Intervals: 95 % bootstrap over prompts. All figures: `values.csv`. How well guiding with them steers was
-not measured.
+it does not. How `concise` an answer gets is decided by its end, and shortened candidates end where a draw said, so a
+beginning can tell little of it. Intervals: 95 % bootstrap over prompts. All figures: `values.csv`. How well guiding
+with these values steers was not measured.
 
 {_table(fit_table)}
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ladle.merging.checkpoint import read_json
 from ladle.merging.coefficients import Coefficients, check_matrix
 from ladle.merging.family import Family, MemberInfo
+from ladle.merging.report_lines import ModelInfo, ValueInfo, model_info, model_type, value_info
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Report:
 
     Attributes:
         base: model, folder, revision, architecture, dtypes, parameters, bytes, number of linear modules, tied weights.
+        models: those beside the base.
+        values: in manifest order.
         matrix: B by rows, in the order of ``backbones``; None without one.
         condition: of B.
         bank_bytes: what all low-rank members take as float32.
@@ -38,6 +40,8 @@ class Report:
     objectives: tuple[str, ...]
     backbones: tuple[str, ...]
     members: tuple[MemberInfo, ...]
+    models: tuple[ModelInfo, ...]
+    values: tuple[ValueInfo, ...]
     matrix: tuple[tuple[float, ...], ...] | None
     condition: float | None
     extrapolation: dict[str, float]
@@ -98,6 +102,7 @@ class Report:
         ]
         header = ["name", "kind", "storage", "rank", "parameters", "size", "objective or rewards"]
         tables.append(("members", header, rows))
+        tables += self._models_and_values()
         if self.matrix is not None:
             lines = [
                 [name, *(f"{value:.4g}" for value in row)]
@@ -119,6 +124,43 @@ class Report:
         ]
         if corners:
             tables.append(("coefficients", ["method", "preference", "members", "base share", "l1"], corners))
+        return tables
+
+    def _models_and_values(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        tables = []
+        if self.models:
+            header = ["name", "architecture", "parameters", "size", "vocabulary", "hidden", "members", "amateur"]
+            rows = [
+                [
+                    model.name,
+                    model.architecture,
+                    f"{model.parameters:,}",
+                    _size(model.bytes),
+                    str(model.vocabulary),
+                    str(model.hidden),
+                    ", ".join(model.members),
+                    "yes" if model.amateur else "",
+                ]
+                for model in self.models
+            ]
+            tables.append(("further models", header, rows))
+        if self.values:
+            header = ["name", "kind", "trained on", "model", "weights", "against", "head", "own prompt", "anti"]
+            rows = [
+                [
+                    value.name,
+                    value.kind,
+                    value.trained_on,
+                    value.model or "base",
+                    "" if value.weights == value.name else f"those of {value.weights}",
+                    "its model" if value.reference else "",
+                    "" if value.head is None else f"bias {value.head['bias']:.4g}, norm {value.head['norm']:.4g}",
+                    "" if value.system is None else "system",
+                    value.anti or "",
+                ]
+                for value in self.values
+            ]
+            tables.append(("values", header, rows))
         return tables
 
     def text(self) -> str:
@@ -152,7 +194,7 @@ def build_report(
             "model": family.manifest.base.model,
             "folder": str(family.base_path),
             "revision": family.base_revision,
-            "architecture": str(read_json(family.base_path / "config.json").get("model_type")),
+            "architecture": model_type(family.models[""]),
             "dtypes": sorted({str(base.dtype(name)).removeprefix("torch.") for name in base.names}),
             "parameters": base.numel(),
             "bytes": base.nbytes(),
@@ -162,10 +204,12 @@ def build_report(
         objectives=family.objectives,
         backbones=family.backbones,
         members=tuple(family.members()),
+        models=tuple(model_info(family, model) for name, model in family.models.items() if name),
+        values=tuple(value_info(family, value) for value in family.values),
         matrix=tuple(map(tuple, family.matrix.tolist())) if family.matrix is not None else None,
         condition=condition,
         extrapolation=family.extrapolation,
-        bank_bytes=sum(member.numel() for member in family.low_rank.values()) * 4,
+        bank_bytes=4 * sum(member.numel() for model in family.models.values() for member in model.low_rank.values()),
         merge_bytes=base.nbytes(),
         default_method=default_method,
         methods=dict(methods),

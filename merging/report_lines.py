@@ -1,0 +1,94 @@
+"""Lines of ``ladle check``'s report about what guides: further models and values."""
+
+from dataclasses import dataclass
+
+from ladle.merging.checkpoint import read_json
+from ladle.merging.family import Family, ValueMember
+from ladle.merging.family_model import FamilyModel
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model of ``[[models]]``.
+
+    Attributes:
+        vocabulary: number of token ids, padding included.
+        hidden: size of the last hidden state.
+        members: names of the members that were grown from it.
+    """
+
+    name: str
+    folder: str
+    revision: str
+    architecture: str
+    parameters: int
+    bytes: int
+    vocabulary: int
+    hidden: int
+    amateur: bool
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """A value as methods see it.
+
+    Attributes:
+        trained_on: an objective, or the rewards of a mix, or (PBLoRA) the objectives of the preference it takes.
+        model: what it was grown from: a name of ``[[models]]``, or "" for the base.
+        weights: the member whose weights it has; another's where both name one folder.
+        reference: its score is taken against the model it was grown from; None for an explicit value.
+        head: ``norm`` and ``bias`` of the scalar head of an explicit value, else None.
+    """
+
+    name: str
+    kind: str
+    trained_on: str
+    model: str
+    weights: str
+    reference: bool | None
+    system: str | None
+    anti: str | None
+    head: dict[str, float] | None
+
+
+def model_info(family: Family, model: FamilyModel) -> ModelInfo:
+    """The line of a further model."""
+    members = [value.name for value in family.values if value.model == model.name]
+    return ModelInfo(
+        name=model.name,
+        folder=str(model.base_path),
+        revision=model.base_revision,
+        architecture=model_type(model),
+        parameters=model.base.numel(),
+        bytes=model.base.nbytes(),
+        vocabulary=model.architecture.vocabulary,
+        hidden=model.architecture.hidden,
+        amateur=model.name == family.amateur,
+        members=tuple(members),
+    )
+
+
+def value_info(family: Family, value: ValueMember) -> ValueInfo:
+    """The line of a value."""
+    if value.conditioned:
+        trained_on = "the preference over " + ", ".join(objective for objective, _ in value.conditioned)
+    else:
+        trained_on = value.objective or ", ".join(f"{weight:g}" for weight in value.rewards or ())
+    head = family.heads.get(value.name)
+    return ValueInfo(
+        name=value.name,
+        kind=value.kind,
+        trained_on=trained_on,
+        model=value.model,
+        weights=value.member,
+        reference=value.reference if value.kind == "implicit" else None,
+        system=value.system,
+        anti=value.anti,
+        head=None if head is None else {"norm": float(head.weight.norm()), "bias": head.bias},
+    )
+
+
+def model_type(model: FamilyModel) -> str:
+    """What transformers calls the model's architecture."""
+    return str(read_json(model.base_path / "config.json").get("model_type"))

@@ -21,7 +21,7 @@ class EngineConfig:
     dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 where the processor
         multiplies it natively, else float32.
     max_sequences: sequences running at once. max_lanes: KV lanes at once (a traced or guided sequence has several);
-        None: twice max_sequences.
+        None: four times max_sequences.
     max_batch_tokens: token budget of one step, all lanes together.
     kv_memory: bytes of the KV pool. weights_memory: bytes of materialised weight sets kept (full-weight members).
     max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
@@ -74,4 +74,4 @@ class EngineConfig:
 
     @property
     def lanes(self) -> int:
-        return self.max_lanes or 2 * self.max_sequences
+        return self.max_lanes or 4 * self.max_sequences

@@ -248,7 +248,8 @@ class Scheduler:
         for position, sequence in enumerate(filling):
             if sequence.slot is None or budget <= 0:
                 continue
-            share = max(BLOCK_SIZE, budget // (len(filling) - position))
+            # At least the last token of every lane, which are computed together.
+            share = max(BLOCK_SIZE, len(sequence.lanes), budget // (len(filling) - position))
             budget -= self._fill(plan, sequence, min(share, budget))
 
     def _fill(self, plan: StepPlan, sequence: Sequence, share: int) -> int:

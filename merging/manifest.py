@@ -208,6 +208,8 @@ def _check_kind(key: str, value: Value, objectives: list[str]) -> None:
     if value.conditioned and value.reference:
         # PARM's adapters are autoregressive reward models: trained and used without a reference.
         raise ValueError(f"{key}.reference: a value with neither objective nor rewards has no reference; leave it out")
+    if value.conditioned and value.anti is not None:
+        raise ValueError(f"{key}.anti: {value.anti!r} says nothing of a value with neither objective nor rewards")
 
 
 def _opposing(manifest: Manifest, value: Value) -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
@@ -58,7 +58,7 @@ class Model(Table):
 
     name: str
     model: str = Field(min_length=1)
-    amateur: bool = False
+    amateur: StrictBool = False
 
 
 class Value(Member):
@@ -77,7 +77,7 @@ class Value(Member):
     rewards: list[Finite] | None = None
     objectives: list[str] | None = None
     base: str | None = None
-    reference: bool | None = None
+    reference: StrictBool | None = None
     system: str | None = None
     anti: str | None = None
 

@@ -39,8 +39,6 @@ def random_requests(
     requests: list[GenerationRequest] = []
     shared = world.prompts(rng, longest)
     for method in METHODS:
-        if method == "parm" and world.kind != "pblora":
-            continue
         steerings = world.steerings(rng, [method])
         for steering in rng.sample(steerings, min(each, len(steerings))):
             prompts = dict(shared)
@@ -69,7 +67,7 @@ def random_requests(
 )
 def test_together_as_alone(arch: str, kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     rng = random.Random(fresh_seed())
-    world = World(tmp_path, rng, arch, kind=kind, pblora=False, **config)
+    world = World(tmp_path, rng, arch, kind=kind, **config)
     requests = random_requests(rng, world)
     single = build(world.family, **ROOMY | {"prefix_cache": False})
     expected = {request.request_id: alone(single, request) for request in requests}
@@ -89,7 +87,7 @@ def test_together_as_alone(arch: str, kind: str, config: dict[str, Any], tmp_pat
 @pytest.mark.parametrize(("arch", "kind"), [("llama", "singles"), ("mistral", "rows")])
 def test_preempted_requests_go_on_where_they_were(arch: str, kind: str, tmp_path: Path) -> None:
     rng = random.Random(fresh_seed())
-    world = World(tmp_path, rng, arch, kind=kind, pblora=False)
+    world = World(tmp_path, rng, arch, kind=kind)
     requests = random_requests(rng, world, each=1, longest=10, tokens=(30, 44))
     single = build(world.family, **ROOMY | {"prefix_cache": False})
     expected = {request.request_id: alone(single, request) for request in requests}

@@ -24,10 +24,10 @@ def test_every_method_in_one_batch(arch: str, kind: str, config: dict[str, Any],
     """All methods at once, in float64, arriving at random: greedy and sampled, each token's logprob and the best
     alternatives, on prompts that differ in length from view to view."""
     rng = random.Random(fresh_seed())
-    world = World(tmp_path, rng, arch, kind=kind, pblora=False, **config)
+    world = World(tmp_path, rng, arch, kind=kind, **config)
     engine = build(world.family, dtype="float64", max_sequences=40, max_lanes=200, kv_memory=32 << 20)
     sent, asked = [], {}
-    for index, steering in enumerate(world.steerings(rng, [method for method in METHODS if method != "parm"])):
+    for index, steering in enumerate(world.steerings(rng)):
         prompts = world.prompts(rng)
         options = {"temperature": rng.choice([0.0, 1.0]), "seed": rng.getrandbits(40), "logprobs": rng.choice([0, 3])}
         sent.append(world.request(f"r{index}", steering, prompts, max_tokens=rng.randint(2, 5), **options))
@@ -40,7 +40,7 @@ def test_every_method_in_one_batch(arch: str, kind: str, config: dict[str, Any],
 def test_full_checkpoints_as_sources(tmp_path: Path) -> None:
     """Members that are full weights, merged outside the bank, beside low-rank ones in one request."""
     rng = random.Random(fresh_seed())
-    world = World(tmp_path, rng, "llama", pblora=False, full=("bone-simple", "only-positive"), tie=True)
+    world = World(tmp_path, rng, "llama", full=("bone-simple", "only-positive"), tie=True)
     engine = build(world.family, dtype="float64", max_lanes=80)
     sent, asked = [], {}
     for index, steering in enumerate(world.steerings(rng, ["mage", "mod", "dexperts", "vas"])):
@@ -54,10 +54,10 @@ def test_full_checkpoints_as_sources(tmp_path: Path) -> None:
 
 def test_traces_report_what_the_reference_says(tmp_path: Path) -> None:
     rng = random.Random(fresh_seed())
-    world = World(tmp_path, rng, "qwen2", pblora=False)
+    world = World(tmp_path, rng, "qwen2")
     engine = build(world.family, dtype="float64", max_lanes=200)
     sent, asked = [], {}
-    for index, steering in enumerate(world.steerings(rng, [m for m in METHODS if m not in ("parm", "fudge")])):
+    for index, steering in enumerate(world.steerings(rng, [m for m in METHODS if m != "fudge"])):
         prompts = world.prompts(rng)
         sent.append(world.request(f"r{index}", {**steering, "trace": True}, prompts, max_tokens=2, seed=index))
         asked[f"r{index}"] = (steering, prompts)
@@ -78,9 +78,9 @@ def test_traces_report_what_the_reference_says(tmp_path: Path) -> None:
 def test_float32_stays_near(tmp_path: Path) -> None:
     """What servers run with: the same to float32's rounding, greedy tokens included unless two are as good."""
     rng = random.Random(fresh_seed())
-    world = World(tmp_path, rng, "llama", kind="rows", pblora=False)
+    world = World(tmp_path, rng, "llama", kind="rows")
     engine = build(world.family, max_lanes=200)
-    methods = [method for method in METHODS if method not in ("parm", "dexperts", "contrastive", "pad", *SCORED)]
+    methods = [method for method in METHODS if method not in ("dexperts", "contrastive", "pad", *SCORED)]
     sent, asked = [], {}
     for index, steering in enumerate(world.steerings(rng, methods)):
         # Rounding may put another token among the candidates or behind a mask, where the logprob jumps.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ladle.merging.adapter import LowRankMember
+from ladle.merging.errors import FamilyError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Bank:
     def __init__(self, members: Sequence[LowRankMember], names: Sequence[str] | None = None) -> None:
         self.members = tuple(names) if names is not None else tuple(member.name for member in members)
         self._factors = {member.name: member.modules for member in members}
+        self._paths = {member.name: member.path for member in members}
         self.modules = frozenset(path for member in members for path in member.modules)
 
     @property
@@ -72,3 +74,18 @@ class Bank:
         return StackedFactors(
             torch.cat(shrink).to(dtype), torch.cat(expand, dim=1).to(dtype), torch.tensor(columns, dtype=torch.int64)
         )
+
+    def require_finite(self, factors: StackedFactors, dtype: torch.dtype, paths: Sequence[str]) -> None:
+        """Refuse factors that ``dtype`` cannot hold.
+
+        0 * infinity is no number: such a member would spoil the rows that do not even use it.
+
+        Raises:
+            FamilyError: naming the member's folder and the modules.
+        """
+        for side, tensor in (("B times its scale", factors.expand.T), ("A", factors.shrink)):
+            bad = ~torch.isfinite(tensor.to(dtype)).all(dim=1)
+            if bad.any():
+                name = self.members[int(factors.columns[int(bad.nonzero()[0])])]
+                reason = f"{side} of member {name!r} has values beyond the range of {dtype}"
+                raise FamilyError(self._paths[name], reason, ", ".join(paths))

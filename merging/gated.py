@@ -181,7 +181,7 @@ def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: 
     """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
 
     The plain weights are given back layer by layer, so the peak is one packed copy. Raises ValueError when the bank
-    names a module that is not a linear layer of ``model``.
+    names a module that is not a linear layer of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
     """
     gate = Gate()
     groups = shared_inputs(model)
@@ -195,6 +195,8 @@ def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: 
         linears = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
         factors = bank.stack(paths, [linear.out_features for linear in linears], torch.float64)  # type: ignore[misc]
+        if factors is not None:
+            bank.require_finite(factors, activation_dtype, paths)
         is_head = linears == [head]
         group = GatedGroup(linears, factors, gate, activation_dtype, exact, is_head)  # type: ignore[arg-type]
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):

@@ -9,6 +9,7 @@ from tiny_engine import fresh_seed
 
 from ladle.merging.adapter import LowRank, LowRankMember
 from ladle.merging.bank import Bank
+from ladle.merging.errors import FamilyError
 
 OUT = {"q": 12, "k": 8, "v": 8}
 INNER = 10
@@ -80,3 +81,44 @@ def test_index_follows_the_order_of_members() -> None:
     assert factors is not None and factors.columns.tolist() == sorted(factors.columns.tolist())
     with pytest.raises(ValueError):
         bank.stack(["q", "k"], [12], torch.float32)
+
+
+def test_banks_of_several_models_share_one_table_of_coefficients() -> None:
+    """With ``names`` the columns are those of the table, whoever is in this bank."""
+    rng = random.Random(seed := fresh_seed())
+    torch.manual_seed(seed)
+    members = [_member(name, rng, list(OUT)) for name in "abcde"]
+    names = [member.name for member in members]
+    row = torch.randn(len(names), dtype=torch.float64)
+    mine = rng.sample(members, 3)
+    bank, alone = Bank(mine, names), Bank(mine)
+    assert bank.members == tuple(names) and alone.members == tuple(member.name for member in mine)
+    assert bank.modules == alone.modules
+    for path, rows in OUT.items():
+        factors = bank.stack([path], [rows], torch.float64)
+        own = alone.stack([path], [rows], torch.float64)
+        assert factors is not None and own is not None
+        picked = torch.stack([row[names.index(member.name)] for member in mine])
+        torch.testing.assert_close(
+            factors.expand @ (row[factors.columns][:, None] * factors.shrink),
+            own.expand @ (picked[own.columns][:, None] * own.shrink),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+    assert Bank([], names).stack(["q"], [12], torch.float64) is None
+
+
+def test_factors_beyond_the_dtype_are_refused() -> None:
+    """Infinity times the coefficient 0 would be NaN in rows that never asked for the member."""
+    rng = random.Random(fresh_seed())
+    sound = _member("sound", rng, ["q"])
+    for a, b, scale in ((1.0, 1e30, 1e30), (1e300, 1.0, 1.0)):
+        factor_a = torch.full((2, INNER), a, dtype=torch.float64)
+        huge = LowRank(factor_a, torch.full((12, 2), b, dtype=torch.float64), scale)
+        bank = Bank([sound, LowRankMember("huge", Path("/folder"), {"q": huge})])
+        factors = bank.stack(["q"], [12], torch.float64)
+        assert factors is not None
+        bank.require_finite(factors, torch.float64, ["q"])
+        for dtype in (torch.float32, torch.bfloat16):
+            with pytest.raises(FamilyError, match="/folder: tensor q: .*'huge'"):
+                bank.require_finite(factors, dtype, ["q"])

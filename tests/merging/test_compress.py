@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import VOCAB_SIZE, write_full_member, write_tiny_base
-from transformers import AutoModelForCausalLM
+from safetensors.torch import save_file
+from tiny_models import VOCAB_SIZE, rewrite_tensors, write_full_member, write_tiny_base
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ladle.merging.adapter import load_peft
 from ladle.merging.architecture import Architecture, read_architecture
 from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.compress import REPORT, compress, truncated_svd
-from ladle.merging.errors import InputError
+from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.full_member import FullMember, load_full
+from ladle.merging.value_head import HEAD, load_value_head
 
 
 @pytest.fixture
@@ -123,3 +125,32 @@ def test_bad_requests_are_refused(tmp_path: Path, base: Path, seed: int) -> None
         compress(*same, tmp_path / "lora", rank=2)
     with pytest.raises(InputError, match="out"):
         compress(*parts, base, rank=2)
+
+
+def test_a_value_keeps_its_head(tmp_path: Path, seed: int) -> None:
+    """A sequence classifier as transformers saves it: a trunk, a score and no output head."""
+    base = write_tiny_base(tmp_path / "base", "llama", seed, tie=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    full = tmp_path / "full"
+    classifier.save_pretrained(full)
+    reader, architecture = CheckpointReader(base), read_architecture(base)
+    member = load_full(full, "m", reader, architecture, headed=True)
+    assert "lm_head.weight" not in member.reader
+    with pytest.raises(FamilyError, match="lm_head"):
+        load_full(full, "m", reader, architecture)
+    head = load_value_head(full, architecture.hidden)
+    assert torch.equal(head.weight, classifier.score.weight[0]) and head.bias == 0.0
+    compress(member, reader, architecture, tmp_path / "lora", rank=4)
+    kept = load_value_head(tmp_path / "lora", architecture.hidden)
+    assert torch.equal(kept.weight, head.weight) and kept.bias == head.bias
+    assert "lm_head" not in load_peft(tmp_path / "lora", "m", architecture.linear).modules
+    # A head beside the checkpoint is kept as well, bias and all.
+    rewrite_tensors(full / "model.safetensors", {"score.weight": None})
+    save_file({"weight": head.weight, "bias": torch.tensor([0.25])}, full / HEAD)
+    compress(load_full(full, "m", reader, architecture, headed=True), reader, architecture, tmp_path / "again", rank=4)
+    assert load_value_head(tmp_path / "again", architecture.hidden).bias == 0.25

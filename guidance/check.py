@@ -1,12 +1,19 @@
 """``ladle check``: load a family, resolve what its manifest promises, report."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import METHODS, available, check_methods, default_method, resolve
 from ladle.merging.base import Progress
 from ladle.merging.family import Family, load_family
 from ladle.merging.report import Corner, Report, build_report
+
+if TYPE_CHECKING:
+    from ladle.guidance.diagnostics.deep_report import DeepReport
 
 
 def check_family(
@@ -27,6 +34,26 @@ def report_family(family: Family) -> Report:
             if plan.coefficients is not None:
                 corners.append(Corner(name, label, plan.coefficients))
     return build_report(family, default_method(family), methods, corners)
+
+
+def examine_family(
+    family: Family, prompts_file: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> DeepReport:
+    """Measure on the family's own models whether its values may be merged, and whether what guides fits its base.
+
+    Args:
+        prompts_file: see ``read_prompts``; neutral prompts of ours if None.
+        progress: called with (done, total).
+
+    Raises:
+        InputError: ``prompts``: what is wrong with them.
+        FamilyError: a model cannot be run.
+    """
+    # Here, so that a plain check does not wait for transformers' models to be imported.
+    from ladle.guidance.diagnostics.deep import examine
+    from ladle.guidance.diagnostics.prompts import NEUTRAL, read_prompts
+
+    return examine(family, NEUTRAL if prompts_file is None else read_prompts(prompts_file), progress)
 
 
 def _preferences(family: Family) -> list[tuple[str, dict[str, float]]]:

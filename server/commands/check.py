@@ -7,35 +7,55 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from ladle.server.commands.output import clear_errors, print_json, say
+from ladle.server.commands.output import clear_errors, print_json, progress_bar, say
 
 
 def command(
     family: Annotated[str, typer.Argument(help="A built-in family, or a folder with family.toml.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Run the models: do values merge well, and does what guides fit the base?")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="For --deep: prompts to answer, one a line, or .jsonl.", show_default="a few neutral ones"),
+    ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Load a family, verify all of it and print a report. Exit code 0 means that it can be served.
 
-    Example: ladle check demo
+    Example: ladle check demo --deep
     """
     with clear_errors():
         # Here, so that other commands do not wait for torch to be imported.
-        from ladle.guidance.check import check_family
+        from ladle.guidance.check import examine_family, report_family
+        from ladle.merging.errors import InputError
+        from ladle.merging.family import load_family
 
-        report = check_family(family, cache_dir, progress=say)
+        if prompts is not None and not deep:
+            raise InputError("prompts", str(prompts), "nothing without --deep")
+        loaded = load_family(family, cache_dir, progress=say)
+        report = report_family(loaded)
+        found = None
+        if deep:
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # of reading weights: there is a bar of ours
+            with progress_bar("measuring") as progress:
+                found = examine_family(loaded, prompts, progress)
         if as_json:
-            print_json(report.as_dict())
+            print_json(report.as_dict() | ({} if found is None else {"deep": found.as_dict()}))
             return
         console = Console()
-        for title, header, rows in report.tables():
+        for title, header, rows in report.tables() + ([] if found is None else found.tables()):
             table = Table(title=title, title_justify="left", title_style="bold", show_header=any(header))
             for column in header:
                 table.add_column(column, overflow="fold")
             for row in rows:
-                table.add_row(*row)
+                table.add_row(*map(escape, row))  # reasons speak of [[models]]
             console.print(table)
-        for warning in report.warnings:
+        for warning in report.warnings + (() if found is None else found.warnings):
             say(f"warning: {warning}")

@@ -143,24 +143,11 @@ class Report:
                 ]
                 for model in self.models
             ]
-            tables.append(("further models", header, rows))
+            tables.append(("further models", *_filled(header, rows)))
         if self.values:
-            header = ["name", "kind", "trained on", "model", "weights", "against", "head", "own prompt", "anti"]
-            rows = [
-                [
-                    value.name,
-                    value.kind,
-                    value.trained_on,
-                    value.model or "base",
-                    "" if value.weights == value.name else f"those of {value.weights}",
-                    "its model" if value.reference else "",
-                    "" if value.head is None else f"bias {value.head['bias']:.4g}, norm {value.head['norm']:.4g}",
-                    "" if value.system is None else "system",
-                    value.anti or "",
-                ]
-                for value in self.values
-            ]
-            tables.append(("values", header, rows))
+            header = ["name", "kind", "trained on", "details"]
+            rows = [[value.name, value.kind, value.trained_on, value.details] for value in self.values]
+            tables.append(("values", *_filled(header, rows)))
         return tables
 
     def text(self) -> str:
@@ -224,6 +211,12 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     drawn = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([title, "-" * len(title), *drawn])
+
+
+def _filled(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that say something: a terminal has little room, and most families use few of them."""
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -51,6 +51,24 @@ class ValueInfo:
     anti: str | None
     head: dict[str, float] | None
 
+    @property
+    def details(self) -> str:
+        """What is not as it usually is, for a table."""
+        parts = []
+        if self.model:
+            parts.append(f"grown from {self.model}")
+        if self.weights != self.name:
+            parts.append(f"weights of {self.weights}")
+        if self.reference is False:
+            parts.append("no reference")
+        if self.head is not None:
+            parts.append(f"head of norm {self.head['norm']:.3g}, bias {self.head['bias']:.3g}")
+        if self.system is not None:
+            parts.append("own system message")
+        if self.anti is not None:
+            parts.append(f"anti-expert {self.anti}")
+        return "; ".join(parts)
+
 
 def model_info(family: Family, model: FamilyModel) -> ModelInfo:
     """The line of a further model."""

@@ -17,6 +17,9 @@ HIGH_NATS = 0.05
 """Nats a token above which two language models are not connected (our choice)."""
 HIGH_SHARE = 0.25
 """Share of the ends' loss above which two explicit values are not connected (our choice)."""
+SMALL_SHARE = 0.01
+"""Share of the values' variance below which a rise matters to nobody, whatever the ends are: two values that are nearly
+the same have almost no loss to compare with (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Barrier:
         ends: loss of each; nats a token, or the head's units squared.
         height: the barrier in the same units, at least 0.
         at: the share of the first model where it is greatest; None where it is 0.
+        variance: of the two values' mean over all prefixes; None for language models.
     """
 
     kind: str
@@ -37,12 +41,14 @@ class Barrier:
     ends: tuple[float, float]
     height: float
     at: float | None
-    explicit: bool
+    variance: float | None = None
 
     @property
     def high(self) -> bool:
         """Whether the two are not connected."""
-        return self.height > (HIGH_SHARE * max(self.ends) if self.explicit else HIGH_NATS)
+        if self.variance is None:
+            return self.height > HIGH_NATS
+        return self.height > max(HIGH_SHARE * max(self.ends), SMALL_SHARE * self.variance)
 
     def warning(self) -> str:
         return (
@@ -91,15 +97,13 @@ class Pair:
 
     def measure(self, forwards: Forwards, family: Family) -> Barrier:
         """The losses, summed in float64."""
-        losses = self._values(forwards, family) if self.group.explicit else self._likelihoods(forwards)
+        losses, variance = self._values(forwards, family) if self.group.explicit else self._likelihoods(forwards)
         start, end = losses[0], losses[-1]
         # L_2 + a (L_1 - L_2) rather than a L_1 + (1 - a) L_2: equal ends then give themselves, without rounding.
         rises = [loss - (start + share * (end - start)) for share, loss in zip(GRID, losses, strict=True)]
         height = max(rises)
         at = GRID[rises.index(height)] if height > 0 else None
-        return Barrier(
-            self.group.name, self.first.name, self.second.name, (end, start), height, at, self.group.explicit
-        )
+        return Barrier(self.group.name, self.first.name, self.second.name, (end, start), height, at, variance)
 
     def _at(self, share: float) -> State:
         mix: dict[str, float] = {}
@@ -108,11 +112,12 @@ class Pair:
                 mix[name] = mix.get(name, 0.0) + weight * value
         return State.of(self.first.state.model, mix, self.first.state.view)
 
-    def _likelihoods(self, forwards: Forwards) -> list[float]:
+    def _likelihoods(self, forwards: Forwards) -> tuple[list[float], None]:
         answer = forwards.answer[:, None]
-        return [-float(forwards.logprobs(state).gather(1, answer).double().mean()) for state in self.line()]
+        return [-float(forwards.logprobs(state).gather(1, answer).double().mean()) for state in self.line()], None
 
-    def _values(self, forwards: Forwards, family: Family) -> list[float]:
+    def _values(self, forwards: Forwards, family: Family) -> tuple[list[float], float]:
+        """The losses along the line, and the variance of what they aim at."""
         assert self.first.head is not None and self.second.head is not None
         heads = (family.heads[self.first.head], family.heads[self.second.head])
         hidden = [forwards.hidden(state).double() for state in self.line()]
@@ -123,4 +128,5 @@ class Pair:
 
         along = [value(states, share) for states, share in zip(hidden, GRID, strict=True)]
         target = (along[0] + along[-1]) / 2
-        return [float((values - target).square().mean()) for values in along]
+        losses = [float((values - target).square().mean()) for values in along]
+        return losses, float(target.var(unbiased=False))

@@ -18,6 +18,8 @@ BEST = 20
 """Log-ratios are compared where guidance decides: at so many of the base's best tokens of each position."""
 FAR = 0.25
 """A mean difference above this share of the ensemble's spread changes what the values prefer (our choice)."""
+NOISE = 1e-5
+"""What float32 may lose in a log-ratio or a value; less is no difference."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Difference:
     @property
     def far(self) -> bool:
         """Whether merging says something else than the ensemble."""
-        return self.mean > FAR * self.spread
+        return self.mean > max(FAR * self.spread, NOISE)
 
     def warning(self) -> str:
         return (

@@ -82,7 +82,7 @@ class Fit:
 
     @classmethod
     def of(cls, family: Family, group: Group, preference: Preference, words: str) -> Fit:
-        mix = {}
+        mix: dict[str, float] = {}
         if BoneSoup().members(family).available:
             weights = BoneSoup().coefficients(family, preference).as_dict()
             for name, weight in weights.items():

@@ -60,7 +60,8 @@ def examine(
             except InputError as error:
                 skipped.append(f"{group.name}: base and guide at {words}: {error}")
     # Together, so that what several of them need is computed once and while it is remembered.
-    states = [state for check in (*comparisons, *pairs, *fits) for state in check.states()]
+    checks: list[Comparison | Pair | Fit] = [*comparisons, *pairs, *fits]
+    states = [state for check in checks for state in check.states()]
     if not states:
         return DeepReport(len(prompts), 0, (), (), (), tuple(skipped))
     total = len(prompts) * (len(set(states)) + 1)

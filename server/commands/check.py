@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ladle.server.commands.output import clear_errors, print_json, progress_bar, say
 
@@ -55,7 +55,7 @@ def command(
             for column in header:
                 table.add_column(column, overflow="fold")
             for row in rows:
-                table.add_row(*map(escape, row))  # reasons speak of [[models]]
+                table.add_row(*map(Text, row))  # no markup: reasons speak of [[models]]
             console.print(table)
         for warning in report.warnings + (() if found is None else found.warnings):
             say(f"warning: {warning}")

@@ -33,7 +33,7 @@ class Token(Response):
         shift: KL(base, final) at this position, in nats; None unless traced.
         expert: who was chosen to say it; None for methods that do not route.
         argmax_changed: whether guidance changed which token is the best; None unless traced.
-        outside: whether the token that guidance lifted most is not among the base's 20 best; None without a guide.
+        outside: whether the best token is not among the 20 best of the base that is guided; None without a guide.
         candidate_mass: the first source's probability of the tokens that could be chosen; None where all could.
         values: what each explicit value said of the token, by source.
         top: the best alternatives, best first; None unless ``top_logprobs`` asked for them.
@@ -92,7 +92,7 @@ class Diagnostics(Response):
         tokens: how many were traced.
         mean_shift: mean KL(base, final), in nats.
         argmax_changed: share of tokens whose best one guidance changed.
-        outside: share at which what guidance lifted most was not among the base's 20 best; None without a guide.
+        outside: share of tokens whose best one was not among the guided base's 20 best; None without a guide.
     """
 
     tokens: int

@@ -44,7 +44,7 @@ class SourceReply(TypedDict):
 
 class Diagnostics(TypedDict):
     """Traces summed up over an answer: tokens seen, mean KL(base, final) in nats, share of tokens whose best one
-    guidance changed, and share at which what it lifted most was not among the base's 20 best (null without a guide).
+    guidance changed, and share of tokens whose best one was not among the guided base's 20 best (null without a guide).
     """
 
     tokens: int
@@ -195,9 +195,9 @@ class Token(TypedDict):
     under the base and ``shift`` KL(base, final) in nats; both are null without a trace. ``expert`` is the expert that
     gave it, or null. ``top`` is there when alternatives were asked for.
 
-    With a trace: ``argmax_changed``, whether guidance changed the best token; ``outside``, whether the token it lifted
-    most is not among the base's 20 best (null without a guide); ``candidate_mass``, the probability under the first
-    source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token.
+    With a trace: ``argmax_changed``, whether guidance changed the best token; ``outside``, whether that token is not
+    among the 20 best of the base that is guided (null without a guide); ``candidate_mass``, the probability under the
+    first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token.
     """
 
     id: int

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ladle.guidance.diagnostics.compatibility import BEST, OFTEN_OUTSIDE
 from ladle.server.engine.request import StepOutput
-from ladle.server.engine.tracer import COMPATIBLE
 from ladle.server.reply_types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.state import Serving
 from ladle.server.token_text import finite
 
-_FEWEST_TOKENS = 8  # below, a share says little
-_TOO_OFTEN = 0.5
+_FEWEST = 3  # tokens; fewer may be chance
 
 
 def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
@@ -77,10 +76,11 @@ class TraceSummary:
             "outside": sum(self._outside) / len(self._outside) if self._outside else None,
         }
         reply["diagnostics"] = diagnostics
-        if len(self._outside) >= _FEWEST_TOKENS and sum(self._outside) > _TOO_OFTEN * len(self._outside):
+        outside, guided = sum(self._outside), len(self._outside)
+        if outside >= _FEWEST and outside > OFTEN_OUTSIDE * guided:
             reply["warnings"].append(
-                f"base and guide fit badly: at {sum(self._outside)} of {len(self._outside)} tokens what guidance "
-                f"lifted most was not among the base's {COMPATIBLE} best; try a lower strength"
+                f"base and guide fit badly: at {outside} of {guided} tokens the best one was not among the guided "
+                f"base's {BEST} best; try a lower strength"
             )
         if tokens:
             choices: list[TracedChoice] = [

@@ -22,7 +22,8 @@ def command(
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Sequences that run at once.", show_default="64")] = None,
     max_lanes: Annotated[
-        int | None, typer.Option(help="KV lanes at once; guided sequences have several.", show_default="4 x max-sequences")
+        int | None,
+        typer.Option(help="KV lanes at once; guided sequences have several.", show_default="4 x max-sequences"),
     ] = None,
     max_batch_tokens: Annotated[int | None, typer.Option(help="Token budget of a step.", show_default="512")] = None,
     kv_memory: Annotated[str | None, typer.Option(help="Size of the KV pool.", show_default="1GiB")] = None,

@@ -34,8 +34,8 @@ class TokenTrace:
     base_logprob: the token's logprob under the plain base, in nats.
     shift: KL(base, final) in nats, infinite where guidance rules out what the base allows.
     argmax_changed: whether the best token of the final score is not the base's.
-    outside: whether the token that guidance lifts most, argmax(final - first source), lies outside the 20 best of the
-        base: a sign that base and guide do not fit. None without guidance.
+    outside: whether the best token of the final score lies outside the 20 best of the first source, the base that is
+        guided: a sign that base and guide do not fit. None without guidance.
     candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
     values: what each explicit value said of the token, by source; None where there are none or the token was no
         candidate.

@@ -9,14 +9,12 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from ladle.guidance.diagnostics.compatibility import BEST
 from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Rows
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.sequence import Lane, Sequence
-
-COMPATIBLE = 20
-"""A guide's favourite should be among so many of the base's best (our choice)."""
 
 
 def trace_tokens(
@@ -81,11 +79,10 @@ def _rows(logits: Tensor, rows: Seq[int]) -> Tensor:
 
 
 def _outside(first: Tensor, scores: Tensor) -> list[bool]:
-    """Whether the token that gains most against the first source is none of its best."""
-    gain = (scores - first).masked_fill(scores == -torch.inf, -torch.inf)
-    best = gain.argmax(dim=-1, keepdim=True)
+    """Whether the best token of the combined score is none of the first source's best."""
+    best = scores.argmax(dim=-1, keepdim=True)
     rank = (first > first.gather(1, best)).sum(dim=-1)
-    return [bool(place >= COMPATIBLE) for place in rank.tolist()]
+    return [place >= BEST for place in rank.tolist()]
 
 
 def _mass(first: Tensor, scores: Tensor, found: Seq[CandidateValues | None]) -> list[float]:

@@ -36,7 +36,7 @@ def test_the_parts_add_up_to_the_formula_at_any_preference(
     tmp_path: Path, base: Path, shapes: Any, n: int, seed: int
 ) -> None:
     rng = random.Random(seed)
-    r1, r2 = rng.randint(1, 4), rng.randint(1, 4)
+    r1, r2 = rng.sample(range(1, 5), 2)  # different, so that one cannot stand for the other
     write_pblora(tmp_path / "arm", base, seed, n, r1=r1, r2=r2)
     rewrite_json(tmp_path / "arm" / CONFIG, lora_alpha=(alpha := rng.choice([1, 3, 8, 2.5])))
     arm = load_pblora(tmp_path / "arm", "arm", NAMES[:n], shapes)

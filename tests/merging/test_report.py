@@ -89,14 +89,21 @@ objective = "positive"
     report = report_of(root)
     (line,) = report.values
     assert line.weights == "only-positive" and "weights of only-positive" in report.text()
-    # Columns that would be empty are left out.
-    assert next(header for title, header, _ in report.tables() if title == "values") == [
-        "name", "kind", "trained on", "model", "weights", "against",
-    ]  # fmt: skip
     rows = {row.name: row for row in report.members}
     assert replace(rows["tuned"], name="only-positive", kind="policy") == rows["only-positive"]
     # They are in the bank once.
     assert report.bank_bytes == report_of(write_family(tmp_path / "plain", "llama", seed, n=2)).bank_bytes
+
+
+def test_columns_that_say_nothing_are_left_out(tmp_path: Path, seed: int) -> None:
+    extra = """
+[[models]]
+name = "twin"
+model = "base"
+"""
+    report = report_of(write_family(tmp_path / "family", "llama", seed, n=2, extra=extra))
+    header = next(header for title, header, _ in report.tables() if title == "further models")
+    assert header == ["name", "architecture", "parameters", "size", "vocabulary", "hidden"]
 
 
 def test_families_without_guidance_have_no_such_tables(tmp_path: Path, seed: int) -> None:

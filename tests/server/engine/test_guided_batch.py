@@ -92,11 +92,14 @@ def test_preempted_requests_go_on_where_they_were(arch: str, kind: str, tmp_path
     single = build(world.family, **ROOMY | {"prefix_cache": False})
     expected = {request.request_id: alone(single, request) for request in requests}
     # Enough for any of them, and for the beginnings of many.
-    engine = build(world.family, **ROOMY | {"kv_memory": 64 * block_bytes(world.family)})
-    together = serve(engine, requests, rng)
-    for request in requests:
-        got, wanted = together[request.request_id], expected[request.request_id]
-        # What was preempted is computed anew by other products, so only nearly the same.
-        assert [o.token for o in got] == [o.token for o in wanted], request
-        assert [o.logprob for o in got] == pytest.approx([o.logprob for o in wanted], abs=1e-3)
-    assert engine.stats().preemptions > 0
+    engine = build(world.family, **ROOMY | {"kv_memory": 60 * block_bytes(world.family)})
+    for _ in range(5):  # all at once or one by one; whether it gets that tight takes some luck
+        together = serve(engine, requests, rng if rng.random() < 0.3 else None)
+        for request in requests:
+            got, wanted = together[request.request_id], expected[request.request_id]
+            # What was preempted is computed anew by other products, so only nearly the same.
+            assert [o.token for o in got] == [o.token for o in wanted], request
+            assert [o.logprob for o in got] == pytest.approx([o.logprob for o in wanted], abs=1e-3)
+        if engine.stats().preemptions > 0:
+            return
+    raise AssertionError("nothing was preempted")

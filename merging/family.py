@@ -1,5 +1,6 @@
 """A family in memory: manifest, base, members, all checked against each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ from ladle.merging.errors import FamilyError
 from ladle.merging.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.full_member import FullMember
 from ladle.merging.manifest import MANIFEST_NAME, Manifest, load_manifest
-from ladle.merging.manifest_tables import Router, Value
+from ladle.merging.manifest_tables import Member, Router, Value
 from ladle.merging.members import MemberLoader
 from ladle.merging.pblora import PBLora
 from ladle.merging.value_head import ValueHead
@@ -84,8 +85,8 @@ class Family:
         matrix: B, float64 ``[n, n]``, row j the reward weights of backbone j; None where the manifest has none.
         kinds: kind by name of every loaded entry.
         members_of: name of the member whose weights an entry has, by the entry's name.
-        backbones: names of the backbones in manifest order, which is the order of B's rows.
-        singles: objective -> single-objective policy.
+        backbones: members of the backbones in manifest order, which is the order of B's rows.
+        singles: objective -> member of its single-objective policy.
         values: value models in manifest order.
         heads: scalar head by the name of an explicit value.
         amateur: the entry of ``[[models]]`` that is one, or None.
@@ -166,7 +167,7 @@ class Family:
             member = self.pbloras.get(name) or model.low_rank.get(name) or model.full[name]
             rewards = getattr(entry, "rewards", None)
             if kind == "backbone" and rewards is None and self.matrix is not None:
-                rewards = self.matrix[self.backbones.index(entry.name)].tolist()
+                rewards = self.matrix[self.backbones.index(name)].tolist()
             rows.append(
                 MemberInfo(
                     name=entry.name,
@@ -222,13 +223,29 @@ def load_family(
         matrix=manifest.matrix(),
         kinds=kinds,
         members_of=loader.members_of,
-        backbones=tuple(entry.name for entry in manifest.backbones),
-        singles={entry.objective: entry.name for entry in manifest.policies},
+        backbones=_different(file, "backbones", manifest.backbones, loader),
+        singles=dict(
+            zip(
+                (entry.objective for entry in manifest.policies),
+                _different(file, "policies", manifest.policies, loader),
+                strict=True,
+            )
+        ),
         values=tuple(_value(entry, loader) for entry in manifest.values),
         heads=loader.heads,
         pbloras=loader.pbloras,
         amateur=next((model.name for model in manifest.models if model.amateur), None),
     )
+
+
+def _different(file: Path, kind: str, entries: Sequence[Member], loader: MemberLoader) -> tuple[str, ...]:
+    """The members of entries that are merged with each other, each of which must have its own."""
+    members: dict[str, str] = {}
+    for entry in entries:
+        first = members.setdefault(loader.members_of[entry.name], entry.name)
+        if first != entry.name:
+            raise FamilyError(file, f"{kind}: {first!r} and {entry.name!r} have the same folder, {entry.path}")
+    return tuple(members)
 
 
 def _value(entry: Value, loader: MemberLoader) -> ValueMember:

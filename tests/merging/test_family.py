@@ -15,10 +15,12 @@ from tiny_models import (
     write_tiny_base,
 )
 
+from ladle.guidance.rewarded_soup import RewardedSoup
 from ladle.merging.adapter import WEIGHTS
 from ladle.merging.checkpoint import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.family import find_manifest, load_family
+from ladle.merging.preference import Preference
 
 FULL = "adapters/bone-simple"
 
@@ -167,4 +169,25 @@ def test_guidance_members_are_checked_for_presence_but_not_loaded(root: Path) ->
     assert "math" not in load_family(root).kinds
     manifest.write_text(manifest.read_text() + '[router]\npath = "adapters/router"\n')
     with pytest.raises(FamilyError, match="router"):
+        load_family(root)
+
+
+def test_a_policy_may_be_a_backbone(root: Path) -> None:
+    file = root / "family.toml"
+    file.write_text(file.read_text().replace('path = "adapters/only-positive"', 'path = "adapters/bone-positive"'))
+    family = load_family(root)
+    assert family.singles["positive"] == "bone-positive" and "only-positive" not in family.mergeable
+    coefficients = (
+        RewardedSoup().coefficients(family, Preference.of({"positive": 1, "simple": 3}, family.objectives)).as_dict()
+    )
+    assert coefficients == {"bone-positive": 0.25, "only-simple": 0.75}
+    rows = {row.name: row for row in family.members()}
+    assert rows["only-positive"].kind == "policy" and rows["only-positive"].rank == rows["bone-positive"].rank
+
+
+@pytest.mark.parametrize("kind", ["bone", "only"])
+def test_members_that_are_merged_with_each_other_differ(root: Path, kind: str) -> None:
+    file = root / "family.toml"
+    file.write_text(file.read_text().replace(f'path = "adapters/{kind}-simple"', f'path = "adapters/{kind}-positive"'))
+    with pytest.raises(FamilyError, match=f"'{kind}-positive' and '{kind}-simple' have the same folder"):
         load_family(root)

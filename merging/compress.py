@@ -16,6 +16,7 @@ from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.errors import InputError
 from ladle.merging.full_member import FullMember
 from ladle.merging.new_folder import new_folder, require_free
+from ladle.merging.router_head import copy_router_head
 from ladle.merging.value_head import copy_value_head
 
 REPORT = "compression.json"
@@ -81,8 +82,8 @@ def compress(
         member: a full member that was checked against ``base``.
         base: the base's tensors.
         architecture: the base's architecture.
-        out: a folder that does not exist or is empty; gets a PEFT folder and ``compression.json``, and the scalar
-            head of an explicit value.
+        out: a folder that does not exist or is empty; gets a PEFT folder and ``compression.json``, and the head of
+            an explicit value or a router.
         rank: kept in every linear (or less where a delta has less). Give this or ``energy``.
         energy: in (0, 1]: per linear, the smallest rank that keeps this share of the squared norm.
         base_name: recorded as ``base_model_name_or_path``.
@@ -129,6 +130,7 @@ def compress(
     with new_folder(target) as folder:
         _write(folder, factors, report, base_name)
         copy_value_head(member.path, folder)
+        copy_router_head(member.path, folder)
     return report
 
 

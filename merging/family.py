@@ -16,13 +16,11 @@ from ladle.merging.errors import FamilyError
 from ladle.merging.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.full_member import FullMember
 from ladle.merging.manifest import MANIFEST_NAME, Manifest, load_manifest
-from ladle.merging.manifest_tables import Member, Router, Value
+from ladle.merging.manifest_tables import Member, Value
 from ladle.merging.members import MemberLoader
 from ladle.merging.pblora import PBLora
+from ladle.merging.router_head import RouterMember
 from ladle.merging.value_head import ValueHead
-
-# Kinds whose weights are served today; entries of other kinds are validated in the manifest but not loaded.
-SERVED_KINDS = ("backbone", "policy", "value")
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,9 @@ class Family:
         heads: scalar head by the name of an explicit value.
         amateur: the entry of ``[[models]]`` that is one, or None.
         pbloras: by the name of the value that loaded one.
+        experts: names of the experts in manifest order, which is the order of the router's rows; no two have the same
+            member.
+        router: what chooses among the experts; there is one if and only if there are experts.
     """
 
     manifest: Manifest
@@ -106,6 +107,8 @@ class Family:
     heads: dict[str, ValueHead] = field(default_factory=dict)
     amateur: str | None = None
     pbloras: dict[str, PBLora] = field(default_factory=dict)
+    experts: tuple[str, ...] = ()
+    router: RouterMember | None = None
 
     @property
     def name(self) -> str:
@@ -203,18 +206,17 @@ def load_family(
     for further in manifest.models:
         models[further.name] = open_model(further.name, further.model, root, cache_dir, progress)
         require_same_tokens(models[""], models[further.name])
-    loader = MemberLoader(models, manifest.objectives)
+    loader = MemberLoader(models, manifest.objectives, len(manifest.experts))
     kinds: dict[str, str] = {}
     for kind, entry in manifest.members():
         path = root / entry.path
         if not path.is_dir():
             raise FamilyError(file, f"{kind} {entry.name!r}: no such folder {path}")
-        if kind not in SERVED_KINDS or isinstance(entry, Router):
-            continue
         if progress:
             progress(f"reading {kind} {entry.name}")
         loader.load(entry, path)
         kinds[entry.name] = kind
+    _different(file, "experts", manifest.experts, loader)  # no router could tell two equal ones apart
     return Family(
         manifest=manifest,
         root=root,
@@ -235,6 +237,8 @@ def load_family(
         heads=loader.heads,
         pbloras=loader.pbloras,
         amateur=next((model.name for model in manifest.models if model.amateur), None),
+        experts=tuple(entry.name for entry in manifest.experts),
+        router=loader.router,
     )
 
 

@@ -48,7 +48,7 @@ class Manifest(BaseModel):
     router: Router | None = None
     presets: dict[str, Preset] = {}
 
-    def members(self) -> Iterator[tuple[str, Member | Router]]:
+    def members(self) -> Iterator[tuple[str, Member]]:
         """(kind, entry) of every member in manifest order: backbone, policy, value, expert, router."""
         for kind, entries in (
             ("backbone", self.backbones),
@@ -128,6 +128,10 @@ def _check(manifest: Manifest) -> None:
     _names("members", [entry.name for _, entry in manifest.members()] + [entry.name for entry in manifest.models])
     _objectives("policies", [(entry.objective, "") for entry in manifest.policies], objectives)
     _check_values(manifest)
+    if manifest.experts and manifest.router is None:
+        raise ValueError("router: missing; [[experts]] need a [router] that chooses among them")
+    if manifest.router is not None and not manifest.experts:
+        raise ValueError("experts: missing; [router] needs [[experts]] to choose among")
     if manifest.soup is not None:
         for name in manifest.soup.extrapolation:
             if name not in objectives:

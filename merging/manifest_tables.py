@@ -88,13 +88,13 @@ class Value(Member):
 
 
 class Expert(Member):
-    """``[[experts]]``."""
+    """``[[experts]]``: a language model that is good at something; a router chooses among them at every token."""
 
 
-class Router(Table):
-    """``[router]``: an LM adapter and a linear head with one row an expert."""
+class Router(Member):
+    """``[router]``: a language model and, beside its weights, a linear head with one row an expert, in the order of
+    ``[[experts]]``."""
 
-    path: str = Field(min_length=1)
     name: str = "router"
 
 

@@ -7,8 +7,9 @@ from ladle.merging.adapter import CONFIG, is_peft_folder, load_peft
 from ladle.merging.errors import FamilyError
 from ladle.merging.family_model import FamilyModel
 from ladle.merging.full_member import load_full
-from ladle.merging.manifest_tables import Member, Value
+from ladle.merging.manifest_tables import Member, Router, Value
 from ladle.merging.pblora import PBLora, is_pblora_folder, load_pblora
+from ladle.merging.router_head import RouterMember, load_router_head
 from ladle.merging.value_head import ValueHead, load_value_head
 from ladle.merging.vocabulary import require_same_vocabulary
 
@@ -20,13 +21,16 @@ class MemberLoader:
         members_of: name of the member whose weights an entry has, by the entry's name.
         heads: scalar head by the name of an explicit value.
         pbloras: by the name of the value that loaded one.
+        router: with its head, None before it was loaded.
     """
 
-    def __init__(self, models: Mapping[str, FamilyModel], objectives: Sequence[str]) -> None:
+    def __init__(self, models: Mapping[str, FamilyModel], objectives: Sequence[str], experts: int = 0) -> None:
         self.members_of: dict[str, str] = {}
         self.heads: dict[str, ValueHead] = {}
         self.pbloras: dict[str, PBLora] = {}
+        self.router: RouterMember | None = None
         self._models = models
+        self._experts = experts
         self._objectives = tuple(objectives)
         self._loaded: dict[tuple[str, Path], str] = {}
 
@@ -59,6 +63,9 @@ class MemberLoader:
             load_full(path, entry.name, model.base, model.architecture, check_values=False)
         if explicit:
             self.heads[entry.name] = load_value_head(path, model.architecture.hidden)
+        if isinstance(entry, Router):
+            head = load_router_head(path, self._experts, model.architecture.hidden)
+            self.router = RouterMember(entry.name, first, head)
 
     def conditioned(self, value: Value) -> tuple[tuple[str, str], ...]:
         """(objective, member) of a loaded value that takes the whole preference; empty for any other."""

@@ -6,7 +6,15 @@ from typing import Any
 
 from ladle.merging.coefficients import Coefficients, check_matrix
 from ladle.merging.family import Family, MemberInfo
-from ladle.merging.report_lines import ModelInfo, ValueInfo, model_info, model_type, value_info
+from ladle.merging.report_lines import (
+    ModelInfo,
+    RouterInfo,
+    ValueInfo,
+    model_info,
+    model_type,
+    router_info,
+    value_info,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Report:
         base: model, folder, revision, architecture, dtypes, parameters, bytes, number of linear modules, tied weights.
         models: those beside the base.
         values: in manifest order.
+        router: with its experts; None without.
         matrix: B by rows, in the order of ``backbones``; None without one.
         condition: of B.
         bank_bytes: what all low-rank members take as float32.
@@ -42,6 +51,7 @@ class Report:
     members: tuple[MemberInfo, ...]
     models: tuple[ModelInfo, ...]
     values: tuple[ValueInfo, ...]
+    router: RouterInfo | None
     matrix: tuple[tuple[float, ...], ...] | None
     condition: float | None
     extrapolation: dict[str, float]
@@ -102,7 +112,7 @@ class Report:
         ]
         header = ["name", "kind", "storage", "rank", "parameters", "size", "objective or rewards"]
         tables.append(("members", header, rows))
-        tables += self._models_and_values()
+        tables += self._what_guides()
         if self.matrix is not None:
             lines = [
                 [name, *(f"{value:.4g}" for value in row)]
@@ -126,7 +136,7 @@ class Report:
             tables.append(("coefficients", ["method", "preference", "members", "base share", "l1"], corners))
         return tables
 
-    def _models_and_values(self) -> list[tuple[str, list[str], list[list[str]]]]:
+    def _what_guides(self) -> list[tuple[str, list[str], list[list[str]]]]:
         tables = []
         if self.models:
             header = ["name", "architecture", "parameters", "size", "vocabulary", "hidden", "members", "amateur"]
@@ -148,6 +158,20 @@ class Report:
             header = ["name", "kind", "trained on", "details"]
             rows = [[value.name, value.kind, value.trained_on, value.details] for value in self.values]
             tables.append(("values", *_filled(header, rows)))
+        if self.router is not None:
+            rows = [
+                [
+                    expert.name,
+                    f"{expert.norm:.3g}",
+                    f"{expert.bias:+.3g}" if expert.bias else "",
+                    expert.weights if expert.weights != expert.name else "",
+                ]
+                for expert in self.router.experts
+            ]
+            if self.router.defer is not None:
+                rows.append(["(deferral)", f"{self.router.defer['norm']:.3g}", f"{self.router.defer['bias']:+.3g}", ""])
+            header = ["expert", "norm of its row", "bias", "weights of"]
+            tables.append((f"router {self.router.name}", *_filled(header, rows)))
         return tables
 
     def text(self) -> str:
@@ -193,6 +217,7 @@ def build_report(
         members=tuple(family.members()),
         models=tuple(model_info(family, model) for name, model in family.models.items() if name),
         values=tuple(value_info(family, value) for value in family.values),
+        router=router_info(family),
         matrix=tuple(map(tuple, family.matrix.tolist())) if family.matrix is not None else None,
         condition=condition,
         extrapolation=family.extrapolation,

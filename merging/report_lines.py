@@ -1,4 +1,4 @@
-"""Lines of ``ladle check``'s report about what guides: further models and values."""
+"""Lines of ``ladle check``'s report about what guides: further models, values, the router."""
 
 from dataclasses import dataclass
 
@@ -68,6 +68,52 @@ class ValueInfo:
         if self.anti is not None:
             parts.append(f"anti-expert {self.anti}")
         return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class ExpertInfo:
+    """An expert and its row of the router's head.
+
+    Attributes:
+        weights: the member whose weights it has; another's where both name one folder.
+        norm, bias: of its row.
+    """
+
+    name: str
+    weights: str
+    norm: float
+    bias: float
+
+
+@dataclass(frozen=True)
+class RouterInfo:
+    """The router.
+
+    Attributes:
+        weights: the member whose weights it has.
+        experts: in the order of its rows.
+        defer: ``norm`` and ``bias`` of the deferral logit, None for a router without.
+    """
+
+    name: str
+    weights: str
+    experts: tuple[ExpertInfo, ...]
+    defer: dict[str, float] | None
+
+
+def router_info(family: Family) -> RouterInfo | None:
+    """The line of the router, None for a family without."""
+    router = family.router
+    if router is None:
+        return None
+    head = router.head
+    rows = zip(family.experts, head.weight.norm(dim=-1).tolist(), head.bias.tolist(), strict=True)
+    return RouterInfo(
+        name=router.name,
+        weights=router.member,
+        experts=tuple(ExpertInfo(name, family.members_of[name], norm, bias) for name, norm, bias in rows),
+        defer=None if head.defer is None else {"norm": float(head.defer.norm()), "bias": head.defer_bias},
+    )
 
 
 def model_info(family: Family, model: FamilyModel) -> ModelInfo:

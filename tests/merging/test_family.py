@@ -163,15 +163,6 @@ def test_a_quantised_or_unknown_base_is_refused(root: Path) -> None:
         load_family(root)
 
 
-def test_guidance_members_are_checked_for_presence_but_not_loaded(root: Path) -> None:
-    manifest = root / "family.toml"
-    manifest.write_text(manifest.read_text() + '[[experts]]\nname = "math"\npath = "adapters/only-simple"\n')
-    assert "math" not in load_family(root).kinds
-    manifest.write_text(manifest.read_text() + '[router]\npath = "adapters/router"\n')
-    with pytest.raises(FamilyError, match="router"):
-        load_family(root)
-
-
 def test_a_policy_may_be_a_backbone(root: Path) -> None:
     file = root / "family.toml"
     file.write_text(file.read_text().replace('path = "adapters/only-positive"', 'path = "adapters/bone-positive"'))

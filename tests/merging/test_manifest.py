@@ -118,6 +118,11 @@ rewards = [0.4, 0.6]
         ("[presets.cheerful]", "[presets.demo]", "presets.demo"),
         ('objectives = ["positive", "simple", "concise"]', 'objectives = ["positive", "positive"]', "objectives"),
         ("[router]", "[router", "TOML"),
+        ('[router]\npath = "adapters/router"', "", "router: missing"),
+        ('[[experts]]\nname = "math"\npath = "adapters/expert-math"', "", "experts: missing"),
+        ('path = "adapters/router"', "", "router.path"),
+        ('path = "adapters/router"', 'path = "adapters/router"\nname = "math"', "'math' occurs 2 times"),
+        ('path = "adapters/router"', 'path = "adapters/router"\nheads = 2', "router.heads"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, key: str) -> None:

@@ -49,6 +49,8 @@ path = "d"
 [[experts]]
 name = "math"
 path = "e"
+[router]
+path = "f"
 """
 MIXED = 'path = "b"\nrewards = [0.25, 0.75]\nbase = "small"\nreference = false'
 JUDGE = 'path = "c"\nobjective = "simple"'

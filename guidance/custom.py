@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ladle.guidance.method import Availability
-from ladle.guidance.plan import MAX_STRENGTH, Plan, PromptView, Source, Steering
+from ladle.guidance.plan import Plan, PromptView, Source, Steering
 from ladle.guidance.sources import arrange, summing_to_one
+from ladle.guidance.steering_checks import MAX_STRENGTH
 from ladle.merging.coefficients import explicit
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family

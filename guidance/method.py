@@ -22,7 +22,8 @@ class Method(Protocol):
     options: frozenset[str]
     """Steering fields it understands besides method, preference and trace."""
     takes_preference: bool
-    """Whether a preference is what it wants: it needs one, and nothing else. Otherwise it ignores one, and says so."""
+    """Whether a preference is what it wants: it needs one, and nothing else. Otherwise it does without: it ignores one,
+    and says so, or merges what is routed by it."""
 
     needs: frozenset[str]
     """Options without which it cannot be resolved, whatever the preference."""

@@ -1,20 +1,13 @@
 """What a request asks for (Steering) and what the engine is to do about it (Plan). Pure data, no tensors."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ladle.guidance.steering_checks import CHECKS, is_number, strengths
 from ladle.merging.coefficients import Coefficients
 from ladle.merging.errors import InputError
 from ladle.merging.preference import Preference
-
-NORMALIZE = ("none", "sum")
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
-MAX_STRENGTH = 100.0
-MAX_BLOCK_LENGTH = 512
-MAX_CANDIDATES = 1024  # every candidate is one more position to compute a token
-MAX_ALPHA = 100.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +30,9 @@ class Source:
 
     Attributes:
         name: how responses and traces call it.
-        role: ``base``, ``merged``, ``guide``, ``reference``, ``policy``, ``value``, ...
-        weight: its weight in the combined score; 0 for a source that is only reported.
+        role: ``base``, ``merged``, ``guide``, ``reference``, ``policy``, ``value``, ``router``, ``expert``, ...
+        weight: its weight in the combined score, for an expert where it is chosen; 0 for a source that is only reported
+            or only routes.
         coefficients: (member, coefficient) of its weights; empty is the plain model.
         model: the model of the family whose weights the coefficients change: a name of ``[[models]]``, or "" for the
             base.
@@ -111,6 +105,37 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """One of several experts speaks at every token, chosen by a head w = W h + b on the router's last hidden state h:
+    S = complement * lp_router + weight * lp_expert, lp = log_softmax (FusionRoute, arXiv 2601.05106).
+
+    Where the plan's ``normalize`` is ``sum``, S is divided by complement + weight. The sources' own weights say the
+    same, divided already.
+
+    Attributes:
+        source: index of the router in the plan's sources; its head is asked even if its complement is 0.
+        head: the name of the family's router, whose head scores the experts.
+        experts: indices of the experts in the plan's sources, in the order of the head's rows.
+        complement: of the router's log-probabilities; 0 is routing alone.
+        weight: of the expert's log-probabilities, > 0.
+        top: 1: the expert with the greatest w, the first of equal ones. m > 1: in place of lp_expert
+            log sum_i a_i p_i over the m experts with the greatest w, a = softmax of their w (our own option).
+        stay: an expert that was switched to is kept for at least this many tokens (our own option); 1 with ``top`` > 1.
+        threshold: deferral (Co-LLM, arXiv 2403.03870): where sigmoid(d) of the head's deferral logit d is above it, S
+            is as above; elsewhere S is the router's logits as they are. None: every token is routed.
+    """
+
+    source: int
+    head: str
+    experts: tuple[int, ...]
+    complement: float = 1.0
+    weight: float = 1.0
+    top: int = 1
+    stay: int = 1
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
 class Steering:
     """The ``steering`` object of a request, its types checked; what the values mean is for the registry to judge.
 
@@ -121,6 +146,8 @@ class Steering:
             explicit values guide together it may be an object with a number for each.
         value, combine, candidates, block_length, terms, negative_prompt, divergence, alpha: options of guidance
             methods; a method that has no use for one refuses it.
+        complement, expert_weight, top_experts, min_stay, threshold: options of methods that route (see ``Routing``:
+            complement, weight, top, stay, threshold); likewise.
         coefficients: member weights that replace those computed from the preference.
         normalize: ``none``, or ``sum`` to divide the weights by their sum: the coefficients of a method that merges,
             the sources' weights of a method that guides.
@@ -141,6 +168,11 @@ class Steering:
     negative_prompt: str | None = None
     divergence: str | None = None
     alpha: float | None = None
+    complement: float | None = None
+    expert_weight: float | None = None
+    top_experts: int | None = None
+    min_stay: int | None = None
+    threshold: float | None = None
 
     @classmethod
     def parse(cls, raw: "Mapping[str, Any] | None") -> "Steering":
@@ -159,13 +191,13 @@ class Steering:
                 raise InputError(f"steering.{key}", raw[key], f"the keys {', '.join(known)}")
         given = {key: value for key, value in raw.items() if value is not None}
         for key, value in given.items():
-            valid, allowed = _CHECKS[key]
+            valid, allowed = CHECKS[key]
             if not valid(value):
                 raise InputError(f"steering.{key}", value, allowed)
         if isinstance(given.get("strength"), Mapping):
-            given["strength"] = _strengths(given["strength"])
-        for key in ("strength", "alpha"):
-            if _is_number(given.get(key)):
+            given["strength"] = strengths(given["strength"])
+        for key in ("strength", "alpha", "complement", "expert_weight", "threshold"):
+            if is_number(given.get(key)):
                 given[key] = float(given[key])
         return cls(**given)
 
@@ -197,6 +229,8 @@ class Plan:
         scorer: values of candidates, added to the combined score.
         blocks: values of whole blocks. There are sources with a head if and only if it or ``scorer`` is set, and never
             both are.
+        routing: which of the sources speaks is decided at every token; it goes before ``rule``, and mask, scorer and
+            blocks are None beside it.
     """
 
     method: str
@@ -211,60 +245,9 @@ class Plan:
     mask: Mask | None = None
     scorer: Scorer | None = None
     blocks: Blocks | None = None
+    routing: Routing | None = None
 
     @property
     def views(self) -> tuple[PromptView, ...]:
         """The views of the prompt that its sources have, each once."""
         return tuple(dict.fromkeys(source.view for source in self.sources if source.view is not None))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_strength(value: Any) -> bool:
-    return _is_number(value) and abs(value) <= MAX_STRENGTH and math.isfinite(value)
-
-
-def _strengths(raw: Mapping[str, Any]) -> dict[str, float]:
-    """The strengths of both kinds of value, as float. Raises InputError."""
-    for key, value in raw.items():
-        if key not in ("implicit", "explicit"):
-            raise InputError(f"steering.strength.{key}", value, "implicit, explicit")
-        if not _is_strength(value):
-            raise InputError(f"steering.strength.{key}", value, _STRENGTH)
-    if not raw:
-        raise InputError("steering.strength", dict(raw), "a number, or an object with implicit, explicit or both")
-    return {key: float(value) for key, value in raw.items()}
-
-
-_STRENGTH = f"a finite number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
-
-
-# "preference" and "coefficients" pass as any mapping here: their entries are judged against the family.
-_CHECKS = {
-    "method": (lambda value: isinstance(value, str), "the name of a method"),
-    "preference": (lambda value: isinstance(value, Mapping), "an object of weights by objective"),
-    # An object's entries are judged by _strengths.
-    "strength": (lambda value: isinstance(value, Mapping) or _is_strength(value), _STRENGTH),
-    "value": (lambda value: value in ("implicit", "explicit", "both"), "implicit, explicit, both"),
-    "combine": (lambda value: value in ("merged", "ensemble"), "merged, ensemble"),
-    "candidates": (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CANDIDATES,
-        f"a whole number from 1 to {MAX_CANDIDATES}",
-    ),
-    "block_length": (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_BLOCK_LENGTH,
-        f"a whole number from 1 to {MAX_BLOCK_LENGTH}",
-    ),
-    "coefficients": (lambda value: isinstance(value, Mapping), "an object of numbers by member"),
-    "terms": (lambda value: isinstance(value, (list, tuple)), "a list"),
-    "normalize": (lambda value: value in NORMALIZE, ", ".join(NORMALIZE)),
-    "trace": (lambda value: isinstance(value, bool), "true or false"),
-    "negative_prompt": (lambda value: isinstance(value, str), "a text"),
-    "divergence": (lambda value: value in DIVERGENCES, ", ".join(DIVERGENCES)),
-    "alpha": (
-        lambda value: _is_number(value) and 0 < value <= MAX_ALPHA,
-        f"a number above 0 and at most {MAX_ALPHA:g}",
-    ),
-}

@@ -7,10 +7,12 @@ from ladle.guidance.base_method import BaseMethod
 from ladle.guidance.bone_soup import BoneSoup
 from ladle.guidance.cd import ControlledDecoding
 from ladle.guidance.cfg import Cfg
+from ladle.guidance.co_llm import CoLlm
 from ladle.guidance.contrastive import Contrastive
 from ladle.guidance.custom import Custom
 from ladle.guidance.dexperts import DExperts
 from ladle.guidance.fudge import Fudge
+from ladle.guidance.fusion_route import FusionRoute
 from ladle.guidance.genarm import GenArm
 from ladle.guidance.mage import Mage
 from ladle.guidance.method import Method
@@ -42,6 +44,8 @@ _ALL: tuple[Method, ...] = (
     Fudge(),
     ControlledDecoding(),
     Vas(),
+    FusionRoute(),
+    CoLlm(),
     Custom(),
 )
 # In the order in which a family without default_method prefers them: the base is always there, so that guidance, which

@@ -114,3 +114,8 @@ class Preset(Table):
     negative_prompt: str | None = None
     divergence: str | None = None
     alpha: Finite | None = None
+    complement: Finite | None = None
+    expert_weight: Finite | None = None
+    top_experts: int | None = None
+    min_stay: int | None = None
+    threshold: Finite | None = None

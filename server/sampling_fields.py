@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from ladle.guidance.plan import DIVERGENCES, MAX_BLOCK_LENGTH, MAX_CANDIDATES, Steering
+from ladle.guidance.plan import Steering
+from ladle.guidance.steering_checks import DIVERGENCES, MAX_BLOCK_LENGTH, MAX_CANDIDATES, MAX_STAY, MAX_STRENGTH
 from ladle.merging.errors import InputError
 from ladle.server.engine.sampling import SamplingParams
 
@@ -77,6 +78,11 @@ _STEERING_SCHEMA = {
         "negative_prompt": {"type": "string"},
         "divergence": {"enum": list(DIVERGENCES)},
         "alpha": {"type": "number", "exclusiveMinimum": 0},
+        "complement": {"type": "number", "minimum": 0, "maximum": MAX_STRENGTH},
+        "expert_weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_STRENGTH},
+        "top_experts": {"type": "integer", "minimum": 1},
+        "min_stay": {"type": "integer", "minimum": 1, "maximum": MAX_STAY},
+        "threshold": {"type": "number", "minimum": 0, "maximum": 1},
         "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
         "terms": {"type": "array", "items": {"type": "object"}},
         "normalize": {"enum": ["none", "sum"]},

@@ -14,6 +14,7 @@ from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 
 GUIDED = [name for name in METHODS if name not in ("bone_soup", "rewarded_soup", "base")]
+ROUTED = ("fusion_route", "co_llm")
 PREFERRED = [name for name in GUIDED if METHODS[name].takes_preference]
 SCORED = ("args", "fudge", "cd", "vas")
 MIX = {"positive": 0.5, "simple": 0.25, "concise": 0.25}
@@ -43,7 +44,7 @@ def test_everything_is_available_with_everything(guided: Family) -> None:
         assert plan.method == name and not plan.sources[0].head
 
 
-@pytest.mark.parametrize("method", [name for name in GUIDED if name not in ("mage", "cfg", "custom")])
+@pytest.mark.parametrize("method", [name for name in GUIDED if name not in ("mage", "cfg", "custom", *ROUTED)])
 @pytest.mark.parametrize("stated", [None, {"bone-positive": 1.5, "bone-simple": -0.5}])
 def test_strength_0_is_the_base_alone(guided: Family, method: str, stated: dict[str, float] | None) -> None:
     if stated and "coefficients" not in METHODS[method].options:
@@ -127,7 +128,7 @@ def test_a_preference_is_needed(guided: Family, method: str) -> None:
     assert method in refused(guided, "steering.preference", method=method)
 
 
-@pytest.mark.parametrize("method", [name for name in GUIDED if name not in PREFERRED])
+@pytest.mark.parametrize("method", [name for name in GUIDED if name not in (*PREFERRED, *ROUTED)])
 def test_a_preference_without_use_is_said(guided: Family, method: str) -> None:
     plan = plan_of(guided, method, preference=MIX)
     assert plan.preference is not None and f"method {method} ignores the preference" in plan.warnings
@@ -145,6 +146,11 @@ OPTIONS: dict[str, Any] = {
     "negative_prompt": "x",
     "divergence": "forward_kl",
     "alpha": 2.0,
+    "complement": 0.5,
+    "expert_weight": 2.0,
+    "top_experts": 2,
+    "min_stay": 4,
+    "threshold": 0.25,
 }
 
 # Where the option asks for what the method does anyway.
@@ -273,6 +279,7 @@ def test_normalize_scales_the_values_along(guided: Family) -> None:
         ({"values": ()}, "proxy_tuning", "no implicit values with a reference"),
         ({"values": ()}, "dexperts", "no implicit values"),
         ({"amateur": None}, "contrastive", "no amateur"),
+        *(({"experts": (), "router": None}, name, "no experts with a router") for name in ROUTED),
         *(({"values": singles("x", "explicit")[1:]}, name, "no explicit value for objective 'pos") for name in SCORED),
     ],
 )

@@ -29,11 +29,17 @@ def test_every_key_is_taken() -> None:
         "negative_prompt": "",
         "divergence": "alpha",
         "alpha": 1,
+        "complement": 0,
+        "expert_weight": 2,
+        "top_experts": 3,
+        "min_stay": 8,
+        "threshold": 1,
     }
     assert raw.keys() == {entry.name for entry in fields(Steering)}
     steering = Steering.parse(raw)
     assert {key: getattr(steering, key) for key in raw} == raw
-    assert isinstance(steering.strength, float) and isinstance(steering.alpha, float)
+    numbers = [getattr(steering, key) for key in ("strength", "alpha", "complement", "expert_weight", "threshold")]
+    assert all(isinstance(number, float) for number in numbers)
 
 
 def test_two_strengths() -> None:
@@ -90,6 +96,30 @@ def test_bad_strengths_are_named(strengths: dict[str, Any], field: str) -> None:
         ("alpha", math.nan),
         ("alpha", 1e9),
         ("alpha", True),
+        ("complement", -0.1),
+        ("complement", 101),
+        ("complement", math.nan),
+        ("complement", math.inf),
+        ("complement", "1"),
+        ("complement", True),
+        ("expert_weight", 0),
+        ("expert_weight", -1.0),
+        ("expert_weight", 101),
+        ("expert_weight", math.nan),
+        ("expert_weight", False),
+        ("top_experts", 0),
+        ("top_experts", 2.0),
+        ("top_experts", True),
+        ("top_experts", "all"),
+        ("min_stay", 0),
+        ("min_stay", 65537),
+        ("min_stay", 1.0),
+        ("min_stay", True),
+        ("threshold", -0.01),
+        ("threshold", 1.01),
+        ("threshold", math.nan),
+        ("threshold", False),
+        ("threshold", [0.5]),
         ("coefficients", "all"),
         ("terms", "x"),
         ("normalize", "max"),

@@ -11,6 +11,7 @@ from ladle.kernels.reference import (
     sample,
     token_logprobs,
 )
+from ladle.kernels.routing import combine_routed, mix_experts, route_tokens
 
 __all__ = [
     "PackedLinear",
@@ -18,8 +19,11 @@ __all__ = [
     "apply_penalties",
     "combine_divergence",
     "combine_logits",
+    "combine_routed",
     "cpu_has_bfloat16",
     "guidance_shift",
+    "mix_experts",
+    "route_tokens",
     "rule_out_implausible",
     "sample",
     "token_logprobs",

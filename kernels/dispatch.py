@@ -1,5 +1,8 @@
 """The only door to the kernels: what other rooms import, whatever runs underneath."""
 
+import functools
+
+from ladle.kernels.layer import Floats, Layer, LayerRows, Product
 from ladle.kernels.packed_linear import PackedLinear, cpu_has_bfloat16
 from ladle.kernels.reference import (
     add_candidate_values,
@@ -14,9 +17,13 @@ from ladle.kernels.reference import (
 from ladle.kernels.routing import combine_routed, mix_experts, route_tokens
 
 __all__ = [
+    "Layer",
+    "LayerRows",
     "PackedLinear",
+    "Product",
     "add_candidate_values",
     "apply_penalties",
+    "can_compile_layers",
     "combine_divergence",
     "combine_logits",
     "combine_routed",
@@ -25,6 +32,32 @@ __all__ = [
     "mix_experts",
     "route_tokens",
     "rule_out_implausible",
+    "run_layer",
     "sample",
     "token_logprobs",
 ]
+
+
+@functools.cache
+def can_compile_layers() -> bool:
+    """Whether ``run_layer`` is there: its compiler is not on every platform."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def run_layer(
+    x: Floats,
+    layer: Layer,
+    scales: tuple[Floats, Floats, Floats, Floats],
+    rows: LayerRows,
+    kv: Floats,
+    block: int,
+    threads: int,
+) -> None:
+    """See ``ladle.kernels.cpu_layer.run_layer``; compiled on first use, which takes some seconds."""
+    from ladle.kernels import cpu_layer
+
+    cpu_layer.run_layer(x, layer, scales, rows, kv, block, threads)

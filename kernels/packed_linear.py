@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 MIN_ROWS = 2
@@ -78,6 +80,17 @@ class PackedLinear:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         else:
             self._plain = weight.contiguous().clone()
+
+    @property
+    def half(self) -> bool:
+        """Whether it is held in float16."""
+        return self._half is not None
+
+    def half_weight(self) -> NDArray[np.float16]:
+        """The weight [out, in] of one that is held in float16, copied."""
+        assert self._half is not None
+        weight, _ = torch.ops.quantized.linear_unpack_fp16(self._half)
+        return weight.half().numpy()
 
     @property
     def nbytes(self) -> int:

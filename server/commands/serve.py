@@ -40,6 +40,14 @@ def command(
         bool | None,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Reuse the state of equal prefixes.", show_default="on"),
     ] = None,
+    compiled_layers: Annotated[
+        bool | None,
+        typer.Option(
+            "--compiled-layers/--no-compiled-layers",
+            help="On a CPU, compile the layers of a small bfloat16 model.",
+            show_default="on",
+        ),
+    ] = None,
     default_max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer where a request sets no limit.", show_default="2048")
     ] = None,
@@ -88,6 +96,7 @@ def command(
         "max_context": max_context,
         "max_queue": max_queue,
         "prefix_cache": prefix_cache,
+        "compiled_layers": compiled_layers,
         "default_max_tokens": default_max_tokens,
         "allow_trace": allow_trace,
         "api_key_file": api_key_file,

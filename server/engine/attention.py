@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -69,13 +71,26 @@ class AttentionGroup:
         return known
 
 
+@dataclass(frozen=True)
+class TokenPlaces:
+    """Where each token of a row is: ``tables`` [tokens] its row of the block table ``blocks`` [lanes, blocks],
+    ``positions`` [tokens] its place in its sequence; int64. It sees what its blocks hold before that place, and itself.
+    """
+
+    blocks: NDArray[np.int64]
+    tables: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
 @dataclass
 class PagedContext:
-    """What the layers of one forward need: the pool, where the new keys go ([tokens] int64), and the groups."""
+    """What the layers of one forward need: the pool, where the new keys go ([tokens] int64), the groups, and the same
+    token by token."""
 
     cache: KVCache
     slots: Tensor
     groups: list[AttentionGroup]
+    places: TokenPlaces | None = None
     rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
     """What fused layers made of this forward's position embeddings, and of which."""
 

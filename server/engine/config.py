@@ -27,6 +27,8 @@ class EngineConfig:
     max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
     max_queue: requests waiting before new ones are refused.
     prefix_cache: reuse KV state of equal prefixes under equal weights.
+    compiled_layers: on a CPU, take small steps through compiled layers where the model allows it (bfloat16 weights,
+        Llama's shape, at most 1 GiB); costs a copy of the weights.
     """
 
     device: str = "auto"
@@ -39,6 +41,7 @@ class EngineConfig:
     max_context: int | None = None
     max_queue: int = 256
     prefix_cache: bool = True
+    compiled_layers: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_sequences", "max_batch_tokens", "kv_memory", "weights_memory", "max_queue"):

@@ -37,6 +37,7 @@ class FusedDecoderLayer(nn.Module):
         self.out = attn.o_proj.group
         self.gate_up = mlp.gate_proj.group
         self.down = mlp.down_proj.group
+        self.groups = (self.qkv, self.out, self.gate_up, self.down)
         self.act = mlp.act_fn
         self.inner = mlp.gate_proj.out_features
         self.heads = attn.q_proj.out_features // attention.shape.head_dim
@@ -54,7 +55,7 @@ class FusedDecoderLayer(nn.Module):
         tokens, dim = x.shape[0], self.attention.shape.head_dim
         qkv = self.qkv.forward(self.norms[0](x))
         split = self.rotated * dim
-        turned = _rotate(qkv[:, :split].view(tokens, self.rotated, dim), *_rotary(position_embeddings, paged))
+        turned = _rotate(qkv[:, :split].view(tokens, self.rotated, dim), *rotary(position_embeddings, paged))
         query, key = turned[:, : self.heads], turned[:, self.heads :]
         value = qkv[:, split:].view(tokens, -1, dim)
         if paged is None:
@@ -67,7 +68,7 @@ class FusedDecoderLayer(nn.Module):
         return x[None]
 
 
-def _rotary(embeddings: tuple[Tensor, Tensor], paged: PagedContext | None) -> tuple[Tensor, Tensor]:
+def rotary(embeddings: tuple[Tensor, Tensor], paged: PagedContext | None) -> tuple[Tensor, Tensor]:
     """Cosines, and sines with their first half negated, [tokens, 1, d]; made once a forward."""
     if paged is not None and paged.rotary is not None and paged.rotary[0] is embeddings[0]:
         return paged.rotary[1]

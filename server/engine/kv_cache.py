@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK_SIZE = 16
@@ -34,6 +37,11 @@ class KVCache:
             torch.zeros(blocks * BLOCK_SIZE, 2, shape.heads, shape.head_dim, dtype=dtype, device=device)
             for shape in shapes
         ]
+
+    @functools.cached_property
+    def arrays(self) -> list[NDArray[np.float32]]:
+        """The layers' pools as arrays that share their memory; for a float32 pool on a CPU."""
+        return [layer.numpy() for layer in self.layers]
 
     @staticmethod
     def bytes_per_block(shapes: list[KVShape], dtype: torch.dtype) -> int:

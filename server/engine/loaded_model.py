@@ -16,6 +16,7 @@ from ladle.merging import gated
 from ladle.merging.bank import Bank
 from ladle.merging.errors import FamilyError
 from ladle.server.engine.attention import IMPLEMENTATION, AttentionProbe, LayerAttention, PagedContext
+from ladle.server.engine.decoder_stack import compile_layers
 from ladle.server.engine.fused_layer import fuse_layers
 from ladle.server.engine.kv_cache import KVShape
 from ladle.server.engine.norms import fuse_norms
@@ -67,8 +68,11 @@ def load_model(
     weights_dtype: torch.dtype,
     activation_dtype: torch.dtype,
     state: Mapping[str, Tensor] | None = None,
+    compiled: bool = False,
 ) -> LoadedModel:
     """Load the base in ``folder`` (or the weights ``state``, which stand in its place) and gate it with ``bank``.
+
+    ``compiled``: take small steps through compiled layers where that can be.
 
     Raises:
         FamilyError: the architecture cannot run on the KV pool.
@@ -97,9 +101,10 @@ def load_model(
         parameter.data = parameter.data.to(activation_dtype)
     fuse_norms(model)
     fuse_layers(model, attentions, activation_dtype)
+    copies = compile_layers(model) if compiled else 0
     plain = sum(parameter.nbytes for parameter in model.parameters())
     kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
-    return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model))
+    return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model))
 
 
 @torch.inference_mode()

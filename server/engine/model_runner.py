@@ -91,7 +91,7 @@ class ModelRunner:
 
     def _context(self, lane: Lane, layout: StepLayout) -> PagedContext:
         self.rows += layout.slots.shape[0]
-        return PagedContext(self._cache(lane), layout.slots, layout.groups)
+        return PagedContext(self._cache(lane), layout.slots, layout.groups, layout.places)
 
     def _cache(self, lane: Lane) -> KVCache:
         return self.models.caches[lane.source.model]

@@ -46,13 +46,13 @@ class ServedModels:
             bank = Bank(list(model.low_rank.values()), self.members)
             revision = self._revision(name)
             plain[WeightsKey.of(revision, {})] = load_model(
-                model.base_path, bank, device, weights_dtype, activation_dtype
+                model.base_path, bank, device, weights_dtype, activation_dtype, compiled=config.compiled_layers
             )
             merge = Merge.of(model)
 
             def build(key: WeightsKey, merge=merge, bank=bank, folder=model.base_path) -> LoadedModel:  # type: ignore[no-untyped-def]
                 state = dict(merge.tensors(key.coefficients(), weights_dtype))
-                return load_model(folder, bank, device, weights_dtype, activation_dtype, state)
+                return load_model(folder, bank, device, weights_dtype, activation_dtype, state, config.compiled_layers)
 
             builders[revision] = build
         self.base = plain[WeightsKey.of(self._revision(""), {})]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ladle.server.engine.attention import AttentionGroup, bucket_blocks
+from ladle.server.engine.attention import AttentionGroup, TokenPlaces, bucket_blocks
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.scheduler import Chunk
@@ -31,7 +31,7 @@ class StepLayout:
 
     ``ids``, ``positions`` [1, tokens] int64; ``slots`` [tokens] int64; ``coefficients`` [tokens, members] or None when
     every token runs on plain weights; ``logit_rows`` [n] int64 tokens whose logits are wanted (None: all);
-    ``logit_lanes``: the lane each of them belongs to.
+    ``logit_lanes``: the lane each of them belongs to. ``places``: where each token is.
     """
 
     ids: Tensor
@@ -41,6 +41,7 @@ class StepLayout:
     coefficients: Tensor | None
     logit_rows: Tensor | None
     logit_lanes: list[Lane]
+    places: TokenPlaces
 
 
 class LayoutBuilder:
@@ -91,6 +92,7 @@ class LayoutBuilder:
             coefficients,
             None if len(wanted) == start else self._tensor(np.asarray(wanted, dtype=np.int64)),
             lanes,
+            TokenPlaces(table.blocks, all_rows, positions),
         )
 
     def build_candidates(self, lanes: Seq[Lane], lengths: Seq[int], candidates: Seq[Tensor]) -> StepLayout:
@@ -117,14 +119,16 @@ class LayoutBuilder:
         coefficients = None
         if table.merged[rows].any():
             coefficients = table.coefficients.index_select(0, self._tensor(rows))
+        positions = starts[order].repeat(counts[order])
         return StepLayout(
             torch.cat([candidates[index] for index in order])[None],
-            self._tensor(starts[order].repeat(counts[order]))[None],
+            self._tensor(positions)[None],
             self._tensor(np.concatenate(slots)),
             groups,
             coefficients,
             None,
             [lanes[index] for index in order for _ in range(counts[index])],
+            TokenPlaces(table.blocks, rows, positions),
         )
 
     def _candidate_group(

@@ -20,7 +20,7 @@ from ladle.server.engine.fused_layer import FusedDecoderLayer, rotary
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 
 CPU = torch.device("cpu")
-MOST_ROWS = 32
+MOST_ROWS = 64
 """Rows up to which compiled layers are the quicker ones."""
 MOST_BYTES = 1 << 30
 """Weights up to which they are used: reading takes most of a larger model's time, and a copy of it is dear."""

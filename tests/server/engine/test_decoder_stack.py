@@ -108,7 +108,7 @@ def test_more_rows_take_the_plain_way(tmp_path: Path, monkeypatch: pytest.Monkey
     family = family_of(tmp_path)
     engine = build(family, dtype="bfloat16")
     rows_seen.clear()
-    outputs = alone(engine, make_request("r", range(3, 90), max_tokens=3))
+    outputs = alone(engine, make_request("r", range(3, 190), max_tokens=3))
     assert len(outputs) == 3 and rows_seen == [1, 1]
 
 

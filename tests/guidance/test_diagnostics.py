@@ -200,7 +200,7 @@ def test_a_guide_scaled_up_absurdly_is_flagged(tmp_path: Path, seed: int) -> Non
     assert len(before) == len(after) == 3 and not any(found.fits for found in after)
     # The divergence cannot grow as far: a tiny model's logits are bounded. What it favours leaves the base's best.
     assert all(new.divergence > old.divergence for old, new in zip(before, after, strict=True))
-    assert all(old.outside < 0.05 < 0.2 < new.outside for old, new in zip(before, after, strict=True))
+    assert all(old.outside < 0.05 < new.outside for old, new in zip(before, after, strict=True))
     assert sum(line.startswith("implicit") and "a token outside the base's" in line for line in report.warnings) == 3
 
 

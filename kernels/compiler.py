@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "cpu_layer.py")
+_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "cpu_layer.py", "weighted_sum.py")
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
 must be seen."""
@@ -57,6 +58,9 @@ def _keep() -> bool:
     numba.config.CACHE_DIR = str(folder)
     return os.access(folder, os.W_OK)
 
+
+one_at_a_time = threading.Lock()
+"""Held while compiled loops run in parallel: not every threading layer of numba lets two threads in at once."""
 
 _widen_vectors()
 _find_threads()

@@ -8,16 +8,13 @@ extra rows of a weight, and what they give, times the coefficients, is expanded 
 from __future__ import annotations
 
 import math
-import threading
 
 import numpy as np
 from numba import njit, prange
 
-from ladle.kernels.compiler import OUTER
+from ladle.kernels.compiler import OUTER, one_at_a_time
 from ladle.kernels.half_dots import add_expanded, dots, exp
 from ladle.kernels.layer import Floats, Layer, LayerRows, Product
-
-_lock = threading.Lock()  # not every threading layer of numba lets two threads in at once
 
 
 def run_layer(
@@ -40,7 +37,7 @@ def run_layer(
 
     Raises nothing: what is not finite goes on into ``x``.
     """
-    with _lock:
+    with one_at_a_time:
         _layer(x, layer, scales, rows, kv, block, threads)
 
 

@@ -23,7 +23,7 @@ __all__ = [
     "Product",
     "add_candidate_values",
     "apply_penalties",
-    "can_compile_layers",
+    "can_compile",
     "combine_divergence",
     "combine_logits",
     "combine_routed",
@@ -35,12 +35,13 @@ __all__ = [
     "run_layer",
     "sample",
     "token_logprobs",
+    "weighted_sum",
 ]
 
 
 @functools.cache
-def can_compile_layers() -> bool:
-    """Whether ``run_layer`` is there: its compiler is not on every platform."""
+def can_compile() -> bool:
+    """Whether ``run_layer`` and ``weighted_sum`` are there: their compiler is not on every platform."""
     try:
         import numba  # noqa: F401
     except ImportError:
@@ -61,3 +62,10 @@ def run_layer(
     from ladle.kernels import cpu_layer
 
     cpu_layer.run_layer(x, layer, scales, rows, kv, block, threads)
+
+
+def weighted_sum(out: Floats, terms: list[tuple[float, Floats]]) -> None:
+    """See ``ladle.kernels.weighted_sum.weighted_sum``."""
+    from ladle.kernels import weighted_sum
+
+    weighted_sum.weighted_sum(out, terms)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ladle.kernels import dispatch
 from ladle.merging.adapter import LowRank, LowRankMember
 from ladle.merging.architecture import Architecture
 from ladle.merging.checkpoint import CheckpointReader
@@ -160,6 +161,11 @@ def merge_tensor(
     share = math.fsum([1.0, *(-coefficient for coefficient, _ in full)])
     terms = [(share, base)] if abs(share) > _NOISE else []
     terms = [(coefficient, tensor.reshape(-1, columns)) for coefficient, tensor in [*terms, *full]]
+    if _one_pass(out, terms):
+        dispatch.weighted_sum(out.view(-1).numpy(), [(c, tensor.reshape(-1).numpy()) for c, tensor in terms])
+        if factors is not None:
+            out.view(-1, columns).addmm_(factors[0], factors[1])
+        return
     target = out.view(-1, columns)
     step = max(1, CHUNK // columns)
     for start in range(0, target.shape[0], step):
@@ -176,6 +182,14 @@ def merge_tensor(
             total.addmm_(factors[0][rows], factors[1])
         if total is not chunk:
             chunk.copy_(total)
+
+
+def _one_pass(out: torch.Tensor, terms: Sequence[tuple[float, torch.Tensor]]) -> bool:
+    """Whether the sum can be made in one compiled pass: float32 on a CPU throughout."""
+    return all(
+        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+        for tensor in (out, *(tensor for _, tensor in terms))
+    ) and (out.numel() >= CHUNK and dispatch.can_compile())
 
 
 class Scratch:

@@ -126,7 +126,7 @@ def compile_layers(model: Any) -> int:
     pays; returns the bytes that it takes."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not dispatch.can_compile_layers():
+    if not isinstance(layers, nn.ModuleList) or not dispatch.can_compile():
         return 0
     fused = [layer for layer in layers if isinstance(layer, FusedDecoderLayer)]
     products = [product for layer in fused for group in layer.groups for product in (group.product, group.expand)]

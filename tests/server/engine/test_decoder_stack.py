@@ -66,7 +66,7 @@ def test_large_models_and_missing_compilers_go_without(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(decoder_stack, "MOST_BYTES", 1000)
         assert not stacks(build(family, dtype="bfloat16"))
-    monkeypatch.setattr(dispatch, "can_compile_layers", lambda: False)
+    monkeypatch.setattr(dispatch, "can_compile", lambda: False)
     assert not stacks(build(family, dtype="bfloat16"))
 
 

@@ -77,6 +77,9 @@ def command(
 
     Example: ladle serve demo --port 8000 --kv-memory 2GiB
     """
+    # torch's threads wait for each other by spinning, which takes the cores from requests being parsed and from other
+    # processes. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here, so that other commands do not wait for torch to be imported.
     from ladle.server.run import Service, configure_logging, listen, url_of
     from ladle.server.settings import ServerSettings

@@ -30,6 +30,7 @@ format:
 bench:
 	@$(PYTHON) tools/environment.py dev
 	$(BIN)/ladle bench decode
+	$(BIN)/ladle bench guidance
 	$(BIN)/ladle bench serve
 	$(BIN)/ladle bench merge
 

@@ -12,7 +12,8 @@ from ladle.recipes.value_fit import Fit
 
 
 def write_manifest(recipe: Recipe, out: Path) -> None:
-    """Writes `out/family.toml`; the adapters are expected in `out/adapters/NAME`."""
+    """Writes `out/family.toml`; the adapters are expected in `out/adapters/NAME`. Experts and router are listed once
+    they are all there, whichever of the recipe's commands made them."""
     lines = [
         f'name = "{recipe.name}"',
         f"objectives = {_list(recipe.objectives)}",
@@ -63,6 +64,10 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
             f'path = "adapters/{name}"',
             f'objective = "{recipe.objectives[index]}"',
         ]
+    if recipe.experts is not None and (out / "adapters" / "router").is_dir():
+        for domain in recipe.experts.samples:
+            lines += ["", "[[experts]]", f'name = "{domain}"', f'path = "adapters/expert-{domain}"']
+        lines += ["", "[router]", 'path = "adapters/router"']
     for name, preference in recipe.presets.items():
         weights = ", ".join(f"{objective} = {weight}" for objective, weight in preference.items())
         lines += ["", f"[presets.{name}]", 'method = "bone_soup"', f"preference = {{ {weights} }}"]

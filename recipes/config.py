@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ladle.merging.coefficients import circulant
+from ladle.recipes.routing_config import ExpertsConfig, RouterConfig, RoutingEvaluationConfig, check_routing
 
 _FOLDER = Path(__file__).parent / "configs"
 _T = TypeVar("_T")
@@ -121,6 +122,10 @@ class Recipe:
     value: ValueConfig
     evaluation: EvaluationConfig
     presets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    expert_adapter: AdapterConfig | None = None
+    experts: ExpertsConfig | None = None
+    router: RouterConfig | None = None
+    routing_evaluation: RoutingEvaluationConfig | None = None
 
     def matrix(self) -> np.ndarray:
         """B, float64 [n, n], one row a backbone (Bone Soup, arXiv 2502.10762)."""
@@ -157,7 +162,7 @@ def load_recipe(spec: str) -> Recipe:
     """Reads a recipe: the name of a shipped one ("demo") or the path of a .toml file.
 
     Raises:
-        ValueError: a key is unknown or missing, or beta is not in (1/n, 1).
+        ValueError: a key is unknown or missing, or a value is not allowed.
         FileNotFoundError: there is no such file.
     """
     path = Path(spec) if spec.endswith(".toml") else _FOLDER / f"{spec}.toml"
@@ -173,7 +178,18 @@ def load_recipe(spec: str) -> Recipe:
     }
     for section, kind in sections.items():
         table[section] = _build(kind, table.get(section, {}), f"{path}: [{section}]")
+    routing: dict[str, type] = {
+        "expert_adapter": AdapterConfig,
+        "experts": ExpertsConfig,
+        "router": RouterConfig,
+        "routing_evaluation": RoutingEvaluationConfig,
+    }
+    if any(section in table for section in routing):  # a family may have no experts, but not half of what makes them
+        for section, kind in routing.items():
+            table[section] = _build(kind, table.get(section, {}), f"{path}: [{section}]")
     recipe = _build(Recipe, table, str(path))
+    if recipe.experts is not None and recipe.router is not None:
+        check_routing(recipe.experts, recipe.router, str(path))
     if len(recipe.objectives) < 2:
         raise ValueError(f"{path}: objectives: {list(recipe.objectives)!r} is not allowed; allowed: at least two")
     if not 1.0 / len(recipe.objectives) < recipe.soup.beta < 1.0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ladle.merging.value_head import HEAD
 from ladle.recipes.config import AdapterConfig
@@ -41,8 +41,32 @@ def new_adapter(base: Base, config: AdapterConfig, name: str) -> PeftModel:
     return model
 
 
+def load_adapter(model: PeftModel, folder: Path) -> None:
+    """Sets the adapter "default" to what `save_adapter` wrote.
+
+    Args:
+        model: as `new_adapter` made it, with an adapter of the same shape.
+
+    Raises:
+        ValueError: the folder's factors are not those of the model's adapter.
+    """
+    from peft import set_peft_model_state_dict
+
+    saved = load_file(str(folder / "adapter_model.safetensors"))
+    factors = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {name.removesuffix(".weight") + ".default.weight" for name in saved}
+    if factors != found:
+        wrong = sorted(factors ^ found)[0]
+        raise ValueError(f"{folder}: {wrong} is in one of the adapter and the model, not in both")
+    set_peft_model_state_dict(model, saved, adapter_name="default")
+
+
 def save_adapter(
-    model: PeftModel, folder: Path, base_name: str, head: Mapping[str, torch.Tensor] | None = None
+    model: PeftModel,
+    folder: Path,
+    base_name: str,
+    head: Mapping[str, torch.Tensor] | None = None,
+    head_file: str = HEAD,
 ) -> None:
     """Writes the adapter "default" as a PEFT folder, factors in float16 (they are rounded in the model, too).
 
@@ -50,7 +74,8 @@ def save_adapter(
         model: as `new_adapter` made it.
         folder: replaced; written aside first and renamed, so that it is there whole or not at all.
         base_name: what adapter_config.json calls its base.
-        head: tensors of a scalar head, written beside the adapter as `value_head.safetensors` in float32.
+        head: tensors of a head, written beside the adapter in float32.
+        head_file: that file's name; a value's head unless said otherwise.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -64,6 +89,6 @@ def save_adapter(
     (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the family has one card for all members
     if head is not None:
         tensors = {name: tensor.detach().float().contiguous() for name, tensor in head.items()}
-        save_file(tensors, str(aside / HEAD), metadata={"format": "pt"})
+        save_file(tensors, str(aside / head_file), metadata={"format": "pt"})
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -28,7 +29,7 @@ def answer_logprobs(
         log-probabilities of its tokens, zero beyond its end. Position t predicts token t.
     """
     ids, valid = _padded(answers)
-    inner = _inner(model)
+    inner = causal_model(model)
     cache = DynamicCache(config=inner.config)
     # The prompt's last token goes with the answers: it is the position that predicts their first token. Padding needs
     # no mask:
@@ -56,14 +57,91 @@ def answer_states(
         token t, and float32 [answers, longest], 1 up to each answer's end and 0 beyond.
     """
     ids, valid = _padded(answers)
-    trunk = _inner(model).base_model
+    trunk = causal_model(model).base_model
     cache = DynamicCache(config=trunk.config)
     trunk(torch.tensor([list(prompt)]), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
     return trunk(ids, past_key_values=cache).last_hidden_state.float(), valid
 
 
-def _inner(model: torch.nn.Module) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt and its answer, token ids; the answer ends with the token that ends a turn."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts at every token of several answers, laid end to end.
+
+    Attributes:
+        logits: float32 [tokens, vocabulary].
+        states: float32 [tokens, hidden], the last hidden states (after the final norm) that the logits come from.
+        targets: int64 [tokens], the answers' tokens.
+        rows: int64 [tokens], which answer a token belongs to.
+    """
+
+    logits: torch.Tensor
+    states: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+
+    def logprobs(self) -> torch.Tensor:
+        """Log-probabilities of the targets, [tokens]."""
+        return -torch.nn.functional.cross_entropy(self.logits, self.targets, reduction="none")
+
+
+def predictions(model: torch.nn.Module, items: Sequence[Encoded]) -> Predictions:
+    """Reads prompts with their answers in one batch; what all prompts begin with is read once, and logits are computed
+    for the answers alone.
+
+    Args:
+        model: a causal model from transformers, or PEFT around one.
+        items: not empty, and none of their parts is.
+    """
+    inner = causal_model(model)
+    trunk = inner.base_model
+    shared = _shared_prefix([item.prompt for item in items])
+    ids, _ = _padded([(*item.prompt[shared:], *item.answer[:-1]) for item in items])
+    cache = DynamicCache(config=inner.config)
+    if shared:
+        trunk(torch.tensor([list(items[0].prompt[:shared])]), past_key_values=cache)
+        cache.batch_repeat_interleave(len(items))
+    # Padding needs no mask, see `answer_logprobs`.
+    hidden = trunk(ids, past_key_values=cache).last_hidden_state
+    starts = [len(item.prompt) - shared - 1 for item in items]
+    rows = torch.cat([torch.full((len(item.answer),), row) for row, item in enumerate(items)])
+    columns = torch.cat([torch.arange(s, s + len(i.answer)) for s, i in zip(starts, items, strict=True)])
+    states = hidden[rows, columns]
+    targets = torch.tensor([token for item in items for token in item.answer])
+    return Predictions(output_logits(inner, states), states.float(), targets, rows)
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at most all but the last of the shortest."""
+    limit = min(len(prompt) for prompt in prompts) - 1
+    for position in range(limit):
+        if len({prompt[position] for prompt in prompts}) > 1:
+            return position
+    return limit
+
+
+def output_logits(inner: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """Logits, float32, of last hidden states; what some architectures do to them after the head is done as well."""
+    logits = inner.get_output_embeddings()(states).float()
+    config = inner.config.get_text_config()
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def causal_model(model: torch.nn.Module) -> PreTrainedModel:
     """The causal model itself, without PEFT around it (the adapter's layers stay in it)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 

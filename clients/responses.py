@@ -36,6 +36,7 @@ class Token(Response):
         outside: whether the best token is not among the 20 best of the base that is guided; None without a guide.
         candidate_mass: the first source's probability of the tokens that could be chosen; None where all could.
         values: what each explicit value said of the token, by source.
+        router: the router's score of every expert; None unless traced, or for methods that do not route.
         top: the best alternatives, best first; None unless ``top_logprobs`` asked for them.
     """
 
@@ -49,6 +50,7 @@ class Token(Response):
     outside: bool | None = None
     candidate_mass: float | None = None
     values: dict[str, float] | None = None
+    router: dict[str, float] | None = None
     top: list[Alternative] | None = None
 
 
@@ -104,7 +106,8 @@ class Diagnostics(Response):
 class SteeringReport(Response):
     """How a request was steered, as the server understood it.
 
-    ``preference`` is normalised to sum 1, whatever the request said. ``diagnostics`` are there with a trace.
+    ``preference`` is normalised to sum 1, whatever the request said. ``experts`` is the share of tokens that each of
+    them wrote, where a method routes. ``diagnostics`` are there with a trace.
     """
 
     method: str
@@ -114,6 +117,7 @@ class SteeringReport(Response):
     normalize: str | None = None
     sources: list[Source] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+    experts: dict[str, float] | None = None
     diagnostics: Diagnostics | None = None
 
 

@@ -54,7 +54,8 @@ class Diagnostics(TypedDict):
 
 
 class SteeringReply(TypedDict):
-    """What steered the answer. With a trace there are ``diagnostics``, and in OpenAI's answers ``choices`` with the
+    """What steered the answer. ``experts``: the share of tokens that each of them wrote, where a method routes; what is
+    missing to 1 the router wrote. With a trace there are ``diagnostics``, and in OpenAI's answers ``choices`` with the
     traced tokens."""
 
     method: str
@@ -64,6 +65,7 @@ class SteeringReply(TypedDict):
     normalize: str
     sources: list[SourceReply]
     warnings: list[str]
+    experts: NotRequired[dict[str, float]]
     diagnostics: NotRequired[Diagnostics]
     choices: NotRequired[list[TracedChoice]]
 
@@ -197,7 +199,8 @@ class Token(TypedDict):
 
     With a trace: ``argmax_changed``, whether guidance changed the best token; ``outside``, whether that token is not
     among the 20 best of the base that is guided (null without a guide); ``candidate_mass``, the probability under the
-    first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token.
+    first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token;
+    ``router``, the router's score of every expert, where a method routes.
     """
 
     id: int
@@ -210,6 +213,7 @@ class Token(TypedDict):
     outside: NotRequired[bool | None]
     candidate_mass: NotRequired[float | None]
     values: NotRequired[dict[str, float] | None]
+    router: NotRequired[dict[str, float]]
     top: NotRequired[list[Alternative]]
 
 

@@ -37,24 +37,16 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
     bare = _DIRECTION.isdisjoint(given) and _TARGET.isdisjoint(named)
     if bare and registry.takes_preference(merged.get("method", registry.default_method(family))) and family.objectives:
         merged["preference"] = dict.fromkeys(family.objectives, 1.0)
-        plan = _runnable(registry.resolve(family, Steering.parse(merged)))
+        plan = registry.resolve(family, Steering.parse(merged))
         kept = tuple(warning for warning in plan.warnings if "normalised" not in warning)
         return replace(plan, warnings=(NO_PREFERENCE, *kept))
     try:
-        return _runnable(registry.resolve(family, Steering.parse(merged)))
+        return registry.resolve(family, Steering.parse(merged))
     except InputError as error:
         key = error.field.removeprefix("steering.").partition(".")[0]
         if key in named and key not in given:  # the client wrote it into the model string
             raise from_input_error(error, param="model") from None
         raise
-
-
-def _runnable(plan: Plan) -> Plan:
-    """The plan, unless the engine cannot run it yet: one that routes. Raises InputError."""
-    if plan.routing is not None:
-        allowed = "a method that does not route among experts, which this server cannot do yet"
-        raise InputError("steering.method", plan.method, allowed)
-    return plan
 
 
 def _named(family: Family, model: str | None) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class Metrics:
         self.rejections = Counter(
             "ladle_admission_rejections", "Requests refused before they ran", ["reason"], registry=registry
         )
+        self.routed = Counter(
+            "ladle_routed_tokens", "Tokens by the expert that wrote them", ["expert"], registry=registry
+        )
         self.cancelled = Counter("ladle_requests_cancelled", "Sequences given up before their end", registry=registry)
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
@@ -69,6 +72,8 @@ class SequenceClock:
         self._last = now
         if output.token >= 0:
             metrics.generation_tokens.inc()
+            if output.expert is not None:
+                metrics.routed.labels(expert=output.expert).inc()
         if output.finish_reason is not None:
             metrics.end_to_end.observe(now - self._submitted)
             metrics.success.labels(finished_reason=output.finish_reason).inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from ladle.guidance.diagnostics.compatibility import BEST, OFTEN_OUTSIDE
@@ -21,7 +22,7 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
         "logprob": finite(output.logprob),
         "base_logprob": None if output.base_logprob is None else finite(output.base_logprob),
         "shift": None if output.shift is None else bounded(output.shift),
-        "expert": None,
+        "expert": output.expert,
     }
     trace = output.trace
     if trace is not None:
@@ -29,6 +30,8 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
         reply["outside"] = trace.outside
         reply["candidate_mass"] = trace.candidate_mass
         reply["values"] = None if trace.values is None else dict(trace.values)
+        if trace.router is not None:
+            reply["router"] = {name: finite(score) for name, score in trace.router.items()}
     if top:
         reply["top"] = [_alternative(serving, other, logprob) for other, logprob in output.top]
     return reply
@@ -44,7 +47,8 @@ def bounded(shift: float) -> float:
 
 
 class TraceSummary:
-    """What the traces of one answer say, gathered while its tokens come. Without traces there is nothing to say."""
+    """What the tokens of one answer say of how it was steered, gathered while they come: who wrote them and, with
+    traces, what guidance did."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -52,10 +56,13 @@ class TraceSummary:
         self._shifts: list[float] = []
         self._changed = 0
         self._outside: list[bool] = []
+        self._experts: Counter[str | None] = Counter()
 
     def see(self, index: int, outputs: Iterable[StepOutput]) -> None:
         """Take in tokens of the choice ``index``."""
         for output in outputs:
+            if output.token >= 0:
+                self._experts[output.expert] += 1
             if output.trace is None:
                 continue
             self._tokens.setdefault(index, []).append(token(self._serving, output))
@@ -66,6 +73,10 @@ class TraceSummary:
 
     def add_to(self, reply: SteeringReply, tokens: bool = False) -> SteeringReply:
         """``reply`` with diagnostics, and with the traced ``tokens`` where the answer has no other place for them."""
+        total = self._experts.total()
+        routed = {name: count / total for name, count in sorted(self._experts.items(), key=str) if name is not None}
+        if routed:
+            reply["experts"] = routed
         if not self._shifts:
             return reply
         count = len(self._shifts)

@@ -25,6 +25,7 @@ class Answer:
         logprob: float,
         top: tuple[tuple[int, float], ...],
         trace: TokenTrace | None,
+        expert: str | None = None,
     ) -> StepOutput:
         """The output for the ``count``-th token; it has a finish reason where a stop rule says so."""
         sampling = self.request.sampling
@@ -50,6 +51,7 @@ class Answer:
             prompt_tokens=len(self.request.prompt),
             cached_tokens=cached_tokens,
             completion_tokens=count,
+            expert=expert,
         )
 
     def finish(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ladle.guidance.plan import Plan
 from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
+from ladle.server.engine.router import Turn, combine_turns
 from ladle.server.engine.sequence import Lane, Sequence
 
 Rows = Mapping[Lane, int]
@@ -26,13 +27,23 @@ class Combiner:
         self._device = device
 
     def combine(
-        self, logits: Tensor, rows: Rows, sequences: Seq[Sequence], values: Mapping[Sequence, CandidateValues]
+        self,
+        logits: Tensor,
+        rows: Rows,
+        sequences: Seq[Sequence],
+        values: Mapping[Sequence, CandidateValues],
+        turns: Mapping[Sequence, Turn],
     ) -> Tensor:
         """Scores [sequences, vocabulary], float32 (float64 for float64 logits), before bias, penalties and temperature.
 
-        ``logits`` [rows, vocabulary]; ``values`` of the sequences whose plan has a scorer.
+        ``logits`` [rows, vocabulary]; ``values`` of the sequences whose plan has a scorer, ``turns`` of those
+        that are routed.
         """
         scores = self._by_rule(logits, rows, sequences)
+        routed = combine_turns(logits, rows, turns)
+        for index, sequence in enumerate(sequences):
+            if sequence in routed:
+                scores[index] = routed[sequence]
         scored = [(index, values[sequence]) for index, sequence in enumerate(sequences) if sequence in values]
         for index, found in scored:
             # One by one: the number of candidates differs, and there are few.
@@ -66,7 +77,7 @@ class Combiner:
     def _sources(self, rows: Rows, sequences: Seq[Sequence]) -> tuple[Tensor, Tensor]:
         """Rows and weights [sequences, most sources] of the language models that take part, padded with weight 0."""
         pairs = [
-            [(rows[lane], lane.source.weight) for lane in s.lanes if not lane.scores and lane.source.weight != 0]
+            [(rows[lane], lane.source.weight) for lane in _added(s) if not lane.scores and lane.source.weight != 0]
             for s in sequences
         ]
         width = max(1, *(len(pair) for pair in pairs))
@@ -95,6 +106,11 @@ class Combiner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _added(sequence: Sequence) -> list[Lane]:
+    """The lanes whose scores are added up; those of a routed sequence take turns instead."""
+    return sequence.lanes if sequence.request.plan.routing is None else []
 
 
 def _worth(plan: Plan, found: CandidateValues) -> Tensor:

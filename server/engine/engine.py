@@ -312,7 +312,7 @@ class Engine:
             self.scheduler.table.last[lane.row] = draw.token
         answer = self._sequences[sequence.request_id][1]
         output = answer.push(
-            draw.token, len(sequence.output), sequence.cached_tokens, draw.logprob, draw.top, draw.trace
+            draw.token, len(sequence.output), sequence.cached_tokens, draw.logprob, draw.top, draw.trace, draw.expert
         )
         if output.finish_reason is not None:
             self._forget(sequence)

@@ -38,8 +38,19 @@ class LoadedModel:
         config: Any = self.model.config
         return int(config.get_text_config().vocab_size)
 
-    def forward(self, layout: StepLayout, context: PagedContext) -> Tensor:
-        """Logits [n, vocabulary] of the rows that ``layout`` wants, in their order."""
+    def forward(self, layout: StepLayout, context: PagedContext) -> tuple[Tensor, Tensor]:
+        """Logits [n, vocabulary] of the rows that ``layout`` wants, in their order, and the last hidden states
+        [n, hidden], after the final norm, that they were made of."""
+        states: list[Tensor] = []
+        # Seen on its way into the output head: what a model does to its logits afterwards is its own affair.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: states.append(x[0]))
+        try:
+            logits = self._logits(layout, context)
+        finally:
+            hook.remove()
+        return logits, states[0][0]
+
+    def _logits(self, layout: StepLayout, context: PagedContext) -> Tensor:
         self.gate.open(layout.coefficients, layout.logit_rows)
         keep: int | Tensor = 0 if layout.logit_rows is None else layout.logit_rows
         output = self.model(

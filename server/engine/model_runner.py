@@ -54,13 +54,15 @@ class ModelRunner:
         decode, chunks = _by_weights([chunk for chunk in plan.chunks if chunk.sequence.draws], plan.lanes)
         parts: list[Tensor] = []
         rows: dict[Lane, int] = {}
+        states: dict[Lane, Tensor] = {}
         self.rows = 0
         for key in dict.fromkeys([*decode, *chunks]):
             layout = self._layouts.build(decode.get(key, []), chunks.get(key, []))
             lane = decode[key][0] if key in decode else chunks[key][0].lane
-            logits = self.models.store.models[key].forward(layout, self._context(lane, layout))
-            for lane in layout.logit_lanes:
+            logits, hidden = self.models.store.models[key].forward(layout, self._context(lane, layout))
+            for lane, state in zip(layout.logit_lanes, hidden, strict=True):
                 rows[lane] = len(rows)
+                states[lane] = state
             if layout.logit_lanes:
                 parts.append(logits[:, : self.models.vocabulary])
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
@@ -68,7 +70,9 @@ class ModelRunner:
         if drawing:
             logits = parts[0] if len(parts) == 1 else torch.cat(parts)
             values = value_candidates(logits, rows, drawing, self._layouts.build_candidates, self._hidden)
-            result.draws = dict(zip(drawing, self.sampler.draw(logits, rows, drawing, values), strict=True))
+            turns = {} if self.models.router is None else self.models.router.choose(drawing, states)
+            draws = self.sampler.draw(logits, rows, drawing, values, turns)
+            result.draws = dict(zip(drawing, draws, strict=True))
             tokens = {sequence: draw.token for sequence, draw in result.draws.items()}
             result.kept = keep_chosen(values, tokens, self.table, self._cache)
         return result

@@ -39,6 +39,7 @@ class TokenTrace:
     candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
     values: what each explicit value said of the token, by source; None where there are none or the token was no
         candidate.
+    router: what the router's head says of every expert, by name; None for plans that do not route.
     """
 
     base_logprob: float
@@ -47,6 +48,7 @@ class TokenTrace:
     outside: bool | None = None
     candidate_mass: float | None = None
     values: Mapping[str, float] | None = None
+    router: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class StepOutput:
     finish_reason: None until the last output, then "stop", "length", "abort" or "error" (with `error` set). The token
         that hit the end-of-sequence id is included, with `text` empty.
     cached_tokens: prompt tokens whose state was reused.
+    expert: who wrote the token, for plans that route; None for the router itself.
     value: what explicit values say of the text so far, where they were asked about whole blocks.
     """
 
@@ -78,6 +81,7 @@ class StepOutput:
     completion_tokens: int
     error: str | None = None
     value: float | None = None
+    expert: str | None = None
 
     @property
     def base_logprob(self) -> float | None:

@@ -16,6 +16,7 @@ from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Combiner, Rows
 from ladle.server.engine.request import TokenTrace
+from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Sequence
 from ladle.server.engine.tracer import trace_tokens
 
@@ -25,13 +26,14 @@ _MASK = (1 << 64) - 1
 @dataclass(frozen=True)
 class Draw:
     """What one sequence got from a step; logprobs in nats of the combined score before bias, penalties and
-    temperature.
+    temperature. ``expert``: who wrote the token, for plans that route.
     """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
     trace: TokenTrace | None
+    expert: str | None = None
 
 
 def draw_keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -79,13 +81,18 @@ class Sampler:
             self._counts[slot] = (counts, seen)
 
     def draw(
-        self, logits: Tensor, rows: Rows, sequences: Seq[Sequence], values: Mapping[Sequence, CandidateValues]
+        self,
+        logits: Tensor,
+        rows: Rows,
+        sequences: Seq[Sequence],
+        values: Mapping[Sequence, CandidateValues],
+        turns: Mapping[Sequence, Turn],
     ) -> list[Draw]:
         """One token for each of ``sequences``; ``logits`` [rows, vocabulary] of all their lanes, ``values`` of the
-        candidates of those whose plan has a scorer."""
+        candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
         slots = np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
         positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-        final = self._combiner.combine(logits, rows, sequences, values)
+        final = self._combiner.combine(logits, rows, sequences, values, turns)
         scores = self._penalised(final, sequences)
         tokens = dispatch.sample(
             scores,
@@ -97,7 +104,7 @@ class Sampler:
         )
         logprobs = dispatch.token_logprobs(final, tokens).tolist()
         top = self._alternatives(final, sequences)
-        traces = trace_tokens(logits, rows, final, tokens, sequences, values)
+        traces = trace_tokens(logits, rows, final, tokens, sequences, values, turns)
         drawn = tokens.tolist()
         for sequence, token in zip(sequences, drawn, strict=True):
             counted = self._counts.get(sequence.slot) if sequence.slot is not None else None
@@ -105,8 +112,8 @@ class Sampler:
                 counted[0][token] += 1
                 counted[1][token] = True
         return [
-            Draw(token, logprob, top.get(index, ()), traces.get(index))
-            for index, (token, logprob) in enumerate(zip(drawn, logprobs, strict=True))
+            Draw(token, logprob, top.get(index, ()), traces.get(index), turns[s].expert if s in turns else None)
+            for index, (s, token, logprob) in enumerate(zip(sequences, drawn, logprobs, strict=True))
         ]
 
     def _tensor(self, array: np.ndarray) -> Tensor:

@@ -69,6 +69,8 @@ class Sequence:
     arrival: int = field(default_factory=lambda: next(_arrivals))
     submitted_at: float = field(default_factory=time.monotonic)
     admitted_at: float | None = None
+    speaker: tuple[int, int] = (-1, 0)
+    """The expert of the last token and how many in a row it has written; no expert yet is -1."""
 
     @property
     def request_id(self) -> str:

@@ -16,6 +16,7 @@ from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.router import Router
 from ladle.server.engine.sequence import Lane
 from ladle.server.engine.value_head import ValueHead
 from ladle.server.engine.weights_store import WeightsStore
@@ -26,7 +27,8 @@ _FEWEST_BLOCKS = 8
 class ServedModels:
     """``names``: "" for the base, then those of ``[[models]]``. ``caches``: the KV pool of each; a block id means the
     same place in all of them, so that one block manager serves any lane. ``vocabulary``: the token ids they have in
-    common (sizes differ by padding only). ``members``: the columns of a coefficient row, over all models."""
+    common (sizes differ by padding only). ``router``: of the family, if it has one. ``members``: the columns of a
+    coefficient row, over all models."""
 
     def __init__(
         self, family: Family, config: EngineConfig, device: torch.device, in_use: Callable[[], Iterable[WeightsKey]]
@@ -56,6 +58,9 @@ class ServedModels:
 
             builders[revision] = build
         self.base = plain[WeightsKey.of(self._revision(""), {})]
+        self.router = None
+        if family.router is not None:
+            self.router = Router(family.router.head, self.score_dtype, device)
         self.vocabulary = min(model.vocabulary for model in plain.values())
         shapes = [model.kv_shapes for model in plain.values()]
         per_block = sum(KVCache.bytes_per_block(layers, activation_dtype) for layers in shapes)

@@ -14,6 +14,7 @@ from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Rows
 from ladle.server.engine.request import TokenTrace
+from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Lane, Sequence
 
 
@@ -24,6 +25,7 @@ def trace_tokens(
     tokens: Tensor,
     sequences: Seq[Sequence],
     values: Mapping[Sequence, CandidateValues],
+    turns: Mapping[Sequence, Turn],
 ) -> dict[int, TokenTrace]:
     """The traces of the traced ones of ``sequences``, by their place.
 
@@ -55,6 +57,7 @@ def trace_tokens(
             outside=outside if _guided(sequences[index]) else None,
             candidate_mass=mass if _chooses(sequences[index]) else None,
             values=_values(values.get(sequences[index]), token),
+            router=turns[sequences[index]].scores if sequences[index] in turns else None,
         )
         for index, token, logprob, shift, changed, outside, mass in columns
     }
@@ -66,6 +69,8 @@ def _plain(sequence: Sequence) -> Lane:
 
 
 def _guided(sequence: Sequence) -> bool:
+    if sequence.request.plan.routing is not None:
+        return False  # experts take turns: there is no base that one of them guides
     return sum(lane.source.weight != 0 for lane in sequence.lanes) > 1
 
 

@@ -72,7 +72,9 @@ def test_sixteen_together_give_what_each_gives_alone(arch: str, tmp_path: Path) 
     requests = random_requests(rng, family, 16)
     single = build(family, prefix_cache=False)
     expected = {request.request_id: alone(single, request) for request in requests}
-    for name, options in ENGINES.items():
+    # Every setting on one architecture, some afresh on the others.
+    for name in ENGINES if arch == "llama" else rng.sample(sorted(ENGINES), 2):
+        options = ENGINES[name]
         engine = build(family, **options)
         # The second time runs over what the first left in the prefix cache; preemption takes some luck.
         for _ in range({"as it comes": 2, "few blocks": 4}.get(name, 1)):

@@ -72,7 +72,9 @@ def test_together_as_alone(arch: str, kind: str, config: dict[str, Any], tmp_pat
     single = build(world.family, **ROOMY | {"prefix_cache": False})
     expected = {request.request_id: alone(single, request) for request in requests}
     assert all(outputs[-1].error is None for outputs in expected.values())
-    for name, options in ENGINES.items():
+    # Every setting on one architecture, some afresh on the others.
+    for name in ENGINES if arch == "llama" else rng.sample(sorted(ENGINES), 2):
+        options = ENGINES[name]
         engine = build(world.family, **ROOMY | options)
         # The second time runs over what the first left in the prefix cache.
         for _ in range(2 if name == "as it comes" else 1):

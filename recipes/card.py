@@ -151,13 +151,18 @@ def write_card(
     traded = " for ".join(f"*{name}*" for name in objectives)
     targets = ", ".join(adapter.targets)
     target, limit = recipe.concise_target, pool.max_tokens
+    routing = ""
+    if recipe.experts is not None and (out / "adapters" / "router").is_dir():
+        routing = "\n\nThe family also has experts and a router: [ROUTING.md](ROUTING.md)."
     text = f"""# The family `{recipe.name}`
 
 {3 * len(objectives)} LoRA adapters of {recipe.base_name} that let one small model trade {traded} at inference time.
 `bone-*` are backbones for Bone Soup (arXiv 2502.10762), trained on rewards mixed by B (beta {recipe.soup.beta});
 `policy-*` were trained on one reward each, for Rewarded Soups (arXiv 2306.04488). Values for guided decoding:
 `implicit-*` are the policies once more, taken against the base; `explicit-*` have a scalar head that predicts an
-answer's final reward from its beginning. Made by
+answer's final reward from its beginning.{routing}
+
+Made by
 
 ```
 python -m ladle.recipes.train --config {recipe.name} --out families/{recipe.name}

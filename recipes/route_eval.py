@@ -58,25 +58,25 @@ class Judge:
     def experts(self) -> list[str]:
         return [name for name in self.folders if name != ROUTER]
 
-    def _file(self, method: str) -> Path:
-        files = [path for folder in self.folders.values() for path in sorted(folder.glob("*.safetensors"))]
+    def _file(self, method: str, members: Sequence[str]) -> Path:
+        """Where answers are kept that depend on these members' weights."""
+        files = [path for name in members for path in sorted(self.folders[name].glob("*.safetensors"))]
         weights = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         prompts = [question.task.prompt for question in self.questions]
         key = fingerprint(method, self.workshop.recipe.base, weights, prompts, self.config.max_tokens)
         return self.workshop.folder / f"judged-{key}.jsonl"
 
-    def mixed(self, method: str, coefficients: Mapping[str, float]) -> list[list[int]]:
+    def mixed(self, coefficients: Mapping[str, float]) -> list[list[int]]:
         """Greedy answers of the base with members merged into it."""
-        members = load_members(self.workshop.base, self.folders)
         config = self.config
         return stored_answers(
             self.workshop.base,
-            members,
+            load_members(self.workshop.base, {name: self.folders[name] for name in coefficients}),
             coefficients,
             self.questions,
             config.max_tokens,
             config.batch_rows,
-            self._file(method),
+            self._file(json.dumps(dict(coefficients)), list(coefficients)),
         )
 
     def selected(self, answers: Mapping[str, Sequence[Sequence[int]]]) -> list[list[int]]:
@@ -96,9 +96,9 @@ class Judge:
                 chosen.append(candidates[int(np.argmax(means))])
         return chosen
 
-    def routed(self, method: str, complement: float) -> list[Routed]:
+    def routed(self, complement: float) -> list[Routed]:
         """Greedy answers with the router choosing an expert at every token."""
-        file = self._file(method)
+        file = self._file(f"routed {complement}", list(self.folders))
         if not file.exists():
             found = decode_routed(self.workshop, self.folders, self.questions, self.config, complement)
             store_answers([part for answer in found for part in (answer.tokens, answer.experts)], file)
@@ -150,16 +150,16 @@ def judged(judge: Judge) -> list[dict[str, object]]:
         share of tokens at which an expert was chosen.
     """
     experts, count = judge.experts, len(judge.experts)
-    answers = {"base": judge.mixed("base", {})}
+    answers = {"base": judge.mixed({})}
     for name in experts:
-        answers[name] = judge.mixed(name, {name: 1.0})
-    answers["router alone"] = judge.mixed("router alone", {ROUTER: 1.0})
+        answers[name] = judge.mixed({name: 1.0})
+    answers["router alone"] = judge.mixed({ROUTER: 1.0})
     answers["sequence selection"] = judge.selected(answers)
-    answers["task arithmetic, scale 1"] = judge.mixed("task arithmetic", dict.fromkeys(experts, 1.0))
-    answers[f"task arithmetic, scale 1/{count}"] = judge.mixed("average", dict.fromkeys(experts, 1.0 / count))
+    answers["task arithmetic, scale 1"] = judge.mixed(dict.fromkeys(experts, 1.0))
+    answers[f"task arithmetic, scale 1/{count}"] = judge.mixed(dict.fromkeys(experts, 1.0 / count))
     chosen: dict[str, list[Routed]] = {}
     for method, complement in (("routing alone", 0.0), ("fusion_route", 1.0)):
-        chosen[method] = judge.routed(method, complement)
+        chosen[method] = judge.routed(complement)
         answers[method] = [answer.tokens for answer in chosen[method]]
     return [row for method, found in answers.items() for row in _rows(judge, method, found, chosen.get(method))]
 

@@ -243,8 +243,9 @@ def test_experts_and_router_are_made_judged_and_not_made_again(
     files = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     make_routing(workshop, out)
     assert files == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
-    # The other command keeps the tables.
-    make_family(Workshop(routed, base, rewards, work), out, None)
+    # The other command keeps the tables, and its card names them.
+    make_family(Workshop(routed, base, rewards, work), out, "test")
+    assert "[ROUTING.md](ROUTING.md)" in (out / "README.md").read_text()
     assert load_family(str(out)).experts == ("math", "json", "chat")
 
     rows = route_eval.judged(route_eval.Judge.open(workshop, out, "test"))
@@ -271,7 +272,7 @@ def test_experts_and_router_are_made_judged_and_not_made_again(
     broken = out / "adapters" / "router" / ROUTER_HEAD
     save_file({"weight": torch.zeros(2, hidden_size(base))}, str(broken))
     with pytest.raises(FamilyError, match="router_head"):
-        route_eval.Judge.open(workshop, out, "test").routed("fusion_route", 1.0)
+        route_eval.Judge.open(workshop, out, "test").routed(1.0)
 
 
 @pytest.mark.parametrize(

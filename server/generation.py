@@ -127,7 +127,10 @@ class Outputs:
             if wait <= 0:
                 return []
             try:
-                return self._take(await asyncio.wait_for(self._queue.get(), wait))
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with an output.
+                async with asyncio.timeout(wait):
+                    item = await self._queue.get()
+                return self._take(item)
             except TimeoutError:
                 if not self._serving.engine.alive:
                     raise unavailable("the engine has stopped", "engine_stopped") from None

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from asgi import Call, app_of
+from asgi import Call, app_of, wait_until
 from fake_engine import FakeEngine, fake_state
 
 from ladle.merging.family import Family
@@ -19,14 +19,6 @@ BODIES = [
 ]
 
 
-async def until(condition: object, seconds: float = 5) -> None:
-    async def poll() -> None:
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.005)
-
-    await asyncio.wait_for(poll(), seconds)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "body", "sequences"), BODIES)
 async def test_leaving_cancels_everything(
@@ -35,7 +27,7 @@ async def test_leaving_cancels_everything(
     engine.hold_after = 2
     state = fake_state(family, engine)
     call = Call(app_of(state), path, json.dumps({**body, "stream": stream}).encode())
-    await until(lambda: len(engine.running) == sequences)
+    await wait_until(lambda: len(engine.running) == sequences)
     if stream:
         await call.sent.wait()
     assert not call.task.done()
@@ -46,13 +38,26 @@ async def test_leaving_cancels_everything(
     assert state.metrics.registry.get_sample_value("ladle_requests_cancelled_total") == sequences
 
 
+async def test_leaving_together_with_an_output_is_no_less_leaving(family: Family, engine: FakeEngine) -> None:
+    """At every turn of the loop once: a cancellation must not get lost where it meets a token."""
+    engine.hold_after = 2
+    for turns in range(40):
+        call = Call(app_of(fake_state(family, engine)), "/v1/generate", b'{"prompt": "a"}')
+        await wait_until(lambda: engine.running)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        call.leave()
+        await asyncio.wait_for(call.task, 5)
+        assert not engine.running
+
+
 async def test_leaving_before_the_first_token(family: Family, engine: FakeEngine) -> None:
     engine.hold_after = 0
     for stream in (False, True):
         call = Call(
             app_of(fake_state(family, engine)), "/v1/generate", json.dumps({"prompt": "a", "stream": stream}).encode()
         )
-        await until(lambda: engine.running)
+        await wait_until(lambda: engine.running)
         call.leave()
         await asyncio.wait_for(call.task, 5)
         assert not engine.running
@@ -74,7 +79,7 @@ async def test_a_server_that_gives_up_a_request_frees_it_too(family: Family, eng
     for stream in (False, True):
         state = fake_state(family, engine)
         call = Call(app_of(state), "/v1/generate", json.dumps({"prompt": "a", "stream": stream}).encode())
-        await until(lambda: engine.running)
+        await wait_until(lambda: engine.running)
         await asyncio.sleep(0.02)
         call.task.cancel()
         await asyncio.wait([call.task], timeout=5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from asgi import Call, app_of, client_of, events_of
+from asgi import Call, app_of, client_of, events_of, wait_until
 from transformers import AutoModelForCausalLM
 
 from ladle.guidance.offline import merge_offline
@@ -162,8 +162,7 @@ async def test_leaving_frees_lanes_and_blocks_at_once(real_state: ServerState, r
     for stream in (False, True):
         body = json.dumps({"messages": messages, "n": 4, "max_tokens": 400, "stream": stream, **NO_END}).encode()
         call = Call(app_of(real_state), "/v1/chat/completions", body)
-        while real_engine.stats().running < 4:
-            await asyncio.sleep(0.002)
+        await wait_until(lambda: real_engine.stats().running == 4)
         call.leave()
         await call.task
         steps = real_engine.stats().steps
@@ -200,12 +199,12 @@ async def test_a_full_queue(family: Family) -> None:
     engine.start()
     state = ServerState(ServerSettings())
     state.publish(Serving.of(family, AsyncEngine(engine), engine.vocabulary))
-    body = json.dumps({"prompt": "hi", "max_tokens": 300, **NO_END}).encode()
+    body = json.dumps({"prompt": "hi", "max_tokens": 450, **NO_END}).encode()
     calls = []
-    for occupied in (1, 2):
+    # The second one comes when the first has left the queue: before, it would be the one too many.
+    for running, waiting in ((1, 0), (1, 1)):
         calls.append(Call(app_of(state), "/v1/completions", body))
-        while (stats := engine.stats()).running + stats.waiting < occupied:
-            await asyncio.sleep(0.002)
+        await wait_until(lambda: ((stats := engine.stats()).running, stats.waiting) == (running, waiting))  # noqa: B023
     async with client_of(state) as client:
         response = await client.post("/v1/completions", json={"prompt": "hi"})
     assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1

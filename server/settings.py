@@ -54,6 +54,9 @@ class ServerSettings(BaseSettings):
     max_queue: int = Field(256, ge=1, description="requests that may wait before new ones get 429")
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
     compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
+    expert_schedule: Literal["auto", "eager", "lazy"] = Field(
+        "auto", description="whether routed experts compute every token, or what they missed once they are chosen"
+    )
     default_max_tokens: int = Field(2048, ge=1, description="longest answer where a request sets no limit")
     allow_trace: bool = Field(True, description="allow per-token traces (a traced sequence costs a second lane)")
     api_key_file: Path | None = Field(None, description="file with one API key a line; without it no key is asked for")
@@ -86,4 +89,5 @@ class ServerSettings(BaseSettings):
             max_queue=self.max_queue,
             prefix_cache=self.prefix_cache,
             compiled_layers=self.compiled_layers,
+            expert_schedule=self.expert_schedule,
         )

@@ -98,6 +98,11 @@ class _EngineCollector(Collector):
             ("num_preemptions", "Sequences set back because KV memory ran out", stats.preemptions),
             ("engine_steps", "Steps computed", stats.steps),
         )
+        late = "Tokens experts computed late, because the router had not chosen them before"
+        catch_up = CounterMetricFamily("ladle_expert_kv_catchup_tokens", late, labels=["expert"])
+        for expert, count in stats.catch_up_tokens.items():
+            catch_up.add_metric([expert], count)
+        yield catch_up
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"ladle_{name}", text, value)
         for name, text, value in counters:

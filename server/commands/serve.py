@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,13 @@ def command(
             "--compiled-layers/--no-compiled-layers",
             help="On a CPU, compile the layers of a small bfloat16 model.",
             show_default="on",
+        ),
+    ] = None,
+    expert_schedule: Annotated[
+        Literal["auto", "eager", "lazy"] | None,
+        typer.Option(
+            help="Routed experts compute every token (eager), or what they missed once chosen (lazy).",
+            show_default="auto",
         ),
     ] = None,
     default_max_tokens: Annotated[
@@ -100,6 +107,7 @@ def command(
         "max_queue": max_queue,
         "prefix_cache": prefix_cache,
         "compiled_layers": compiled_layers,
+        "expert_schedule": expert_schedule,
         "default_max_tokens": default_max_tokens,
         "allow_trace": allow_trace,
         "api_key_file": api_key_file,

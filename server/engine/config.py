@@ -11,6 +11,7 @@ from ladle.merging.errors import InputError
 
 GIB = 1 << 30
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_SCHEDULES = ("auto", "eager", "lazy")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class EngineConfig:
     prefix_cache: reuse KV state of equal prefixes under equal weights.
     compiled_layers: on a CPU, take small steps through compiled layers where the model allows it (bfloat16 weights,
         Llama's shape, at most 1 GiB); costs a copy of the weights.
+    expert_schedule: when the experts of a routed request compute their tokens. "eager": with every token. "lazy": what
+        they missed, once the router chooses them. "auto": lazy where an expert would take a forward of its own in every
+        step, eager where it is some more rows of one that is computed anyway.
     """
 
     device: str = "auto"
@@ -42,6 +46,7 @@ class EngineConfig:
     max_queue: int = 256
     prefix_cache: bool = True
     compiled_layers: bool = True
+    expert_schedule: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_sequences", "max_batch_tokens", "kv_memory", "weights_memory", "max_queue"):
@@ -51,6 +56,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(name, value, "a number >= 1")
+        if self.expert_schedule not in _SCHEDULES:
+            raise InputError("expert_schedule", self.expert_schedule, ", ".join(_SCHEDULES))
         if self.dtype != "auto" and self.dtype not in _DTYPES:
             raise InputError("dtype", self.dtype, "auto, float32 or bfloat16")
 

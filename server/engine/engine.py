@@ -21,6 +21,7 @@ from ladle.server.engine.admission import check_request
 from ladle.server.engine.answer import Answer, without_token
 from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.block_search import BlockSearch, worth
+from ladle.server.engine.catch_up import CatchUp
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
@@ -76,7 +77,7 @@ class Engine:
             ready=self._weights_ready,
         )
         self.sampler = Sampler(config.max_sequences, self.device)
-        self.runner = ModelRunner(models, table, self.sampler, self.device)
+        self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device)
         self._sequences: dict[str, tuple[Sequence, Answer, Sink]] = {}
         self._searches: dict[str, BlockSearch] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str] = deque()
@@ -86,6 +87,7 @@ class Engine:
         self._failed: list[tuple[Sequence, str]] = []
         self._steps = 0
         self._distinct_weights = 0
+        self._catch_up_tokens = dict.fromkeys(family.experts, 0)
         self._finish_times: deque[float] = deque(maxlen=64)
 
     # -- from any thread ------------------------------------------------------------------------------------------
@@ -147,6 +149,7 @@ class Engine:
             steps=self._steps,
             step_rows=self.runner.rows,
             distinct_weights=self._distinct_weights,
+            catch_up_tokens=dict(self._catch_up_tokens),
         )
 
     def _waiting(self) -> int:
@@ -271,11 +274,14 @@ class Engine:
             for sequence in dict.fromkeys([*plan.sequences, *admitted]):
                 self._end(sequence, "error", f"{type(error).__name__} in the engine")
             return
-        self.scheduler.advance(plan)
+        self.scheduler.advance(plan, result.caught_up.behind)
+        self._catch_up(result.caught_up)
         self._steps += 1
         self._distinct_weights = len({lane.weights for s in plan.sequences for lane in s.lanes})
         outputs: dict[Sink, list[StepOutput]] = {}
         for sequence in plan.sampling:
+            if sequence in result.caught_up.behind:
+                continue
             value = worth(result.values[sequence]) if sequence in result.values else None
             if math.isnan(result.draws[sequence].logprob if value is None else value):
                 self._end(sequence, "error", "the scores are not finite; these weights are too far from the base")
@@ -293,6 +299,13 @@ class Engine:
                 self._end(sequence, "error", f"{type(error).__name__} in the engine")
         for sink, batch in outputs.items():
             self._deliver(sink, batch)
+
+    def _catch_up(self, late: CatchUp) -> None:
+        """Record what experts computed that had not been chosen before."""
+        for chunk in late.chunks:
+            self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
+        for name, count in late.missed().items():
+            self._catch_up_tokens[name] += count
 
     def _deliver(self, sink: Sink, batch: list[StepOutput]) -> None:
         """Hand over outputs. A sink that raises loses its requests, and nobody else's."""

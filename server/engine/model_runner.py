@@ -12,10 +12,10 @@ from ladle.guidance.plan import Source
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.attention import PagedContext
 from ladle.server.engine.candidates import keep_chosen, value_candidates
+from ladle.server.engine.catch_up import CatchUp, plan_catch_up
 from ladle.server.engine.kv_cache import KVCache
-from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.sampler import Draw, Sampler
-from ladle.server.engine.scheduler import Chunk, StepPlan
+from ladle.server.engine.scheduler import Chunk, Scheduler, StepPlan
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.step_layout import LayoutBuilder, StepLayout
@@ -24,19 +24,31 @@ from ladle.server.engine.step_layout import LayoutBuilder, StepLayout
 @dataclass
 class StepResult:
     """``draws``: of the sequences that got a token. ``values``: of the lanes of those that only asked for values, by
-    source. ``kept``: the sequences whose value lanes have the state of the drawn token already."""
+    source. ``kept``: the sequences whose value lanes have the state of the drawn token already. ``caught_up``: what
+    experts computed that had missed something, and who gets no token because of it."""
 
     draws: dict[Sequence, Draw] = field(default_factory=dict)
     values: dict[Sequence, dict[Source, float]] = field(default_factory=dict)
     kept: set[Sequence] = field(default_factory=set)
+    caught_up: CatchUp = field(default_factory=CatchUp)
+
+
+@dataclass
+class _Found:
+    """Logits of a step's forwards, part by part; the row of each lane in them, and its last hidden state [hidden]."""
+
+    logits: list[Tensor] = field(default_factory=list)
+    rows: dict[Lane, int] = field(default_factory=dict)
+    states: dict[Lane, Tensor] = field(default_factory=dict)
 
 
 class ModelRunner:
     """The only place where a step touches tensors. Not thread-safe: the engine thread owns it."""
 
-    def __init__(self, models: ServedModels, table: LaneTable, sampler: Sampler, device: torch.device) -> None:
+    def __init__(self, models: ServedModels, scheduler: Scheduler, sampler: Sampler, device: torch.device) -> None:
         self.models = models
-        self.table = table
+        self.scheduler = scheduler
+        self.table = table = scheduler.table
         self.sampler = sampler
         self._layouts = LayoutBuilder(table, device)
         self.rows = 0
@@ -51,31 +63,42 @@ class ModelRunner:
     def step(self, plan: StepPlan) -> StepResult:
         """Compute ``plan``; the weights of its lanes must be ready."""
         result = StepResult()
-        decode, chunks = _by_weights([chunk for chunk in plan.chunks if chunk.sequence.draws], plan.lanes)
-        parts: list[Tensor] = []
-        rows: dict[Lane, int] = {}
-        states: dict[Lane, Tensor] = {}
         self.rows = 0
-        for key in dict.fromkeys([*decode, *chunks]):
-            layout = self._layouts.build(decode.get(key, []), chunks.get(key, []))
-            lane = decode[key][0] if key in decode else chunks[key][0].lane
-            logits, hidden = self.models.store.models[key].forward(layout, self._context(lane, layout))
-            for lane, state in zip(layout.logit_lanes, hidden, strict=True):
-                rows[lane] = len(rows)
-                states[lane] = state
-            if layout.logit_lanes:
-                parts.append(logits[:, : self.models.vocabulary])
+        found = _Found()
+        self._forward(plan.lanes, [chunk for chunk in plan.chunks if chunk.sequence.draws], found)
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
         drawing = [sequence for sequence in plan.sampling if sequence.draws]
-        if drawing:
-            logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-            values = value_candidates(logits, rows, drawing, self._layouts.build_candidates, self._hidden)
-            turns = {} if self.models.router is None else self.models.router.choose(drawing, states)
-            draws = self.sampler.draw(logits, rows, drawing, values, turns)
-            result.draws = dict(zip(drawing, draws, strict=True))
-            tokens = {sequence: draw.token for sequence, draw in result.draws.items()}
-            result.kept = keep_chosen(values, tokens, self.table, self._cache)
+        if not drawing:
+            return result
+        turns = {} if self.models.router is None else self.models.router.choose(drawing, found.states)
+        result.caught_up = late = plan_catch_up(self.scheduler, {s: turn.lanes for s, turn in turns.items()})
+        self._forward(*late.split(), found)
+        drawing = [sequence for sequence in drawing if sequence not in late.behind]
+        if not drawing:
+            return result
+        turns = {sequence: turn for sequence, turn in turns.items() if sequence not in late.behind}
+        logits = found.logits[0] if len(found.logits) == 1 else torch.cat(found.logits)
+        values = value_candidates(logits, found.rows, drawing, self._layouts.build_candidates, self._hidden)
+        draws = self.sampler.draw(logits, found.rows, drawing, values, turns)
+        result.draws = dict(zip(drawing, draws, strict=True))
+        tokens = {sequence: draw.token for sequence, draw in result.draws.items()}
+        result.kept = keep_chosen(values, tokens, self.table, self._cache)
+        for sequence, turn in turns.items():
+            sequence.speaker = turn.speaker
         return result
+
+    def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Found) -> None:
+        """One forward a set of weights; what it gives is added to ``found``."""
+        decode, prefill = _by_weights(chunks, lanes)
+        for key in dict.fromkeys([*decode, *prefill]):
+            layout = self._layouts.build(decode.get(key, []), prefill.get(key, []))
+            lane = decode[key][0] if key in decode else prefill[key][0].lane
+            logits, hidden = self.models.store.models[key].forward(layout, self._context(lane, layout))
+            for lane, state in zip(layout.logit_lanes, hidden, strict=True):
+                found.rows[lane] = len(found.rows)
+                found.states[lane] = state
+            if layout.logit_lanes:
+                found.logits.append(logits[:, : self.models.vocabulary])
 
     def _value(self, chunks: Seq[Chunk], result: StepResult) -> None:
         """Values of whole texts: the head on the last state of every lane."""

@@ -22,11 +22,13 @@ class Turn:
     lanes: of the experts that take part, the first one leading; none where the router writes by itself (Co-LLM).
     shares: of their probabilities, [lanes].
     scores: what the head says, by expert.
+    speaker: the sequence's, once this token is drawn.
     """
 
     lanes: tuple[Lane, ...]
     shares: Tensor
     scores: Mapping[str, float]
+    speaker: tuple[int, int]
 
     @property
     def expert(self) -> str | None:
@@ -45,7 +47,8 @@ class Router:
         self._defer_bias = head.defer_bias
 
     def choose(self, sequences: Seq[Sequence], states: Mapping[Lane, Tensor]) -> dict[Sequence, Turn]:
-        """The turns of the routed ones of ``sequences``; ``states`` [hidden] of their routers' lanes.
+        """The turns of the routed ones of ``sequences``; ``states`` [hidden] of their routers' lanes. Asking changes
+        nothing: a turn counts once its token is drawn (``Turn.speaker``).
 
         Scores that are not finite give a turn whose shares are NaN, which makes the sequence's scores NaN.
         """
@@ -63,7 +66,7 @@ class Router:
         for index, (sequence, routing) in enumerate(routed):
             said = dict(zip(_names(sequence, routing), scores[index].tolist(), strict=True))
             if not deferred[index]:
-                turns[sequence] = Turn((), scores.new_ones(0), said)
+                turns[sequence] = Turn((), scores.new_ones(0), said, sequence.speaker)
                 continue
             experts, shares = torch.tensor([chosen[index]]), scores.new_ones(1)
             if routing.top > 1:
@@ -72,10 +75,9 @@ class Router:
             if not bool(torch.isfinite(scores[index]).all()):
                 shares = torch.full_like(shares, torch.nan)
             lanes = tuple(sequence.lanes[routing.experts[expert]] for expert in experts.tolist())
-            turns[sequence] = Turn(lanes, shares, said)
             last, stayed = sequence.speaker
             leading = int(experts[0])
-            sequence.speaker = (leading, stayed + 1 if leading == last else 1)
+            turns[sequence] = Turn(lanes, shares, said, (leading, stayed + 1 if leading == last else 1))
         return turns
 
     def _deferred(self, hidden: Tensor, routings: Seq[Routing]) -> list[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 
 from ladle.server.engine.block_manager import BlockManager, OutOfBlocks
@@ -113,25 +113,27 @@ class Scheduler:
                 continue
             if self._grow_or_preempt(sequence):
                 plan.decode.append(sequence)
-                budget -= len(sequence.lanes)
+                budget -= len(sequence.eager)
         # Growing one sequence may have preempted another that was already planned.
         plan.decode = [sequence for sequence in plan.decode if sequence.slot is not None]
-        plan.lanes = [lane for sequence in plan.decode for lane in sequence.lanes if self._missing(sequence, lane)]
+        plan.lanes = [lane for sequence in plan.decode for lane in sequence.eager if self.missing(sequence, lane)]
         self._admit(budget)
         self._share_prefill(plan, budget)
         finishing = [c.sequence for c in plan.chunks if c.final]
         plan.sampling = [*plan.decode, *dict.fromkeys(finishing)]
         return plan
 
-    def advance(self, plan: StepPlan) -> None:
-        """Record that ``plan`` was computed: lengths grow, and full blocks become reusable."""
+    def advance(self, plan: StepPlan, behind: Set[Sequence] = frozenset()) -> None:
+        """Record that ``plan`` was computed: lengths grow, and full blocks become reusable. The last token of sequences
+        that are ``behind`` counts as not computed: its logits are wanted once more."""
         computing = set(map(id, plan.lanes))
         for sequence in plan.decode:
             for lane in sequence.lanes:
-                if id(lane) in computing:
+                if id(lane) in computing and sequence not in behind:
                     self.extend(sequence, lane, 1)
         for chunk in plan.chunks:
-            self.extend(chunk.sequence, chunk.lane, chunk.count)
+            again = chunk.final and chunk.sequence in behind
+            self.extend(chunk.sequence, chunk.lane, chunk.count - again)
 
     def extend(self, sequence: Sequence, lane: Lane, count: int) -> None:
         """Record that the state of ``count`` more tokens of ``lane`` exists."""
@@ -140,6 +142,23 @@ class Scheduler:
         self.table.computed[lane.row] = before + count
         if (before + count) // BLOCK_SIZE > before // BLOCK_SIZE:
             self._publish(sequence, lane)
+
+    def reuse(self, sequence: Sequence, lane: Lane) -> None:
+        """Take over blocks of ``lane``'s prefix that others have computed since it was admitted."""
+        assert lane.row is not None
+        if not self.prefix_cache:
+            return
+        matched = self.blocks.match(self._reusable_hashes(sequence, lane))
+        count, before = len(matched), int(self.table.computed[lane.row])
+        if count * BLOCK_SIZE <= before:
+            self.blocks.release(matched)
+            return
+        self.blocks.release(lane.blocks[:count])
+        lane.blocks[:count] = matched
+        lane.published = count
+        self.table.blocks[lane.row, :count] = matched
+        self.table.computed[lane.row] = count * BLOCK_SIZE
+        self.prefix_hits += count * BLOCK_SIZE - before
 
     def held_blocks(self) -> Iterator[list[int]]:
         """The block table of every lane, for integrity checks."""
@@ -160,7 +179,7 @@ class Scheduler:
                 break
             self.waiting.popleft()
             self.running.append(sequence)
-            budget -= len(sequence.lanes)
+            budget -= len(sequence.eager)
         self.waiting.extendleft(reversed(passed_over))
 
     def _soon_cached(self, sequence: Sequence) -> bool:
@@ -227,7 +246,8 @@ class Scheduler:
 
     # -- progress -------------------------------------------------------------------------------------------------
 
-    def _missing(self, sequence: Sequence, lane: Lane) -> int:
+    def missing(self, sequence: Sequence, lane: Lane) -> int:
+        """Tokens of ``lane`` that are not computed."""
         assert lane.row is not None
         return sequence.length(lane) - int(self.table.computed[lane.row])
 
@@ -236,8 +256,8 @@ class Scheduler:
             bool(sequence.output)
             and sequence.draws
             and all(
-                self._missing(sequence, lane) == 1 or (lane.scores and self._missing(sequence, lane) == 0)
-                for lane in sequence.lanes
+                self.missing(sequence, lane) == 1 or (lane.scores and self.missing(sequence, lane) == 0)
+                for lane in sequence.eager
             )
         )
 
@@ -249,18 +269,23 @@ class Scheduler:
             if sequence.slot is None or budget <= 0:
                 continue
             # At least the last token of every lane, which are computed together.
-            share = max(BLOCK_SIZE, len(sequence.lanes), budget // (len(filling) - position))
+            share = max(BLOCK_SIZE, len(sequence.eager), budget // (len(filling) - position))
             budget -= self._fill(plan, sequence, min(share, budget))
 
     def _fill(self, plan: StepPlan, sequence: Sequence, share: int) -> int:
         """Plan up to ``share`` tokens of ``sequence``. The last token of every lane is computed in one step, because
         the combined score needs the logits of all of them together; lanes that score may be there before. Returns the
         tokens planned."""
-        missing = [self._missing(sequence, lane) for lane in sequence.lanes]
+        missing = [0 if lane.lazy else self.missing(sequence, lane) for lane in sequence.lanes]
         final = sum(missing) <= share
         chunks = []
         left = share
         for lane, lacks in zip(sequence.lanes, missing, strict=True):
+            if lane.lazy:
+                # Whatever it will have to catch up finds room.
+                if final and not self._grow(lane, sequence.length(lane)):
+                    break
+                continue
             # Where values of the text itself are asked for, the last token's state is what they are taken from.
             early = lane.scores and sequence.draws
             count = lacks if final else min(lacks if early else lacks - 1, left)

@@ -21,6 +21,8 @@ class Lane:
 
     ``row`` is its row in the lane table (None while it waits); ``blocks`` its KV blocks; ``scratch`` blocks for the
     state of candidates, in a lane that scores; ``materialised`` the part of its weights that lives outside the bank.
+    ``lazy``: its tokens are computed when the router chooses it and not before; its blocks are there all the same, so
+    that it never lacks room then.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Lane:
         head: ValueHead | None = None,
     ) -> None:
         self.source = source
+        self.lazy = False
         self.weights = weights
         self.prompt = prompt
         self.head = head
@@ -79,6 +82,11 @@ class Sequence:
     def length(self, lane: Lane) -> int:
         """Tokens of ``lane`` so far, prompt and continuation."""
         return len(lane.prompt) + len(self.output)
+
+    @property
+    def eager(self) -> list[Lane]:
+        """The lanes that are never behind."""
+        return [lane for lane in self.lanes if not lane.lazy]
 
     @property
     def candidates(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ladle.guidance.plan import Plan, Source
+from ladle.guidance.plan import Plan, Routing, Source
 from ladle.merging.bank import Bank
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
@@ -39,6 +39,7 @@ class ServedModels:
         weights_dtype, activation_dtype = config.resolve_dtypes(device)
         self.activation_dtype = activation_dtype
         self.score_dtype = torch.promote_types(activation_dtype, torch.float32)
+        self._expert_schedule = config.expert_schedule
         self.names = tuple(family.models)
         self.members = tuple(name for model in family.models.values() for name in model.low_rank)
         self._bank = frozenset(self.members)
@@ -78,7 +79,7 @@ class ServedModels:
 
     def lanes(self, request: GenerationRequest) -> list[Lane]:
         """Fresh lanes for the sources of a request. Raises InputError for a view of the prompt that is not there."""
-        return [
+        lanes = [
             Lane(
                 source,
                 self._weights(source),
@@ -88,6 +89,22 @@ class ServedModels:
             )
             for source in request.plan.sources
         ]
+        if request.plan.routing is not None:
+            self._schedule_experts(lanes, request.plan.routing)
+        return lanes
+
+    def _schedule_experts(self, lanes: list[Lane], routing: Routing) -> None:
+        """Mark the experts that wait until they are chosen (see ``EngineConfig.expert_schedule``).
+
+        An expert whose weights are those of a lane that runs in every step anyway, its bank coefficients aside, costs
+        a row of that forward, and reading weights is what a step of few rows costs. With weights of its own it costs
+        a forward a token, unless it waits; it then computes no more tokens than it would have, and many at once.
+        """
+        experts = set(routing.experts)
+        always = {lane.materialised for index, lane in enumerate(lanes) if index not in experts}
+        for index in experts:
+            own = lanes[index].materialised not in always
+            lanes[index].lazy = own if self._expert_schedule == "auto" else self._expert_schedule == "lazy"
 
     def merged_sets(self, plan: Plan) -> dict[WeightsKey, int]:
         """Bytes of the sets of merged full weights that ``plan`` needs at once."""

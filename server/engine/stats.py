@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -20,3 +21,5 @@ class EngineStats:
     steps: int
     step_rows: int
     distinct_weights: int
+    catch_up_tokens: Mapping[str, int] = field(default_factory=dict)
+    """By expert: tokens that it computed later than they came, because it had not been chosen before."""

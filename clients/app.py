@@ -10,8 +10,9 @@ import typer
 from ladle.clients.arguments import given, parse_preference, parse_steering
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
-from ladle.clients.display import coefficients_table, describe_steering, family_tables, legend, messages, output, shaded
+from ladle.clients.display import coefficients_table, describe_steering, family_tables, messages, output
 from ladle.clients.lazy_commands import CommandGroup
+from ladle.clients.painter import Painter
 from ladle.clients.responses import Response
 from ladle.clients.stream import Stream
 
@@ -37,7 +38,7 @@ MaxTokens = Annotated[int | None, typer.Option(help="How many tokens to generate
 Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
 TopP = Annotated[float | None, typer.Option(help="Nucleus to draw from.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
-Trace = Annotated[bool, typer.Option("--trace", help="Colour tokens by how far control moved them.")]
+Trace = Annotated[bool, typer.Option("--trace", help="Colour tokens by expert or by how far control moved them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 
 
@@ -96,13 +97,14 @@ def generate(
 
 def show(stream: Stream, trace: bool) -> None:
     """Print an answer as it comes; after a traced one, what its colours mean and how it was steered."""
+    painter = Painter()
     with stream:
         for token in stream:
-            output.print(shaded(token.token), end="")
+            output.print(painter.paint(token.token), end="")
         output.print()
         answer = stream.result()
     if trace:
-        messages.print(legend())
+        messages.print(painter.legend())
         messages.print(describe_steering(answer.steering, answer.tokens), style="dim", markup=False)
     for warning in answer.steering.warnings if answer.steering else []:
         messages.print(f"note: {warning}", style="yellow", markup=False)

@@ -8,14 +8,15 @@ from typing import Any
 
 from ladle.clients.arguments import parse_preference
 from ladle.clients.client import Client
-from ladle.clients.display import complain, describe_steering, legend, messages, output, pairs, shaded
+from ladle.clients.display import complain, describe_steering, messages, output, pairs
 from ladle.clients.errors import LadleError, UsageError
+from ladle.clients.painter import Painter
 
 HELP = """\
 /prefer positive=0.8 concise=0.2   what to weigh (no argument: the family's default)
 /method bone_soup                  how to steer (no argument: the family's default)
 /strength 1.5                      how much (no argument: 1)
-/trace                             colour tokens by how far control moved them, or stop it
+/trace                             colour tokens by how far control moved them or by expert, or stop it
 /seed 7                            the same draw every time (no argument: a new one)
 /tokens 200                        longest answer
 /show                              what is set now
@@ -72,10 +73,11 @@ class ChatSession:
 
     def _say(self, text: str) -> None:
         conversation = [*self.history, {"role": "user", "content": text}]
+        painter = Painter()
         with self.client.chat(conversation, stream=True, **self.options) as stream:
             try:
                 for token in stream:
-                    output.print(shaded(token.token), end="")
+                    output.print(painter.paint(token.token), end="")
                 answer = stream.result()
                 warnings = answer.steering.warnings if answer.steering else []
                 note = describe_steering(answer.steering, answer.tokens) if self.options.get("trace") else ""
@@ -85,6 +87,8 @@ class ChatSession:
                 output.print()
         # What was said before a stop stays said.
         self.history = [*conversation, {"role": "assistant", "content": stream.text}]
+        if self.options.get("trace"):
+            messages.print(painter.legend())
         if note:
             messages.print(note, style="dim", markup=False)
         for warning in warnings:
@@ -102,8 +106,6 @@ class ChatSession:
             raise UsageError(f"trace: {text!r} is not allowed; allowed: on, off")
         on = text == "on" if text else not self.options.get("trace")
         self._set("trace", on or None)
-        if on:
-            messages.print(legend())
 
     def _reset(self) -> None:
         self.history = []

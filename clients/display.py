@@ -1,37 +1,19 @@
-"""What the command line shows: tokens shaded by how far control moved them, and tables."""
+"""What the command line shows besides the text: errors, how an answer was steered, tables."""
 
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ladle.clients.responses import CoefficientsReport, Family, SteeringReport, Token
 
 output = Console(highlight=False, soft_wrap=True)
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
-# KL(base, final) in nats, from which on a token is shown in a style: nothing happened, a little, much, all.
-SHADES = ((1.0, "bold red"), (0.25, "yellow"), (0.05, "green"), (0.0, ""))
-
 
 def complain(message: str) -> None:
     """An error, on stderr."""
     messages.print(f"error: {message}", style="red", markup=False)
-
-
-def shaded(token: Token) -> Text:
-    """A token's text, shaded by its shift."""
-    shift = token.shift or 0.0
-    return Text(token.text, style=next((style for bound, style in SHADES if shift >= bound), ""))
-
-
-def legend() -> Text:
-    """What the shades mean."""
-    line = Text("shift (nats): ", style="dim")
-    for bound, style in reversed(SHADES):
-        line.append(f">= {bound:g} ", style=style or "dim")
-    return line
 
 
 def describe_steering(steering: SteeringReport | None, tokens: list[Token] | None) -> str:
@@ -43,6 +25,8 @@ def describe_steering(steering: SteeringReport | None, tokens: list[Token] | Non
         parts.append("preference " + pairs(steering.preference))
     if steering.coefficients:
         parts.append("coefficients " + pairs(steering.coefficients))
+    if steering.routing:
+        parts.append(pairs({name: value for name, value in steering.routing.items() if value is not None}))
     shifts = [token.shift for token in tokens or [] if token.shift is not None]
     if shifts:
         parts.append(f"mean shift {sum(shifts) / len(shifts):.3f} nats")

@@ -106,8 +106,8 @@ class Diagnostics(Response):
 class SteeringReport(Response):
     """How a request was steered, as the server understood it.
 
-    ``preference`` is normalised to sum 1, whatever the request said. ``experts`` is the share of tokens that each of
-    them wrote, where a method routes. ``diagnostics`` are there with a trace.
+    ``preference`` is normalised to sum 1, whatever the request said. Where a method routes, ``routing`` has its options
+    and ``experts`` the share of tokens that each of them wrote. ``diagnostics`` are there with a trace.
     """
 
     method: str
@@ -117,6 +117,7 @@ class SteeringReport(Response):
     normalize: str | None = None
     sources: list[Source] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+    routing: dict[str, float | None] | None = None
     experts: dict[str, float] | None = None
     diagnostics: Diagnostics | None = None
 

@@ -53,8 +53,19 @@ class Diagnostics(TypedDict):
     outside: float | None
 
 
+class RoutingReply(TypedDict):
+    """How experts take turns: the options of a method that routes, those of its own that the request left out among
+    them. ``threshold`` is null where every token has an expert."""
+
+    complement: float
+    expert_weight: float
+    top_experts: int
+    min_stay: int
+    threshold: float | None
+
+
 class SteeringReply(TypedDict):
-    """What steered the answer. ``experts``: the share of tokens that each of them wrote, where a method routes; what is
+    """What steered the answer. ``routing`` where experts take turns. ``experts``: the share of tokens that each of them wrote, where a method routes; what is
     missing to 1 the router wrote. With a trace there are ``diagnostics``, and in OpenAI's answers ``choices`` with the
     traced tokens."""
 
@@ -65,6 +76,7 @@ class SteeringReply(TypedDict):
     normalize: str
     sources: list[SourceReply]
     warnings: list[str]
+    routing: NotRequired[RoutingReply]
     experts: NotRequired[dict[str, float]]
     diagnostics: NotRequired[Diagnostics]
     choices: NotRequired[list[TracedChoice]]

@@ -83,7 +83,7 @@ def unknown_model(family: Family, model: str) -> ApiError:
 def describe(plan: Plan) -> SteeringReply:
     """``steering`` as responses carry it."""
     coefficients = plan.coefficients
-    return {
+    reply: SteeringReply = {
         "method": plan.method,
         "preference": plan.preference.as_dict() if plan.preference else None,
         "coefficients": coefficients.as_dict() if coefficients else {},
@@ -92,6 +92,15 @@ def describe(plan: Plan) -> SteeringReply:
         "sources": sources(plan),
         "warnings": list(plan.warnings),
     }
+    if plan.routing is not None:
+        reply["routing"] = {
+            "complement": plan.routing.complement,
+            "expert_weight": plan.routing.weight,
+            "top_experts": plan.routing.top,
+            "min_stay": plan.routing.stay,
+            "threshold": plan.routing.threshold,
+        }
+    return reply
 
 
 def sources(plan: Plan) -> list[SourceReply]:

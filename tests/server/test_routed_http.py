@@ -36,6 +36,7 @@ def routed_engine(family: Family) -> Iterator[Engine]:
 def state(family: Family, routed_engine: Engine) -> ServerState:
     state = ServerState(ServerSettings())
     state.publish(Serving.of(family, AsyncEngine(routed_engine), routed_engine.vocabulary))
+    state.metrics.watch(routed_engine.stats)
     return state
 
 
@@ -50,6 +51,9 @@ async def test_the_answer_says_who_wrote_it(state: ServerState) -> None:
         assert len(tokens) == 12 and set(wrote) <= set(NAMES)
         shares = document["steering"]["experts"]
         assert shares == {name: wrote.count(name) / 12 for name in sorted(set(wrote))}
+        assert document["steering"]["routing"] == {
+            "complement": 1.0, "expert_weight": 1.0, "top_experts": 1, "min_stay": 1, "threshold": None,
+        }  # fmt: skip
         for token in tokens:
             assert set(token["router"]) == set(NAMES) and token["outside"] is None
             assert token["router"][token["expert"]] == max(token["router"].values())
@@ -70,6 +74,8 @@ async def test_the_answer_says_who_wrote_it(state: ServerState) -> None:
         counted = {name: 3.0 * wrote.count(name) for name in set(wrote)}
         for name, count in counted.items():
             assert f'ladle_routed_tokens_total{{expert="{name}"}} {count}' in metrics
+        for name in NAMES:  # all of them are in the bank, so none is ever late
+            assert f'ladle_expert_kv_catchup_tokens_total{{expert="{name}"}} 0.0' in metrics
 
 
 async def test_other_methods_have_no_experts(state: ServerState) -> None:

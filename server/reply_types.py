@@ -64,10 +64,21 @@ class RoutingReply(TypedDict):
     threshold: float | None
 
 
+class RoutingReply(TypedDict):
+    """How experts take turns: the options of a method that routes, those of its own that the request left out among
+    them. ``threshold`` is null where every token has an expert."""
+
+    complement: float
+    expert_weight: float
+    top_experts: int
+    min_stay: int
+    threshold: float | None
+
+
 class SteeringReply(TypedDict):
-    """What steered the answer. ``routing`` where experts take turns. ``experts``: the share of tokens that each of them wrote, where a method routes; what is
-    missing to 1 the router wrote. With a trace there are ``diagnostics``, and in OpenAI's answers ``choices`` with the
-    traced tokens."""
+    """What steered the answer. Where experts take turns, ``routing`` says by which options and ``experts`` what share
+    of the tokens each of them wrote; what is missing to 1 the router wrote. With a trace there are ``diagnostics``, and
+    in OpenAI's answers ``choices`` with the traced tokens."""
 
     method: str
     preference: dict[str, float] | None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 command = typer.Typer(
-    no_args_is_help=True, help="Measure this machine: decode steps, guidance, HTTP serving, weight merges."
+    no_args_is_help=True, help="Measure this machine: decode steps, guidance, routing, HTTP serving, weight merges."
 )
 
 FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
@@ -52,6 +52,23 @@ def guidance(
     from ladle.merging.family import load_family
 
     _report("guided decode step", benchmark.run(load_family(family), dtype, rounds, loops), out, as_json)
+
+
+@command.command(epilog="Example: ladle bench routing --batches 1,4")
+def routing(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Routed decode steps against plain ones, and both schedules of experts with weights of their own."""
+    from ladle.benchmarks import routing as benchmark
+    from ladle.merging.family import load_family
+
+    sizes = [int(size) for size in batches.split(",")]
+    _report("routing", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
 
 
 @command.command(epilog="Example: ladle bench serve --clients 8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -21,8 +22,9 @@ PROMPT_TOKENS = 64
 class EngineSide:
     """The engine, driven step by step on this thread."""
 
-    def __init__(self, family: Family, dtype: str) -> None:
-        self.engine = Engine(family, EngineConfig(dtype=dtype, max_sequences=64, prefix_cache=False))
+    def __init__(self, family: Family, dtype: str, **options: Any) -> None:
+        """``options``: of ``EngineConfig``."""
+        self.engine = Engine(family, EngineConfig(dtype=dtype, max_sequences=64, prefix_cache=False, **options))
         self._family = family
         self._serial = 0
 

@@ -13,3 +13,13 @@ def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     for coefficient, tensor in terms[1:]:
         total.add_(tensor, alpha=coefficient)
     return out.copy_(total)
+
+
+def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
+    """See ``ladle.kernels.gated_lora.gated_lora``; the products are made in the weights' dtype."""
+    return expand_gated(out, x @ shrink.T, scale, expand)
+
+
+def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
+    """See ``ladle.kernels.gated_lora.expand_gated``."""
+    return out.add_((shrunk * scale).to(expand.dtype) @ expand.T)

@@ -6,6 +6,7 @@ function can pick. So a kernel can be compiled ahead of time, on a machine witho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,8 @@ class Variant:
 
     name: str
     kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, object]
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
     num_warps: int
     num_stages: int
     fp_fusion: bool = True
@@ -51,3 +52,14 @@ class Variant:
     def options(self) -> dict[str, Any]:
         """What a launch, or a compilation, takes besides the arguments."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
+
+
+def dot_type(dtype: torch.dtype) -> Any:
+    """The type in which a kernel multiplies matrices of ``dtype``: its own; but float32 for bfloat16 in the
+    interpreter, which takes a bfloat16's bits for a number."""
+    import triton.language as tl
+    from triton import knobs
+
+    if knobs.runtime.interpret and dtype == torch.bfloat16:
+        return tl.float32
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]

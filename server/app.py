@@ -24,6 +24,7 @@ from ladle.server.routes import (
     health,
     metrics,
     models,
+    playground,
 )
 from ladle.server.security import BodyLimit, KeyCheck, RequestIds
 from ladle.server.state import ServerState
@@ -76,6 +77,8 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
     app.add_exception_handler(ClientGone, _nobody)
     for module in _MODULES:
         app.include_router(module.router)
+    if settings.playground:
+        app.include_router(playground.router)
 
     _document_400(app)
 

@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
 from ladle.server.openai_schemas import Message, TokenIds, token_ids
-from ladle.server.sampling_fields import SamplingFields, StrictModel, TopLogprobs
+from ladle.server.sampling_fields import SamplingFields, SteeringField, StrictModel, TopLogprobs
 
 
 def _prompt(value: Any) -> str | TokenIds:
@@ -56,3 +56,13 @@ class CoefficientsRequest(StrictModel):
     model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     method: str | None = None
     preference: dict[str, float] | None = None
+    steering: SteeringField | None = Field(
+        None, description="in place of method and preference, where other options matter too"
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CoefficientsRequest:
+        if self.steering is not None and (self.method is not None or self.preference is not None):
+            allowed = "nothing beside method or preference, which stand inside it"
+            raise InputError("steering", self.steering, allowed)
+        return self

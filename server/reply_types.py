@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -51,17 +51,6 @@ class Diagnostics(TypedDict):
     mean_shift: float
     argmax_changed: float
     outside: float | None
-
-
-class RoutingReply(TypedDict):
-    """How experts take turns: the options of a method that routes, those of its own that the request left out among
-    them. ``threshold`` is null where every token has an expert."""
-
-    complement: float
-    expert_weight: float
-    top_experts: int
-    min_stay: int
-    threshold: float | None
 
 
 class RoutingReply(TypedDict):
@@ -306,10 +295,19 @@ class ModelList(TypedDict):
 
 
 class MethodReply(TypedDict):
-    """Whether the family can serve a method, and if not, why."""
+    """Whether the family can serve a method, and if not, why; what a request may say to it.
+
+    ``preference``: ``required``; ``optional`` where it merges the base under what is routed; ``ignored``. ``options``:
+    the fields of ``steering`` it understands besides method, preference and trace, and ``needs`` those it cannot do
+    without. ``strength`` is the default of that option, null where the method has none.
+    """
 
     available: bool
     reason: str | None
+    preference: Literal["required", "optional", "ignored"]
+    options: list[str]
+    needs: list[str]
+    strength: float | None
 
 
 class MemberReply(TypedDict):

@@ -66,6 +66,7 @@ class ServerSettings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets running requests finish")
     cache_dir: Path | None = Field(None, description="where a converted base is kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log lines shown")
+    playground: bool = Field(True, description="serve a page at / to try preferences on")
     access_log: bool = Field(False, description="log a line for every HTTP request")
 
     @field_validator("device")

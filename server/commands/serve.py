@@ -68,6 +68,9 @@ def command(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Browser origin that may call the API; may be repeated.")
     ] = None,
+    playground: Annotated[
+        bool | None, typer.Option("--playground/--no-playground", help="Serve a page at /.", show_default="on")
+    ] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(help="How long SIGTERM lets running requests finish.", show_default="30")
     ] = None,
@@ -113,6 +116,7 @@ def command(
         "api_key_file": api_key_file,
         "max_body_bytes": max_body_bytes,
         "cors_origins": cors_origin,
+        "playground": playground,
         "drain_seconds": drain_seconds,
         "cache_dir": cache_dir,
         "log_level": log_level,

@@ -23,11 +23,15 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def coefficients(body: CoefficientsRequest, request: Request) -> JSONResponse:
     """The merge coefficients of a preference, without generating anything."""
-    serving = state_of(request).require()
-    steering = {"method": body.method, "preference": body.preference}
+    state = state_of(request)
+    serving = state.require()
+    steering = body.steering or {"method": body.method, "preference": body.preference}
     try:
-        plan = plan_of(serving.family, body.model, steering)
-    except InputError as error:  # here the options stand in the body itself
+        plan = plan_of(serving.family, body.model, steering, state.settings.allow_trace)
+    except InputError as error:
+        if body.steering is not None:
+            raise
+        # The options stand in the body itself.
         raise InputError(error.field.removeprefix("steering."), error.value, error.allowed) from None
     merged = plan.coefficients
     reply: CoefficientsReply = {

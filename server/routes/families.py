@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ladle.guidance import registry
+from ladle.guidance.routed_method import RoutedMethod
 from ladle.merging.family import Family, MemberInfo
 from ladle.server.errors import ApiError
-from ladle.server.reply_types import FamilyList, FamilyReply, MemberReply
+from ladle.server.reply_types import FamilyList, FamilyReply, MemberReply, MethodReply
 from ladle.server.routes import answers, state_of
 
 router = APIRouter()
@@ -49,9 +50,22 @@ def describe_family(family: Family) -> FamilyReply:
         "objectives": list(family.objectives),
         "default_method": registry.default_method(family),
         "matrix": family.matrix.tolist() if family.matrix is not None else None,
-        "methods": {name: {"available": ready, "reason": reason or None} for name, (ready, reason) in methods.items()},
+        "methods": {name: _method(name, ready, reason) for name, (ready, reason) in methods.items()},
         "members": [_member(member) for member in family.members()],
         "presets": {name: preset.model_dump(exclude_none=True) for name, preset in family.manifest.presets.items()},
+    }
+
+
+def _method(name: str, ready: bool, reason: str) -> MethodReply:
+    method = registry.METHODS[name]
+    routes = isinstance(method, RoutedMethod)
+    return {
+        "available": ready,
+        "reason": reason or None,
+        "preference": "required" if method.takes_preference else "optional" if routes else "ignored",
+        "options": sorted(method.options),
+        "needs": sorted(method.needs),
+        "strength": getattr(method, "default_strength", 1.0) if "strength" in method.options else None,
     }
 
 

@@ -62,7 +62,15 @@ async def test_families(family: Family, engine: FakeEngine) -> None:
     assert listed["data"] == [one]
     assert one["objectives"] == ["positive", "simple"] and one["default_method"] == "bone_soup"
     assert np.allclose(one["matrix"], [[0.7, 0.3], [0.3, 0.7]])
-    assert one["methods"]["base"] == {"available": True, "reason": None}
+    assert one["methods"]["base"] == {
+        "available": True, "reason": None, "preference": "ignored", "options": [], "needs": [], "strength": None,
+    }  # fmt: skip
+    said = {name: (method["preference"], method["strength"]) for name, method in one["methods"].items()}
+    assert said["bone_soup"] == ("required", 1.0) and said["cfg"] == ("ignored", 1.5)
+    assert said["fusion_route"] == ("optional", None) and one["methods"]["custom"]["needs"] == ["terms"]
+    assert one["methods"]["mage"]["options"] == [
+        "candidates", "coefficients", "combine", "normalize", "strength", "value",
+    ]  # fmt: skip
     assert [member["name"] for member in one["members"]] == list(family.kinds)
     assert all(member["kind"] in ("backbone", "policy") and member["parameters"] > 0 for member in one["members"])
     assert one["presets"]["cheerful"] == {"method": "bone_soup", "preference": {"positive": 1.0}}

@@ -1,0 +1,75 @@
+// The card beside a token: everything its trace says, in words and numbers.
+
+import { byId, fixed, make, percent } from "./dom.js";
+
+const FAR = 9999; // stands for infinity in answers of the server
+
+/** A token's text so that blanks can be seen. */
+export function visible(text) {
+  if (text === "") return "no text";
+  return text.replaceAll("\n", "\u21b5").replaceAll("\t", "\u21e5").replaceAll(" ", "\u2423");
+}
+
+function nats(value) {
+  return Math.abs(value) >= FAR ? (value < 0 ? "\u2212\u221e" : "\u221e") : fixed(value, 3);
+}
+
+function chance(logprob) {
+  return `${nats(logprob)} (${percent(Math.exp(logprob), 1)})`;
+}
+
+/** [name, value] of what there is to say about a token. */
+export function factsOf(token) {
+  const facts = [["Logprob", chance(token.logprob)]];
+  const add = (name, value, shown) => value !== null && value !== undefined && facts.push([name, shown(value)]);
+  add("Under the base", token.base_logprob, chance);
+  add("Shift", token.shift, (shift) => `${nats(shift)} nats`);
+  add("Best token changed", token.argmax_changed, (changed) => (changed ? "yes" : "no"));
+  add("Outside base's 20 best", token.outside, (outside) => (outside ? "yes" : "no"));
+  add("Mass of candidates", token.candidate_mass, (mass) => percent(mass, 1));
+  add("Expert", token.expert, (name) => name);
+  for (const [name, score] of Object.entries(token.router ?? {})) facts.push([`Router: ${name}`, nats(score)]);
+  for (const [name, value] of Object.entries(token.values ?? {})) facts.push([`Value: ${name}`, fixed(value, 3)]);
+  for (const other of token.top ?? []) {
+    facts.push([make("span", { class: "mono" }, visible(other.text)), chance(other.logprob)]);
+  }
+  return facts;
+}
+
+/** The one card of the page. */
+export class Inspector {
+  constructor() {
+    this.box = byId("inspector");
+    this.shown = null;
+    addEventListener("scroll", () => this.hide(), { passive: true, capture: true });
+    addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
+  }
+
+  /** Show what `token` says beside `span`. */
+  show(token, span) {
+    this.shown = span;
+    const rows = factsOf(token).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
+    const head = make("p", { class: "inspected" }, make("b", { class: "mono" }, visible(token.text)), ` id ${token.id}`);
+    this.box.replaceChildren(head, make("dl", {}, ...rows));
+    this.box.hidden = false;
+    this.place(span);
+  }
+
+  /** Hide it; with a span, only if it shows that one. */
+  hide(span) {
+    if (span !== undefined && span !== this.shown) return;
+    this.shown = null;
+    this.box.hidden = true;
+  }
+
+  place(span) {
+    const gap = 8;
+    const at = span.getClientRects()[0] ?? span.getBoundingClientRect();
+    const { width, height } = this.box.getBoundingClientRect();
+    const left = Math.min(Math.max(gap, at.left), innerWidth - width - gap);
+    const below = at.bottom + gap;
+    const top = below + height + gap <= innerHeight ? below : Math.max(gap, at.top - height - gap);
+    this.box.style.setProperty("left", `${Math.max(gap, left)}px`);
+    this.box.style.setProperty("top", `${top}px`);
+  }
+}

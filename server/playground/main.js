@@ -1,0 +1,268 @@
+// The page: loads the family, keeps the state, runs the answers.
+
+import { Answer } from "./answer.js";
+import { apiKey, call, generate, setApiKey } from "./api.js";
+import { compare } from "./compare.js";
+import { byId, confirmOn, copy, debounced } from "./dom.js";
+import { listenToForm, newForm, writeForm } from "./form.js";
+import { Inspector } from "./inspector.js";
+import { familyIn, fragmentOf, readFragment } from "./link.js";
+import { title } from "./methods.js";
+import { coefficientsBody, generateBody } from "./request.js";
+import { Side } from "./side.js";
+import { asCurl, asPython } from "./snippets.js";
+import { newSide } from "./steering.js";
+
+const LETTERS = ["a", "b"];
+const form = newForm();
+const state = { family: null, form, sides: {}, trace: true };
+const running = {}; // letter -> AbortController
+const previews = {};
+
+const inspector = new Inspector();
+const sides = Object.fromEntries(
+  LETTERS.map((letter) => [letter, new Side(letter, { changed: sideChanged, copy: copySide, code: showCode })]),
+);
+const answers = Object.fromEntries(LETTERS.map((letter) => [letter, new Answer(letter, inspector, { toggle })]));
+
+// -- what the server has ------------------------------------------------------------------------------------------
+
+async function load() {
+  let listed;
+  try {
+    listed = (await call("/v1/families")).data;
+    const names = listed.map((family) => family.name);
+    const wanted = familyIn(location.hash.slice(1));
+    await choose(names.includes(wanted) ? wanted : names[0], names);
+  } catch (error) {
+    if (error.status === 401) return askForKey(error.message);
+    notice(error.status === 503 ? `${error.message}. Trying again.` : error.message);
+    setTimeout(load, 1000 * Math.min(10, Math.max(1, Number(error.retryAfter) || 2)));
+    return;
+  }
+  byId("key-form").hidden = true;
+}
+
+async function choose(name, names) {
+  state.family = await call(`/v1/families/${encodeURIComponent(name)}`);
+  const select = byId("family");
+  select.replaceChildren(...names.map((entry) => new Option(entry, entry)));
+  select.value = name;
+  select.disabled = names.length < 2;
+  const { members, objectives } = state.family;
+  byId("about").textContent = `${count(members.length, "member")}, ${count(objectives.length, "objective")}`;
+  notice("");
+  for (const letter of LETTERS) {
+    sides[letter].setFamily(state.family);
+    answers[letter].experts = members.filter(({ kind }) => kind === "expert").map((member) => member.name);
+  }
+  show(location.hash.slice(1));
+  ready(true);
+}
+
+function count(number, noun) {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** Take over what a fragment says; where it says nothing, two sides that differ. */
+function show(fragment) {
+  const { family } = state;
+  const found = readFragment(fragment, family, form);
+  for (const [index, letter] of LETTERS.entries()) {
+    state.sides[letter] = found.sides[letter] ?? newSide(family, { preference: leaning(family, index) });
+    sides[letter].show(state.sides[letter]);
+    preview(letter);
+  }
+  writeForm(form);
+  for (const letter of LETTERS) {
+    answers[letter].find(".name").textContent = title(state.sides[letter].method);
+    answers[letter].paint(form.colours);
+  }
+  if (found.problems.length) notice(`Of the link, ${found.problems.join("; ")}.`);
+}
+
+/** Mostly the first objective, or mostly the last. */
+function leaning(family, index) {
+  const { objectives } = family;
+  const most = objectives.at(index === 0 ? 0 : -1);
+  const rest = objectives.length > 1 ? 0.2 / (objectives.length - 1) : 0;
+  return Object.fromEntries(objectives.map((name) => [name, name === most ? 0.8 : rest]));
+}
+
+// -- what changes -------------------------------------------------------------------------------------------------
+
+const remember = debounced(() => history.replaceState(null, "", `#${fragmentOf(state)}`), 250);
+
+function sideChanged(letter) {
+  state.sides[letter] = sides[letter].state;
+  preview(letter);
+  remember();
+}
+
+function copySide(from) {
+  const to = from === "a" ? "b" : "a";
+  state.sides[to] = structuredClone(state.sides[from]);
+  sides[to].show(state.sides[to]);
+  preview(to);
+  remember();
+  confirmOn(sides[from].find(".copy-side"), "Copied");
+}
+
+const previewSoon = Object.fromEntries(LETTERS.map((letter) => [letter, debounced(() => previewNow(letter), 120)]));
+
+function preview(letter) {
+  previewSoon[letter]();
+}
+
+async function previewNow(letter) {
+  previews[letter]?.abort();
+  const controller = (previews[letter] = new AbortController());
+  const { coefficients } = sides[letter];
+  try {
+    coefficients.show(await call("/v1/coefficients", coefficientsBody(state, letter), controller.signal));
+  } catch (error) {
+    if (error.name !== "AbortError") coefficients.fail(error.message);
+  }
+}
+
+// -- answers ------------------------------------------------------------------------------------------------------
+
+function toggle(letter) {
+  if (running[letter]) running[letter].abort();
+  else run(letter);
+}
+
+async function run(letter) {
+  running[letter]?.abort();
+  const answer = answers[letter];
+  const controller = (running[letter] = new AbortController());
+  answer.start(title(state.sides[letter].method));
+  update();
+  try {
+    for await (const event of generate(generateBody(state, letter, true), controller.signal)) {
+      if (running[letter] !== controller) return;
+      if (event.token) answer.push(event.token);
+      else answer.finish(event);
+    }
+  } catch (error) {
+    if (running[letter] !== controller) return;
+    if (error.param === "steering.trace" && state.trace) {
+      state.trace = false;
+      notice("This server gives no traces: tokens come without shifts.");
+      return run(letter);
+    }
+    if (error.name === "AbortError") answer.stopped();
+    else answer.fail(failure(error));
+    if (error.status === 401) askForKey(error.message);
+  }
+  delete running[letter];
+  update();
+}
+
+function failure(error) {
+  return error.retryAfter ? `${error.message} (try again in ${error.retryAfter} s)` : error.message;
+}
+
+function update() {
+  byId("stop-both").disabled = !Object.keys(running).length;
+  compare(answers.a, answers.b);
+}
+
+function ready(yes) {
+  byId("answer-both").disabled = !yes;
+  for (const letter of LETTERS) answers[letter].button.disabled = !yes;
+}
+
+function stopAll() {
+  for (const controller of Object.values(running)) controller.abort();
+}
+
+// -- the rest of the page -----------------------------------------------------------------------------------------
+
+function notice(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = !text;
+}
+
+function askForKey(reason) {
+  ready(false);
+  byId("key-reason").textContent = `This server wants an API key: ${reason}.`;
+  byId("key-form").hidden = false;
+  byId("key").focus();
+}
+
+function showCode(letter) {
+  let body;
+  try {
+    body = generateBody(state, letter, false);
+  } catch (error) {
+    notice(error.message);
+    return;
+  }
+  byId("code-title").textContent = `Request ${letter.toUpperCase()}`;
+  byId("curl").textContent = asCurl(location.origin, body, Boolean(apiKey()));
+  byId("python").textContent = asPython(location.origin, body);
+  byId("code").showModal();
+}
+
+function wire() {
+  byId("settings").append(sides.a.root, sides.b.root);
+  byId("answer-list").append(answers.a.root, answers.b.root);
+  if (matchMedia("(max-width: 46rem)").matches) for (const letter of LETTERS) sides[letter].root.open = false;
+  writeForm(form);
+  listenToForm(form, (name) => {
+    if (name === "colours") for (const letter of LETTERS) answers[letter].paint(form.colours);
+    if (state.family) remember();
+  });
+  byId("run").addEventListener("submit", (event) => {
+    event.preventDefault();
+    for (const letter of LETTERS) run(letter);
+  });
+  byId("stop-both").addEventListener("click", stopAll);
+  addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("answer-both").disabled) {
+      byId("run").requestSubmit();
+    }
+  });
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    setApiKey(byId("key").value.trim());
+    byId("key").value = "";
+    load();
+  });
+  byId("family").addEventListener("change", () => {
+    const names = [...byId("family").options].map((option) => option.value);
+    history.replaceState(null, "", "#");
+    choose(byId("family").value, names).catch((error) => notice(error.message));
+  });
+  byId("share").addEventListener("click", async () => {
+    history.replaceState(null, "", `#${fragmentOf(state)}`);
+    if (await copy(location.href)) confirmOn(byId("share"), "Copied");
+  });
+  byId("code-close").addEventListener("click", () => byId("code").close());
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      if (await copy(byId(button.dataset.copy).textContent)) confirmOn(button, "Copied");
+    });
+  }
+  addEventListener("hashchange", () => state.family && show(location.hash.slice(1)));
+  const theme = document.documentElement.dataset.theme ?? "auto";
+  for (const radio of document.querySelectorAll("input[name=theme]")) {
+    radio.checked = radio.value === theme;
+    radio.addEventListener("change", () => setTheme(radio.value));
+  }
+  update();
+}
+
+function setTheme(theme) {
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  try {
+    localStorage.setItem("ladle-theme", theme);
+  } catch {
+    // It holds until the page is left, then.
+  }
+}
+
+wire();
+load();

@@ -1,0 +1,35 @@
+// The bodies of requests, from the page's state.
+
+import { only } from "./fields.js";
+import { steeringOf } from "./steering.js";
+
+/** The body of POST /v1/generate for one side. Throws an Error where an option cannot be read. */
+export function generateBody(state, letter, stream) {
+  const form = state.form;
+  const own = letter === "b" && !form.locked;
+  const prompt = own ? form.promptB : form.prompt;
+  const chat = form.format === "chat";
+  const messages = [{ role: "user", content: prompt }];
+  if (form.system.trim()) messages.unshift({ role: "system", content: form.system });
+  return only("generate", {
+    model: state.family.name,
+    messages: chat ? messages : undefined,
+    prompt: chat ? undefined : prompt,
+    max_tokens: form.maxTokens,
+    temperature: form.temperature,
+    top_p: form.topP,
+    seed: own ? form.seedB : form.seed,
+    logprobs: form.alternatives ? true : undefined,
+    top_logprobs: form.alternatives || undefined,
+    stream: stream || undefined,
+    steering: steeringOf(state.family, state.sides[letter], state.trace),
+  });
+}
+
+/** The body of POST /v1/coefficients for one side. Throws an Error where an option cannot be read. */
+export function coefficientsBody(state, letter) {
+  return only("coefficients", {
+    model: state.family.name,
+    steering: steeringOf(state.family, state.sides[letter], false),
+  });
+}

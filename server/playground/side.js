@@ -1,0 +1,177 @@
+// The controls of one side: method, presets, preference, strength, options, and the coefficients that result.
+
+import { Coefficients } from "./coefficients.js";
+import { fromTemplate, make } from "./dom.js";
+import { summary, title } from "./methods.js";
+import { parsed, showOptions } from "./options.js";
+import { asSent, equal } from "./preference.js";
+import { Sliders, strengthRow } from "./sliders.js";
+import { hasTwoStrengths, newSide, prefers } from "./steering.js";
+
+const STRONGEST = 4; // at the slider's right end; the number beside it goes further
+
+/** One side's panel. `actions`: changed(letter), copy(letter), code(letter). */
+export class Side {
+  constructor(letter, actions) {
+    this.letter = letter;
+    this.actions = actions;
+    this.root = fromTemplate("side");
+    this.root.id = `side-${letter}`;
+    this.root.dataset.side = letter;
+    const label = letter.toUpperCase();
+    const badge = this.find(".badge");
+    badge.textContent = label;
+    badge.classList.add(letter);
+    badge.setAttribute("aria-label", `Side ${label}`);
+    this.method = this.find(".method");
+    this.sliders = new Sliders(this.find(".preference"), (weights) => {
+      this.state.weights = weights;
+      this.edited();
+    });
+    this.coefficients = new Coefficients(this.find(".bars"));
+    const other = letter === "a" ? "B" : "A";
+    this.find(".copy-side").textContent = `Copy to ${other}`;
+    this.find(".copy-side").addEventListener("click", () => actions.copy(letter));
+    this.find(".show-code").setAttribute("aria-label", `Request ${label} as code`);
+    this.find(".show-code").addEventListener("click", () => actions.code(letter));
+    this.method.addEventListener("change", () => {
+      this.state.method = this.method.value;
+      this.show(this.state);
+      this.edited();
+    });
+    this.lean = this.find(".lean input");
+    this.lean.addEventListener("change", () => {
+      this.state.lean = this.lean.checked;
+      this.show(this.state);
+      this.edited();
+    });
+  }
+
+  find(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  /** Offer what a family can do. */
+  setFamily(family) {
+    this.family = family;
+    const entries = Object.entries(family.methods);
+    const ready = entries.filter(([, method]) => method.available);
+    const missing = entries.filter(([, method]) => !method.available);
+    const groups = [make("optgroup", { label: "This family can" }, ...ready.map(([name]) => entry(name)))];
+    if (missing.length) {
+      const why = missing.map(([name, { reason }]) => entry(name, reason));
+      groups.push(make("optgroup", { label: "This family cannot" }, ...why));
+    }
+    this.method.replaceChildren(...groups);
+    const box = this.find(".missing");
+    box.hidden = !missing.length;
+    box.querySelector("summary").textContent = `${missing.length} of ${entries.length} methods are not available`;
+    box
+      .querySelector("dl")
+      .replaceChildren(
+        ...missing.flatMap(([name, { reason }]) => [make("dt", {}, title(name)), make("dd", {}, reason ?? "")]),
+      );
+    const presets = Object.entries(family.presets).map(([name, preset]) => this.preset(name, preset));
+    if (family.objectives.length > 1) presets.unshift(this.equal());
+    this.find(".presets").replaceChildren(...presets);
+    this.find(".presets").hidden = !presets.length;
+  }
+
+  preset(name, steering) {
+    const button = make("button", { type: "button", class: "chip" }, name);
+    button.dataset.preset = name;
+    button.addEventListener("click", () => {
+      this.show(newSide(this.family, steering));
+      this.edited();
+    });
+    return button;
+  }
+
+  equal() {
+    const button = make("button", { type: "button", class: "chip" }, "equal");
+    button.addEventListener("click", () => {
+      this.state.weights = equal(this.family.objectives);
+      this.state.lean = true;
+      this.show(this.state);
+      this.edited();
+    });
+    return button;
+  }
+
+  /** Show a state, which is from now on this side's own. */
+  show(state) {
+    this.state = state;
+    const method = this.family.methods[state.method];
+    this.method.value = state.method;
+    this.find(".about-method").textContent = summary(state.method);
+    this.find(".lean").hidden = method.preference !== "optional" || !this.family.objectives.length;
+    this.lean.checked = state.lean;
+    this.find(".preference").hidden = !prefers(this.family, state);
+    this.sliders.show(state.weights);
+    this.showStrengths();
+    showOptions(this.find(".options"), method.options, state.texts, `option-${this.letter}`, () => this.optionEdited());
+    this.find(".more").hidden = !this.find(".options").childElementCount;
+    if (method.needs.length) this.find(".more").open = true;
+    this.describe();
+  }
+
+  showStrengths() {
+    const { state } = this;
+    const { options, strength } = this.family.methods[state.method];
+    const box = this.find(".strengths");
+    if (!options.includes("strength")) {
+      box.replaceChildren();
+    } else if (hasTwoStrengths(this.family, state)) {
+      const one = (kind) =>
+        strengthRow(`Strength, ${kind}`, state.strengths[kind], strength, STRONGEST, (value) => {
+          if (value === undefined) delete state.strengths[kind];
+          else state.strengths[kind] = value;
+          this.edited();
+        });
+      box.replaceChildren(one("implicit"), one("explicit"));
+    } else {
+      const changed = (value) => {
+        state.strength = value;
+        this.edited();
+      };
+      box.replaceChildren(strengthRow("Strength", state.strength, strength, STRONGEST, changed));
+    }
+  }
+
+  optionEdited() {
+    const two = this.find(".strengths").childElementCount === 2;
+    if (two !== hasTwoStrengths(this.family, this.state)) this.showStrengths();
+    this.edited();
+  }
+
+  edited() {
+    this.describe();
+    this.actions.changed(this.letter);
+  }
+
+  describe() {
+    const { family, state } = this;
+    const parts = [title(state.method)];
+    if (prefers(family, state)) {
+      const sent = Object.entries(asSent(state.weights)).filter(([, weight]) => weight > 0);
+      parts.push(...sent.map(([name, weight]) => `${name} ${weight.toFixed(2)}`));
+    }
+    this.brief = parts.join(" \u00b7 ");
+    this.find(".brief").textContent = this.brief;
+    const set = family.methods[state.method].options.filter((name) => name in state.texts && isSet(name, state.texts));
+    this.find(".count").textContent = set.length ? `(${set.length} set)` : "";
+  }
+}
+
+function entry(name, reason) {
+  const text = reason ? `${title(name)}: ${reason}` : title(name);
+  return make("option", { value: name, disabled: reason !== undefined, title: reason ?? false }, text);
+}
+
+function isSet(name, texts) {
+  try {
+    return parsed(name, texts[name]) !== undefined;
+  } catch {
+    return true;
+  }
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ladle.merging.errors import InputError
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.kv_cache import BLOCK_SIZE
+from ladle.server.engine.prompt_scores import why_not
 from ladle.server.engine.request import GenerationRequest
 from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
@@ -30,6 +31,11 @@ def check_request(
     _check_ids("logit_bias", [token for token, _ in request.sampling.logit_bias], models.vocabulary)
     if len(lanes) > config.lanes:
         raise InputError("steering", f"{len(lanes)} sources", f"at most {config.lanes} sources")
+    reason = why_not(request.plan)
+    if reason and (request.sampling.prompt_logprobs or not request.sampling.max_tokens):
+        name = "prompt_logprobs" if request.sampling.prompt_logprobs else "max_tokens"
+        value = request.sampling.prompt_logprobs or request.sampling.max_tokens
+        raise InputError(name, value, f"not with {request.plan.method}, because this method {reason}")
     scorer = request.plan.scorer
     if scorer is not None and scorer.candidates > models.vocabulary:
         allowed = f"at most {models.vocabulary}, the size of the vocabulary"

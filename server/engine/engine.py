@@ -26,6 +26,7 @@ from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
+from ladle.server.engine.prompt_scores import ROW_BYTES
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Scheduler, StepPlan
@@ -75,6 +76,7 @@ class Engine:
             max(config.max_batch_tokens, config.lanes + 2 * BLOCK_SIZE),
             config.prefix_cache,
             ready=self._weights_ready,
+            judged_rows=max(config.lanes, ROW_BYTES // (4 * self.vocabulary)),
         )
         self.sampler = Sampler(config.max_sequences, self.device)
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device)
@@ -319,6 +321,10 @@ class Engine:
 
     def _emit(self, sequence: Sequence, draw: Draw, kept: bool) -> StepOutput:
         """Record one token; ends the sequence where a stop rule says so. ``kept``: lanes that score have its state."""
+        said = tuple(sequence.judged) if sequence.judged and not sequence.output else None
+        if not sequence.request.sampling.max_tokens:
+            self._forget(sequence)
+            return replace(without_token(sequence, "length", None, ""), prompt=said)
         sequence.output.append(draw.token)
         for lane in sequence.lanes:
             assert lane.row is not None
@@ -333,7 +339,7 @@ class Engine:
             for lane in sequence.lanes:
                 if lane.scores:
                     self.scheduler.extend(sequence, lane, 1)
-        return output
+        return output if said is None else replace(output, prompt=said)
 
     def _forget(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)

@@ -14,6 +14,7 @@ from ladle.server.engine.attention import PagedContext
 from ladle.server.engine.candidates import keep_chosen, value_candidates
 from ladle.server.engine.catch_up import CatchUp, plan_catch_up
 from ladle.server.engine.kv_cache import KVCache
+from ladle.server.engine.prompt_scores import PromptJudge
 from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Chunk, Scheduler, StepPlan
 from ladle.server.engine.sequence import Lane, Sequence
@@ -35,11 +36,18 @@ class StepResult:
 
 @dataclass
 class _Found:
-    """Logits of a step's forwards, part by part; the row of each lane in them, and its last hidden state [hidden]."""
+    """Logits of a step's forwards, part by part; the last row of each lane in them, and its last hidden state
+    [hidden]."""
 
     logits: list[Tensor] = field(default_factory=list)
     rows: dict[Lane, int] = field(default_factory=dict)
     states: dict[Lane, Tensor] = field(default_factory=dict)
+
+    def joined(self) -> Tensor:
+        """All logits so far, [rows, vocabulary]."""
+        if len(self.logits) > 1:
+            self.logits = [torch.cat(self.logits)]
+        return self.logits[0]
 
 
 class ModelRunner:
@@ -51,6 +59,7 @@ class ModelRunner:
         self.table = table = scheduler.table
         self.sampler = sampler
         self._layouts = LayoutBuilder(table, device)
+        self._judge = PromptJudge(device)
         self.rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
 
@@ -67,6 +76,9 @@ class ModelRunner:
         found = _Found()
         self._forward(plan.lanes, [chunk for chunk in plan.chunks if chunk.sequence.draws], found)
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
+        judged = [chunk for chunk in plan.chunks if chunk.judged]
+        if judged:
+            self._judge.judge(found.joined(), found.rows, judged)
         drawing = [sequence for sequence in plan.sampling if sequence.draws]
         if not drawing:
             return result
@@ -94,8 +106,9 @@ class ModelRunner:
             layout = self._layouts.build(decode.get(key, []), prefill.get(key, []))
             lane = decode[key][0] if key in decode else prefill[key][0].lane
             logits, hidden = self.models.store.models[key].forward(layout, self._context(lane, layout))
-            for lane, state in zip(layout.logit_lanes, hidden, strict=True):
-                found.rows[lane] = len(found.rows)
+            before = sum(part.shape[0] for part in found.logits)
+            for row, (lane, state) in enumerate(zip(layout.logit_lanes, hidden, strict=True), start=before):
+                found.rows[lane] = row
                 found.states[lane] = state
             if layout.logit_lanes:
                 found.logits.append(logits[:, : self.models.vocabulary])

@@ -52,6 +52,15 @@ class TokenTrace:
 
 
 @dataclass(frozen=True)
+class PromptToken:
+    """What the model would have said where the prompt has a token: ``logprob`` of that token and the best alternatives
+    (token id, logprob), best first; log-softmax of the combined score, in nats."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """One generated token of one request.
 
@@ -66,6 +75,7 @@ class StepOutput:
     cached_tokens: prompt tokens whose state was reused.
     expert: who wrote the token, for plans that route; None for the router itself.
     value: what explicit values say of the text so far, where they were asked about whole blocks.
+    prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     """
 
     request_id: str
@@ -82,6 +92,7 @@ class StepOutput:
     error: str | None = None
     value: float | None = None
     expert: str | None = None
+    prompt: tuple[PromptToken, ...] | None = None
 
     @property
     def base_logprob(self) -> float | None:

@@ -12,13 +12,14 @@ class SamplingParams:
     The values are taken as already validated (the HTTP schemas do so); the engine applies them once, on the combined
     score, in the order penalties and bias, temperature, top-k, top-p, min-p.
 
-    max_tokens: most tokens to generate, >= 1.
+    max_tokens: most tokens to generate; 0 where only the prompt is asked about.
     temperature: 0 means greedy.
     top_k: 0 means off.
     logit_bias: (token id, bias in logits).
     stop: strings that end the text and are not part of it.
     seed: with the position, it decides every draw.
     logprobs: how many top alternatives to report at each position; None reports none.
+    prompt_logprobs: report the prompt's own tokens too, all but the first, as if they had been drawn.
     ignore_eos: generate until max_tokens whatever the model says (for measurements).
     """
 
@@ -34,4 +35,5 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     seed: int = 0
     logprobs: int | None = None
+    prompt_logprobs: bool = False
     ignore_eos: bool = False

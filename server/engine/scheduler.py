@@ -14,13 +14,15 @@ from ladle.server.engine.sequence import Lane, Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens ``start`` to ``start + count`` of ``lane`` are to be computed; ``final`` when its logits are needed."""
+    """Tokens ``start`` to ``start + count`` of ``lane`` are to be computed; ``final`` when the logits of the last one
+    are needed, ``judged`` when those of all of them are."""
 
     sequence: Sequence
     lane: Lane
     start: int
     count: int
     final: bool
+    judged: bool = False
 
 
 @dataclass
@@ -45,6 +47,7 @@ class StepPlan:
 class Scheduler:
     """Admits waiting sequences first come first served, grows their block tables, preempts the youngest when KV is out.
 
+    judged_rows: logit rows of prompt tokens that a step may hold at once; at least as many as a sequence has lanes.
     ``ready(sequence)`` says whether the weights of a sequence can be used now (materialised ones may still be merging);
     one that is not ready is passed over, not waited for.
     """
@@ -57,6 +60,7 @@ class Scheduler:
         max_batch_tokens: int,
         prefix_cache: bool = True,
         ready: Callable[[Sequence], bool] = lambda sequence: True,
+        judged_rows: int = 1 << 20,
     ) -> None:
         self.blocks = blocks
         self.table = table
@@ -68,6 +72,7 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.judged_rows = judged_rows
         self._ready = ready
         self._admitted: list[Sequence] = []
         self._fresh: list[int] = []
@@ -241,6 +246,8 @@ class Scheduler:
         """Hashes of the full blocks that may be reused: all but the one with the last token, whose logits are
         needed.
         """
+        if sequence.judging:
+            return []
         length = sequence.length(lane)
         return lane.hashes.upto(sequence.tokens(lane, 0, length), (length - 1) // BLOCK_SIZE)
 
@@ -270,7 +277,8 @@ class Scheduler:
                 continue
             # At least the last token of every lane, which are computed together.
             share = max(BLOCK_SIZE, len(sequence.eager), budget // (len(filling) - position))
-            budget -= self._fill(plan, sequence, min(share, budget))
+            fill = self._fill_judged if sequence.judging else self._fill
+            budget -= fill(plan, sequence, min(share, budget))
 
     def _fill(self, plan: StepPlan, sequence: Sequence, share: int) -> int:
         """Plan up to ``share`` tokens of ``sequence``. The last token of every lane is computed in one step, because
@@ -305,6 +313,25 @@ class Scheduler:
         if not plan and len(self.running) > 1:
             self._preempt(self.running[-1])
         return share - left
+
+    def _fill_judged(self, plan: StepPlan, sequence: Sequence, share: int) -> int:
+        """Plan the same tokens of every lane, because what is said of a token of the prompt needs the logits of all
+        lanes together. Returns the tokens planned."""
+        room = self.judged_rows - sum(chunk.count for chunk in plan.chunks if chunk.judged)
+        missing = min(self.missing(sequence, lane) for lane in sequence.lanes)
+        count = min(missing, min(share, room) // len(sequence.lanes))
+        if count <= 0:
+            return 0
+        chunks = []
+        for lane in sequence.lanes:
+            start = sequence.length(lane) - missing
+            if not self._grow(lane, start + count):
+                if not plan and len(self.running) > 1:
+                    self._preempt(self.running[-1])
+                return 0
+            chunks.append(Chunk(sequence, lane, start, count, count == missing, judged=True))
+        plan.chunks.extend(chunks)
+        return count * len(chunks)
 
     def _grow_or_preempt(self, sequence: Sequence) -> bool:
         """Room for one more token on every lane, and on those that score for the candidate that will be drawn; taken

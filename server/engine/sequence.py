@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ladle.guidance.plan import Source
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.block_hashes import BlockHashes
-from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.request import GenerationRequest, PromptToken
 from ladle.server.engine.value_head import ValueHead
 
 _arrivals = itertools.count()
@@ -74,6 +74,8 @@ class Sequence:
     admitted_at: float | None = None
     speaker: tuple[int, int] = (-1, 0)
     """The expert of the last token and how many in a row it has written; no expert yet is -1."""
+    judged: list[PromptToken] = field(default_factory=list)
+    """What was said of the prompt's tokens from the second on, where that was asked for."""
 
     @property
     def request_id(self) -> str:
@@ -87,6 +89,11 @@ class Sequence:
     def eager(self) -> list[Lane]:
         """The lanes that are never behind."""
         return [lane for lane in self.lanes if not lane.lazy]
+
+    @property
+    def judging(self) -> bool:
+        """Whether the logits of prompt tokens are still wanted, so that none of them may come from a cache."""
+        return self.request.sampling.prompt_logprobs and len(self.judged) < len(self.request.prompt) - 1
 
     @property
     def candidates(self) -> int:

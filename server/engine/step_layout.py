@@ -76,9 +76,10 @@ class LayoutBuilder:
             id_parts.append(np.asarray(chunk.sequence.tokens(chunk.lane, chunk.start, stop), dtype=np.int64))
             groups.extend(self._chunk_groups(chunk, start))
             start += chunk.count
-            if chunk.final and not chunk.lane.scores:
-                wanted.append(start - 1)
-                lanes.append(chunk.lane)
+            wants = chunk.count if chunk.judged else int(chunk.final)
+            if not chunk.lane.scores:
+                wanted.extend(range(start - wants, start))
+                lanes.extend([chunk.lane] * wants)
         all_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
         slots = table.blocks[all_rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
         coefficients = None

@@ -1,0 +1,79 @@
+"""What a plan's combined score says of the prompt's own tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from ladle.guidance.plan import Plan
+from ladle.server.engine.combiner import Combiner, Rows
+from ladle.server.engine.request import PromptToken
+from ladle.server.engine.scheduler import Chunk
+from ladle.server.engine.sequence import Lane, Sequence
+
+ROW_BYTES = 64 << 20
+"""Logits of prompt tokens, in float32, that a step may hold."""
+
+
+def why_not(plan: Plan) -> str | None:
+    """Why the tokens of a prompt cannot be judged under ``plan``; None where they can."""
+    if plan.blocks is not None:
+        return "values whole blocks of an answer"
+    if plan.scorer is not None:
+        return "values candidates one position at a time"
+    if plan.routing is not None:
+        return "lets experts take turns as an answer grows"
+    if plan.views:
+        return "has a source that sees another prompt than the request's"
+    return None
+
+
+class PromptJudge:
+    """Turns the logits of prompt tokens into log-probabilities."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._combiner = Combiner(device)
+
+    def judge(self, logits: Tensor, rows: Rows, chunks: Seq[Chunk]) -> None:
+        """Add to every judged sequence of ``chunks`` what the combined score says of its next prompt tokens.
+
+        ``logits`` [rows, vocabulary]; ``rows``: that of the last token of each chunk, before which lie those of the
+        chunk's other tokens.
+        """
+        for sequence, own in _by_sequence(chunks).items():
+            start, count, prompt = own[0].start, own[0].count, sequence.request.prompt
+            targets = prompt[start + 1 : start + count + 1]
+            if targets:
+                firsts = [rows[chunk.lane] - count + 1 for chunk in own]
+                sequence.judged[start:] = self._tokens(logits, firsts, sequence, targets)
+
+    def _tokens(self, logits: Tensor, firsts: Seq[int], sequence: Sequence, targets: Seq[int]) -> list[PromptToken]:
+        """``firsts``: row of every lane's first token; what follows token i is ``targets[i]``."""
+        places: dict[Lane, int] = {}
+        stand_ins = []
+        for offset in range(len(targets)):
+            # The combiner knows one row a lane: every position gets lanes of its own.
+            lanes = [copy.copy(lane) for lane in sequence.lanes]
+            places.update(zip(lanes, (first + offset for first in firsts), strict=True))
+            stand_ins.append(Sequence(sequence.request, lanes))
+        scores = self._combiner.combine(logits, places, stand_ins, {}, {})
+        logprobs = torch.log_softmax(scores, dim=-1)
+        index = torch.tensor(targets, device=self._device)[:, None]
+        found: list[float] = logprobs.gather(1, index)[:, 0].tolist()
+        best, ids = logprobs.topk(sequence.request.sampling.logprobs or 0, dim=-1)
+        return [
+            PromptToken(own, tuple(zip(top_ids, top, strict=True)))
+            for own, top_ids, top in zip(found, ids.tolist(), best.tolist(), strict=True)
+        ]
+
+
+def _by_sequence(chunks: Seq[Chunk]) -> dict[Sequence, list[Chunk]]:
+    found: dict[Sequence, list[Chunk]] = {}
+    for chunk in chunks:
+        if chunk.judged:
+            found.setdefault(chunk.sequence, []).append(chunk)
+    return found

@@ -26,8 +26,10 @@ class Answer:
         top: tuple[tuple[int, float], ...],
         trace: TokenTrace | None,
         expert: str | None = None,
+        ended: bool = False,
     ) -> StepOutput:
-        """The output for the ``count``-th token; it has a finish reason where a stop rule says so."""
+        """The output for the ``count``-th token; it has a finish reason where a stop rule says so. ``ended``: no text
+        can follow, because a grammar says so."""
         sampling = self.request.sampling
         reason = None
         piece = text = ""
@@ -37,6 +39,8 @@ class Answer:
             piece, text, stopped = self._detokenizer.push(token)
             if stopped:
                 reason = "stop"
+            elif ended:
+                reason, text = "stop", text + self._detokenizer.finish()
             elif count >= sampling.max_tokens:
                 reason, text = "length", text + self._detokenizer.finish()
         return StepOutput(

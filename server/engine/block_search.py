@@ -135,6 +135,8 @@ class BlockSearch:
                 output.logprob,
                 output.top,
                 output.trace,
+                # A draw has no stop strings, so that it stops where the text or the grammar ends.
+                ended=output.finish_reason == "stop",
             )
             last = output is best[-1]
             outputs.append(replace(pushed, value=value if last else None))

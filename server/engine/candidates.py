@@ -35,17 +35,27 @@ def value_candidates(
     sequences: Seq[Sequence],
     layout: Callable[[Seq[Lane], Seq[int], Seq[Tensor]], StepLayout],
     hidden: Callable[[Lane, StepLayout], Tensor],
+    allowed: Mapping[Sequence, Tensor],
 ) -> dict[Sequence, CandidateValues]:
     """The candidates of every sequence with a scorer, and what its value lanes say of them.
+
+    Where ``allowed`` has a mask [vocabulary] bool for a sequence, its candidates are the best of what that allows, and
+    fewer where it allows fewer.
 
     All that lanes of one set of weights have to value goes through one forward: k new tokens a lane over the state it
     has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane and returns [tokens, hidden].
     """
-    chosen = {
-        sequence: logits[rows[sequence.lanes[0]]].topk(sequence.candidates).indices
-        for sequence in sequences
-        if sequence.request.plan.scorer is not None
-    }
+    chosen: dict[Sequence, Tensor] = {}
+    counts: dict[Sequence, int] = {}
+    for sequence in sequences:
+        if sequence.request.plan.scorer is None:
+            continue
+        scores, counts[sequence] = logits[rows[sequence.lanes[0]]], sequence.candidates
+        if sequence in allowed:
+            scores = scores.masked_fill(~allowed[sequence], -torch.inf)
+            counts[sequence] = min(sequence.candidates, int(allowed[sequence].sum()))
+        # What is not allowed comes last. It is valued, so that every forward has its full size, and then dropped.
+        chosen[sequence] = scores.topk(sequence.candidates).indices
     groups: dict[object, list[tuple[Sequence, Lane]]] = {}
     for sequence in chosen:
         for lane in sequence.lanes:
@@ -64,7 +74,10 @@ def value_candidates(
             values[owner[lane]][lane] = lane.head(states[start:stop])
             start = stop
     return {
-        sequence: CandidateValues(tokens, {lane: values[sequence][lane] for lane in sequence.lanes if lane.scores})
+        sequence: CandidateValues(
+            tokens[: counts[sequence]],
+            {lane: values[sequence][lane][: counts[sequence]] for lane in sequence.lanes if lane.scores},
+        )
         for sequence, tokens in chosen.items()
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ladle.guidance.plan import Plan
 from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
+from ladle.server.engine.grammar_masks import restrict
 from ladle.server.engine.router import Turn, combine_turns
 from ladle.server.engine.sequence import Lane, Sequence
 
@@ -33,11 +35,13 @@ class Combiner:
         sequences: Seq[Sequence],
         values: Mapping[Sequence, CandidateValues],
         turns: Mapping[Sequence, Turn],
+        allowed: Mapping[Sequence, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """Scores [sequences, vocabulary], float32 (float64 for float64 logits), before bias, penalties and temperature.
 
         ``logits`` [rows, vocabulary]; ``values`` of the sequences whose plan has a scorer, ``turns`` of those
-        that are routed.
+        that are routed, ``allowed`` [vocabulary] bool of those with a grammar: what a plan's mask finds plausible is
+        judged among the tokens that may come at all, so that it never rules out all of them.
         """
         scores = self._by_rule(logits, rows, sequences)
         routed = combine_turns(logits, rows, turns)
@@ -56,7 +60,7 @@ class Combiner:
                 torch.tensor([plan.scorer.centred], device=self._device),
                 torch.tensor([plan.scorer.restricted], device=self._device),
             )
-        self._mask(scores, logits, rows, sequences)
+        self._mask(scores, logits, rows, sequences, allowed)
         return scores
 
     def _by_rule(self, logits: Tensor, rows: Rows, sequences: Seq[Sequence]) -> Tensor:
@@ -85,20 +89,29 @@ class Combiner:
         values = np.array(padded, dtype=np.float64)
         return self._tensor(values[..., 0].astype(np.int64)), self._tensor(values[..., 1])
 
-    def _mask(self, scores: Tensor, logits: Tensor, rows: Rows, sequences: Seq[Sequence]) -> None:
+    def _mask(
+        self,
+        scores: Tensor,
+        logits: Tensor,
+        rows: Rows,
+        sequences: Seq[Sequence],
+        allowed: Mapping[Sequence, Tensor],
+    ) -> None:
         masked = [(i, s, s.request.plan.mask) for i, s in enumerate(sequences) if s.request.plan.mask is not None]
         if not masked:
             return
         index = torch.tensor([i for i, _, _ in masked], device=self._device)
         first = torch.tensor([rows[s.lanes[0]] for _, s, _ in masked], device=self._device)
         kinds = [(mask.kind, mask.value) for _, _, mask in masked]
+        base = logits.index_select(0, first).to(scores.dtype)
+        base = restrict(base, {place: allowed[s] for place, (_, s, _) in enumerate(masked) if s in allowed})
 
         def values(kind: str, off: float) -> Tensor:
             return torch.tensor([value if name == kind else off for name, value in kinds], device=self._device)
 
         scores[index] = dispatch.rule_out_implausible(
             scores.index_select(0, index),
-            logits.index_select(0, first).to(scores.dtype),
+            base,
             values("top_k", 0.0).long(),
             values("top_p", 1.0),
             values("relative", 0.0),

@@ -285,6 +285,9 @@ class Engine:
             if sequence in result.caught_up.behind:
                 continue
             value = worth(result.values[sequence]) if sequence in result.values else None
+            if value is None and (refused := result.draws[sequence].error) is not None:
+                self._end(sequence, "error", refused)
+                continue
             if math.isnan(result.draws[sequence].logprob if value is None else value):
                 self._end(sequence, "error", "the scores are not finite; these weights are too far from the base")
                 continue
@@ -331,7 +334,14 @@ class Engine:
             self.scheduler.table.last[lane.row] = draw.token
         answer = self._sequences[sequence.request_id][1]
         output = answer.push(
-            draw.token, len(sequence.output), sequence.cached_tokens, draw.logprob, draw.top, draw.trace, draw.expert
+            draw.token,
+            len(sequence.output),
+            sequence.cached_tokens,
+            draw.logprob,
+            draw.top,
+            draw.trace,
+            draw.expert,
+            draw.ended,
         )
         if output.finish_reason is not None:
             self._forget(sequence)

@@ -90,7 +90,8 @@ class ModelRunner:
             return result
         turns = {sequence: turn for sequence, turn in turns.items() if sequence not in late.behind}
         logits = found.logits[0] if len(found.logits) == 1 else torch.cat(found.logits)
-        values = value_candidates(logits, found.rows, drawing, self._layouts.build_candidates, self._hidden)
+        allowed = self.sampler.allowed(drawing, self.models.vocabulary)
+        values = value_candidates(logits, found.rows, drawing, self._layouts.build_candidates, self._hidden, allowed)
         draws = self.sampler.draw(logits, found.rows, drawing, values, turns)
         result.draws = dict(zip(drawing, draws, strict=True))
         tokens = {sequence: draw.token for sequence, draw in result.draws.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ladle.guidance.plan import Plan, PromptView, Source
+from ladle.server.engine.grammar import Grammar
 from ladle.server.engine.sampling import SamplingParams
 
 
@@ -14,6 +15,7 @@ class GenerationRequest:
     """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
 
     views: the prompt's token ids as the plan's sources with a view of their own see it.
+    grammar: what the continuation must follow, whatever the plan says of it.
     """
 
     request_id: str
@@ -21,6 +23,7 @@ class GenerationRequest:
     plan: Plan
     sampling: SamplingParams
     views: Mapping[PromptView, tuple[int, ...]] = field(default_factory=dict)
+    grammar: Grammar | None = None
 
     def prompt_of(self, source: Source) -> tuple[int, ...]:
         """The token ids that ``source`` continues. Raises KeyError for a view that was not given."""
@@ -67,11 +70,12 @@ class StepOutput:
     token_text: the text of this token alone, for display.
     text: what may be shown now. Text that could still become a stop string, or half a character, is held back; the
         concatenation of all `text` is the final text.
-    logprob: log-softmax of the combined score before temperature and truncation, in nats.
+    logprob: log-softmax of the combined score before temperature and truncation, in nats; with a grammar, among the
+        tokens that it allows.
     top: (token id, logprob) of the best alternatives, best first.
     trace: what guidance did, when the plan is traced.
     finish_reason: None until the last output, then "stop", "length", "abort" or "error" (with `error` set). The token
-        that hit the end-of-sequence id is included, with `text` empty.
+        that hit the end-of-sequence id is included, with `text` empty. A grammar that comes to its end is a "stop".
     cached_tokens: prompt tokens whose state was reused.
     expert: who wrote the token, for plans that route; None for the router itself.
     value: what explicit values say of the text so far, where they were asked about whole blocks.

@@ -4,6 +4,7 @@ slot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Combiner, Rows
+from ladle.server.engine.grammar_masks import GrammarMasks, restrict
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Sequence
@@ -26,7 +28,8 @@ _MASK = (1 << 64) - 1
 @dataclass(frozen=True)
 class Draw:
     """What one sequence got from a step; logprobs in nats of the combined score before bias, penalties and
-    temperature. ``expert``: who wrote the token, for plans that route.
+    temperature, among what its grammar allows. ``expert``: who wrote the token, for plans that route. ``ended``: its
+    grammar allows no more text. ``error``: why there is no token, where its grammar cannot be followed.
     """
 
     token: int
@@ -34,6 +37,8 @@ class Draw:
     top: tuple[tuple[int, float], ...]
     trace: TokenTrace | None
     expert: str | None = None
+    ended: bool = False
+    error: str | None = None
 
 
 def draw_keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -54,6 +59,7 @@ class Sampler:
     def __init__(self, slots: int, device: torch.device) -> None:
         self._device = device
         self._combiner = Combiner(device)
+        self._grammars = GrammarMasks(device)
         self._temperature = np.zeros(slots, dtype=np.float32)
         self._top_p = np.ones(slots, dtype=np.float32)
         self._min_p = np.zeros(slots, dtype=np.float32)
@@ -70,6 +76,8 @@ class Sampler:
         self._min_p[slot] = params.min_p
         self._top_k[slot] = params.top_k
         self._seed[slot] = params.seed & _MASK
+        if sequence.draws:
+            self._grammars.admit(sequence)
         self._counts.pop(slot, None)
         if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
             counts = torch.zeros(vocabulary, dtype=torch.int32, device=self._device)
@@ -79,6 +87,10 @@ class Sampler:
             seen[torch.tensor(sequence.request.prompt, dtype=torch.int64, device=self._device)] = True
             seen[output] = True
             self._counts[slot] = (counts, seen)
+
+    def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Tensor]:
+        """Which tokens may come next, [vocabulary] bool, of those of ``sequences`` that follow a grammar."""
+        return self._grammars.allowed(sequences, vocabulary)
 
     def draw(
         self,
@@ -92,7 +104,9 @@ class Sampler:
         candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
         slots = np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
         positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-        final = self._combiner.combine(logits, rows, sequences, values, turns)
+        allowed = self.allowed(sequences, logits.shape[1])
+        guided = self._combiner.combine(logits, rows, sequences, values, turns, allowed)
+        final = restrict(guided, {place: allowed[s] for place, s in enumerate(sequences) if s in allowed})
         scores = self._penalised(final, sequences)
         tokens = dispatch.sample(
             scores,
@@ -104,7 +118,8 @@ class Sampler:
         )
         logprobs = dispatch.token_logprobs(final, tokens).tolist()
         top = self._alternatives(final, sequences)
-        traces = trace_tokens(logits, rows, final, tokens, sequences, values, turns)
+        # A trace tells what guidance did; that a grammar rules most tokens out is no news.
+        traces = trace_tokens(logits, rows, guided, tokens, sequences, values, turns)
         drawn = tokens.tolist()
         for sequence, token in zip(sequences, drawn, strict=True):
             counted = self._counts.get(sequence.slot) if sequence.slot is not None else None
@@ -112,7 +127,16 @@ class Sampler:
                 counted[0][token] += 1
                 counted[1][token] = True
         return [
-            Draw(token, logprob, top.get(index, ()), traces.get(index), turns[s].expert if s in turns else None)
+            Draw(
+                token,
+                logprob,
+                top.get(index, ()),
+                traces.get(index),
+                turns[s].expert if s in turns else None,
+                # Scores that are not numbers draw anything; the engine ends such a sequence.
+                not math.isnan(logprob) and self._grammars.advance(s, token),
+                self._grammars.error(s),
+            )
             for index, (s, token, logprob) in enumerate(zip(sequences, drawn, logprobs, strict=True))
         ]
 

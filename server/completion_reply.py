@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from ladle.server.chat_reply import ends_text
+from ladle.server.echo import Echo, alternatives_of
 from ladle.server.engine.request import StepOutput
 from ladle.server.generation import Choice, Job, usage
 from ladle.server.reply_types import Completion, CompletionChoice, CompletionLogprobs
@@ -16,19 +17,29 @@ from ladle.server.token_text import TokenText, finite
 from ladle.server.trace_summary import TraceSummary
 
 
-def completion(serving: Serving, job: Job, model: str, choices: Sequence[Choice], logprobs: int | None) -> Completion:
-    """The whole answer; choices of several prompts follow each other, prompt by prompt."""
-    reply = _Envelope(serving, model).of(
-        [
+def completion(
+    serving: Serving,
+    job: Job,
+    model: str,
+    choices: Sequence[Choice],
+    logprobs: int | None,
+    echo: Sequence[Echo] | None = None,
+) -> Completion:
+    """The whole answer; choices of several prompts follow each other, prompt by prompt. ``echo``: of every prompt."""
+    replies: list[CompletionChoice] = []
+    for index, choice in enumerate(choices):
+        own = echo[index // job.choices] if echo else None
+        front = own.text if own else ""
+        found = completion_logprobs(serving.tokens, choice.outputs, len(front), own) if logprobs is not None else None
+        replies.append(
             {
                 "index": index,
-                "text": choice.text,
-                "logprobs": completion_logprobs(serving.tokens, choice.outputs, 0) if logprobs is not None else None,
+                "text": front + choice.text,
+                "logprobs": found,
                 "finish_reason": choice.finish_reason,
             }
-            for index, choice in enumerate(choices)
-        ]
-    )
+        )
+    reply = _Envelope(serving, model).of(replies)
     summary = TraceSummary(serving)
     for index, choice in enumerate(choices):
         summary.see(index, choice.outputs)
@@ -37,23 +48,24 @@ def completion(serving: Serving, job: Job, model: str, choices: Sequence[Choice]
     return reply
 
 
-def completion_logprobs(tokens: TokenText, outputs: Sequence[StepOutput], offset: int) -> CompletionLogprobs:
-    """``logprobs`` of a choice or of a chunk, whose text begins at ``offset``.
+def completion_logprobs(
+    tokens: TokenText, outputs: Sequence[StepOutput], offset: int, echo: Echo | None = None, complete: bool = False
+) -> CompletionLogprobs:
+    """``logprobs`` of a choice or of a chunk, whose text begins at ``offset``; those of ``echo`` come before it.
 
-    As in OpenAI's API the chosen token is always among the alternatives, so there may be one more than asked for.
+    The token that ends a text is no part of it and left out, except after an echo and where ``complete`` asks for it:
+    who scores texts counts tokens, the prompt's and those of ``usage``.
     """
     reply: CompletionLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    alternatives: list[dict[str, float]] = []
+    if echo is not None:
+        reply = echo.logprobs(outputs[0].prompt or ())
     for output in outputs:
-        if not ends_text(tokens, output):
-            chosen = tokens.text(output.token)
-            top = {tokens.text(token): finite(logprob) for token, logprob in reversed(output.top)}
-            alternatives.append({**dict(reversed(top.items())), chosen: finite(output.logprob)})
-            reply["tokens"].append(chosen)
+        if output.token >= 0 and (echo is not None or complete or not ends_text(tokens, output)):
+            reply["tokens"].append(tokens.key(output.token))
             reply["token_logprobs"].append(finite(output.logprob))
+            reply["top_logprobs"].append(alternatives_of(tokens, output.top, output.token, output.logprob))
             reply["text_offset"].append(offset)
         offset += len(output.text)
-    reply["top_logprobs"] = alternatives
     return reply
 
 
@@ -80,12 +92,22 @@ class _Envelope:
 class CompletionStream:
     """Events of a streamed completion."""
 
-    def __init__(self, serving: Serving, job: Job, model: str, logprobs: int | None, include_usage: bool) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        job: Job,
+        model: str,
+        logprobs: int | None,
+        include_usage: bool,
+        echo: Sequence[Echo] | None = None,
+    ) -> None:
         self._serving = serving
         self._job = job
         self._logprobs = logprobs is not None
         self._include_usage = include_usage
         self._envelope = _Envelope(serving, model)
+        self._echo = echo
+        self._begun = [False] * len(job.requests)
         self._offsets = [0] * len(job.requests)
         self._summary = TraceSummary(serving)
 
@@ -94,14 +116,21 @@ class CompletionStream:
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[Completion]:
         self._summary.see(index, [output])
+        echo, text = None, output.text
+        if self._echo and not self._begun[index]:
+            echo = self._echo[index // self._job.choices]
+            text = echo.text + text
+            self._offsets[index] = len(echo.text)
+        self._begun[index] = True
         logprobs = None
         if self._logprobs:
-            logprobs = completion_logprobs(self._serving.tokens, [output], self._offsets[index])
+            offset, complete = self._offsets[index], self._echo is not None
+            logprobs = completion_logprobs(self._serving.tokens, [output], offset, echo, complete)
         self._offsets[index] += len(output.text)
-        if not output.text and output.finish_reason is None and not (logprobs and logprobs["tokens"]):
+        if not text and output.finish_reason is None and not (logprobs and logprobs["tokens"]):
             return
         chunk = self._envelope.of(
-            [{"index": index, "text": output.text, "logprobs": logprobs, "finish_reason": output.finish_reason}]
+            [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": output.finish_reason}]
         )
         if self._include_usage:
             chunk["usage"] = None

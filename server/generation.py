@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan
 from ladle.merging.errors import InputError
@@ -64,12 +64,14 @@ def make_job(
     max_tokens: int | None,
     logprobs: int | None,
     limit_field: str = "max_tokens",
+    prompt_logprobs: bool = False,
 ) -> Job:
     """Turn a validated request into engine requests.
 
     Args:
         max_tokens: the request's own limit; None means what the context leaves, at most ``default_max_tokens``.
         limit_field: what the request called it.
+        prompt_logprobs: whether the prompt's own tokens are to be judged too.
 
     Raises:
         InputError: the limit does not fit the context.
@@ -80,6 +82,7 @@ def make_job(
         limit = _limit(state, serving, len(plan.sources), prompt.longest, max_tokens, limit_field)
         for choice in range(fields.choices):
             sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
+            sampling = replace(sampling, prompt_logprobs=prompt_logprobs)
             requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views))
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests))
 

@@ -34,7 +34,7 @@ CHAT: Defaults = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-COMPLETIONS: Defaults = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+COMPLETIONS: Defaults = {"best_of": (1,), "suffix": ("",)}
 # What official clients send back when an answer of theirs becomes part of the next question.
 MESSAGE: Defaults = {
     "annotations": ([],),

@@ -154,12 +154,21 @@ class ChatCompletionRequest(_Streamed, ChatBase):
 class CompletionRequest(_Streamed, CompletionBase):
     """``POST /v1/completions``."""
 
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="default 16; 0 only together with echo")
     prompt: Annotated[tuple[str | TokenIds, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]
     logprobs: TopLogprobs | None = None
+    echo: bool | None = Field(None, description="put the prompt in front of the answer, with its logprobs if asked for")
 
     @model_validator(mode="after")
     def _few_enough(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise InputError("max_tokens", 0, "numbers greater than or equal to 1, or 0 together with echo: true")
         if self.choices * len(self.prompt) > MAX_CHOICES:
             allowed = f"at most {MAX_CHOICES} choices in all, here {MAX_CHOICES // len(self.prompt)}"
             raise InputError("n", self.n, allowed)
         return self
+
+    @property
+    def judges_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are asked for."""
+        return bool(self.echo) and self.logprobs is not None

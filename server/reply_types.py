@@ -163,11 +163,12 @@ class ChatChunk(TypedDict):
 
 
 class CompletionLogprobs(TypedDict):
-    """OpenAI's legacy form; offsets count characters of the choice's text."""
+    """OpenAI's legacy form; offsets count characters of the choice's text. An echoed prompt's first token has no
+    logprobs: nothing comes before it."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -16,7 +16,7 @@ from ladle.server.engine.sampling import SamplingParams
 
 MAX_CHOICES = 128  # sequences one request may ask for
 MAX_TOP_LOGPROBS = 20
-_MAX_STOPS = 4
+_MAX_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 _MAX_STOP_LENGTH = 512  # characters; what may be held back from a stream, and searched for at every token
 _SEED_RANGE = 1 << 63
 _T = TypeVar("_T", int, float)

@@ -35,9 +35,19 @@ class TokenText:
         """The token as a string; special tokens by their names."""
         return self._entry(token)[0]
 
+    def key(self, token: int) -> str:
+        """The token as OpenAI's completions write it: ``text``, but ``bytes:\\xe2\\x98`` for a part of a character, so
+        that two such tokens differ."""
+        text, raw = self._entry(token)
+        return text if "\ufffd" not in text else "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
     def utf8(self, token: int) -> list[int]:
         """The token's UTF-8 bytes."""
-        return list(self._entry(token)[1])
+        return list(self.raw(token))
+
+    def raw(self, token: int) -> bytes:
+        """The token's UTF-8 bytes; those of its name, for a special token."""
+        return bytes(self._entry(token)[1])
 
     def is_special(self, token: int) -> bool:
         """Whether the token gives no text, such as the one that ends a text."""

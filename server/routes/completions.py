@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from ladle.server.completion_reply import CompletionStream, completion
 from ladle.server.disconnect import unless_gone
+from ladle.server.echo import echoes
 from ladle.server.generation import collect, make_job
 from ladle.server.json_request import JsonRoute
 from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionRequest
@@ -28,7 +29,8 @@ router = APIRouter(route_class=JsonRoute)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """OpenAI's legacy completions: a prompt is a string or a list of token ids, and there may be several.
 
-    As in OpenAI's API, max_tokens defaults to 16 here.
+    As in OpenAI's API, max_tokens defaults to 16 here, and `echo` puts the prompt in front of the answer. Together with
+    `logprobs` it also says how likely the prompt's own tokens are; with `max_tokens: 0` that is all.
     """
     state = state_of(request)
     serving = state.require()
@@ -41,10 +43,11 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if limit is None:
         longest = max(prompt.longest for prompt in prompts)
         limit = max(1, min(DEFAULT_COMPLETION_TOKENS, serving.engine.max_context - longest))
-    job = make_job(state, serving, plan, prompts, body, limit, body.logprobs)
+    echo = echoes(serving, plan, body.prompt, prompts, body.judges_prompt, limit) if body.echo else None
+    job = make_job(state, serving, plan, prompts, body, limit, body.logprobs, prompt_logprobs=body.judges_prompt)
     model = body.model or serving.family.name
     if body.stream:
-        writer = CompletionStream(serving, job, model, body.logprobs, body.include_usage)
+        writer = CompletionStream(serving, job, model, body.logprobs, body.include_usage, echo)
         return await stream_response(state, serving, job, writer)
     choices = await unless_gone(request, collect(state, serving, job))
-    return JSONResponse(completion(serving, job, model, choices, body.logprobs))
+    return JSONResponse(completion(serving, job, model, choices, body.logprobs, echo))

@@ -95,3 +95,49 @@ async def test_stream_with_usage(family: Family, engine: FakeEngine) -> None:
     assert done == "[DONE]" and last["choices"] == [] and last["usage"] == whole["usage"]
     assert {chunk["choices"][0]["index"] for chunk in chunks} == {0, 1, 2, 3}
     assert all(chunk["usage"] is None for chunk in chunks)
+
+
+async def test_an_echo_is_the_prompt_and_what_was_said_of_it(family: Family, engine: FakeEngine) -> None:
+    prompt = "Tell me, gentle \u2603 rain"
+    ids = engine.tokenizer(prompt).input_ids
+    plain = (await post(family, engine, prompt=prompt, max_tokens=64, logprobs=2))["choices"][0]
+    assert (await post(family, engine, prompt=prompt, max_tokens=64, echo=True))["choices"][0] == {
+        "index": 0, "text": prompt + plain["text"], "logprobs": None, "finish_reason": "stop",
+    }  # fmt: skip
+    for sent in (prompt, ids):
+        choice = (await post(family, engine, prompt=sent, max_tokens=64, logprobs=2, echo=True))["choices"][0]
+        found = choice["logprobs"]
+        assert choice["text"] == prompt + plain["text"]
+        # The token that ends the text is counted, so that whoever scores texts can count too.
+        assert found["tokens"][len(ids) : -1] == plain["logprobs"]["tokens"] and found["tokens"][-1] == "<|im_end|>"
+        assert found["token_logprobs"][: len(ids)] == [None, *(-0.125 * token for token in ids[1:])]
+        assert found["top_logprobs"][0] is None and all(len(top) == 3 for top in found["top_logprobs"][1:])
+        for token, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+            assert top is None or top[token] == logprob
+        # Parts of a character have names that differ; whole tokens stand where their offset says.
+        assert len([token for token in found["tokens"] if token.startswith("bytes:\\x")]) == 3
+        for token, offset in zip(found["tokens"][:-1], found["text_offset"], strict=False):
+            assert token.startswith("bytes:") or choice["text"][offset:].startswith(token)
+
+
+async def test_an_echo_alone(family: Family, engine: FakeEngine) -> None:
+    reply = await post(family, engine, prompt=["a b", "the rain"], max_tokens=0, logprobs=0, echo=True, n=2)
+    assert [choice["text"] for choice in reply["choices"]] == ["a b", "a b", "the rain", "the rain"]
+    assert {choice["finish_reason"] for choice in reply["choices"]} == {"length"}
+    assert all(len(top) == 1 for choice in reply["choices"] for top in choice["logprobs"]["top_logprobs"][1:])
+    prompts = {request.prompt for request in engine.requests}
+    assert reply["usage"]["completion_tokens"] == 0 and reply["usage"]["prompt_tokens"] == sum(map(len, prompts))
+
+
+async def test_an_echo_is_streamed_first(family: Family, engine: FakeEngine) -> None:
+    for limit in (0, 5):
+        options = {"prompt": [[9, 8, 7], [7]], "echo": True, "logprobs": 1, "max_tokens": limit}
+        whole = (await post(family, engine, **options))["choices"]
+        *chunks, done = await stream(family, engine, **options)
+        assert done == "[DONE]"
+        for choice in whole:
+            own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+            assert "".join(piece["text"] for piece in own) == choice["text"]
+            assert own[-1]["finish_reason"] == choice["finish_reason"] == "length"
+            for key, expected in choice["logprobs"].items():
+                assert [entry for piece in own for entry in piece["logprobs"][key]] == expected

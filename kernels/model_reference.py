@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """See ``ladle.kernels.merge_weights.merge_weights``."""
-    total = terms[0][1].float() * terms[0][0]
+    """See ``ladle.kernels.merge_weights.merge_weights``; in float64 where anything is."""
+    wide = torch.float64 in (out.dtype, *(tensor.dtype for _, tensor in terms))
+    total = terms[0][1].to(torch.float64 if wide else torch.float32) * terms[0][0]
     for coefficient, tensor in terms[1:]:
         total.add_(tensor, alpha=coefficient)
     return out.copy_(total)

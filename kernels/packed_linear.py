@@ -86,6 +86,11 @@ class PackedLinear:
         """Whether it is held in float16."""
         return self._half is not None
 
+    @property
+    def plain(self) -> Tensor | None:
+        """The weight [out, in] in the activations' dtype where it is held as it is, as on a GPU."""
+        return self._plain
+
     def half_weight(self) -> NDArray[np.float16]:
         """The weight [out, in] of one that is held in float16, copied."""
         assert self._half is not None

@@ -114,6 +114,8 @@ class GatedGroup:
         base = y[:, : self.total]
         if self.gate.closed:
             return base
+        if self.expand.plain is not None and dispatch.on_gpu(y):
+            return dispatch.expand_gated(base, y[:, self.total :], self.gate.scale(self.pattern), self.expand.plain)
         # The coefficients may be wider than the activations: a bfloat16 coefficient would be off by up to 0.4 %.
         shrunk = (y[:, self.total :] * self.gate.scale(self.pattern)).to(y.dtype)
         return self.expand(shrunk, base)

@@ -161,6 +161,10 @@ def merge_tensor(
     share = math.fsum([1.0, *(-coefficient for coefficient, _ in full)])
     terms = [(share, base)] if abs(share) > _NOISE else []
     terms = [(coefficient, tensor.reshape(-1, columns)) for coefficient, tensor in [*terms, *full]]
+    if dispatch.on_gpu(out):
+        delta = [] if factors is None else [(1.0, (factors[0].to(out.device) @ factors[1].to(out.device)))]
+        dispatch.merge_weights(out.view(-1, columns), [*((c, tensor.to(out.device)) for c, tensor in terms), *delta])
+        return
     if _one_pass(out, terms):
         dispatch.weighted_sum(out.view(-1).numpy(), [(c, tensor.reshape(-1).numpy()) for c, tensor in terms])
         if factors is not None:

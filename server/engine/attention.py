@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ladle.server.engine.kv_cache import KVCache, KVShape
+from ladle.kernels import dispatch
+from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache, KVShape
 
 IMPLEMENTATION = "ladle_paged"
 
@@ -168,6 +169,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
     for group in paged.groups:
         tiles, tile = group.positions.shape
         q = query[group.start : group.stop]
+        if tile == 1 and group.visible is None and dispatch.on_gpu(q):
+            pool, places = paged.cache.layers[layer], group.positions[:, 0]
+            options = (BLOCK_SIZE, attention.scaling, attention.window, attention.softcap)
+            outputs.append(dispatch.paged_attention(q, pool, group.table, places, *options))
+            continue
         padding = tiles * tile - q.shape[0]
         if padding:
             q = F.pad(q, (0, 0, 0, 0, group.front, padding - group.front))

@@ -39,6 +39,7 @@ __all__ = [
     "combine_routed",
     "cpu_has_bfloat16",
     "expand_gated",
+    "gated_lora",
     "guidance_shift",
     "merge_weights",
     "mix_experts",
@@ -114,6 +115,15 @@ def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> 
     from ladle.kernels import gated_lora
 
     return gated_lora.expand_gated(out, shrunk, scale, expand)
+
+
+def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
+    """See ``ladle.kernels.gated_lora.gated_lora``."""
+    if not _through_triton("gated_lora", out):
+        return model_reference.gated_lora(out, x, shrink, scale, expand)
+    from ladle.kernels import gated_lora
+
+    return gated_lora.gated_lora(out, x, shrink, scale, expand)
 
 
 def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -247,7 +247,8 @@ def _attend_variant(dtype: torch.dtype, folded: int, dim: int, page: int, chunke
     }
     kind = f"{'chunks' if chunked else 'whole'}{' capped' if capped else ''}"
     name = f"paged_attention {kind} {str(dtype)[6:]} {folded}x{dim}"
-    return Variant(name, _attend, signature, sizes, 4, 3 if width <= 128 and not wide else 2)
+    warps = 8 if width > 128 else 4
+    return Variant(name, _attend, signature, sizes, warps, 3 if width <= 128 and not wide else 2)
 
 
 def _join_variant(dtype: torch.dtype, dim: int) -> Variant:

@@ -13,8 +13,9 @@ demo:
 	@$(PYTHON) tools/environment.py server
 	@$(BIN)/python tools/demo.py
 
+# Two processes: most of a test is Python, which uses one core at a time.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint:
 	@$(PYTHON) tools/environment.py dev
@@ -31,6 +32,7 @@ bench:
 	@$(PYTHON) tools/environment.py dev
 	$(BIN)/ladle bench decode
 	$(BIN)/ladle bench guidance
+	$(BIN)/ladle bench routing
 	$(BIN)/ladle bench serve
 	$(BIN)/ladle bench merge
 

@@ -58,7 +58,7 @@ def guidance(
 def routing(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4",
     rounds: Annotated[int, typer.Option(min=2)] = 9,
     out: OutOption = None,
     as_json: JsonOption = False,

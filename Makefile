@@ -2,7 +2,7 @@
 #   make demo    serve the built-in family, see one prompt answered under three preferences (CI=1: stop after that)
 #   make test    style, types, tests
 #   make bench   measure, on this machine
-#   make gpu     tests and benchmarks that need a GPU; says so where there is none
+#   make gpu     tests and benchmarks that need a GPU; fails where there is none
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -20,11 +20,11 @@ PROMPT_TOKENS = 64
 
 
 class EngineSide:
-    """The engine, driven step by step on this thread."""
+    """The engine, driven step by step on this thread. ``options``: of its config."""
 
     def __init__(self, family: Family, dtype: str, **options: Any) -> None:
-        """``options``: of ``EngineConfig``."""
-        self.engine = Engine(family, EngineConfig(dtype=dtype, max_sequences=64, prefix_cache=False, **options))
+        options = {"max_sequences": 64, **options}
+        self.engine = Engine(family, EngineConfig(dtype=dtype, prefix_cache=False, **options))
         self._family = family
         self._serial = 0
 

@@ -83,7 +83,11 @@ def _gated(rows: int, ranks: int, sizes: Sizes, dtype: torch.dtype, draw: Callab
     outputs, inner = sizes.linear
     product = draw(rows, outputs + ranks, dtype=dtype)
     out, shrunk = product[:, :outputs], product[:, outputs:]
-    x, shrink, expand = draw(rows, inner, dtype=dtype), draw(ranks, inner, dtype=dtype), draw(outputs, ranks, dtype=dtype)
+    x, shrink, expand = (
+        draw(rows, inner, dtype=dtype),
+        draw(ranks, inner, dtype=dtype),
+        draw(outputs, ranks, dtype=dtype),
+    )
     scale = draw(rows, ranks)
     size = f"{rows} rows, {inner} to {outputs}, rank {ranks}"
     # ``out`` is read and written.
@@ -143,10 +147,10 @@ def run(timer: DeviceTimer, sizes: Sizes, repeats: int = 20) -> Iterator[dict[st
             "op": case.op,
             "size": case.size,
             "dtype": str(case.dtype).removeprefix("torch."),
-            "kernel_us": round(1e6 * kernel, 1),
-            "torch_us": round(1e6 * eager, 1),
+            "kernel_us": round(1e6 * kernel, 3),
+            "torch_us": round(1e6 * eager, 3),
             "times_faster": round(eager / kernel, 2),
-            "floor_us": round(1e6 * floor, 1),
+            "floor_us": round(1e6 * floor, 3),
             "share_of_copy": round(floor / kernel, 3),
             "copy_GB_per_s": round(bandwidth / 1e9, 1),
         }

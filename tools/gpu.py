@@ -1,5 +1,9 @@
-"""What `make gpu` does: the tests and benchmarks that need a GPU, where there is one."""
+"""What `make gpu` does: the tests that need a GPU, then ops and decoding measured on it.
 
+python tools/gpu.py [--shapes 135M,1.5B,8B] [--batches 1,8,32,64,128] [--rounds 5] [--no-tests] [--out FILE]
+"""
+
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -7,23 +11,37 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ("decode", "serve", "merge")
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Tests and benchmarks that need a GPU.")
+    parser.add_argument("--shapes", default="135M,1.5B,8B", help="models to decode with")
+    parser.add_argument("--batches", default="1,8,32,64,128", help="batch sizes")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of interleaved settings")
+    parser.add_argument("--no-tests", action="store_true", help="measure only")
+    parser.add_argument("--out", type=Path, help="CSV file; default: benchmarks/results/GPU.csv")
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("No GPU is present (or this PyTorch cannot use it): the GPU tests and benchmarks were SKIPPED.")
-        return 0
-    print(f"GPU: {torch.cuda.get_device_name()}, PyTorch {torch.__version__}", flush=True)
-    scripts = Path(sys.executable).parent
-    ladle = str(scripts / "ladle")
-    commands = [[str(scripts / "pytest"), "-m", "gpu"]]  # not `python -m pytest`: that puts the repository on sys.path
-    commands += [[ladle, "bench", name] for name in BENCHMARKS]
-    failed = [command for command in commands if subprocess.run(command, cwd=ROOT, check=False).returncode]
-    for command in failed:
-        print(f"failed: {' '.join(command)}")
+        print("make gpu: no GPU is present, or this PyTorch cannot use it; nothing was tested and nothing measured")
+        return 2
+    from ladle.benchmarks import gpu
+    from ladle.benchmarks.random_family import SHAPES
+
+    names, batches = options.shapes.split(","), [int(batch) for batch in options.batches.split(",")]
+    if unknown := [name for name in names if name not in SHAPES]:
+        parser.error(f"--shapes: {unknown[0]!r}; known: {', '.join(SHAPES)}")
+    name = torch.cuda.get_device_name()
+    print(f"GPU: {name}, PyTorch {torch.__version__}", flush=True)
+    failed = 0
+    if not options.no_tests:
+        # Not `python -m pytest`: that puts the repository on sys.path.
+        tests = [str(Path(sys.executable).parent / "pytest"), "-m", "gpu"]
+        failed = subprocess.run(tests, cwd=ROOT, check=False).returncode
+        if failed:
+            print(f"make gpu: the tests failed (exit code {failed}); measuring all the same", flush=True)
+    gpu.run(torch.device("cuda"), names, batches, options.rounds, options.out or gpu.results_file(name))
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""The harness of ``make gpu``, end to end, on the CPU and with tiny sizes: its figures mean nothing here."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ladle.benchmarks import gpu, kernels
+from ladle.benchmarks.random_family import SHAPES, randomise, write_random_family
+from ladle.merging.family import load_family
+from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.engine import Engine
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 300, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_all_of_it_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "cpu.csv"
+    rows = gpu.write(
+        out,
+        gpu.measure(
+            torch.device("cpu"),
+            kernels.Sizes.tiny(),
+            {"tiny": TINY},
+            (1, 3),
+            rounds=1,
+            repeats=2,
+            dtype="float32",
+            small=True,
+        ),
+    )
+    with out.open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in row.items()} for row in rows] == written
+    assert {row["name"] for row in rows if row["part"] == "op"} >= {
+        "merge_weights", "expand_gated", "gated_lora", "paged_attention",
+    }  # fmt: skip
+    decode = [(row["case"], row["batch"]) for row in rows if row["part"] == "decode"]
+    expected = [(case, batch) for batch in (1, 3) for case in ("plain", "16 preferences", "mage", "fusion_route")]
+    assert decode == expected
+    assert all(float(str(row[column])) > 0 for row in rows for column in ("ms", "compared_ms", "compared_over_this"))
+    assert all(row["tokens_per_s"] == "" for row in rows if row["part"] == "op")
+    assert gpu.table(rows).row_count == len(rows)
+
+
+def test_large_families_are_holes_until_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladle.benchmarks.random_family._IN_FULL", 0)
+    monkeypatch.setattr("ladle.kernels.packed_linear.can_pack", lambda: False)
+    family = load_family(write_random_family(tmp_path / "family", TINY, torch.float32))
+    engine = Engine(family, EngineConfig(device="cpu", dtype="float32", compiled_layers=False, kv_memory=1 << 20))
+    model = engine.models.base.model
+    group = model.model.layers[0].qkv
+    assert not group.product.plain.any()
+    randomise(engine)
+    assert group.product.plain.std() > 0.1 and group.expand.plain.std() > 0.01
+    assert (model.model.norm.weight == 1).all()
+    engine.shutdown()
+
+
+def test_names_and_what_fits() -> None:
+    assert gpu.results_file("NVIDIA H200").name == "nvidia-h200.csv"
+    assert gpu.results_file("AMD Instinct MI300X (gfx942)").name == "amd-instinct-mi300x-gfx942.csv"
+    assert set(gpu.fitting(SHAPES, 140 << 30)) == {"135M", "1.5B", "8B"}
+    assert set(gpu.fitting(SHAPES, 24 << 30)) == {"135M", "1.5B"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_fails() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "gpu.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert len(result.stdout.splitlines()) == 1 and "no GPU is present" in result.stdout and not result.stderr

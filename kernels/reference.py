@@ -216,6 +216,14 @@ def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
     return torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])[:, 0]
 
 
+def best_logprobs(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` greatest values of log-softmax of ``scores`` [n, vocabulary], best first, and their tokens: two
+    [n, count], nats and int64. Of equal ones any may come first; all tokens where ``count`` is more than there are.
+    """
+    best = torch.topk(torch.log_softmax(scores, dim=-1), min(count, scores.shape[1]), dim=-1)
+    return best.values, best.indices
+
+
 def guidance_shift(base: Tensor, final: Tensor) -> Tensor:
     """KL(base, final) in nats a row of two score matrices [n, vocabulary]."""
     base_logprobs = torch.log_softmax(base, dim=-1)

@@ -1,0 +1,102 @@
+"""The fused step in plain torch: the reference's functions one after the other, on tables of mixed plans."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ladle.kernels import step_tables
+from ladle.kernels.reference import (
+    add_candidate_values,
+    apply_penalties,
+    best_logprobs,
+    combine_divergence,
+    combine_logits,
+    rule_out_implausible,
+    sample,
+    token_logprobs,
+    truncation_threshold,
+)
+from ladle.kernels.routing import combine_routed
+from ladle.kernels.step_tables import StepResult, StepTables
+
+
+def fused_step(logits: Tensor, tables: StepTables) -> StepResult:
+    """One step of n sequences, from ``logits`` [rows, vocabulary] of all their sources to tokens and logprobs: the
+    functions of ``reference``, in the order said there, on what ``tables`` holds.
+    """
+    final = _combined(logits, tables)
+    scores = _adjusted(final, tables)
+    numbers, choices = tables.numbers, tables.choices
+    temperature = numbers[:, step_tables.TEMPERATURE]
+    cuts = (
+        choices[:, step_tables.TOP_K].long(),
+        numbers[:, step_tables.TOP_P],
+        numbers[:, step_tables.MIN_P],
+    )
+    keys = choices[:, step_tables.KEY_0 : step_tables.KEY_1 + 1]
+    tokens = sample(scores, temperature, *cuts, keys)
+    drawn = temperature > 0
+    scaled = scores / torch.where(drawn, temperature, 1.0)[:, None].to(scores.dtype)
+    thresholds = torch.where(drawn, truncation_threshold(scaled, *cuts), -torch.inf)
+    logprobs, best = best_logprobs(final, tables.wanted)
+    beyond = torch.arange(best.shape[1], device=best.device) >= choices[:, step_tables.WANTED, None]
+    return StepResult(
+        tokens=tokens,
+        logprobs=token_logprobs(final, tokens),
+        thresholds=thresholds,
+        other_tokens=best.masked_fill_(beyond, -1),
+        other_logprobs=logprobs.masked_fill_(beyond, -torch.inf),
+    )
+
+
+def _combined(logits: Tensor, tables: StepTables) -> Tensor:
+    """Rules, candidate values, masks."""
+    scores = combine_logits(logits, tables.rows, tables.weights)
+    scale = tables.numbers[:, step_tables.SCALE]
+    rules = tables.choices[:, step_tables.RULE]
+    other = (rules == step_tables.DIVERGENCE).nonzero()[:, 0]
+    if other.numel():
+        scores[other] = combine_divergence(logits, tables.rows[other], tables.weights[other], scale[other])
+    other = (rules == step_tables.ROUTED).nonzero()[:, 0]
+    if other.numel():
+        rows, weights = tables.rows[other], tables.weights[other]
+        never = torch.zeros(len(other), dtype=torch.bool, device=logits.device)
+        scores[other] = combine_routed(
+            logits[rows[:, 0]], logits[rows[:, 1:]], weights[:, 1:], weights[:, 0], scale[other], never
+        )
+    for index, count in enumerate(tables.choices[:, step_tables.CANDIDATES].tolist()):
+        if count:
+            restricted = tables.choices[index : index + 1, step_tables.RESTRICTED] != 0
+            tokens, values = tables.candidates[index, None, :count], tables.values[index, None, :count]
+            add_candidate_values(scores[index : index + 1], tokens, values, restricted & False, restricted)
+    masked = (tables.choices[:, step_tables.BASE] >= 0).nonzero()[:, 0]
+    if masked.numel():
+        choices, numbers = tables.choices[masked], tables.numbers[masked]
+        scores[masked] = rule_out_implausible(
+            scores[masked],
+            logits[choices[:, step_tables.BASE].long()].to(scores.dtype),
+            choices[:, step_tables.MASK_TOP_K].long(),
+            numbers[:, step_tables.MASK_TOP_P],
+            numbers[:, step_tables.MASK_RELATIVE],
+        )
+    return scores
+
+
+def _adjusted(final: Tensor, tables: StepTables) -> Tensor:
+    """A copy with penalties and logit bias."""
+    scores = final.clone()
+    counted = (tables.choices[:, step_tables.COUNTED] >= 0).nonzero()[:, 0]
+    if counted.numel():
+        held, numbers = tables.choices[counted, step_tables.COUNTED].long(), tables.numbers[counted].to(scores.dtype)
+        scores[counted] = apply_penalties(
+            scores[counted],
+            tables.counts[held],
+            tables.seen[held],
+            numbers[:, step_tables.REPETITION],
+            numbers[:, step_tables.PRESENCE],
+            numbers[:, step_tables.FREQUENCY],
+        )
+    for index, count in enumerate(tables.choices[:, step_tables.BIASES].tolist()):
+        scores[index, tables.biased[index, :count]] += tables.biases[index, :count].to(scores.dtype)
+    return scores

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ladle.clients.arguments import given, parse_preference, parse_steering
+from ladle.clients.arguments import given, parse_preference, parse_schema, parse_steering
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
 from ladle.clients.display import coefficients_table, describe_steering, family_tables, messages, output
@@ -64,6 +64,10 @@ def generate(
     top_p: TopP = None,
     seed: Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A JSON schema that the answer fulfils.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="A pattern that the whole answer matches.")] = None,
     trace: Trace = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -85,6 +89,8 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=stop or None,
+        json_schema=parse_schema(json_schema),
+        regex=regex,
         trace=trace or None,
     )
     with Client(url, api_key=api_key) as client:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ladle.clients.errors import UsageError
@@ -51,6 +52,27 @@ def parse_steering(entries: Sequence[str] | None) -> dict[str, Any] | None:
         except ValueError:
             steering[key] = value
     return steering or None
+
+
+def parse_schema(text: str | None) -> dict[str, Any] | None:
+    """The JSON schema in a file; None stays None.
+
+    Raises:
+        UsageError: there is no such file, or it holds something else.
+    """
+    if text is None:
+        return None
+    try:
+        schema = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"json-schema: {text!r} is not allowed; allowed: a file with a JSON schema ({error})"
+        ) from None
+    if not isinstance(schema, dict):
+        raise UsageError(
+            f"json-schema: {text!r} is not allowed; allowed: a file with a JSON schema, which is an object"
+        )
+    return schema
 
 
 def given(**options: Any) -> Any:

@@ -28,6 +28,9 @@ class Options(TypedDict, total=False):
         logit_bias: added to the score, by token id.
         presence_penalty, frequency_penalty, repetition_penalty: on tokens that occurred already.
         user: for the server's log.
+        json_schema: what the answer must fulfil; as ``regex``, a pattern for the whole answer, and ``choice``, the
+            answers to choose from: one of the three.
+        response_format: the same in OpenAI's words: ``{"type": "json_object"}``, ``{"type": "json_schema", ...}``.
     """
 
     model: str | None
@@ -51,9 +54,14 @@ class Options(TypedDict, total=False):
     frequency_penalty: float | None
     repetition_penalty: float | None
     user: str | None
+    json_schema: Mapping[str, Any] | None
+    regex: str | None
+    choice: Sequence[str] | None
+    response_format: Mapping[str, Any] | None
 
 
 _STEERING = ("preference", "method", "strength", "trace")
+_STRUCTURE = {"json_schema": "json", "regex": "regex", "choice": "choice"}
 
 
 def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, Any]]:
@@ -89,7 +97,11 @@ def generation_body(model: str, prompt: Mapping[str, Any], options: Options, str
                 raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
             steering[key] = given[key]
     body: dict[str, Any] = {"model": model, **prompt}
-    body |= {key: value for key, value in given.items() if key not in (*_STEERING, "steering", "model")}
+    apart = (*_STEERING, *_STRUCTURE, "steering", "model")
+    body |= {key: value for key, value in given.items() if key not in apart}
+    structure = {field: given[key] for key, field in _STRUCTURE.items() if key in given}
+    if structure:
+        body["structured_outputs"] = structure
     if isinstance(body.get("stop"), Sequence) and not isinstance(body["stop"], str):
         body["stop"] = list(body["stop"])
     if steering:

@@ -9,28 +9,39 @@ from collections.abc import Iterator, Sequence
 from ladle.server.engine.request import StepOutput
 from ladle.server.generation import Choice, Job, usage
 from ladle.server.reply_types import (
+    CalledFunction,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
+    ChatMessage,
     SteeringReply,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
 )
 from ladle.server.state import Serving
 from ladle.server.steering import describe
 from ladle.server.token_text import TokenText, finite
+from ladle.server.tool_calling import ToolCalling
+from ladle.server.tool_parser import Call
 from ladle.server.trace_summary import TraceSummary
 
 
 def chat_completion(
-    serving: Serving, job: Job, model: str, choices: Sequence[Choice], logprobs: bool
+    serving: Serving,
+    job: Job,
+    model: str,
+    choices: Sequence[Choice],
+    logprobs: bool,
+    calling: ToolCalling | None = None,
 ) -> ChatCompletion:
-    """The whole answer."""
+    """The whole answer; with ``calling`` the calls in it are apart from its text."""
     summary = TraceSummary(serving)
     for index, choice in enumerate(choices):
         summary.see(index, choice.outputs)
+    messages = [_message(choice.text, calling) for choice in choices]
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -40,15 +51,36 @@ def chat_completion(
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": message,
                 "logprobs": chat_logprobs(serving.tokens, choice.outputs) if logprobs else None,
-                "finish_reason": choice.finish_reason,
+                "finish_reason": _reason(choice.finish_reason, "tool_calls" in message),
             }
-            for index, choice in enumerate(choices)
+            for index, (choice, message) in enumerate(zip(choices, messages, strict=True))
         ],
         "usage": usage(job, [choice.last for choice in choices]),
         "steering": summary.add_to(describe(job.plan), tokens=True),
     }
+
+
+def _message(text: str, calling: ToolCalling | None) -> ChatMessage:
+    message: ChatMessage = {"role": "assistant", "content": text, "refusal": None}
+    if calling is not None:
+        parser = calling.parser()
+        parts = [*parser.push(text), *parser.finish()]
+        calls = [_call(part) for part in parts if isinstance(part, Call)]
+        if calls:
+            message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
+            message["tool_calls"] = calls
+    return message
+
+
+def _call(call: Call) -> ToolCall:
+    function: CalledFunction = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _reason(reason: str, calls: bool) -> str:
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def chat_logprobs(tokens: TokenText, outputs: Sequence[StepOutput]) -> ChatLogprobs:
@@ -76,7 +108,16 @@ def _top(tokens: TokenText, token: int, logprob: float) -> TopLogprob:
 class ChatStream:
     """Events of a streamed chat completion: a role chunk a choice, deltas, a finish chunk a choice, the usage chunk."""
 
-    def __init__(self, serving: Serving, job: Job, model: str, logprobs: bool, include_usage: bool) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        job: Job,
+        model: str,
+        logprobs: bool,
+        include_usage: bool,
+        calling: ToolCalling | None = None,
+    ) -> None:
+        self._parsers = [calling.parser() for _ in job.requests] if calling is not None else None
         self._serving = serving
         self._job = job
         self._logprobs = logprobs
@@ -88,18 +129,41 @@ class ChatStream:
 
     def opening(self) -> Iterator[ChatChunk]:
         for index in range(len(self._job.requests)):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+            # An answer that may turn out to be calls has no content until it has some.
+            yield self._chunk(index, {"role": "assistant", "content": "" if self._parsers is None else None})
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[ChatChunk]:
         self._summary.see(index, [output])
         logprobs = chat_logprobs(self._serving.tokens, [output]) if self._logprobs else None
-        if output.text or (logprobs and logprobs["content"]):
-            yield self._chunk(index, {"content": output.text}, logprobs)
+        deltas = list(self._deltas(index, output))
+        if logprobs and logprobs["content"] and not deltas:
+            deltas.append({"content": ""} if self._parsers is None else {})
+        for place, delta in enumerate(deltas):
+            yield self._chunk(index, delta, None if place else logprobs)
         if output.finish_reason is not None:
-            chunk = self._chunk(index, {}, None, output.finish_reason)
+            calls = self._parsers is not None and self._parsers[index].calls > 0
+            chunk = self._chunk(index, {}, None, _reason(output.finish_reason, calls))
             if last and not self._include_usage:
                 chunk["steering"] = self._steering()
             yield chunk
+
+    def _deltas(self, index: int, output: StepOutput) -> Iterator[ChatDelta]:
+        """What ``output`` adds to choice ``index``."""
+        if self._parsers is None:
+            if output.text:
+                yield {"content": output.text}
+            return
+        parser = self._parsers[index]
+        calls = parser.calls
+        parts = parser.push(output.text)
+        if output.finish_reason is not None:
+            parts += parser.finish()
+        for part in parts:
+            if isinstance(part, str):
+                yield {"content": part}
+            else:
+                yield {"tool_calls": [{"index": calls, **_call(part)}]}
+                calls += 1
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[ChatChunk]:
         if self._include_usage:

@@ -118,8 +118,10 @@ def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
     field = _path(error["loc"])
     cause = (error.get("ctx") or {}).get("error")
     if isinstance(cause, InputError):
-        answer = from_input_error(cause)
-        return cause.field, answer.message
+        # A part of the body names its own field; the body itself, and what checks a part by its full name, all of it.
+        if field and not cause.field.startswith(field):
+            cause = InputError(f"{field}.{cause.field}", cause.value, cause.allowed)
+        return cause.field, from_input_error(cause).message
     if error["type"] == "extra_forbidden":
         return field, f"{field}: unknown or unsupported field"
     if error["type"] == "missing":

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from ladle.guidance.plan import Plan
 from ladle.merging.errors import InputError
 from ladle.server.engine.engine import QueueFull
+from ladle.server.engine.grammar import Grammar
+from ladle.server.engine.grammar_masks import TOO_COMPLEX
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.errors import ApiError, from_queue_full, unavailable
@@ -64,6 +66,8 @@ def make_job(
     max_tokens: int | None,
     logprobs: int | None,
     limit_field: str = "max_tokens",
+    grammar: Grammar | None = None,
+    stop: tuple[str, ...] = (),
     prompt_logprobs: bool = False,
 ) -> Job:
     """Turn a validated request into engine requests.
@@ -71,6 +75,8 @@ def make_job(
     Args:
         max_tokens: the request's own limit; None means what the context leaves, at most ``default_max_tokens``.
         limit_field: what the request called it.
+        grammar: what every continuation must follow.
+        stop: ends it beside the request's own stop strings.
         prompt_logprobs: whether the prompt's own tokens are to be judged too.
 
     Raises:
@@ -82,8 +88,8 @@ def make_job(
         limit = _limit(state, serving, len(plan.sources), prompt.longest, max_tokens, limit_field)
         for choice in range(fields.choices):
             sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
-            sampling = replace(sampling, prompt_logprobs=prompt_logprobs)
-            requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views))
+            sampling = replace(sampling, prompt_logprobs=prompt_logprobs, stop=(*sampling.stop, *stop))
+            requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views, grammar))
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests))
 
 
@@ -160,6 +166,8 @@ class Outputs:
     def _explain(self, output: StepOutput | Exception) -> Exception | None:
         """What a failed output means to the client; None for any other output."""
         if isinstance(output, StepOutput):
+            if output.error is not None and output.error.startswith(TOO_COMPLEX):
+                return ApiError(400, output.error, param="response_format", code="grammar_too_complex")
             if output.finish_reason == "error":
                 return ApiError(500, "the engine failed on this request; its log says why", code="engine_error")
             return unavailable("the server is shutting down", "draining") if output.finish_reason == "abort" else None

@@ -8,7 +8,8 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
 from ladle.server.openai_schemas import Message, TokenIds, token_ids
-from ladle.server.sampling_fields import SamplingFields, SteeringField, StrictModel, TopLogprobs
+from ladle.server.sampling_fields import SamplingFields, SteeringField, TopLogprobs
+from ladle.server.strict_model import StrictModel
 
 
 def _prompt(value: Any) -> str | TokenIds:

@@ -8,12 +8,14 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, fie
 
 from ladle.merging.errors import InputError
 from ladle.server.known_fields import MESSAGE, ChatFields, CompletionFields, only, with_known
-from ladle.server.sampling_fields import MAX_CHOICES, MaxTokens, StrictModel, TopLogprobs
+from ladle.server.sampling_fields import MAX_CHOICES, MaxTokens, TopLogprobs
+from ladle.server.strict_model import StrictModel
+from ladle.server.tool_schemas import ToolCall, ToolFields
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
     from ladle.server.sampling_fields import SamplingFields as ChatBase
     from ladle.server.sampling_fields import SamplingFields as CompletionBase
-    from ladle.server.sampling_fields import StrictModel as MessageBase
+    from ladle.server.strict_model import StrictModel as MessageBase
 else:
     ChatBase, CompletionBase = ChatFields, CompletionFields
     MessageBase = with_known(StrictModel, "MessageFields", MESSAGE)
@@ -36,6 +38,10 @@ def _text(value: Any) -> Any:
         if not isinstance(part["text"], str):
             raise ValueError(f"part {index} holds no text; {allowed}")
     return "\n".join(part["text"] for part in value)
+
+
+def _content(value: Any) -> Any:
+    return None if value is None else _text(value)
 
 
 def token_ids(value: Any) -> TokenIds:
@@ -93,8 +99,36 @@ def _role(value: Any) -> Any:
 class Message(MessageBase):
     """One message of a chat. ``developer`` is OpenAI's newer name for ``system``."""
 
-    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_role)]
-    content: Annotated[str, BeforeValidator(_text), WithJsonSchema(_CONTENT_SCHEMA)]
+    role: Annotated[Literal["system", "user", "assistant", "tool"], BeforeValidator(_role)]
+    content: Annotated[str | None, BeforeValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)] = Field(
+        None, validate_default=True
+    )
+    tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called, in its own messages")
+    tool_call_id: str | None = Field(None, description="which call a message of role tool answers")
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise InputError("tool_calls", self.role, "only in messages of the assistant")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise InputError("tool_call_id", self.tool_call_id, "the id of a call, with role tool and no other")
+        if self.content is None and not self.tool_calls:
+            raise InputError("content", None, "a string, or a list of text parts")
+        return self
+
+    @property
+    def about_tools(self) -> str | None:
+        """The field that only chat templates with tools understand; None where there is none."""
+        return "role" if self.role == "tool" else "tool_calls" if self.tool_calls else None
+
+    def turn(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.content or ""}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.turn() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            turn["tool_call_id"] = self.tool_call_id
+        return turn
 
 
 class StreamOptions(StrictModel):
@@ -128,7 +162,7 @@ class _Streamed(StrictModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class ChatCompletionRequest(_Streamed, ChatBase):
+class ChatCompletionRequest(_Streamed, ToolFields, ChatBase):
     """``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)

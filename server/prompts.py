@@ -13,6 +13,7 @@ from ladle.guidance.plan import PromptView
 from ladle.merging.errors import InputError
 from ladle.server.openai_schemas import Message, TokenIds
 from ladle.server.state import Serving
+from ladle.server.tool_formats import format_of
 
 _LONG = 2000  # characters from which work moves to a thread; below, the hand-over costs more than the work
 
@@ -68,27 +69,38 @@ async def encode_prompt(
     return Prompt(ids, seen)
 
 
-async def encode_chat(serving: Serving, messages: Sequence[Message], views: Sequence[PromptView] = ()) -> Prompt:
+async def encode_chat(
+    serving: Serving,
+    messages: Sequence[Message],
+    views: Sequence[PromptView] = (),
+    tools: Sequence[dict[str, Any]] = (),
+) -> Prompt:
     """A conversation in the base's chat template, ready for the assistant's answer.
 
     A ``system`` view is the conversation under another system message, a ``prompt`` view a conversation of that one
-    user message; an empty one is what begins an answer and nothing else.
+    user message; an empty one is what begins an answer and nothing else. ``tools``: definitions of the functions that
+    may be called, which the template must know to show.
 
     Raises:
-        InputError: field ``messages``: the template refuses them, or more tokens than the context holds.
+        InputError: field ``messages``: the template refuses them, or knows nothing of calls that stand in them, or more
+            tokens than the context holds. Field ``tools``: it does not show them.
     """
     if not serving.engine.tokenizer.chat_template:
         allowed = "nothing, because the base has no chat template; use /v1/completions or /v1/generate with a prompt"
         raise InputError("messages", f"{len(messages)} messages", allowed)
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    size = sum(len(turn["content"]) for turn in turns)
-    ids = _check(serving, await _off_loop(size, _render_and_encode, serving, turns), "messages")
+    for index, message in enumerate(messages):
+        if message.about_tools is not None and format_of(serving.engine.tokenizer) is None:
+            allowed = "'system', 'user' or 'assistant' without calls, because the base's chat template has no tools"
+            raise InputError(f"messages[{index}].{message.about_tools}", message.role, allowed)
+    turns = [message.turn() for message in messages]
+    size = sum(len(turn["content"]) for turn in turns) + (len(str(tools)) if tools else 0)
+    ids = _check(serving, await _off_loop(size, _render_and_encode, serving, turns, tools), "messages")
     seen = {}
     for view in views:
         if view.kind == "system":
             others = [turn for turn in turns if turn["role"] != "system"]
             turned = [{"role": "system", "content": view.text}, *others]
-            rendered = await _off_loop(size + len(view.text), _render_and_encode, serving, turned)
+            rendered = await _off_loop(size + len(view.text), _render_and_encode, serving, turned, tools)
         elif view.text:
             only = [{"role": "user", "content": view.text}]
             rendered = await _off_loop(len(view.text), _render_and_encode, serving, only)
@@ -98,7 +110,7 @@ async def encode_chat(serving: Serving, messages: Sequence[Message], views: Sequ
     return Prompt(ids, seen)
 
 
-def _beginning_of_an_answer(serving: Serving, turns: list[dict[str, str]]) -> TokenIds:
+def _beginning_of_an_answer(serving: Serving, turns: list[dict[str, Any]]) -> TokenIds:
     """What the template puts after the last message for the assistant to go on from; the last token of the prompt
     where that is nothing."""
     asked, whole = _render(serving, turns, False), _render(serving, turns, True)
@@ -106,13 +118,21 @@ def _beginning_of_an_answer(serving: Serving, turns: list[dict[str, str]]) -> To
     return ids or _encode(serving, whole, False)[-1:]
 
 
-def _render_and_encode(serving: Serving, turns: list[dict[str, str]]) -> TokenIds:
-    return _encode(serving, _render(serving, turns, True), False)
+def _render_and_encode(serving: Serving, turns: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> TokenIds:
+    text = _render(serving, turns, True, tools)
+    names = [tool["function"]["name"] for tool in tools]
+    hidden = next((name for name in names if name not in text), None)
+    if hidden is not None:
+        raise InputError("tools", hidden, "nothing here, because the base's chat template does not show it")
+    return _encode(serving, text, False)
 
 
-def _render(serving: Serving, turns: list[dict[str, str]], answer: bool) -> str:
+def _render(serving: Serving, turns: list[dict[str, Any]], answer: bool, tools: Sequence[dict[str, Any]] = ()) -> str:
+    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
     try:
-        text = serving.engine.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+        text = serving.engine.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answer, **options
+        )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns[:20])
         raise InputError("messages", roles, f"what the base's chat template takes ({error})") from None

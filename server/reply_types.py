@@ -103,12 +103,29 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class CalledFunction(TypedDict):
+    """What is called; ``arguments`` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a function; ``index`` counts the calls of a streamed choice."""
+
+    index: NotRequired[int]
+    id: str
+    type: str
+    function: CalledFunction
+
+
 class ChatMessage(TypedDict):
-    """The assistant's answer."""
+    """The assistant's answer; ``content`` is null where it only calls functions."""
 
     role: str
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -137,7 +154,8 @@ class ChatDelta(TypedDict, total=False):
     """What a chunk adds."""
 
     role: str
-    content: str
+    content: str | None
+    tool_calls: list[ToolCall]
 
 
 class ChatChunkChoice(TypedDict):

@@ -7,12 +7,13 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.steering_checks import DIVERGENCES, MAX_BLOCK_LENGTH, MAX_CANDIDATES, MAX_STAY, MAX_STRENGTH
 from ladle.merging.errors import InputError
 from ladle.server.engine.sampling import SamplingParams
+from ladle.server.output_format import OutputFields
 
 MAX_CHOICES = 128  # sequences one request may ask for
 MAX_TOP_LOGPROBS = 20
@@ -20,12 +21,6 @@ _MAX_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 _MAX_STOP_LENGTH = 512  # characters; what may be held back from a stream, and searched for at every token
 _SEED_RANGE = 1 << 63
 _T = TypeVar("_T", int, float)
-
-
-class StrictModel(BaseModel):
-    """A body that refuses unknown fields, wrong types (no "1" for 1, no true for 1) and numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 def _stops(value: Any) -> Any:
@@ -99,7 +94,7 @@ MaxTokens = Annotated[int, Field(ge=1)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
-class SamplingFields(StrictModel):
+class SamplingFields(OutputFields):
     """Sampling fields of a request. null means the default everywhere, as in OpenAI's API."""
 
     model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(

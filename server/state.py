@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ladle.merging.family import Family
 from ladle.server.engine.engine import EngineStats
+from ladle.server.engine.grammar import GrammarCompiler
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.errors import unavailable
 from ladle.server.security import ApiKeys
@@ -32,6 +34,9 @@ class TextEngine(Protocol):
     def max_context(self) -> int: ...
 
     @property
+    def eos(self) -> frozenset[int]: ...
+
+    @property
     def alive(self) -> bool: ...
 
     def stats(self) -> EngineStats: ...
@@ -48,6 +53,8 @@ class Serving:
         vocabulary: number of token ids a request may use.
         created: Unix time at which it was loaded.
         fingerprint: changes with the base's weights and with our version.
+        grammars: of the base's tokenizer; ``compiling`` is where they are compiled, so that neither the event loop nor
+            the threads that read prompts wait for them.
     """
 
     family: Family
@@ -56,6 +63,8 @@ class Serving:
     created: int
     fingerprint: str
     tokens: TokenText
+    grammars: GrammarCompiler
+    compiling: ThreadPoolExecutor
 
     @classmethod
     def of(cls, family: Family, engine: TextEngine, vocabulary: int) -> Serving:
@@ -73,6 +82,8 @@ class Serving:
             created=int(time.time()),
             fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
             tokens=TokenText(engine.tokenizer),
+            grammars=GrammarCompiler(engine.tokenizer, engine.eos),
+            compiling=ThreadPoolExecutor(2, "ladle-compile"),
         )
 
 

@@ -34,6 +34,11 @@ class AsyncEngine:
         return self.engine.max_context
 
     @property
+    def eos(self) -> frozenset[int]:
+        """The ids that end a text."""
+        return self.engine.eos
+
+    @property
     def alive(self) -> bool:
         return self.engine.alive
 

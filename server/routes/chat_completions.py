@@ -15,6 +15,7 @@ from ladle.server.reply_types import ChatCompletion
 from ladle.server.routes import answers, state_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
+from ladle.server.tool_calling import ToolCalling, answer_grammar
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -30,13 +31,26 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
     state = state_of(request)
     serving = state.require()
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
-    prompt = await encode_chat(serving, body.messages, plan.views)
+    calling = ToolCalling.of(serving, body)
+    prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else ())
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    job = make_job(state, serving, plan, [prompt], body, limit, body.alternatives, limit_field)
+    grammar = await answer_grammar(serving, body, calling)
+    job = make_job(
+        state,
+        serving,
+        plan,
+        [prompt],
+        body,
+        limit,
+        body.alternatives,
+        limit_field,
+        grammar,
+        calling.stop if calling else (),
+    )
     model = body.model or serving.family.name
     if body.stream:
-        writer = ChatStream(serving, job, model, bool(body.logprobs), body.include_usage)
+        writer = ChatStream(serving, job, model, bool(body.logprobs), body.include_usage, calling)
         return await stream_response(state, serving, job, writer)
     choices = await unless_gone(request, collect(state, serving, job))
-    return JSONResponse(chat_completion(serving, job, model, choices, bool(body.logprobs)))
+    return JSONResponse(chat_completion(serving, job, model, choices, bool(body.logprobs), calling))

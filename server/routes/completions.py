@@ -11,6 +11,7 @@ from ladle.server.echo import echoes
 from ladle.server.generation import collect, make_job
 from ladle.server.json_request import JsonRoute
 from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionRequest
+from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_prompt
 from ladle.server.reply_types import Completion
 from ladle.server.routes import answers, state_of
@@ -44,7 +45,10 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         longest = max(prompt.longest for prompt in prompts)
         limit = max(1, min(DEFAULT_COMPLETION_TOKENS, serving.engine.max_context - longest))
     echo = echoes(serving, plan, body.prompt, prompts, body.judges_prompt, limit) if body.echo else None
-    job = make_job(state, serving, plan, prompts, body, limit, body.logprobs, prompt_logprobs=body.judges_prompt)
+    grammar = await grammar_of(serving, body)
+    job = make_job(
+        state, serving, plan, prompts, body, limit, body.logprobs, prompt_logprobs=body.judges_prompt, grammar=grammar
+    )
     model = body.model or serving.family.name
     if body.stream:
         writer = CompletionStream(serving, job, model, body.logprobs, body.include_usage, echo)

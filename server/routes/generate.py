@@ -10,6 +10,7 @@ from ladle.server.generation import collect, make_job
 from ladle.server.json_request import JsonRoute
 from ladle.server.native_reply import GenerateStream, generated
 from ladle.server.native_schemas import GenerateRequest
+from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.reply_types import Generated
 from ladle.server.routes import answers, state_of
@@ -35,7 +36,8 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     else:
         assert body.prompt is not None, "the schema has checked it"
         prompt = await encode_prompt(serving, body.prompt, views=plan.views)
-    job = make_job(state, serving, plan, [prompt], body, body.max_tokens, body.alternatives)
+    grammar = await grammar_of(serving, body)
+    job = make_job(state, serving, plan, [prompt], body, body.max_tokens, body.alternatives, grammar=grammar)
     model = body.model or serving.family.name
     if body.stream:
         return await stream_response(state, serving, job, GenerateStream(serving, job, model, bool(body.top_logprobs)))

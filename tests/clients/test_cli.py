@@ -45,6 +45,15 @@ def test_generate_prints_the_text_as_it_comes(server):
     }
 
 
+def test_forms_of_an_answer(server, tmp_path):
+    schema = {"type": "object", "properties": {"wet": {"type": "boolean"}}}
+    (tmp_path / "rain.json").write_text(json.dumps(schema))
+    assert run("generate", "Once", "--json-schema", str(tmp_path / "rain.json")).exit_code == 0
+    assert server.body()["structured_outputs"] == {"json": schema}
+    assert run("generate", "Once", "--regex", "a+").exit_code == 0
+    assert server.body()["structured_outputs"] == {"regex": "a+"}
+
+
 def test_further_options_of_a_method(server):
     terms = '[{"source": "base", "weight": 1}]'
     given = [

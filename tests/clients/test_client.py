@@ -76,6 +76,13 @@ def test_chat_sends_messages_and_everything_asked_for(call):
     assert reply.usage.completion_tokens == 4
 
 
+def test_forms_of_an_answer(call):
+    server = MockServer()
+    call(server, "chat", "Rain?", model="demo", choice=("wet", "dry"), response_format={"type": "text"})
+    assert server.body()["structured_outputs"] == {"choice": ["wet", "dry"]}
+    assert server.body()["response_format"] == {"type": "text"} and "choice" not in server.body()
+
+
 def test_chat_passes_a_conversation_on(call):
     server = MockServer()
     conversation = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"}]

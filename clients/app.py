@@ -3,10 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
+from ladle.clients import completion
 from ladle.clients.arguments import given, parse_preference, parse_schema, parse_steering
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
@@ -16,17 +18,29 @@ from ladle.clients.painter import Painter
 from ladle.clients.responses import Response
 from ladle.clients.stream import Stream
 
-app = typer.Typer(
-    cls=CommandGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Url = Annotated[str | None, typer.Option(envvar="LADLE_URL", help="The server.", show_default="http://localhost:8000")]
 Key = Annotated[str | None, typer.Option("--api-key", envvar="LADLE_API_KEY", help="Key, if the server asks for one.")]
-Model = Annotated[str | None, typer.Option(help="Family, preset or FAMILY/METHOD@objective=weight.")]
-Preference = Annotated[
-    str | None, typer.Option("--preference", "-p", help="Weights by objective, such as positive=0.8,concise=0.2.")
+Model = Annotated[
+    str | None,
+    typer.Option(help="Family, preset or FAMILY/METHOD@objective=weight.", autocompletion=completion.models),
 ]
-Method = Annotated[str | None, typer.Option("--method", "-m", help="base, bone_soup, mage, ...; see ladle families.")]
+Preference = Annotated[
+    str | None,
+    typer.Option(
+        "--preference",
+        "-p",
+        help="Weights by objective, such as positive=0.8,concise=0.2.",
+        autocompletion=completion.objectives,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method", "-m", help="base, bone_soup, mage, ...; see ladle families.", autocompletion=completion.methods
+    ),
+]
 Strength = Annotated[float | None, typer.Option(help="Scales what the method adds to the base.")]
 Steering = Annotated[
     list[str] | None,
@@ -42,8 +56,18 @@ Trace = Annotated[bool, typer.Option("--trace", help="Colour tokens by expert or
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.print(f"ladle {version('ladle')}")
+        raise typer.Exit
+
+
 @app.callback()
-def ladle() -> None:
+def ladle(
+    show: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Language models with control at inference time: preference weights in, merged and guided decoding out.
 
     Example: ladle serve demo, and then: ladle chat -p positive=0.8,concise=0.2

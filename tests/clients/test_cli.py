@@ -1,17 +1,19 @@
 """The command line against a mock server: what it prints, what it refuses, how it fails."""
 
 import json
+import os
 import subprocess
 import sys
 import time
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
+from pathlib import Path
 
 import httpx
 import pytest
 from mock_server import Chunks, MockServer, error, event
 from typer.testing import CliRunner
 
-from ladle.clients import lazy_commands
+from ladle.clients import completion, lazy_commands
 from ladle.clients.app import app
 from ladle.clients.chat_session import ChatSession, _typed
 
@@ -306,3 +308,33 @@ def test_without_typer_the_way_out_is_named():
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.strip() == "error: the command line needs typer and rich: pip install 'ladle[cli]'"
+
+
+class TestCompletion:
+    def test_names_come_from_the_server(self, server):
+        assert completion.methods("") == ["bone_soup"], "mage is not available there"
+        assert completion.methods("x") == []
+        assert completion.objectives("") == ["concise=", "positive="]
+        assert completion.objectives("positive=0.8,c") == ["positive=0.8,concise="]
+        assert completion.objectives("positive=0.8,p") == []
+        assert completion.models("de") == ["demo"]
+
+    def test_no_server_no_names(self, monkeypatch):
+        monkeypatch.setenv("LADLE_URL", "http://127.0.0.1:9")
+        assert completion.methods("") == completion.objectives("") == completion.models("") == []
+
+    @pytest.mark.parametrize(
+        ("words", "offered"),
+        [("ladle cha", "chat"), ("ladle serve --expert", "--expert-schedule"), ("ladle bench rou", "routing")],
+    )
+    def test_a_shell_asks(self, words, offered):
+        parts = words.split()
+        asked = {"_LADLE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(parts) - 1)}
+        said = subprocess.run(
+            [Path(sys.executable).parent / "ladle"], env={**os.environ, **asked}, capture_output=True, text=True
+        )
+        assert said.stdout.split() == [offered], said.stderr
+
+
+def test_the_version():
+    assert run("--version").stdout == f"ladle {version('ladle')}\n"

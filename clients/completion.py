@@ -1,0 +1,45 @@
+"""What a shell offers for the values of options: names that the server knows, and nothing while none answers."""
+
+from collections.abc import Iterator
+
+from ladle.clients.client import Client
+from ladle.clients.errors import LadleError
+from ladle.clients.responses import Family
+
+_PATIENCE = 0.5
+"""Seconds that somebody waits who has pressed a key."""
+
+
+def methods(incomplete: str) -> list[str]:
+    """Names of methods that a family served here can do."""
+    names = (name for family in _families() for name, method in family.methods.items() if method.available)
+    return _matching(names, incomplete)
+
+
+def objectives(incomplete: str) -> list[str]:
+    """``NAME=`` of the next objective of ``a=1,b=``..., those that are written already left out."""
+    written, comma, start = incomplete.rpartition(",")
+    taken = {part.partition("=")[0] for part in written.split(",")}
+    names = (name for family in _families() for name in family.objectives if name not in taken)
+    return [f"{written}{comma}{name}=" for name in _matching(names, start)]
+
+
+def models(incomplete: str) -> list[str]:
+    """What may stand in ``model``."""
+    try:
+        with Client(timeout=_PATIENCE, max_retries=0) as client:
+            return _matching((model.id for model in client.models()), incomplete)
+    except LadleError:
+        return []
+
+
+def _families() -> list[Family]:
+    try:
+        with Client(timeout=_PATIENCE, max_retries=0) as client:
+            return client.families()
+    except LadleError:
+        return []
+
+
+def _matching(names: Iterator[str], start: str) -> list[str]:
+    return sorted({name for name in names if name.startswith(start)})

@@ -18,7 +18,7 @@ _CACHED = 128  # compiled grammars
 _LIMITS = LLParserLimits(max_lexer_states=20_000, verbose_errors=False)
 # What printers of JSON put between tokens: nothing, a space, or a line break with indentation. Any amount of white
 # space would let a model that has nothing to say print it for ever.
-_JSON = {"whitespace_pattern": r"( |\n {0,40})?", "lenient": False, "coerce_one_of": False}
+_JSON = {"whitespace_pattern": r"( |\n {0,20})?", "lenient": False, "coerce_one_of": False}
 
 
 class GrammarError(ValueError):

@@ -30,7 +30,7 @@ SCHEMA: dict[str, Any] = {
 }
 SCHEMA["$defs"]["town"]["additionalProperties"] = False
 FORMAT = {"type": "json_schema", "json_schema": {"name": "rain", "schema": SCHEMA, "strict": True}}
-WILD = {"temperature": 1.5, "max_tokens": 300}
+WILD = {"temperature": 1.5, "max_tokens": 400}
 
 
 def body(path: str, **fields: Any) -> dict[str, Any]:

@@ -33,14 +33,15 @@ from ladle.kernels.variant import POINTERS, Variant
 @triton.jit
 def _combine(  # type: ignore[no-untyped-def]
     out, out_stride, first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors,
-    candidates, values, most_candidates, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles,
+    candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary,
+    tiles,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
         first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
+        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
     )  # fmt: skip
     if FULL:
         score = drawn_tile(

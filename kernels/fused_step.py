@@ -60,7 +60,7 @@ _LOWEST = tl.constexpr(-(2**31))
 @triton.jit
 def _list_best(  # type: ignore[no-untyped-def]
     first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, vocabulary, tiles, best_keys, best_tokens, most_wanted,
+    most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The best tokens of one tile of a sequence that wants alternatives, by its combined scores, best first."""
@@ -71,7 +71,7 @@ def _list_best(  # type: ignore[no-untyped-def]
         return
     score, columns, inside = final_tile(
         first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
+        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     key = tl.where(inside, order(tl.where(score == score, score, float("-inf"))), _LOWEST)
     place = (sequence * tiles + tile) * most_wanted
@@ -86,8 +86,8 @@ def _list_best(  # type: ignore[no-untyped-def]
 @triton.jit
 def _report(  # type: ignore[no-untyped-def]
     first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs, other_tokens, other_logprobs,
-    most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs, other_tokens,
+    other_logprobs, most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The token's logprob, for which one tile is made again, and the best tokens of all tiles."""
     sequence = tl.program_id(0).to(tl.int64)
@@ -95,7 +95,7 @@ def _report(  # type: ignore[no-untyped-def]
     token = tl.load(tokens + sequence).to(tl.int32)
     score, columns, _inside = final_tile(
         first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
+        values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     own = tl.sum(tl.where(columns == token, score, 0.0), 0)
     place = sums + sequence * _SUMS * tiles
@@ -120,7 +120,7 @@ def _report(  # type: ignore[no-untyped-def]
 
 _REPORTED = (
     "first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices", "numbers", "floors",
-    "candidates", "values", "most_candidates", "vocabulary", "tiles",
+    "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
 )  # fmt: skip
 _DRAWN = ("choices", "numbers", "vocabulary", "tiles")
 _OPTIONS = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
@@ -235,8 +235,9 @@ def _floors(logits: Tensor, tables: StepTables, block: int) -> Tensor:
         top_k=tables.choices[:, step_tables.MASK_TOP_K],
         top_p=tables.numbers[:, step_tables.MASK_TOP_P],
         min_p=tables.numbers[:, step_tables.MASK_RELATIVE],
+        allowed=tables.choices[:, step_tables.ALLOWED],
     )
-    return drawn(logits, replace(asked, truncates=True), block=block)[1]
+    return drawn(logits, replace(asked, allowed=tables.allowed, truncates=True), block=block)[1]
 
 
 def variants() -> list[Variant]:

@@ -33,6 +33,7 @@ _CANDIDATES = tl.constexpr(step_tables.CANDIDATES)
 _RESTRICTED = tl.constexpr(step_tables.RESTRICTED)
 _COUNTED = tl.constexpr(step_tables.COUNTED)
 _BIASES = tl.constexpr(step_tables.BIASES)
+_ALLOWED = tl.constexpr(step_tables.ALLOWED)
 _SCALE = tl.constexpr(step_tables.SCALE)
 _REPETITION = tl.constexpr(step_tables.REPETITION)
 _PRESENCE = tl.constexpr(step_tables.PRESENCE)
@@ -142,7 +143,7 @@ def _sparse(ids, values, count, columns, start, BLOCK: tl.constexpr):  # type: i
 @triton.jit
 def final_tile(  # type: ignore[no-untyped-def]
     first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    most, allowed, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """A tile of the combined scores: what logprobs are of. -inf outside the vocabulary.
 
@@ -176,6 +177,10 @@ def final_tile(  # type: ignore[no-untyped-def]
             # NaN stays
             ruled_out = (plausible < tl.load(floors + sequence)) & (score == score)
             score = tl.where(ruled_out, float("-inf"), score)
+        limits = tl.load(chosen + _ALLOWED)
+        if limits >= 0:
+            place = limits.to(tl.int64) * vocabulary + columns
+            score = tl.where(tl.load(allowed + place, mask=inside, other=0) != 0, score, float("-inf"))
     else:
         score = _linear(first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK)
     return tl.where(inside, score, float("-inf")), columns, inside
@@ -288,6 +293,7 @@ def sources_of(
         "candidates": tables.candidates,
         "values": tables.values,
         "most_candidates": tables.candidates.shape[1],
+        "allowed": tables.allowed,
         "biased": tables.biased,
         "biases": tables.biases,
         "most_biases": tables.biased.shape[1],
@@ -307,7 +313,7 @@ def shared_signature(dtype: torch.dtype) -> dict[str, str]:
         | {name: POINTERS[torch.int64] for name in longs}
         | {name: POINTERS[torch.float32] for name in floats}
         | {name: POINTERS[torch.int32] for name in ("choices", "counts")}
-        | {"seen": POINTERS[torch.bool]}
+        | {name: POINTERS[torch.bool] for name in ("seen", "allowed")}
         | {name: "i32" for name in (*plain, "vocabulary", "tiles")}
     )
 

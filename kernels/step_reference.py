@@ -17,8 +17,8 @@ from ladle.kernels.reference import (
     token_logprobs,
     truncation_threshold,
 )
-from ladle.kernels.routing import combine_routed
-from ladle.kernels.step_tables import StepResult, StepTables
+from ladle.kernels.routing import combine_routed, mix_experts, route_tokens
+from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
 
 
 def fused_step(logits: Tensor, tables: StepTables) -> StepResult:
@@ -73,13 +73,23 @@ def _combined(logits: Tensor, tables: StepTables) -> Tensor:
     masked = (tables.choices[:, step_tables.BASE] >= 0).nonzero()[:, 0]
     if masked.numel():
         choices, numbers = tables.choices[masked], tables.numbers[masked]
+        base = logits[choices[:, step_tables.BASE].long()].to(scores.dtype)
         scores[masked] = rule_out_implausible(
             scores[masked],
-            logits[choices[:, step_tables.BASE].long()].to(scores.dtype),
+            _allowed(base, choices, tables),
             choices[:, step_tables.MASK_TOP_K].long(),
             numbers[:, step_tables.MASK_TOP_P],
             numbers[:, step_tables.MASK_RELATIVE],
         )
+    return _allowed(scores, tables.choices, tables)
+
+
+def _allowed(scores: Tensor, choices: Tensor, tables: StepTables) -> Tensor:
+    """``scores``, -inf in place where a row's ``choices`` do not allow a token."""
+    limited = (choices[:, step_tables.ALLOWED] >= 0).nonzero()[:, 0]
+    if limited.numel():
+        held = choices[limited, step_tables.ALLOWED].long()
+        scores[limited] = scores[limited].masked_fill(~tables.allowed[held], -torch.inf)
     return scores
 
 
@@ -100,3 +110,56 @@ def _adjusted(final: Tensor, tables: StepTables) -> Tensor:
     for index, count in enumerate(tables.choices[:, step_tables.BIASES].tolist()):
         scores[index, tables.biased[index, :count]] += tables.biases[index, :count].to(scores.dtype)
     return scores
+
+
+def route_rows(
+    scores: Tensor,
+    previous: Tensor,
+    stayed: Tensor,
+    stay: Tensor,
+    top: Tensor,
+    most: int,
+    asked: Tensor,
+    router_rows: Tensor,
+    expert_rows: Tensor,
+    complement: Tensor,
+    weight: Tensor,
+    exact: Tensor,
+) -> RoutedRows:
+    """The sources of n routed sequences, for the tables of a fused step whose SCALE is ``weight``.
+
+    Args:
+        scores: [n, experts] of the routers' heads; one that is not finite makes the sequence's weights NaN.
+        previous, stayed, stay: [n] int64, see ``route_tokens``; they count where ``top`` is 1.
+        top: [n] int64, how many experts speak (see ``mix_experts``); ``most`` at most.
+        asked: [n] bool, whether experts are asked at all; where not, the score is the router's logits as they are.
+        router_rows, expert_rows: [n] and [n, experts] int64, rows of the step's logits.
+        complement, weight: [n], of the log-probabilities of router and experts.
+        exact: [n] bool. Where not, a single expert is added by a linear sum of logits, which needs no normalisers: off
+            by a constant a row, which nothing but a repetition penalty sees.
+    """
+    leading = torch.where(top == 1, route_tokens(scores, previous, stayed, stay), scores.argmax(dim=-1))
+    weights = torch.zeros(len(scores), 1 + most, dtype=torch.float32, device=scores.device)
+    rows = router_rows[:, None].expand(-1, 1 + most).clone()
+    alone = (top == 1) & ~exact
+    for index, count in enumerate(top.tolist()):
+        experts, shares = leading[index : index + 1], torch.ones(1, device=scores.device)
+        if count > 1:
+            mixed = mix_experts(scores[index : index + 1], count)
+            experts, shares = mixed[0][0], mixed[1][0].float()
+        elif alone[index]:
+            shares = weight[index : index + 1].float()
+        if not bool(torch.isfinite(scores[index]).all()):
+            shares = torch.full_like(shares, torch.nan)
+        rows[index, 1 : 1 + count] = expert_rows[index, experts]
+        if asked[index]:
+            weights[index, 1 : 1 + count] = shares
+    weights[:, 0] = torch.where(asked, complement.float(), 1.0)
+    rules = torch.where(asked & ~alone, step_tables.ROUTED, step_tables.LINEAR).to(torch.int32)
+    return RoutedRows(
+        rows,
+        weights,
+        rules,
+        torch.where(asked, leading, previous),
+        torch.where(asked, torch.where(leading == previous, stayed + 1, 1), stayed),
+    )

@@ -84,14 +84,15 @@ def options_of(choices, numbers, sequence, vocabulary):  # type: ignore[no-untyp
 @triton.jit
 def summarise(  # type: ignore[no-untyped-def]
     first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums, best_ids, tops,
+    most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums,
+    best_ids, tops,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
         first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
+        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
     )  # fmt: skip
     top, mass = top_and_mass(score, inside)
     place = sums + sequence * _SUMS * tiles + tile
@@ -153,8 +154,8 @@ def _bound(sums, tops, sequence, tiles, vocabulary, top_k, top_p, min_p, TILES: 
 @triton.jit
 def keep(  # type: ignore[no-untyped-def]
     first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums, tops, kept,
-    kept_ids, kept_counts,
+    most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums, tops,
+    kept, kept_ids, kept_counts,
     BLOCK: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
@@ -169,7 +170,7 @@ def keep(  # type: ignore[no-untyped-def]
         return
     score, columns, inside = final_tile(
         first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
+        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     score = drawn_tile(
         score, columns, inside, choices, numbers, biased, biases, most_biases, counts, seen, counts_stride, sequence,

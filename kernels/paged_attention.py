@@ -219,7 +219,7 @@ def _attend_variant(dtype: torch.dtype, folded: int, dim: int, page: int, chunke
     width = max(16, triton.next_power_of_2(dim))
     group = max(16, triton.next_power_of_2(folded))
     wide = dtype == torch.float32
-    tokens = 16 if wide and width > 128 else 32 if width > 64 else 64
+    tokens = (16 if width > 128 else 32) if wide else 32 if width > 64 else 64
     signature = {
         "out": "*fp32:16" if chunked else POINTERS[dtype],
         "maxima": "*fp32:16" if chunked else POINTERS[dtype],

@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+from kernel_device import generator  # noqa: F401 -- a fixture
 from triton_interpreter import patch_once_a_launch
 
 

@@ -1,14 +1,16 @@
-"""gated_lora in Triton's interpreter, against float64."""
+"""gated_lora against float64."""
 
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from kernel_device import MARKS
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
 from ladle.kernels import gated_lora as module
 from ladle.kernels import model_reference
+
+pytestmark = MARKS
 
 BOUND = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Error of an element against the sum of the magnitudes of its terms: rounding of the operands, of what is scaled
@@ -22,11 +24,6 @@ SHAPES = [  # rows, inner, outputs, ranks
     (65, 48, 130, 256),  # a second tile of high ones; the largest rank
     (5, 40, 24, 3 * 16 + 40),  # members of different ranks, summed
 ]
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(fresh_seed())
 
 
 def _inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:

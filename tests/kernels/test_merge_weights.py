@@ -1,14 +1,16 @@
-"""merge_weights in Triton's interpreter, against float64."""
+"""merge_weights against float64."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
-from tiny_engine import fresh_seed
+from kernel_device import MARKS
 
 from ladle.kernels import merge_weights as module
 from ladle.kernels import model_reference
+
+pytestmark = MARKS
 
 BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Relative error of a sum: the rounding of the result, and in float32 that of every term."""
@@ -20,11 +22,6 @@ SIZES = [
     (3, 683),  # 2049: one more than a program of those with one or two terms
     (7, 5, 61),
 ]
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(fresh_seed())
 
 
 def _expected(terms: list[tuple[float, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ function entries(by, tokens, traced, indexOf, percent) {
       swatch.dataset.shift = bin;
       return make("li", {}, swatch);
     });
-    const changed = make("li", { class: "said" }, make("span", { class: "token changed" }, "dotted"), ": best token changed");
+    const changed = make("li", { class: "said" }, make("span", { class: "token changed" }, "dotted"), " best token changed");
     return [make("li", { class: "said" }, "KL from base"), ...steps, changed];
   }
   const found = shares(tokens);

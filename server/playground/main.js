@@ -57,6 +57,7 @@ async function choose(name, names) {
     answers[letter].experts = members.filter(({ kind }) => kind === "expert").map((member) => member.name);
   }
   show(location.hash.slice(1));
+  document.querySelector("main").classList.remove("loading");
   ready(true);
 }
 
@@ -71,7 +72,7 @@ function show(fragment) {
   for (const [index, letter] of LETTERS.entries()) {
     state.sides[letter] = found.sides[letter] ?? newSide(family, { preference: leaning(family, index) });
     sides[letter].show(state.sides[letter]);
-    preview(letter);
+    previewNow(letter);
   }
   writeForm(form);
   for (const letter of LETTERS) {
@@ -136,6 +137,7 @@ async function run(letter) {
   running[letter]?.abort();
   const answer = answers[letter];
   const controller = (running[letter] = new AbortController());
+  const traced = state.trace;
   answer.start(title(state.sides[letter].method));
   update();
   try {
@@ -146,7 +148,7 @@ async function run(letter) {
     }
   } catch (error) {
     if (running[letter] !== controller) return;
-    if (error.param === "steering.trace" && state.trace) {
+    if (error.param === "steering.trace" && traced) {
       state.trace = false;
       notice("This server gives no traces: tokens come without shifts.");
       return run(letter);
@@ -219,6 +221,8 @@ function wire() {
     for (const letter of LETTERS) run(letter);
   });
   byId("stop-both").addEventListener("click", stopAll);
+  // A browser may keep a page that is left for later, its connections with it.
+  addEventListener("pagehide", stopAll);
   addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("answer-both").disabled) {
       byId("run").requestSubmit();

@@ -123,7 +123,7 @@ export class Side {
       box.replaceChildren();
     } else if (hasTwoStrengths(this.family, state)) {
       const one = (kind) =>
-        strengthRow(`Strength, ${kind}`, state.strengths[kind], strength, STRONGEST, (value) => {
+        strengthRow(`Strength, ${kind}`, kind === "implicit" ? "Implicit" : "Explicit", state.strengths[kind], strength, STRONGEST, (value) => {
           if (value === undefined) delete state.strengths[kind];
           else state.strengths[kind] = value;
           this.edited();
@@ -134,7 +134,7 @@ export class Side {
         state.strength = value;
         this.edited();
       };
-      box.replaceChildren(strengthRow("Strength", state.strength, strength, STRONGEST, changed));
+      box.replaceChildren(strengthRow("Strength", "Strength", state.strength, strength, STRONGEST, changed));
     }
   }
 

@@ -56,8 +56,8 @@ export class Sliders {
   }
 }
 
-/** A slider with a number beside it, for a strength. `changed(value)` hears of edits; undefined is the default. */
-export function strengthRow(label, value, standard, most, changed) {
+/** A slider with a number beside it, for a strength; `name` is what stands beside it, `label` is said in full. `changed(value)` hears of edits; undefined is the default. */
+export function strengthRow(label, name, value, standard, most, changed) {
   const range = make("input", { type: "range", min: 0, max: most, step: 0.05, "aria-label": label });
   const number = make("input", { type: "number", min: -100, max: 100, step: 0.05, "aria-label": `${label}, exactly` });
   const reset = make("button", { type: "button", class: "quiet reset", title: "Back to the method's default" }, "Default");
@@ -88,5 +88,5 @@ export function strengthRow(label, value, standard, most, changed) {
     range.focus();
   });
   write(value);
-  return make("div", { class: "slider strength" }, make("span", { class: "slider-name" }, label), range, number, reset);
+  return make("div", { class: "slider strength" }, make("span", { class: "slider-name" }, name), range, number, reset);
 }

@@ -70,6 +70,7 @@ def _prompts(value: Any) -> tuple[str | TokenIds, ...]:
 
 _CONTENT_SCHEMA: dict[str, Any] = {
     "anyOf": [
+        {"type": "null"},
         {"type": "string"},
         {
             "type": "array",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 _CACHED = 128  # compiled grammars
 # Room for any schema that people write; a grammar beyond it would hold a step up, or fill the memory, for everybody.
 _LIMITS = LLParserLimits(max_lexer_states=20_000, verbose_errors=False)
+_SLOW = 1.5  # seconds to the first token; ordinary grammars take milliseconds
 # What printers of JSON put between tokens: nothing, a space, or a line break with indentation. Any amount of white
 # space would let a model that has nothing to say print it for ever.
 _JSON = {"whitespace_pattern": r"( |\n {0,20})?", "lenient": False, "coerce_one_of": False}
@@ -90,7 +92,11 @@ class GrammarCompiler:
             raise GrammarError(str(error)) from None
         # What the beginning alone shows to be too much is refused here and not after an answer has begun.
         if not matcher.is_error():
+            started = time.monotonic()
             matcher.compute_bitmask()
+            seconds = time.monotonic() - started
+            if seconds > _SLOW:
+                raise GrammarError(f"finding the tokens that it may begin with takes {seconds:.1f} s")
         if matcher.is_error():
             raise GrammarError(reason_of(matcher))
         return matcher

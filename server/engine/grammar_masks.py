@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,8 @@ from ladle.server.engine.grammar import reason_of
 from ladle.server.engine.sequence import Sequence
 
 TOO_COMPLEX = "the grammar is too complex"
-_PATIENCE = 2.0  # seconds a step waits for a mask; ordinary ones take a tenth of a millisecond
+_PATIENCE = 1.0  # seconds a step waits for a mask, twice; ordinary ones take a tenth of a millisecond
+_THREADS = 8  # more than there are cores: a mask that takes long is not to hold the others up
 
 
 class _Position:
@@ -92,25 +92,34 @@ class GrammarMasks:
 
     def _look_ahead(self, position: _Position) -> None:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "ladle-grammar")
+            self._pool = ThreadPoolExecutor(_THREADS, "ladle-grammar")
         position.allowed = None
         position.mask = self._pool.submit(position.matcher.compute_bitmask)
 
     def _result(self, position: _Position, vocabulary: int) -> Tensor:
         bits = np.zeros(vocabulary, dtype=np.bool_)
         if position.error is None:
-            try:
-                mask = position.mask.result(_PATIENCE)
-            except NotInTime:
-                position.error = f"{TOO_COMPLEX}: finding the next token takes longer than {_PATIENCE:.0f} s"
+            mask = _patiently(position.mask)
+            if mask is None:
+                position.error = f"{TOO_COMPLEX}: finding the next token takes too long"
+            elif position.matcher.is_error():
+                position.error = f"{TOO_COMPLEX}: {reason_of(position.matcher)}"
             else:
-                if position.matcher.is_error():
-                    position.error = f"{TOO_COMPLEX}: {reason_of(position.matcher)}"
-                else:
-                    # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
-                    known = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocabulary]
-                    bits[: len(known)] = known
+                # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
+                known = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocabulary]
+                bits[: len(known)] = known
         return torch.from_numpy(bits).to(self._device)
+
+
+def _patiently(mask: Future[bytes]) -> bytes | None:
+    """The mask, or None where it takes too long."""
+    for _ in range(2):
+        try:
+            return mask.result(_PATIENCE)
+        except NotInTime:
+            # A process that was stopped for a while finds its time over when it goes on: it gets another chance.
+            continue
+    return None
 
 
 def restrict(scores: Tensor, places: Mapping[int, Tensor]) -> Tensor:

@@ -1,16 +1,20 @@
 """Structured output over HTTP: every endpoint, whole and streamed, from a random model at high temperature."""
 
+import asyncio
 import json
 import re
+import threading
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
-from asgi import client_of, events_of
+from asgi import client_of, events_of, wait_until
 from fake_engine import FakeEngine, fake_state
 
 from ladle.merging.family import Family
+from ladle.server.engine import grammar_masks
+from ladle.server.engine.grammar import Grammar, GrammarCompiler, GrammarSpec
 from ladle.server.json_schema_keywords import unknown_keyword
 from ladle.server.state import ServerState
 
@@ -118,6 +122,47 @@ async def test_what_cannot_be_is_refused_by_name(
             error = reply.json()["error"]
             assert error["param"] == param and reason in error["message"], error
     assert not engine.requests
+
+
+async def test_compiling_does_not_hold_up_others(
+    family: Family, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(self: GrammarCompiler, spec: GrammarSpec) -> Grammar:
+        begun.set()
+        assert go.wait(20)
+        return compile_now(self, spec)
+
+    compile_now = GrammarCompiler.compile
+    monkeypatch.setattr(GrammarCompiler, "compile", slow)
+    async with client_of(fake_state(family, engine)) as client:
+        waiting = asyncio.create_task(client.post("/v1/generate", json={"prompt": "a", "response_format": FORMAT}))
+        await wait_until(begun.is_set)
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.post("/v1/generate", json={"prompt": "a"})).status_code == 200
+        assert not waiting.done()
+        go.set()
+        assert (await waiting).status_code == 200
+    assert engine.requests[-1].grammar is not None and engine.requests[0].grammar is None
+
+
+async def test_a_grammar_that_becomes_too_complex_is_the_clients_fault(
+    real_state: ServerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    class Stuck:
+        def compute_bitmask(self) -> bytes:
+            go.wait(20)
+            return b""
+
+    monkeypatch.setattr(grammar_masks, "_PATIENCE", 0.0)
+    monkeypatch.setattr(Grammar, "start", lambda self: Stuck())
+    async with client_of(real_state) as client:
+        reply = await client.post("/v1/generate", json={"prompt": "a", "structured_outputs": {"regex": "a+"}})
+    go.set()
+    assert reply.status_code == 400 and reply.json()["error"]["code"] == "grammar_too_complex"
 
 
 def test_keywords_are_looked_for_where_keywords_stand() -> None:

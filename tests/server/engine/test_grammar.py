@@ -234,6 +234,12 @@ def test_compiled_grammars_are_kept_and_given_up(monkeypatch: pytest.MonkeyPatch
         GrammarCompiler(tiny_tokenizer(), ()).compile(first)
 
 
+def test_a_grammar_that_is_slow_from_the_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladle.server.engine.grammar._SLOW", -1.0)
+    with pytest.raises(GrammarError, match="may begin with takes"):
+        GrammarCompiler(tiny_tokenizer(), EOS).compile(GrammarSpec("regex", "a"))
+
+
 def test_a_grammar_that_becomes_too_much_ends_its_own_request(
     engine: Engine, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,5 +263,5 @@ def test_a_grammar_that_becomes_too_much_ends_its_own_request(
     monkeypatch.setattr(Grammar, "start", lambda self: Stuck())
     outputs = serve(engine, [late, good])
     slow.set()
-    assert "takes longer" in str(outputs["a"][-1].error)
+    assert "takes too long" in str(outputs["a"][-1].error)
     assert outputs["good"][-1].finish_reason == "length"

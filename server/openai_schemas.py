@@ -106,6 +106,8 @@ class Message(MessageBase):
     )
     tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called, in its own messages")
     tool_call_id: str | None = Field(None, description="which call a message of role tool answers")
+    # The official client's helpers put it beside the content that it was read from, and send it back.
+    parsed: Any = Field(None, description="not looked at")
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> Message:

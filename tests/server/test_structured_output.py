@@ -183,6 +183,8 @@ def test_official_client_parses_into_its_own_types(live_url: str) -> None:
     options: Any = {"model": "tiny", "messages": USER, "temperature": 1.2, "logit_bias": {"2": 5}, "seed": 3}
     reply = client.chat.completions.parse(**options, response_format=Rain)
     assert isinstance(reply.choices[0].message.parsed, Rain)
+    again: Any = [*USER, reply.choices[0].message, *USER]
+    assert client.chat.completions.create(**{**options, "messages": again}, max_tokens=2).choices
     with client.chat.completions.stream(**options, response_format=Rain) as stream:
         assert stream.get_final_completion().choices[0].message.parsed == reply.choices[0].message.parsed
     chosen = client.completions.create(

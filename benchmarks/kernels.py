@@ -12,22 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ladle.benchmarks.case import Case
 from ladle.benchmarks.device_timer import DeviceTimer, nbytes
+from ladle.benchmarks.step_cases import step_cases
 from ladle.kernels import dispatch, model_reference
 
 PAGE = 16
-
-
-@dataclass(frozen=True)
-class Case:
-    """One op at one size; ``nbytes``: the fewest that it can read and write."""
-
-    op: str
-    size: str
-    dtype: torch.dtype
-    nbytes: int
-    kernel: Callable[[], object]
-    eager: Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -41,12 +31,14 @@ class Sizes:
     ranks: tuple[int, ...] = (48, 256)
     heads: tuple[int, int, int] = (32, 8, 128)
     contexts: tuple[tuple[int, int], ...] = ((1, 512), (1, 32768), (16, 2048), (64, 512), (128, 2048))
+    vocabularies: tuple[int, ...] = (32000, 128256, 262144)
+    batches: tuple[int, ...] = (8, 64)
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
 
     @classmethod
     def tiny(cls) -> Sizes:
         """A few elements of everything."""
-        return cls((8, 12), (3,), (24, 16), (1, 5), (4,), (4, 2, 8), ((2, 40),), (torch.float32,))
+        return cls((8, 12), (3,), (24, 16), (1, 5), (4,), (4, 2, 8), ((2, 40),), (90,), (4,), (torch.float32,))
 
 
 def cases(device: torch.device, sizes: Sizes) -> Iterator[Case]:
@@ -64,6 +56,7 @@ def cases(device: torch.device, sizes: Sizes) -> Iterator[Case]:
                 yield from _gated(rows, ranks, sizes, dtype, draw)
         for lanes, context in sizes.contexts:
             yield _attention(lanes, context, sizes, dtype, draw)
+        yield from step_cases(device, dtype, sizes.vocabularies, sizes.batches)
 
 
 def _merge(count: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> Case:

@@ -41,7 +41,8 @@ def test_all_of_it_end_to_end(tmp_path: Path) -> None:
         written = list(csv.DictReader(file))
     assert [{key: str(value) for key, value in row.items()} for row in rows] == written
     assert {row["name"] for row in rows if row["part"] == "op"} >= {
-        "merge_weights", "expand_gated", "gated_lora", "paged_attention",
+        "merge_weights", "expand_gated", "gated_lora", "paged_attention", "combine_logits", "sample", "fused_step",
+        "route_tokens",
     }  # fmt: skip
     decode = [(row["case"], row["batch"]) for row in rows if row["part"] == "decode"]
     expected = [(case, batch) for batch in (1, 3) for case in ("plain", "16 preferences", "mage", "fusion_route")]

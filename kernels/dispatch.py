@@ -1,30 +1,26 @@
 """The only door to the kernels: what other rooms import, whatever runs underneath.
 
 On a GPU what has a Triton kernel runs through it, unless LADLE_TORCH_KERNELS names it: a comma-separated list of ops,
-or ``all``; then, and elsewhere, plain torch does the same.
+or ``all``; then, and elsewhere, plain torch does the same. LADLE_INTERPRETED_KERNELS names ops that go through their
+kernels on a CPU as well, for tests: TRITON_INTERPRET=1 must stand before Triton is imported.
 """
 
 import functools
+import importlib
 import os
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ladle.kernels import model_reference
+from ladle.kernels import model_reference, reference, routing, step_reference
 from ladle.kernels.layer import Floats, Layer, LayerRows, Product
 from ladle.kernels.packed_linear import PackedLinear, cpu_has_bfloat16
-from ladle.kernels.reference import (
-    add_candidate_values,
-    apply_penalties,
-    combine_divergence,
-    combine_logits,
-    guidance_shift,
-    rule_out_implausible,
-    sample,
-    token_logprobs,
-)
-from ladle.kernels.routing import combine_routed, mix_experts, route_tokens
+from ladle.kernels.reference import guidance_shift
+from ladle.kernels.spans import Block, spans_of
+from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
 
 __all__ = [
     "Layer",
@@ -33,22 +29,28 @@ __all__ = [
     "Product",
     "add_candidate_values",
     "apply_penalties",
+    "Block",
+    "best_logprobs",
     "can_compile",
     "combine_divergence",
     "combine_logits",
     "combine_routed",
     "cpu_has_bfloat16",
     "expand_gated",
+    "fused_step",
+    "fuses",
     "gated_lora",
     "guidance_shift",
     "merge_weights",
     "mix_experts",
     "on_gpu",
     "paged_attention",
+    "route_rows",
     "route_tokens",
     "rule_out_implausible",
     "run_layer",
     "sample",
+    "spans_of",
     "token_logprobs",
     "weighted_sum",
 ]
@@ -102,19 +104,123 @@ def _has_triton() -> bool:
 
 def _through_triton(op: str, *tensors: Tensor) -> bool:
     """Whether ``op`` on ``tensors`` goes through its Triton kernel; float64 never does."""
-    if not on_gpu(tensors[0]) or any(tensor.dtype == torch.float64 for tensor in tensors):
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
         return False
-    left_out = os.environ.get("LADLE_TORCH_KERNELS", "").split(",")
-    return _has_triton() and op not in left_out and "all" not in left_out
+    if not on_gpu(tensors[0]):
+        return _named(op, "LADLE_INTERPRETED_KERNELS")
+    return _has_triton() and not _named(op, "LADLE_TORCH_KERNELS")
 
 
-def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
+def _named(op: str, variable: str) -> bool:
+    named = os.environ.get(variable, "").split(",")
+    return op in named or "all" in named
+
+
+def _module(op: str, otherwise: ModuleType, *tensors: Tensor) -> Any:
+    """The module that has ``op`` for ``tensors``: of its Triton kernels, or of plain torch."""
+    return importlib.import_module(f"ladle.kernels.{op}") if _through_triton(op, *tensors) else otherwise
+
+
+def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """See ``ladle.kernels.reference.combine_logits``."""
+    made: Tensor = _module("combine_logits", reference, logits).combine_logits(logits, rows, weights)
+    return made
+
+
+def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
+    """See ``ladle.kernels.reference.combine_divergence``."""
+    made: Tensor = _module("combine_logits", reference, logits).combine_divergence(logits, rows, weights, alpha)
+    return made
+
+
+def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Tensor, relative: Tensor) -> Tensor:
+    """See ``ladle.kernels.reference.rule_out_implausible``."""
+    module = _module("combine_logits", reference, scores, base)
+    made: Tensor = module.rule_out_implausible(scores, base, top_k, top_p, relative)
+    return made
+
+
+def add_candidate_values(
+    scores: Tensor, candidates: Tensor, values: Tensor, centred: Tensor, restricted: Tensor
+) -> Tensor:
+    """See ``ladle.kernels.reference.add_candidate_values``."""
+    module = _module("combine_logits", reference, scores)
+    made: Tensor = module.add_candidate_values(scores, candidates, values, centred, restricted)
+    return made
+
+
+def apply_penalties(
+    scores: Tensor, counts: Tensor, seen: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> Tensor:
+    """See ``ladle.kernels.reference.apply_penalties``."""
+    module = _module("combine_logits", reference, scores)
+    made: Tensor = module.apply_penalties(scores, counts, seen, repetition, presence, frequency)
+    return made
+
+
+def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
+    """See ``ladle.kernels.reference.sample``."""
+    made: Tensor = _module("sample", reference, scores).sample(scores, temperature, top_k, top_p, min_p, keys)
+    return made
+
+
+def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
+    """See ``ladle.kernels.reference.token_logprobs``."""
+    made: Tensor = _module("sample", reference, scores).token_logprobs(scores, tokens)
+    return made
+
+
+def best_logprobs(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """See ``ladle.kernels.reference.best_logprobs``."""
+    made: tuple[Tensor, Tensor] = _module("sample", reference, scores).best_logprobs(scores, count)
+    return made
+
+
+def route_tokens(scores: Tensor, previous: Tensor, stayed: Tensor, stay: Tensor) -> Tensor:
+    """See ``ladle.kernels.routing.route_tokens``."""
+    made: Tensor = _module("route_tokens", routing, scores).route_tokens(scores, previous, stayed, stay)
+    return made
+
+
+def mix_experts(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """See ``ladle.kernels.routing.mix_experts``."""
+    made: tuple[Tensor, Tensor] = _module("route_tokens", routing, scores).mix_experts(scores, top)
+    return made
+
+
+def combine_routed(
+    router_logits: Tensor, expert_logits: Tensor, mixture: Tensor, complement: Tensor, weight: Tensor, normalize: Tensor
+) -> Tensor:
+    """See ``ladle.kernels.routing.combine_routed``."""
+    module = _module("route_tokens", routing, router_logits, expert_logits)
+    made: Tensor = module.combine_routed(router_logits, expert_logits, mixture, complement, weight, normalize)
+    return made
+
+
+def route_rows(scores: Tensor, *rest: Any, **named: Any) -> RoutedRows:
+    """See ``ladle.kernels.step_reference.route_rows``."""
+    made: RoutedRows = _module("route_tokens", step_reference, scores).route_rows(scores, *rest, **named)
+    return made
+
+
+def fuses(logits: Tensor) -> bool:
+    """Whether ``fused_step`` on ``logits`` is one launch after another without the host, and so worth its tables."""
+    return _through_triton("fused_step", logits)
+
+
+def fused_step(logits: Tensor, tables: StepTables) -> StepResult:
+    """See ``ladle.kernels.step_reference.fused_step``."""
+    made: StepResult = _module("fused_step", step_reference, logits).fused_step(logits, tables)
+    return made
+
+
+def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spans: Tensor | None = None) -> Tensor:
     """See ``ladle.kernels.gated_lora.expand_gated``."""
     if not _through_triton("gated_lora", out):
-        return model_reference.expand_gated(out, shrunk, scale, expand)
+        return model_reference.expand_gated(out, shrunk, scale, expand, spans)
     from ladle.kernels import gated_lora
 
-    return gated_lora.expand_gated(out, shrunk, scale, expand)
+    return gated_lora.expand_gated(out, shrunk, scale, expand, spans)
 
 
 def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Tensor) -> Tensor:

@@ -166,11 +166,11 @@ def final_tile(  # type: ignore[no-untyped-def]
                 inside, tiles, BLOCK, TILES,
             )  # fmt: skip
         count = tl.load(chosen + _CANDIDATES)
-        if count > 0:
+        restricted = tl.load(chosen + _RESTRICTED)
+        if (count > 0) | (restricted != 0):
             start = sequence * most
             added, hit = _sparse(candidates + start, values + start, count, columns, tile * BLOCK, BLOCK)
-            restricted = tl.load(chosen + _RESTRICTED) != 0
-            score = tl.where(hit != 0, score + added, tl.where(restricted, float("-inf"), score))
+            score = tl.where(hit != 0, score + added, tl.where(restricted != 0, float("-inf"), score))
         base = tl.load(chosen + _BASE)
         if base >= 0:
             plausible = tl.load(logits + base.to(tl.int64) * stride + columns, mask=inside, other=0.0).to(tl.float32)

@@ -66,8 +66,8 @@ def _combined(logits: Tensor, tables: StepTables) -> Tensor:
             logits[rows[:, 0]], logits[rows[:, 1:]], weights[:, 1:], weights[:, 0], scale[other], never
         )
     for index, count in enumerate(tables.choices[:, step_tables.CANDIDATES].tolist()):
-        if count:
-            restricted = tables.choices[index : index + 1, step_tables.RESTRICTED] != 0
+        restricted = tables.choices[index : index + 1, step_tables.RESTRICTED] != 0
+        if count or bool(restricted):
             tokens, values = tables.candidates[index, None, :count], tables.values[index, None, :count]
             add_candidate_values(scores[index : index + 1], tokens, values, restricted & False, restricted)
     masked = (tables.choices[:, step_tables.BASE] >= 0).nonzero()[:, 0]

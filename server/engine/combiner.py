@@ -56,7 +56,7 @@ class Combiner:
             dispatch.add_candidate_values(
                 scores[index : index + 1],
                 found.tokens[None],
-                _worth(plan, found)[None],
+                worth(plan, found)[None],
                 torch.tensor([plan.scorer.centred], device=self._device),
                 torch.tensor([plan.scorer.restricted], device=self._device),
             )
@@ -81,7 +81,7 @@ class Combiner:
     def _sources(self, rows: Rows, sequences: Seq[Sequence]) -> tuple[Tensor, Tensor]:
         """Rows and weights [sequences, most sources] of the language models that take part, padded with weight 0."""
         pairs = [
-            [(rows[lane], lane.source.weight) for lane in _added(s) if not lane.scores and lane.source.weight != 0]
+            [(rows[lane], lane.source.weight) for lane in added_lanes(s) if not lane.scores and lane.source.weight != 0]
             for s in sequences
         ]
         width = max(1, *(len(pair) for pair in pairs))
@@ -121,12 +121,12 @@ class Combiner:
         return torch.from_numpy(array).to(self._device)
 
 
-def _added(sequence: Sequence) -> list[Lane]:
+def added_lanes(sequence: Sequence) -> list[Lane]:
     """The lanes whose scores are added up; those of a routed sequence take turns instead."""
     return sequence.lanes if sequence.request.plan.routing is None else []
 
 
-def _worth(plan: Plan, found: CandidateValues) -> Tensor:
+def worth(plan: Plan, found: CandidateValues) -> Tensor:
     """strength * sum_s weight_s f(V_s), [candidates]."""
     scorer = plan.scorer
     assert scorer is not None

@@ -17,12 +17,15 @@ from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Combiner, Rows
 from ladle.server.engine.grammar_masks import GrammarMasks, restrict
+from ladle.server.engine.plan_tables import Step, lay_out
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Sequence
 from ladle.server.engine.tracer import trace_tokens
 
 _MASK = (1 << 64) - 1
+_Drawn = tuple[Tensor, list[float], dict[int, tuple[tuple[int, float], ...]], Tensor]
+"""Tokens [sequences], their logprobs, the alternatives of those that want them, combined scores for the trace."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +105,13 @@ class Sampler:
     ) -> list[Draw]:
         """One token for each of ``sequences``; ``logits`` [rows, vocabulary] of all their lanes, ``values`` of the
         candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
-        slots = np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
+        slots = _slots(sequences)
         positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
         allowed = self.allowed(sequences, logits.shape[1])
-        guided = self._combiner.combine(logits, rows, sequences, values, turns, allowed)
-        final = restrict(guided, {place: allowed[s] for place, s in enumerate(sequences) if s in allowed})
-        scores = self._penalised(final, sequences)
-        tokens = dispatch.sample(
-            scores,
-            self._tensor(self._temperature[slots]),
-            self._tensor(self._top_k[slots]),
-            self._tensor(self._top_p[slots]),
-            self._tensor(self._min_p[slots]),
-            self._tensor(draw_keys(self._seed[slots], positions)),
-        )
-        logprobs = dispatch.token_logprobs(final, tokens).tolist()
-        top = self._alternatives(final, sequences)
+        keys = draw_keys(self._seed[slots], positions)
+        step = Step(rows, values, turns, allowed, self._penalties(sequences), keys)
+        way = self._draw_fused if dispatch.fuses(logits) else self._draw_stepwise
+        tokens, logprobs, top, guided = way(logits, sequences, step)
         # A trace tells what guidance did; that a grammar rules most tokens out is no news.
         traces = trace_tokens(logits, rows, guided, tokens, sequences, values, turns)
         drawn = tokens.tolist()
@@ -140,21 +134,54 @@ class Sampler:
             for index, (s, token, logprob) in enumerate(zip(sequences, drawn, logprobs, strict=True))
         ]
 
+    def _draw_fused(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Drawn:
+        """All in one; the combined scores are written down only for a trace."""
+        made = dispatch.fused_step(logits, lay_out(sequences, step, self._device))
+        guided = made.logprobs[:, None]
+        if any(sequence.request.plan.trace for sequence in sequences):
+            guided = self._combiner.combine(logits, step.rows, sequences, step.values, step.turns, step.allowed)
+        wanted = {i: s.request.sampling.logprobs for i, s in enumerate(sequences) if s.request.sampling.logprobs}
+        others = list(zip(made.other_tokens.tolist(), made.other_logprobs.tolist(), strict=True)) if wanted else []
+        top = {i: tuple(zip(*(part[:count] for part in others[i]), strict=True)) for i, count in wanted.items()}
+        return made.tokens, made.logprobs.tolist(), top, guided
+
+    def _draw_stepwise(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Drawn:
+        """One operation after the other, each on all sequences."""
+        slots = _slots(sequences)
+        guided = self._combiner.combine(logits, step.rows, sequences, step.values, step.turns, step.allowed)
+        masks = {place: step.allowed[s] for place, s in enumerate(sequences) if s in step.allowed}
+        final = restrict(guided, masks)
+        tokens = dispatch.sample(
+            self._penalised(final, sequences, step.counted),
+            self._tensor(self._temperature[slots]),
+            self._tensor(self._top_k[slots]),
+            self._tensor(self._top_p[slots]),
+            self._tensor(self._min_p[slots]),
+            self._tensor(step.keys),
+        )
+        logprobs = dispatch.token_logprobs(final, tokens).tolist()
+        return tokens, logprobs, self._alternatives(final, sequences), guided
+
+    def _penalties(self, sequences: Seq[Sequence]) -> dict[Sequence, tuple[Tensor, Tensor]]:
+        return {s: self._counts[s.slot] for s in sequences if s.slot is not None and s.slot in self._counts}
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
 
-    def _penalised(self, final: Tensor, sequences: Seq[Sequence]) -> Tensor:
+    def _penalised(
+        self, final: Tensor, sequences: Seq[Sequence], penalties: Mapping[Sequence, tuple[Tensor, Tensor]]
+    ) -> Tensor:
         """``final`` with logit bias and penalties; a copy only where there are any, because logprobs are of
         ``final``.
         """
         biased = [(i, s.request.sampling) for i, s in enumerate(sequences) if s.request.sampling.logit_bias]
-        counted = [(i, s) for i, s in enumerate(sequences) if s.slot in self._counts]
+        counted = [(i, s) for i, s in enumerate(sequences) if s in penalties]
         if not biased and not counted:
             return final
         scores = final.clone()
         if counted:
             rows = torch.tensor([i for i, _ in counted], device=self._device)
-            held = [self._counts[s.slot] for _, s in counted if s.slot is not None]
+            held = [penalties[s] for _, s in counted]
             options = [s.request.sampling for _, s in counted]
 
             def column(values: list[float]) -> Tensor:
@@ -180,8 +207,12 @@ class Sampler:
             return {}
         rows = torch.tensor([i for i, _ in wanted], device=self._device)
         part = final.index_select(0, rows)
-        values, ids = torch.topk(torch.log_softmax(part, dim=-1), max(count or 0 for _, count in wanted), dim=-1)
+        values, ids = dispatch.best_logprobs(part, max(count or 0 for _, count in wanted))
         return {
             index: tuple(zip(row_ids[:count], row_values[:count], strict=True))
             for (index, count), row_ids, row_values in zip(wanted, ids.tolist(), values.tolist(), strict=True)
         }
+
+
+def _slots(sequences: Seq[Sequence]) -> np.ndarray:
+    return np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))

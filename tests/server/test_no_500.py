@@ -8,6 +8,7 @@ import pytest
 from fake_engine import FakeEngine, fake_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tool_templates import HERMES_TEMPLATE
 
 from ladle.merging.family import Family
 from ladle.server.app import build_app
@@ -32,6 +33,19 @@ KEYS = st.one_of(WORDS, st.text(max_size=5), st.sampled_from(["5", "17", "role",
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=8
 )
+WORDS_OF_SCHEMAS = ["type", "properties", "items", "anyOf", "$ref", "minLength", "pattern", "format", "required", "not"]
+SCHEMAS = st.recursive(
+    st.sampled_from(
+        [{"type": "integer"}, {"enum": ["a", 1]}, {"type": ["string", "null"]}, {"pattern": "a{2"}, True, {}]
+    ),
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"type": st.just("object"), "properties": st.dictionaries(KEYS, inner, max_size=3)}),
+        st.fixed_dictionaries({"anyOf": st.lists(inner, max_size=3)}),
+        st.dictionaries(st.sampled_from(WORDS_OF_SCHEMAS), st.one_of(inner, VALUES), max_size=3),
+    ),
+    max_leaves=5,
+)
+FUNCTIONS = st.fixed_dictionaries({"name": st.sampled_from(["f", "g"])}, optional={"parameters": SCHEMAS})
 # Values that are likely to get past the schema and meet what lies behind it.
 LIKELY: dict[str, st.SearchStrategy] = {
     "messages": st.lists(
@@ -50,6 +64,17 @@ LIKELY: dict[str, st.SearchStrategy] = {
     "max_tokens": st.integers(1, 40),
     "n": st.integers(1, 3),
     "stream": st.booleans(),
+    "response_format": st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "json_object", "json_schema"])},
+        optional={"json_schema": st.fixed_dictionaries({"name": st.just("a"), "schema": SCHEMAS})},
+    ),
+    "structured_outputs": st.one_of(
+        st.fixed_dictionaries({"regex": st.text("ab(|)[]{}*+?^$\\d.,1", max_size=9)}),
+        st.fixed_dictionaries({"choice": st.lists(st.text(max_size=4), max_size=3)}),
+        st.fixed_dictionaries({"json": SCHEMAS}),
+    ),
+    "tools": st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": FUNCTIONS}), max_size=2),
+    "tool_choice": st.sampled_from(["none", "auto", "required", {"type": "function", "function": {"name": "f"}}]),
     "logit_bias": st.dictionaries(st.integers(-2, 400).map(str), st.floats(-120, 120), max_size=3),
 }
 
@@ -70,6 +95,8 @@ def test_random_bodies(family: Family, path: str) -> None:
         return body
 
     engine = FakeEngine()
+    engine.max_context = 1000
+    engine.tokenizer.chat_template = HERMES_TEMPLATE
     app = build_app(fake_state(family, engine))
     statuses: list[int] = []
 

@@ -23,13 +23,13 @@ from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
 
 __all__ = [
+    "Block",
     "Layer",
     "LayerRows",
     "PackedLinear",
     "Product",
     "add_candidate_values",
     "apply_penalties",
-    "Block",
     "best_logprobs",
     "can_compile",
     "combine_divergence",

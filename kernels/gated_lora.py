@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ladle.kernels.spans import OUTPUTS
 from ladle.kernels.variant import POINTERS, Variant, dot_type
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,6 +64,7 @@ def _expand(  # type: ignore[no-untyped-def]
     shrunk,
     scale,
     expand,
+    spans,
     rows,
     ranks,
     outputs,
@@ -72,19 +74,24 @@ def _expand(  # type: ignore[no-untyped-def]
     part_stride,
     scale_stride,
     expand_stride,
+    SPANNED: tl.constexpr,
     DOT: tl.constexpr,
     ROWS: tl.constexpr,
     RANKS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first, last = 0, ranks
+    if SPANNED:
+        first = tl.multiple_of(tl.load(spans + 2 * tl.program_id(1)), 16)
+        last = tl.load(spans + 2 * tl.program_id(1) + 1)
     column = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     there, inside = row[:, None] < rows, column[None, :] < outputs
     b_rows = expand + column[None, :].to(tl.int64) * expand_stride
     total = tl.zeros((ROWS, OUTPUTS), dtype=tl.float32)
-    for start in range(0, ranks, RANKS):
+    for start in range(first, last, RANKS):
         rank = start + tl.arange(0, RANKS)
-        used = there & (rank[None, :] < ranks)
+        used = there & (rank[None, :] < last)
         c = tl.load(scale + row[:, None] * scale_stride + rank[None, :], mask=used, other=0).to(tl.float32)
         # A member that no row of this tile asks for is not read.
         if tl.max(tl.max((c != 0).to(tl.int32), axis=1), axis=0) > 0:
@@ -94,7 +101,7 @@ def _expand(  # type: ignore[no-untyped-def]
                 summed += tl.load(at + part * part_stride, mask=used, other=0).to(tl.float32)
             # In the weights' dtype, as the matrix units want it; a 0 stays one whatever it scales.
             gated = (tl.where(c != 0, summed, 0.0) * c).to(expand.dtype.element_ty).to(DOT)
-            wanted = (rank[:, None] < ranks) & inside
+            wanted = (rank[:, None] < last) & inside
             b = tl.load(b_rows + rank[:, None], mask=wanted, other=0).to(DOT)
             total = tl.dot(gated, b, total, input_precision="ieee")
     at = out + row[:, None] * out_stride + column[None, :]
@@ -138,16 +145,19 @@ def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Te
         **variant.constexprs,
         **variant.options,
     )
-    return _expand_onto(out, partial, scale, expand)
+    return _expand_onto(out, partial, scale, expand, None)
 
 
-def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
+def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spans: Tensor | None = None) -> Tensor:
     """out += (shrunk * scale) expand^T in place: what ``gated_lora`` does after x shrink^T, for a base product that has
-    made ``shrunk`` [n, R] (any of the dtypes) along with ``out``; the rest is as there."""
-    return _expand_onto(out, shrunk[None], scale, expand)
+    made ``shrunk`` [n, R] (any of the dtypes) along with ``out``; the rest is as there.
+
+    ``spans``: where ``expand`` is not zero (see ``spans.spans_of``); what lies outside is not read.
+    """
+    return _expand_onto(out, shrunk[None], scale, expand, spans)
 
 
-def _expand_onto(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
+def _expand_onto(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spans: Tensor | None) -> Tensor:
     rows, outputs = out.shape
     ranks = expand.shape[1]
     _check("out", out, (rows, outputs), None)
@@ -156,7 +166,9 @@ def _expand_onto(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> 
     _check("expand", expand, (outputs, ranks), expand.dtype)
     if 0 in (ranks, rows, outputs):
         return out
-    variant = _expand_variant(out.dtype, shrunk.dtype, expand.dtype, rows, ranks)
+    if spans is not None and (tuple(spans.shape) != (triton.cdiv(outputs, OUTPUTS), 2) or spans.dtype != torch.int32):
+        raise ValueError(f"spans: {spans.dtype} {list(spans.shape)}; int32 of {OUTPUTS} outputs a row is needed")
+    variant = _expand_variant(out.dtype, shrunk.dtype, expand.dtype, rows, ranks, spans is not None)
     sizes = variant.constexprs
     grid = (triton.cdiv(rows, sizes["ROWS"]), triton.cdiv(outputs, sizes["OUTPUTS"]))
     _expand[grid](
@@ -164,6 +176,7 @@ def _expand_onto(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> 
         shrunk,
         scale,
         expand,
+        expand if spans is None else spans,
         rows,
         ranks,
         outputs,
@@ -220,19 +233,27 @@ def _shrink_variant(dtype: torch.dtype, rows: int, ranks: int) -> Variant:
 
 
 def _expand_variant(
-    out: torch.dtype, shrunk: torch.dtype, expand: torch.dtype, rows: int, ranks: int, aligned: bool = True
+    out: torch.dtype,
+    shrunk: torch.dtype,
+    expand: torch.dtype,
+    rows: int,
+    ranks: int,
+    spanned: bool = False,
+    aligned: bool = True,
 ) -> Variant:
     wide = expand == torch.float32
     height = _rows(rows) if not wide else 16
     columns = _ranks(ranks, 32) if height == 16 else 32
     signature = {"out": POINTERS[out], "shrunk": POINTERS[shrunk], "scale": "*fp32:16", "expand": POINTERS[expand]}
+    signature |= {"spans": "*i32:16" if spanned else POINTERS[expand]}
     signature |= {"rows": "i32", "ranks": "i32", "outputs": "i32:16", "parts": "i32"}
     strides = ("out_stride", "shrunk_stride", "part_stride", "scale_stride", "expand_stride")
     signature |= dict.fromkeys(strides, "i32:16" if aligned else "i32")
-    sizes = {"DOT": dot_type(expand), "ROWS": height, "RANKS": columns, "OUTPUTS": 64}
+    sizes = {"DOT": dot_type(expand), "ROWS": height, "RANKS": columns, "OUTPUTS": OUTPUTS, "SPANNED": spanned}
     name = f"gated_lora expand {str(shrunk)[6:]} by {str(expand)[6:]} onto {str(out)[6:]} {height}x{columns}"
+    name += f"{' spanned' if spanned else ''}{'' if aligned else ' unaligned'}"
     warps = 4 if height == 16 else 8
-    return Variant(name if aligned else f"{name} unaligned", _expand, signature, sizes, warps, 2)
+    return Variant(name, _expand, signature, sizes, warps, 2)
 
 
 def variants() -> list[Variant]:
@@ -242,15 +263,15 @@ def variants() -> list[Variant]:
     found = [_shrink_variant(half, *size) for size in every]
     found += [_shrink_variant(dtype, *largest) for dtype in (torch.float32, torch.float16)]
     # From partial sums, and from what the base product made.
-    found += [
-        _expand_variant(half, shrunk, half, *size) for shrunk in (torch.float32, half) for size in (*every[:2], largest)
-    ]
-    found.append(_expand_variant(half, half, half, *largest, aligned=False))
+    sizes = (*every[:2], largest)
+    found += [_expand_variant(half, torch.float32, half, *size) for size in sizes]
+    found += [_expand_variant(half, half, half, *size, spanned=True) for size in sizes]
+    found.append(_expand_variant(half, half, half, *largest, spanned=True, aligned=False))
     for out, shrunk, expand in (
         (torch.float32, torch.float32, torch.float32),
         (torch.float16, torch.float16, torch.float16),
         (torch.float16, torch.float32, torch.float16),
         (torch.float32, torch.float32, half),
     ):
-        found.append(_expand_variant(out, shrunk, expand, *largest))
+        found.append(_expand_variant(out, shrunk, expand, *largest, spanned=out == shrunk))
     return found

@@ -22,7 +22,7 @@ def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Te
     return expand_gated(out, x @ shrink.T, scale, expand)
 
 
-def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
+def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spans: Tensor | None = None) -> Tensor:
     """See ``ladle.kernels.gated_lora.expand_gated``."""
     return out.add_((shrunk * scale).to(expand.dtype) @ expand.T)
 

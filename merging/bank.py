@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ladle.kernels.dispatch import Block
 from ladle.merging.adapter import LowRankMember
 from ladle.merging.errors import FamilyError
 
@@ -23,11 +24,13 @@ class StackedFactors:
 
     ``shrink`` [R, in] holds the A's, ``expand`` [out, R] the scaled B's (block structured when several modules are
     stacked), ``columns`` [R] int64 names the member (its index in ``Bank.members``) each rank column belongs to.
+    ``blocks``: where ``expand`` may be other than zero, a block a module.
     """
 
     shrink: Tensor
     expand: Tensor
     columns: Tensor
+    blocks: tuple[Block, ...] = ()
 
 
 class Bank:
@@ -55,9 +58,11 @@ class Bank:
         shrink: list[Tensor] = []
         expand: list[Tensor] = []
         columns: list[int] = []
+        blocks: list[Block] = []
         total = sum(out_features)
         start = 0
         for path, rows in zip(paths, out_features, strict=True):
+            first = len(columns)
             for position, name in enumerate(self.members):
                 factors = self._factors[name].get(path) if name in self._factors else None
                 if factors is None:
@@ -68,11 +73,15 @@ class Bank:
                 shrink.append(factors.a.double())
                 expand.append(scaled)
                 columns.extend([position] * rank)
+            blocks.append((start, start + rows, first, len(columns)))
             start += rows
         if not shrink:
             return None
         return StackedFactors(
-            torch.cat(shrink).to(dtype), torch.cat(expand, dim=1).to(dtype), torch.tensor(columns, dtype=torch.int64)
+            torch.cat(shrink).to(dtype),
+            torch.cat(expand, dim=1).to(dtype),
+            torch.tensor(columns, dtype=torch.int64),
+            tuple(blocks),
         )
 
     def require_finite(self, factors: StackedFactors, dtype: torch.dtype, paths: Sequence[str]) -> None:

@@ -89,6 +89,7 @@ class GatedGroup:
             ).to(activation_dtype)
         self.pattern: int | None = None
         self.expand: dispatch.PackedLinear | None = None
+        self.spans: Tensor | None = None
         if factors is not None:
             shrink = factors.shrink.to(weight)
             weight = torch.cat([weight, shrink])
@@ -97,6 +98,8 @@ class GatedGroup:
             self.pattern = gate.pattern(factors.columns.to(weight.device), head)
             expand = factors.expand.to(weight)
             self.expand = dispatch.PackedLinear(expand, None, activation_dtype, exact)
+            if factors.blocks and dispatch.on_gpu(weight):
+                self.spans = dispatch.spans_of(factors.blocks, self.total, weight.device)
         self.product = dispatch.PackedLinear(weight, bias, activation_dtype, exact)
         self._input: Tensor | None = None
         self._outputs: list[Tensor | None] = []
@@ -115,7 +118,8 @@ class GatedGroup:
         if self.gate.closed:
             return base
         if self.expand.plain is not None and dispatch.on_gpu(y):
-            return dispatch.expand_gated(base, y[:, self.total :], self.gate.scale(self.pattern), self.expand.plain)
+            scale = self.gate.scale(self.pattern)
+            return dispatch.expand_gated(base, y[:, self.total :], scale, self.expand.plain, self.spans)
         # The coefficients may be wider than the activations: a bfloat16 coefficient would be off by up to 0.4 %.
         shrunk = (y[:, self.total :] * self.gate.scale(self.pattern)).to(y.dtype)
         return self.expand(shrunk, base)

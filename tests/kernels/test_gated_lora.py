@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="Triton is not on this platform")
 
 from ladle.kernels import gated_lora as module
 from ladle.kernels import model_reference
+from ladle.kernels.spans import OUTPUTS, spans_of
 
 pytestmark = MARKS
 
@@ -80,6 +81,41 @@ def test_onto_a_product_that_has_shrunk_already(dtype: torch.dtype, generator: t
     assert torch.equal(product[:, 100:], before)
 
 
+@pytest.mark.parametrize("outputs", [(100, 20, 24), (64, 64), (3, 130), (200,)], ids=str)
+@pytest.mark.parametrize("rank", [5, 16, 40])
+def test_stacked_layers_are_read_block_by_block(
+    outputs: tuple[int, ...], rank: int, generator: torch.Generator
+) -> None:
+    """Layers that read the same input lie side by side, each with rank columns of its own."""
+    total, ranks = sum(outputs), rank * len(outputs)
+    out, _, _, scale, expand = _inputs((3, 8, total, ranks), torch.float32, generator)
+    shrunk = torch.randn(3, ranks, generator=generator)
+    blocks, start = [], 0
+    for layer, rows in enumerate(outputs):
+        blocks.append((start, start + rows, layer * rank, (layer + 1) * rank))
+        start += rows
+    inside = torch.zeros(total, ranks, dtype=torch.bool)
+    for first, last, begin, end in blocks:
+        inside[first:last, begin:end] = True
+    expand[~inside] = 0
+    expected = _expected(out, shrunk, torch.eye(ranks), scale, expand)
+    spans = spans_of(blocks, total, out.device)
+    # Tiles that no other layer shares leave alone what is beyond their own columns.
+    for tile, (begin, end) in enumerate(spans.tolist()):
+        rows = slice(tile * OUTPUTS, (tile + 1) * OUTPUTS)
+        expand[rows, :begin] = torch.nan
+        expand[rows, end:] = torch.nan
+    _assert_close(module.expand_gated(out, shrunk, scale, expand, spans), expected, torch.float32)
+
+
+def test_a_tile_of_no_layer_with_factors_stays_as_it_is(generator: torch.Generator) -> None:
+    out, _, _, scale, expand = _inputs((3, 8, 128, 16), torch.float32, generator)
+    before = out.clone()
+    spans = spans_of([(0, 64, 0, 16), (64, 128, 16, 16)], 128, out.device)
+    module.expand_gated(out, torch.ones(3, 16), scale, expand, spans)
+    assert torch.equal(out[:, 64:], before[:, 64:]) and not torch.equal(out[:, :64], before[:, :64])
+
+
 def test_rows_apart(generator: torch.Generator) -> None:
     """Every matrix is a part of a wider one: no row follows the one before."""
     inputs = _inputs((4, 30, 20, 12), torch.float32, generator)
@@ -118,5 +154,7 @@ def test_what_does_not_fit_is_named(generator: torch.Generator) -> None:
         module.gated_lora(out, x.half(), shrink, scale, expand)
     with pytest.raises(ValueError, match=r"expand: strides \(1, 8\)"):
         module.gated_lora(out, x, shrink, scale, expand.T.contiguous().T)
+    with pytest.raises(ValueError, match=r"spans: torch.int32 \[2, 2\]; int32 of 64 outputs a row"):
+        module.expand_gated(out, x[:, :4], scale, expand, torch.zeros(2, 2, dtype=torch.int32))
     with pytest.raises(ValueError, match="out: dtype torch.float64; float32, bfloat16 or float16 is needed"):
         module.expand_gated(out.double(), x[:, :4], scale, expand)

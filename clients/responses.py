@@ -181,10 +181,21 @@ class CoefficientsReport(Response):
 
 
 class MethodStatus(Response):
-    """Whether a family can serve a method, and if not, why."""
+    """Whether a family can serve a method, and if not, why; what a request may say to it.
+
+    Attributes:
+        preference: ``required``, ``optional`` or ``ignored``.
+        options: the fields of ``steering`` it understands besides method, preference and trace.
+        needs: those of them it cannot do without.
+        strength: the default of that option; None where the method has none.
+    """
 
     available: bool
     reason: str | None = None
+    preference: str | None = None
+    options: list[str] = Field(default_factory=list)
+    needs: list[str] = Field(default_factory=list)
+    strength: float | None = None
 
 
 class Member(Response):

@@ -169,12 +169,11 @@ export class Answer {
   }
 
   meter() {
-    const { tokens, shift, rate } = this.numbers;
+    const { tokens, shift } = this.numbers;
     const parts = [];
     if (this.root.dataset.state === "stopped") parts.push("stopped");
     if (tokens) parts.push(`${tokens}\u00a0tokens`);
     if (shift !== null) parts.push(`shift\u00a0${fixed(shift)}`);
-    if (rate !== null) parts.push(`${rate.toFixed(1)}/s`);
     this.find(".meter").textContent = parts.join(" \u00b7 ");
   }
 

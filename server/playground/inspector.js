@@ -30,10 +30,11 @@ export function factsOf(token) {
   add("Expert", token.expert, (name) => name);
   for (const [name, score] of Object.entries(token.router ?? {})) facts.push([`Router: ${name}`, nats(score)]);
   for (const [name, value] of Object.entries(token.values ?? {})) facts.push([`Value: ${name}`, fixed(value, 3)]);
-  for (const other of token.top ?? []) {
-    facts.push([make("span", { class: "mono" }, visible(other.text)), chance(other.logprob)]);
-  }
   return facts;
+}
+
+function list(facts) {
+  return make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }
 
 /** The one card of the page. */
@@ -48,9 +49,12 @@ export class Inspector {
   /** Show what `token` says beside `span`. */
   show(token, span) {
     this.shown = span;
-    const rows = factsOf(token).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
     const head = make("p", { class: "inspected" }, make("b", { class: "mono" }, visible(token.text)), ` id ${token.id}`);
-    this.box.replaceChildren(head, make("dl", {}, ...rows));
+    this.box.replaceChildren(head, list(factsOf(token)));
+    if (token.top?.length) {
+      const others = token.top.map(({ text, logprob }) => [make("b", { class: "mono" }, visible(text)), chance(logprob)]);
+      this.box.append(make("p", { class: "likely" }, "Most likely here"), list(others));
+    }
     this.box.hidden = false;
     this.place(span);
   }

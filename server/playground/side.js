@@ -122,13 +122,13 @@ export class Side {
     if (!options.includes("strength")) {
       box.replaceChildren();
     } else if (hasTwoStrengths(this.family, state)) {
-      const one = (kind) =>
-        strengthRow(`Strength, ${kind}`, kind === "implicit" ? "Implicit" : "Explicit", state.strengths[kind], strength, STRONGEST, (value) => {
+      const one = (kind, word) =>
+        strengthRow(`Strength, ${kind}`, word, state.strengths[kind], strength, STRONGEST, (value) => {
           if (value === undefined) delete state.strengths[kind];
           else state.strengths[kind] = value;
           this.edited();
         });
-      box.replaceChildren(one("implicit"), one("explicit"));
+      box.replaceChildren(one("implicit", "Implicit"), one("explicit", "Explicit"));
     } else {
       const changed = (value) => {
         state.strength = value;

@@ -33,7 +33,7 @@ export class Sliders {
     range.dataset.objective = name;
     const output = make("output", { "aria-hidden": "true" });
     range.addEventListener("input", () => this.move(name, Number(range.value) / 100));
-    const row = make("label", { class: "slider" }, make("span", { class: "slider-name" }, name), range, output);
+    const row = make("label", { class: "slider" }, make("span", { class: "slider-name", title: name }, name), range, output);
     return { row, range, output };
   }
 

@@ -24,7 +24,7 @@ from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = {name: asset.body.decode() for name, asset in assets().items() if name.endswith(".js")}
 PAGE = assets()["index.html"].body.decode()
 

@@ -253,7 +253,7 @@ def _expand_variant(
     name = f"gated_lora expand {str(shrunk)[6:]} by {str(expand)[6:]} onto {str(out)[6:]} {height}x{columns}"
     name += f"{' spanned' if spanned else ''}{'' if aligned else ' unaligned'}"
     warps = 4 if height == 16 else 8
-    return Variant(name, _expand, signature, sizes, warps, 2)
+    return Variant(name, _expand, signature, sizes, warps, 1)
 
 
 def variants() -> list[Variant]:
@@ -273,5 +273,5 @@ def variants() -> list[Variant]:
         (torch.float16, torch.float32, torch.float16),
         (torch.float32, torch.float32, half),
     ):
-        found.append(_expand_variant(out, shrunk, expand, *largest, spanned=out == shrunk))
+        found.append(_expand_variant(out, shrunk, expand, *largest, spanned=out == shrunk == expand))
     return found

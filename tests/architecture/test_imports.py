@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "server/engine": {"guidance", "merging", "kernels"},
     "server": {"server/engine", "guidance", "merging"},
     "clients": set(),
-    "recipes": {"merging", "guidance", "server/engine"},
+    "recipes": {"merging", "guidance", "server/engine", "clients"},
     "benchmarks": set(ROOMS),
     "families": set(),
 }

@@ -1,0 +1,94 @@
+"""Where a sweep gets its answers: a server that runs, or one started for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ladle.clients import AsyncClient
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. ``tokens`` counts the end-of-text token; ``base_logprob``: of all of it under the plain base, nats,
+    None where it was not asked for."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+    base_logprob: float | None
+
+
+async def ask(
+    client: AsyncClient, prompt: str, steering: dict[str, Any], seed: int, judged: bool, **sampling: Any
+) -> Reply:
+    """The answer to one user message.
+
+    Args:
+        judged: trace the tokens, to know how likely the plain base finds them.
+        **sampling: of the request, such as ``max_tokens``.
+
+    Raises:
+        LadleError: what came of it.
+    """
+    options = {**steering, "trace": True} if judged else steering
+    answer = await client.chat(prompt, steering=options, seed=seed, **sampling)
+    choice = answer.choices[0]
+    logprobs = [token.base_logprob for token in choice.tokens or []]
+    known = bool(judged and logprobs and all(value is not None for value in logprobs))
+    return Reply(
+        choice.text,
+        answer.usage.completion_tokens if answer.usage else len(logprobs),
+        choice.finish_reason or "",
+        sum(value for value in logprobs if value is not None) if known else None,
+    )
+
+
+@contextlib.contextmanager
+def serving(target: str, log: Path, *options: str) -> Iterator[str]:
+    """The address of a server of ``target``: itself if it is one, else one that lives as long as this context.
+
+    Args:
+        target: a URL, a built-in family's name or a family's folder.
+        log: file that gets what the started server says.
+        *options: of ``ladle serve``.
+
+    Raises:
+        RuntimeError: the server ended before it was ready; its last words.
+    """
+    if target.startswith(("http://", "https://")):
+        yield target.rstrip("/")
+        return
+    program = [str(Path(sys.executable).parent / "ladle"), "serve", target, "--port", "0", "--json", *options]
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield _address(process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def _address(process: subprocess.Popen[str], log: Path) -> str:
+    """What the server prints once it is ready."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        with contextlib.suppress(json.JSONDecodeError):
+            return str(json.loads(said)["url"])
+    process.wait()
+    last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["it said nothing"]
+    raise RuntimeError(f"the server did not start: {last[0]}")

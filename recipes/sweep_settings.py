@@ -1,0 +1,75 @@
+"""What a sweep asks for: methods with their options, each at every preference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ladle.recipes.simplex import Point
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One method at one preference.
+
+    Attributes:
+        label: what results call the method: how it was written.
+        steering: of the request, without the preference.
+        weights: by objective, in the family's order; empty for the plain base, which has no preference.
+    """
+
+    label: str
+    steering: dict[str, Any] = field(hash=False)
+    weights: Point = ()
+
+    @property
+    def key(self) -> str:
+        """Tells settings apart in files."""
+        return f"{self.label}@{','.join(f'{weight:g}' for weight in self.weights)}" if self.weights else self.label
+
+    def request(self, objectives: Sequence[str]) -> dict[str, Any]:
+        """The ``steering`` object."""
+        if not self.weights:
+            return dict(self.steering)
+        return {**self.steering, "preference": dict(zip(objectives, self.weights, strict=True))}
+
+
+def parse_method(text: str) -> dict[str, Any]:
+    """``mage:value=both,strength=0.5`` as a steering object. Values are JSON where they can be, else strings.
+
+    Raises:
+        ValueError: no method, or something that is no KEY=VALUE.
+    """
+    name, colon, rest = text.partition(":")
+    if not name.strip():
+        raise ValueError(f"methods: {text!r} is not allowed; allowed: METHOD or METHOD:KEY=VALUE,...")
+    steering: dict[str, Any] = {"method": name.strip()}
+    for part in rest.split(",") if colon else []:
+        key, equals, value = part.partition("=")
+        if not (key.strip() and equals and value.strip()):
+            raise ValueError(f"methods: {part!r} of {text!r} is not allowed; allowed: KEY=VALUE")
+        try:
+            steering[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            steering[key.strip()] = value.strip()
+    return steering
+
+
+def settings_of(methods: Sequence[str], points: Sequence[Point]) -> list[Setting]:
+    """The plain base, which is what rewards are measured against, and every method at every point.
+
+    Raises:
+        ValueError: see ``parse_method``; or a method that is named twice.
+    """
+    asked = [method for method in methods if method != BASE]
+    twice = {method for method in asked if asked.count(method) > 1}
+    if twice:
+        raise ValueError(f"methods: {sorted(twice)[0]!r} is named twice")
+    found = [Setting(BASE, {"method": BASE})]
+    for method in asked:
+        found += [Setting(method, parse_method(method), point) for point in points]
+    return found

@@ -1,0 +1,155 @@
+"""From the samples of a sweep to its figures: rewards a setting, measures a method, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ladle.recipes import front
+from ladle.recipes.metrics import bootstrap_mean
+from ladle.recipes.sweep_settings import BASE, Setting
+from ladle.recipes.sweep_store import Sample
+
+REFERENCE = -1.0
+"""Of the hypervolume, in standard deviations of the base's own answers, below their mean, for every objective."""
+
+
+class Table:
+    """Rewards of a sweep as arrays: ``z`` [settings, prompts, answers, objectives], in standard deviations of the
+    base's answers and from their mean, so that objectives count alike; ``raw`` the same before that."""
+
+    def __init__(
+        self, settings: Sequence[Setting], samples: Mapping[tuple[str, int, int], Sample], objectives: Sequence[str]
+    ) -> None:
+        """Settings that not all prompts and answers are there of are left out."""
+        prompts = 1 + max((sample.prompt for sample in samples.values()), default=-1)
+        answers = 1 + max((sample.number for sample in samples.values()), default=-1)
+        places = [(prompt, number) for prompt in range(prompts) for number in range(answers)]
+        self.objectives = list(objectives)
+        self.settings = [s for s in settings if all((s.key, *place) in samples for place in places)]
+        self.texts = {s.key: [samples[(s.key, *place)] for place in places] for s in self.settings}
+        shape = (len(self.settings), prompts, answers, len(self.objectives))
+        rewards = [[[t.rewards[name] for name in objectives] for t in self.texts[s.key]] for s in self.settings]
+        self.raw = np.array(rewards, dtype=float).reshape(shape)
+        base = [index for index, setting in enumerate(self.settings) if setting.label == BASE]
+        if not base:
+            raise ValueError("the base's own answers are not complete, and rewards are measured against them")
+        own = self.raw[base[0]].reshape(-1, len(self.objectives))
+        spread = own.std(axis=0)
+        self.z = (self.raw - own.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+    @property
+    def methods(self) -> list[str]:
+        """All but the base, in order."""
+        return list(dict.fromkeys(setting.label for setting in self.settings if setting.weights))
+
+    def of(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [points, objectives] and z [points, prompts, objectives] of a method, its answers averaged."""
+        places = [index for index, setting in enumerate(self.settings) if setting.label == method and setting.weights]
+        weights = np.array([self.settings[index].weights for index in places])
+        return weights, self.z[places].mean(axis=2)
+
+
+def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:
+    """The figures, ready for JSON. Intervals: 95 % bootstrap over prompts, the same resamples for all methods."""
+    return {
+        "objectives": table.objectives,
+        "prompts": int(table.raw.shape[1]),
+        "answers": int(table.raw.shape[2]),
+        "reference": REFERENCE,
+        "settings": [_setting(table, index, draws, seed) for index in range(len(table.settings))],
+        "methods": {method: _method(table, method, draws, seed) for method in table.methods},
+        "differences": _differences(table, draws, seed),
+    }
+
+
+def _setting(table: Table, index: int, draws: int, seed: int) -> dict[str, Any]:
+    setting = table.settings[index]
+    texts = table.texts[setting.key]
+    row: dict[str, Any] = {
+        "method": setting.label,
+        "weights": dict(zip(table.objectives, setting.weights, strict=False)),
+    }
+    for place, objective in enumerate(table.objectives):
+        mean, low, high = bootstrap_mean(table.raw[index, :, :, place], draws=draws, seed=seed)
+        row[objective] = {"mean": mean, "low": low, "high": high, "z": float(table.z[index, ..., place].mean())}
+    known = [text for text in texts if text.base_logprob is not None]
+    tokens = sum(text.tokens for text in known)
+    total = -sum(text.base_logprob for text in known if text.base_logprob is not None)
+    row["base_perplexity"] = float(np.exp(total / tokens)) if tokens else None
+    row["tokens"] = float(np.mean([text.tokens for text in texts]))
+    row["cut"] = float(np.mean([text.finish_reason == "length" for text in texts]))
+    for n in (1, 2):
+        row[f"distinct_{n}"] = front.distinct([text.text for text in texts], n)
+    return row
+
+
+def _measures(weights: np.ndarray, points: np.ndarray, objectives: Sequence[str]) -> dict[str, float]:
+    reference = [REFERENCE] * len(objectives)
+    found = {
+        "hypervolume": front.hypervolume(points, reference),
+        "inner_product": front.inner_product(points, weights),
+        "sparsity": front.sparsity(points),
+        "spacing": front.spacing(points),
+    }
+    for place, objective in enumerate(objectives):
+        found[f"kendall_{objective}"] = front.kendall(weights[:, place], points[:, place])
+        found[f"spearman_{objective}"] = front.spearman(weights[:, place], points[:, place])
+        found[f"monotone_{objective}"] = front.monotone_share(weights[:, place], points[:, place])
+    return found
+
+
+def _resamples(table: Table, draws: int, seed: int) -> np.ndarray:
+    prompts = table.raw.shape[1]
+    return np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
+
+
+def _method(table: Table, method: str, draws: int, seed: int) -> dict[str, Any]:
+    weights, z = table.of(method)
+    found: dict[str, Any] = {}
+    resampled = [
+        _measures(weights, z[:, picks].mean(axis=1), table.objectives) for picks in _resamples(table, draws, seed)
+    ]
+    for name, value in _measures(weights, z.mean(axis=1), table.objectives).items():
+        drawn = np.array([one[name] for one in resampled])
+        known = drawn[np.isfinite(drawn)]
+        low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (float("nan"), float("nan"))
+        found[name] = {"value": _finite(value), "low": _finite(low), "high": _finite(high)}
+    return found
+
+
+def _differences(table: Table, draws: int, seed: int) -> list[dict[str, Any]]:
+    """Every method minus every one before it, on the same prompts and seeds: hypervolume and mean mu . z. ``p``: twice
+    the share of resamples on the other side of zero, at least 1 / draws."""
+    rows = []
+    reference = [REFERENCE] * len(table.objectives)
+    for place, one in enumerate(table.methods):
+        for other in table.methods[:place]:
+            row: dict[str, Any] = {"method": one, "minus": other}
+            (weights, z), (other_weights, other_z) = table.of(one), table.of(other)
+
+            def gap(picks: np.ndarray, name: str, pairs: Any = (weights, z, other_weights, other_z)) -> float:
+                own, rewards, others, other_rewards = pairs
+                means, other_means = rewards[:, picks].mean(axis=1), other_rewards[:, picks].mean(axis=1)
+                if name == "hypervolume":
+                    return front.hypervolume(means, reference) - front.hypervolume(other_means, reference)
+                return front.inner_product(means, own) - front.inner_product(other_means, others)
+
+            for name in ("hypervolume", "inner_product"):
+                drawn = np.array([gap(picks, name) for picks in _resamples(table, draws, seed)])
+                low, high = np.quantile(drawn, [0.025, 0.975])
+                beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
+                row[name] = {
+                    "value": gap(np.arange(z.shape[1]), name),
+                    "low": float(low),
+                    "high": float(high),
+                    "p": float(max(2 * beyond, 1 / draws)),
+                }
+            rows.append(row)
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

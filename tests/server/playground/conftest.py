@@ -11,6 +11,8 @@ from playground_folder import write_playground_family
 from playground_view import Page, served
 from tiny_engine import fresh_seed
 
+from ladle.server.run import Service
+
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -24,9 +26,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="package")
-def url(browser: Any, folder: Path) -> Iterator[str]:
-    with served(folder) as url:  # after the browser, so that nothing is loaded where there is none
-        yield url
+def running(browser: Any, folder: Path) -> Iterator[tuple[str, Service]]:
+    with served(folder) as found:  # after the browser, so that nothing is loaded where there is none
+        yield found
+
+
+@pytest.fixture
+def url(running: tuple[str, Service]) -> str:
+    return running[0]
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ import httpx
 import pytest
 from playground_view import GUIDED, ROUTED, Page, served
 
+from ladle.server.run import Service
+from ladle.server.state import Phase
+
 pytestmark = pytest.mark.slow
 
 NAMELESS = """
@@ -42,7 +45,7 @@ return found.sort((a, b) => a[0] - b[0]).slice(0, 3)
 
 
 def test_all_of_it_can_be_done_from_the_keyboard(page: Page, url: str) -> None:
-    page.open(url, b=ROUTED, max_tokens=80)
+    page.open(url, b=ROUTED, max_tokens=40)
     page.ready()
     tab, down, right, escape = "\ue004", "\ue015", "\ue014", "\ue00c"
     focused = "const one = document.activeElement; return one.id || one.className || one.name || one.tagName"
@@ -72,7 +75,7 @@ def test_all_of_it_can_be_done_from_the_keyboard(page: Page, url: str) -> None:
     page.keys(down)
     assert page.run("return document.activeElement.getClientRects()[0].top") > at, "the line below"
     page.keys("\ue010")
-    assert page.run("return document.activeElement.dataset.index") == "79"
+    assert page.run("return document.activeElement.dataset.index") == "39"
     page.keys(escape)
     page.wait(lambda: not page.one("#inspector").is_displayed())
     page.keys(tab)
@@ -80,7 +83,7 @@ def test_all_of_it_can_be_done_from_the_keyboard(page: Page, url: str) -> None:
 
 
 def test_it_can_be_read_in_both_themes_and_on_a_phone(page: Page, url: str) -> None:
-    page.open(url, a=GUIDED, b=ROUTED, max_tokens=40, temperature=1.2)
+    page.open(url, a=GUIDED, b=ROUTED, max_tokens=24, temperature=1.2)
     page.ready()
     page.one("#answer-both").click()
     page.finished()
@@ -147,11 +150,24 @@ def test_controls_follow_the_method_and_refusals_are_the_servers_words(page: Pag
     page.wait(lambda: "steering.candidates: 2000 is not allowed" in page.one("#side-a .bars").text)
 
 
+def test_it_waits_for_a_server_that_is_loading(page: Page, running: tuple[str, Service]) -> None:
+    url, service = running
+    service.state.phase = Phase.LOADING
+    try:
+        page.open(url)
+        page.wait(lambda: "loading" in page.one("#notice").text)
+        assert not page.one("#answer-both").is_enabled() and page.one("#prompt").is_displayed()
+    finally:
+        service.state.phase = Phase.READY
+    page.ready()
+    assert not page.one("#notice").is_displayed()
+
+
 def test_a_key_is_asked_for_and_kept_in_the_tab_alone(
     page: Page, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "keys").write_text("grüße-secret\n")
-    with served(folder, api_key_file=tmp_path / "keys", allow_trace=False) as url:
+    with served(folder, api_key_file=tmp_path / "keys", allow_trace=False) as (url, _):
         page.open(url, a=GUIDED, b={"method": "base"}, max_tokens=8)
         page.wait(lambda: page.one("#key-form").is_displayed())
         assert "no API key was given" in page.one("#key-reason").text

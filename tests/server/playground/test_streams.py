@@ -35,7 +35,7 @@ requestAnimationFrame(watch);
 def test_it_is_painted_within_a_second_and_stays_where_it_is(page: Page, url: str) -> None:
     first = []
     for _ in range(3):  # the best of three: other processes may have had the cores
-        page.open(url)
+        page.open(url, max_tokens=40)
         page.ready()
         paints = page.run("return performance.getEntriesByType('paint').map(one => [one.name, one.startTime])")
         first.append(dict(paints)["first-contentful-paint"])
@@ -118,13 +118,13 @@ def test_weights_sum_to_one_whatever_is_moved(page: Page, url: str) -> None:
 
 def test_two_answers_stream_side_by_side(page: Page, url: str) -> None:
     prompt = 'It\'s "rain",\nsays Ä\\: $HOME `tell` me'
-    page.open(url, a=GUIDED, b=ROUTED, prompt=prompt, max_tokens=70, seed=11, temperature=0.8)
+    page.open(url, a=GUIDED, b=ROUTED, prompt=prompt, max_tokens=50, seed=11, temperature=0.8)
     page.ready()
     page.one("#answer-both").click()
     both = page.wait(lambda: page.count("a") and page.count("b") and (page.state("a"), page.state("b")))
     assert both == ("running", "running"), "they stream at the same time"
     page.finished()
-    assert page.count("a") == page.count("b") == 70
+    assert page.count("a") == page.count("b") == 50
 
     # What is copied from the page gives what the page shows.
     for side in "ab":
@@ -168,7 +168,7 @@ def check_colours(page: Page, side: str, answer: dict[str, Any]) -> None:
     # On hover; the middle of the answer is scrolled to.
     from selenium.webdriver import ActionChains
 
-    seen = next(index for index in range(30, 70) if tokens[index]["text"].strip())
+    seen = next(index for index in range(25, 50) if tokens[index]["text"].strip())
     span = page.all(f"#answer-{side} [role=option]")[seen]
     page.run("arguments[0].scrollIntoView({block: 'center'})", span)
     ActionChains(page.browser).move_to_element(span).perform()
@@ -190,12 +190,12 @@ def check_comparison(page: Page) -> None:
         for side in "ab"
     ]
     one, two = (page.all(f"#answer-{side} [role=option]") for side in "ab")
-    same = next(index for index in range(70) if one[index].text != two[index].text or ids[0] == [str(index)])
+    same = next(index for index in range(50) if one[index].text != two[index].text or ids[0] == [str(index)])
     assert ids[0] == ids[1] == [str(same)], "both are marked where they part"
     said = page.one("#fork").text
     assert "first token on" in said if same == 0 else str(same) in said or "token is" in said
     table = page.one("#compare").text
-    assert "Tokens 70 70" in table and "Seed 11 11" in table and "Ended by length length" in table
+    assert "Tokens 50 50" in table and "Seed 11 11" in table and "Ended by length length" in table
 
 
 def test_a_stopped_answer_frees_its_lanes(page: Page, url: str) -> None:

@@ -26,7 +26,7 @@ COLUMNS = (
 
 def measure(
     device: torch.device,
-    sizes: kernels.Sizes,
+    sizes: kernels.Sizes | None,
     shapes: Mapping[str, Mapping[str, Any]],
     batches: Sequence[int],
     *,
@@ -35,10 +35,11 @@ def measure(
     dtype: str = "bfloat16",
     small: bool = False,
 ) -> Iterable[dict[str, object]]:
-    """All rows, each with the columns ``COLUMNS``: first the ops, then decoding. ``small``: see ``DeviceTimer``."""
+    """All rows, each with the columns ``COLUMNS``: first the ops, unless ``sizes`` is None, then decoding. ``small``:
+    see ``DeviceTimer``."""
     stamp = {"hardware": hardware(), "versions": f"{versions()}, triton {_triton()}"}
     timer = DeviceTimer(device, small)
-    for row in kernels.run(timer, sizes, repeats):
+    for row in kernels.run(timer, sizes, repeats) if sizes is not None else ():
         yield _row(stamp, op_row(row))
     plain: dict[tuple[object, object], float] = {}
     for row in decode_shapes.run(shapes, batches, rounds, timer, dtype):
@@ -138,13 +139,15 @@ def _parameters(shape: Mapping[str, Any]) -> int:
     return shape["num_hidden_layers"] * (3 * hidden * inner + 4 * hidden**2) + 2 * shape["vocab_size"] * hidden
 
 
-def run(device: torch.device, names: Sequence[str], batches: Sequence[int], rounds: int, out: Path) -> None:
-    """Measure on the GPU ``device``, write ``out``, print the table."""
+def run(
+    device: torch.device, names: Sequence[str], batches: Sequence[int], rounds: int, out: Path, ops: bool = True
+) -> None:
+    """Measure on the GPU ``device``, write ``out``, print the table. ``names``: of shapes; ``ops``: these too."""
     console = Console()
     wanted = {name: SHAPES[name] for name in names}
     shapes = fitting(wanted, torch.cuda.mem_get_info(device)[0])
     for name in wanted.keys() - shapes.keys():
         console.print(f"{name}: left out, it does not fit into this GPU's memory")
-    rows = write(out, measure(device, kernels.Sizes(), shapes, batches, rounds=rounds))
+    rows = write(out, measure(device, kernels.Sizes() if ops else None, shapes, batches, rounds=rounds))
     console.print(table(rows))
     console.print(f"written to {out}")

@@ -1,6 +1,6 @@
 """What `make gpu` does: the tests that need a GPU, then ops and decoding measured on it.
 
-python tools/gpu.py [--shapes 135M,1.5B,8B] [--batches 1,8,32,64,128] [--rounds 5] [--no-tests] [--out FILE]
+python tools/gpu.py [--only tests|ops|decode] [--shapes 135M,1.5B,8B] [--batches 1,8,32,64,128] [--rounds 5]
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("tests", "ops", "decode")
 
 
 def main(arguments: list[str]) -> int:
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--shapes", default="135M,1.5B,8B", help="models to decode with")
     parser.add_argument("--batches", default="1,8,32,64,128", help="batch sizes")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of interleaved settings")
-    parser.add_argument("--no-tests", action="store_true", help="measure only")
+    parser.add_argument("--only", choices=PARTS, help="one part of it; default: all")
     parser.add_argument("--out", type=Path, help="CSV file; default: benchmarks/results/GPU.csv")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -32,14 +33,18 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--shapes: {unknown[0]!r}; known: {', '.join(SHAPES)}")
     name = torch.cuda.get_device_name()
     print(f"GPU: {name}, PyTorch {torch.__version__}", flush=True)
+    parts = (options.only,) if options.only else PARTS
     failed = 0
-    if not options.no_tests:
+    if "tests" in parts:
         # Not `python -m pytest`: that puts the repository on sys.path.
         tests = [str(Path(sys.executable).parent / "pytest"), "-m", "gpu"]
         failed = subprocess.run(tests, cwd=ROOT, check=False).returncode
         if failed:
             print(f"make gpu: the tests failed (exit code {failed}); measuring all the same", flush=True)
-    gpu.run(torch.device("cuda"), names, batches, options.rounds, options.out or gpu.results_file(name))
+    if parts != ("tests",):
+        out = options.out or gpu.results_file(name)
+        wanted = names if "decode" in parts else []
+        gpu.run(torch.device("cuda"), wanted, batches, options.rounds, out, "ops" in parts)
     return 1 if failed else 0
 
 

@@ -54,6 +54,12 @@ def test_forms_of_an_answer(server, tmp_path):
     assert server.body()["structured_outputs"] == {"json": schema}
     assert run("generate", "Once", "--regex", "a+").exit_code == 0
     assert server.body()["structured_outputs"] == {"regex": "a+"}
+    sent = len(server.requests)
+    (tmp_path / "list.json").write_text("[]")
+    for bad in ("missing.json", "list.json"):
+        result = run("generate", "Once", "--json-schema", str(tmp_path / bad))
+        assert result.exit_code == 1 and result.stderr.startswith("error: json-schema: ")
+    assert len(server.requests) == sent
 
 
 def test_further_options_of_a_method(server):

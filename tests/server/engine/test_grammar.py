@@ -215,6 +215,48 @@ def test_what_cannot_be_followed_is_refused(compiler: GrammarCompiler, spec: Gra
     assert "<state>" not in str(refused.value)
 
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+FEATURES: list[Any] = [
+    {"type": "integer", "multipleOf": 7, "minimum": -50, "maximum": 50},
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    {"type": "object", "minProperties": 1, "maxProperties": 2, "additionalProperties": {"type": "null"}},
+    {"type": "object", "patternProperties": {"^a[0-9]$": {"type": "null"}}, "additionalProperties": False},
+    {"type": "array", "prefixItems": [{"type": "null"}], "items": {"enum": [1, "a"]}, "minItems": 2, "maxItems": 3},
+    {"$schema": DRAFT_7, "type": "array", "items": [{"type": "boolean"}, {"const": {"a": [1]}}], "minItems": 2},
+    {"allOf": [{"type": "integer", "minimum": 2}, {"maximum": 5}]},
+    {"anyOf": [{"type": "integer"}, {"type": "string"}], "minimum": 1, "maximum": 3, "maxLength": 2},
+    {
+        "$defs": {"n": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/n"}}]}},
+        "$ref": "#/$defs/n",
+    },
+    {"type": "string", "pattern": "b{2}", "maxLength": 6},
+    {"type": "string", "format": "date-time"},
+]
+
+
+@pytest.mark.parametrize("schema", FEATURES, ids=lambda schema: next(reversed(schema)))
+def test_every_text_that_a_mask_allows_fulfils_its_schema(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:
+    """Random walks along the masks, without a model: what is not refused is kept to the letter."""
+    rng = random.Random(fresh_seed())
+    grammar, words = compiler.compile(GrammarSpec.json_schema(schema)), compiler._words()
+    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    complete = 0
+    for _ in range(12):
+        matcher, text = grammar.start(), b""
+        for _ in range(150):
+            mask = matcher.compute_bitmask()
+            ids = [token for token in range(words.vocab_size) if mask[token // 8] >> token % 8 & 1]
+            ending = [token for token in ids if token in EOS or words.decode_bytes([token]) in (b'"', b"}", b"]")]
+            token = rng.choice(ending if ending and rng.random() < 0.4 else ids)
+            text += b"" if token in EOS else words.decode_bytes([token])
+            assert matcher.consume_token(token)
+            if matcher.is_stopped():
+                complete += 1
+                validator(schema, format_checker=validator.FORMAT_CHECKER).validate(json.loads(text))
+                break
+    assert complete
+
+
 def test_compiled_grammars_are_kept_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ladle.server.engine.grammar._CACHED", 2)
     compiler = GrammarCompiler(tiny_tokenizer(), EOS)

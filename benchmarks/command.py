@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 command = typer.Typer(
-    no_args_is_help=True, help="Measure this machine: decode steps, guidance, routing, HTTP serving, weight merges."
+    no_args_is_help=True,
+    help="Measure this machine: decode steps, guidance, routing, forms of answers, HTTP serving, weight merges.",
 )
 
 FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
@@ -69,6 +70,23 @@ def routing(
 
     sizes = [int(size) for size in batches.split(",")]
     _report("routing", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
+
+
+@command.command(epilog="Example: ladle bench forms --batches 1,8")
+def forms(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,8",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode steps of answers that follow a JSON schema against free ones, and what a grammar takes by itself."""
+    from ladle.benchmarks import forms as benchmark
+    from ladle.merging.family import load_family
+
+    sizes = [int(size) for size in batches.split(",")]
+    _report("form of answers", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
 
 
 @command.command(epilog="Example: ladle bench serve --clients 8")

@@ -13,6 +13,7 @@ from ladle.guidance.registry import resolve
 from ladle.merging.family import Family
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.grammar import Grammar
 from ladle.server.engine.request import GenerationRequest
 from ladle.server.engine.sampling import SamplingParams
 
@@ -28,7 +29,9 @@ class EngineSide:
         self._family = family
         self._serial = 0
 
-    def burst(self, batch: int, steps: int, steering: Callable[[int], Steering]) -> Iterator[float]:
+    def burst(
+        self, batch: int, steps: int, steering: Callable[[int], Steering], grammar: Grammar | None = None
+    ) -> Iterator[float]:
         engine = self.engine
         ids = []
         for row in range(batch):
@@ -38,7 +41,7 @@ class EngineSide:
             sampling = SamplingParams(max_tokens=4 * steps + 64, temperature=0.0, ignore_eos=True)
             plan = resolve(self._family, steering(row))
             views = dict.fromkeys(plan.views, prompt)
-            engine.submit(GenerationRequest(ids[-1], prompt, plan, sampling, views), lambda outputs: None)
+            engine.submit(GenerationRequest(ids[-1], prompt, plan, sampling, views, grammar), lambda outputs: None)
         engine.step()
         while any(not sequence.output for sequence in engine.scheduler.running) or engine.scheduler.waiting:
             engine.step()

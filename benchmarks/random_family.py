@@ -61,8 +61,10 @@ def write_random_family(folder: Path, shape: Mapping[str, Any], dtype: torch.dty
     config.save_pretrained(base)
     GenerationConfig(bos_token_id=0, eos_token_id=1).save_pretrained(base)
     _tokenizer(config.vocab_size).save_pretrained(base)
-    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
-    _write(base / "model.safetensors", {n: p.shape for n, p in model.state_dict().items() if n not in tied}, dtype)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    _write(base / "model.safetensors", shapes, dtype)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "layers." in n}
     for name in MEMBERS:
         _write_lora(folder / name, linears, dtype)

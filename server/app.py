@@ -16,6 +16,7 @@ from ladle.server import errors
 from ladle.server.disconnect import ClientGone
 from ladle.server.docs_page import render
 from ladle.server.routes import (
+    EVENT_SHAPES,
     chat_completions,
     coefficients,
     completions,
@@ -26,7 +27,7 @@ from ladle.server.routes import (
     models,
     playground,
 )
-from ladle.server.security import BodyLimit, KeyCheck, RequestIds
+from ladle.server.security import PROTECTED, BodyLimit, KeyCheck, RequestIds
 from ladle.server.state import ServerState
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -80,7 +81,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
     if settings.playground:
         app.include_router(playground.router)
 
-    _document_400(app)
+    _document(app, keys=state.keys is not None)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -89,15 +90,23 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
     return app
 
 
-def _document_400(app: FastAPI) -> None:
-    """FastAPI documents a 422 wherever there is a body; here a bad body is a 400, which every route lists itself."""
+def _document(app: FastAPI, keys: bool) -> None:
+    """FastAPI documents a 422 wherever there is a body; here a bad body is a 400, which every route lists itself.
+
+    ``keys``: whether calls need one, which a middleware looks after that FastAPI does not know of.
+    """
     complete = app.openapi
 
     def schema() -> dict[str, Any]:
         document = complete()
-        for methods in document["paths"].values():
+        for path, methods in document["paths"].items():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
+                if keys and path.startswith(PROTECTED):
+                    operation["security"] = [{"key": []}]
+        document["components"]["schemas"].update(EVENT_SHAPES)
+        if keys:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         return document

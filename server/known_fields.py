@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, Field, WithJsonSchema, create_model
 
 from ladle.server.sampling_fields import SamplingFields
 
@@ -56,7 +56,10 @@ def only(*defaults: Any) -> Callable[[Any], Any]:
 def with_known(base: type[Any], name: str, known: Defaults) -> type[Any]:
     """``base`` with the fields of ``known``, each accepted at its defaults only."""
     fields: dict[str, Any] = {
-        field: (Annotated[Any, AfterValidator(only(*defaults))], Field(None, description="not supported"))
+        field: (
+            Annotated[Any, AfterValidator(only(*defaults)), WithJsonSchema({"enum": [None, *defaults]})],
+            Field(None, description="not supported"),
+        )
         for field, defaults in known.items()
     }
     return create_model(name, __base__=base, **fields)

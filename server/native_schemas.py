@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
-from ladle.server.openai_schemas import Message, TokenIds, token_ids
+from ladle.server.openai_schemas import IDS, Message, TokenIds, only_with, token_ids
 from ladle.server.sampling_fields import SamplingFields, SteeringField, TopLogprobs
 from ladle.server.strict_model import StrictModel
 
@@ -20,11 +20,24 @@ def _prompt(value: Any) -> str | TokenIds:
     raise ValueError("allowed: a string or a list of token ids")
 
 
-_PROMPT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}
+_PROMPT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, IDS]}
+
+
+def _only(given: str) -> dict[str, Any]:
+    """Of prompt and messages the one that is ``given``, as a schema."""
+    other = "messages" if given == "prompt" else "prompt"
+    return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
 
 
 class GenerateRequest(SamplingFields):
     """``POST /v1/generate``: a prompt as it is, or messages through the base's chat template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [only_with("top_logprobs", "logprobs")],
+            "oneOf": [_only("prompt"), _only("messages")],
+        }
+    )
 
     prompt: Annotated[str | TokenIds, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
@@ -53,6 +66,15 @@ class GenerateRequest(SamplingFields):
 
 class CoefficientsRequest(StrictModel):
     """``POST /v1/coefficients``: what a preference would become."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"steering": {"type": "null"}}},
+                {"properties": {"method": {"type": "null"}, "preference": {"type": "null"}}},
+            ]
+        }
+    )
 
     model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     method: str | None = None

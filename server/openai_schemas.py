@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from ladle.merging.errors import InputError
 from ladle.server.known_fields import MESSAGE, ChatFields, CompletionFields, only, with_known
@@ -74,21 +82,27 @@ _CONTENT_SCHEMA: dict[str, Any] = {
         {"type": "string"},
         {
             "type": "array",
+            "minItems": 1,
             "items": {
                 "type": "object",
                 "required": ["type", "text"],
                 "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "additionalProperties": False,
             },
         },
     ]
 }
-_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
+IDS: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": 1 << 31},
+    "minItems": 1,
+}
 _PROMPTS_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "string"}},
-        _IDS,
-        {"type": "array", "items": _IDS},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_CHOICES},
+        IDS,
+        {"type": "array", "items": IDS, "minItems": 1, "maxItems": MAX_CHOICES},
     ]
 }
 
@@ -147,6 +161,12 @@ class StreamOptions(StrictModel):
         return value
 
 
+def only_with(field: str, needed: str, value: Any = True) -> dict[str, Any]:
+    """The rule that ``field``, unless it is 0, null or left out, comes with ``needed`` at ``value``; as a schema."""
+    free = {"properties": {field: {"enum": [None, 0]}}}
+    return {"anyOf": [free, {"properties": {needed: {"const": value}}, "required": [needed]}]}
+
+
 class _Streamed(StrictModel):
     """What both endpoints say about streams."""
 
@@ -168,6 +188,9 @@ class _Streamed(StrictModel):
 class ChatCompletionRequest(_Streamed, ToolFields, ChatBase):
     """``POST /v1/chat/completions``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [only_with("stream_options", "stream"), only_with("top_logprobs", "logprobs")]}
+    )
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
@@ -191,6 +214,19 @@ class ChatCompletionRequest(_Streamed, ToolFields, ChatBase):
 class CompletionRequest(_Streamed, CompletionBase):
     """``POST /v1/completions``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                only_with("stream_options", "stream"),
+                {
+                    "anyOf": [
+                        {"properties": {"max_tokens": {"not": {"const": 0}}}},
+                        {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+                    ]
+                },
+            ]
+        }
+    )
     max_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="default 16; 0 only together with echo")
     prompt: Annotated[tuple[str | TokenIds, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]
     logprobs: TopLogprobs | None = None

@@ -84,11 +84,17 @@ _STEERING_SCHEMA = {
         "trace": {"type": "boolean", "description": "report per-token detail"},
     },
 }
-_STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": _MAX_STOPS}]}
+_STOP: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_LENGTH}
+_STOP_SCHEMA = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": _MAX_STOPS}, {"type": "null"}]}
+_BIAS_SCHEMA = {
+    "type": "object",
+    "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+}
 
 SteeringField = Annotated[dict[str, Any], AfterValidator(_steering), WithJsonSchema(_STEERING_SCHEMA)]
 StopField = Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
-LogitBias = Annotated[dict[str, float], AfterValidator(_token_ids)]
+LogitBias = Annotated[dict[str, float], AfterValidator(_token_ids), WithJsonSchema(_BIAS_SCHEMA)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[int, Field(ge=1)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
@@ -98,7 +104,9 @@ class SamplingFields(OutputFields):
     """Sampling fields of a request. null means the default everywhere, as in OpenAI's API."""
 
     model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        None, description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family"
+        None,
+        description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family",
+        examples=["demo", "demo@positive=0.8,concise=0.2"],
     )
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="default 1; 0 is greedy")

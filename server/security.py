@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ladle.merging.errors import InputError
 from ladle.server.errors import ApiError
 
-_PROTECTED = "/v1/"
+PROTECTED = "/v1/"
 
 
 class ApiKeys:
@@ -55,7 +55,7 @@ class KeyCheck:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_PROTECTED) and scope["method"] != "OPTIONS":
+        if scope["type"] == "http" and scope["path"].startswith(PROTECTED) and scope["method"] != "OPTIONS":
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self._keys.accepts(key.strip()):
                 given = "no API key was given" if not key else "the API key is not known"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Request
+from pydantic import TypeAdapter
 
 from ladle.server.reply_types import ErrorReply
 from ladle.server.state import ServerState
@@ -14,10 +15,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorReply, "description": "no known API key"},
     404: {"model": ErrorReply, "description": "no such model or path"},
     413: {"model": ErrorReply, "description": "the body is too large"},
+    415: {"model": ErrorReply, "description": "the body is not of type application/json"},
     429: {"model": ErrorReply, "description": "too many requests wait; see `Retry-After`"},
     500: {"model": ErrorReply, "description": "the server failed"},
     503: {"model": ErrorReply, "description": "loading or draining; see `Retry-After`"},
 }
+
+EVENT_SHAPES: dict[str, Any] = {}
+"""Named parts of the shapes of events, for the OpenAPI document."""
 
 
 def state_of(request: Request) -> ServerState:
@@ -29,3 +34,15 @@ def state_of(request: Request) -> ServerState:
 def answers(shape: Any, *codes: int) -> dict[int | str, dict[str, Any]]:
     """``responses=`` of a route: ``shape`` on success and the errors ``codes``."""
     return {200: {"model": shape}, **{code: ERRORS[code] for code in codes}}
+
+
+def streamed(shape: Any, event: Any, *codes: int) -> dict[int | str, dict[str, Any]]:
+    """``answers`` of a route that, where ``stream`` is true, sends events whose data are of the shape ``event``."""
+    schema = TypeAdapter(event | ErrorReply).json_schema(ref_template="#/components/schemas/{model}")
+    EVENT_SHAPES.update(schema.pop("$defs", {}))
+    data = [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": schema}]
+    # Until OpenAPI 3.2 the schema of a stream is that of one event.
+    one = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "anyOf": data}}}
+    found = answers(shape, *codes)
+    found[200]["content"] = {"text/event-stream": {"schema": one}}
+    return found

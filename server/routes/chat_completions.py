@@ -11,8 +11,8 @@ from ladle.server.generation import collect, make_job
 from ladle.server.json_request import JsonRoute
 from ladle.server.openai_schemas import ChatCompletionRequest
 from ladle.server.prompts import encode_chat
-from ladle.server.reply_types import ChatCompletion
-from ladle.server.routes import answers, state_of
+from ladle.server.reply_types import ChatChunk, ChatCompletion
+from ladle.server.routes import state_of, streamed
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 from ladle.server.tool_calling import ToolCalling, answer_grammar
@@ -23,7 +23,7 @@ router = APIRouter(route_class=JsonRoute)
 @router.post(
     "/v1/chat/completions",
     summary="Answer a conversation",
-    responses=answers(ChatCompletion, 400, 401, 404, 413, 429, 500, 503),
+    responses=streamed(ChatCompletion, ChatChunk, 400, 401, 404, 413, 415, 429, 500, 503),
     response_model=None,
 )
 async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:

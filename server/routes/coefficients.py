@@ -18,7 +18,7 @@ router = APIRouter(route_class=JsonRoute)
 @router.post(
     "/v1/coefficients",
     summary="What a preference becomes",
-    responses=answers(CoefficientsReply, 400, 401, 404, 413, 503),
+    responses=answers(CoefficientsReply, 400, 401, 404, 413, 415, 503),
     response_model=None,
 )
 async def coefficients(body: CoefficientsRequest, request: Request) -> JSONResponse:

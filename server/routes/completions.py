@@ -14,7 +14,7 @@ from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionReq
 from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_prompt
 from ladle.server.reply_types import Completion
-from ladle.server.routes import answers, state_of
+from ladle.server.routes import state_of, streamed
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
@@ -24,7 +24,7 @@ router = APIRouter(route_class=JsonRoute)
 @router.post(
     "/v1/completions",
     summary="Continue one or several texts",
-    responses=answers(Completion, 400, 401, 404, 413, 429, 500, 503),
+    responses=streamed(Completion, Completion, 400, 401, 404, 413, 415, 429, 500, 503),
     response_model=None,
 )
 async def completions(body: CompletionRequest, request: Request) -> Response:

@@ -12,8 +12,8 @@ from ladle.server.native_reply import GenerateStream, generated
 from ladle.server.native_schemas import GenerateRequest
 from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_chat, encode_prompt
-from ladle.server.reply_types import Generated
-from ladle.server.routes import answers, state_of
+from ladle.server.reply_types import Generated, TokenEvent
+from ladle.server.routes import state_of, streamed
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
@@ -23,7 +23,7 @@ router = APIRouter(route_class=JsonRoute)
 @router.post(
     "/v1/generate",
     summary="Generate with per-token traces",
-    responses=answers(Generated, 400, 401, 404, 413, 429, 500, 503),
+    responses=streamed(Generated, TokenEvent | Generated, 400, 401, 404, 413, 415, 429, 500, 503),
     response_model=None,
 )
 async def generate(body: GenerateRequest, request: Request) -> Response:

@@ -33,6 +33,6 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(demo_folder: Path) -> Iterator[Server]:
-    """A server with its defaults, but for a KV pool of a tiny model's size."""
-    with serve_family(demo_folder, "--kv-memory", "24MiB") as running:
+    """A server with its defaults, but for a KV pool of a tiny model's size, and answers of a length for it."""
+    with serve_family(demo_folder, "--kv-memory", "24MiB", "--default-max-tokens", "64") as running:
         yield running

@@ -13,7 +13,7 @@ STEERING = {"method": "mage", "preference": {"positive": 0.8, "concise": 0.2}, "
 
 def chat(server: Server, **options: object) -> ChatOpenAI:
     values: dict = {"model": "demo", "max_tokens": 8, "seed": 3, "max_retries": 0, "timeout": 60, **options}
-    return ChatOpenAI(base_url=server.v1, api_key=SecretStr("none"), **values)
+    return ChatOpenAI(base_url=server.v1, api_key=SecretStr(server.key), **values)
 
 
 def test_invoke(server: Server) -> None:

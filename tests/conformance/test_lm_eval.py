@@ -7,12 +7,14 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from doc_blocks import blocks
 from reference_decoder import ReferenceDecoder
 from server_process import Server
 from tiny_engine import fresh_seed
@@ -26,7 +28,6 @@ STEERING = {
     "combine": "merged",
     "strength": 1.0,
 }
-MODEL = "demo/mage@positive=1"
 TOLERANCE = 1e-4
 TASKS = {
     "choice": {
@@ -58,6 +59,14 @@ TASKS = {
 }
 
 
+def documented(server: Server) -> str:
+    """The ``--model_args`` of the command in docs/clients.md."""
+    (block,) = [block for block in blocks() if block.text.startswith("lm_eval run")]
+    (found,) = re.findall(r"--model_args (\S+)", block.text)
+    assert "model=demo/mage@positive=1," in found
+    return found.replace("http://localhost:8000", server.url).replace("FOLDER", str(server.root / "base"))
+
+
 def sentence(rng: random.Random, shortest: int, longest: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(rng.randint(shortest, longest)))
 
@@ -86,17 +95,16 @@ def write_tasks(folder: Path, rng: random.Random, documents: int) -> None:
         (folder / f"{name}.yaml").write_text(json.dumps(whole))
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, key: str) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
-    return {**os.environ, **offline, "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **offline, "OPENAI_API_KEY": key, "TOKENIZERS_PARALLELISM": "false"}
 
 
 EVALUATE = """
 import json, sys
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-url, tokenizer, model, folder = sys.argv[1:]
-arguments = {"base_url": url, "tokenizer": tokenizer, "model": model, "num_concurrent": 3}
+arguments, folder = sys.argv[1:]
 # Without the harness' own tasks, whose index takes longer than all the rest.
 tasks = TaskManager(include_path=folder, include_defaults=False)
 found = simple_evaluate("local-completions", arguments, ["choice", "last_word", "whole_text", "go_on"],
@@ -148,8 +156,10 @@ class Judge:
 def test_its_numbers_are_those_of_the_formula(server: Server, tmp_path: Path) -> None:
     rng = random.Random(fresh_seed())
     write_tasks(tmp_path, rng, 6)
-    line = [sys.executable, "-c", EVALUATE, f"{server.v1}/completions", str(server.root / "base"), MODEL, str(tmp_path)]
-    done = subprocess.run(line, env=environment(tmp_path), capture_output=True, text=True, timeout=280, check=False)
+    line = [sys.executable, "-c", EVALUATE, documented(server), str(tmp_path)]
+    done = subprocess.run(
+        line, env=environment(tmp_path, server.key), capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     judge = Judge(server.root)
@@ -184,7 +194,7 @@ lm.generate_until([Instance("generate_until", {}, (f"{word} rain", options), wor
 def test_a_run_that_is_killed_frees_its_lanes(server: Server, tmp_path: Path) -> None:
     line = [sys.executable, "-c", ENDLESS, f"{server.v1}/completions", str(server.root / "base")]
     with server.abandoned(3):
-        process = subprocess.Popen(line, env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(line, env=environment(tmp_path, server.key), stderr=subprocess.PIPE, text=True)
         try:
             server.wait(running=True, seconds=120, alive=lambda: process.poll() is None)
         finally:

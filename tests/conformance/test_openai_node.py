@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from doc_blocks import blocks
 from filelock import FileLock
 from server_process import Server
 
@@ -34,7 +35,7 @@ def modules() -> Path:
 
 
 def run(server: Server, modules: Path, case: str) -> dict:
-    command = ["node", str(HERE / "check.mjs"), server.v1, str(modules), case]
+    command = ["node", str(HERE / "check.mjs"), server.v1, server.key, str(modules), case]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
     answer: dict = json.loads(found.stdout)
@@ -53,3 +54,14 @@ def test_streams_that_are_left_free_their_lanes(server: Server, modules: Path) -
 
 def test_the_lock_names_no_host() -> None:
     assert "://" not in (HERE / "package-lock.json").read_text()
+
+
+def test_the_example_of_the_documentation(server: Server, modules: Path, tmp_path: Path) -> None:
+    (example,) = [block.text for block in blocks() if block.language == "javascript"]
+    example = example.replace("http://localhost:8000", server.url).replace('apiKey: "none"', f'apiKey: "{server.key}"')
+    (tmp_path / "example.mjs").write_text(example)
+    (tmp_path / "node_modules").symlink_to(modules / "node_modules")
+    found = subprocess.run(
+        ["node", "example.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 0 and found.stdout, found.stderr

@@ -17,7 +17,7 @@ ENDLESS: dict = {"logit_bias": {"2": -100, "0": -100}}
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=server.v1, api_key=server.key, max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -161,28 +161,23 @@ def test_a_stream_that_is_left_frees_its_lanes(client: openai.OpenAI, server: Se
 def test_a_client_that_times_out_frees_its_lanes(server: Server) -> None:
     with (
         server.abandoned(8),
-        openai.OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=0.5) as hasty,
+        openai.OpenAI(base_url=server.v1, api_key=server.key, max_retries=0, timeout=0.5) as hasty,
         pytest.raises(openai.APITimeoutError),
     ):
         hasty.chat.completions.create(model="demo", messages=MESSAGES, n=8, max_tokens=8000, **ENDLESS)
 
 
-KEY = "a-key-of-the-operator"
-
-
 @pytest.fixture(scope="module")
-def strict_server(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that asks for a key, takes small bodies, and lets one request run and one wait."""
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"# keys\n{KEY}\n")
-    options = ("--api-key-file", str(keys), "--max-body-bytes", "2000", "--max-sequences", "1", "--max-queue", "1")
+def strict_server(demo_folder: Path) -> Iterator[Server]:
+    """A server that takes small bodies, and lets one request run and one wait."""
+    options = ("--max-body-bytes", "2000", "--max-sequences", "1", "--max-queue", "1")
     with serve_family(demo_folder, "--kv-memory", "24MiB", *options) as running:
         yield running
 
 
 @pytest.fixture
 def strict(strict_server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=strict_server.v1, api_key=KEY, max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=strict_server.v1, api_key=strict_server.key, max_retries=0, timeout=60) as client:
         yield client
 
 

@@ -1,11 +1,11 @@
-// openai-node against a server: node check.mjs BASE_URL FOLDER_OF_NODE_MODULES CASE. Prints one JSON object; a failed
+// openai-node against a server: node check.mjs BASE_URL KEY FOLDER_OF_NODE_MODULES CASE. Prints one JSON object; a failed
 // assertion ends with its message and a non-zero status.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 
-const [baseURL, folder, name] = process.argv.slice(2);
+const [baseURL, apiKey, folder, name] = process.argv.slice(2);
 const { OpenAI } = createRequire(`${folder}/`)("openai");
-const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0, timeout: 60_000 });
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 60_000 });
 const messages = [
   { role: "system", content: "Be kind." },
   { role: "user", content: "Tell me about rain." },

@@ -179,6 +179,7 @@ def chat(
 def coefficients(
     preference: Annotated[str, typer.Argument(help="Weights by objective, such as positive=0.8,concise=0.2.")],
     method: Method = None,
+    steering: Steering = None,
     model: Model = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -189,7 +190,9 @@ def coefficients(
     Example: ladle coefficients positive=0.8,concise=0.2 --method bone_soup
     """
     with Client(url, api_key=api_key) as client:
-        report = client.coefficients(parse_preference(preference), method=method, model=model)
+        report = client.coefficients(
+            parse_preference(preference), method=method, model=model, steering=parse_steering(steering)
+        )
     if as_json:
         print_json(report)
         return

@@ -130,6 +130,7 @@ class AsyncClient:
         *,
         method: str | None = None,
         model: str | None = None,
+        steering: Mapping[str, Any] | None = None,
     ) -> CoefficientsReport:
         """The member weights a preference becomes, without generating anything.
 
@@ -141,9 +142,13 @@ class AsyncClient:
         >>> asyncio.run(main())
         {'bone-positive': 1.75, 'bone-concise': -0.75}
 
+        Args:
+            preference, method, model: as for ``chat``.
+            steering: further options that change the sources and their weights, such as ``strength``.
+
         Raises what ``chat`` raises.
         """
-        body = coefficients_body(await self._model(model), preference, method)
+        body = coefficients_body(await self._model(model), preference, method, steering)
         return parse(CoefficientsReport, await self._json("POST", "/v1/coefficients", body))
 
     async def families(self) -> list[Family]:

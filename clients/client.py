@@ -113,6 +113,7 @@ class Client:
         *,
         method: str | None = None,
         model: str | None = None,
+        steering: Mapping[str, Any] | None = None,
     ) -> CoefficientsReport:
         """The member weights a preference becomes, without generating anything.
 
@@ -121,9 +122,13 @@ class Client:
         ...     ladle.coefficients({"positive": 1}, method="bone_soup").coefficients
         {'bone-positive': 1.75, 'bone-concise': -0.75}
 
+        Args:
+            preference, method, model: as for ``chat``.
+            steering: further options that change the sources and their weights, such as ``strength``.
+
         Raises what ``chat`` raises.
         """
-        body = coefficients_body(self._model(model), preference, method)
+        body = coefficients_body(self._model(model), preference, method, steering)
         return parse(CoefficientsReport, self._json("POST", "/v1/coefficients", body))
 
     def families(self) -> list[Family]:

@@ -116,7 +116,19 @@ def lists_tokens(body: Mapping[str, Any]) -> bool:
     return bool(body.get("logprobs") or body.get("steering", {}).get("trace"))
 
 
-def coefficients_body(model: str, preference: Mapping[str, float] | None, method: str | None) -> dict[str, Any]:
-    """The body of ``POST /v1/coefficients``."""
-    body: dict[str, Any] = {"model": model, "method": method, "preference": preference}
-    return {key: value for key, value in body.items() if value is not None}
+def coefficients_body(
+    model: str, preference: Mapping[str, float] | None, method: str | None, steering: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The body of ``POST /v1/coefficients``.
+
+    Raises:
+        UsageError: preference or method are given twice.
+    """
+    given = {"method": method, "preference": preference}
+    body = {key: value for key, value in given.items() if value is not None}
+    if steering is None:
+        return {"model": model, **body}
+    for key in body:
+        if key in steering:
+            raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
+    return {"model": model, "steering": {**steering, **body}}

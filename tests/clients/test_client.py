@@ -132,6 +132,13 @@ def test_coefficients(call):
     assert server.body() == {"model": "demo", "method": "bone_soup", "preference": {"positive": 1}}
     assert report.coefficients == {"bone-positive": 1.75, "bone-concise": -0.75}
     assert (report.base_share, report.condition, report.l1) == (0.0, 2.5, 2.5)
+    call(
+        server, "coefficients", {"positive": 1}, method="mage", model="demo", steering={"strength": 2, "value": "both"}
+    )
+    whole = {"method": "mage", "preference": {"positive": 1}, "strength": 2, "value": "both"}
+    assert server.body() == {"model": "demo", "steering": whole}
+    with pytest.raises(UsageError, match="'method' is given twice"):
+        call(server, "coefficients", method="mage", model="demo", steering={"method": "mod"})
 
 
 def test_families_and_models(call):

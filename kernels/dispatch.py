@@ -55,6 +55,9 @@ __all__ = [
     "weighted_sum",
 ]
 
+LARGEST_HEAD = 256
+"""Values a head up to which the kernel for decode attention takes it."""
+
 
 @functools.cache
 def can_compile() -> bool:
@@ -251,8 +254,8 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """See ``ladle.kernels.paged_attention.paged_attention``."""
-    if not _through_triton("paged_attention", query):
+    """See ``ladle.kernels.paged_attention.paged_attention``; plain torch takes larger heads as well."""
+    if query.shape[2] > LARGEST_HEAD or not _through_triton("paged_attention", query):
         return model_reference.paged_attention(query, pool, table, positions, page, scaling, window, softcap)
     from ladle.kernels import paged_attention
 

@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHUNK = 256
 """Tokens of a lane's context that one program attends to: at 128 values a head in 16 bits 128 KiB, long enough to hide
 what a program costs; its partial result is 1/60 of that."""
-MOST_DIM = 256
+MOST_DIM = 256  # the accumulator of 16 heads, and what is multiplied with it, must fit in the registers
 _ANYWHERE = 1 << 30
 
 

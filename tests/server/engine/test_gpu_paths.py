@@ -111,6 +111,19 @@ def test_a_merge_in_one_pass(calls: list[str]) -> None:
     assert torch.allclose(out.cpu(), base + 1.75 * (one - base) - 0.5 * (two - base), atol=1e-5)
 
 
+def test_heads_too_large_for_the_kernel_go_through_torch(calls: list[str]) -> None:
+    device = "cuda" if CUDA else "cpu"
+    generator = torch.Generator(device).manual_seed(fresh_seed())
+    position, table = torch.tensor([4], device=device), torch.tensor([[0]], device=device)
+    for dim in (dispatch.LARGEST_HEAD, dispatch.LARGEST_HEAD + 8):
+        query = torch.randn(1, 2, dim, generator=generator, device=device)
+        pool = torch.randn(16, 2, 1, dim, generator=generator, device=device)
+        found = dispatch.paged_attention(query, pool, table, position, 16, 0.1)
+        weights = torch.softmax(0.1 * query[0] @ pool[:5, 0, 0].T, dim=-1)
+        assert torch.allclose(found[0], weights @ pool[:5, 1, 0], atol=1e-4)
+    assert calls == ["paged_attention"]
+
+
 def test_kernels_can_be_left_out_by_name(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base, one = torch.randn(2, 30, 20, generator=torch.Generator().manual_seed(fresh_seed()))
     out = torch.empty_like(base, device="cuda" if CUDA else "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -62,9 +63,10 @@ class Router:
         history = torch.tensor([[*s.speaker, routing.stay] for s, routing in routed], device=device)
         chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2]).tolist()
         deferred = self._deferred(hidden, [routing for _, routing in routed])
+        rows = scores.tolist()  # of all sequences at once: each row by itself would wait for a GPU each time
         turns = {}
         for index, (sequence, routing) in enumerate(routed):
-            said = dict(zip(_names(sequence, routing), scores[index].tolist(), strict=True))
+            said = dict(zip(_names(sequence, routing), rows[index], strict=True))
             if not deferred[index]:
                 turns[sequence] = Turn((), scores.new_ones(0), said, sequence.speaker)
                 continue
@@ -72,7 +74,7 @@ class Router:
             if routing.top > 1:
                 mixed, parts = dispatch.mix_experts(scores[index : index + 1], routing.top)
                 experts, shares = mixed[0], parts[0]
-            if not bool(torch.isfinite(scores[index]).all()):
+            if not all(map(math.isfinite, rows[index])):
                 shares = torch.full_like(shares, torch.nan)
             lanes = tuple(sequence.lanes[routing.experts[expert]] for expert in experts.tolist())
             last, stayed = sequence.speaker

@@ -1,4 +1,8 @@
-"""Grammars that an answer must follow: JSON schemas, regular expressions and Lark grammars, compiled by llguidance."""
+"""Grammars that an answer must follow: JSON schemas, regular expressions and Lark grammars, compiled by llguidance.
+
+Why that library: it compiles a schema that it has never seen in milliseconds, where those that precompute masks take
+seconds, and it refuses keywords that it does not keep to instead of passing over them.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from ladle.kernels.score_tile import (
     DTYPES,
     PADDED,
     WARPS,
+    WARPS_FULL,
     drawn_tile,
     final_tile,
     rows_apart,
@@ -76,7 +77,7 @@ def combine(
         FULL=not tables.plain,
         BLOCK=tiles.block,
         TILES=tiles.padded,
-        num_warps=WARPS,
+        num_warps=WARPS if tables.plain else WARPS_FULL,
         num_stages=1,
         enable_fp_fusion=False,
     )
@@ -156,5 +157,6 @@ def variants() -> list[Variant]:
         for full in (False, True):
             constants = {"FULL": full, "BLOCK": BLOCK, "TILES": PADDED}
             name = f"combine_logits {'full' if full else 'linear'} {str(dtype)[6:]}"
-            found.append(Variant(name, _combine, signature, constants, WARPS, 1, fp_fusion=False))
+            warps = WARPS_FULL if full else WARPS
+            found.append(Variant(name, _combine, signature, constants, warps, 1, fp_fusion=False))
     return found

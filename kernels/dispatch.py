@@ -110,7 +110,7 @@ def _through_triton(op: str, *tensors: Tensor) -> bool:
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         return False
     if not on_gpu(tensors[0]):
-        return _named(op, "LADLE_INTERPRETED_KERNELS")
+        return os.environ.get("TRITON_INTERPRET") == "1" and _named(op, "LADLE_INTERPRETED_KERNELS")
     return _has_triton() and not _named(op, "LADLE_TORCH_KERNELS")
 
 

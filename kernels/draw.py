@@ -1,6 +1,6 @@
 """Drawing one token a row: from the summaries of its tiles, or from the list of what may survive its truncation.
 
-The third of the kernels that ``fused_step`` launches.
+The fourth of the kernels that ``fused_step`` launches.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@ passes over the vocabulary as can be.
 
 1. ``summarise``, a program a tile: reads each source once and keeps maximum, mass and the best token after noise.
    Greedy and untruncated rows are drawn from that; a row of scores is never written.
-2. ``keep``, a program a tile of a truncated row: from the summaries follows a bound below which nothing survives top-k,
-   top-p and min-p. What lies above it, hundreds of tokens of a hundred thousand, is made again and written down.
+2. ``find_bounds``, a program a row, and ``keep``, a program a tile of a truncated row: from the summaries follows a
+   bound below which nothing survives top-k, top-p and min-p. What lies above it, hundreds of tokens of a hundred
+   thousand, is made again and written down.
 3. ``draw``, a program a row: finds the least score that survives by narrowing an interval around it, without a sort,
    and draws.
 4. ``_list_best``, a program a tile of a row that wants alternatives: lists its best tokens.
@@ -39,6 +40,7 @@ from ladle.kernels.score_tile import (
     DTYPES,
     PADDED,
     WARPS,
+    WARPS_FULL,
     Tiling,
     final_tile,
     merge_parts,
@@ -48,7 +50,7 @@ from ladle.kernels.score_tile import (
     tiling,
 )
 from ladle.kernels.step_tables import StepResult, StepTables, plain_tables
-from ladle.kernels.survivors import GROUPS, SUMS, keep, order, scratch_signature, summarise, value_of
+from ladle.kernels.survivors import GROUPS, SUMS, find_bounds, keep, order, scratch_signature, summarise, value_of
 from ladle.kernels.variant import POINTERS, Variant
 
 _CHOICES = tl.constexpr(step_tables.CHOICES)
@@ -123,7 +125,8 @@ _REPORTED = (
     "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
 )  # fmt: skip
 _DRAWN = ("choices", "numbers", "vocabulary", "tiles")
-_OPTIONS = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
+_LEAN = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
+_FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
 
 def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> StepResult:
@@ -191,20 +194,23 @@ class _Launch:
         grid = (self._n, self._tiles.tiles)
         made = {"sums": self._sums, "best_ids": self._best_ids, "tops": self._tops}
         full = not self._tables.plain
-        summarise[grid](**self._shared, **made, **self._shapes, FULL=full, GROUPS=GROUPS, **_OPTIONS)
+        options = _FULL if full else _LEAN
+        summarise[grid](**self._shared, **made, **self._shapes, FULL=full, GROUPS=GROUPS, **options)
 
     def draw(self) -> tuple[Tensor, Tensor]:
+        known = {name: self._shared[name] for name in _DRAWN}
         if self._tables.truncates:
-            grid = (self._n, self._tiles.tiles)
-            made = {"sums": self._sums, "tops": self._tops, **self._lists}
-            keep[grid](**self._shared, **made, **self._shapes, GROUPS=GROUPS, **_OPTIONS)
+            bounds = {"sums": self._sums, "bounds": self._scratch()}
+            sizes = {"TILES": self._tiles.padded, "GROUPS": GROUPS}
+            find_bounds[(self._n,)](**known, **bounds, tops=self._tops, **sizes, **_LEAN)
+            keep[(self._n, self._tiles.tiles)](**self._shared, **bounds, **self._lists, **self._shapes, **_FULL)
         tokens, thresholds = self._scratch(dtype=torch.int64), self._scratch()
         draw[(self._n,)](
-            **{name: self._shared[name] for name in _DRAWN},
+            **known,
             **{"sums": self._sums, "best_ids": self._best_ids, **self._lists},
             **{"tokens": tokens, "thresholds": thresholds},
             **{**self._shapes, "WIDTH": width(self._tiles.padded)},
-            **_OPTIONS,
+            **_LEAN,
         )
         return tokens, thresholds
 
@@ -217,12 +223,12 @@ class _Launch:
             "most_wanted": wanted,
         }
         if wanted:
-            _list_best[(self._n, self._tiles.tiles)](**shared, **lists, **self._shapes, **_OPTIONS)
+            _list_best[(self._n, self._tiles.tiles)](**shared, **lists, **self._shapes, **_FULL)
         logprobs = self._scratch()
         others = self._scratch(wanted, dtype=torch.int64).fill_(-1)
         other_logprobs = self._scratch(wanted).fill_(-torch.inf)
         made = {"logprobs": logprobs, "other_tokens": others, "other_logprobs": other_logprobs}
-        _report[(self._n,)](**shared, **lists, sums=self._sums, tokens=tokens, **made, **self._shapes, **_OPTIONS)
+        _report[(self._n,)](**shared, **lists, sums=self._sums, tokens=tokens, **made, **self._shapes, **_FULL)
         return StepResult(tokens, logprobs, thresholds, others, other_logprobs)
 
 
@@ -250,8 +256,7 @@ def variants() -> list[Variant]:
         shared = shared_signature(dtype)
         signature = {name: shared[name] for name in _REPORTED} | lists
         constants, name = {"BLOCK": BLOCK, "TILES": PADDED}, str(dtype)[6:]
-        found += [
-            Variant(f"fused_step best {name}", _list_best, signature, constants, WARPS, 1, fp_fusion=False),
-            Variant(f"fused_step report {name}", _report, signature | results, constants, WARPS, 1, fp_fusion=False),
-        ]
+        for kind, kernel, given in (("best", _list_best, signature), ("report", _report, signature | results)):
+            title = f"fused_step {kind} {name}"
+            found.append(Variant(title, kernel, given, constants, WARPS_FULL, 1, fp_fusion=False))
     return found

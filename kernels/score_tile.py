@@ -19,7 +19,9 @@ from ladle.kernels.step_tables import StepTables
 from ladle.kernels.variant import POINTERS, Variant
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BLOCK, WARPS = 2048, 8
+BLOCK = 2048
+WARPS, WARPS_FULL = 8, 4
+"""Of a program that only adds sources up, and of one that may do anything to a tile, whose registers 8 would spill."""
 PADDED = 128
 """A power of two that holds the tiles of vocabularies of up to 262 k; for greater ones it is doubled."""
 
@@ -120,7 +122,7 @@ def _logarithmic(  # type: ignore[no-untyped-def]
                 top = new
     mixed = shift + tl.log(total)
     spoken = tl.where(scale != 0.0, scale * mixed, 0.0)
-    return tl.where(routed, spoken + score, tl.math.div_rn(mixed, tl.where(routed, 1.0, -scale)))
+    return tl.where(routed, spoken + score, mixed / tl.where(routed, 1.0, -scale))
 
 
 @triton.jit

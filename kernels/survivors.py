@@ -1,6 +1,6 @@
 """What a row may draw, tile by tile: summaries of its scores, and the few tokens that may survive truncation.
 
-The first two of the kernels that ``fused_step`` launches.
+The first three of the kernels that ``fused_step`` launches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ladle.kernels.score_tile import (
     DTYPES,
     PADDED,
     WARPS,
+    WARPS_FULL,
     drawn_tile,
     final_tile,
     merge_parts,
@@ -123,8 +124,14 @@ def summarise(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _bound(sums, tops, sequence, tiles, vocabulary, top_k, top_p, min_p, TILES: tl.constexpr, GROUPS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Below this no score survives."""
+def find_bounds(  # type: ignore[no-untyped-def]
+    choices, numbers, vocabulary, tiles, sums, tops, bounds, TILES: tl.constexpr, GROUPS: tl.constexpr
+):
+    """Below a row's bound none of its scores survives."""
+    sequence = tl.program_id(0).to(tl.int64)
+    _temperature, top_k, top_p, min_p, cut = options_of(choices, numbers, sequence, vocabulary)
+    if not cut:
+        return
     at = tl.arange(0, TILES)
     place = sums + (sequence * _SUMS + 2) * tiles
     best, mass = merge_parts(place, place + tiles, at, at < tiles)
@@ -148,22 +155,22 @@ def _bound(sums, tops, sequence, tiles, vocabulary, top_k, top_p, min_p, TILES: 
     elif top_p < 1.0:
         # Tokens less likely than (1 - p) / vocabulary weigh less than 1 - p together. Half of it: for rounding.
         bound = tl.maximum(bound, best + mass + tl.log(0.5 * (1.0 - top_p) / vocabulary))
-    return bound
+    tl.store(bounds + sequence, bound)
 
 
 @triton.jit
 def keep(  # type: ignore[no-untyped-def]
     first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums, tops,
-    kept, kept_ids, kept_counts,
-    BLOCK: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
+    most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums,
+    bounds, kept, kept_ids, kept_counts,
+    BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    temperature, top_k, top_p, min_p, cut = options_of(choices, numbers, sequence, vocabulary)
+    temperature, _top_k, _top_p, _min_p, cut = options_of(choices, numbers, sequence, vocabulary)
     if not cut:
         return
-    bound = _bound(sums, tops, sequence, tiles, vocabulary, top_k, top_p, min_p, TILES, GROUPS)
+    bound = tl.load(bounds + sequence)
     place = sequence * tiles + tile
     if tl.load(sums + (sequence * _SUMS + 2) * tiles + tile) < bound:
         tl.store(kept_counts + place, 0)
@@ -191,15 +198,19 @@ def scratch_signature(*names: str) -> dict[str, str]:
 
 
 def variants() -> list[Variant]:
-    """Every dtype and layout for vocabularies of up to 262 k."""
-    found = []
+    """Every dtype, for vocabularies of up to 262 k."""
+    sizes = {"TILES": PADDED, "GROUPS": GROUPS}
+    signature = scratch_signature("numbers", "sums", "tops", "bounds")
+    signature |= {"choices": POINTERS[torch.int32], "vocabulary": "i32", "tiles": "i32"}
+    found = [Variant("survivors bounds", find_bounds, signature, sizes, WARPS, 1, fp_fusion=False)]
     for dtype in DTYPES:
-        name = str(dtype)[6:]
-        signature = shared_signature(dtype) | scratch_signature("sums", "best_ids", "tops")
-        constants = {"BLOCK": BLOCK, "TILES": PADDED, "GROUPS": GROUPS}
+        name, shared = str(dtype)[6:], shared_signature(dtype)
+        signature = shared | scratch_signature("sums", "best_ids", "tops")
         for full in (False, True):
+            constants, warps = {"BLOCK": BLOCK, "FULL": full, **sizes}, WARPS_FULL if full else WARPS
             title = f"survivors summaries {'full' if full else 'linear'} {name}"
-            found.append(Variant(title, summarise, signature, constants | {"FULL": full}, WARPS, 1, fp_fusion=False))
-        signature = shared_signature(dtype) | scratch_signature("sums", "tops", "kept", "kept_ids", "kept_counts")
-        found.append(Variant(f"survivors kept {name}", keep, signature, constants, WARPS, 1, fp_fusion=False))
+            found.append(Variant(title, summarise, signature, constants, warps, 1, fp_fusion=False))
+        signature = shared | scratch_signature("sums", "bounds", "kept", "kept_ids", "kept_counts")
+        constants = {"BLOCK": BLOCK, "TILES": PADDED}
+        found.append(Variant(f"survivors kept {name}", keep, signature, constants, WARPS_FULL, 1, fp_fusion=False))
     return found

@@ -10,13 +10,13 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
-from triton_interpreter import DEVICE
+from kernel_device import DEVICE
+from triton_interpreter import MARKS
 
 from ladle.kernels import combine_logits as kernels
 from ladle.kernels import reference
 
-# The interpreter computes with numpy, which warns of infinities; they are what some of these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = MARKS
 
 BLOCK = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,15 +13,15 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
-from triton_interpreter import DEVICE
+from kernel_device import DEVICE
+from triton_interpreter import MARKS
 
 from ladle.kernels import reference, step_reference, step_tables
 from ladle.kernels.fused_step import fused_step
 from ladle.kernels.step_tables import StepTables, plain_tables
 from ladle.server.engine.sampler import draw_keys
 
-# The interpreter computes with numpy, which warns of infinities; they are what some of these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = MARKS
 
 BLOCK, ROWS, WIDTH, PLANS = 64, 9, 4, 7
 CLOSE = 1e-5

@@ -9,13 +9,13 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
-from triton_interpreter import DEVICE
+from kernel_device import DEVICE
+from triton_interpreter import MARKS
 
 from ladle.kernels import route_tokens as kernels
 from ladle.kernels import routing, step_reference, step_tables
 
-# The interpreter computes with numpy, which warns of infinities; they are what some of these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = MARKS
 
 BLOCK = 64
 

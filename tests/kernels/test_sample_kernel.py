@@ -11,14 +11,14 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
-from triton_interpreter import DEVICE
+from kernel_device import DEVICE
+from triton_interpreter import MARKS
 
 from ladle.kernels import reference
 from ladle.kernels import sample as kernels
 from ladle.server.engine.sampler import draw_keys
 
-# The interpreter computes with numpy, which warns of infinities; they are what some of these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = MARKS
 
 BLOCK = 64
 CLOSE = 1e-5

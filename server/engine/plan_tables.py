@@ -56,7 +56,9 @@ def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepT
     wanted = int(choices[:, columns.WANTED].max())
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
+        table = torch.from_numpy(array)
+        # Pinned, so that the copy waits in the GPU's queue and not here for the forward to end.
+        return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
 
     def stacked(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
         return torch.stack(parts) if parts else torch.empty(0, 0, dtype=dtype, device=device)

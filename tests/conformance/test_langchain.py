@@ -1,9 +1,11 @@
 """LangChain's ChatOpenAI against a server process."""
 
+from typing import Literal
+
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from server_process import Server
 
 MESSAGES = [("system", "Be kind."), ("user", "Tell me about rain.")]
@@ -44,6 +46,16 @@ def test_batch(server: Server) -> None:
     answers = model.batch(list(prompts), {"max_concurrency": 4})
     assert [answer.text for answer in answers] == [model.invoke(prompt).text for prompt in prompts]
     assert not any("e" in answer.text for answer in answers)
+
+
+def test_structured_output(server: Server) -> None:
+    class Weather(BaseModel):
+        wet: bool
+        sky: Literal["grey", "blue"]
+
+    model = chat(server, model="demo/mage@positive=1", max_tokens=200)
+    answer = model.with_structured_output(Weather, method="json_schema").invoke(MESSAGES)
+    assert isinstance(answer, Weather)
 
 
 def test_errors_are_those_of_openais_client(server: Server) -> None:

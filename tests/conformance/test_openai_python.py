@@ -1,14 +1,22 @@
 """openai-python against a server process."""
 
+import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
+import torch
 from server_process import Server, serve_family
+from tiny_engine import fresh_seed
+from transformers import AutoModelForCausalLM
+
+from ladle.merging.export import export
+from ladle.merging.family import load_family
 
 MESSAGES: list = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Tell me about rain."}]
 ENDLESS: dict = {"logit_bias": {"2": -100, "0": -100}}
@@ -92,6 +100,32 @@ def test_an_echo_says_how_likely_the_prompt_is(client: openai.OpenAI) -> None:
     assert first is None and others and all(value < 0 for value in others)
     assert reply.usage is not None and reply.usage.completion_tokens == 0
     assert reply.usage.prompt_tokens == 1 + len(others)
+
+
+def test_an_echo_is_what_transformers_says_of_the_merged_model(
+    client: openai.OpenAI, server: Server, tmp_path: Path
+) -> None:
+    """Of a prompt longer than a step, twice: what is cached by then must not be missing."""
+    rng = random.Random(fresh_seed())
+    preference = {name: rng.uniform(0.1, 1) for name in ("positive", "simple", "concise")}
+    model = "demo/bone_soup@" + ",".join(f"{name}={weight}" for name, weight in preference.items())
+    body, headers = {"model": model}, {"Authorization": f"Bearer {server.key}"}
+    coefficients = httpx.post(f"{server.v1}/coefficients", json=body, headers=headers).json()["coefficients"]
+    folder = export(load_family(server.root), coefficients, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = [rng.randrange(3, 300) for _ in range(700)]
+    with torch.inference_mode():
+        table = torch.log_softmax(merged(torch.tensor([ids])).logits[0], dim=-1)
+    expected = table[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    for _ in range(2):
+        reply = client.completions.create(model=model, prompt=ids, echo=True, logprobs=1, max_tokens=1, temperature=0)
+        found = reply.choices[0].logprobs
+        assert found is not None and found.token_logprobs is not None and found.top_logprobs is not None
+        first, *said, last = found.token_logprobs
+        assert first is None and torch.tensor(said).sub(expected).abs().max() < 1e-4
+        assert last == pytest.approx(float(table[-1].max()), abs=1e-4)
+        best = torch.tensor([max(top.values()) for top in found.top_logprobs[1:]])
+        assert best.sub(table.max(dim=-1).values).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("method", ["bone_soup", "mage"])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ladle.kernels import dispatch
 from ladle.server.engine.attention import AttentionGroup, TokenPlaces, bucket_blocks
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
@@ -59,6 +60,9 @@ class LayoutBuilder:
         table = self._table
         rows = np.fromiter((lane.row for lane in decode), dtype=np.int64, count=len(decode))
         widths = self._bucket[table.computed[rows] // BLOCK_SIZE + 1]
+        if dispatch.on_gpu(self._keys):
+            # One launch for all of them: a kernel reads no further than a lane goes.
+            widths = np.full_like(widths, widths.max(initial=0))
         # Lanes of one bucket lie side by side, so that each bucket is a slice.
         order = np.argsort(widths, kind="stable")
         rows, widths = rows[order], widths[order]

@@ -76,7 +76,7 @@ def test_the_same_tokens_through_kernels(arch: str, tmp_path: Path, engines: Any
     requests = []
     for index in range(4):
         coefficients = random_coefficients(rng, list(family.low_rank)) if index else None
-        prompt = random_prompt(rng, 1, 40)
+        prompt = random_prompt(rng, 1, 40) if index else random_prompt(rng, 65, 90)  # a longer one beside short ones
         requests.append(make_request(f"{index}", prompt, coefficients, max_tokens=3, temperature=index % 2))
     _compare(requests, *engines(family))
     assert {"gated_lora", "paged_attention"} <= set(request.getfixturevalue("calls"))

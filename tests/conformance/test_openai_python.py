@@ -195,7 +195,7 @@ def test_a_stream_that_is_left_frees_its_lanes(client: openai.OpenAI, server: Se
 def test_a_client_that_times_out_frees_its_lanes(server: Server) -> None:
     with (
         server.abandoned(8),
-        openai.OpenAI(base_url=server.v1, api_key=server.key, max_retries=0, timeout=0.5) as hasty,
+        openai.OpenAI(base_url=server.v1, api_key=server.key, max_retries=0, timeout=1.0) as hasty,
         pytest.raises(openai.APITimeoutError),
     ):
         hasty.chat.completions.create(model="demo", messages=MESSAGES, n=8, max_tokens=8000, **ENDLESS)

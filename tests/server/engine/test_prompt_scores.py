@@ -108,12 +108,13 @@ def test_neither_load_nor_preemption_changes_a_number(tmp_path: Path) -> None:
     family = family_of(tmp_path, seed=rng.randrange(100))
     requests = [judged(make_request(f"j{index}", random_prompt(rng, 1, 90), {}, seed=index), 20) for index in range(8)]
     others = [
-        make_request(f"o{index}", random_prompt(rng, 40, 40), {}, max_tokens=60, ignore_eos=True) for index in range(6)
+        make_request(f"o{index}", random_prompt(rng, 40, 40), {}, max_tokens=120, ignore_eos=True) for index in range(8)
     ]
     quiet = build(family)
     expected = {request.request_id: alone(quiet, request) for request in requests}
     crowded = build(family, kv_memory=180 * 1024, max_batch_tokens=64)
-    outputs = serve(crowded, [*requests, *others], rng)
+    # The others come first and together: their prompts fit, what they write does not.
+    outputs = serve(crowded, [*others, *requests])
     assert crowded.stats().preemptions, crowded.stats()
     for name, alone_outputs in expected.items():
         assert said(outputs[name]) == said(alone_outputs)

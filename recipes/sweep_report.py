@@ -47,8 +47,9 @@ def _settings(summary: Mapping[str, Any]) -> Table:
     for row in summary["settings"]:
         rewards = [_interval(row[name], "mean") for name in summary["objectives"]]
         weights = " ".join(f"{weight:g}" for weight in row["weights"].values())
+        pairs = "" if row["distinct_2"] is None else f"{row['distinct_2']:.3f}"
         perplexity = "" if row["base_perplexity"] is None else f"{row['base_perplexity']:.2f}"
-        table.add_row(row["method"], weights, *rewards, f"{row['tokens']:.1f}", perplexity, f"{row['distinct_2']:.3f}")
+        table.add_row(row["method"], weights, *rewards, f"{row['tokens']:.1f}", perplexity, pairs)
     return table
 
 

@@ -82,7 +82,8 @@ def _setting(table: Table, index: int, draws: int, seed: int) -> dict[str, Any]:
     row["tokens"] = float(np.mean([text.tokens for text in texts]))
     row["cut"] = float(np.mean([text.finish_reason == "length" for text in texts]))
     for n in (1, 2):
-        row[f"distinct_{n}"] = front.distinct([text.text for text in texts], n)
+        # Texts of single words have no pairs.
+        row[f"distinct_{n}"] = _finite(front.distinct([text.text for text in texts], n))
     return row
 
 

@@ -160,6 +160,8 @@ def test_three_objectives_have_a_simplex(tmp_path: Path) -> None:
             found[sample.key] = sample
     summary = summarise(Table(settings, found, names), 100, 1)
     assert summary["settings"][0]["base_perplexity"] is None
+    assert summary["settings"][0]["distinct_2"] is None, "texts of one word have no pairs"
+    json.dumps(summary, allow_nan=False)
     assert {path.suffix for path in write_plots(summary, tmp_path)} == {".png", ".svg"}
     assert (tmp_path / "simplex.png").stat().st_size > 10_000
 

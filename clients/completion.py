@@ -1,11 +1,13 @@
 """What a shell offers for the values of options: names that the server knows, and nothing while none answers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from ladle.clients.client import Client
 from ladle.clients.errors import LadleError
 from ladle.clients.responses import Family
 
+_T = TypeVar("_T")
 _PATIENCE = 0.5
 """Seconds that somebody waits who has pressed a key."""
 
@@ -26,17 +28,17 @@ def objectives(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """What may stand in ``model``."""
-    try:
-        with Client(timeout=_PATIENCE, max_retries=0) as client:
-            return _matching((model.id for model in client.models()), incomplete)
-    except LadleError:
-        return []
+    return _matching((model.id for model in _asked(Client.models)), incomplete)
 
 
 def _families() -> list[Family]:
+    return _asked(Client.families)
+
+
+def _asked(question: Callable[[Client], list[_T]]) -> list[_T]:
     try:
         with Client(timeout=_PATIENCE, max_retries=0) as client:
-            return client.families()
+            return question(client)
     except LadleError:
         return []
 

@@ -18,7 +18,8 @@ from ladle.merging.adapter import LowRankMember
 from ladle.merging.coefficients import bone_soup, rewarded_soup
 from ladle.merging.preference import Preference
 from ladle.recipes.config import EvaluationConfig, Recipe
-from ladle.recipes.metrics import bootstrap_mean, hypervolume, is_degenerate, kendall_tau
+from ladle.recipes.front import hypervolume
+from ladle.recipes.metrics import bootstrap_mean, is_degenerate, kendall_tau
 from ladle.recipes.model import Base
 from ladle.recipes.pairs import Scale
 from ladle.recipes.prompts import Prompt

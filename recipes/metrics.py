@@ -34,22 +34,6 @@ def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
     return float((np.sign(dx) * np.sign(dy)).sum() / count)
 
 
-def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
-    """Area that points dominate above a reference point, two objectives, higher is better.
-
-    Args:
-        points: float [points, 2].
-        reference: [2]; points not above it in both coordinates add nothing.
-    """
-    inside = points[(points > np.asarray(reference)).all(axis=1)]
-    area, height = 0.0, float(reference[1])
-    for x, y in sorted(inside.tolist(), reverse=True):
-        if y > height:
-            area += (x - reference[0]) * (y - height)
-            height = y
-    return area
-
-
 def is_degenerate(tokens: Sequence[int]) -> bool:
     """Fewer than five tokens, a sequence of four tokens that occurs three times, or under half of the tokens distinct.
 

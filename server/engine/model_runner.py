@@ -89,7 +89,7 @@ class ModelRunner:
         if not drawing:
             return result
         turns = {sequence: turn for sequence, turn in turns.items() if sequence not in late.behind}
-        logits = found.logits[0] if len(found.logits) == 1 else torch.cat(found.logits)
+        logits = found.joined()
         allowed = self.sampler.allowed(drawing, self.models.vocabulary)
         values = value_candidates(logits, found.rows, drawing, self._layouts.build_candidates, self._hidden, allowed)
         draws = self.sampler.draw(logits, found.rows, drawing, values, turns)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from ladle.recipes.metrics import bootstrap_mean, hypervolume, is_degenerate, kendall_tau
+from ladle.recipes.front import hypervolume
+from ladle.recipes.metrics import bootstrap_mean, is_degenerate, kendall_tau
 
 
 def test_bootstrap_interval_covers_and_repeats(random: np.random.Generator) -> None:

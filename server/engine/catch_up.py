@@ -7,8 +7,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from ladle.server.engine.kv_cache import BLOCK_SIZE
-from ladle.server.engine.scheduler import Chunk, Scheduler
+from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.step_plan import Chunk
 
 
 @dataclass

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ladle.merging.errors import InputError
@@ -21,30 +20,25 @@ from ladle.server.engine.admission import check_request
 from ladle.server.engine.answer import Answer, without_token
 from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.block_search import BlockSearch, worth
-from ladle.server.engine.catch_up import CatchUp
 from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.drain_rate import DrainRate, QueueFull
+from ladle.server.engine.eos import eos_ids
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.prompt_scores import ROW_BYTES
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampler import Draw, Sampler
-from ladle.server.engine.scheduler import Scheduler, StepPlan
+from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.stats import EngineStats
+from ladle.server.engine.step_counts import StepCounts
+from ladle.server.engine.step_plan import StepPlan
 
 logger = logging.getLogger(__name__)
 
 Sink = Callable[[list[StepOutput]], None]
-
-
-class QueueFull(Exception):
-    """Too many requests wait; ``retry_after_s`` is when trying again makes sense, from the measured drain rate."""
-
-    def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} requests are waiting; try again in {retry_after_s:.0f} s")
-        self.retry_after_s = retry_after_s
 
 
 class Engine:
@@ -61,7 +55,7 @@ class Engine:
         self.models = models = ServedModels(family, config, self.device, self._weights_in_use)
         self.store = models.store
         self.vocabulary = models.vocabulary
-        self.eos = _eos_ids(models.base.model, self.tokenizer)
+        self.eos = eos_ids(models.base.model, self.tokenizer)
         self.max_context = models.max_context
         if config.max_context is not None:
             if config.max_context > self.max_context:
@@ -87,10 +81,8 @@ class Engine:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._failed: list[tuple[Sequence, str]] = []
-        self._steps = 0
-        self._distinct_weights = 0
-        self._catch_up_tokens = dict.fromkeys(family.experts, 0)
-        self._finish_times: deque[float] = deque(maxlen=64)
+        self.counts = StepCounts(family.experts)
+        self._drain_rate = DrainRate()
 
     # -- from any thread ------------------------------------------------------------------------------------------
 
@@ -119,7 +111,7 @@ class Engine:
         lanes = check_request(request, self.models, self.config, self.max_context, self.blocks.total)
         waiting = self._waiting()
         if waiting >= self.config.max_queue:
-            raise QueueFull(waiting, self._retry_after(waiting))
+            raise QueueFull(waiting, self._drain_rate.retry_after(waiting))
         return lanes
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
@@ -138,7 +130,7 @@ class Engine:
             self._wake.notify()
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, counts = self.scheduler, self.counts
         return EngineStats(
             running=len(scheduler.running),
             waiting=self._waiting(),
@@ -148,21 +140,19 @@ class Engine:
             preemptions=scheduler.preemptions,
             prefix_queries=scheduler.prefix_queries,
             prefix_hits=scheduler.prefix_hits,
-            steps=self._steps,
+            steps=counts.steps,
             step_rows=self.runner.rows,
-            distinct_weights=self._distinct_weights,
-            catch_up_tokens=dict(self._catch_up_tokens),
+            distinct_weights=counts.weights,
+            catch_up_tokens=dict(counts.late),
+            distinct_preferences=counts.preferences,
+            merges=self.store.stats(),
+            rows=counts.rows.seen(),
+            step_seconds=counts.seconds.seen(),
+            preferences=counts.mixed.seen(),
         )
 
     def _waiting(self) -> int:
         return len(self.scheduler.waiting) + sum(not isinstance(item, str) for item in list(self._inbox))
-
-    def _retry_after(self, waiting: int) -> float:
-        times = list(self._finish_times)
-        if len(times) < 2 or times[-1] <= times[0]:
-            return 1.0
-        rate = (len(times) - 1) / (times[-1] - times[0])
-        return min(60.0, max(1.0, waiting / rate / 2))
 
     # -- on the engine thread -------------------------------------------------------------------------------------
 
@@ -261,14 +251,16 @@ class Engine:
             self._searches.pop(request_id).cancel()
 
     def _step(self, plan: StepPlan) -> None:
+        start = time.monotonic()
         for sequence in plan.sequences:
             if sequence.admitted_at is None:
-                sequence.admitted_at = time.monotonic()
+                sequence.admitted_at = start
         admitted = self.scheduler.take_admitted()
         try:
             self.runner.clear(self.scheduler.take_fresh())
             for sequence in admitted:
                 self.sampler.admit(sequence, self.vocabulary)
+                self.store.use(lane.materialised for lane in sequence.lanes)
             result = self.runner.step(plan)
         except Exception as error:
             # Only the requests of this step are lost; the engine goes on with the others.
@@ -277,9 +269,9 @@ class Engine:
                 self._end(sequence, "error", f"{type(error).__name__} in the engine")
             return
         self.scheduler.advance(plan, result.caught_up.behind)
-        self._catch_up(result.caught_up)
-        self._steps += 1
-        self._distinct_weights = len({lane.weights for s in plan.sequences for lane in s.lanes})
+        for chunk in result.caught_up.chunks:
+            self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
+        self.counts.step(plan.sequences, self.runner.rows, time.monotonic() - start, result.caught_up.missed())
         outputs: dict[Sink, list[StepOutput]] = {}
         for sequence in plan.sampling:
             if sequence in result.caught_up.behind:
@@ -305,13 +297,6 @@ class Engine:
         for sink, batch in outputs.items():
             self._deliver(sink, batch)
 
-    def _catch_up(self, late: CatchUp) -> None:
-        """Record what experts computed that had not been chosen before."""
-        for chunk in late.chunks:
-            self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
-        for name, count in late.missed().items():
-            self._catch_up_tokens[name] += count
-
     def _deliver(self, sink: Sink, batch: list[StepOutput]) -> None:
         """Hand over outputs. A sink that raises loses its requests, and nobody else's."""
         try:
@@ -324,10 +309,11 @@ class Engine:
 
     def _emit(self, sequence: Sequence, draw: Draw, kept: bool) -> StepOutput:
         """Record one token; ends the sequence where a stop rule says so. ``kept``: lanes that score have its state."""
-        said = tuple(sequence.judged) if sequence.judged and not sequence.output else None
+        first = not sequence.output
+        said = tuple(sequence.judged) if sequence.judged and first else None
         if not sequence.request.sampling.max_tokens:
             self._forget(sequence)
-            return replace(without_token(sequence, "length", None, ""), prompt=said)
+            return replace(without_token(sequence, "length", None, ""), prompt=said, queued_s=sequence.queued_s)
         sequence.output.append(draw.token)
         for lane in sequence.lanes:
             assert lane.row is not None
@@ -349,12 +335,12 @@ class Engine:
             for lane in sequence.lanes:
                 if lane.scores:
                     self.scheduler.extend(sequence, lane, 1)
-        return output if said is None else replace(output, prompt=said)
+        return replace(output, prompt=said, queued_s=sequence.queued_s) if first else output
 
     def _forget(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
         self._sequences.pop(sequence.request_id, None)
-        self._finish_times.append(time.monotonic())
+        self._drain_rate.finished(time.monotonic())
 
     def _end(self, sequence: Sequence, reason: str, error: str | None) -> None:
         """End a sequence without a token."""
@@ -370,12 +356,3 @@ class Engine:
         rows = sum(lane.row is not None for s in self.scheduler.running for lane in s.lanes)
         if rows + table.free != self.config.lanes:
             raise AssertionError(f"{rows} lane rows are held, {table.free} are free, of {self.config.lanes}")
-
-
-def _eos_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """Every id that ends a text, from the generation config and the tokenizer."""
-    ids: set[int] = set()
-    for value in (getattr(model, "generation_config", None), tokenizer):
-        eos = getattr(value, "eos_token_id", None)
-        ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
-    return frozenset(int(value) for value in ids)

@@ -16,10 +16,11 @@ from ladle.server.engine.catch_up import CatchUp, plan_catch_up
 from ladle.server.engine.kv_cache import KVCache
 from ladle.server.engine.prompt_scores import PromptJudge
 from ladle.server.engine.sampler import Draw, Sampler
-from ladle.server.engine.scheduler import Chunk, Scheduler, StepPlan
+from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.step_layout import LayoutBuilder, StepLayout
+from ladle.server.engine.step_plan import Chunk, StepPlan
 
 
 @dataclass

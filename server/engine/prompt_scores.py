@@ -11,8 +11,8 @@ from torch import Tensor
 from ladle.guidance.plan import Plan
 from ladle.server.engine.combiner import Combiner, Rows
 from ladle.server.engine.request import PromptToken
-from ladle.server.engine.scheduler import Chunk
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.step_plan import Chunk
 
 ROW_BYTES = 64 << 20
 """Logits of prompt tokens, in float32, that a step may hold."""

@@ -14,8 +14,8 @@ from ladle.kernels import dispatch
 from ladle.server.engine.attention import AttentionGroup, TokenPlaces, bucket_blocks
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
-from ladle.server.engine.scheduler import Chunk
 from ladle.server.engine.sequence import Lane
+from ladle.server.engine.step_plan import Chunk
 
 _NOWHERE = np.iinfo(np.int64).max
 """The place of a key that nobody sees."""

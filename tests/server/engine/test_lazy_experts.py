@@ -19,7 +19,7 @@ from ladle.server.engine.engine import Engine
 from ladle.server.engine.model_runner import StepResult
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampling import SamplingParams
-from ladle.server.engine.scheduler import StepPlan
+from ladle.server.engine.step_plan import StepPlan
 
 NAMES = EXPERTS[:3]
 

@@ -14,8 +14,9 @@ from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.request import GenerationRequest
 from ladle.server.engine.sampling import SamplingParams
-from ladle.server.engine.scheduler import Scheduler, StepPlan
+from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.step_plan import StepPlan
 
 MEMBERS = ("a", "b")
 CONTEXT = 400

@@ -80,6 +80,8 @@ class StepOutput:
     expert: who wrote the token, for plans that route; None for the router itself.
     value: what explicit values say of the text so far, where they were asked about whole blocks.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
+    queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
+        several.
     """
 
     request_id: str
@@ -97,6 +99,7 @@ class StepOutput:
     value: float | None = None
     expert: str | None = None
     prompt: tuple[PromptToken, ...] | None = None
+    queued_s: float | None = None
 
     @property
     def base_logprob(self) -> float | None:

@@ -81,6 +81,11 @@ class Sequence:
     def request_id(self) -> str:
         return self.request.request_id
 
+    @property
+    def queued_s(self) -> float | None:
+        """Seconds from its arrival to the first step that it took part in; None before that."""
+        return None if self.admitted_at is None else self.admitted_at - self.submitted_at
+
     def length(self, lane: Lane) -> int:
         """Tokens of ``lane`` so far, prompt and continuation."""
         return len(lane.prompt) + len(self.output)

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ladle.server.engine.step_counts import Distribution
+
+
+@dataclass(frozen=True)
+class MergeStats:
+    """The cache of merged full-weight members: sets found there and sets merged, dropped and failed since the start;
+    bytes ``used`` of ``budget``; seconds a merge."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    failures: int = 0
+    used: int = 0
+    budget: int = 0
+    seconds: Distribution | None = None
+
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A snapshot for metrics and health; counters grow from start."""
+    """A snapshot for metrics and health; counters and distributions grow from start."""
 
     running: int
     waiting: int
@@ -23,3 +39,8 @@ class EngineStats:
     distinct_weights: int
     catch_up_tokens: Mapping[str, int] = field(default_factory=dict)
     """By expert: tokens that it computed later than they came, because it had not been chosen before."""
+    distinct_preferences: int = 0
+    merges: MergeStats = MergeStats()
+    rows: Distribution | None = None
+    step_seconds: Distribution | None = None
+    preferences: Distribution | None = None

@@ -4,14 +4,19 @@ demand."""
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.loaded_model import LoadedModel
+from ladle.server.engine.stats import MergeStats
+from ladle.server.engine.step_counts import Tally
 
 logger = logging.getLogger(__name__)
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
 class WeightsStore:
@@ -31,10 +36,12 @@ class WeightsStore:
     ) -> None:
         self.models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict(plain)
         self.budget = budget
-        self.hits = self.misses = self.evictions = 0
+        self.hits = self.misses = self.evictions = self.failures = 0
         self._plain = {key.base_revision: key for key in plain}
         self._build = build
         self._in_use = in_use
+        self._fresh: set[WeightsKey] = set()
+        self._seconds = Tally(_SECONDS)
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ladle-merge")
         self._pending: tuple[WeightsKey, Future[LoadedModel]] | None = None
 
@@ -49,7 +56,7 @@ class WeightsStore:
     @property
     def used(self) -> int:
         """Bytes of the merged sets held now."""
-        return sum(model.nbytes for key, model in self.models.items() if not self.is_plain(key))
+        return sum(model.nbytes for key, model in list(self.models.items()) if not self.is_plain(key))
 
     def ready(self, key: WeightsKey) -> bool:
         """Whether a step may use ``key`` now; if not, its merge is started as soon as there is room and a free builder.
@@ -63,8 +70,30 @@ class WeightsStore:
             return True
         if self._pending is None and self._make_room(key):
             self.misses += 1
-            self._pending = (key, self._builder.submit(self._build, key))
+            self._pending = (key, self._builder.submit(self._timed, key))
         return False
+
+    def _timed(self, key: WeightsKey) -> LoadedModel:
+        """On the builder's thread."""
+        start = time.monotonic()
+        model = self._build(key)
+        self._seconds.add(time.monotonic() - start)
+        return model
+
+    def use(self, keys: Iterable[WeightsKey]) -> None:
+        """Count that a sequence is taken up which needs ``keys``: hits are those that it, or whoever came before it,
+        did not have merged just now."""
+        for key in set(keys):
+            if key in self._fresh:
+                self._fresh.remove(key)
+            elif not self.is_plain(key):
+                self.hits += 1
+
+    def stats(self) -> MergeStats:
+        """From any thread."""
+        return MergeStats(
+            self.hits, self.misses, self.evictions, self.failures, self.used, self.budget, self._seconds.seen()
+        )
 
     def _collect(self, wanted: WeightsKey) -> None:
         """Take over a finished merge. One that failed raises for the sequence that wanted it, and is forgotten."""
@@ -74,13 +103,15 @@ class WeightsStore:
         error = future.exception()
         if error is None:
             self.models[key] = future.result()
+            self._fresh.add(key)
             self._pending = None
-        elif key == wanted:
+            return
+        self.failures += 1
+        if key == wanted:
             self._pending = None
             raise error
-        else:
-            logger.warning("the merge of a request that is gone failed: %s", error)
-            self._pending = None
+        logger.warning("the merge of a request that is gone failed: %s", error)
+        self._pending = None
 
     def _make_room(self, wanted: WeightsKey) -> bool:
         """Drop unused sets until ``wanted`` fits; False while those in use leave no room."""
@@ -90,6 +121,7 @@ class WeightsStore:
                 break
             if not self.is_plain(key) and key not in in_use:
                 del self.models[key]
+                self._fresh.discard(key)
                 self.evictions += 1
         return self.used + size <= self.budget
 

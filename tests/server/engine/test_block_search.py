@@ -119,7 +119,7 @@ def test_cancelled_and_failed_searches_leave_nothing_behind(tmp_path: Path, rng:
     for index in range(4):
         engine.submit(world.request(f"r{index}", steering, world.prompts(rng), max_tokens=30, seed=index), collector)
     steps = rng.randint(1, 25)
-    drain(engine, until=lambda: engine._steps >= steps)
+    drain(engine, until=lambda: engine.stats().steps >= steps)
     engine.cancel("r1")
     drain(engine)
     assert not engine._searches and not engine._sequences

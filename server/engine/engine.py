@@ -20,7 +20,6 @@ from ladle.server.engine.admission import check_request
 from ladle.server.engine.answer import Answer, without_token
 from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.block_search import BlockSearch, worth
-from ladle.server.engine.catch_up import CatchUp
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.drain_rate import DrainRate, QueueFull
 from ladle.server.engine.eos import eos_ids
@@ -34,6 +33,7 @@ from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.stats import EngineStats
+from ladle.server.engine.step_counts import StepCounts
 from ladle.server.engine.step_plan import StepPlan
 
 logger = logging.getLogger(__name__)
@@ -81,9 +81,7 @@ class Engine:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._failed: list[tuple[Sequence, str]] = []
-        self._steps = 0
-        self._distinct_weights = 0
-        self._catch_up_tokens = dict.fromkeys(family.experts, 0)
+        self.counts = StepCounts(family.experts)
         self._drain_rate = DrainRate()
 
     # -- from any thread ------------------------------------------------------------------------------------------
@@ -132,7 +130,7 @@ class Engine:
             self._wake.notify()
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, counts = self.scheduler, self.counts
         return EngineStats(
             running=len(scheduler.running),
             waiting=self._waiting(),
@@ -142,10 +140,15 @@ class Engine:
             preemptions=scheduler.preemptions,
             prefix_queries=scheduler.prefix_queries,
             prefix_hits=scheduler.prefix_hits,
-            steps=self._steps,
+            steps=counts.steps,
             step_rows=self.runner.rows,
-            distinct_weights=self._distinct_weights,
-            catch_up_tokens=dict(self._catch_up_tokens),
+            distinct_weights=counts.weights,
+            catch_up_tokens=dict(counts.late),
+            distinct_preferences=counts.preferences,
+            merges=self.store.stats(),
+            rows=counts.rows.seen(),
+            step_seconds=counts.seconds.seen(),
+            preferences=counts.mixed.seen(),
         )
 
     def _waiting(self) -> int:
@@ -248,14 +251,16 @@ class Engine:
             self._searches.pop(request_id).cancel()
 
     def _step(self, plan: StepPlan) -> None:
+        start = time.monotonic()
         for sequence in plan.sequences:
             if sequence.admitted_at is None:
-                sequence.admitted_at = time.monotonic()
+                sequence.admitted_at = start
         admitted = self.scheduler.take_admitted()
         try:
             self.runner.clear(self.scheduler.take_fresh())
             for sequence in admitted:
                 self.sampler.admit(sequence, self.vocabulary)
+                self.store.use(lane.materialised for lane in sequence.lanes)
             result = self.runner.step(plan)
         except Exception as error:
             # Only the requests of this step are lost; the engine goes on with the others.
@@ -264,9 +269,9 @@ class Engine:
                 self._end(sequence, "error", f"{type(error).__name__} in the engine")
             return
         self.scheduler.advance(plan, result.caught_up.behind)
-        self._catch_up(result.caught_up)
-        self._steps += 1
-        self._distinct_weights = len({lane.weights for s in plan.sequences for lane in s.lanes})
+        for chunk in result.caught_up.chunks:
+            self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
+        self.counts.step(plan.sequences, self.runner.rows, time.monotonic() - start, result.caught_up.missed())
         outputs: dict[Sink, list[StepOutput]] = {}
         for sequence in plan.sampling:
             if sequence in result.caught_up.behind:
@@ -292,13 +297,6 @@ class Engine:
         for sink, batch in outputs.items():
             self._deliver(sink, batch)
 
-    def _catch_up(self, late: CatchUp) -> None:
-        """Record what experts computed that had not been chosen before."""
-        for chunk in late.chunks:
-            self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
-        for name, count in late.missed().items():
-            self._catch_up_tokens[name] += count
-
     def _deliver(self, sink: Sink, batch: list[StepOutput]) -> None:
         """Hand over outputs. A sink that raises loses its requests, and nobody else's."""
         try:
@@ -311,10 +309,11 @@ class Engine:
 
     def _emit(self, sequence: Sequence, draw: Draw, kept: bool) -> StepOutput:
         """Record one token; ends the sequence where a stop rule says so. ``kept``: lanes that score have its state."""
-        said = tuple(sequence.judged) if sequence.judged and not sequence.output else None
+        first = not sequence.output
+        said = tuple(sequence.judged) if sequence.judged and first else None
         if not sequence.request.sampling.max_tokens:
             self._forget(sequence)
-            return replace(without_token(sequence, "length", None, ""), prompt=said)
+            return replace(without_token(sequence, "length", None, ""), prompt=said, queued_s=sequence.queued_s)
         sequence.output.append(draw.token)
         for lane in sequence.lanes:
             assert lane.row is not None
@@ -336,7 +335,7 @@ class Engine:
             for lane in sequence.lanes:
                 if lane.scores:
                     self.scheduler.extend(sequence, lane, 1)
-        return output if said is None else replace(output, prompt=said)
+        return replace(output, prompt=said, queued_s=sequence.queued_s) if first else output
 
     def _forget(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)

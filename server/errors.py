@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ladle.merging.errors import InputError
-from ladle.server.engine.engine import QueueFull
+from ladle.server.engine.waiting_room import QueueFull
 
 logger = logging.getLogger(__name__)
 

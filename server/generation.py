@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan
 from ladle.merging.errors import InputError
-from ladle.server.engine.engine import QueueFull
 from ladle.server.engine.grammar import Grammar
 from ladle.server.engine.grammar_masks import TOO_COMPLEX
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.engine.waiting_room import QueueFull
 from ladle.server.errors import ApiError, from_queue_full, unavailable
 from ladle.server.prompts import Prompt
 from ladle.server.reply_types import Usage
@@ -80,8 +80,9 @@ def make_job(
         prompt_logprobs: whether the prompt's own tokens are to be judged too.
 
     Raises:
-        InputError: the limit does not fit the context.
+        InputError: the limit does not fit the context, or so many sequences can never wait at once.
     """
+    _fits_queue(state, len(plan.sources), prompts, fields.choices)
     seed = fields.seed if fields.seed is not None else new_seed()
     requests = []
     for prompt in prompts:
@@ -91,6 +92,19 @@ def make_job(
             sampling = replace(sampling, prompt_logprobs=prompt_logprobs, stop=(*sampling.stop, *stop))
             requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views, grammar))
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests))
+
+
+def _fits_queue(state: ServerState, sources: int, prompts: Sequence[Prompt], choices: int) -> None:
+    """The sequences of one request come together: those that the queue cannot hold would be told in vain to come
+    back."""
+    settings = state.settings
+    count, tokens = len(prompts) * choices, sum(map(len, prompts)) * choices * sources
+    name, value = ("n", choices) if choices > 1 else ("prompt", f"{len(prompts)} prompts")
+    if count > settings.max_queue:
+        raise InputError(name, value, f"what makes at most {settings.max_queue} answers, all that may wait here")
+    if count > 1 and tokens > settings.max_queue_tokens:
+        allowed = f"what makes at most {settings.max_queue_tokens} prompt tokens to compute, all that may wait here"
+        raise InputError(name, value, f"{allowed}; this makes {tokens}")
 
 
 def _limit(

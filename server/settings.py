@@ -52,6 +52,7 @@ class ServerSettings(BaseSettings):
     weights_memory: Bytes = Field(4 << 30, description="size of the cache of merged full-weight members")
     max_context: int | None = Field(None, ge=2, description="longest prompt plus answer, in tokens")
     max_queue: int = Field(256, ge=1, description="requests that may wait before new ones get 429")
+    max_queue_tokens: int = Field(1 << 20, ge=1, description="prompt tokens that may wait before new requests get 429")
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
     compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
     expert_schedule: Literal["auto", "eager", "lazy"] = Field(
@@ -88,6 +89,7 @@ class ServerSettings(BaseSettings):
             weights_memory=self.weights_memory,
             max_context=self.max_context,
             max_queue=self.max_queue,
+            max_queue_tokens=self.max_queue_tokens,
             prefix_cache=self.prefix_cache,
             compiled_layers=self.compiled_layers,
             expert_schedule=self.expert_schedule,

@@ -26,7 +26,8 @@ class EngineConfig:
     max_batch_tokens: token budget of one step, all lanes together.
     kv_memory: bytes of the KV pool. weights_memory: bytes of materialised weight sets kept (full-weight members).
     max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
-    max_queue: requests waiting before new ones are refused.
+    max_queue: requests waiting before new ones are refused. max_queue_tokens: their prompt tokens, those of every
+        source counted.
     prefix_cache: reuse KV state of equal prefixes under equal weights.
     compiled_layers: on a CPU, take small steps through compiled layers where the model allows it (bfloat16 weights,
         Llama's shape, at most 1 GiB); costs a copy of the weights.
@@ -44,12 +45,20 @@ class EngineConfig:
     weights_memory: int = 4 * GIB
     max_context: int | None = None
     max_queue: int = 256
+    max_queue_tokens: int = 1 << 20
     prefix_cache: bool = True
     compiled_layers: bool = True
     expert_schedule: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_sequences", "max_batch_tokens", "kv_memory", "weights_memory", "max_queue"):
+        for name in (
+            "max_sequences",
+            "max_batch_tokens",
+            "kv_memory",
+            "weights_memory",
+            "max_queue",
+            "max_queue_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "a number >= 1")
         for name in ("max_lanes", "max_context"):

@@ -21,7 +21,6 @@ from ladle.server.engine.answer import Answer, without_token
 from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.block_search import BlockSearch, worth
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.drain_rate import DrainRate, QueueFull
 from ladle.server.engine.eos import eos_ids
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
@@ -35,6 +34,7 @@ from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.stats import EngineStats
 from ladle.server.engine.step_counts import StepCounts
 from ladle.server.engine.step_plan import StepPlan
+from ladle.server.engine.waiting_room import WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._failed: list[tuple[Sequence, str]] = []
         self.counts = StepCounts(family.experts)
-        self._drain_rate = DrainRate()
+        self.room = WaitingRoom(config.max_queue, config.max_queue_tokens)
 
     # -- from any thread ------------------------------------------------------------------------------------------
 
@@ -107,18 +107,16 @@ class Engine:
         self.store.close()
 
     def check(self, request: GenerationRequest) -> list[Lane]:
-        """Raise InputError for a request that can never run, QueueFull when too many wait; its lanes otherwise."""
-        lanes = check_request(request, self.models, self.config, self.max_context, self.blocks.total)
-        waiting = self._waiting()
-        if waiting >= self.config.max_queue:
-            raise QueueFull(waiting, self._drain_rate.retry_after(waiting))
-        return lanes
+        """The lanes of a request. Raises InputError for one that can never run."""
+        return check_request(request, self.models, self.config, self.max_context, self.blocks.total)
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
         sequence = Sequence(request, self.check(request))
+        sequence.ticket = self.room.enter(sum(len(lane.prompt) for lane in sequence.lanes))
         with self._wake:
             if self._stopping:
+                sequence.ticket.leave()
                 raise RuntimeError("the engine is shutting down")
             self._inbox.append((sequence, sink))
             self._wake.notify()
@@ -220,9 +218,10 @@ class Engine:
                 continue
             sequence, sink = item
             if sequence.request_id in self._sequences or sequence.request_id in self._searches:
+                sequence.leave_queue()
                 self._deliver(sink, [without_token(sequence, "error", "a request with this id is running", "")])
             elif sequence.request.plan.blocks is not None:
-                self._search(sequence.request, sink)
+                self._search(sequence, sink)
             else:
                 self._add(sequence, sink)
 
@@ -231,14 +230,20 @@ class Engine:
         self._sequences[sequence.request_id] = (sequence, answer, sink)
         self.scheduler.add(sequence)
 
-    def _search(self, request: GenerationRequest, sink: Sink) -> None:
+    def _search(self, whole: Sequence, sink: Sink) -> None:
+        request = whole.request
+
         def deliver(outputs: list[StepOutput]) -> None:
             if outputs[-1].finish_reason is not None:
                 self._searches.pop(request.request_id, None)
             self._deliver(sink, outputs)
 
+        def run(part: Sequence, sink: Sink) -> None:
+            part.ticket = whole.ticket  # it has had its turn when the first of its parts has
+            self._add(part, sink)
+
         answer = Answer(request, self.tokenizer, self.eos)
-        search = BlockSearch(request, answer, deliver, self._add, self._drop, self.models.lanes)
+        search = BlockSearch(request, answer, deliver, run, self._drop, self.models.lanes)
         self._searches[request.request_id] = search
         search.begin()
 
@@ -247,6 +252,7 @@ class Engine:
         if request_id in self._sequences:
             sequence, _, _ = self._sequences.pop(request_id)
             self.scheduler.finish(sequence)
+            sequence.leave_queue()
         elif request_id in self._searches:
             self._searches.pop(request_id).cancel()
 
@@ -255,6 +261,7 @@ class Engine:
         for sequence in plan.sequences:
             if sequence.admitted_at is None:
                 sequence.admitted_at = start
+                sequence.leave_queue()
         admitted = self.scheduler.take_admitted()
         try:
             self.runner.clear(self.scheduler.take_fresh())
@@ -340,7 +347,7 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
         self._sequences.pop(sequence.request_id, None)
-        self._drain_rate.finished(time.monotonic())
+        sequence.leave_queue()
 
     def _end(self, sequence: Sequence, reason: str, error: str | None) -> None:
         """End a sequence without a token."""

@@ -12,6 +12,7 @@ from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.block_hashes import BlockHashes
 from ladle.server.engine.request import GenerationRequest, PromptToken
 from ladle.server.engine.value_head import ValueHead
+from ladle.server.engine.waiting_room import Ticket
 
 _arrivals = itertools.count()
 
@@ -74,12 +75,19 @@ class Sequence:
     admitted_at: float | None = None
     speaker: tuple[int, int] = (-1, 0)
     """The expert of the last token and how many in a row it has written; no expert yet is -1."""
+    ticket: Ticket | None = None
+    """Its place in the queue, until it has had its turn."""
     judged: list[PromptToken] = field(default_factory=list)
     """What was said of the prompt's tokens from the second on, where that was asked for."""
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    def leave_queue(self) -> None:
+        """Its turn has come, or it is given up."""
+        if self.ticket is not None:
+            self.ticket.leave()
 
     @property
     def queued_s(self) -> float | None:

@@ -128,3 +128,20 @@ async def test_an_engine_that_was_shut_down_between_check_and_submission(family:
     async with client_of(state) as client:
         response = await client.post("/v1/generate", json={"prompt": "hi"})
     assert response.status_code == 503 and response.json()["error"]["code"] == "draining"
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "field"),
+    [
+        ({"max_queue": 3}, {"prompt": "hi", "n": 4}, "n"),
+        ({"max_queue": 3}, {"prompt": ["hi"] * 4}, "prompt"),
+        ({"max_queue_tokens": 100}, {"prompt": [list(range(10, 50))] * 3}, "prompt"),
+    ],
+)
+async def test_what_the_queue_can_never_hold_is_not_told_to_come_back(
+    family: Family, engine: FakeEngine, limits: dict, body: dict, field: str
+) -> None:
+    async with client_of(fake_state(family, engine, **limits)) as client:
+        response = await client.post("/v1/completions", json=body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == field, response.text
+    assert str(next(iter(limits.values()))) in response.json()["error"]["message"] and not engine.requests

@@ -40,6 +40,7 @@ def test_sizes(text: str, expected: int) -> None:
         {"dtype": "float16"},
         {"max_sequences": 0},
         {"max_queue": 0},
+        {"max_queue_tokens": 0},
         {"max_context": 1},
         {"log_level": "loud"},
         {"keep_alive_seconds": 0},
@@ -68,7 +69,8 @@ def test_the_environment_and_what_goes_before_it(monkeypatch: pytest.MonkeyPatch
 def test_the_engine_gets_its_share() -> None:
     settings = ServerSettings(
         device="cpu", dtype="float32", max_sequences=3, max_lanes=5, max_batch_tokens=77, kv_memory=1 << 20,
-        weights_memory=2 << 20, max_context=99, max_queue=4, prefix_cache=False,
+        weights_memory=2 << 20, max_context=99, max_queue=4, max_queue_tokens=5,
+        prefix_cache=False,
     )  # fmt: skip
     config = settings.engine_config()
     for name, value in vars(config).items():

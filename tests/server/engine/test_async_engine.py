@@ -14,8 +14,8 @@ from tiny_engine import alone, assert_idle, build, family_of, fresh_seed, make_r
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.engine import QueueFull
 from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.waiting_room import QueueFull
 
 PROMPT = tuple(range(10, 60))
 

@@ -21,8 +21,9 @@ from tiny_engine import (
 
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
-from ladle.server.engine.engine import Engine, QueueFull
+from ladle.server.engine.engine import Engine
 from ladle.server.engine.request import StepOutput
+from ladle.server.engine.waiting_room import QueueFull
 
 PROMPT = tuple(range(10, 60))
 SMALL_POOL = 14 * 16 * 2 * 2 * 2 * 8 * 4  # 14 blocks

@@ -135,5 +135,5 @@ def test_nothing_grows_with_the_number_of_requests(family: Family) -> None:
         assert not scheduler._admitted and len(scheduler._slots) == 4 and not scheduler.take_fresh()
         assert len(engine.sampler._counts) <= 4
         assert len(engine.blocks._hash_of) == len(engine.blocks._block_of) <= engine.blocks.total
-        sizes.append(len(engine._drain_rate))
+        sizes.append(len(engine.room.rate))
     assert sizes[-1] <= 64

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ladle.server import errors
 from ladle.server.disconnect import ClientGone
 from ladle.server.docs_page import render
+from ladle.server.observed import Observed
 from ladle.server.routes import (
     EVENT_SHAPES,
     chat_completions,
@@ -27,7 +28,7 @@ from ladle.server.routes import (
     models,
     playground,
 )
-from ladle.server.security import PROTECTED, BodyLimit, KeyCheck, RequestIds
+from ladle.server.security import PROTECTED, BodyLimit, KeyCheck
 from ladle.server.state import ServerState
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -48,7 +49,7 @@ _MODULES: tuple[Any, ...] = (
 def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
     """The application over ``state``. It loads nothing and opens nothing; ``lifespan`` is for who does."""
     settings = state.settings
-    middleware = [Middleware(RequestIds)]
+    middleware = [Middleware(Observed)]
     if settings.cors_origins:
         middleware.append(
             Middleware(

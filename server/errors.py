@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ladle.merging.errors import InputError
+from ladle.server import request_context
 from ladle.server.engine.waiting_room import QueueFull
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,10 @@ def install(app: FastAPI) -> None:
     async def on_failure(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises the exception again after this answer, so the log gets its traceback from the web server.
         logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
-        return internal().response()
+        response, context = internal().response(), request_context.current()
+        if context is not None:  # this answer goes past the middleware that puts it on all others
+            response.headers["x-request-id"] = context.id
+        return response
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(InputError, on_api_error)

@@ -17,11 +17,11 @@ from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.waiting_room import QueueFull
 from ladle.server.errors import ApiError, from_queue_full, unavailable
+from ladle.server.job_record import JobRecord
 from ladle.server.prompts import Prompt
 from ladle.server.reply_types import Usage
 from ladle.server.sampling_fields import SamplingFields, choice_seed, new_seed
 from ladle.server.state import ServerState, Serving
-from ladle.server.telemetry import SequenceClock
 
 _CHECK_SECONDS = 1.0  # how often a silent engine is looked at
 _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still an HTTP status, before it begins
@@ -124,9 +124,10 @@ def _limit(
 class Outputs:
     """The outputs of a running job, in the order in which they come."""
 
-    def __init__(self, state: ServerState, serving: Serving, count: int) -> None:
+    def __init__(self, state: ServerState, serving: Serving, count: int, record: JobRecord) -> None:
         self._state = state
         self._serving = serving
+        self._record = record
         self._queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
         self._unfinished = count
         self._failure: Exception | None = None
@@ -195,11 +196,10 @@ class Outputs:
 
     async def pump(self, index: int, request: GenerationRequest) -> None:
         """Feed one sequence's outputs in; cancelling the task that runs this cancels the sequence."""
-        clock = SequenceClock(self._state.metrics, time.monotonic())
         finished = False
         try:
             async for output in self._serving.engine.stream(request):
-                clock.saw(output, time.monotonic())
+                self._record.saw(index, output)
                 finished = output.finish_reason is not None
                 self._queue.put_nowait((index, output))
             if not finished:
@@ -215,7 +215,8 @@ class Outputs:
 @asynccontextmanager
 async def running(state: ServerState, serving: Serving, job: Job) -> AsyncIterator[Outputs]:
     """Run ``job``; on leaving, whatever still runs is cancelled and its lanes are free."""
-    outputs = Outputs(state, serving, len(job.requests))
+    record = JobRecord(state, serving, job.requests)
+    outputs = Outputs(state, serving, len(job.requests), record)
     tasks = [asyncio.create_task(outputs.pump(index, request)) for index, request in enumerate(job.requests)]
     state.active += 1
     try:
@@ -225,6 +226,7 @@ async def running(state: ServerState, serving: Serving, job: Job) -> AsyncIterat
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         state.active -= 1
+        record.end()
 
 
 async def collect(state: ServerState, serving: Serving, job: Job) -> list[Choice]:

@@ -25,6 +25,7 @@ from ladle.server.security import ApiKeys
 from ladle.server.settings import ServerSettings
 from ladle.server.start_error import StartError
 from ladle.server.state import Phase, ServerState, Serving
+from ladle.server.tracing import configured
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class Service:
     ) -> None:
         keys = ApiKeys.read(settings.api_key_file) if settings.api_key_file else None
         self.settings = settings
-        self.state = ServerState(settings, keys)
-        self._progress = progress
+        self.state = ServerState(settings, keys, tracing=configured(settings.otlp_traces_endpoint))
+        self._say = progress
         self._on_ready = on_ready
         self._engine: Engine | None = None
         self._loader = threading.Thread(target=self._load, name="ladle-load", daemon=True)
@@ -64,13 +65,14 @@ class Service:
         config = uvicorn.Config(
             build_app(self.state, self._lifespan),
             log_config=None,
-            access_log=self.settings.access_log,
+            access_log=False,  # ours says more, see observed.py
             server_header=False,
             lifespan="on",
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )
         self._server = DrainingServer(config, self)
         self._server.run(sockets=[listener])
+        self.state.tracing.close()
         if self.state.failure is not None:
             raise self.state.failure
 
@@ -92,13 +94,17 @@ class Service:
         finally:
             await asyncio.to_thread(self._stop_engine)
 
+    def _progress(self, line: str) -> None:
+        self.state.doing = line
+        if self._say:
+            self._say(line)
+
     def _load(self) -> None:
         """On the loading thread."""
         try:
             family = load_family(self.settings.family, self.settings.cache_dir, self._progress)
             check_methods(family)
-            if self._progress:
-                self._progress(f"loading {family.name} into the engine")
+            self._progress(f"loading {family.name} into the engine")
             self._engine = engine = Engine(family, self.settings.engine_config())
             engine.start()
             serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary)
@@ -115,7 +121,7 @@ class Service:
     async def drain(self, hurry: Callable[[], bool]) -> None:
         """Refuse new work, let running requests finish for ``drain_seconds`` unless in a ``hurry``, stop the engine."""
         self.state.phase = Phase.DRAINING
-        until = time.monotonic() + self.settings.drain_seconds
+        self.state.drain_until = until = time.monotonic() + self.settings.drain_seconds
         while self.state.active and time.monotonic() < until and not hurry():
             await asyncio.sleep(0.05)
         await asyncio.to_thread(self._stop_engine)
@@ -173,10 +179,3 @@ def url_of(listener: socket.socket) -> str:
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def configure_logging(level: str) -> None:
-    """Our log lines and the web server's at ``level``, everybody else's from warnings on; to stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("ladle", "uvicorn"):
-        logging.getLogger(name).setLevel(level.upper())

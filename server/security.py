@@ -1,14 +1,13 @@
-"""Who may call and how much they may send: API keys, the body limit, request ids. Plain ASGI middleware, so that
+"""Who may call and how much they may send: API keys, the body limit. Plain ASGI middleware, so that
 disconnects still reach the handlers."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import uuid
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ladle.merging.errors import InputError
@@ -98,22 +97,3 @@ class BodyLimit:
         message = f"body: larger than the {self._limit} bytes that are allowed"
         # The rest of the body is not read, so the connection cannot carry another request.
         return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
-
-
-class RequestIds:
-    """An ``x-request-id`` on every response, for support and logs."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def labelled(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault("x-request-id", f"req-{uuid.uuid4().hex}")
-            await send(message)
-
-        await self._app(scope, receive, labelled)

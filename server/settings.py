@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ladle.server.engine.config import EngineConfig
@@ -68,13 +68,27 @@ class ServerSettings(BaseSettings):
     cache_dir: Path | None = Field(None, description="where a converted base is kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log lines shown")
     playground: bool = Field(True, description="serve a page at / to try preferences on")
-    access_log: bool = Field(False, description="log a line for every HTTP request")
+    log_format: Literal["text", "json"] = Field("text", description="log lines for people, or one JSON object a line")
+    access_log: bool = Field(False, description="log a line for every HTTP request, and what it generated in numbers")
+    log_prompts: bool = Field(False, description="put prompts and answers into those lines; needs access_log")
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="URL that gets OpenTelemetry traces, e.g. http://localhost:4318/v1/traces",
+    )
 
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
         if not _DEVICE.fullmatch(value):
             raise ValueError(f"{value!r} is not allowed; allowed: auto, cpu, cuda, cuda:N")
+        return value
+
+    @field_validator("log_prompts")
+    @classmethod
+    def _somewhere_to_log(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("access_log"):
+            raise ValueError("true is not allowed without access_log, whose lines they are part of")
         return value
 
     def engine_config(self) -> EngineConfig:

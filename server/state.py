@@ -22,6 +22,7 @@ from ladle.server.security import ApiKeys
 from ladle.server.settings import ServerSettings
 from ladle.server.telemetry import Metrics
 from ladle.server.token_text import TokenText
+from ladle.server.tracing import Tracing
 
 
 class TextEngine(Protocol):
@@ -105,6 +106,8 @@ class ServerState:
         serving: set once loaded.
         failure: why loading failed.
         active: generating HTTP requests that are not finished.
+        doing: what is being loaded, for who asks why the server is not ready.
+        drain_until: when running requests will be ended, in seconds of ``time.monotonic``.
     """
 
     settings: ServerSettings
@@ -114,10 +117,19 @@ class ServerState:
     failure: Exception | None = None
     active: int = 0
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing = field(default_factory=Tracing)
+    doing: str = ""
+    drain_until: float | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics.ready.set_function(lambda: self.unready() is None)
 
     def publish(self, serving: Serving) -> None:
         """Begin to take work, unless a shutdown came first."""
         self.serving = serving
+        self.metrics.server.info(
+            {"version": version("ladle"), "family": serving.family.name, "fingerprint": serving.fingerprint}
+        )
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
 
@@ -126,6 +138,18 @@ class ServerState:
         if self.phase is not Phase.READY:
             return str(self.phase)
         return None if self.serving is not None and self.serving.engine.alive else "the engine has stopped"
+
+    def why_unready(self) -> str | None:
+        """``unready`` with what is known about it."""
+        reason = self.unready()
+        if reason is not None and self.phase is Phase.LOADING and self.doing:
+            return f"{reason}: {self.doing}"
+        if reason is not None and self.phase is Phase.FAILED:
+            return f"loading failed ({type(self.failure).__name__}); the log says why"
+        if reason is not None and self.phase is Phase.DRAINING and self.drain_until is not None:
+            left = max(0.0, self.drain_until - time.monotonic())
+            return f"{reason}: {self.active} requests are running, for at most {left:.0f} s more"
+        return reason
 
     def unready_code(self) -> str:
         """``unready`` as an error code."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
-from ladle.server.engine.engine import EngineStats
 from ladle.server.engine.request import StepOutput
+from ladle.server.engine.stats import EngineStats
+from ladle.server.engine_metrics import EngineCollector
+from ladle.server.sequence_times import SequenceTimes
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 240, 480)
 _FIRST = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+_NATS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
+_REASONS = ("stop", "length", "abort", "error")
 
 
 class Metrics:
@@ -21,31 +25,50 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.prompt_tokens = Counter("ladle_prompt_tokens", "Prompt tokens of admitted sequences", registry=registry)
-        self.generation_tokens = Counter("ladle_generation_tokens", "Tokens generated", registry=registry)
-        self.first_token = Histogram(
-            "ladle_time_to_first_token_seconds", "From submission to first token", buckets=_FIRST, registry=registry
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"ladle_{name}", text, labels, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ladle_{name}", text, labels, registry=registry)
+
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted sequences")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated")
+        self.first_token = histogram("time_to_first_token_seconds", "From submission to first token", _FIRST)
+        self.inter_token = histogram("inter_token_latency_seconds", "Between tokens of a sequence", _FAST)
+        self.per_token = histogram(
+            "request_time_per_output_token_seconds", "Mean time between the tokens of a finished sequence", _FAST
         )
-        self.inter_token = Histogram(
-            "ladle_inter_token_latency_seconds", "Between tokens of a sequence", buckets=_FAST, registry=registry
+        self.end_to_end = histogram("e2e_request_latency_seconds", "From submission to last token", _SLOW)
+        self.queue = histogram("request_queue_time_seconds", "From submission to the first step", _SLOW)
+        self.prefill = histogram("request_prefill_time_seconds", "From the first step to the first token", _SLOW)
+        self.decode = histogram("request_decode_time_seconds", "From the first token to the last", _SLOW)
+        self.inference = histogram("request_inference_time_seconds", "From the first step to the last token", _SLOW)
+        self.prompt_length = histogram("request_prompt_tokens", "Prompt tokens of a finished sequence", _TOKENS)
+        self.answer_length = histogram("request_generation_tokens", "Tokens of a finished sequence", _TOKENS)
+        self.success = counter("request_success", "Finished sequences by reason", "finished_reason")
+        self.rejections = counter("admission_rejections", "Requests refused before they ran", "reason")
+        self.routed = counter("routed_tokens", "Tokens by the expert that wrote them", "expert")
+        self.cancelled = counter("requests_cancelled", "Sequences given up before their end")
+        self.shift = histogram(
+            "guidance_shift_nats", "KL(base, final) of traced tokens by method", _NATS, labels=("method",)
         )
-        self.end_to_end = Histogram(
-            "ladle_e2e_request_latency_seconds", "From submission to last token", buckets=_SLOW, registry=registry
+        self.http_requests = counter("http_requests", "Answers by path and status", "method", "path", "status")
+        self.http_seconds = histogram(
+            "http_request_duration_seconds", "From the request to the end of its answer", _SLOW, labels=("path",)
         )
-        self.success = Counter(
-            "ladle_request_success", "Finished sequences by reason", ["finished_reason"], registry=registry
-        )
-        self.rejections = Counter(
-            "ladle_admission_rejections", "Requests refused before they ran", ["reason"], registry=registry
-        )
-        self.routed = Counter(
-            "ladle_routed_tokens", "Tokens by the expert that wrote them", ["expert"], registry=registry
-        )
-        self.cancelled = Counter("ladle_requests_cancelled", "Sequences given up before their end", registry=registry)
+        self.active = Gauge("ladle_http_requests_active", "Requests whose answer has not ended", registry=registry)
+        self.ready = Gauge("ladle_ready", "1 while the server can take work", registry=registry)
+        self.server = Info("ladle_server", "What is served", registry=registry)
+        self.server.info({"version": version("ladle")})
+        ProcessCollector("ladle", registry=registry)
+        for reason in _REASONS:
+            self.success.labels(finished_reason=reason)
+        self.rejections.labels(reason="queue_full")
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
         """Report an engine's gauges and counters, read at every scrape."""
-        self.registry.register(_EngineCollector(stats))
+        self.registry.register(EngineCollector(stats))
 
     def render(self) -> bytes:
         """Prometheus' text format."""
@@ -53,57 +76,44 @@ class Metrics:
 
 
 class SequenceClock:
-    """Times one sequence from its submission on."""
+    """Times one sequence of a request steered by ``method``, from its submission at ``now`` on."""
 
-    def __init__(self, metrics: Metrics, now: float) -> None:
+    def __init__(self, metrics: Metrics, now: float, method: str) -> None:
         self._metrics = metrics
-        self._submitted = now
-        self._last: float | None = None
+        self._method = method
+        self.times = SequenceTimes(now)
 
     def saw(self, output: StepOutput, now: float) -> None:
         """Account for one output."""
-        metrics = self._metrics
-        if self._last is None:
+        metrics, last = self._metrics, self.times.last
+        self.times.saw(output, now)
+        if last is None:
             metrics.prompt_tokens.inc(output.prompt_tokens)
             if output.completion_tokens:
-                metrics.first_token.observe(now - self._submitted)
+                metrics.first_token.observe(now - self.times.submitted)
         else:
-            metrics.inter_token.observe(now - self._last)
-        self._last = now
+            metrics.inter_token.observe(now - last)
         if output.token >= 0:
             metrics.generation_tokens.inc()
             if output.expert is not None:
                 metrics.routed.labels(expert=output.expert).inc()
+            if output.shift is not None:
+                metrics.shift.labels(method=self._method).observe(output.shift)
         if output.finish_reason is not None:
-            metrics.end_to_end.observe(now - self._submitted)
-            metrics.success.labels(finished_reason=output.finish_reason).inc()
+            self._finished(output, now)
 
-
-class _EngineCollector(Collector):
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        used = 1 - stats.blocks_free / stats.blocks_total if stats.blocks_total else 0.0
-        gauges = (
-            ("num_requests_running", "Sequences that are running", stats.running),
-            ("num_requests_waiting", "Sequences that wait", stats.waiting),
-            ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", used),
-            ("distinct_weights_in_batch", "Different weight sets in the last step", stats.distinct_weights),
-        )
-        counters = (
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
-            ("num_preemptions", "Sequences set back because KV memory ran out", stats.preemptions),
-            ("engine_steps", "Steps computed", stats.steps),
-        )
-        late = "Tokens experts computed late, because the router had not chosen them before"
-        catch_up = CounterMetricFamily("ladle_expert_kv_catchup_tokens", late, labels=["expert"])
-        for expert, count in stats.catch_up_tokens.items():
-            catch_up.add_metric([expert], count)
-        yield catch_up
-        for name, text, value in gauges:
-            yield GaugeMetricFamily(f"ladle_{name}", text, value)
-        for name, text, value in counters:
-            yield CounterMetricFamily(f"ladle_{name}", text, value)
+    def _finished(self, output: StepOutput, now: float) -> None:
+        metrics, times = self._metrics, self.times
+        metrics.end_to_end.observe(now - times.submitted)
+        metrics.success.labels(finished_reason=output.finish_reason).inc()
+        metrics.prompt_length.observe(output.prompt_tokens)
+        metrics.answer_length.observe(output.completion_tokens)
+        if times.started is not None:
+            metrics.queue.observe(times.started - times.submitted)
+            metrics.inference.observe(now - times.started)
+            if times.first is not None:
+                metrics.prefill.observe(max(0.0, times.first - times.started))
+        if times.first is not None:
+            metrics.decode.observe(now - times.first)
+            if output.completion_tokens > 1:
+                metrics.per_token.observe((now - times.first) / (output.completion_tokens - 1))

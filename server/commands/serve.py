@@ -79,6 +79,18 @@ def command(
     access_log: Annotated[
         bool | None, typer.Option("--access-log/--no-access-log", help="Log every request.", show_default="off")
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None, typer.Option(help="Log lines for people or programs.", show_default="text")
+    ] = None,
+    log_prompts: Annotated[
+        bool | None,
+        typer.Option(
+            "--log-prompts/--no-log-prompts", help="Put prompts and answers into --access-log.", show_default="off"
+        ),
+    ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None, typer.Option(help="URL that gets OpenTelemetry traces (extra [otel]).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Say in JSON, on stdout, where it serves.")] = False,
 ) -> None:
     """Serve a family over HTTP until SIGTERM or Ctrl-C.
@@ -91,7 +103,8 @@ def command(
     # processes. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here, so that other commands do not wait for torch to be imported.
-    from ladle.server.run import Service, configure_logging, listen, url_of
+    from ladle.server.logs import configure_logging
+    from ladle.server.run import Service, listen, url_of
     from ladle.server.settings import ServerSettings
     from ladle.server.state import Serving
 
@@ -120,11 +133,14 @@ def command(
         "drain_seconds": drain_seconds,
         "cache_dir": cache_dir,
         "log_level": log_level,
+        "log_format": log_format,
         "access_log": access_log,
+        "log_prompts": log_prompts,
+        "otlp_traces_endpoint": otlp_traces_endpoint,
     }
     with clear_errors():
         settings = ServerSettings(**given(options))
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format, settings.log_prompts)
         with listen(settings.host, settings.port) as listener:
             url = url_of(listener)
 

@@ -23,9 +23,9 @@ async def health(request: Request) -> JSONResponse:
 
 @router.get("/ready", summary="Ready for work", responses={503: ERRORS[503]}, response_model=None)
 async def ready(request: Request) -> JSONResponse:
-    """503 with the reason while loading or draining."""
+    """503 with the reason while loading or draining, and once the engine has stopped."""
     state = state_of(request)
-    reason = state.unready()
+    reason = state.why_unready()
     if reason is not None:
         raise unavailable(f"not ready: {reason}", state.unready_code())
     assert state.serving is not None

@@ -1,0 +1,75 @@
+"""What became of one request's sequences: metrics while they run, facts for the log and spans once they are over."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ladle.server import request_context
+from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.state import ServerState, Serving
+from ladle.server.telemetry import SequenceClock
+
+
+class JobRecord:
+    """Made when the sequences of ``requests`` are submitted."""
+
+    def __init__(self, state: ServerState, serving: Serving, requests: tuple[GenerationRequest, ...]) -> None:
+        self._serving = serving
+        self._tracing = state.tracing
+        self._requests = requests
+        self._plan = requests[0].plan
+        now = time.monotonic()
+        self._clocks = [SequenceClock(state.metrics, now, self._plan.method) for _ in requests]
+        self._last: list[StepOutput | None] = [None] * len(requests)
+        self._texts: list[list[str]] | None = [[] for _ in requests] if state.settings.log_prompts else None
+        # Found here and not at the end: a generator may be closed by somebody who works for nobody.
+        self._context = request_context.current()
+
+    def saw(self, index: int, output: StepOutput) -> None:
+        """Account for one output of sequence ``index``."""
+        self._clocks[index].saw(output, time.monotonic())
+        self._last[index] = output
+        if self._texts is not None:
+            self._texts[index].append(output.text)
+
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        facts = self.facts()
+        if self._context is not None:
+            self._context.facts.update(facts)
+        parts = [part for clock in self._clocks for part in clock.times.parts()]
+        self._tracing.job(facts, self._clocks[0].times.submitted, parts)
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers and names; prompts and answers only where the operator asks for them."""
+        preference = self._plan.preference
+        seen = [output for output in self._last if output is not None]
+        times = [clock.times for clock in self._clocks]
+        facts: dict[str, Any] = {
+            "family": self._serving.family.name,
+            "steering": self._plan.method,
+            "preference": None if preference is None else dict(preference.weights),
+            "sources": len(self._plan.sources),
+            "sequences": len(self._requests),
+            "max_tokens": max(request.sampling.max_tokens for request in self._requests),
+            "prompt_tokens": sum(len(request.prompt) for request in self._requests),
+            "cached_tokens": sum(output.cached_tokens for output in seen),
+            "completion_tokens": sum(output.completion_tokens for output in seen),
+            "finish_reasons": [None if output is None else output.finish_reason for output in self._last],
+            "queue_seconds": _longest(time.started - time.submitted for time in times if time.started is not None),
+            "first_token_seconds": _longest(time.first - time.submitted for time in times if time.first is not None),
+        }
+        errors = [output.error for output in seen if output.error is not None]
+        if errors:
+            facts["errors"] = errors
+        if self._texts is not None:
+            decode = self._serving.engine.tokenizer.decode
+            facts["prompts"] = list(dict.fromkeys(str(decode(list(request.prompt))) for request in self._requests))
+            facts["answers"] = ["".join(texts) for texts in self._texts]
+        return facts
+
+
+def _longest(seconds: Any) -> float | None:
+    found = max(seconds, default=None)
+    return None if found is None else round(found, 6)

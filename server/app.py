@@ -28,7 +28,8 @@ from ladle.server.routes import (
     models,
     playground,
 )
-from ladle.server.security import PROTECTED, BodyLimit, KeyCheck
+from ladle.server.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
+from ladle.server.slow_readers import SendTimeout
 from ladle.server.state import ServerState
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -49,7 +50,9 @@ _MODULES: tuple[Any, ...] = (
 def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
     """The application over ``state``. It loads nothing and opens nothing; ``lifespan`` is for who does."""
     settings = state.settings
-    middleware = [Middleware(Observed)]
+    middleware = [Middleware(SendTimeout, seconds=settings.send_seconds), Middleware(Observed)]
+    if settings.trusted_hosts:
+        middleware.append(Middleware(TrustedHosts, hosts=settings.trusted_hosts))
     if settings.cors_origins:
         middleware.append(
             Middleware(
@@ -60,9 +63,8 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
                 expose_headers=["retry-after", "x-request-id"],
             )
         )
-    if state.keys is not None:
-        middleware.append(Middleware(KeyCheck, keys=state.keys))
-    middleware.append(Middleware(BodyLimit, limit=settings.max_body_bytes))
+    middleware.append(Middleware(KeyCheck, keys=state.keys))
+    middleware.append(Middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds))
     app = FastAPI(
         title="Ladle",
         description=_DESCRIPTION,
@@ -103,8 +105,12 @@ def _document(app: FastAPI, keys: bool) -> None:
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
-                if keys and path.startswith(PROTECTED):
-                    operation["security"] = [{"key": []}]
+                if "requestBody" in operation:
+                    operation["responses"].setdefault("408", _error("the body did not arrive in time"))
+                if path.startswith(PROTECTED):
+                    operation["responses"].setdefault("403", _error("the API key is not for this"))
+                    if keys:
+                        operation["security"] = [{"key": []}]
         document["components"]["schemas"].update(EVENT_SHAPES)
         if keys:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -113,6 +119,11 @@ def _document(app: FastAPI, keys: bool) -> None:
         return document
 
     app.openapi = schema  # type: ignore[method-assign]
+
+
+def _error(description: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/ErrorReply"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 async def _nobody(_: Request, __: Exception) -> Response:

@@ -57,6 +57,8 @@ def error_type(status: int) -> str:
     """OpenAI's name for the class of error that a status code is."""
     if status == 401:
         return "authentication_error"
+    if status == 403:
+        return "permission_error"
     if status == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan
 from ladle.merging.errors import InputError
+from ladle.server.callers import ANYONE, Caller, Meter
 from ladle.server.engine.grammar import Grammar
 from ladle.server.engine.grammar_masks import TOO_COMPLEX
 from ladle.server.engine.kv_cache import BLOCK_SIZE
@@ -21,6 +22,7 @@ from ladle.server.job_record import JobRecord
 from ladle.server.prompts import Prompt
 from ladle.server.reply_types import Usage
 from ladle.server.sampling_fields import SamplingFields, choice_seed, new_seed
+from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState, Serving
 
 _CHECK_SECONDS = 1.0  # how often a silent engine is looked at
@@ -36,6 +38,12 @@ class Job:
     choices: int
     seed: int
     requests: tuple[GenerationRequest, ...]
+    caller: Caller = ANYONE
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts; each counts once, however many choices it has."""
+        return sum(map(len, self.prompts))
 
 
 @dataclass
@@ -69,6 +77,7 @@ def make_job(
     grammar: Grammar | None = None,
     stop: tuple[str, ...] = (),
     prompt_logprobs: bool = False,
+    caller: Caller = ANYONE,
 ) -> Job:
     """Turn a validated request into engine requests.
 
@@ -78,9 +87,10 @@ def make_job(
         grammar: what every continuation must follow.
         stop: ends it beside the request's own stop strings.
         prompt_logprobs: whether the prompt's own tokens are to be judged too.
+        caller: who asks, and pays for the tokens.
 
     Raises:
-        InputError: the limit does not fit the context, or so many sequences can never wait at once.
+        InputError: the limit does not fit the context, or the request is larger than this server lets one be.
     """
     _fits_queue(state, len(plan.sources), prompts, fields.choices)
     seed = fields.seed if fields.seed is not None else new_seed()
@@ -91,7 +101,18 @@ def make_job(
             sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
             sampling = replace(sampling, prompt_logprobs=prompt_logprobs, stop=(*sampling.stop, *stop))
             requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views, grammar))
-    return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests))
+    longest = sum(len(request.prompt) + request.sampling.max_tokens for request in requests)
+    most = state.settings.max_request_tokens
+    if most is not None and longest > most:
+        raise InputError(limit_field, max_tokens, f"what keeps prompts and answers, now {longest}, to {most} tokens")
+    return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller)
+
+
+def require_few(settings: ServerSettings, choices: int, prompts: int) -> None:
+    """Raise InputError for a request that asks for more answers than one may here."""
+    if choices * prompts > settings.max_choices:
+        name, value = ("n", choices) if choices > 1 else ("prompt", f"{prompts} prompts")
+        raise InputError(name, value, f"what makes at most {settings.max_choices} answers")
 
 
 def _fits_queue(state: ServerState, sources: int, prompts: Sequence[Prompt], choices: int) -> None:
@@ -124,13 +145,14 @@ def _limit(
 class Outputs:
     """The outputs of a running job, in the order in which they come."""
 
-    def __init__(self, state: ServerState, serving: Serving, count: int, record: JobRecord) -> None:
+    def __init__(self, state: ServerState, serving: Serving, count: int, record: JobRecord, meter: Meter) -> None:
         self._state = state
         self._serving = serving
         self._record = record
         self._queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
         self._unfinished = count
         self._failure: Exception | None = None
+        self._meter = meter
 
     @property
     def finished(self) -> bool:
@@ -200,6 +222,8 @@ class Outputs:
         try:
             async for output in self._serving.engine.stream(request):
                 self._record.saw(index, output)
+                if output.finish_reason not in ("error", "abort"):
+                    self._meter.generated(output.token >= 0)
                 finished = output.finish_reason is not None
                 self._queue.put_nowait((index, output))
             if not finished:
@@ -212,21 +236,34 @@ class Outputs:
                 self._state.metrics.cancelled.inc()
 
 
+@contextmanager
+def _charged(state: ServerState, job: Job) -> Iterator[Meter]:
+    with ExitStack() as stack:
+        try:
+            meter = stack.enter_context(job.caller.using(len(job.requests), job.prompt_tokens))
+        except ApiError as error:
+            state.metrics.rejections.labels(reason=error.code).inc()
+            raise
+        yield meter
+
+
 @asynccontextmanager
 async def running(state: ServerState, serving: Serving, job: Job) -> AsyncIterator[Outputs]:
-    """Run ``job``; on leaving, whatever still runs is cancelled and its lanes are free."""
-    record = JobRecord(state, serving, job.requests)
-    outputs = Outputs(state, serving, len(job.requests), record)
-    tasks = [asyncio.create_task(outputs.pump(index, request)) for index, request in enumerate(job.requests)]
-    state.active += 1
-    try:
-        yield outputs
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        state.active -= 1
-        record.end()
+    """Run ``job``; on leaving, whatever still runs is cancelled and its lanes are free. Raises ApiError for a caller
+    who has to wait."""
+    with _charged(state, job) as meter:
+        record = JobRecord(state, serving, job.requests)
+        outputs = Outputs(state, serving, len(job.requests), record, meter)
+        tasks = [asyncio.create_task(outputs.pump(index, request)) for index, request in enumerate(job.requests)]
+        state.active += 1
+        try:
+            yield outputs
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            state.active -= 1
+            record.end()
 
 
 async def collect(state: ServerState, serving: Serving, job: Job) -> list[Choice]:
@@ -253,7 +290,7 @@ async def batches(state: ServerState, serving: Serving, job: Job) -> AsyncGenera
 
 def usage(job: Job, last: Sequence[StepOutput]) -> Usage:
     """OpenAI's ``usage`` from every sequence's last output: a prompt counts once, however many choices it has."""
-    prompts = sum(len(prompt) for prompt in job.prompts)
+    prompts = job.prompt_tokens
     completion = sum(output.completion_tokens for output in last)
     cached = sum(last[index * job.choices].cached_tokens for index in range(len(job.prompts)))
     return {

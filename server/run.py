@@ -17,12 +17,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from ladle.guidance.registry import check_methods
+from ladle.merging.errors import InputError
 from ladle.merging.family import load_family
 from ladle.server.app import build_app
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.engine import Engine
-from ladle.server.security import ApiKeys
 from ladle.server.settings import ServerSettings
+from ladle.server.slow_readers import bound_buffers
 from ladle.server.start_error import StartError
 from ladle.server.state import Phase, ServerState, Serving
 from ladle.server.tracing import configured
@@ -47,9 +48,8 @@ class Service:
         progress: Callable[[str], None] | None = None,
         on_ready: Callable[[Serving], None] | None = None,
     ) -> None:
-        keys = ApiKeys.read(settings.api_key_file) if settings.api_key_file else None
         self.settings = settings
-        self.state = ServerState(settings, keys, tracing=configured(settings.otlp_traces_endpoint))
+        self.state = ServerState(settings, settings.read_keys(), tracing=configured(settings.otlp_traces_endpoint))
         self._say = progress
         self._on_ready = on_ready
         self._engine: Engine | None = None
@@ -62,6 +62,7 @@ class Service:
         Raises:
             FamilyError, InputError, ...: why the family could not be loaded.
         """
+        bound_buffers(listener, self.settings.send_seconds)
         config = uvicorn.Config(
             build_app(self.state, self._lifespan),
             log_config=None,
@@ -81,6 +82,16 @@ class Service:
         if self._server is not None:
             self._server.handle_exit(signal.SIGTERM, None)
 
+    def reload_keys(self) -> None:
+        """What SIGHUP does; on the event loop. A key file that cannot be read changes nothing."""
+        assert self.state.keys is not None
+        try:
+            self.state.keys.reload()
+        except InputError as error:
+            logger.error("the API keys stay as they are: %s", error)
+        else:
+            logger.info("%d API keys are known now", len(self.state.keys))
+
     @property
     def busy(self) -> bool:
         """Whether a thread of the service still computes after ``run``: a load that a signal overtook."""
@@ -89,6 +100,8 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self._loader.start()
+        if self.state.keys is not None and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload_keys)
         try:
             yield
         finally:

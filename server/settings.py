@@ -7,13 +7,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ladle.merging.errors import InputError
+from ladle.server.api_keys import ApiKeys
+from ladle.server.callers import Limits
 from ladle.server.engine.config import EngineConfig
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -59,9 +63,27 @@ class ServerSettings(BaseSettings):
         "auto", description="whether routed experts compute every token, or what they missed once they are chosen"
     )
     default_max_tokens: int = Field(2048, ge=1, description="longest answer where a request sets no limit")
+    max_choices: int = Field(128, ge=1, le=128, description="answers that one request may ask for")
+    max_request_tokens: int | None = Field(
+        None, ge=1, description="tokens that one request may take, its prompts and all its answers at their longest"
+    )
     allow_trace: bool = Field(True, description="allow per-token traces (a traced sequence costs a second lane)")
-    api_key_file: Path | None = Field(None, description="file with one API key a line; without it no key is asked for")
+    api_key_file: Path | None = Field(
+        None,
+        description="file with a line a key (see `ladle keys`), read again at SIGHUP; without it none is asked for",
+    )
+    key_concurrent: int | None = Field(
+        None, ge=1, description="answers made at once for a key whose line does not say it"
+    )
+    key_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens a minute of prompts and answers for a key whose line does not say it"
+    )
     max_body_bytes: Bytes = Field(4 << 20, description="largest request body")
+    body_seconds: float = Field(30.0, gt=0, le=3600, description="how long a request's body may take to arrive")
+    send_seconds: float = Field(30.0, gt=0, le=3600, description="how long a client may leave its answer unread")
+    trusted_hosts: list[str] = Field(
+        [], description="names that requests may ask for, or *.NAME; by default any: see docs/security.md"
+    )
     cors_origins: list[str] = Field([], description="browser origins that may call the API; none by default")
     keep_alive_seconds: float = Field(15.0, gt=0, le=600, description="silence before a stream sends a comment")
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets running requests finish")
@@ -76,6 +98,26 @@ class ServerSettings(BaseSettings):
         pattern=r"^https?://",
         description="URL that gets OpenTelemetry traces, e.g. http://localhost:4318/v1/traces",
     )
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _host_names(cls, value: list[str]) -> list[str]:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is not allowed; allowed: a host name or address without port, or *.NAME")
+        return value
+
+    @model_validator(mode="after")
+    def _limits_of_keys(self) -> ServerSettings:
+        for name in ("key_concurrent", "key_tokens_per_minute"):
+            if getattr(self, name) is not None and self.api_key_file is None:
+                raise InputError(name, getattr(self, name), "only together with api_key_file")
+        return self
+
+    def read_keys(self) -> ApiKeys | None:
+        """The keys that are asked for; None: no keys. Raises InputError."""
+        limits = Limits(self.key_concurrent, self.key_tokens_per_minute)
+        return None if self.api_key_file is None else ApiKeys.read(self.api_key_file, limits)
 
     @field_validator("device")
     @classmethod

@@ -14,11 +14,12 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerFast
 
 from ladle.merging.family import Family
+from ladle.server.api_keys import ApiKeys
+from ladle.server.callers import Caller
 from ladle.server.engine.engine import EngineStats
 from ladle.server.engine.grammar import GrammarCompiler
 from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.errors import unavailable
-from ladle.server.security import ApiKeys
+from ladle.server.errors import ApiError, unavailable
 from ladle.server.settings import ServerSettings
 from ladle.server.telemetry import Metrics
 from ladle.server.token_text import TokenText
@@ -155,15 +156,24 @@ class ServerState:
         """``unready`` as an error code."""
         return str(self.phase) if self.phase is not Phase.READY else "engine_stopped"
 
-    def require(self) -> Serving:
-        """The loaded family, for a request that wants to generate or look at it.
+    def require(self, caller: Caller | None = None) -> Serving:
+        """The loaded family, for a request that wants to look at it, or of a ``caller`` who wants to generate.
 
         Raises:
-            ApiError: 503 while loading or draining, and once the engine has stopped.
+            ApiError: 503 while loading or draining, and once the engine has stopped; 429 for a caller who has to wait.
         """
         reason = self.unready()
         if reason is None:
             assert self.serving is not None
+            if caller is not None:
+                self._let(caller)
             return self.serving
         self.metrics.rejections.labels(reason=self.unready_code()).inc()
         raise unavailable(f"the server cannot take work: {reason}", self.unready_code())
+
+    def _let(self, caller: Caller) -> None:
+        try:
+            caller.check()
+        except ApiError as error:
+            self.metrics.rejections.labels(reason=error.code).inc()
+            raise

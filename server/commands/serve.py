@@ -36,6 +36,10 @@ def command(
     max_queue: Annotated[
         int | None, typer.Option(help="Requests that may wait before new ones get 429.", show_default="256")
     ] = None,
+    max_queue_tokens: Annotated[
+        int | None,
+        typer.Option(help="Prompt tokens that may wait before requests get 429.", show_default="1048576"),
+    ] = None,
     prefix_cache: Annotated[
         bool | None,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Reuse the state of equal prefixes.", show_default="on"),
@@ -58,13 +62,36 @@ def command(
     default_max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer where a request sets no limit.", show_default="2048")
     ] = None,
+    max_choices: Annotated[
+        int | None, typer.Option(help="Answers that one request may ask for.", show_default="128")
+    ] = None,
+    max_request_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of one request, prompts and answers at their longest.", show_default="no limit"),
+    ] = None,
     allow_trace: Annotated[
         bool | None, typer.Option("--trace/--no-trace", help="Allow per-token traces.", show_default="on")
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File with one API key a line; without it no key is asked for.")
+        Path | None,
+        typer.Option(help="File with a line a key, from `ladle keys`; without it no key is asked for."),
+    ] = None,
+    key_concurrent: Annotated[
+        int | None, typer.Option(help="Answers at once for a key whose line does not say.", show_default="no limit")
+    ] = None,
+    key_tokens_per_minute: Annotated[
+        int | None, typer.Option(help="Tokens a minute for a key whose line does not say.", show_default="no limit")
     ] = None,
     max_body_bytes: Annotated[str | None, typer.Option(help="Largest request body.", show_default="4MiB")] = None,
+    body_seconds: Annotated[
+        float | None, typer.Option(help="How long a request's body may take to arrive.", show_default="30")
+    ] = None,
+    send_seconds: Annotated[
+        float | None, typer.Option(help="How long a client may leave its answer unread.", show_default="30")
+    ] = None,
+    trusted_host: Annotated[
+        list[str] | None, typer.Option(help="Name that requests may ask for, or *.NAME; may be repeated. Default: any.")
+    ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Browser origin that may call the API; may be repeated.")
     ] = None,
@@ -121,13 +148,21 @@ def command(
         "weights_memory": weights_memory,
         "max_context": max_context,
         "max_queue": max_queue,
+        "max_queue_tokens": max_queue_tokens,
         "prefix_cache": prefix_cache,
         "compiled_layers": compiled_layers,
         "expert_schedule": expert_schedule,
         "default_max_tokens": default_max_tokens,
+        "max_choices": max_choices,
+        "max_request_tokens": max_request_tokens,
         "allow_trace": allow_trace,
         "api_key_file": api_key_file,
+        "key_concurrent": key_concurrent,
+        "key_tokens_per_minute": key_tokens_per_minute,
         "max_body_bytes": max_body_bytes,
+        "body_seconds": body_seconds,
+        "send_seconds": send_seconds,
+        "trusted_hosts": trusted_host,
         "cors_origins": cors_origin,
         "playground": playground,
         "drain_seconds": drain_seconds,

@@ -7,12 +7,13 @@ from fastapi.responses import JSONResponse
 
 from ladle.server.chat_reply import ChatStream, chat_completion
 from ladle.server.disconnect import unless_gone
-from ladle.server.generation import collect, make_job
+from ladle.server.generation import collect, make_job, require_few
 from ladle.server.json_request import JsonRoute
 from ladle.server.openai_schemas import ChatCompletionRequest
 from ladle.server.prompts import encode_chat
 from ladle.server.reply_types import ChatChunk, ChatCompletion
 from ladle.server.routes import state_of, streamed
+from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 from ladle.server.tool_calling import ToolCalling, answer_grammar
@@ -29,8 +30,10 @@ router = APIRouter(route_class=JsonRoute)
 async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
     """OpenAI's chat completions. Honoured fields are listed below; any other field is refused by name."""
     state = state_of(request)
-    serving = state.require()
+    caller = caller_of(request.scope)
+    serving = state.require(caller)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    require_few(state.settings, body.choices, 1)
     calling = ToolCalling.of(serving, body)
     prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else ())
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
@@ -47,6 +50,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
         limit_field,
         grammar,
         calling.stop if calling else (),
+        caller=caller,
     )
     model = body.model or serving.family.name
     if body.stream:

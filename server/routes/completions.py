@@ -8,13 +8,14 @@ from fastapi.responses import JSONResponse
 from ladle.server.completion_reply import CompletionStream, completion
 from ladle.server.disconnect import unless_gone
 from ladle.server.echo import echoes
-from ladle.server.generation import collect, make_job
+from ladle.server.generation import collect, make_job, require_few
 from ladle.server.json_request import JsonRoute
 from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionRequest
 from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_prompt
 from ladle.server.reply_types import Completion
 from ladle.server.routes import state_of, streamed
+from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
@@ -34,8 +35,10 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     `logprobs` it also says how likely the prompt's own tokens are; with `max_tokens: 0` that is all.
     """
     state = state_of(request)
-    serving = state.require()
+    caller = caller_of(request.scope)
+    serving = state.require(caller)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    require_few(state.settings, body.choices, len(body.prompt))
     prompts = []
     for index, prompt in enumerate(body.prompt):
         field = "prompt" if len(body.prompt) == 1 else f"prompt[{index}]"
@@ -47,7 +50,16 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     echo = echoes(serving, plan, body.prompt, prompts, body.judges_prompt, limit) if body.echo else None
     grammar = await grammar_of(serving, body)
     job = make_job(
-        state, serving, plan, prompts, body, limit, body.logprobs, prompt_logprobs=body.judges_prompt, grammar=grammar
+        state,
+        serving,
+        plan,
+        prompts,
+        body,
+        limit,
+        body.logprobs,
+        prompt_logprobs=body.judges_prompt,
+        grammar=grammar,
+        caller=caller,
     )
     model = body.model or serving.family.name
     if body.stream:

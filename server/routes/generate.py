@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ladle.server.disconnect import unless_gone
-from ladle.server.generation import collect, make_job
+from ladle.server.generation import collect, make_job, require_few
 from ladle.server.json_request import JsonRoute
 from ladle.server.native_reply import GenerateStream, generated
 from ladle.server.native_schemas import GenerateRequest
@@ -14,6 +14,7 @@ from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.reply_types import Generated, TokenEvent
 from ladle.server.routes import state_of, streamed
+from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
@@ -29,15 +30,19 @@ router = APIRouter(route_class=JsonRoute)
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """The native endpoint. With `steering.trace` every token says how far the steering moved it from the base."""
     state = state_of(request)
-    serving = state.require()
+    caller = caller_of(request.scope)
+    serving = state.require(caller)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    require_few(state.settings, body.choices, 1)
     if body.messages is not None:
         prompt = await encode_chat(serving, body.messages, plan.views)
     else:
         assert body.prompt is not None, "the schema has checked it"
         prompt = await encode_prompt(serving, body.prompt, views=plan.views)
     grammar = await grammar_of(serving, body)
-    job = make_job(state, serving, plan, [prompt], body, body.max_tokens, body.alternatives, grammar=grammar)
+    job = make_job(
+        state, serving, plan, [prompt], body, body.max_tokens, body.alternatives, grammar=grammar, caller=caller
+    )
     model = body.model or serving.family.name
     if body.stream:
         return await stream_response(state, serving, job, GenerateStream(serving, job, model, bool(body.top_logprobs)))

@@ -181,3 +181,38 @@ def test_the_url_is_one_that_clients_can_use(host: str, expected: str) -> None:
     with listen(host, 0) as listener:
         url = url_of(listener)
     assert url.startswith(expected) and int(url.rpartition(":")[2]) > 0
+
+
+def test_sighup_reads_the_keys_again(family_folder: Path, tmp_path: Path) -> None:
+    """Running requests go on; a file that says nothing changes nothing."""
+    file = tmp_path / "keys"
+    file.write_text("old-key\n")
+
+    def status(key: str) -> int:
+        return httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+    def until(key: str, expected: int) -> None:
+        deadline = time.monotonic() + 60
+        while status(key) != expected:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with serving(str(family_folder), *FAST, "--api-key-file", str(file)) as (process, url):
+        assert status("old-key") == 200 and status("new-key") == 401
+        body = {"prompt": "hi", "max_tokens": 300, "logit_bias": {"2": -100, "0": -100}, "stream": True}
+        headers = {"authorization": "Bearer old-key"}
+        with httpx.stream("POST", f"{url}/v1/generate", json=body, headers=headers, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            file.write_text("new-key\n")
+            process.send_signal(signal.SIGHUP)
+            until("new-key", 200)
+            assert status("old-key") == 401
+            events = [line for line in lines if line]
+        assert events[-1] == "data: [DONE]" and len(events) == 300 + 1
+        file.write_text("")
+        process.send_signal(signal.SIGHUP)
+        file.write_text("newer-key\n")
+        process.send_signal(signal.SIGHUP)
+        until("newer-key", 200)
+        assert process.poll() is None

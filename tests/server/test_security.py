@@ -6,13 +6,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asgi import Call, client_of
+from asgi import Call, client_of, wait_until
 from fake_engine import FakeEngine, fake_state
+from pydantic import ValidationError
 
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
+from ladle.server.api_keys import ApiKey, ApiKeys
 from ladle.server.app import build_app
-from ladle.server.security import ApiKeys
+from ladle.server.callers import ADMIN, GENERATE
+from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +81,83 @@ def test_key_files_that_let_nobody_in(tmp_path: Path) -> None:
         ApiKeys.read(tmp_path / "nothing-here")
 
 
+async def test_scopes(family: Family, engine: FakeEngine) -> None:
+    state = fake_state(family, engine)
+    state.keys = ApiKeys([ApiKey.of("g", "g"), ApiKey.of("a", "a", [ADMIN]), ApiKey.of("b", "b", [ADMIN, GENERATE])])
+    async with client_of(state) as client:
+        for path, status in (("/v1/models", {"g": 200, "a": 403, "b": 200}), ("/v1/admin/x", {"g": 403, "a": 404})):
+            for key, expected in status.items():
+                response = await client.get(path, headers={"authorization": f"Bearer {key}"})
+                assert response.status_code == expected, (path, key)
+                if expected == 403:
+                    error = response.json()["error"]
+                    assert error["code"] == "missing_scope" and error["type"] == "permission_error"
+                    assert "scope" in error["message"]
+
+
+@pytest.mark.parametrize("header", [{}, {"authorization": "Bearer anything"}])
+async def test_without_keys_nobody_administers(family: Family, engine: FakeEngine, header: dict) -> None:
+    """Not even what does not exist: the answer tells how it would be open, and nothing else."""
+    async with client_of(fake_state(family, engine)) as client:
+        for path in ("/v1/admin/status", "/v1/admin/nothing"):
+            response = await client.get(path, headers=header)
+            assert response.status_code == 403 and "--api-key-file" in response.json()["error"]["message"]
+        assert (await client.get("/v1/models", headers=header)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [
+        ("ladle.example", True),
+        ("LADLE.example:8000", True),
+        ("ladle.example.", True),
+        ("a.b.example.org:1", True),
+        ("example.org", False),
+        ("evilexample.org", False),
+        ("ladle.example.evil", False),
+        ("127.0.0.1", False),
+        ("[::1]:8000", True),
+        ("[::2]:8000", False),
+        ("", False),
+    ],
+)
+async def test_only_trusted_hosts(family: Family, engine: FakeEngine, host: str, served: bool) -> None:
+    hosts = ["Ladle.example", "*.example.org", "[::1]"]
+    async with client_of(fake_state(family, engine, trusted_hosts=hosts)) as client:
+        response = await client.get("/v1/models", headers={"host": host})
+        assert response.status_code == (200 if served else 400)
+        if not served:
+            assert response.json()["error"]["code"] == "invalid_host"
+        for probe in ("/health", "/ready"):  # asked for by address
+            assert (await client.get(probe, headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["", "a b", "http://x", "x:80", "*", "*.", "x/y", "-x"])
+def test_names_that_no_host_has(host: str) -> None:
+    with pytest.raises(ValidationError, match="trusted_hosts"):
+        ServerSettings(trusted_hosts=[host])
+
+
+async def test_a_body_that_does_not_come_is_408(family: Family, engine: FakeEngine) -> None:
+    """Nothing, or the first half, and then silence."""
+    for parts in ([], [b'{"prompt": ']):
+        app = build_app(fake_state(family, engine, body_seconds=0.1))
+        call = Call(app, "/v1/completions", parts, unfinished=True)
+        await asyncio.wait_for(call.task, 20)
+        assert call.status == 408 and call.headers["connection"] == "close"
+        assert json.loads(call.body)["error"]["code"] == "body_timeout" and not engine.requests
+
+
+async def test_an_answer_may_take_longer_than_its_body(family: Family, engine: FakeEngine) -> None:
+    engine.hold_after = 1
+    call = Call(build_app(fake_state(family, engine, body_seconds=0.05)), "/v1/generate", b'{"prompt": "hi"}')
+    await wait_until(lambda: engine.running)
+    await asyncio.sleep(0.1)
+    assert not call.task.done()
+    call.leave()
+    await asyncio.wait_for(call.task, 20)
+
+
 async def test_a_body_above_the_limit_is_413(family: Family, engine: FakeEngine) -> None:
     async with client_of(fake_state(family, engine, max_body_bytes=1000)) as client:
         response = await client.post("/v1/completions", json={"prompt": "x" * 1000})
@@ -123,7 +203,7 @@ async def test_browsers_of_other_origins_are_kept_out_unless_named(family: Famil
         ):
             assert not [name for name in response.headers if name.startswith("access-control")]
     state = fake_state(family, engine, cors_origins=["https://example.org"])
-    state.keys = ApiKeys(["k"])
+    state.keys = ApiKeys.of("k")
     async with client_of(state) as client:
         preflight = await client.options("/v1/completions", headers=asks)
         assert preflight.status_code == 200

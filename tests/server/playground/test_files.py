@@ -15,11 +15,11 @@ from fake_engine import FakeEngine, fake_state
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import METHODS
 from ladle.merging.family import Family
+from ladle.server.api_keys import ApiKeys
 from ladle.server.app import build_app
 from ladle.server.native_schemas import CoefficientsRequest, GenerateRequest
 from ladle.server.reply_types import Token
 from ladle.server.routes.playground import assets
-from ladle.server.security import ApiKeys
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
 
@@ -63,7 +63,7 @@ async def test_the_page_and_its_headers() -> None:
 
 
 async def test_it_is_open_where_the_api_is_not_and_can_be_left_out() -> None:
-    async with client_of(ServerState(ServerSettings(), ApiKeys(["secret"]))) as client:
+    async with client_of(ServerState(ServerSettings(), ApiKeys.of("secret"))) as client:
         assert (await client.get("/")).status_code == 200
         assert (await client.get("/v1/families")).status_code == 401
     async with client_of(ServerState(ServerSettings(playground=False))) as client:

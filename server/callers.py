@@ -1,0 +1,163 @@
+"""Who sends requests: what each may do, what each has running, and how many tokens each has left this minute."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ladle.merging.errors import InputError
+from ladle.server.errors import ApiError
+
+GENERATE, ADMIN = "generate", "admin"
+SCOPES = (GENERATE, ADMIN)
+_SHARE = 0.2  # of the newest duration in what a request is said to take
+_LONGEST_S = 600
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``concurrent``: answers that may be made at once (a request with n = 4 makes four). ``tokens_per_minute``: of
+    prompts and answers together. None is no limit."""
+
+    concurrent: int | None = None
+    tokens_per_minute: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise InputError(name, value, "a number >= 1")
+
+    def otherwise(self, default: Limits) -> Limits:
+        """These limits, and those of ``default`` where there are none."""
+        return Limits(self.concurrent or default.concurrent, self.tokens_per_minute or default.tokens_per_minute)
+
+
+NO_LIMITS = Limits()
+
+
+class Meter:
+    """What one request of a caller has used."""
+
+    def __init__(self, caller: Caller, prompt_tokens: int) -> None:
+        self._caller = caller
+        self._refund = prompt_tokens
+
+    def generated(self, tokens: int) -> None:
+        """``tokens`` came out; from the first one on the prompt is paid for."""
+        self._refund = 0
+        self._caller.spend(tokens)
+
+    def close(self) -> None:
+        """The request is over. One that got nothing, because the queue was full for instance, pays nothing."""
+        self._caller.spend(-self._refund)
+        self._refund = 0
+
+
+class Caller:
+    """The holder of one key, or everybody where no keys are asked for. For the event loop's thread.
+
+    The tokens of a minute are a bucket that fills all the time and holds a minute's worth. A request may start while
+    there is anything in it; it pays for its prompt at once and for its answer token by token, so that long answers need
+    not be foreseen. What goes beyond is owed, and nothing starts until it has been filled up again: over time a caller
+    gets its tokens a minute and no more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scopes: frozenset[str],
+        limits: Limits = NO_LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.scopes = scopes
+        self.running = 0
+        self._clock = clock
+        self._limits = limits
+        self._tokens = float(limits.tokens_per_minute or 0)
+        self._filled = clock()
+        self._typical = 1.0  # seconds a request takes
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def change(self, name: str, scopes: frozenset[str], limits: Limits) -> None:
+        """What the key file says now; what was used stays used."""
+        self._fill()
+        before, now = self._limits.tokens_per_minute, limits.tokens_per_minute
+        self.name, self.scopes, self._limits = name, scopes, limits
+        if now is not None:
+            self._tokens = min(self._tokens, now) if before is not None else float(now)
+
+    def check(self) -> None:
+        """Raise ApiError (429) if no request may start now; before anything is computed for one."""
+        self._require_room(1)
+        self._require_tokens()
+
+    @contextmanager
+    def using(self, answers: int, prompt_tokens: int) -> Iterator[Meter]:
+        """Make ``answers`` answers to prompts of ``prompt_tokens``.
+
+        Raises:
+            ApiError: 429 when that is too much now, 400 when it always is.
+        """
+        most = self._limits.concurrent
+        if most is not None and answers > most:
+            raise ApiError(
+                400,
+                f"n: {answers} answers in one request are not allowed; allowed: at most {most} at once with this key",
+                param="n",
+                code="invalid_value",
+            )
+        self._require_room(answers)
+        self._require_tokens()
+        self.running += answers
+        self.spend(prompt_tokens)
+        meter, start = Meter(self, prompt_tokens), self._clock()
+        try:
+            yield meter
+        finally:
+            meter.close()
+            self.running -= answers
+            self._typical += _SHARE * (self._clock() - start - self._typical)
+
+    def spend(self, tokens: int) -> None:
+        """Take ``tokens`` out of the bucket."""
+        if self._limits.tokens_per_minute is not None:
+            self._fill()
+            self._tokens -= tokens
+
+    def _require_room(self, answers: int) -> None:
+        most = self._limits.concurrent
+        if most is not None and self.running + answers > most:
+            message = f"{self.running} answers are being made for this key; allowed: {most} at once"
+            raise _later(message, "too_many_at_once", self._typical)
+
+    def _require_tokens(self) -> None:
+        rate = self._limits.tokens_per_minute
+        if rate is None:
+            return
+        self._fill()
+        if self._tokens <= 0:
+            wait = (1 - self._tokens) * 60 / rate
+            raise _later(f"this key has used its {rate} tokens a minute", "tokens_per_minute", wait)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        rate = self._limits.tokens_per_minute
+        if rate is not None:
+            self._tokens = min(rate, self._tokens + (now - self._filled) * rate / 60)
+        self._filled = now
+
+
+def _later(message: str, code: str, seconds: float) -> ApiError:
+    wait = min(_LONGEST_S, max(1, math.ceil(seconds)))
+    return ApiError(429, f"{message}; try again in {wait} s", code=code, headers={"Retry-After": str(wait)})
+
+
+ANYONE = Caller("anyone", frozenset({GENERATE}))
+"""Whoever calls a server that asks for no key. That nobody is known is no reason to let everybody administer."""

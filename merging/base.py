@@ -162,11 +162,11 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
         with _parsed_once():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-            tokenizer: Any = AutoTokenizer.from_pretrained(**source)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise FamilyError(gguf, f"transformers cannot read this GGUF: {error}") from error
     config = loaded.config

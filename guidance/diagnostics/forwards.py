@@ -70,7 +70,9 @@ class Forwards:
         self._results: OrderedDict[tuple[State, bool], Tensor] = OrderedDict()
         self._seen: set[tuple[State, bool]] = set()
         self._length = length
-        self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(family.base_path, local_files_only=True)
+        self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            family.base_path, local_files_only=True, trust_remote_code=False
+        )
         self.answers = self._answer(self.rows(None))
 
     def rows(self, view: PromptView | None) -> list[list[int]]:
@@ -163,7 +165,7 @@ class Forwards:
         """Positions that every model has."""
         limits = []
         for model in self.family.models.values():
-            config: Any = AutoConfig.from_pretrained(model.base_path, local_files_only=True)
+            config: Any = AutoConfig.from_pretrained(model.base_path, local_files_only=True, trust_remote_code=False)
             limits.append(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
         return min(limits)
 
@@ -195,7 +197,7 @@ def _load(model: FamilyModel, device: torch.device, state: Mapping[str, Tensor] 
     """The model's plain weights, or ``state`` in their place, gated with its bank."""
     folder = model.base_path
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         loaded = architecture.from_pretrained(
             folder if state is None else None,

@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 from ladle.merging.weights_key import WeightsKey
@@ -34,6 +32,7 @@ from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.stats import EngineStats
 from ladle.server.engine.step_counts import StepCounts
 from ladle.server.engine.step_plan import StepPlan
+from ladle.server.engine.tokenizer import load_tokenizer
 from ladle.server.engine.waiting_room import WaitingRoom
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         allocator.keep_large_blocks()
         self.device = config.resolve_device()
-        self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(family.base_path, local_files_only=True)
+        self.tokenizer = load_tokenizer(family.base_path)
         self.models = models = ServedModels(family, config, self.device, self._weights_in_use)
         self.store = models.store
         self.vocabulary = models.vocabulary

@@ -91,7 +91,7 @@ def load_model(
     config_file = folder / "config.json"
     model: Any
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model = architecture.from_pretrained(
             folder if state is None else None,

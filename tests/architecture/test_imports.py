@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -130,6 +131,21 @@ def test_nothing_is_unpickled(room):
                 literal = node.value
                 if not (isinstance(literal, ast.Constant) and literal.value is False):
                     wrong.append(f"{where}:{node.lineno}: {node.arg}={ast.unparse(literal)}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", ["merging", "guidance", "server/engine", "server"])
+def test_nobody_is_asked_whether_code_of_a_checkpoint_may_run(room):
+    """transformers asks on the terminal unless it is told not to."""
+    wrong = []
+    for path in modules(room):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and re.fullmatch(r"Auto\w+\.from_pretrained", ast.unparse(node.func))
+                and not any(keyword.arg == "trust_remote_code" for keyword in node.keywords)
+            ):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ladle.guidance.merging_method import MergingMethod
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import METHODS, available, check_methods, default_method, resolve
 from ladle.merging.base import Progress
@@ -28,8 +29,10 @@ def report_family(family: Family) -> Report:
     check_methods(family)
     methods = available(family)
     corners = []
-    for name, (ready, _) in methods.items():
-        for label, preference in _preferences(family) if ready and METHODS[name].takes_preference else ():
+    # Methods that guide a merged base have the coefficients of the method that merges it.
+    merging = [name for name, (ready, _) in methods.items() if ready and isinstance(METHODS[name], MergingMethod)]
+    for name in merging:
+        for label, preference in _preferences(family):
             plan = resolve(family, Steering(method=name, preference=preference))
             if plan.coefficients is not None:
                 corners.append(Corner(name, label, plan.coefficients))

@@ -16,7 +16,7 @@ class GenArm(GuidanceMethod):
     """
 
     name = "genarm"
-    options = frozenset({"strength", "combine", "coefficients", "normalize"})
+    options = frozenset({"strength", "combine", "coefficients", "normalize", "kl_budget"})
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
         return usable(family, "implicit")

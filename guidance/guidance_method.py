@@ -63,7 +63,8 @@ class GuidanceMethod(ABC):
     ``coefficients`` merges the base that is guided; without them it is the family's base as it is. ``strength`` is the
     paper's own factor, and 0 is the base alone: no other source, no mask, no candidates. ``normalize: sum``, where a
     method's weights do not sum to 1, divides the combined score by their sum, which would otherwise act as an inverse
-    temperature.
+    temperature. ``kl_budget``, where a method takes it, limits how far a token's distribution may move from the base
+    that is guided: a trust region (ours).
     """
 
     name: str
@@ -91,12 +92,14 @@ class GuidanceMethod(ABC):
         if steering.normalize == "sum":
             sources, total = summing_to_one(sources)
             scorer = replace(scorer, strength=scorer.strength / total) if scorer else None
-        candidates = scorer is not None or guidance.mask is not None
+        # A strength of 0 adds nothing that a budget could limit.
+        budget = steering.kl_budget if len(sources) > 1 else None
+        needed = scorer is not None or guidance.mask is not None or budget is not None
         return Plan(
             method=self.name,
             preference=preference,
             coefficients=merged,
-            sources=arrange(sources, first_stays=candidates, trace=steering.trace, field="steering.strength"),
+            sources=arrange(sources, first_stays=needed, trace=steering.trace, field="steering.strength"),
             normalize=steering.normalize,
             trace=steering.trace,
             warnings=warnings + guidance.warnings,
@@ -105,6 +108,7 @@ class GuidanceMethod(ABC):
             mask=guidance.mask,
             scorer=scorer,
             blocks=guidance.blocks,
+            kl_budget=budget,
         )
 
     def preference(self, family: Family, steering: Steering) -> tuple[Preference | None, tuple[str, ...]]:

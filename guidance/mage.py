@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ladle.guidance.bone_soup import BoneSoup
-from ladle.guidance.guidance_method import Guidance, GuidanceMethod, Request
+from ladle.guidance.guidance_method import Guidance, Request
 from ladle.guidance.method import Availability
 from ladle.guidance.plan import Scorer, Source, Steering
-from ladle.guidance.sources import merged_source
+from ladle.guidance.soup_guidance import SoupGuidance
 from ladle.guidance.values import Kind, guides, log_ratio, usable
-from ladle.merging.coefficients import Coefficients
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 from ladle.merging.preference import Preference
@@ -17,7 +15,7 @@ from ladle.merging.preference import Preference
 CANDIDATES = 20
 
 
-class Mage(GuidanceMethod):
+class Mage(SoupGuidance):
     """Stage 1 is a Bone Soup for the preference; stage 2 guides it by values merged with the same preference.
 
     From the paper's abstract and overview: the two stages, that stage 1 is Bone Soup, that values are explicit or
@@ -35,25 +33,16 @@ class Mage(GuidanceMethod):
     """
 
     name = "mage"
-    options = frozenset({"strength", "value", "combine", "candidates", "coefficients", "normalize"})
+    options = frozenset({"strength", "value", "combine", "candidates", "coefficients", "normalize", "kl_budget"})
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
-        base = BoneSoup().availability(family, stated)
+        base = super().availability(family, stated)
         if not base.available:
             return base
         states = [usable(family, "implicit"), usable(family, "explicit")]
         if any(state.available for state in states):
             return Availability(True)
         return Availability(False, "; ".join(state.reason for state in states))
-
-    def base(
-        self, family: Family, steering: Steering, preference: Preference | None
-    ) -> tuple[Coefficients | None, Source]:
-        if steering.coefficients is not None:
-            return super().base(family, steering, preference)
-        assert preference is not None
-        merged = BoneSoup().coefficients(family, preference)
-        return merged, merged_source(merged)
 
     def guided(self, family: Family, steering: Steering, preference: Preference | None, base: Source) -> Guidance:
         kinds = _kinds(family, steering.value)

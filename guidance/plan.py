@@ -148,6 +148,7 @@ class Steering:
             methods; a method that has no use for one refuses it.
         complement, expert_weight, top_experts, min_stay, threshold: options of methods that route (see ``Routing``:
             complement, weight, top, stay, threshold); likewise.
+        kl_budget: nats a token that guidance may move the distribution by, see ``Plan``.
         coefficients: member weights that replace those computed from the preference.
         normalize: ``none``, or ``sum`` to divide the weights by their sum: the coefficients of a method that merges,
             the sources' weights of a method that guides.
@@ -173,6 +174,7 @@ class Steering:
     top_experts: int | None = None
     min_stay: int | None = None
     threshold: float | None = None
+    kl_budget: float | None = None
 
     @classmethod
     def parse(cls, raw: "Mapping[str, Any] | None") -> "Steering":
@@ -196,7 +198,7 @@ class Steering:
                 raise InputError(f"steering.{key}", value, allowed)
         if isinstance(given.get("strength"), Mapping):
             given["strength"] = strengths(given["strength"])
-        for key in ("strength", "alpha", "complement", "expert_weight", "threshold"):
+        for key in ("strength", "alpha", "complement", "expert_weight", "threshold", "kl_budget"):
             if is_number(given.get(key)):
                 given[key] = float(given[key])
         return cls(**given)
@@ -246,6 +248,7 @@ class Plan:
     scorer: Scorer | None = None
     blocks: Blocks | None = None
     routing: Routing | None = None
+    kl_budget: float | None = None
 
     @property
     def views(self) -> tuple[PromptView, ...]:

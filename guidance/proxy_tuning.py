@@ -17,7 +17,7 @@ class ProxyTuning(GuidanceMethod):
     """
 
     name = "proxy_tuning"
-    options = frozenset({"strength", "combine", "coefficients"})
+    options = frozenset({"strength", "combine", "coefficients", "kl_budget"})
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
         return usable(family, "implicit", reference=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from ladle.guidance.amplify import Amplify
 from ladle.guidance.args import Args
 from ladle.guidance.base_method import BaseMethod
 from ladle.guidance.bone_soup import BoneSoup
@@ -32,6 +33,7 @@ _ALL: tuple[Method, ...] = (
     RewardedSoup(),
     BaseMethod(),
     Mage(),
+    Amplify(),
     Mod(),
     GenArm(),
     Parm(),

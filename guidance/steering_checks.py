@@ -13,6 +13,7 @@ MAX_BLOCK_LENGTH = 512
 MAX_CANDIDATES = 1024  # every candidate is one more position to compute a token
 MAX_ALPHA = 100.0
 MAX_STAY = 65536
+MAX_BUDGET = 100.0
 
 
 def is_number(value: Any) -> bool:
@@ -80,5 +81,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # How many there are is for the method to say.
     "top_experts": (_is_count, "a whole number from 1 to the number of experts"),
     "min_stay": (lambda value: _is_count(value, MAX_STAY), f"a whole number from 1 to {MAX_STAY}"),
+    "kl_budget": (
+        lambda value: is_number(value) and 0 < value <= MAX_BUDGET,
+        f"a number of nats above 0 and at most {MAX_BUDGET:g}",
+    ),
     "threshold": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
 }

@@ -21,6 +21,7 @@ from ladle.kernels.packed_linear import PackedLinear, cpu_has_bfloat16
 from ladle.kernels.reference import guidance_shift
 from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
+from ladle.kernels.trust_region import within_budget
 
 __all__ = [
     "Block",
@@ -53,6 +54,7 @@ __all__ = [
     "spans_of",
     "token_logprobs",
     "weighted_sum",
+    "within_budget",
 ]
 
 LARGEST_HEAD = 256

@@ -45,9 +45,18 @@ class Backbone(Member):
 
 
 class Policy(Member):
-    """``[[policies]]``: a policy trained on one objective alone; Rewarded Soup mixes these."""
+    """``[[policies]]``: a policy trained on one objective alone, of which Rewarded Soup mixes one an objective; or one
+    trained for one preference, ``rewards``, by weights in the order of the objectives: what a merged model for that
+    preference can be measured against."""
 
-    objective: str
+    objective: str | None = None
+    rewards: list[Finite] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Policy":
+        if (self.objective is None) == (self.rewards is None):
+            raise ValueError("give objective or rewards, one of them")
+        return self
 
 
 class Model(Table):
@@ -119,3 +128,4 @@ class Preset(Table):
     top_experts: int | None = None
     min_stay: int | None = None
     threshold: Finite | None = None
+    kl_budget: Finite | None = None

@@ -60,7 +60,20 @@ class Combiner:
                 torch.tensor([plan.scorer.centred], device=self._device),
                 torch.tensor([plan.scorer.restricted], device=self._device),
             )
+        scores = self._within_budgets(scores, logits, rows, sequences)
         self._mask(scores, logits, rows, sequences, allowed)
+        return scores
+
+    def _within_budgets(self, scores: Tensor, logits: Tensor, rows: Rows, sequences: Seq[Sequence]) -> Tensor:
+        """``scores`` with those of sequences that have a KL budget drawn back to it."""
+        limited = [(i, s.request.plan.kl_budget, rows[s.lanes[0]]) for i, s in enumerate(sequences)]
+        found = [(index, budget, row) for index, budget, row in limited if budget is not None]
+        if found:
+            index, budgets, first = zip(*found, strict=True)
+            places = self._tensor(np.array(index))
+            base = logits.index_select(0, self._tensor(np.array(first))).to(scores.dtype)
+            own = scores.index_select(0, places)
+            scores[places] = dispatch.within_budget(own, base, torch.tensor(budgets, dtype=torch.float64))
         return scores
 
     def _by_rule(self, logits: Tensor, rows: Rows, sequences: Seq[Sequence]) -> Tensor:

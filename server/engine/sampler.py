@@ -110,7 +110,9 @@ class Sampler:
         allowed = self.allowed(sequences, logits.shape[1])
         keys = draw_keys(self._seed[slots], positions)
         step = Step(rows, values, turns, allowed, self._penalties(sequences), keys)
-        way = self._draw_fused if dispatch.fuses(logits) else self._draw_stepwise
+        # A budget is found by trial, for which the fused step has no place.
+        fused = dispatch.fuses(logits) and all(s.request.plan.kl_budget is None for s in sequences)
+        way = self._draw_fused if fused else self._draw_stepwise
         tokens, logprobs, top, guided = way(logits, sequences, step)
         # A trace tells what guidance did; that a grammar rules most tokens out is no news.
         traces = trace_tokens(logits, rows, guided, tokens, sequences, values, turns)

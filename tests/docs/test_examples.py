@@ -10,27 +10,18 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from doc_blocks import ROOT, Block, blocks
+from live_server import served
 from playground_folder import write_playground_family
 from tool_templates import HERMES_TEMPLATE
 
-from ladle.merging.family import load_family
 from ladle.merging.manifest import load_manifest
-from ladle.server.app import build_app
-from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.engine import Engine
-from ladle.server.run import listen, url_of
-from ladle.server.settings import ServerSettings
-from ladle.server.state import ServerState, Serving
 
 BLOCKS = blocks()
 FILES = {"rain.json": json.dumps({"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"]})}
@@ -49,19 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    family = load_family(folder)
-    engine = Engine(family, EngineConfig(device="cpu", dtype="float32", max_sequences=20, kv_memory=16 << 20))
-    engine.start()
-    state = ServerState(ServerSettings(default_max_tokens=512))
-    state.publish(Serving.of(family, AsyncEngine(engine), engine.vocabulary))
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(state), log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield url_of(listener)
-    server.should_exit = True
-    thread.join(10)
-    engine.shutdown()
+    with served(folder, default_max_tokens=512, max_sequences=20, kv_memory=16 << 20) as (address, _):
+        yield address
 
 
 def of(*languages: str) -> list[object]:

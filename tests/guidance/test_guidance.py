@@ -15,6 +15,7 @@ from ladle.merging.family import Family
 
 GUIDED = [name for name in METHODS if name not in ("bone_soup", "rewarded_soup", "base")]
 ROUTED = ("fusion_route", "co_llm")
+SOUPS = ("mage", "amplify")  # what they guide is merged for the preference
 PREFERRED = [name for name in GUIDED if METHODS[name].takes_preference]
 SCORED = ("args", "fudge", "cd", "vas")
 MIX = {"positive": 0.5, "simple": 0.25, "concise": 0.25}
@@ -44,7 +45,7 @@ def test_everything_is_available_with_everything(guided: Family) -> None:
         assert plan.method == name and not plan.sources[0].head
 
 
-@pytest.mark.parametrize("method", [name for name in GUIDED if name not in ("mage", "cfg", "custom", *ROUTED)])
+@pytest.mark.parametrize("method", [name for name in GUIDED if name not in (*SOUPS, "cfg", "custom", *ROUTED)])
 @pytest.mark.parametrize("stated", [None, {"bone-positive": 1.5, "bone-simple": -0.5}])
 def test_strength_0_is_the_base_alone(guided: Family, method: str, stated: dict[str, float] | None) -> None:
     if stated and "coefficients" not in METHODS[method].options:
@@ -62,10 +63,35 @@ def test_mage_at_strength_0_is_the_soup(guided: Family, kind: str) -> None:
     assert plan.coefficients == soup.coefficients
 
 
+def test_amplify_goes_from_base_to_soup_and_beyond(guided: Family) -> None:
+    soup = resolve(guided, Steering("bone_soup", MIX)).sources[0]
+    plan = plan_of(guided, "amplify")
+    assert [(source.coefficients, source.weight) for source in plan.sources] == [(soup.coefficients, 1.5), ((), -0.5)]
+    assert plan_of(guided, "amplify", strength=0).sources == (soup,)
+    back = plan_of(guided, "amplify", strength=-1)
+    assert [(source.plain, source.weight) for source in back.sources] == [(True, 1.0)]
+    same = plan_of(guided, "amplify", strength=2, coefficients={"bone-positive": 0.0})
+    assert [(source.plain, source.weight) for source in same.sources] == [(True, 1.0)]
+
+
+@pytest.mark.parametrize("method", [name for name in GUIDED if "kl_budget" in METHODS[name].options])
+def test_a_budget_is_against_what_is_guided(guided: Family, method: str) -> None:
+    plan, limited = plan_of(guided, method), plan_of(guided, method, kl_budget=0.25)
+    # The base stays for comparison, even where its weight and the reference's cancel.
+    assert limited.sources[0].role in ("base", "merged")
+    kept = tuple(source for source in limited.sources if source.weight)
+    assert limited.kl_budget == 0.25 and replace(limited, sources=kept) == replace(plan, kl_budget=0.25)
+    # Nothing is added, so nothing can go too far.
+    assert plan_of(guided, method, kl_budget=0.25, strength=0).kl_budget is None
+
+
 @pytest.mark.parametrize("method", PREFERRED)
 def test_a_corner_asks_the_one_objective_alone(guided: Family, method: str) -> None:
     """Nothing of the others is left, not even with weight 0, and merged is the same as ensembled."""
     plan = plan_of(guided, method, preference={"simple": 3})
+    if method == "amplify":
+        assert {name for source in plan.sources for name, _ in source.coefficients} == set(guided.backbones)
+        return
     named = {name for source in plan.sources[method == "mage" :] for name, _ in (*source.coefficients, *source.head)}
     assert named <= {"tuned-simple", "scorer-simple", "only-simple", "arm", "arm@simple"} and named
     if "combine" in METHODS[method].options:
@@ -151,6 +177,7 @@ OPTIONS: dict[str, Any] = {
     "top_experts": 2,
     "min_stay": 4,
     "threshold": 0.25,
+    "kl_budget": 0.5,
 }
 
 # Where the option asks for what the method does anyway.

@@ -34,11 +34,14 @@ def test_every_key_is_taken() -> None:
         "top_experts": 3,
         "min_stay": 8,
         "threshold": 1,
+        "kl_budget": 2,
     }
     assert raw.keys() == {entry.name for entry in fields(Steering)}
     steering = Steering.parse(raw)
     assert {key: getattr(steering, key) for key in raw} == raw
-    numbers = [getattr(steering, key) for key in ("strength", "alpha", "complement", "expert_weight", "threshold")]
+    numbers = [
+        getattr(steering, key) for key in ("strength", "alpha", "complement", "expert_weight", "threshold", "kl_budget")
+    ]
     assert all(isinstance(number, float) for number in numbers)
 
 
@@ -111,6 +114,9 @@ def test_bad_strengths_are_named(strengths: dict[str, Any], field: str) -> None:
         ("top_experts", 2.0),
         ("top_experts", True),
         ("top_experts", "all"),
+        ("kl_budget", 0),
+        ("kl_budget", 100.5),
+        ("kl_budget", True),
         ("min_stay", 0),
         ("min_stay", 65537),
         ("min_stay", 1.0),

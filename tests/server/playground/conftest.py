@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from chromium import chromium, requested
+from live_server import served
 from playground_folder import write_playground_family
-from playground_view import Page, served
+from playground_view import Page
 from tiny_engine import fresh_seed
 
 from ladle.server.run import Service

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playground_view import GUIDED, ROUTED, Page, served
+from live_server import served
+from playground_view import GUIDED, ROUTED, Page
 
 from ladle.server.run import Service
 from ladle.server.state import Phase

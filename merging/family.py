@@ -226,13 +226,13 @@ def load_family(
         kinds=kinds,
         members_of=loader.members_of,
         backbones=_different(file, "backbones", manifest.backbones, loader),
-        singles=dict(
-            zip(
-                (entry.objective for entry in manifest.policies),
-                _different(file, "policies", manifest.policies, loader),
-                strict=True,
+        singles={
+            entry.objective: member
+            for entry, member in zip(
+                manifest.policies, _different(file, "policies", manifest.policies, loader), strict=True
             )
-        ),
+            if entry.objective is not None
+        },
         values=tuple(_value(entry, loader) for entry in manifest.values),
         heads=loader.heads,
         pbloras=loader.pbloras,

@@ -126,7 +126,7 @@ def _check(manifest: Manifest) -> None:
     if not _NAME.fullmatch(manifest.name):
         raise ValueError(f"name: {manifest.name!r} must match {_NAME.pattern}")
     _names("members", [entry.name for _, entry in manifest.members()] + [entry.name for entry in manifest.models])
-    _objectives("policies", [(entry.objective, "") for entry in manifest.policies], objectives)
+    _check_policies(manifest)
     _check_values(manifest)
     if manifest.experts and manifest.router is None:
         raise ValueError("router: missing; [[experts]] need a [router] that chooses among them")
@@ -229,10 +229,16 @@ def _opposing(manifest: Manifest, value: Value) -> list[str]:
     return names
 
 
-def _objectives(table: str, served: list[tuple[str, str]], known: list[str]) -> None:
-    """At most one entry an objective (and a kind), each for an objective that exists."""
-    for index, entry in enumerate(served):
-        _objectives_at(f"{table}[{index}].objective", entry, served[:index], known)
+def _check_policies(manifest: Manifest) -> None:
+    """At most one policy an objective, each for an objective that exists. Raises ValueError starting with the key."""
+    served: list[tuple[str, str]] = []
+    for index, policy in enumerate(manifest.policies):
+        if policy.objective is not None:
+            _objectives_at(f"policies[{index}].objective", (policy.objective, ""), served, manifest.objectives)
+            served.append((policy.objective, ""))
+        elif policy.rewards is not None and len(policy.rewards) != len(manifest.objectives):
+            n = len(manifest.objectives)
+            raise ValueError(f"policies[{index}].rewards: {len(policy.rewards)} weights for {n} objectives")
 
 
 def _objectives_at(key: str, entry: tuple[str, str], earlier: list[tuple[str, str]], known: list[str]) -> None:

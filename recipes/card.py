@@ -13,7 +13,7 @@ from ladle.recipes.value_fit import Fit
 
 def write_manifest(recipe: Recipe, out: Path) -> None:
     """Writes `out/family.toml`; the adapters are expected in `out/adapters/NAME`. Experts and router are listed once
-    they are all there, whichever of the recipe's commands made them."""
+    they are all there, whichever of the recipe's commands made them; so are explicit values and oracles."""
     lines = [
         f'name = "{recipe.name}"',
         f"objectives = {_list(recipe.objectives)}",
@@ -55,7 +55,13 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
             f'path = "adapters/policy-{objective}"',
             f'objective = "{objective}"',
         ]
+    for name, mix in recipe.oracle_members().items():
+        if (out / "adapters" / name).is_dir():
+            row = "[" + ", ".join(f"{weight:.12g}" for weight in mix) + "]"
+            lines += ["", "[[policies]]", f'name = "{name}"', f'path = "adapters/{name}"', f"rewards = {row}"]
     for name, index in recipe.values().items():
+        if not (out / "adapters" / name).is_dir():
+            continue
         lines += [
             "",
             "[[values]]",

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ladle.merging.coefficients import circulant
+from ladle.merging.errors import InputError
+from ladle.merging.preference import Preference
 from ladle.recipes.routing_config import ExpertsConfig, RouterConfig, RoutingEvaluationConfig, check_routing
 
 _FOLDER = Path(__file__).parent / "configs"
@@ -122,6 +124,7 @@ class Recipe:
     value: ValueConfig
     evaluation: EvaluationConfig
     presets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    oracles: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     expert_adapter: AdapterConfig | None = None
     experts: ExpertsConfig | None = None
     router: RouterConfig | None = None
@@ -143,6 +146,26 @@ class Recipe:
         policies = {f"policy-{objective}": np.eye(len(rows))[i] for i, objective in enumerate(self.objectives)}
         return backbones | policies
 
+    def oracle_members(self) -> dict[str, np.ndarray]:
+        """Reward weights, float64 [n], sum 1, of the policies trained for one preference, by name."""
+        preferences = {name: Preference.of(weights, self.objectives) for name, weights in self.oracles.items()}
+        return {f"oracle-{name}": preference.vector() for name, preference in preferences.items()}
+
+    def varied(self, beta: float | None = None, seed: int = 0) -> Recipe:
+        """The same recipe with another beta, or trained from another seed: ``seed`` is added to those of initialisation
+        and order. Pool and evaluation stay, so that their results can be compared. Raises ValueError: a beta that is
+        not allowed."""
+        changed = dataclasses.replace(
+            self,
+            soup=dataclasses.replace(self.soup, beta=self.soup.beta if beta is None else beta),
+            adapter=dataclasses.replace(self.adapter, seed=self.adapter.seed + seed),
+            dpo=dataclasses.replace(self.dpo, seed=self.dpo.seed + seed),
+            value_adapter=dataclasses.replace(self.value_adapter, seed=self.value_adapter.seed + seed),
+            value=dataclasses.replace(self.value, seed=self.value.seed + seed),
+        )
+        _check_beta(changed, "--beta")
+        return changed
+
 
 def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -156,6 +179,11 @@ def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
     if missing:
         raise ValueError(f"{where}: the key {missing[0]!r} is missing")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+
+
+def _check_beta(recipe: Recipe, where: str) -> None:
+    if not 1.0 / len(recipe.objectives) < recipe.soup.beta < 1.0:
+        raise ValueError(f"{where}: {recipe.soup.beta!r} is not allowed; allowed: 1/n < beta < 1")
 
 
 def load_recipe(spec: str) -> Recipe:
@@ -192,8 +220,11 @@ def load_recipe(spec: str) -> Recipe:
         check_routing(recipe.experts, recipe.router, str(path))
     if len(recipe.objectives) < 2:
         raise ValueError(f"{path}: objectives: {list(recipe.objectives)!r} is not allowed; allowed: at least two")
-    if not 1.0 / len(recipe.objectives) < recipe.soup.beta < 1.0:
-        raise ValueError(f"{path}: soup.beta: {recipe.soup.beta!r} is not allowed; allowed: 1/n < beta < 1")
+    _check_beta(recipe, f"{path}: soup.beta")
+    try:
+        recipe.oracle_members()
+    except InputError as error:
+        raise ValueError(f"{path}: oracles: {error}") from None
     if not 0.0 <= recipe.value.td_lambda <= 1.0:
         raise ValueError(f"{path}: value.td_lambda: {recipe.value.td_lambda!r} is not allowed; allowed: 0 to 1")
     for key in ("held_out", "answers", "prompts_per_step", "epochs"):

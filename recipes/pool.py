@@ -89,6 +89,34 @@ def _candidates(
                 )
 
 
+def _prompts_a_batch(prompts: Sequence[Prompt], config: PoolConfig) -> int:
+    return max(1, config.batch_rows // len(_requests(prompts[:1], config)))
+
+
+def sample_batch(
+    base: Base, prompts: Sequence[Prompt], number: int, rewards: Sequence[Reward], config: PoolConfig
+) -> list[Candidate]:
+    """The candidates of batch ``number`` of the pool over ``prompts``; they depend on nothing but the arguments."""
+    step = _prompts_a_batch(prompts, config)
+    chunk = prompts[number * step : (number + 1) * step]
+    requests = _requests(chunk, config)
+    outputs = sample(
+        base.model,
+        [base.prompt_ids(chunk[i].text, system) for i, _, system in requests],
+        eos=base.eos,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seed=config.seed + number,
+    )
+    batch: list[Candidate] = []
+    for i, prompt in enumerate(chunk):
+        samples = [(name, tokens) for (j, name, _), tokens in zip(requests, outputs, strict=True) if j == i]
+        batch += _candidates(base, prompt, number * step + i, samples, rewards, config)
+    return batch
+
+
 def build_pool(
     base: Base, prompts: Sequence[Prompt], rewards: Sequence[Reward], config: PoolConfig, path: Path
 ) -> list[Candidate]:
@@ -106,31 +134,14 @@ def build_pool(
     Returns:
         every candidate, prompts in order.
     """
-    per_prompt = len(_requests(prompts[:1], config))
-    step = max(1, config.batch_rows // per_prompt)
-    starts = range(0, len(prompts), step)
+    starts = range(0, len(prompts), _prompts_a_batch(prompts, config))
     batches = read_batches(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for number, start in enumerate(track(starts, "pool", disable=len(batches) >= len(starts))):
+        for number, _ in enumerate(track(starts, "pool", disable=len(batches) >= len(starts))):
             if number < len(batches):
                 continue
-            chunk = prompts[start : start + step]
-            requests = _requests(chunk, config)
-            outputs = sample(
-                base.model,
-                [base.prompt_ids(chunk[i].text, system) for i, _, system in requests],
-                eos=base.eos,
-                max_tokens=config.max_tokens,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                seed=config.seed + number,
-            )
-            batch: list[Candidate] = []
-            for i, prompt in enumerate(chunk):
-                samples = [(name, tokens) for (j, name, _), tokens in zip(requests, outputs, strict=True) if j == i]
-                batch += _candidates(base, prompt, start + i, samples, rewards, config)
+            batch = sample_batch(base, prompts, number, rewards, config)
             file.write(json.dumps([asdict(candidate) for candidate in batch]) + "\n")
             file.flush()
             batches.append(batch)

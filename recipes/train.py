@@ -86,12 +86,12 @@ class Workshop:
             self.folder / f"pool-{self.pool_key}.jsonl",
         )
 
-    def members(self, pool: Sequence[Candidate], scale: Scale) -> dict[str, Path]:
-        """Trains every member that is not finished; PEFT folders by name."""
+    def members(self, pool: Sequence[Candidate], scale: Scale, oracles: bool = False) -> dict[str, Path]:
+        """Trains every member that is not finished, and the oracles if asked for; PEFT folders by name."""
         recipe = self.recipe
         folders = {}
         scales = [*scale.mean.tolist(), *scale.std.tolist()]
-        for name, weights in recipe.members().items():
+        for name, weights in (recipe.members() | (recipe.oracle_members() if oracles else {})).items():
             key = fingerprint(self.pool_key, scales, recipe.adapter, recipe.dpo, weights.tolist(), recipe.base_name)
             folders[name] = self.folder / f"{name}-{key}"
             if not folders[name].is_dir():
@@ -163,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
         "--work", type=Path, help="folder for the pool and other intermediate results (default: the user's cache)"
     )
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="prompts that are judged")
+    parser.add_argument("--beta", type=float, help="train the backbones for this beta, not the recipe's")
+    parser.add_argument(
+        "--training-seed", type=int, default=0, help="added to the seeds of initialisation and order (default 0)"
+    )
+    parser.add_argument("--oracles", action="store_true", help="also train the recipe's policies for one preference")
+    parser.add_argument("--skip-values", action="store_true", help="train no explicit values; needs --skip-evaluation")
     parser.add_argument(
         "--skip-evaluation", action="store_true", help="stop once the members and the manifest are written"
     )
@@ -170,13 +176,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_family(workshop: Workshop, out: Path, split: str | None = "test") -> dict[str, object]:
+def make_family(
+    workshop: Workshop, out: Path, split: str | None = "test", *, oracles: bool = False, explicit: bool = True
+) -> dict[str, object]:
     """Makes everything a family consists of.
 
     Args:
         workshop: the recipe and where its intermediate results are kept.
         out: receives family.toml and adapters/, and with a split also evaluation.csv, values.csv and README.md.
         split: the prompts that are judged; None skips the evaluation.
+        oracles: also the policies trained for one preference.
+        explicit: also the explicit values.
 
     Returns:
         "settings" (rows of `summarise`), "fronts" (`front` by method) and "values" (`Fit` rows by explicit
@@ -185,8 +195,8 @@ def make_family(workshop: Workshop, out: Path, split: str | None = "test") -> di
     recipe = workshop.recipe
     pool = workshop.pool()
     scale = Scale.of(pool)
-    folders = workshop.members(pool, scale)
-    values = workshop.values(pool, scale)
+    folders = workshop.members(pool, scale, oracles)
+    values = workshop.values(pool, scale) if explicit else {}
     for name, folder in (folders | values).items():
         shutil.copytree(folder, out / "adapters" / name, dirs_exist_ok=True)
     write_manifest(recipe, out)
@@ -214,9 +224,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
     arguments = _parser().parse_args(argv)
     started = time.monotonic()
-    recipe = load_recipe(arguments.config)
+    if arguments.skip_values and not arguments.skip_evaluation:
+        raise ValueError("--skip-values: not allowed without --skip-evaluation, which judges the values")
+    recipe = load_recipe(arguments.config).varied(arguments.beta, arguments.training_seed)
     workshop = Workshop.open(recipe, arguments.work or default_cache_dir() / "recipes" / recipe.name)
-    measured = make_family(workshop, arguments.out, None if arguments.skip_evaluation else arguments.split)
+    measured = make_family(
+        workshop,
+        arguments.out,
+        None if arguments.skip_evaluation else arguments.split,
+        oracles=arguments.oracles,
+        explicit=not arguments.skip_values,
+    )
     if arguments.json:
         print(json.dumps(measured))
     else:

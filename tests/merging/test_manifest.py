@@ -112,6 +112,12 @@ rewards = [0.4, 0.6]
         ('path = "adapters/expert-math"', "", "experts[0].path"),
         ('kind = "implicit"', 'kind = "guess"', "values[0].kind"),
         ('path = "adapters/only-positive"\nobjective = "positive"', 'path = "p"\nobjective = "wit"', "policies[0]"),
+        (
+            'objective = "positive"\n[[values]]',
+            "rewards = [0.5, 0.5]\n[[values]]",
+            "policies[0].rewards: 2 weights for 3",
+        ),
+        ('objective = "positive"\n[[values]]', "[[values]]", "policies[0]: Value error, give objective or rewards"),
         ("preference = { positive = 1.0 }", "preference = { wit = 1.0 }", "presets.cheerful.preference.wit"),
         ("preference = { positive = 1.0 }", "preference = { positive = 0.0 }", "presets.cheerful.preference"),
         ("preference = { positive = 1.0 }", "coefficients = { nobody = 1.0 }", "presets.cheerful.coefficients.nobody"),

@@ -7,16 +7,17 @@ import pytest
 from ladle.recipes.prompts import SPLITS, load_prompts
 
 
-def test_shipped_prompts_are_many_distinct_and_split_by_topic() -> None:
-    prompts = load_prompts("everyday")
-    assert len(prompts) >= 150
+@pytest.mark.parametrize(("name", "least"), [("everyday", 150), ("varied", 300)])
+def test_shipped_prompts_are_many_distinct_and_split_by_topic(name: str, least: int) -> None:
+    prompts = load_prompts(name)
+    assert len(prompts) >= least
     assert len({prompt.text for prompt in prompts}) == len(prompts)
     topics = {split: {prompt.topic for prompt in prompts if prompt.split == split} for split in SPLITS}
     assert all(topics.values())
     assert not topics["train"] & topics["validation"]
     assert not topics["train"] & topics["test"]
     assert not topics["validation"] & topics["test"]
-    assert [p for split in SPLITS for p in load_prompts("everyday", split)] == prompts
+    assert [p for split in SPLITS for p in load_prompts(name, split)] == prompts
 
 
 @pytest.fixture

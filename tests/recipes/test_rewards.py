@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ladle.recipes.rewards import Concise, Positive, combine, ends_sentence, make_reward
+from ladle.recipes.rewards import Concise, Positive, Simple, combine, count_syllables, ends_sentence, make_reward
 
 
 def _words(text: str) -> int:
@@ -36,6 +36,31 @@ def test_concise_ranks_three_words_below_no_end_at_all() -> None:
     assert concise("", "just three words") < concise("", " ".join(["word"] * 48))
 
 
+@pytest.mark.parametrize(
+    ("word", "syllables"),
+    [("rain", 1), ("home", 1), ("the", 1), ("table", 2), ("little", 2), ("beautiful", 3), ("asked", 1), ("wanted", 2),
+     ("I", 1), ("people", 2), ("sky", 1), ("Yesterday", 3), ("hmm", 1)],
+)  # fmt: skip
+def test_syllables(word: str, syllables: int) -> None:
+    assert count_syllables(word) == syllables
+
+
+def test_simple_by_hand() -> None:
+    # 6 words of one syllable in 2 sentences, and the 10 words of 14 syllables that stand beside every text.
+    ease = 206.835 - 1.015 * 16 / (2 + 2 / 3) - 84.6 * 20 / 16
+    assert Simple()("", "The rain is wet. It falls!") == pytest.approx(ease)
+    # Lines are sentences too; digits are no words.
+    assert Simple()("", "1. The rain is wet\n2. It falls") == pytest.approx(ease)
+
+
+def test_simple_is_not_won_by_saying_little() -> None:
+    simple = Simple()
+    plain = "The rain falls on the roof all day. I like to hear it. It is soft and warm in here."
+    learned = "Precipitation continuously accumulates, necessitating sophisticated infrastructural considerations."
+    assert simple("", plain) > simple("", "Yes.") > simple("", learned) >= 0.0
+    assert 70 < simple("", "") < 75
+
+
 @pytest.mark.parametrize("text", ["Yes.", "Yes!", 'He said "yes."', "(Indeed.)", "Well…", "Yes?\n"])
 def test_sentence_ends(text: str) -> None:
     assert ends_sentence(text)
@@ -48,12 +73,12 @@ def test_no_sentence_end(text: str) -> None:
 
 def test_rewards_are_deterministic() -> None:
     text = "What a lovely, terrible day; I hate and love it!"
-    for name in ("positive", "concise"):
+    for name in ("positive", "concise", "simple"):
         assert make_reward(name, _words)("p", text) == make_reward(name, _words)("q", text)
 
 
 def test_unknown_reward_is_refused() -> None:
-    with pytest.raises(ValueError, match="'angry' is not allowed; allowed: positive, concise"):
+    with pytest.raises(ValueError, match="'angry' is not allowed; allowed: positive, concise, simple"):
         make_reward("angry", _words)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ladle.guidance.plan import Steering
+from ladle.guidance.registry import resolve
 from ladle.merging.family import load_family
 from ladle.recipes.config import Recipe, load_recipe
 from ladle.recipes.evaluate import grid_settings
@@ -115,3 +117,20 @@ def test_command_needs_an_output_folder(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main([])
     assert "--out" in capsys.readouterr().err
+
+
+def test_oracles_are_trained_and_values_left_out_on_request(
+    base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+) -> None:
+    recipe = replace(recipe, oracles={"even": {"positive": 1.0, "concise": 1.0}})
+    make_family(Workshop(recipe, base, rewards, tmp_path / "work"), tmp_path / "f", None, oracles=True, explicit=False)
+    family = load_family(str(tmp_path / "f"))
+    assert "oracle-even" in family.mergeable and "oracle-even" not in family.singles.values()
+    assert {value.kind for value in family.values} == {"implicit"}
+    plan = resolve(family, Steering(coefficients={"oracle-even": 1.0}))
+    assert plan.sources[0].coefficients == (("oracle-even", 1.0),)
+
+
+def test_values_cannot_be_judged_if_they_are_left_out(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--skip-values"):
+        main(["--out", str(tmp_path), "--skip-values"])

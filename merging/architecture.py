@@ -27,6 +27,8 @@ class Architecture:
     Attributes:
         config: the config as transformers normalises it, without keys that do not touch shapes or arithmetic.
         linear: (out, in) of every linear module by module path, a tied output head included.
+        weights: shape of every weight by name, of tied ones the one that is stored. Stacked weights (of experts inside
+            a layer) are left out, because checkpoints store them one by one.
         hidden: size of the last hidden state.
         tied: weight name -> the weight it shares memory with, e.g. ``lm_head.weight`` -> ``model.embed_tokens.weight``.
         embedding: name of the weight whose rows are the input embeddings.
@@ -35,6 +37,7 @@ class Architecture:
 
     config: dict[str, Any]
     linear: dict[str, tuple[int, int]]
+    weights: dict[str, tuple[int, ...]]
     tied: dict[str, str]
     hidden: int
     embedding: str
@@ -71,7 +74,12 @@ def read_architecture(folder: str | Path) -> Architecture:
     head, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     embedding = f"{paths[id(inputs)]}.weight"
     tied = {f"{paths[id(head)]}.weight": embedding} if text.tie_word_embeddings else {}
-    return Architecture(comparable(config), linear, tied, text.hidden_size, embedding, inputs.num_embeddings)
+    weights = {
+        name: tuple(weight.shape)
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if name not in tied and weight.ndim <= 2
+    }
+    return Architecture(comparable(config), linear, weights, tied, text.hidden_size, embedding, inputs.num_embeddings)
 
 
 def load_config(folder: str | Path) -> Any:
@@ -92,22 +100,18 @@ def comparable(config: Any) -> dict[str, Any]:
 
 
 def check_base(architecture: Architecture, reader: CheckpointReader) -> None:
-    """Every linear weight and the embedding must be in the checkpoint under their modules' names and with their shapes.
+    """Every weight must be in the checkpoint under its name in the model, with its shape, as floating point: what is
+    missing would be drawn at random, and what is no number of that kind would be taken for one.
 
     Raises:
         FamilyError: naming file and tensor.
     """
-    for module, shape in architecture.linear.items():
-        name = architecture.stored_as(f"{module}.weight")
+    for name, shape in architecture.weights.items():
         if name not in reader:
             raise FamilyError(reader.folder, "the checkpoint lacks this weight of its config's model", name)
         if reader.shape(name) != shape:
             reason = f"shape {list(reader.shape(name))}, but config.json means {list(shape)}"
             raise FamilyError(reader.file_of(name), reason, name)
-    if architecture.embedding not in reader:
-        reason = "the checkpoint lacks this weight of its config's model"
-        raise FamilyError(reader.folder, reason, architecture.embedding)
-    rows = reader.shape(architecture.embedding)[0]
-    if rows != architecture.vocabulary:
-        reason = f"{rows} rows, but config.json means {architecture.vocabulary}"
-        raise FamilyError(reader.file_of(architecture.embedding), reason, architecture.embedding)
+        if not reader.dtype(name).is_floating_point:
+            reason = f"dtype {reader.dtype(name)}; weights must be floating point"
+            raise FamilyError(reader.file_of(name), reason, name)

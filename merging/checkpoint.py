@@ -141,7 +141,7 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
         return header
     except FileNotFoundError:
         raise FamilyError(file, "no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
 
 
@@ -151,7 +151,7 @@ def read_json(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FamilyError(file, "no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FamilyError(file, f"cannot be read as JSON: {error}") from None
     if not isinstance(document, Mapping):
         raise FamilyError(file, "must hold a JSON object")

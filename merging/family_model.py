@@ -43,11 +43,18 @@ class FamilyModel:
 def open_model(
     name: str, spec: str, root: Path, cache_dir: str | Path | None = None, progress: Progress | None = None
 ) -> FamilyModel:
-    """The model that ``spec`` means (see ``resolve_base``), without members. Raises FamilyError."""
+    """The model that ``spec`` means (see ``resolve_base``), without members.
+
+    Every value is read once: a NaN would otherwise be found by whoever asks first, and an engine reads them all anyway.
+
+    Raises:
+        FamilyError: there is no such model, its checkpoint does not fit its config, NaN or infinity.
+    """
     folder = resolve_base(spec, cache_dir, progress, root)
     base = CheckpointReader(folder)
     architecture = read_architecture(folder)
     check_base(architecture, base)
+    base.check_finite()
     return FamilyModel(name, folder, base_identity(base), base, architecture)
 
 

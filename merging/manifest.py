@@ -105,7 +105,7 @@ def load_manifest(path: str | Path) -> Manifest:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FamilyError(file, "no such file; a family is a folder with a family.toml") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise FamilyError(file, f"cannot be read as TOML: {error}") from None
     try:
         manifest = Manifest.model_validate(document)

@@ -43,6 +43,9 @@ class TextEngine(Protocol):
 
     def stats(self) -> EngineStats: ...
 
+    def require_room(self) -> None:
+        """Raises QueueFull while no request at all can be queued."""
+
     def stream(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
         """The outputs of a request; closing the iterator cancels it. Raises InputError, QueueFull, RuntimeError."""
 

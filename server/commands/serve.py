@@ -129,6 +129,9 @@ def command(
     # torch's threads wait for each other by spinning, which takes the cores from requests being parsed and from other
     # processes. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The engine's thread gives the interpreter away at every operation of a step. Whoever holds it then, say to refuse
+    # a request, keeps it for this long, and steps have hundreds of operations; Python's own 5 ms are many steps.
+    sys.setswitchinterval(0.0005)
     # Here, so that other commands do not wait for torch to be imported.
     from ladle.server.logs import configure_logging
     from ladle.server.run import Service, listen, url_of

@@ -49,6 +49,10 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         return self.engine.stats()
 
+    def require_room(self) -> None:
+        """Raise QueueFull while the queue has no place for any request."""
+        self.engine.room.require()
+
     async def stream(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
         """The outputs of ``request``, the last one with a finish reason.
 

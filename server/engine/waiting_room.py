@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from ladle.server.engine.drain_rate import DrainRate
 
@@ -54,14 +55,25 @@ class WaitingRoom:
             now = self._clock()
             over = self.tokens + tokens - self.most_tokens
             if self.requests >= self.most or (self.requests and over > 0):
-                # Half of the queue: whoever is refused comes back to one that is neither full nor empty.
-                wait = self.rate.seconds(now, self.requests / 2, max(over, self.tokens / 2))
-                raise QueueFull(self.requests, wait, self.tokens)
+                self._refuse(over)
             if not self.requests:
                 self.rate.filled(now)
             self.requests += 1
             self.tokens += tokens
             return Ticket(self, tokens)
+
+    def require(self) -> None:
+        """Raise QueueFull while there is no place for any request, however short. Cheap: for asking before anything
+        else is done for a request."""
+        with self._lock:
+            if self.requests >= self.most or (self.requests and self.tokens >= self.most_tokens):
+                self._refuse(self.tokens + 1 - self.most_tokens)
+
+    def _refuse(self, over: float) -> NoReturn:
+        """``over``: tokens that are too many."""
+        # Half of the queue: whoever is refused comes back to one that is neither full nor empty.
+        wait = self.rate.seconds(self._clock(), self.requests / 2, max(over, self.tokens / 2))
+        raise QueueFull(self.requests, wait, self.tokens)
 
     def left(self, ticket: Ticket) -> None:
         """A request left; for ``Ticket.leave``."""

@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse
 
 from ladle.server.chat_reply import ChatStream, chat_completion
 from ladle.server.disconnect import unless_gone
+from ladle.server.generating_route import GeneratingRoute
 from ladle.server.generation import collect, make_job, require_few
-from ladle.server.json_request import JsonRoute
 from ladle.server.openai_schemas import ChatCompletionRequest
 from ladle.server.prompts import encode_chat
 from ladle.server.reply_types import ChatChunk, ChatCompletion
@@ -18,7 +18,7 @@ from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 from ladle.server.tool_calling import ToolCalling, answer_grammar
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=GeneratingRoute)
 
 
 @router.post(

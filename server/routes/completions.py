@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from ladle.server.completion_reply import CompletionStream, completion
 from ladle.server.disconnect import unless_gone
 from ladle.server.echo import echoes
+from ladle.server.generating_route import GeneratingRoute
 from ladle.server.generation import collect, make_job, require_few
-from ladle.server.json_request import JsonRoute
 from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionRequest
 from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_prompt
@@ -19,7 +19,7 @@ from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=GeneratingRoute)
 
 
 @router.post(

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ladle.server.disconnect import unless_gone
+from ladle.server.generating_route import GeneratingRoute
 from ladle.server.generation import collect, make_job, require_few
-from ladle.server.json_request import JsonRoute
 from ladle.server.native_reply import GenerateStream, generated
 from ladle.server.native_schemas import GenerateRequest
 from ladle.server.output_format import grammar_of
@@ -18,7 +18,7 @@ from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=GeneratingRoute)
 
 
 @router.post(

@@ -1,0 +1,36 @@
+"""Routes that generate refuse what they cannot queue before they read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+
+from ladle.server.engine.waiting_room import QueueFull
+from ladle.server.errors import from_queue_full
+from ladle.server.json_request import JsonRoute
+from ladle.server.state import ServerState
+
+
+class GeneratingRoute(JsonRoute):
+    """A route whose requests need a place in the engine's queue.
+
+    Under overload most requests are refused. Reading, checking and encoding each of them first would take the
+    processor from those that were accepted, who share it.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def roomy(request: Request) -> Response:
+            state: ServerState = request.app.state.server
+            if state.serving is not None and state.unready() is None:
+                try:
+                    state.serving.engine.require_room()
+                except QueueFull as full:
+                    state.metrics.rejections.labels(reason="queue_full").inc()
+                    return from_queue_full(full).response()
+            return await handler(request)
+
+        return roomy

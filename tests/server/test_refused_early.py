@@ -1,0 +1,51 @@
+"""What cannot be queued is refused before it is read."""
+
+import asyncio
+
+import pytest
+from asgi import Call, app_of, client_of
+from fake_engine import FakeEngine, fake_state
+
+from ladle.merging.family import Family
+from ladle.server.engine.waiting_room import QueueFull, WaitingRoom
+
+pytestmark = pytest.mark.anyio
+GENERATING = ["/v1/chat/completions", "/v1/completions", "/v1/generate"]
+
+
+@pytest.mark.parametrize("path", GENERATING)
+async def test_a_full_queue_answers_without_reading(family: Family, engine: FakeEngine, path: str) -> None:
+    """Whatever the body is, and even while it has not come: the second part is never sent."""
+    engine.capacity = 0
+    state = fake_state(family, engine)
+    call = Call(app_of(state), path, [b"{no json", b"..."])
+    await asyncio.wait_for(call.task, 20)
+    assert call.status == 429 and call.headers["retry-after"] == "3" and b"queue_full" in call.body
+    assert len(call._parts) == 2, "something was read"
+    value = state.metrics.registry.get_sample_value("ladle_admission_rejections_total", {"reason": "queue_full"})
+    assert value == 1
+
+
+async def test_what_needs_no_place_is_answered(family: Family, engine: FakeEngine) -> None:
+    engine.capacity = 0
+    async with client_of(fake_state(family, engine)) as client:
+        assert (await client.post("/v1/coefficients", json={"preference": {"positive": 1}})).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+def test_a_room_says_when_it_is_full() -> None:
+    room = WaitingRoom(2, 100)
+    room.require()
+    first = room.enter(60)
+    room.require()
+    second = room.enter(40)
+    with pytest.raises(QueueFull):
+        room.require()
+    second.leave()
+    room.require()
+    first.leave()
+    whole = room.enter(500)  # nobody waited
+    with pytest.raises(QueueFull):
+        room.require()
+    whole.leave()
+    room.require()

@@ -117,3 +117,17 @@ def test_alerts_say_what_is_wrong() -> None:
         for label in re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])):
             grouped = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
             assert not grouped or label in grouped[-1]
+
+
+def test_the_handbook_names_what_there_is(known: dict[str, set[str]]) -> None:
+    text = (ROOT / "docs/operating.md").read_text()
+    table = text.partition("## Metrics")[2].partition("## Logs")[0]
+    named = [
+        word
+        for word in re.findall(r"`([a-z_]+)(?:\{[^}]*\})?`", table)
+        if "_" in word and word not in ("ladle_", "min_stay")
+    ]
+    assert len(named) > 30
+    for name in named:
+        endings = ("", "_bucket", "_info") if name != "server_info" else ("",)
+        assert any(f"ladle_{name}{ending}" in known for ending in endings), name

@@ -1,0 +1,72 @@
+"""Kubernetes manifests: valid by Kubernetes' own schemas, and asking of a server what it understands."""
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from fake_engine import FakeEngine, fake_state
+
+from ladle.merging.family import Family
+from ladle.server.app import build_app
+from ladle.server.settings import ServerSettings
+
+FOLDER = Path(__file__).resolve().parents[2] / "deploy/kubernetes"
+VERSION = "1.33"
+OWN = [
+    pytest.param(document, id=f"{document['kind']}-{document['metadata']['name']}")
+    for file in sorted(FOLDER.glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+    if document["apiVersion"] != "ray.io/v1"  # not Kubernetes' own kind
+]
+
+
+@pytest.mark.parametrize("document", OWN)
+def test_manifests_are_valid(document: dict[str, Any]) -> None:
+    assert kubernetes_validate.validate(document, VERSION, strict=True) == VERSION
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**document, "surprise": 1}, VERSION, strict=True)
+
+
+def deployment() -> dict[str, Any]:
+    (found,) = (param.values[0] for param in OWN if param.values[0]["kind"] == "Deployment")  # type: ignore[index]
+    return found["spec"]["template"]["spec"]  # type: ignore[no-any-return, index, call-overload]
+
+
+def test_the_server_understands_what_it_is_told() -> None:
+    (container,) = deployment()["containers"]
+    command, family, *rest = container["args"]
+    assert (command, family) == ("serve", "demo")
+    options, place = {}, 0
+    while place < len(rest):
+        name = rest[place].removeprefix("--").replace("-", "_")
+        flag = place + 1 == len(rest) or rest[place + 1].startswith("--")
+        options[name] = True if flag else rest[place + 1]
+        place += 1 if flag else 2
+    assert set(options) <= set(ServerSettings.model_fields)
+    settings = ServerSettings(**options)
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert str(settings.api_key_file).rpartition("/")[0] in mounts
+    waits = 5 + settings.drain_seconds + 5
+    assert deployment()["terminationGracePeriodSeconds"] > waits, "running requests may finish"
+
+
+def test_probes_ask_what_there_is(family: Family) -> None:
+    (container,) = deployment()["containers"]
+    paths = build_app(fake_state(family, FakeEngine())).openapi()["paths"]
+    (port,) = container["ports"]
+    assert port["containerPort"] == ServerSettings().port
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[name]["httpGet"]
+        assert probe["port"] == port["name"] and "get" in paths[probe["path"]]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health", "a server that drains is not to be killed"
+
+
+def test_pods_may_do_little() -> None:
+    spec = deployment()
+    assert spec["securityContext"]["runAsNonRoot"] and not spec["automountServiceAccountToken"]
+    for container in spec["containers"]:
+        inside = container["securityContext"]
+        assert inside["readOnlyRootFilesystem"] and inside["capabilities"] == {"drop": ["ALL"]}
+        assert not inside["allowPrivilegeEscalation"]

@@ -1,6 +1,6 @@
 """A family in memory: manifest, base, members, all checked against each other."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -187,7 +187,10 @@ class Family:
 
 
 def load_family(
-    name_or_path: str | Path, cache_dir: str | Path | None = None, progress: Progress | None = None
+    name_or_path: str | Path,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    left_out: Collection[str] = (),
 ) -> Family:
     """Load a family and check all of it.
 
@@ -195,12 +198,13 @@ def load_family(
         name_or_path: a built-in name such as ``demo``, a folder with ``family.toml``, or that file.
         cache_dir: where a converted base is kept (see ``resolve_base``).
         progress: called with one line before anything that takes long.
+        left_out: names of members that are not loaded, as if they were not in the manifest.
 
     Raises:
         FamilyError: naming file, tensor or key, and reason.
     """
     file = find_manifest(name_or_path)
-    manifest = load_manifest(file)
+    manifest = load_manifest(file, left_out)
     root = file.parent
     models = {"": open_model("", manifest.base.model, root, cache_dir, progress)}
     for further in manifest.models:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,13 @@ class Manifest(BaseModel):
         if self.router is not None:
             yield "router", self.router
 
+    def without(self, names: Collection[str]) -> "Manifest":
+        """The same with the members ``names`` left out; names that no member has are no matter."""
+        tables = ("backbones", "policies", "values", "experts")
+        kept = {table: [entry for entry in getattr(self, table) if entry.name not in names] for table in tables}
+        router = None if self.router is not None and self.router.name in names else self.router
+        return self.model_copy(update={**kept, "router": router})
+
     def matrix(self) -> NDArray[np.float64] | None:
         """B, float64 ``[n, n]``, from ``[soup]`` or from the backbones' ``rewards``; None if neither says.
 
@@ -91,8 +98,8 @@ class Manifest(BaseModel):
         return declared
 
 
-def load_manifest(path: str | Path) -> Manifest:
-    """Read and validate ``family.toml``; ``path`` is the file or its folder.
+def load_manifest(path: str | Path, left_out: Collection[str] = ()) -> Manifest:
+    """Read and validate ``family.toml`` without the members ``left_out``; ``path`` is the file or its folder.
 
     Raises:
         FamilyError: naming the file and the key: missing, unreadable, unknown or malformed keys, duplicate names,
@@ -108,7 +115,7 @@ def load_manifest(path: str | Path) -> Manifest:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise FamilyError(file, f"cannot be read as TOML: {error}") from None
     try:
-        manifest = Manifest.model_validate(document)
+        manifest = Manifest.model_validate(document).without(left_out)
     except ValidationError as error:
         problems = "; ".join(f"{_key(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:5])
         raise FamilyError(file, problems) from None

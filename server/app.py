@@ -15,9 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 from ladle.server import errors
 from ladle.server.disconnect import ClientGone
 from ladle.server.docs_page import render
+from ladle.server.hosting import Leases
 from ladle.server.observed import Observed
 from ladle.server.routes import (
     EVENT_SHAPES,
+    admin,
     chat_completions,
     coefficients,
     completions,
@@ -44,13 +46,14 @@ _MODULES: tuple[Any, ...] = (
     models,
     health,
     metrics,
+    admin,
 )
 
 
 def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
     """The application over ``state``. It loads nothing and opens nothing; ``lifespan`` is for who does."""
     settings = state.settings
-    middleware = [Middleware(SendTimeout, seconds=settings.send_seconds), Middleware(Observed)]
+    middleware = [Middleware(Leases), Middleware(SendTimeout, seconds=settings.send_seconds), Middleware(Observed)]
     if settings.trusted_hosts:
         middleware.append(Middleware(TrustedHosts, hosts=settings.trusted_hosts))
     if settings.cors_origins:

@@ -242,8 +242,7 @@ def _charged(state: ServerState, job: Job) -> Iterator[Meter]:
         try:
             meter = stack.enter_context(job.caller.using(len(job.requests), job.prompt_tokens))
         except ApiError as error:
-            state.metrics.rejections.labels(reason=error.code).inc()
-            raise
+            raise state.counted(error) from None
         yield meter
 
 

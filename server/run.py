@@ -16,12 +16,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from ladle.guidance.registry import check_methods
 from ladle.merging.errors import InputError
-from ladle.merging.family import load_family
 from ladle.server.app import build_app
-from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.engine import Engine
+from ladle.server.loading import FamilyFiles
 from ladle.server.settings import ServerSettings
 from ladle.server.slow_readers import bound_buffers
 from ladle.server.start_error import StartError
@@ -52,7 +49,8 @@ class Service:
         self.state = ServerState(settings, settings.read_keys(), tracing=configured(settings.otlp_traces_endpoint))
         self._say = progress
         self._on_ready = on_ready
-        self._engine: Engine | None = None
+        self._families = FamilyFiles(settings, self._progress)
+        self.state.loader = self._families
         self._loader = threading.Thread(target=self._load, name="ladle-load", daemon=True)
         self._server: DrainingServer | None = None
 
@@ -95,7 +93,7 @@ class Service:
     @property
     def busy(self) -> bool:
         """Whether a thread of the service still computes after ``run``: a load that a signal overtook."""
-        return self._loader.is_alive() or (self._engine is not None and self._engine.alive)
+        return self._loader.is_alive() or self.state.hosting.computing
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -105,7 +103,7 @@ class Service:
         try:
             yield
         finally:
-            await asyncio.to_thread(self._stop_engine)
+            await asyncio.to_thread(self.state.hosting.close)
 
     def _progress(self, line: str) -> None:
         self.state.doing = line
@@ -115,21 +113,16 @@ class Service:
     def _load(self) -> None:
         """On the loading thread."""
         try:
-            family = load_family(self.settings.family, self.settings.cache_dir, self._progress)
-            check_methods(family)
-            self._progress(f"loading {family.name} into the engine")
-            self._engine = engine = Engine(family, self.settings.engine_config())
-            engine.start()
-            serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary)
+            hosted = self._families.load(self.settings.family)
         except Exception as error:
             if self.state.phase is Phase.LOADING:  # a shutdown that came meanwhile is no failure
                 self.state.failure = error
                 self.state.phase = Phase.FAILED
             return
-        self.state.metrics.watch(engine.stats)
-        self.state.publish(serving)
+        self.state.metrics.watch(self.state.hosting.stats)
+        self.state.publish(hosted)
         if self._on_ready:
-            self._on_ready(serving)
+            self._on_ready(hosted.live)
 
     async def drain(self, hurry: Callable[[], bool]) -> None:
         """Refuse new work, let running requests finish for ``drain_seconds`` unless in a ``hurry``, stop the engine."""
@@ -137,11 +130,7 @@ class Service:
         self.state.drain_until = until = time.monotonic() + self.settings.drain_seconds
         while self.state.active and time.monotonic() < until and not hurry():
             await asyncio.sleep(0.05)
-        await asyncio.to_thread(self._stop_engine)
-
-    def _stop_engine(self) -> None:
-        if self._engine is not None and self._engine.alive:
-            self._engine.shutdown(0.0)
+        await asyncio.to_thread(self.state.hosting.close)
 
 
 class DrainingServer(uvicorn.Server):

@@ -45,6 +45,9 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LADLE_", extra="ignore", frozen=True)
 
     family: str = Field("demo", min_length=1, description="a built-in family or a folder with family.toml")
+    families_dir: Path | None = Field(
+        None, description="folder of further families, which an administrator may load by the names of their folders"
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

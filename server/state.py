@@ -20,6 +20,7 @@ from ladle.server.engine.engine import EngineStats
 from ladle.server.engine.grammar import GrammarCompiler
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.errors import ApiError, unavailable
+from ladle.server.hosting import Hosted, Hosting, family_named
 from ladle.server.settings import ServerSettings
 from ladle.server.telemetry import Metrics
 from ladle.server.token_text import TokenText
@@ -97,17 +98,35 @@ class Phase(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    PAUSED = "paused"
     DRAINING = "draining"
     FAILED = "failed"
 
 
+class FamilyLoader(Protocol):
+    """What loads families while the server runs; ``loading.FamilyFiles`` does. Called on threads of its own."""
+
+    def available(self) -> list[str]:
+        """Names that may be loaded."""
+
+    def source_of(self, name: str) -> str | None:
+        """What ``load`` takes, for a name of ``available``; None for any other."""
+
+    def members(self, source: str, left_out: frozenset[str]) -> list[str]:
+        """Names of the members that ``load`` would load. Raises FamilyError."""
+
+    def load(self, source: str, left_out: frozenset[str]) -> Hosted:
+        """Load a family without some of its members. Raises FamilyError, InputError."""
+
+
 @dataclass
 class ServerState:
-    """Mutable state of one server process; changed by ``run.py`` only.
+    """Mutable state of one server process; changed by ``run.py`` and ``administration.py`` only.
 
     Attributes:
         keys: None lets everybody in.
-        serving: set once loaded.
+        hosting: the families that are loaded.
+        loader: what loads further ones; None where that cannot be done.
         failure: why loading failed.
         active: generating HTTP requests that are not finished.
         doing: what is being loaded, for who asks why the server is not ready.
@@ -117,7 +136,8 @@ class ServerState:
     settings: ServerSettings
     keys: ApiKeys | None = None
     phase: Phase = Phase.LOADING
-    serving: Serving | None = None
+    hosting: Hosting = field(default_factory=Hosting)
+    loader: FamilyLoader | None = None
     failure: Exception | None = None
     active: int = 0
     metrics: Metrics = field(default_factory=Metrics)
@@ -128,9 +148,17 @@ class ServerState:
     def __post_init__(self) -> None:
         self.metrics.ready.set_function(lambda: self.unready() is None)
 
-    def publish(self, serving: Serving) -> None:
+    @property
+    def serving(self) -> Serving | None:
+        """The family that requests mean which name none; None while there is none."""
+        default = self.hosting.default
+        return None if default is None else default.serving
+
+    def publish(self, served: Serving | Hosted) -> None:
         """Begin to take work, unless a shutdown came first."""
-        self.serving = serving
+        hosted = served if isinstance(served, Hosted) else Hosted(served)
+        serving = hosted.live
+        self.hosting.add(hosted)
         self.metrics.server.info(
             {"version": version("ladle"), "family": serving.family.name, "fingerprint": serving.fingerprint}
         )
@@ -141,7 +169,9 @@ class ServerState:
         """Why no work can be taken now; None when it can."""
         if self.phase is not Phase.READY:
             return str(self.phase)
-        return None if self.serving is not None and self.serving.engine.alive else "the engine has stopped"
+        if self.hosting.broken:
+            return "the engine has stopped"
+        return None if self.hosting.families else "no family is loaded"
 
     def why_unready(self) -> str | None:
         """``unready`` with what is known about it."""
@@ -150,6 +180,8 @@ class ServerState:
             return f"{reason}: {self.doing}"
         if reason is not None and self.phase is Phase.FAILED:
             return f"loading failed ({type(self.failure).__name__}); the log says why"
+        if reason is not None and self.phase is Phase.PAUSED:
+            return f"{reason} by an administrator: {self.active} requests are running"
         if reason is not None and self.phase is Phase.DRAINING and self.drain_until is not None:
             left = max(0.0, self.drain_until - time.monotonic())
             return f"{reason}: {self.active} requests are running, for at most {left:.0f} s more"
@@ -157,26 +189,45 @@ class ServerState:
 
     def unready_code(self) -> str:
         """``unready`` as an error code."""
-        return str(self.phase) if self.phase is not Phase.READY else "engine_stopped"
+        if self.phase is not Phase.READY:
+            return str(self.phase)
+        return "engine_stopped" if self.hosting.broken else "no_family"
 
-    def require(self, caller: Caller | None = None) -> Serving:
-        """The loaded family, for a request that wants to look at it, or of a ``caller`` who wants to generate.
+    def require(self) -> Serving:
+        """The family that requests mean which name none.
 
         Raises:
-            ApiError: 503 while loading or draining, and once the engine has stopped; 429 for a caller who has to wait.
+            ApiError: 503 while loading or draining, and once the engine has stopped.
+        """
+        return self.choose(None).live
+
+    def choose(self, model: str | None) -> Hosted:
+        """The family that ``model`` means; the first one where it means none of them, which says what there is.
+
+        Raises:
+            ApiError: 503 while loading, draining or paused, while that family is loaded anew, and once an engine has
+                stopped.
         """
         reason = self.unready()
         if reason is None:
-            assert self.serving is not None
-            if caller is not None:
-                self._let(caller)
-            return self.serving
-        self.metrics.rejections.labels(reason=self.unready_code()).inc()
-        raise unavailable(f"the server cannot take work: {reason}", self.unready_code())
+            hosted = self.hosting.find(model)
+            waits = None if hosted or model is None else self.hosting.reserved.get(family_named(model))
+            if waits is None:
+                assert self.hosting.default is not None, "it is ready"
+                return hosted or self.hosting.default
+            raise self.counted(unavailable(f"{family_named(model or '')}: {waits}", "reloading"))
+        if self.hosting.reserved and self.unready_code() == "no_family":
+            raise self.counted(unavailable("; ".join(self.hosting.reserved.values()), "reloading"))
+        raise self.counted(unavailable(f"the server cannot take work: {reason}", self.unready_code()))
 
-    def _let(self, caller: Caller) -> None:
+    def counted(self, error: ApiError) -> ApiError:
+        """``error``, by which a request is refused before it ran, counted."""
+        self.metrics.rejections.labels(reason=error.code).inc()
+        return error
+
+    def let(self, caller: Caller) -> None:
+        """Raise ApiError (429) for a caller who has to wait before anything is computed for him."""
         try:
             caller.check()
         except ApiError as error:
-            self.metrics.rejections.labels(reason=error.code).inc()
-            raise
+            raise self.counted(error) from None

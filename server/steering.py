@@ -57,7 +57,7 @@ def _named(family: Family, model: str | None) -> dict[str, Any]:
         return family.manifest.presets[model].model_dump(exclude_none=True)
     name = ModelName.parse(model)
     if name.family != family.name or (name.method is not None and name.method not in registry.METHODS):
-        raise unknown_model(family, model)
+        raise unknown_model(model, family)
     steering: dict[str, Any] = {}
     if name.method is not None:
         steering["method"] = name.method
@@ -73,9 +73,9 @@ def model_ids(family: Family) -> list[str]:
     return [family.name, *methods, *family.manifest.presets]
 
 
-def unknown_model(family: Family, model: str) -> ApiError:
+def unknown_model(model: str, *families: Family) -> ApiError:
     """404 with the known models."""
-    known = ", ".join(model_ids(family))
+    known = ", ".join(name for family in families for name in model_ids(family))
     message = f"model: {model[:200]!r} is not served here; known: {known}; preferences follow as @objective=weight,..."
     return ApiError(404, message, param="model", code="model_not_found")
 

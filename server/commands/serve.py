@@ -16,6 +16,9 @@ def command(
     family: Annotated[
         str | None, typer.Argument(help="A built-in family, or a folder with family.toml.", show_default="demo")
     ] = None,
+    families_dir: Annotated[
+        Path | None, typer.Option(help="Folder of families that an administrator may load while the server runs.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.", show_default="8000")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")] = None,
@@ -140,6 +143,7 @@ def command(
 
     options = {
         "family": family,
+        "families_dir": families_dir,
         "host": host,
         "port": port,
         "device": device,

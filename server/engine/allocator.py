@@ -1,9 +1,13 @@
-"""One setting of the C library that large, short-lived tensors on a CPU depend on."""
+"""What large tensors need of the C library and of torch: that they keep memory while it is used, and no longer."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import sys
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 1 << 30
@@ -22,3 +26,13 @@ def keep_large_blocks() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
+
+
+def give_back() -> None:
+    """Return the memory of what is no longer used to the system: the C library and torch keep it otherwise."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

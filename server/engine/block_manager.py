@@ -29,6 +29,11 @@ class BlockManager:
     def free(self) -> int:
         return len(self._free)
 
+    @property
+    def remembered(self) -> int:
+        """Blocks whose state may be reused."""
+        return len(self._hash_of)
+
     def allocate(self) -> int:
         """A block of one's own. Raises OutOfBlocks."""
         if not self._free:

@@ -75,7 +75,7 @@ class Engine:
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device)
         self._sequences: dict[str, tuple[Sequence, Answer, Sink]] = {}
         self._searches: dict[str, BlockSearch] = {}
-        self._inbox: deque[tuple[Sequence, Sink] | str] = deque()
+        self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -126,6 +126,14 @@ class Engine:
             self._inbox.append(request_id)
             self._wake.notify()
 
+    def between_steps(self, work: Callable[[], None]) -> None:
+        """Run ``work``, which must not raise, on the engine's thread before its next step. Raises RuntimeError."""
+        with self._wake:
+            if self._stopping:
+                raise RuntimeError("the engine is shutting down")
+            self._inbox.append(work)
+            self._wake.notify()
+
     def stats(self) -> EngineStats:
         scheduler, counts = self.scheduler, self.counts
         return EngineStats(
@@ -149,7 +157,7 @@ class Engine:
         )
 
     def _waiting(self) -> int:
-        return len(self.scheduler.waiting) + sum(not isinstance(item, str) for item in list(self._inbox))
+        return len(self.scheduler.waiting) + sum(isinstance(item, tuple) for item in list(self._inbox))
 
     # -- on the engine thread -------------------------------------------------------------------------------------
 
@@ -210,10 +218,13 @@ class Engine:
     def _has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
-    def _receive(self, inbox: Iterable[tuple[Sequence, Sink] | str]) -> None:
+    def _receive(self, inbox: Iterable[tuple[Sequence, Sink] | str | Callable[[], None]]) -> None:
         for item in inbox:
             if isinstance(item, str):
                 self._drop(item)
+                continue
+            if not isinstance(item, tuple):
+                item()
                 continue
             sequence, sink = item
             if sequence.request_id in self._sequences or sequence.request_id in self._searches:

@@ -69,6 +69,16 @@ class GrammarCompiler:
         self._vocabulary_lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
 
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def forget(self) -> int:
+        """Drop the compiled grammars; their number."""
+        with self._lock:
+            count = len(self._compiled)
+            self._compiled.clear()
+            return count
+
     def compile(self, spec: GrammarSpec) -> Grammar:
         """The grammar of ``spec``. Takes milliseconds, the first one a second more: not for an event loop.
 

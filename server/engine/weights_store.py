@@ -125,5 +125,14 @@ class WeightsStore:
                 self.evictions += 1
         return self.used + size <= self.budget
 
+    def drop_unused(self) -> int:
+        """Drop every merged set that no running sequence uses; their number."""
+        in_use = set(self._in_use())
+        unused = [key for key in self.models if not self.is_plain(key) and key not in in_use]
+        for key in unused:
+            del self.models[key]
+            self._fresh.discard(key)
+        return len(unused)
+
     def close(self) -> None:
         self._builder.shutdown(wait=True, cancel_futures=True)

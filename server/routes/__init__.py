@@ -7,13 +7,17 @@ from typing import Any
 from fastapi import Request
 from pydantic import TypeAdapter
 
+from ladle.server.model_names import ModelName
 from ladle.server.reply_types import ErrorReply
-from ladle.server.state import ServerState
+from ladle.server.security import caller_of
+from ladle.server.state import ServerState, Serving
+from ladle.server.steering import unknown_model
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorReply, "description": "a field is not allowed; `param` names it"},
     401: {"model": ErrorReply, "description": "no known API key"},
     404: {"model": ErrorReply, "description": "no such model or path"},
+    409: {"model": ErrorReply, "description": "not as things stand"},
     413: {"model": ErrorReply, "description": "the body is too large"},
     415: {"model": ErrorReply, "description": "the body is not of type application/json"},
     429: {"model": ErrorReply, "description": "too many requests wait; see `Retry-After`"},
@@ -29,6 +33,23 @@ def state_of(request: Request) -> ServerState:
     """The server's state."""
     state: ServerState = request.app.state.server
     return state
+
+
+def serving_of(request: Request, model: str | None, generates: bool = True) -> Serving:
+    """The family that ``model`` means, held until the answer has ended; for a request that ``generates``, if its caller
+    may start one now.
+
+    Raises:
+        ApiError: 503, 429, or 404 for a family that is not there.
+    """
+    state = state_of(request)
+    hosted = state.choose(model)
+    if model is not None and hosted is not state.hosting.find(model):
+        ModelName.parse(model)
+        raise unknown_model(model, *(other.live.family for other in state.hosting.families.values()))
+    if generates:
+        state.let(caller_of(request.scope))
+    return state.hosting.hold(request.scope, hosted)
 
 
 def answers(shape: Any, *codes: int) -> dict[int | str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from ladle.server.generation import collect, make_job, require_few
 from ladle.server.openai_schemas import ChatCompletionRequest
 from ladle.server.prompts import encode_chat
 from ladle.server.reply_types import ChatChunk, ChatCompletion
-from ladle.server.routes import state_of, streamed
+from ladle.server.routes import serving_of, state_of, streamed
 from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
@@ -31,7 +31,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
     """OpenAI's chat completions. Honoured fields are listed below; any other field is refused by name."""
     state = state_of(request)
     caller = caller_of(request.scope)
-    serving = state.require(caller)
+    serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
     calling = ToolCalling.of(serving, body)

@@ -9,7 +9,7 @@ from ladle.merging.errors import InputError
 from ladle.server.json_request import JsonRoute
 from ladle.server.native_schemas import CoefficientsRequest
 from ladle.server.reply_types import CoefficientsReply
-from ladle.server.routes import answers, state_of
+from ladle.server.routes import answers, serving_of, state_of
 from ladle.server.steering import plan_of, sources
 
 router = APIRouter(route_class=JsonRoute)
@@ -24,7 +24,7 @@ router = APIRouter(route_class=JsonRoute)
 async def coefficients(body: CoefficientsRequest, request: Request) -> JSONResponse:
     """The merge coefficients of a preference, without generating anything."""
     state = state_of(request)
-    serving = state.require()
+    serving = serving_of(request, body.model, generates=False)
     steering = body.steering or {"method": body.method, "preference": body.preference}
     try:
         plan = plan_of(serving.family, body.model, steering, state.settings.allow_trace)

@@ -14,7 +14,7 @@ from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionReq
 from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_prompt
 from ladle.server.reply_types import Completion
-from ladle.server.routes import state_of, streamed
+from ladle.server.routes import serving_of, state_of, streamed
 from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
@@ -36,7 +36,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """
     state = state_of(request)
     caller = caller_of(request.scope)
-    serving = state.require(caller)
+    serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, len(body.prompt))
     prompts = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
@@ -22,9 +24,11 @@ router = APIRouter()
     response_model=None,
 )
 async def families(request: Request) -> JSONResponse:
-    """One server serves one family; the list is for clients that do not know its name."""
-    family = state_of(request).require().family
-    return JSONResponse({"object": "list", "data": [describe_family(family)]})
+    """The first one answers requests that name none."""
+    state = state_of(request)
+    state.require()
+    served = [hosted.live.family for hosted in state.hosting.families.values()]
+    return JSONResponse({"object": "list", "data": [describe_family(family) for family in served]})
 
 
 @router.get(
@@ -35,11 +39,18 @@ async def families(request: Request) -> JSONResponse:
 )
 async def family_by_name(name: str, request: Request) -> JSONResponse:
     """Bone Soup solves B^T lam = mu, where row j of `matrix` (B) holds the reward weights of backbone j."""
-    family = state_of(request).require().family
-    if name != family.name:
-        message = f"name: no family {name[:200]!r} is served here; known: {family.name}"
-        raise ApiError(404, message, param="name", code="family_not_found")
-    return JSONResponse(describe_family(family))
+    state = state_of(request)
+    state.require()
+    hosted = state.hosting.families.get(name)
+    if hosted is None:
+        raise unknown_family(name, state.hosting.families)
+    return JSONResponse(describe_family(hosted.live.family))
+
+
+def unknown_family(name: str, known: Iterable[str]) -> ApiError:
+    """404 with the families that there are."""
+    message = f"name: no family {name[:200]!r} is served here; known: {', '.join(known) or 'none'}"
+    return ApiError(404, message, param="name", code="family_not_found")
 
 
 def describe_family(family: Family) -> FamilyReply:

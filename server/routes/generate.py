@@ -13,7 +13,7 @@ from ladle.server.native_schemas import GenerateRequest
 from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.reply_types import Generated, TokenEvent
-from ladle.server.routes import state_of, streamed
+from ladle.server.routes import serving_of, state_of, streamed
 from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
@@ -31,7 +31,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     """The native endpoint. With `steering.trace` every token says how far the steering moved it from the base."""
     state = state_of(request)
     caller = caller_of(request.scope)
-    serving = state.require(caller)
+    serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
     if body.messages is not None:

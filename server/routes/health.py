@@ -16,7 +16,7 @@ router = APIRouter()
 async def health(request: Request) -> JSONResponse:
     """200 while the process can still become or stay useful; 503 once its engine has stopped, so restart it."""
     state = state_of(request)
-    if state.phase is Phase.FAILED or (state.phase is Phase.READY and state.unready()):
+    if state.phase is Phase.FAILED or (state.phase in (Phase.READY, Phase.PAUSED) and state.hosting.broken):
         raise unavailable(f"the server cannot recover: {state.unready()}", "engine_stopped")
     return JSONResponse({"status": "ok"})
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ladle.server.reply_types import ModelList, ModelReply
-from ladle.server.routes import answers, state_of
+from ladle.server.routes import answers, serving_of, state_of
 from ladle.server.state import Serving
 from ladle.server.steering import model_ids, plan_of
 
@@ -15,9 +15,12 @@ router = APIRouter()
 
 @router.get("/v1/models", summary="Model names", responses=answers(ModelList, 401, 503), response_model=None)
 async def models(request: Request) -> JSONResponse:
-    """The family, the family with each method it can serve, and its presets."""
-    serving = state_of(request).require()
-    return JSONResponse({"object": "list", "data": [_model(serving, name) for name in model_ids(serving.family)]})
+    """Of every family: itself, itself with each method it can serve, and its presets."""
+    state = state_of(request)
+    state.require()
+    served = [hosted.live for hosted in state.hosting.families.values()]
+    data = [_model(serving, name) for serving in served for name in model_ids(serving.family)]
+    return JSONResponse({"object": "list", "data": data})
 
 
 # A model name may hold slashes.
@@ -29,7 +32,7 @@ async def models(request: Request) -> JSONResponse:
 )
 async def model_by_name(model: str, request: Request) -> JSONResponse:
     """Any name that a request may use as `model`, with preference too."""
-    serving = state_of(request).require()
+    serving = serving_of(request, model, generates=False)
     plan_of(serving.family, model, None)
     return JSONResponse(_model(serving, model))
 

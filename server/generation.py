@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from ladle.guidance.plan import Plan
 from ladle.merging.errors import InputError
 from ladle.server.callers import ANYONE, Caller, Meter
+from ladle.server.engine.answer import NOT_FINITE
 from ladle.server.engine.grammar import Grammar
 from ladle.server.engine.grammar_masks import TOO_COMPLEX
 from ladle.server.engine.kv_cache import BLOCK_SIZE
@@ -205,6 +206,8 @@ class Outputs:
         if isinstance(output, StepOutput):
             if output.error is not None and output.error.startswith(TOO_COMPLEX):
                 return ApiError(400, output.error, param="response_format", code="grammar_too_complex")
+            if output.error is not None and output.error.startswith(NOT_FINITE):
+                return ApiError(400, output.error, param="steering", code="scores_not_finite")
             if output.finish_reason == "error":
                 return ApiError(500, "the engine failed on this request; its log says why", code="engine_error")
             return unavailable("the server is shutting down", "draining") if output.finish_reason == "abort" else None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
+from ladle.guidance.plan import Plan
 from ladle.server.engine.detokenizer import Detokenizer
 from ladle.server.engine.request import GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.sequence import Sequence
+
+NOT_FINITE = "the scores are not finite"
+"""How the error begins of a request that asked for coefficients or strengths under which a model says nothing."""
 
 
 class Answer:
@@ -61,6 +65,13 @@ class Answer:
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""
         return self._detokenizer.finish()
+
+
+def not_finite(plan: Plan) -> str:
+    """Why a request ends whose scores are NaN: what it asked for, or the weights as they are."""
+    if all(source.plain for source in plan.sources):
+        return "the model's own scores are not finite"
+    return f"{NOT_FINITE}: what was asked for takes the weights too far from the base"
 
 
 def without_token(sequence: Sequence, reason: str, error: str | None, text: str) -> StepOutput:

@@ -7,6 +7,7 @@ with everything else; the request itself is no sequence.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampler import draw_keys
 from ladle.server.engine.sampling import SamplingParams
 from ladle.server.engine.sequence import Lane, Sequence
+
+logger = logging.getLogger(__name__)
 
 Sink = Callable[[list[StepOutput]], None]
 _MASK = (1 << 64) - 1
@@ -91,6 +94,16 @@ class BlockSearch:
         self._run(Sequence(own, self._lanes(own), output=list(tokens)), self._take)
 
     def _take(self, outputs: list[StepOutput]) -> None:
+        try:
+            self._follow(outputs)
+        except Exception as error:
+            # Nobody but this search would know that the request has failed.
+            logger.exception("a block search failed")
+            self.cancel()
+            whole = Sequence(self.request, [], output=self._tokens)
+            self._deliver([without_token(whole, "error", f"{type(error).__name__} in the engine", "")])
+
+    def _follow(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             key = self._pending.get(output.request_id)
             if key is None:

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ladle.merging.errors import InputError
@@ -15,17 +15,20 @@ from ladle.merging.family import Family
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine import allocator
 from ladle.server.engine.admission import check_request
-from ladle.server.engine.answer import Answer, without_token
+from ladle.server.engine.answer import Answer, not_finite, without_token
 from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.block_search import BlockSearch, worth
 from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.device_probe import require_working
 from ladle.server.engine.eos import eos_ids
+from ladle.server.engine.idle_check import IdleCheck, IdleChecks
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.prompt_scores import ROW_BYTES
 from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampler import Draw, Sampler
+from ladle.server.engine.roster import Roster, Sink
+from ladle.server.engine.sampler import Sampler
 from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.served_models import ServedModels
@@ -36,8 +39,6 @@ from ladle.server.engine.tokenizer import load_tokenizer
 from ladle.server.engine.waiting_room import WaitingRoom
 
 logger = logging.getLogger(__name__)
-
-Sink = Callable[[list[StepOutput]], None]
 
 
 class Engine:
@@ -73,7 +74,8 @@ class Engine:
         )
         self.sampler = Sampler(config.max_sequences, self.device)
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device)
-        self._sequences: dict[str, tuple[Sequence, Answer, Sink]] = {}
+        self.roster = Roster(self.scheduler, self.cancel)
+        self._sequences = self.roster.entries
         self._searches: dict[str, BlockSearch] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -82,6 +84,7 @@ class Engine:
         self._failed: list[tuple[Sequence, str]] = []
         self.counts = StepCounts(family.experts)
         self.room = WaitingRoom(config.max_queue, config.max_queue_tokens)
+        self.idle = IdleCheck(self.check_idle)
 
     # -- from any thread ------------------------------------------------------------------------------------------
 
@@ -93,17 +96,21 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="ladle-engine", daemon=True)
         self._thread.start()
 
-    def shutdown(self, deadline_s: float = 0.0) -> None:
-        """Let running requests finish for up to ``deadline_s`` seconds, abort the rest, stop the thread."""
+    def shutdown(self, deadline_s: float = 0.0, patience_s: float | None = None) -> None:
+        """Let running requests finish for up to ``deadline_s`` seconds, abort the rest, stop the thread.
+
+        A step and a merge cannot be interrupted; whether one still runs after ``patience_s`` seconds, ``alive`` says.
+        """
         until = time.monotonic() + deadline_s
-        while self.alive and (self._sequences or self._inbox) and time.monotonic() < until:
+        while self.alive and (self.roster or self._inbox) and time.monotonic() < until:
             time.sleep(0.02)
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread is not None:
-            self._thread.join()
-        self.store.close()
+            self._thread.join(patience_s)
+        if not self.alive:
+            self.store.close()
 
     def check(self, request: GenerationRequest) -> list[Lane]:
         """The lanes of a request. Raises InputError for one that can never run."""
@@ -156,6 +163,11 @@ class Engine:
             preferences=counts.mixed.seen(),
         )
 
+    def idle_checks(self) -> IdleChecks:
+        """How often the bookkeeping was looked over while nothing ran; had it ever been wrong, the engine would have
+        stopped."""
+        return self.idle.seen()
+
     def _waiting(self) -> int:
         return len(self.scheduler.waiting) + sum(isinstance(item, tuple) for item in list(self._inbox))
 
@@ -165,26 +177,31 @@ class Engine:
         reason, error = "abort", None
         try:
             self._loop()
-        except Exception as failure:
-            # The bookkeeping itself failed, so no further step can be trusted: nobody is left waiting, and `alive` says
-            # the rest.
+        except BaseException as failure:
+            # The bookkeeping itself failed, or the device: no further step can be trusted. Nobody is left waiting, and
+            # `alive` says the rest.
             logger.critical("the engine stops", exc_info=True)
             reason, error = "error", f"{type(failure).__name__} in the engine"
         with self._wake:
             self._stopping = True
             inbox, self._inbox = list(self._inbox), deque()
         self._receive(inbox)
-        for sequence, _, _ in list(self._sequences.values()):
-            self._end(sequence, reason, error)
+        self.roster.end_all(reason, error)
 
     def _loop(self) -> None:
         while True:
             with self._wake:
                 while not self._inbox and not self._stopping and not self._has_work():
-                    self._wake.wait()
+                    pause = self.idle.due_in()
+                    if pause == 0:
+                        break
+                    self._wake.wait(pause)
                 if self._stopping:
                     return
-            if not self.step():
+                idle = not self._inbox and not self._has_work()
+            if idle:
+                self.idle.run()
+            elif not self.step():
                 # Everything that waits, waits for weights that are being merged.
                 time.sleep(0.005)
 
@@ -193,13 +210,14 @@ class Engine:
 
         The engine thread's body. Without ``start`` a caller may drive the engine with it, from one thread.
         """
+        self.idle.worked()
         with self._wake:
             inbox, self._inbox = list(self._inbox), deque()
         self._receive(inbox)
         plan = self.scheduler.schedule()
         while self._failed:
             sequence, error = self._failed.pop()
-            self._end(sequence, "error", error)
+            self.roster.end(sequence, "error", error)
         if plan:
             self._step(plan)
         return bool(plan)
@@ -227,18 +245,28 @@ class Engine:
                 item()
                 continue
             sequence, sink = item
-            if sequence.request_id in self._sequences or sequence.request_id in self._searches:
+            if sequence.request_id in self.roster or sequence.request_id in self._searches:
                 sequence.leave_queue()
-                self._deliver(sink, [without_token(sequence, "error", "a request with this id is running", "")])
-            elif sequence.request.plan.blocks is not None:
-                self._search(sequence, sink)
-            else:
-                self._add(sequence, sink)
+                self.roster.deliver(sink, [without_token(sequence, "error", "a request with this id is running", "")])
+                continue
+            try:
+                self._begin(sequence, sink)
+            except Exception as error:
+                logger.exception("a request could not begin")
+                self._drop(sequence.request_id)
+                sequence.leave_queue()
+                self.roster.deliver(
+                    sink, [without_token(sequence, "error", f"{type(error).__name__} in the engine", "")]
+                )
+
+    def _begin(self, sequence: Sequence, sink: Sink) -> None:
+        if sequence.request.plan.blocks is not None:
+            self._search(sequence, sink)
+        else:
+            self._add(sequence, sink)
 
     def _add(self, sequence: Sequence, sink: Sink) -> None:
-        answer = Answer(sequence.request, self.tokenizer, self.eos)
-        self._sequences[sequence.request_id] = (sequence, answer, sink)
-        self.scheduler.add(sequence)
+        self.roster.add(sequence, Answer(sequence.request, self.tokenizer, self.eos), sink)
 
     def _search(self, whole: Sequence, sink: Sink) -> None:
         request = whole.request
@@ -246,7 +274,7 @@ class Engine:
         def deliver(outputs: list[StepOutput]) -> None:
             if outputs[-1].finish_reason is not None:
                 self._searches.pop(request.request_id, None)
-            self._deliver(sink, outputs)
+            self.roster.deliver(sink, outputs)
 
         def run(part: Sequence, sink: Sink) -> None:
             part.ticket = whole.ticket  # it has had its turn when the first of its parts has
@@ -259,10 +287,8 @@ class Engine:
 
     def _drop(self, request_id: str) -> None:
         """Forget a request without a word."""
-        if request_id in self._sequences:
-            sequence, _, _ = self._sequences.pop(request_id)
-            self.scheduler.finish(sequence)
-            sequence.leave_queue()
+        if request_id in self.roster:
+            self.roster.drop(request_id)
         elif request_id in self._searches:
             self._searches.pop(request_id).cancel()
 
@@ -283,7 +309,8 @@ class Engine:
             # Only the requests of this step are lost; the engine goes on with the others.
             logger.exception("a step failed")
             for sequence in dict.fromkeys([*plan.sequences, *admitted]):
-                self._end(sequence, "error", f"{type(error).__name__} in the engine")
+                self.roster.end(sequence, "error", f"{type(error).__name__} in the engine")
+            require_working(self.device)
             return
         self.scheduler.advance(plan, result.caught_up.behind)
         for chunk in result.caught_up.chunks:
@@ -295,81 +322,40 @@ class Engine:
                 continue
             value = worth(result.values[sequence]) if sequence in result.values else None
             if value is None and (refused := result.draws[sequence].error) is not None:
-                self._end(sequence, "error", refused)
+                self.roster.end(sequence, "error", refused)
                 continue
             if math.isnan(result.draws[sequence].logprob if value is None else value):
-                self._end(sequence, "error", "the scores are not finite; these weights are too far from the base")
+                self.roster.end(sequence, "error", not_finite(sequence.request.plan))
                 continue
-            sink = self._sequences[sequence.request_id][2]
+            sink = self.roster.sink(sequence)
             try:
                 if value is None:
-                    output = self._emit(sequence, result.draws[sequence], sequence in result.kept)
+                    output = self.roster.emit(sequence, result.draws[sequence], sequence in result.kept)
                 else:
-                    self._forget(sequence)
+                    self.roster.forget(sequence)
                     output = replace(without_token(sequence, "stop", None, ""), value=value)
                 outputs.setdefault(sink, []).append(output)
             except Exception as error:
                 logger.exception("a token could not be turned into text")
-                self._end(sequence, "error", f"{type(error).__name__} in the engine")
+                self.roster.end(sequence, "error", f"{type(error).__name__} in the engine")
         for sink, batch in outputs.items():
-            self._deliver(sink, batch)
-
-    def _deliver(self, sink: Sink, batch: list[StepOutput]) -> None:
-        """Hand over outputs. A sink that raises loses its requests, and nobody else's."""
-        try:
-            sink(batch)
-        except Exception:
-            logger.exception("a listener failed; its requests are cancelled")
-            for output in batch:
-                if output.finish_reason is None:
-                    self.cancel(output.request_id)
-
-    def _emit(self, sequence: Sequence, draw: Draw, kept: bool) -> StepOutput:
-        """Record one token; ends the sequence where a stop rule says so. ``kept``: lanes that score have its state."""
-        first = not sequence.output
-        said = tuple(sequence.judged) if sequence.judged and first else None
-        if not sequence.request.sampling.max_tokens:
-            self._forget(sequence)
-            return replace(without_token(sequence, "length", None, ""), prompt=said, queued_s=sequence.queued_s)
-        sequence.output.append(draw.token)
-        for lane in sequence.lanes:
-            assert lane.row is not None
-            self.scheduler.table.last[lane.row] = draw.token
-        answer = self._sequences[sequence.request_id][1]
-        output = answer.push(
-            draw.token,
-            len(sequence.output),
-            sequence.cached_tokens,
-            draw.logprob,
-            draw.top,
-            draw.trace,
-            draw.expert,
-            draw.ended,
-        )
-        if output.finish_reason is not None:
-            self._forget(sequence)
-        elif kept:
-            for lane in sequence.lanes:
-                if lane.scores:
-                    self.scheduler.extend(sequence, lane, 1)
-        return replace(output, prompt=said, queued_s=sequence.queued_s) if first else output
-
-    def _forget(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
-        self._sequences.pop(sequence.request_id, None)
-        sequence.leave_queue()
-
-    def _end(self, sequence: Sequence, reason: str, error: str | None) -> None:
-        """End a sequence without a token."""
-        entry = self._sequences.get(sequence.request_id)
-        self._forget(sequence)
-        if entry is not None:
-            self._deliver(entry[2], [without_token(sequence, reason, error, entry[1].finish())])
+            self.roster.deliver(sink, batch)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless blocks, rows and slots add up; for tests and idle checks."""
+        """Raise AssertionError unless blocks, rows and slots add up. For the thread that steps."""
         self.blocks.check_integrity(self.scheduler.held_blocks())
-        table = self.scheduler.table
-        rows = sum(lane.row is not None for s in self.scheduler.running for lane in s.lanes)
-        if rows + table.free != self.config.lanes:
-            raise AssertionError(f"{rows} lane rows are held, {table.free} are free, of {self.config.lanes}")
+        self.scheduler.check_integrity()
+
+    def check_idle(self) -> None:
+        """Raise AssertionError unless everything is free, as it must be when there is nothing to do."""
+        self.check_integrity()
+        held = {
+            "blocks": self.blocks.total - self.blocks.free,
+            "lane rows": self.config.lanes - self.scheduler.table.free,
+            "sequences": len(self.roster),
+            "block searches": len(self._searches),
+        }
+        if any(held.values()):
+            raise AssertionError(
+                f"nothing runs, but {', '.join(f'{n} {name}' for name, n in held.items() if n)} are held"
+            )

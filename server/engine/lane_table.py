@@ -30,6 +30,15 @@ class LaneTable:
         self._free = list(range(rows - 1, -1, -1))
 
     @property
+    def rows(self) -> int:
+        return len(self.computed)
+
+    @property
+    def idle(self) -> list[int]:
+        """The rows that nobody has."""
+        return list(self._free)
+
+    @property
     def free(self) -> int:
         return len(self._free)
 

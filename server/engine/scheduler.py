@@ -137,6 +137,18 @@ class Scheduler:
         """The block table of every lane, for integrity checks."""
         return (lane.blocks + lane.scratch for sequence in (*self.running, *self.waiting) for lane in sequence.lanes)
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless lane rows and slots add up."""
+        for what, held, free, total in (
+            ("lane rows", [lane.row for s in self.running for lane in s.lanes], self.table.idle, self.table.rows),
+            ("slots", [s.slot for s in self.running], self._slots, self.max_sequences),
+        ):
+            if sorted([*(row for row in held if row is not None), *free]) != list(range(total)):
+                raise AssertionError(f"{what}: {held} are held and {free} are free, of {total}")
+        stray = [s for s in self.waiting if s.slot is not None or any(lane.row is not None for lane in s.lanes)]
+        if stray:
+            raise AssertionError(f"{len(stray)} waiting sequences hold slots or lane rows")
+
     # -- admission ------------------------------------------------------------------------------------------------
 
     def _admit(self, budget: int) -> None:

@@ -1,0 +1,113 @@
+"""Who is being served: every sequence with the answer that grows and the listener that hears of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from ladle.server.engine.answer import Answer, without_token
+from ladle.server.engine.request import StepOutput
+from ladle.server.engine.sampler import Draw
+from ladle.server.engine.scheduler import Scheduler
+from ladle.server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[list[StepOutput]], None]
+
+
+class Roster:
+    """For the engine's thread.
+
+    Args:
+        scheduler: what the sequences hold is given back there.
+        cancel: called with the id of a request whose listener failed.
+    """
+
+    def __init__(self, scheduler: Scheduler, cancel: Callable[[str], None]) -> None:
+        self.entries: dict[str, tuple[Sequence, Answer, Sink]] = {}
+        self._scheduler = scheduler
+        self._cancel = cancel
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self.entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def sink(self, sequence: Sequence) -> Sink:
+        """Who hears of ``sequence``."""
+        return self.entries[sequence.request_id][2]
+
+    def add(self, sequence: Sequence, answer: Answer, sink: Sink) -> None:
+        """Begin to serve ``sequence``."""
+        self.entries[sequence.request_id] = (sequence, answer, sink)
+        self._scheduler.add(sequence)
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request without a word."""
+        self.forget(self.entries[request_id][0])
+
+    def forget(self, sequence: Sequence) -> None:
+        """Give back all that ``sequence`` holds."""
+        self._scheduler.finish(sequence)
+        self.entries.pop(sequence.request_id, None)
+        sequence.leave_queue()
+
+    def end(self, sequence: Sequence, reason: str, error: str | None) -> None:
+        """End a sequence without a token."""
+        entry = self.entries.get(sequence.request_id)
+        self.forget(sequence)
+        if entry is not None:
+            self.deliver(entry[2], [without_token(sequence, reason, error, entry[1].finish())])
+
+    def end_all(self, reason: str, error: str | None) -> None:
+        """End all sequences, whatever state they are in."""
+        for request_id, (sequence, answer, sink) in list(self.entries.items()):
+            try:
+                self.end(sequence, reason, error)
+            except Exception:  # what is broken may be what keeps count of it; its listener must hear of the end
+                logger.exception("what a request held could not be given back")
+                self.entries.pop(request_id, None)
+                self.deliver(sink, [without_token(sequence, reason, error, answer.finish())])
+
+    def emit(self, sequence: Sequence, draw: Draw, kept: bool) -> StepOutput:
+        """Record one token; ends the sequence where a stop rule says so. ``kept``: lanes that score have its state."""
+        first = not sequence.output
+        said = tuple(sequence.judged) if sequence.judged and first else None
+        if not sequence.request.sampling.max_tokens:
+            self.forget(sequence)
+            return replace(without_token(sequence, "length", None, ""), prompt=said, queued_s=sequence.queued_s)
+        sequence.output.append(draw.token)
+        for lane in sequence.lanes:
+            assert lane.row is not None
+            self._scheduler.table.last[lane.row] = draw.token
+        answer = self.entries[sequence.request_id][1]
+        output = answer.push(
+            draw.token,
+            len(sequence.output),
+            sequence.cached_tokens,
+            draw.logprob,
+            draw.top,
+            draw.trace,
+            draw.expert,
+            draw.ended,
+        )
+        if output.finish_reason is not None:
+            self.forget(sequence)
+        elif kept:
+            for lane in sequence.lanes:
+                if lane.scores:
+                    self._scheduler.extend(sequence, lane, 1)
+        return replace(output, prompt=said, queued_s=sequence.queued_s) if first else output
+
+    def deliver(self, sink: Sink, batch: list[StepOutput]) -> None:
+        """Hand over outputs. A sink that raises loses its requests, and nobody else's."""
+        try:
+            sink(batch)
+        except Exception:
+            logger.exception("a listener failed; its requests are cancelled")
+            for output in batch:
+                if output.finish_reason is None:
+                    self._cancel(output.request_id)

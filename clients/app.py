@@ -35,6 +35,13 @@ Preference = Annotated[
         autocompletion=completion.objectives,
     ),
 ]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of weights: wanted rewards as quantiles, such as positive=0.6; for calibrated families.",
+        autocompletion=completion.objectives,
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -79,6 +86,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; read from stdin if left out.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt instead of continuing it.")] = False,
     preference: Preference = None,
+    target: Target = None,
     method: Method = None,
     strength: Strength = None,
     steering: Steering = None,
@@ -104,6 +112,7 @@ def generate(
     text = sys.stdin.read() if prompt is None else prompt
     options = given(
         preference=parse_preference(preference),
+        target=parse_preference(target, "target"),
         method=method,
         strength=strength,
         steering=parse_steering(steering),

@@ -8,8 +8,9 @@ from typing import Any
 from ladle.clients.errors import UsageError
 
 
-def parse_preference(text: str | None) -> dict[str, float] | None:
-    """``positive=0.8,concise=.2`` (commas or spaces between) as a mapping; None stays None.
+def parse_preference(text: str | None, name_of_it: str = "preference") -> dict[str, float] | None:
+    """``positive=0.8,concise=.2`` (commas or spaces between) as a mapping; None stays None. ``name_of_it`` is what
+    errors call it.
 
     Raises:
         UsageError: something else; whether the objectives exist is for the server to judge.
@@ -24,12 +25,12 @@ def parse_preference(text: str | None) -> dict[str, float] | None:
         except ValueError:
             value = None
         if not name or not sign or value is None:
-            raise UsageError(f"preference: {part!r} is not allowed; allowed: objective=weight, such as positive=0.8")
+            raise UsageError(f"{name_of_it}: {part!r} is not allowed; allowed: objective=weight, such as positive=0.8")
         if name in preference:
-            raise UsageError(f"preference: {name!r} is given twice")
+            raise UsageError(f"{name_of_it}: {name!r} is given twice")
         preference[name] = value
     if not preference:
-        raise UsageError("preference: nothing given; allowed: objective=weight, such as positive=0.8,concise=0.2")
+        raise UsageError(f"{name_of_it}: nothing given; allowed: objective=weight, such as positive=0.8,concise=0.2")
     return preference
 
 

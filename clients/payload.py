@@ -14,6 +14,8 @@ class Options(TypedDict, total=False):
     Keys:
         model: a family, a preset, or ``FAMILY[/METHOD][@objective=weight,...]``; the family served, if it is only one.
         preference: weights >= 0 by objective; normalised by the server, which says so.
+        target: instead of a preference: the reward that is wanted, as a quantile from 0 to 1 by objective; for families
+            that were calibrated (``ladle calibrate``).
         method: ``base``, ``bone_soup``, ``mage``, ...; see ``family(name).methods``.
         strength: scales what the method adds to the base; a number, or one for each kind of value.
         steering: further fields of the ``steering`` object (``value``, ``combine``, ``candidates``, ``terms``, ...).
@@ -35,6 +37,7 @@ class Options(TypedDict, total=False):
 
     model: str | None
     preference: Mapping[str, float] | None
+    target: Mapping[str, float] | None
     method: str | None
     strength: float | Mapping[str, float] | None
     steering: Mapping[str, Any] | None
@@ -60,7 +63,7 @@ class Options(TypedDict, total=False):
     response_format: Mapping[str, Any] | None
 
 
-_STEERING = ("preference", "method", "strength", "trace")
+_STEERING = ("preference", "target", "method", "strength", "trace")
 _STRUCTURE = {"json_schema": "json", "regex": "regex", "choice": "choice"}
 
 

@@ -103,11 +103,23 @@ class Diagnostics(Response):
     outside: float | None = None
 
 
+class Outcome(Response):
+    """What a target is expected to come to for one objective: a quantile of the rewards that calibration saw, with two
+    standard errors around, and the mean reward. ``wanted`` is None for an objective that was left free."""
+
+    wanted: float | None = None
+    quantile: float
+    low: float
+    high: float
+    reward: float
+
+
 class SteeringReport(Response):
     """How a request was steered, as the server understood it.
 
     ``preference`` is normalised to sum 1, whatever the request said. Where a method routes, ``routing`` has its options
-    and ``experts`` the share of tokens that each of them wrote. ``diagnostics`` are there with a trace.
+    and ``experts`` the share of tokens that each of them wrote. With a target, ``preference`` is what was found for it
+    and ``target`` what that is expected to get. ``diagnostics`` are there with a trace.
     """
 
     method: str
@@ -117,6 +129,7 @@ class SteeringReport(Response):
     normalize: str | None = None
     sources: list[Source] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+    target: dict[str, Outcome] | None = None
     routing: dict[str, float | None] | None = None
     experts: dict[str, float] | None = None
     diagnostics: Diagnostics | None = None
@@ -207,8 +220,18 @@ class Member(Response):
     parameters: int | None = None
 
 
+class Calibration(Response):
+    """What targets are possible: quantiles of the rewards of ``answers`` answers, from least to greatest by objective;
+    with the method and options of ``steering``."""
+
+    steering: dict[str, Any]
+    answers: int
+    reachable: dict[str, tuple[float, float]]
+
+
 class Family(Response):
-    """What a server serves. Row j of ``matrix`` holds the reward weights of backbone j."""
+    """What a server serves. Row j of ``matrix`` holds the reward weights of backbone j; ``calibration`` is None for a
+    family that takes no targets."""
 
     name: str
     objectives: list[str]
@@ -217,6 +240,7 @@ class Family(Response):
     methods: dict[str, MethodStatus] = Field(default_factory=dict)
     members: list[Member] = Field(default_factory=list)
     presets: dict[str, Any] = Field(default_factory=dict)
+    calibration: Calibration | None = None
 
 
 class Model(Response):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ladle.guidance.outcome import Outcome
 from ladle.guidance.steering_checks import CHECKS, is_number, strengths
 from ladle.merging.coefficients import Coefficients
 from ladle.merging.errors import InputError
@@ -142,6 +143,7 @@ class Steering:
     Attributes:
         method: None for the family's default.
         preference: weights by objective.
+        target: instead, the reward that is wanted, as a quantile by objective (``ladle.guidance.target``).
         strength: scales what the method adds to the base; None is the method's default, 1 for most. Where implicit and
             explicit values guide together it may be an object with a number for each.
         value, combine, candidates, block_length, terms, negative_prompt, divergence, alpha: options of guidance
@@ -157,6 +159,7 @@ class Steering:
 
     method: str | None = None
     preference: Mapping[str, float] | None = None
+    target: Mapping[str, float] | None = None
     strength: float | Mapping[str, float] | None = None
     value: str | None = None
     combine: str | None = None
@@ -249,6 +252,7 @@ class Plan:
     blocks: Blocks | None = None
     routing: Routing | None = None
     kl_budget: float | None = None
+    target: Mapping[str, Outcome] | None = None
 
     @property
     def views(self) -> tuple[PromptView, ...]:

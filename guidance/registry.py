@@ -1,6 +1,6 @@
 """The methods by name, and the one way from a request's steering to a plan."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from ladle.guidance.amplify import Amplify
 from ladle.guidance.args import Args
@@ -23,6 +23,7 @@ from ladle.guidance.parm import Parm
 from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.proxy_tuning import ProxyTuning
 from ladle.guidance.rewarded_soup import RewardedSoup
+from ladle.guidance.target import resolve_target
 from ladle.guidance.vas import Vas
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family import Family
@@ -54,7 +55,7 @@ _ALL: tuple[Method, ...] = (
 # costs more, is never a default that nobody chose.
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-_UNIVERSAL = frozenset({"method", "preference", "trace"})
+_UNIVERSAL = frozenset({"method", "preference", "target", "trace"})
 _DEFAULTS = Steering()
 
 
@@ -63,8 +64,11 @@ def resolve(family: Family, steering: Steering) -> Plan:
 
     Raises:
         InputError: an unknown method, one whose members the family lacks, an option the method has no use for, a bad
-            preference or bad coefficients; the field starts with ``steering.``.
+            preference or bad coefficients, a target that cannot be reached; the field starts with ``steering.``.
     """
+    if steering.target is not None:
+        found, reached = resolve_target(family, steering)
+        return replace(resolve(family, found), target=reached.outcomes)
     status = available(family)
     name = steering.method if steering.method is not None else default_method(family)
     usable = ", ".join(method for method, (ready, _) in status.items() if ready)

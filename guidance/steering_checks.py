@@ -44,10 +44,11 @@ def strengths(raw: Mapping[str, Any]) -> dict[str, float]:
 _STRENGTH = f"a finite number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
 
 
-# "preference" and "coefficients" pass as any mapping here: their entries are judged against the family.
+# "preference", "target" and "coefficients" pass as any mapping here: their entries are judged against the family.
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "method": (lambda value: isinstance(value, str), "the name of a method"),
     "preference": (lambda value: isinstance(value, Mapping), "an object of weights by objective"),
+    "target": (lambda value: isinstance(value, Mapping), "an object of quantiles by objective"),
     # An object's entries are judged by strengths.
     "strength": (lambda value: isinstance(value, Mapping) or _is_strength(value), _STRENGTH),
     "value": (lambda value: value in ("implicit", "explicit", "both"), "implicit, explicit, both"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ladle.merging.adapter import LowRankMember
 from ladle.merging.architecture import Architecture
 from ladle.merging.base import Progress
+from ladle.merging.calibration import Calibration, load_calibration
 from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.errors import FamilyError
 from ladle.merging.family_model import FamilyModel, open_model, require_same_tokens
@@ -92,6 +93,7 @@ class Family:
         experts: names of the experts in manifest order, which is the order of the router's rows; no two have the same
             member.
         router: what chooses among the experts; there is one if and only if there are experts.
+        calibration: how rewards follow preferences, where that was measured on these very members.
     """
 
     manifest: Manifest
@@ -109,6 +111,7 @@ class Family:
     pbloras: dict[str, PBLora] = field(default_factory=dict)
     experts: tuple[str, ...] = ()
     router: RouterMember | None = None
+    calibration: Calibration | None = None
 
     @property
     def name(self) -> str:
@@ -243,6 +246,7 @@ def load_family(
         amateur=next((model.name for model in manifest.models if model.amateur), None),
         experts=tuple(entry.name for entry in manifest.experts),
         router=loader.router,
+        calibration=load_calibration(root, manifest),
     )
 
 

@@ -112,6 +112,7 @@ class Preset(Table):
 
     method: str | None = None
     preference: dict[str, Finite] | None = None
+    target: dict[str, Finite] | None = None
     coefficients: dict[str, Finite] | None = None
     strength: Finite | dict[str, Finite] | None = None
     value: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -34,11 +34,11 @@ def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
     return float((np.sign(dx) * np.sign(dy)).sum() / count)
 
 
-def is_degenerate(tokens: Sequence[int]) -> bool:
+def is_degenerate(tokens: Sequence[Hashable]) -> bool:
     """Fewer than five tokens, a sequence of four tokens that occurs three times, or under half of the tokens distinct.
 
     Args:
-        tokens: an answer without its end-of-turn token.
+        tokens: an answer without its end-of-turn token; or its words.
     """
     if len(tokens) < 5 or len(set(tokens)) * 2 < len(tokens):
         return True

@@ -42,14 +42,16 @@ def show(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:
 
 def _settings(summary: Mapping[str, Any]) -> Table:
     table = Table(title="mean reward [95 %]", title_justify="left")
-    for column in ("method", "weights", *summary["objectives"], "tokens", "perplexity", "distinct-2"):
+    for column in ("method", "weights", *summary["objectives"], "tokens", "perplexity", "distinct-2", "degenerate"):
         table.add_column(column)
     for row in summary["settings"]:
         rewards = [_interval(row[name], "mean") for name in summary["objectives"]]
         weights = " ".join(f"{weight:g}" for weight in row["weights"].values())
         pairs = "" if row["distinct_2"] is None else f"{row['distinct_2']:.3f}"
         perplexity = "" if row["base_perplexity"] is None else f"{row['base_perplexity']:.2f}"
-        table.add_row(row["method"], weights, *rewards, f"{row['tokens']:.1f}", perplexity, pairs)
+        table.add_row(
+            row["method"], weights, *rewards, f"{row['tokens']:.1f}", perplexity, pairs, f"{row['degenerate']:.3f}"
+        )
     return table
 
 

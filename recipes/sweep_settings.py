@@ -73,3 +73,11 @@ def settings_of(methods: Sequence[str], points: Sequence[Point]) -> list[Setting
     for method in asked:
         found += [Setting(method, parse_method(method), point) for point in points]
     return found
+
+
+def setting_of(key: str) -> Setting:
+    """The setting whose ``key`` this is; weights have the digits that keys have."""
+    label, at, weights = key.rpartition("@")
+    if not at:
+        return Setting(key, {"method": key})
+    return Setting(label, parse_method(label), tuple(float(weight) for weight in weights.split(",")))

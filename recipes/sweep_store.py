@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ladle.recipes.sweep_settings import Setting, setting_of
+
 # Everything is quoted: a text may hold line ends of any kind.
 _STYLE: dict[str, Any] = {"lineterminator": "\n", "quoting": csv.QUOTE_ALL}
 SAMPLES, ASKED = "samples.csv", "sweep.json"
@@ -116,3 +118,16 @@ class SampleStore:
             float(row["base_logprob"]) if row["base_logprob"] else None,
             {name: float(row[f"reward_{name}"]) for name in self._objectives},
         )
+
+
+def reopen(folder: Path) -> tuple[SampleStore, dict[str, Any], list[Setting]]:
+    """A sweep that is there: its samples, what it asked for, and its settings.
+
+    Raises:
+        ValueError: there is none in ``folder``.
+    """
+    file = folder / ASKED
+    if not file.exists():
+        raise ValueError(f"sweep: {str(folder)!r} is not allowed; allowed: the folder of a sweep (it has a {ASKED})")
+    asked = json.loads(file.read_text(encoding="utf-8"))
+    return SampleStore(folder, asked, asked["objectives"]), asked, [setting_of(key) for key in asked["settings"]]

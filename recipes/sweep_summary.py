@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ladle.recipes import front
-from ladle.recipes.metrics import bootstrap_mean
+from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.sweep_settings import BASE, Setting
 from ladle.recipes.sweep_store import Sample
 
@@ -39,6 +39,8 @@ class Table:
         own = self.raw[base[0]].reshape(-1, len(self.objectives))
         spread = own.std(axis=0)
         self.z = (self.raw - own.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        degenerate = [[is_degenerate(text.text.split()) for text in self.texts[s.key]] for s in self.settings]
+        self.degenerate = np.array(degenerate, dtype=bool).reshape(shape[:-1])
 
     @property
     def methods(self) -> list[str]:
@@ -50,6 +52,11 @@ class Table:
         places = [index for index, setting in enumerate(self.settings) if setting.label == method and setting.weights]
         weights = np.array([self.settings[index].weights for index in places])
         return weights, self.z[places].mean(axis=2)
+
+    def sound(self, method: str) -> np.ndarray:
+        """The z of ``of``, with degenerate answers at the hypervolume's reference: worth nothing."""
+        places = [index for index, setting in enumerate(self.settings) if setting.label == method and setting.weights]
+        return np.where(self.degenerate[places][..., None], REFERENCE, self.z[places]).mean(axis=2)
 
 
 def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:
@@ -80,6 +87,7 @@ def _setting(table: Table, index: int, draws: int, seed: int) -> dict[str, Any]:
     total = -sum(text.base_logprob for text in known if text.base_logprob is not None)
     row["base_perplexity"] = float(np.exp(total / tokens)) if tokens else None
     row["tokens"] = float(np.mean([text.tokens for text in texts]))
+    row["degenerate"] = float(table.degenerate[index].mean())
     row["cut"] = float(np.mean([text.finish_reason == "length" for text in texts]))
     for n in (1, 2):
         # Texts of single words have no pairs.
@@ -108,12 +116,16 @@ def _resamples(table: Table, draws: int, seed: int) -> np.ndarray:
 
 
 def _method(table: Table, method: str, draws: int, seed: int) -> dict[str, Any]:
-    weights, z = table.of(method)
+    (weights, z), sound = table.of(method), table.sound(method)
+
+    def measures(picks: Any = slice(None)) -> dict[str, float]:
+        found = _measures(weights, z[:, picks].mean(axis=1), table.objectives)
+        reference = [REFERENCE] * len(table.objectives)
+        return found | {"hypervolume_sound": front.hypervolume(sound[:, picks].mean(axis=1), reference)}
+
     found: dict[str, Any] = {}
-    resampled = [
-        _measures(weights, z[:, picks].mean(axis=1), table.objectives) for picks in _resamples(table, draws, seed)
-    ]
-    for name, value in _measures(weights, z.mean(axis=1), table.objectives).items():
+    resampled = [measures(picks) for picks in _resamples(table, draws, seed)]
+    for name, value in measures().items():
         drawn = np.array([one[name] for one in resampled])
         known = drawn[np.isfinite(drawn)]
         low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (float("nan"), float("nan"))
@@ -122,34 +134,38 @@ def _method(table: Table, method: str, draws: int, seed: int) -> dict[str, Any]:
 
 
 def _differences(table: Table, draws: int, seed: int) -> list[dict[str, Any]]:
-    """Every method minus every one before it, on the same prompts and seeds: hypervolume and mean mu . z. ``p``: twice
-    the share of resamples on the other side of zero, at least 1 / draws."""
+    """Every method minus every one before it, on the same prompts and seeds: hypervolume, the same with degenerate
+    answers worth nothing, and mean mu . z. ``p``: twice the share of resamples on the other side of zero, at least
+    1 / draws."""
+    resamples = [slice(None), *_resamples(table, draws, seed)]
+    figures = {method: _figures(table, method, resamples) for method in table.methods}
     rows = []
-    reference = [REFERENCE] * len(table.objectives)
     for place, one in enumerate(table.methods):
         for other in table.methods[:place]:
             row: dict[str, Any] = {"method": one, "minus": other}
-            (weights, z), (other_weights, other_z) = table.of(one), table.of(other)
-
-            def gap(picks: np.ndarray, name: str, pairs: Any = (weights, z, other_weights, other_z)) -> float:
-                own, rewards, others, other_rewards = pairs
-                means, other_means = rewards[:, picks].mean(axis=1), other_rewards[:, picks].mean(axis=1)
-                if name == "hypervolume":
-                    return front.hypervolume(means, reference) - front.hypervolume(other_means, reference)
-                return front.inner_product(means, own) - front.inner_product(other_means, others)
-
-            for name in ("hypervolume", "inner_product"):
-                drawn = np.array([gap(picks, name) for picks in _resamples(table, draws, seed)])
-                low, high = np.quantile(drawn, [0.025, 0.975])
-                beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
+            for name, values in figures[one].items():
+                gaps = values - figures[other][name]
+                low, high = np.quantile(gaps[1:], [0.025, 0.975])
+                beyond = min((gaps[1:] <= 0).mean(), (gaps[1:] >= 0).mean())
                 row[name] = {
-                    "value": gap(np.arange(z.shape[1]), name),
+                    "value": float(gaps[0]),
                     "low": float(low),
                     "high": float(high),
                     "p": float(max(2 * beyond, 1 / draws)),
                 }
             rows.append(row)
     return rows
+
+
+def _figures(table: Table, method: str, resamples: Sequence[Any]) -> dict[str, np.ndarray]:
+    """What methods are compared by, [resamples] each."""
+    (weights, z), sound = table.of(method), table.sound(method)
+    reference = [REFERENCE] * len(table.objectives)
+    return {
+        "hypervolume": np.array([front.hypervolume(z[:, picks].mean(axis=1), reference) for picks in resamples]),
+        "hypervolume_sound": np.array([front.hypervolume(sound[:, p].mean(axis=1), reference) for p in resamples]),
+        "inner_product": np.array([front.inner_product(z[:, picks].mean(axis=1), weights) for picks in resamples]),
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
@@ -64,10 +64,22 @@ class RoutingReply(TypedDict):
     threshold: float | None
 
 
+class OutcomeReply(TypedDict):
+    """What a target is expected to come to for one objective, as quantiles of the rewards that calibration saw, with
+    two standard errors around; ``wanted`` is null for an objective that was left free, ``reward`` the mean reward."""
+
+    wanted: float | None
+    quantile: float
+    low: float
+    high: float
+    reward: float
+
+
 class SteeringReply(TypedDict):
-    """What steered the answer. Where experts take turns, ``routing`` says by which options and ``experts`` what share
-    of the tokens each of them wrote; what is missing to 1 the router wrote. With a trace there are ``diagnostics``, and
-    in OpenAI's answers ``choices`` with the traced tokens."""
+    """What steered the answer. With a ``target``, ``preference`` is the one that was found for it. Where experts take
+    turns, ``routing`` says by which options and ``experts`` what share of the tokens each of them wrote; what is
+    missing to 1 the router wrote. With a trace there are ``diagnostics``, and in OpenAI's answers ``choices`` with the
+    traced tokens."""
 
     method: str
     preference: dict[str, float] | None
@@ -76,6 +88,7 @@ class SteeringReply(TypedDict):
     normalize: str
     sources: list[SourceReply]
     warnings: list[str]
+    target: NotRequired[dict[str, OutcomeReply]]
     routing: NotRequired[RoutingReply]
     experts: NotRequired[dict[str, float]]
     diagnostics: NotRequired[Diagnostics]
@@ -311,53 +324,6 @@ class ModelList(TypedDict):
 
     object: str
     data: list[ModelReply]
-
-
-class MethodReply(TypedDict):
-    """Whether the family can serve a method, and if not, why; what a request may say to it.
-
-    ``preference``: ``required``; ``optional`` where it merges the base under what is routed; ``ignored``. ``options``:
-    the fields of ``steering`` it understands besides method, preference and trace, and ``needs`` those it cannot do
-    without. ``strength`` is the default of that option, null where the method has none.
-    """
-
-    available: bool
-    reason: str | None
-    preference: Literal["required", "optional", "ignored"]
-    options: list[str]
-    needs: list[str]
-    strength: float | None
-
-
-class MemberReply(TypedDict):
-    """One member of a family; ``rank`` is null for full weights."""
-
-    name: str
-    kind: str
-    storage: str
-    rank: int | None
-    parameters: int
-    objective: str | None
-    rewards: list[float] | None
-
-
-class FamilyReply(TypedDict):
-    """Answer of ``GET /v1/families/{name}``; row j of ``matrix`` holds the reward weights of backbone j."""
-
-    name: str
-    objectives: list[str]
-    default_method: str
-    matrix: list[list[float]] | None
-    methods: dict[str, MethodReply]
-    members: list[MemberReply]
-    presets: dict[str, dict[str, Any]]
-
-
-class FamilyList(TypedDict):
-    """Answer of ``GET /v1/families``."""
-
-    object: str
-    data: list[FamilyReply]
 
 
 class ErrorBody(TypedDict):

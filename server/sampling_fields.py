@@ -73,6 +73,11 @@ _STEERING_KEYS: dict[str, dict[str, Any]] = {
         "additionalProperties": {"type": "number", "minimum": 0},
         "description": "weights by objective; normalised to sum 1",
     },
+    "target": {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
+        "description": "instead of a preference: wanted reward by objective, as a quantile; for a calibrated family",
+    },
     "strength": {
         "description": "a number; an object of two with value both",
         "anyOf": [{"type": "number"}, {"type": "object", "additionalProperties": {"type": "number"}}],

@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from ladle.guidance import registry
+from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Plan, Source, Steering
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 from ladle.server.errors import ApiError, from_input_error
 from ladle.server.model_names import ModelName
-from ladle.server.reply_types import SourceReply, SteeringReply
+from ladle.server.reply_types import OutcomeReply, SourceReply, SteeringReply
 
-_TARGET = frozenset({"preference", "coefficients", "terms"})
+_TARGET = frozenset({"preference", "target", "coefficients", "terms"})
 _DIRECTION = _TARGET | {"method"}
 NO_PREFERENCE = "no preference was given: all objectives weigh the same"
 
@@ -33,6 +34,10 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
     given = {key: value for key, value in (steering or {}).items() if value is not None}
     if given.get("trace") and not allow_trace:
         raise InputError("steering.trace", True, "false, because this server was started without traces")
+    if "target" in given and "preference" not in given:
+        named.pop("preference", None)  # both say towards what; the request's own word holds
+    if "preference" in given and "target" not in given:
+        named.pop("target", None)
     merged = {**named, **given}
     bare = _DIRECTION.isdisjoint(given) and _TARGET.isdisjoint(named)
     if bare and registry.takes_preference(merged.get("method", registry.default_method(family))) and family.objectives:
@@ -92,6 +97,8 @@ def describe(plan: Plan) -> SteeringReply:
         "sources": sources(plan),
         "warnings": list(plan.warnings),
     }
+    if plan.target is not None:
+        reply["target"] = {name: _outcome(outcome) for name, outcome in plan.target.items()}
     if plan.routing is not None:
         reply["routing"] = {
             "complement": plan.routing.complement,
@@ -101,6 +108,16 @@ def describe(plan: Plan) -> SteeringReply:
             "threshold": plan.routing.threshold,
         }
     return reply
+
+
+def _outcome(outcome: Outcome) -> OutcomeReply:
+    return {
+        "wanted": outcome.wanted,
+        "quantile": outcome.quantile,
+        "low": outcome.low,
+        "high": outcome.high,
+        "reward": outcome.reward,
+    }
 
 
 def sources(plan: Plan) -> list[SourceReply]:

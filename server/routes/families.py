@@ -9,9 +9,11 @@ from fastapi.responses import JSONResponse
 
 from ladle.guidance import registry
 from ladle.guidance.routed_method import RoutedMethod
+from ladle.guidance.target import reachable
+from ladle.merging.calibration import Calibration
 from ladle.merging.family import Family, MemberInfo
 from ladle.server.errors import ApiError
-from ladle.server.reply_types import FamilyList, FamilyReply, MemberReply, MethodReply
+from ladle.server.family_replies import CalibrationReply, FamilyList, FamilyReply, MemberReply, MethodReply
 from ladle.server.routes import answers, state_of
 
 router = APIRouter()
@@ -64,6 +66,18 @@ def describe_family(family: Family) -> FamilyReply:
         "methods": {name: _method(name, ready, reason) for name, (ready, reason) in methods.items()},
         "members": [_member(member) for member in family.members()],
         "presets": {name: preset.model_dump(exclude_none=True) for name, preset in family.manifest.presets.items()},
+        "calibration": _calibration(family.calibration),
+    }
+
+
+def _calibration(calibration: Calibration | None) -> CalibrationReply | None:
+    if calibration is None:
+        return None
+    found = reachable(calibration)
+    return {
+        "steering": calibration.steering,
+        "answers": calibration.answers,
+        "reachable": {name: list(ends) for name, ends in found.items()},
     }
 
 

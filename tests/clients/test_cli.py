@@ -105,6 +105,14 @@ def test_trace_explains_itself(server):
     assert "mean shift 0.219 nats" in result.stderr
 
 
+def test_a_target_is_sent_as_one(server):
+    run("generate", "Once", "--target", "positive=0.6,concise=.4")
+    assert server.body()["steering"] == {"target": {"positive": 0.6, "concise": 0.4}}
+    sent = len(server.requests)
+    result = run("generate", "Once", "--target", "x")
+    assert result.exit_code == 1 and result.stderr.startswith("error: target: ") and len(server.requests) == sent
+
+
 def test_json_is_the_whole_answer(server):
     result = run("generate", "Once", "--json", "--trace")
     answer = json.loads(result.stdout)

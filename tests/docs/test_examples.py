@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from calibrations import calibrate_identically
 from doc_blocks import ROOT, Block, blocks
 from live_server import served
 from playground_folder import write_playground_family
@@ -35,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = root / "family.toml"
     manifest.write_text(manifest.read_text().replace('name = "tiny"', 'name = "demo"', 1))
     (root / "base" / "chat_template.jinja").write_text(HERMES_TEMPLATE)
+    calibrate_identically(root)
     return root
 
 
@@ -113,8 +115,8 @@ def test_commands(command: str, url: str, folder: Path, tmp_path: Path) -> None:
         assert all((ROOT / word).exists() for word in words if word.endswith(".txt"))
     elif words[0] == "lm_eval":
         pytest.skip("tests/conformance runs it")
-    elif words[:2] in (["ladle", "serve"], ["ladle", "bench"], ["ladle", "sweep"]) or words[0] == "python":
-        # These go on for long; whether they understand what is asked is seen without doing it.
+    elif words[0] == "python" or (words[0] == "ladle" and words[1] in ("serve", "bench", "sweep", "calibrate")):
+        # These go on for long, or need what does; whether they understand what is asked is seen without doing it.
         known(words)
     else:
         run(ADDRESS.sub(url, command), url, folder, tmp_path)

@@ -35,6 +35,7 @@ def test_every_key_is_taken() -> None:
         "min_stay": 8,
         "threshold": 1,
         "kl_budget": 2,
+        "target": {"a": 0.5},
     }
     assert raw.keys() == {entry.name for entry in fields(Steering)}
     steering = Steering.parse(raw)

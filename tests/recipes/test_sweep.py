@@ -137,6 +137,9 @@ def test_figures_are_of_the_bases_deviations(tmp_path: Path) -> None:
     (difference,) = summary["differences"]
     gap = [summary["methods"][method]["hypervolume"]["value"] for method in (METHODS[1], METHODS[0])]
     assert difference["hypervolume"]["value"] == pytest.approx(gap[0] - gap[1])
+    # Three words are no answer, whatever their rewards.
+    assert all(row["degenerate"] == 1.0 for row in summary["settings"])
+    assert [measures["hypervolume_sound"]["value"] for measures in summary["methods"].values()] == [0.0, 0.0]
     assert difference["minus"] == METHODS[0] and 0.01 <= difference["hypervolume"]["p"] <= 2
     assert sorted(path.name for path in write_plots(summary, tmp_path)) == ["front.png", "front.svg"]
     # A method that is not there yet is left out, and what is there gives what it gave.

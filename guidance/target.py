@@ -1,0 +1,138 @@
+"""``steering.target``: from the rewards that are wanted to the preference that gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ladle.guidance.outcome import Outcome
+from ladle.guidance.plan import Steering
+from ladle.merging.calibration import Calibration, quantile_of
+from ladle.merging.errors import InputError
+from ladle.merging.family import Family
+
+TOLERANCE = 0.02
+"""How far, in quantiles, an objective may end up from its target for the target to count as reached."""
+_POINTS = 4000
+"""Preferences that the search starts from, at most."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A preference, by objective, and what it is expected to get."""
+
+    preference: dict[str, float]
+    outcomes: dict[str, Outcome]
+
+
+def resolve_target(family: Family, steering: Steering) -> tuple[Steering, Reached]:
+    """``steering`` with a preference in place of its target.
+
+    Raises:
+        InputError: the family is not calibrated, or for another method or other options than the request asks for; an
+            unknown objective or no quantile; a preference beside the target; or nothing reaches the target, with the
+            nearest that can be reached.
+    """
+    target = steering.target
+    assert target is not None
+    calibration = family.calibration
+    if calibration is None:
+        allowed = "nothing: this family, with its members as they are, is not calibrated (ladle calibrate)"
+        raise InputError("steering.target", dict(target), allowed)
+    for key in ("preference", "coefficients", "terms"):
+        if getattr(steering, key) is not None:
+            raise InputError("steering.target", dict(target), f"nothing beside steering.{key}, which says it already")
+    calibrated = Steering.parse({**calibration.steering, "trace": steering.trace})
+    given = replace(steering, target=None, method=steering.method or calibrated.method)
+    if given not in (calibrated, Steering(method=calibrated.method, trace=steering.trace)):
+        said = ", ".join(f"{key} {value}" for key, value in calibration.steering.items())
+        raise InputError("steering.target", dict(target), f"only with {said}, which the family is calibrated for")
+    reached = reach(calibration, target)
+    return replace(calibrated, preference=reached.preference), reached
+
+
+def reach(calibration: Calibration, target: Mapping[str, Any]) -> Reached:
+    """The preference at which the expected quantiles come closest to ``target``; of several the most even one.
+
+    Args:
+        target: quantile in [0, 1] by objective; objectives that it does not name are free.
+
+    Raises:
+        InputError: see ``resolve_target``.
+    """
+    objectives = calibration.objectives
+    for name, wanted in target.items():
+        if name not in objectives:
+            raise InputError(f"steering.target.{name}", wanted, f"the objectives {', '.join(objectives)}")
+        if not isinstance(wanted, (int, float)) or isinstance(wanted, bool) or not 0 <= wanted <= 1:
+            raise InputError(f"steering.target.{name}", wanted, "a quantile from 0 to 1")
+    if not target:
+        raise InputError("steering.target", dict(target), f"a quantile for one of {', '.join(objectives)} or more")
+    named = [objectives.index(name) for name in target]
+    wanted = np.array([float(value) for value in target.values()])
+
+    def misfit(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        gaps = calibration.quantiles(weights)[:, named] - wanted
+        # The second term is far below any gap that matters: it chooses among preferences that do equally well.
+        return np.asarray((gaps**2).sum(axis=1) + 1e-7 * (weights**2).sum(axis=1))
+
+    best = _descend(_spread(len(objectives)), misfit)
+    reached = _outcomes(calibration, best, target)
+    if any(abs(reached.outcomes[name].quantile - float(value)) > TOLERANCE for name, value in target.items()):
+        rewards = {name: round(reached.outcomes[name].quantile, 3) for name in target}
+        weights = {name: round(weight, 3) for name, weight in reached.preference.items()}
+        allowed = f"what a preference can reach; nearest is {rewards}, with preference {weights}"
+        raise InputError("steering.target", dict(target), allowed)
+    return reached
+
+
+def reachable(calibration: Calibration) -> dict[str, tuple[float, float]]:
+    """Least and greatest expected quantile of every objective over all preferences."""
+    found = calibration.quantiles(_spread(len(calibration.objectives)))
+    pairs = zip(found.min(axis=0).tolist(), found.max(axis=0).tolist(), strict=True)
+    return dict(zip(calibration.objectives, pairs, strict=True))
+
+
+def _outcomes(calibration: Calibration, weights: NDArray[np.float64], target: Mapping[str, Any]) -> Reached:
+    point = weights[None]
+    rewards, errors = calibration.rewards(point)[0], calibration.deviations(point)[0]
+    outcomes = {}
+    for place, (name, response) in enumerate(calibration.responses.items()):
+        around = rewards[place] + np.array([0.0, -2.0, 2.0]) * errors[place]
+        middle, low, high = quantile_of(around, response.quantiles).tolist()
+        wanted = float(target[name]) if name in target else None
+        outcomes[name] = Outcome(wanted, middle, low, high, float(rewards[place]))
+    return Reached(dict(zip(calibration.objectives, weights.tolist(), strict=True)), outcomes)
+
+
+def _spread(n: int) -> NDArray[np.float64]:
+    """The finest grid on the simplex of ``n`` objectives with at most ``_POINTS`` points, float64 [points, n]."""
+    steps = 1
+    while comb(steps + n, n - 1) <= _POINTS and steps < 200:
+        steps += 1
+    rows: list[list[int]] = [[]]
+    for _ in range(n - 1):
+        rows = [[*row, part] for row in rows for part in range(steps - sum(row) + 1)]
+    return np.array([[*row, steps - sum(row)] for row in rows], dtype=np.float64) / steps
+
+
+def _descend(points: NDArray[np.float64], misfit: Any) -> NDArray[np.float64]:
+    """The best of ``points``, improved by moving weight from one objective to another in ever smaller steps."""
+    best = points[int(np.argmin(misfit(points)))]
+    n, step = len(best), 0.1
+    moves = np.array([np.eye(n)[i] - np.eye(n)[j] for i in range(n) for j in range(n) if i != j]).reshape(-1, n)
+    while step > 1e-6 and n > 1:
+        tried = best + step * moves
+        tried = tried[(tried >= 0).all(axis=1)]
+        values = misfit(np.vstack([best, tried]))
+        place = int(np.argmin(values))
+        if place == 0:
+            step /= 2
+        else:
+            best = tried[place - 1]
+    return best

@@ -1,0 +1,87 @@
+"""From the samples of a sweep to how each reward follows the preference: what ``steering.target`` is resolved by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ladle.merging.calibration import Calibration, Response, basis
+from ladle.recipes.sweep_summary import Table
+
+LEVELS = 101
+"""Quantiles that are kept: 0, .01, ..., 1."""
+
+
+def fit(
+    table: Table, method: str, *, fingerprint: str, sampling: Mapping[str, Any], draws: int, seed: int
+) -> Calibration:
+    """Least squares of the mean reward at every preference on ``basis``, an objective at a time.
+
+    Args:
+        table: the sweep.
+        method: which of its methods, as it was written there.
+        fingerprint: of the family's members.
+        sampling: how the sweep's answers were drawn.
+        draws: bootstrap resamples of the prompts, for the coefficients' covariance.
+
+    Raises:
+        ValueError: the sweep has no such method, or fewer preferences than the fit has coefficients and two.
+    """
+    if method not in table.methods:
+        raise ValueError(f"method: {method!r} is not allowed; allowed: {', '.join(table.methods)}, which the sweep has")
+    places = [index for index, setting in enumerate(table.settings) if setting.label == method and setting.weights]
+    weights = np.array([table.settings[index].weights for index in places], dtype=np.float64)
+    rows = basis(weights)
+    least = rows.shape[1] + 2
+    if len(rows) < least or np.linalg.matrix_rank(rows) < rows.shape[1]:
+        allowed = f"{least} or more, all over the simplex"
+        raise ValueError(f"sweep: {len(rows)} preferences are not allowed; allowed: {allowed}")
+    rewards = table.raw[places]  # [points, prompts, answers, objectives]
+    picks = np.random.default_rng(seed).integers(rewards.shape[1], size=(draws, rewards.shape[1]))
+    responses = {name: _response(rows, rewards[..., place], picks) for place, name in enumerate(table.objectives)}
+    return Calibration(
+        fingerprint=fingerprint,
+        steering=dict(table.settings[places[0]].steering),
+        sampling=dict(sampling),
+        answers=int(rewards[..., 0].size),
+        responses=responses,
+    )
+
+
+def _response(rows: NDArray[np.float64], rewards: NDArray[np.float64], picks: NDArray[np.int64]) -> Response:
+    """``rewards`` [points, prompts, answers] of one objective."""
+    by_prompt = rewards.mean(axis=2)
+    solve = np.linalg.pinv(rows)
+    means = by_prompt.mean(axis=1)
+    drawn = np.stack([solve @ by_prompt[:, own].mean(axis=1) for own in picks])
+    levels = np.linspace(0.0, 1.0, LEVELS)
+    return Response(
+        coefficients=(solve @ means).tolist(),
+        covariance=np.atleast_2d(np.cov(drawn, rowvar=False)).tolist(),
+        quantiles=np.quantile(rewards, levels).tolist(),
+        explained=_explained(rows, means),
+    )
+
+
+def _explained(rows: NDArray[np.float64], means: NDArray[np.float64]) -> float:
+    """1 - sum (y - y without itself)^2 / sum (y - mean y)^2, each point predicted from the others."""
+    hat = rows @ np.linalg.pinv(rows)
+    left_out = (means - hat @ means) / np.clip(1.0 - np.diag(hat), 1e-9, None)
+    spread = float(((means - means.mean()) ** 2).sum())
+    return 1.0 - float((left_out**2).sum()) / spread if spread > 0 else 0.0
+
+
+def lines(calibration: Calibration, reachable: Mapping[str, Sequence[float]]) -> list[str]:
+    """What was found, for people."""
+    said = ", ".join(f"{key} {value}" for key, value in calibration.steering.items())
+    found = [f"{calibration.answers} answers with {said}"]
+    for name, response in calibration.responses.items():
+        low, high = reachable[name]
+        found.append(
+            f"{name}: quantiles {low:.2f} to {high:.2f} can be asked for;"
+            f" the fit explains {100 * response.explained:.0f} % of points left out"
+        )
+    return found

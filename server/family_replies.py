@@ -1,0 +1,65 @@
+"""The shapes of what ``GET /v1/families`` says."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+
+class MethodReply(TypedDict):
+    """Whether the family can serve a method, and if not, why; what a request may say to it.
+
+    ``preference``: ``required``; ``optional`` where it merges the base under what is routed; ``ignored``. ``options``:
+    the fields of ``steering`` it understands besides method, preference and trace, and ``needs`` those it cannot do
+    without. ``strength`` is the default of that option, null where the method has none.
+    """
+
+    available: bool
+    reason: str | None
+    preference: Literal["required", "optional", "ignored"]
+    options: list[str]
+    needs: list[str]
+    strength: float | None
+
+
+class MemberReply(TypedDict):
+    """One member of a family; ``rank`` is null for full weights."""
+
+    name: str
+    kind: str
+    storage: str
+    rank: int | None
+    parameters: int
+    objective: str | None
+    rewards: list[float] | None
+
+
+class CalibrationReply(TypedDict):
+    """What ``steering.target`` may ask for: quantiles of the rewards of ``answers`` answers, from least to greatest by
+    objective, with the method and options of ``steering``."""
+
+    steering: dict[str, Any]
+    answers: int
+    reachable: dict[str, list[float]]
+
+
+class FamilyReply(TypedDict):
+    """Answer of ``GET /v1/families/{name}``; row j of ``matrix`` holds the reward weights of backbone j. Without a
+    ``calibration`` of the members as they are there are no targets."""
+
+    name: str
+    objectives: list[str]
+    default_method: str
+    matrix: list[list[float]] | None
+    methods: dict[str, MethodReply]
+    members: list[MemberReply]
+    presets: dict[str, dict[str, Any]]
+    calibration: CalibrationReply | None
+
+
+class FamilyList(TypedDict):
+    """Answer of ``GET /v1/families``."""
+
+    object: str
+    data: list[FamilyReply]

@@ -67,8 +67,8 @@ async def reload(name: Name, request: Request, order: How = "beside") -> JSONRes
     return JSONResponse(_describe(await administration.reload(state, name, order)))
 
 
-@router.delete(
-    "/families/{name}",
+@router.post(
+    "/families/{name}/unload",
     summary="Unload a family",
     responses=answers(HostedReply, 400, 401, 404, 409),
     response_model=None,
@@ -83,8 +83,8 @@ async def unload(name: Name, request: Request) -> JSONResponse:
     return JSONResponse({**reply, "state": "retiring"})
 
 
-@router.put(
-    "/families/{name}/members/{member}",
+@router.post(
+    "/families/{name}/members/{member}/load",
     summary="Load a member",
     responses=answers(HostedReply, 400, 401, 404, 409),
     response_model=None,
@@ -98,8 +98,8 @@ async def load_member(name: Name, member: Name, request: Request, order: How = "
     return JSONResponse(_describe(loaded))
 
 
-@router.delete(
-    "/families/{name}/members/{member}",
+@router.post(
+    "/families/{name}/members/{member}/unload",
     summary="Unload a member",
     responses=answers(HostedReply, 400, 401, 404, 409),
     response_model=None,

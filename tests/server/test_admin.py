@@ -96,8 +96,8 @@ async def test_families_come_and_go(state: ServerState, loader: FakeLoader) -> N
         assert again.status_code == 409 and "served already" in again.json()["error"]["message"]
         await wait_until(lambda: not state.hosting.retiring)
         for name in ("three", "one", "two"):
-            assert (await client.delete(f"/v1/admin/families/{name}")).json()["state"] == "retiring"
-            assert (await client.delete(f"/v1/admin/families/{name}")).status_code == 404
+            assert (await client.post(f"/v1/admin/families/{name}/unload")).json()["state"] == "retiring"
+            assert (await client.post(f"/v1/admin/families/{name}/unload")).status_code == 404
         await wait_until(lambda: not state.hosting.retiring)
         assert await said(client) == "no_family" and await said(client, "one") == "no_family"
         ready = await client.get("/ready")
@@ -143,7 +143,7 @@ async def test_a_client_that_leaves_lets_go_too(state: ServerState, loader: Fake
     ]
     await wait_until(lambda: old.users == 2)
     async with as_admin(state) as client:
-        await client.delete("/v1/admin/families/one")
+        await client.post("/v1/admin/families/one/unload")
         for call in calls:
             assert not old.gone.is_set()
             call.leave()
@@ -201,19 +201,19 @@ async def test_members(state: ServerState, loader: FakeLoader) -> None:
     async with as_admin(state) as client:
         before = (await client.get("/v1/admin/status")).json()["families"][0]["members"]
         assert "only-positive" in before
-        gone = (await client.delete(path)).json()
+        gone = (await client.post(f"{path}/unload")).json()
         assert gone["left_out"] == ["only-positive"] and set(gone["members"]) == set(before) - {"only-positive"}
-        assert (await client.delete(path)).status_code == 404
+        assert (await client.post(f"{path}/unload")).status_code == 404
         assert (await client.post("/v1/admin/families/one/reload")).json()["left_out"] == ["only-positive"]
-        assert (await client.delete("/v1/admin/families/one/members/only-simple")).json()["left_out"] == [
+        assert (await client.post("/v1/admin/families/one/members/only-simple/unload")).json()["left_out"] == [
             "only-positive",
             "only-simple",
         ]
-        back = (await client.put(path)).json()
+        back = (await client.post(f"{path}/load")).json()
         assert back["left_out"] == ["only-simple"] and "only-positive" in back["members"]
-        unknown = await client.put("/v1/admin/families/one/members/nobody")
+        unknown = await client.post("/v1/admin/families/one/members/nobody/load")
         assert unknown.status_code == 404 and unknown.json()["error"]["param"] == "member"
-        assert (await client.put("/v1/admin/families/nobody/members/x")).json()["error"]["param"] == "name"
+        assert (await client.post("/v1/admin/families/nobody/members/x/load")).json()["error"]["param"] == "name"
         await wait_until(lambda: not state.hosting.retiring)
 
 

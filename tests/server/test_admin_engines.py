@@ -120,7 +120,7 @@ async def test_two_families_side_by_side(state: ServerState) -> None:
         assert ours == alone and theirs != alone
         again = await client.post("/v1/admin/families", json={"family": "first"})
         assert again.status_code == 409 and "'tiny' is served already" in again.json()["error"]["message"]
-        assert (await client.delete("/v1/admin/families/tiny")).status_code == 200
+        assert (await client.post("/v1/admin/families/tiny/unload")).status_code == 200
         assert await logprobs(client, model="other/base") == theirs
         assert (await client.post("/v1/admin/families", json={"family": "tiny"})).status_code == 200, "by its own name"
         assert await logprobs(client, model="tiny/base") == alone
@@ -133,14 +133,14 @@ async def test_members_come_and_go(state: ServerState) -> None:
     async with admin(state) as client:
         assert (await methods())["rewarded_soup"]["available"]
         before = await logprobs(client, model="tiny/bone_soup@positive=1,simple=1")
-        gone = await client.delete("/v1/admin/families/tiny/members/only-positive", params={"order": "after"})
+        gone = await client.post("/v1/admin/families/tiny/members/only-positive/unload", params={"order": "after"})
         assert gone.status_code == 200 and "only-positive" not in gone.json()["members"]
         assert not (await methods())["rewarded_soup"]["available"]
         assert await logprobs(client, model="tiny/bone_soup@positive=1,simple=1") == pytest.approx(before, abs=1e-4)
-        refused = await client.delete("/v1/admin/families/tiny/members/bone-positive")
+        refused = await client.post("/v1/admin/families/tiny/members/bone-positive/unload")
         assert refused.status_code == 409 and "backbones" in refused.json()["error"]["message"]
         assert (await client.get("/v1/admin/status")).json()["families"][0]["left_out"] == ["only-positive"]
-        back = await client.put("/v1/admin/families/tiny/members/only-positive")
+        back = await client.post("/v1/admin/families/tiny/members/only-positive/load")
         assert back.status_code == 200 and (await methods())["rewarded_soup"]["available"]
 
 
@@ -180,7 +180,7 @@ async def test_memory_is_given_back(folder: Path) -> None:
     async with admin(state) as client:
         full = resident()
         for _ in range(2):
-            assert (await client.delete("/v1/admin/families/tiny")).status_code == 200
+            assert (await client.post("/v1/admin/families/tiny/unload")).status_code == 200
             await asyncio.wait_for(gone.wait(), 60)
             # Not isinstance: some objects of torch warn when they are asked for their class.
             assert not [found for found in gc.get_objects() if type(found) is Engine and found.blocks.total > 10_000]

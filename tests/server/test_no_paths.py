@@ -114,9 +114,9 @@ async def test_paths_queries_and_headers(family: Family, engine: FakeEngine, mar
                 ("GET", f"/{name}"),
                 ("GET", f"/docs/{name}"),
                 ("POST", f"/v1/admin/families/{name}/reload?order={name}"),
-                ("DELETE", f"/v1/admin/families/{name}"),
-                ("PUT", f"/v1/admin/families/tiny/members/{name}"),
-                ("DELETE", f"/v1/admin/families/tiny/members/{name}"),
+                ("POST", f"/v1/admin/families/{name}/unload"),
+                ("POST", f"/v1/admin/families/tiny/members/{name}/load"),
+                ("POST", f"/v1/admin/families/tiny/members/{name}/unload"),
             ):
                 reply = await client.request(method, path, headers=headers)
                 assert reply.status_code in (400, 404, 409), (method, path, reply.text)

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from ladle.merging.checkpoint import INDEX, SINGLE, CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
-from ladle.merging.new_folder import new_folder
+from ladle.merging.new_folder import forget_unfinished, new_folder, require_space
 
 Progress = Callable[[str], None]
 
@@ -98,6 +98,7 @@ def _from_distribution(spec: str, cache_dir: Path, progress: Progress | None) ->
             if progress:
                 progress(f"converting {gguf.name} to safetensors, once (into {target})")
             shutil.rmtree(target, ignore_errors=True)  # parts of it, if anything
+            forget_unfinished(target)
             with new_folder(target) as temporary:
                 convert_gguf(gguf, temporary)
     return target
@@ -157,7 +158,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     float32, because the values of 4-bit blocks (scale times integer plus minimum) do not fit bfloat16's 8 bits.
 
     Raises:
-        FamilyError: transformers cannot read the file, or a tensor holds NaN or infinity.
+        FamilyError: transformers cannot read the file, the disk has no room, or a tensor holds NaN or infinity.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -169,6 +170,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
             tokenizer: Any = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise FamilyError(gguf, f"transformers cannot read this GGUF: {error}") from error
+    require_space(out, sum(weight.nbytes for weight in loaded.parameters()))
     config = loaded.config
     # save_pretrained refuses a model that calls itself quantised, and a loader would believe it: so the values go
     # into a fresh model of the same shape.

@@ -92,6 +92,7 @@ def compress(
 
     Raises:
         InputError: bad arguments, ``out`` is taken, nothing differs from the base, or the error is above ``max_error``.
+        FamilyError: the disk is full.
     """
     if (rank is None) == (energy is None):
         raise InputError("rank", rank, "a rank or an energy, one of the two")

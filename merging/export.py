@@ -13,7 +13,7 @@ from ladle.merging.checkpoint import INDEX, SINGLE, read_json, require_finite
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 from ladle.merging.merge import Merge
-from ladle.merging.new_folder import new_folder, require_free
+from ladle.merging.new_folder import new_folder, require_free, require_space
 
 PROVENANCE = "merge.json"
 # What is copied from the base beside its config: text and tokenizers, never weights or code.
@@ -52,7 +52,7 @@ def export(
 
     Raises:
         InputError: ``out`` is taken, or a member is unknown.
-        FamilyError: the merge gives NaN or infinity (float16 overflows at 65504), naming the tensor.
+        FamilyError: the merge gives NaN or infinity (float16 overflows at 65504), naming the tensor; the disk is full.
     """
     target = require_free(out)
     for name, value in coefficients.items():
@@ -94,6 +94,7 @@ def _write_weights(
         shards[-1].append(name)
         size += spec.nbytes
     total = sum(spec.nbytes for spec in layout.values())
+    require_space(folder, total)
     done = 0
     weight_map = {}
     for number, names in enumerate(shards, start=1):

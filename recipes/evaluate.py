@@ -6,9 +6,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from ladle.merging.adapter import LowRankMember
 from ladle.merging.coefficients import bone_soup, rewarded_soup
 from ladle.merging.preference import Preference
 from ladle.recipes.config import EvaluationConfig, Recipe
-from ladle.recipes.front import hypervolume
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate, kendall_tau
+from ladle.recipes.front import hypervolume, kendall
+from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.model import Base
 from ladle.recipes.pairs import Scale
 from ladle.recipes.prompts import Prompt
@@ -33,13 +32,12 @@ from ladle.recipes.soup import merged
 class Setting:
     """One way of mixing members. `preference` is empty for the base and for single members.
 
-    `coefficients` are merged into the base's weights; `steering` is what the server's engine is asked for instead.
+    `coefficients` are merged into the base's weights.
     """
 
     method: str
     preference: tuple[float, ...]
     coefficients: dict[str, float]
-    steering: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -135,7 +133,7 @@ def evaluate(
         task = progress.add_task("evaluation", total=len(settings))
         for setting in settings:
             progress.update(task, description=setting.label)
-            key = _key(setting.label, setting.coefficients, setting.steering)
+            key = _key(setting.label, setting.coefficients)
             if key not in stored:
                 outputs = zip(prompts, sampler(setting, prompts), strict=True)
                 stored[key] = [a for prompt, tokens in outputs for a in _judge(base, prompt.text, tokens, rewards)]
@@ -151,24 +149,23 @@ def _store(path: Path, setting: Setting, answers: Sequence[Answer]) -> None:
     row = {
         "label": setting.label,
         "coefficients": setting.coefficients,
-        "steering": setting.steering,
         "answers": [asdict(answer) for answer in answers],
     }
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def _key(label: str, coefficients: Mapping[str, float], steering: Mapping[str, Any]) -> tuple[str, str, str]:
+def _key(label: str, coefficients: Mapping[str, float]) -> tuple[str, str]:
     """What an answer depends on: a preference means other weights once beta or an extrapolation changed."""
-    return label, json.dumps(coefficients), json.dumps(steering)
+    return label, json.dumps(coefficients)
 
 
-def _stored(path: Path) -> dict[tuple[str, str, str], list[Answer]]:
+def _stored(path: Path) -> dict[tuple[str, str], list[Answer]]:
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {
-        _key(row["label"], row["coefficients"], row.get("steering", {})): [
+        _key(row["label"], row["coefficients"]): [
             Answer(**{**answer, "rewards": tuple(answer["rewards"])}) for answer in row["answers"]
         ]
         for row in rows
@@ -253,7 +250,7 @@ def front(
     low, high = np.quantile(draws, [0.025, 0.975])
     result = {"hypervolume": hypervolume(points, reference), "low": float(low), "high": float(high)}
     for i in range(z.shape[-1]):
-        result[f"tau_{i}"] = kendall_tau([setting.preference[i] for setting in chosen], points[:, i].tolist())
+        result[f"tau_{i}"] = kendall(np.array([setting.preference[i] for setting in chosen]), points[:, i])
     return result
 
 

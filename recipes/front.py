@@ -41,8 +41,17 @@ def spacing(points: np.ndarray) -> float:
 
 
 def kendall(weights: np.ndarray, rewards: np.ndarray) -> float:
-    """Kendall's tau-b of one objective's weights and mean rewards, both [points]; NaN where either is constant."""
-    return float(stats.kendalltau(weights, rewards).statistic)
+    """Kendall's tau of one objective's weights and mean rewards, both [points], over the pairs of points whose weights
+    differ (Somers' D of the reward given the weight); NaN where either is constant.
+
+    A grid over three objectives or more has many points of one weight. They say nothing of whether the reward follows
+    it, yet they keep tau-a and tau-b away from 1 however well it does.
+    """
+    apart = np.sign(np.subtract.outer(np.asarray(weights), np.asarray(weights)))
+    risen = np.sign(np.subtract.outer(np.asarray(rewards), np.asarray(rewards)))
+    if not apart.any() or not risen.any():
+        return float("nan")
+    return float((apart * risen).sum() / np.abs(apart).sum())
 
 
 def spearman(weights: np.ndarray, rewards: np.ndarray) -> float:

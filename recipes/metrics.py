@@ -27,13 +27,6 @@ def bootstrap_mean(groups: np.ndarray, *, draws: int, seed: int, level: float = 
     return float(means.mean()), float(low), float(high)
 
 
-def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
-    """Kendall's tau-a: 1 when y rises with x everywhere, -1 when it falls. Needs two points at least."""
-    dx, dy = np.subtract.outer(x, x), np.subtract.outer(y, y)
-    count = len(x) * (len(x) - 1)
-    return float((np.sign(dx) * np.sign(dy)).sum() / count)
-
-
 def is_degenerate(tokens: Sequence[Hashable]) -> bool:
     """Fewer than five tokens, a sequence of four tokens that occurs three times, or under half of the tokens distinct.
 

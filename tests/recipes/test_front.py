@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 from tiny_engine import fresh_seed
 
 from ladle.recipes import front
@@ -39,6 +40,11 @@ def test_ranks_against_counting() -> None:
     pairs = list(itertools.combinations(range(9), 2))
     agree = sum(np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i, j in pairs)
     assert front.kendall(x, y) == pytest.approx(agree / len(pairs))
+    # Points of one weight say nothing; scipy has the same figure under another name.
+    tied = rng.integers(4, size=9).astype(float)
+    tied[:2] = 0.0, 1.0
+    assert front.kendall(tied, y) == pytest.approx(stats.somersd(tied, y).statistic)
+    assert front.kendall(np.array([0.0, 0.0, 0.5, 0.5, 1.0]), np.arange(5.0)) == 1.0
     ranks = y.argsort().argsort()
     assert front.spearman(x, y) == pytest.approx(np.corrcoef(x, ranks)[0, 1])
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ladle.recipes.front import hypervolume
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate, kendall_tau
+from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 
 
 def test_bootstrap_interval_covers_and_repeats(random: np.random.Generator) -> None:
@@ -18,12 +18,6 @@ def test_bootstrap_interval_covers_and_repeats(random: np.random.Generator) -> N
 def test_bootstrap_resamples_groups_not_values() -> None:
     same = np.repeat([[0.0], [1.0]], 500, axis=1)  # two prompts: half of the resamples are all 0 or all 1
     assert bootstrap_mean(same, draws=500, seed=0)[1:] == (0.0, 1.0)
-
-
-def test_kendall_tau_by_hand() -> None:
-    assert kendall_tau([1, 2, 3], [10, 20, 30]) == 1.0
-    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1.0
-    assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
 
 
 def test_hypervolume_by_hand() -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ladle.server.state import Serving
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 10.0  # for the step that an engine is in when a process ends
 _LEASES = "ladle.leases"
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class Controls(Protocol):
 
     def drop_merged(self) -> Future[int]: ...
 
-    def close(self) -> None: ...
+    def close(self, patience_s: float | None = None) -> None: ...
 
 
 @dataclass(eq=False)
@@ -98,6 +100,7 @@ class Hosting:
         self.changing: str | None = None
         self.working: set[threading.Thread] = set()
         self._past = NONE
+        self._told: set[Hosted] = set()  # to end, whether or not they have
 
     @property
     def default(self) -> Hosted | None:
@@ -178,8 +181,11 @@ class Hosting:
     def close(self) -> None:
         """End every engine, whatever runs; from any thread."""
         for hosted in list(self._all()):
-            if hosted.controls is not None and hosted.controls.alive:
-                hosted.controls.close()
+            if hosted.controls is not None and hosted.controls.alive and hosted not in self._told:
+                self._told.add(hosted)
+                hosted.controls.close(_PATIENCE_S)
+                if hosted.controls.alive:
+                    logger.error("the engine of %s is in a step that does not end; it is left behind", hosted.name)
 
     @property
     def computing(self) -> bool:

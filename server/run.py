@@ -21,12 +21,13 @@ from ladle.server.app import build_app
 from ladle.server.loading import FamilyFiles
 from ladle.server.settings import ServerSettings
 from ladle.server.slow_readers import bound_buffers
-from ladle.server.start_error import StartError
+from ladle.server.start_error import EngineStopped, StartError
 from ladle.server.state import Phase, ServerState, Serving
 from ladle.server.tracing import configured
 
 logger = logging.getLogger(__name__)
 
+_FAREWELL_S = 2.0  # in which probes and clients can see that an engine has stopped
 _LAST_WORDS_S = 5  # for answers that are still being sent once nothing runs any more
 
 
@@ -141,6 +142,7 @@ class DrainingServer(uvicorn.Server):
         self._service = service
         self._signals = 0
         self._drain: asyncio.Task[None] | None = None
+        self._broken_since: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; the second ends the wait; the third does not wait for anything."""
@@ -152,9 +154,24 @@ class DrainingServer(uvicorn.Server):
         if self._signals and self._drain is None:
             logger.info("draining: %d requests are running", self._service.state.active)
             self._drain = asyncio.create_task(self._service.drain(lambda: self._signals > 1))
+        self._watch_engines()
         if self._service.state.failure is not None or (self._drain is not None and self._drain.done()):
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def _watch_engines(self) -> None:
+        """A server of which an engine has ended takes no work and cannot recover. It says so for a moment, lets what
+        runs on other engines finish, and ends: whoever started it is to start another."""
+        state = self._service.state
+        if state.phase is not Phase.READY or not state.hosting.broken:
+            return
+        now = time.monotonic()
+        if self._broken_since is None:
+            self._broken_since = now
+            logger.critical("an engine has stopped; the server takes no more work and ends")
+        patience = self._service.settings.drain_seconds if state.active else 0.0
+        if now - self._broken_since > max(_FAREWELL_S, patience):
+            state.failure = EngineStopped("an engine has stopped; the log says why")
 
 
 def listen(host: str, port: int) -> socket.socket:

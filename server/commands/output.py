@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ladle.merging.errors import FamilyError, InputError
-from ladle.server.start_error import StartError
+from ladle.server.start_error import EngineStopped, StartError
 
 messages = Console(stderr=True, highlight=False)
 
@@ -37,7 +37,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except InputError as error:
         _fail(str(error).removeprefix("steering."), MISUSED)
-    except (FamilyError, StartError) as error:
+    except (FamilyError, StartError, EngineStopped) as error:
         _fail(str(error), FAILED)
     except ValidationError as error:
         problems = (

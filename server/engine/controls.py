@@ -90,9 +90,10 @@ class EngineControls:
 
         return self._between_steps(drop)
 
-    def close(self) -> None:
-        """End the engine, whatever runs on it; returns when its thread has."""
-        self._engine.shutdown(0.0)
+    def close(self, patience_s: float | None = None) -> None:
+        """End the engine, whatever runs on it; returns when its thread has, or after ``patience_s`` seconds: a step
+        cannot be interrupted."""
+        self._engine.shutdown(0.0, patience_s)
 
     def _between_steps(self, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()

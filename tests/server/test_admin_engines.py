@@ -183,7 +183,11 @@ async def test_memory_is_given_back(folder: Path) -> None:
             assert (await client.post("/v1/admin/families/tiny/unload")).status_code == 200
             await asyncio.wait_for(gone.wait(), 60)
             # Not isinstance: some objects of torch warn when they are asked for their class.
-            assert not [found for found in gc.get_objects() if type(found) is Engine and found.blocks.total > 10_000]
+            assert not [
+                found
+                for found in gc.get_objects()
+                if type(found) is Engine and "blocks" in vars(found) and found.blocks.total > 10_000
+            ]
             assert resident() < full - pool * 3 // 4
             assert (await client.post("/v1/admin/families", json={"family": "tiny"})).status_code == 200
             gone = state.hosting.families["tiny"].gone

@@ -148,7 +148,7 @@ async def _load(
     if reason is not None:
         await state.hosting.discard(hosted)
         raise ApiError(409, f"nothing was loaded: {reason}", code="conflict")
-    state.hosting.add(hosted, first)
+    state.host(hosted, first)
     logger.info("%s is served from %s", hosted.name, source)
     return hosted
 

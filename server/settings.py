@@ -102,6 +102,13 @@ class ServerSettings(BaseSettings):
         description="URL that gets OpenTelemetry traces, e.g. http://localhost:4318/v1/traces",
     )
 
+    @field_validator("families_dir")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{str(value)!r} is not allowed; allowed: a folder that is there")
+        return value
+
     @field_validator("trusted_hosts")
     @classmethod
     def _host_names(cls, value: list[str]) -> list[str]:

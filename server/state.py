@@ -156,14 +156,16 @@ class ServerState:
 
     def publish(self, served: Serving | Hosted) -> None:
         """Begin to take work, unless a shutdown came first."""
-        hosted = served if isinstance(served, Hosted) else Hosted(served)
-        serving = hosted.live
-        self.hosting.add(hosted)
-        self.metrics.server.info(
-            {"version": version("ladle"), "family": serving.family.name, "fingerprint": serving.fingerprint}
-        )
+        self.host(served if isinstance(served, Hosted) else Hosted(served))
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
+
+    def host(self, hosted: Hosted, first: bool = False) -> None:
+        """Serve one more family, or one anew."""
+        self.hosting.add(hosted, first)
+        if self.serving is not None:
+            facts = {"family": self.serving.family.name, "fingerprint": self.serving.fingerprint}
+            self.metrics.server.info({"version": version("ladle"), **facts})
 
     def unready(self) -> str | None:
         """Why no work can be taken now; None when it can."""

@@ -196,6 +196,19 @@ async def test_what_cannot_be_loaded_is_told_and_the_old_one_goes_on(
         assert await said(client) == "one 1"
 
 
+async def test_a_name_means_one_thing(state: ServerState, loader: FakeLoader) -> None:
+    """A preset that is called like a family, or like another family's preset, would hide it."""
+    loader.presets = {"two": "one", "three": "same"}
+    async with as_admin(state) as client:
+        refused = await client.post("/v1/admin/families", json={"family": "two"})
+        assert refused.status_code == 409 and "'one' is the name" in refused.json()["error"]["message"]
+        assert loader.loaded[-1].gone.is_set() and list(state.hosting.families) == ["one"]
+        assert (await client.post("/v1/admin/families", json={"family": "three"})).status_code == 200
+        assert await said(client, "same") == "three 2", "a preset means its family"
+        loader.presets = {"two": "same"}
+        assert (await client.post("/v1/admin/families", json={"family": "two"})).status_code == 409
+
+
 async def test_members(state: ServerState, loader: FakeLoader) -> None:
     path = "/v1/admin/families/one/members/only-positive"
     async with as_admin(state) as client:

@@ -11,10 +11,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ladle.benchmarks.faults import faults
+
 command = typer.Typer(
     no_args_is_help=True,
-    help="Measure this machine: decode steps, guidance, routing, forms of answers, HTTP serving, weight merges.",
+    help="Measure this machine: decode steps, guidance, routing, forms of answers, HTTP serving, merges, faults.",
 )
+command.add_typer(faults, name="faults")
 
 FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
 OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; default: nothing is written.")]

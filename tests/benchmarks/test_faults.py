@@ -1,0 +1,145 @@
+"""Small versions of the runs that tell whether a server can be trusted, against one server; the full ones are
+``ladle bench faults``."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tiny_engine import fresh_seed
+
+from ladle.benchmarks import cancelled_streams, overload, request_storm, soak
+from ladle.benchmarks.faults import VOCABULARY, broken
+from ladle.benchmarks.reply_check import WrongReply, check
+from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
+from ladle.benchmarks.server_under_test import ServerUnderTest, serve
+from ladle.benchmarks.stress_family import write_stress_family
+from ladle.guidance.registry import METHODS
+
+OPTIONS = ["--kv-memory", "4MiB", "--weights-memory", "8MiB", "--max-sequences", "8", "--max-queue", "64"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+    folder = tmp_path_factory.mktemp("faults")
+    family = write_stress_family(folder / "family")
+    with serve(family, folder / "log", [*OPTIONS, "--default-max-tokens", "8"]) as running:
+        yield running
+
+
+def of_memory(problem: str) -> bool:
+    """Of a server that has just begun, memory says nothing."""
+    return problem.startswith("resident_growth")
+
+
+def test_generated_requests(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(request_storm.run(server, 120, 8, fresh_seed(), VOCABULARY))
+    assert not [problem for problem in broken(row) if not of_memory(problem)]
+    assert row["count"] == 120 == sum(row["outcomes"].values())
+    assert row["sound_served"] > row["sound_refused"], "what is meant to be sound is"
+
+
+def test_streams_that_are_left(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(
+        cancelled_streams.run(server, 24, 6, fresh_seed(), VOCABULARY, ["mage", "cd", "fusion_route", "rewarded_soup"])
+    )
+    assert not broken(row)
+    assert row["count"] == 24 and row["answers_compared"] > 0
+
+
+def test_overload(server: ServerUnderTest) -> None:
+    """What is refused and what is served adds up; the pace is for the full run to judge."""
+    row: dict[str, Any] = asyncio.run(overload.run(server, 8, 10.0, 2.0, 4.0, 12, fresh_seed()))
+    assert not row["held_at_end"] and not row["tracebacks"] and row["loaded_requests_per_s"] > 0
+    other = json.loads(row["other"])
+    assert set(other) <= {"served after the end"}, other
+    assert row["refused"] == sum(row["retry_after_s"].values())
+
+
+def test_a_soak(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(soak.run(server, 0.06, 0.01, 4, fresh_seed(), VOCABULARY, sound=False))
+    assert not [problem for problem in broken(row) if not of_memory(problem)]
+    assert row["count"] > 0 and row["resident_by_minute_mb"][0] > 0
+
+
+def test_the_family_serves_every_method(server: ServerUnderTest) -> None:
+    async def described() -> dict[str, Any]:
+        async with request_storm.session_of(server) as session:
+            return await request_storm.family_of(session)
+
+    family = asyncio.run(described())
+    assert set(RequestFuzzer(random.Random(0), family, VOCABULARY).methods) == set(METHODS)
+
+
+WHOLE = {"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "total_tokens": 2}}
+ERROR = {"error": {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, json.dumps(ERROR)),
+        (503, json.dumps(ERROR)),
+        (200, '{"choices": [{"finish_reason": NaN}]}'),
+        (200, "no JSON"),
+        (200, json.dumps({**WHOLE, "choices": []})),
+        (200, json.dumps({**WHOLE, "choices": [{"finish_reason": "error"}]})),
+        (400, '{"error": "text"}'),
+    ],
+)
+def test_a_wrong_answer_is_one(status: int, body: str) -> None:
+    drawn = Drawn("/v1/generate", b"", "sound")
+    with pytest.raises(WrongReply):
+        check(drawn, status, "application/json", body.encode())
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        ['{"a": 1}'],
+        ['{"error": {}}', "[DONE]"],
+        [json.dumps({"error": {**ERROR["error"], "type": "server_error"}})],
+        ['{"a": Infinity}', "[DONE]"],
+    ],
+)
+def test_a_wrong_stream_is_one(events: list[str]) -> None:
+    body = "".join(f"data: {event}\n\n" for event in events).encode()
+    with pytest.raises(WrongReply):
+        check(Drawn("/v1/generate", b"", "sound", stream=True), 200, "text/event-stream", body)
+    with pytest.raises(WrongReply):
+        check(Drawn("/v1/generate", b"", "sound", stream=True), 200, "text/event-stream", b"data: {")
+
+
+def test_right_answers_pass() -> None:
+    drawn = Drawn("/v1/generate", b"", "sound")
+    assert check(drawn, 200, "application/json", json.dumps(WHOLE).encode()) == "200"
+    assert check(drawn, 400, "application/json", json.dumps(ERROR).encode()) == "400 c"
+    stream = b'data: {"a": 1}\n\n: keep-alive\n\ndata: [DONE]\n\n'
+    assert check(drawn, 200, "text/event-stream", stream) == "200"
+    ended = b'data: {"a": 1}\n\ndata: ' + json.dumps(ERROR).encode() + b"\n\n"
+    assert check(drawn, 200, "text/event-stream", ended) == "200, then c"
+
+
+def test_what_does_not_hold_is_said() -> None:
+    good = {"run": "requests", "wrong": 0, "tracebacks": 0, "held_at_end": {}, "resident_growth": 0.01}
+    assert not broken(good)
+    for change in ({"wrong": 1}, {"tracebacks": 2}, {"held_at_end": {"kv": 1.0}}, {"resident_growth": 0.03}):
+        assert len(broken({**good, **change})) == 1
+    over = {"run": "overload", "p99_ratio": 1.4, "refused": 3, "retry_after_s": {2: 3}}
+    assert not broken(over)
+    assert broken({**over, "p99_ratio": 1.6}) and broken({**over, "refused": 0, "retry_after_s": {}})
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    family = {
+        "name": "f",
+        "objectives": ["a", "b"],
+        "members": [{"name": "m"}],
+        "methods": {"x": {"available": True, "preference": "required", "options": ["strength"], "needs": []}},
+    }
+    seed = fresh_seed()
+    first, second = (RequestFuzzer(random.Random(seed), family, VOCABULARY) for _ in range(2))
+    assert [first.draw() for _ in range(200)] == [second.draw() for _ in range(200)]
+    assert {first.draw(sound=True).kind for _ in range(20)} == {"sound"}

@@ -19,6 +19,7 @@ from ladle.clients.errors import (
 from ladle.clients.payload import Message, Options
 from ladle.clients.responses import (
     Alternative,
+    Calibration,
     Choice,
     CoefficientsReport,
     Diagnostics,
@@ -27,6 +28,7 @@ from ladle.clients.responses import (
     Member,
     MethodStatus,
     Model,
+    Outcome,
     Source,
     SteeringReport,
     StreamToken,
@@ -45,7 +47,9 @@ __all__ = [
     "Alternative",
     "Choice",
     "CoefficientsReport",
+    "Calibration",
     "Diagnostics",
+    "Outcome",
     "Family",
     "Generation",
     "Member",

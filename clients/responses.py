@@ -212,12 +212,15 @@ class MethodStatus(Response):
 
 
 class Member(Response):
-    """One fine-tuned member of a family. ``rank`` is None for full checkpoints."""
+    """One fine-tuned member of a family. ``rank`` is None for full checkpoints; what it was trained for is one
+    ``objective``, or ``rewards``, weights in the order of the family's objectives."""
 
     name: str
     kind: str
     rank: int | None = None
     parameters: int | None = None
+    objective: str | None = None
+    rewards: list[float] | None = None
 
 
 class Calibration(Response):

@@ -16,7 +16,7 @@ def command(
         typer.Option(
             "--method",
             "-m",
-            help="METHOD or METHOD:KEY=VALUE,... such as mage:value=both; repeatable.",
+            help="METHOD or METHOD:KEY=VALUE,... such as mage:value=both; oracles; repeatable.",
             show_default="bone_soup",
         ),
     ] = None,
@@ -77,7 +77,10 @@ def command(
             if not objectives:
                 raise ValueError(f"family: {family.name!r} is not allowed; allowed: a family with objectives")
             places = random_points(len(objectives), dirichlet, seed) if dirichlet else grid(len(objectives), points)
-            settings = settings_of(methods or ["bone_soup"], places)
+            oracles = {
+                member.name: member.rewards for member in family.members if member.kind == "policy" and member.rewards
+            }
+            settings = settings_of(methods or ["bone_soup"], places, oracles)
             for setting in settings:
                 # What the family cannot do is said before anything is sampled.
                 client.generate("a", model=family.name, steering=setting.request(objectives), max_tokens=1)

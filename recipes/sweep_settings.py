@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ladle.recipes.simplex import Point
 
 BASE = "base"
+ORACLES = "oracles"
+"""No method: the family's policies that were trained for one preference, each at that preference."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,17 @@ def parse_method(text: str) -> dict[str, Any]:
     return steering
 
 
-def settings_of(methods: Sequence[str], points: Sequence[Point]) -> list[Setting]:
+def settings_of(
+    methods: Sequence[str], points: Sequence[Point], oracles: Mapping[str, Sequence[float]] | None = None
+) -> list[Setting]:
     """The plain base, which is what rewards are measured against, and every method at every point.
 
+    Args:
+        oracles: reward weights by name of the policies that were trained for one preference; what ``oracles`` among the
+            methods stands for.
+
     Raises:
-        ValueError: see ``parse_method``; or a method that is named twice.
+        ValueError: see ``parse_method``; a method that is named twice; or oracles of a family that has none.
     """
     asked = [method for method in methods if method != BASE]
     twice = {method for method in asked if asked.count(method) > 1}
@@ -71,6 +79,13 @@ def settings_of(methods: Sequence[str], points: Sequence[Point]) -> list[Setting
         raise ValueError(f"methods: {sorted(twice)[0]!r} is named twice")
     found = [Setting(BASE, {"method": BASE})]
     for method in asked:
+        if method == ORACLES:
+            if not oracles:
+                raise ValueError(f"methods: {method!r} is not allowed; allowed: a method, this family has no {ORACLES}")
+            for name, weights in oracles.items():
+                steering = {"method": "bone_soup", "coefficients": {name: 1.0}}
+                found.append(Setting(method, steering, tuple(weight / sum(weights) for weight in weights)))
+            continue
         found += [Setting(method, parse_method(method), point) for point in points]
     return found
 

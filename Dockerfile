@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 #
-# Images of a Ladle server, for a CPU and for NVIDIA GPUs:
+# Images of a Ladle server, for a CPU, for NVIDIA GPUs and (target ray) for clusters:
 #   docker build --target cpu --build-arg TORCH_INDEX_URL=... -t ladle:cpu .
 #   docker build --target cuda -t ladle:cuda .
 # tools/try_image.py takes the same steps where there is no Docker.
@@ -33,6 +33,10 @@ RUN if [ -n "${TORCH_INDEX_URL}" ]; then \
     && /opt/ladle/bin/pip install --constraint constraints.txt --requirement requirements.txt
 COPY --from=wheel /wheels /wheels
 RUN /opt/ladle/bin/pip install --no-deps /wheels/*.whl
+
+FROM packages-cpu AS packages-ray
+RUN python tools/requirements.py ray > requirements.txt \
+    && /opt/ladle/bin/pip install --constraint constraints.txt --requirement requirements.txt
 
 FROM packages AS packages-cuda
 RUN python tools/requirements.py gpu otel > requirements.txt \
@@ -72,6 +76,18 @@ RUN apt-get update \
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-cuda /opt/ladle /opt/ladle
+USER 10001:10001
+
+FROM runtime AS ray
+# KubeRay asks the nodes of its clusters with wget how they are.
+RUN apt-get update \
+    && apt-get install --no-install-recommends --yes wget=1.21.3-* \
+    && rm -rf /var/lib/apt/lists/* \
+    # Where a login shell looks too: KubeRay starts Ray with one.
+    && ln -s /opt/ladle/bin/ray /opt/ladle/bin/serve /usr/local/bin/
+# Ray counts cores itself, and reports nothing to anybody.
+ENV RAY_USAGE_STATS_ENABLED=0
+COPY --from=packages-ray /opt/ladle /opt/ladle
 USER 10001:10001
 
 # The last one is what a build without --target makes.

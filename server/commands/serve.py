@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ladle.server.commands.output import clear_errors, given, print_json, say
+
+if TYPE_CHECKING:
+    from ladle.server.settings import ServerSettings
 
 
 def command(
@@ -109,6 +113,14 @@ def command(
     access_log: Annotated[
         bool | None, typer.Option("--access-log/--no-access-log", help="Log every request.", show_default="off")
     ] = None,
+    ray: Annotated[bool | None, typer.Option("--ray", help="Serve with several replicas on Ray Serve.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Replicas, with --ray.", show_default="1")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Replicas there may be while requests queue.", show_default="replicas")
+    ] = None,
+    replica_cpus: Annotated[
+        float | None, typer.Option(help="CPU cores that a replica is counted with.", show_default="1")
+    ] = None,
     log_format: Annotated[
         Literal["text", "json"] | None, typer.Option(help="Log lines for people or programs.", show_default="text")
     ] = None,
@@ -175,6 +187,10 @@ def command(
         "drain_seconds": drain_seconds,
         "cache_dir": cache_dir,
         "log_level": log_level,
+        "ray": ray,
+        "replicas": replicas,
+        "max_replicas": max_replicas,
+        "replica_cpus": replica_cpus,
         "log_format": log_format,
         "access_log": access_log,
         "log_prompts": log_prompts,
@@ -191,6 +207,9 @@ def command(
                     print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
                 say(f"{serving.family.name} is served at {url} (documentation: {url}/docs; Ctrl-C stops)")
 
+            if settings.ray:
+                serve_on_ray(settings, listener, url, as_json)
+                return
             service = Service(settings, progress=say, on_ready=ready)
             service.run(listener)
     if service.busy:
@@ -199,3 +218,21 @@ def command(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def serve_on_ray(settings: ServerSettings, listener: socket.socket, url: str, as_json: bool) -> None:
+    """The same with replicas. Raises StartError where Ray is not installed."""
+    from ladle.server.start_error import StartError
+
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise StartError("--ray needs Ray: pip install 'ladle[ray]'") from None
+    from ladle.server.scale_out.run import RayService
+
+    def ready(about: dict[str, Any]) -> None:
+        if as_json:
+            print_json({"url": url, "family": about["family"], "max_context": about["max_context"]})
+        say(f"{about['family']} is served at {url} by {settings.replicas} replicas (Ctrl-C stops)")
+
+    RayService(settings, on_ready=ready).run(listener)

@@ -42,7 +42,7 @@ def test_hadolint_has_nothing_to_say(tmp_path: Path) -> None:
 def test_both_images_run_safely() -> None:
     stages = tool("try_image")._stages()
     assert list(stages)[-1] == "cpu", "what is built without a target"
-    for target in ("cpu", "cuda"):
+    for target in ("cpu", "cuda", "ray"):
         base, own = stages[target]
         assert own[-1] == ("USER", "10001:10001")
         steps = dict([*stages[base][1], *own])

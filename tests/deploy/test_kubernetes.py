@@ -12,7 +12,8 @@ from ladle.merging.family import Family
 from ladle.server.app import build_app
 from ladle.server.settings import ServerSettings
 
-FOLDER = Path(__file__).resolve().parents[2] / "deploy/kubernetes"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "deploy/kubernetes"
 VERSION = "1.33"
 OWN = [
     pytest.param(document, id=f"{document['kind']}-{document['metadata']['name']}")
@@ -63,10 +64,38 @@ def test_probes_ask_what_there_is(family: Family) -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == "/health", "a server that drains is not to be killed"
 
 
+def ray_service() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The manifest of KubeRay, and the pods in it."""
+    document = yaml.safe_load((FOLDER / "rayservice.yaml").read_text())
+    cluster = document["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return document, [group["template"]["spec"] for group in groups]
+
+
 def test_pods_may_do_little() -> None:
-    spec = deployment()
-    assert spec["securityContext"]["runAsNonRoot"] and not spec["automountServiceAccountToken"]
-    for container in spec["containers"]:
-        inside = container["securityContext"]
-        assert inside["readOnlyRootFilesystem"] and inside["capabilities"] == {"drop": ["ALL"]}
-        assert not inside["allowPrivilegeEscalation"]
+    for spec in (deployment(), *ray_service()[1]):
+        assert spec["securityContext"]["runAsNonRoot"] and not spec["automountServiceAccountToken"]
+        for container in spec["containers"]:
+            inside = container["securityContext"]
+            assert inside["capabilities"] == {"drop": ["ALL"]} and not inside["allowPrivilegeEscalation"]
+    assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in deployment()["containers"])
+
+
+def test_the_ray_service_runs_what_there_is() -> None:
+    """Its pods are Kubernetes' own kind; the rest was compared by hand with what KubeRay defines."""
+    document, pods = ray_service()
+    for spec in pods:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+        assert kubernetes_validate.validate(pod, VERSION, strict=True) == VERSION
+    version = document["spec"]["rayClusterConfig"]["rayVersion"]
+    assert f"ray=={version}\n" in (ROOT / "constraints.txt").read_text()
+    serve = yaml.safe_load(document["spec"]["serveConfigV2"])
+    (application,) = serve["applications"]
+    module, _, function = application["import_path"].partition(":")
+    source = (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").read_text()
+    assert f"\ndef {function}(" in source
+    options = {name: value for name, value in application["args"].items() if name != "fronts"}
+    assert set(options) <= set(ServerSettings.model_fields)
+    settings = ServerSettings(**options)
+    (workers,) = document["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert workers["maxReplicas"] == settings.max_replicas, "a replica a worker"

@@ -10,7 +10,7 @@ LadleError
       +-- AuthenticationError  401, 403
       +-- NotFoundError        404
       +-- PayloadTooLargeError 413
-      +-- RateLimitError       429, the queue is full
+      +-- RateLimitError       429, the queue is full or the key at a limit
       +-- ServerError          5xx, also while it loads or drains
 """
 
@@ -100,7 +100,7 @@ class PayloadTooLargeError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: the queue is full; see ``retry_after``."""
+    """429: the queue is full, or the key is at one of its limits; see ``retry_after``."""
 
 
 class ServerError(APIError):

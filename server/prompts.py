@@ -15,6 +15,8 @@ from ladle.server.openai_schemas import Message, TokenIds
 from ladle.server.state import Serving
 from ladle.server.tool_formats import format_of
 
+_CHARACTERS = 8  # of a token; ordinary text has fewer
+_SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it
 _LONG = 2000  # characters from which work moves to a thread; below, the hand-over costs more than the work
 
 
@@ -46,7 +48,7 @@ async def encode_prompt(
         InputError: no tokens, a token that does not exist, or more than the context holds.
     """
     if isinstance(prompt, str):
-        ids = await _off_loop(len(prompt), _encode, serving, prompt, True)
+        ids = await _off_loop(len(prompt), _encode, serving, prompt, True, field)
     else:
         ids = prompt
         for index, token in enumerate(ids):
@@ -57,11 +59,11 @@ async def encode_prompt(
     for view in views:
         if view.kind == "system" and isinstance(prompt, str):
             text = f"{view.text}\n\n{prompt}"
-            seen[view] = await _off_loop(len(text), _encode, serving, text, True)
+            seen[view] = await _off_loop(len(text), _encode, serving, text, True, field)
         elif view.kind == "system":
-            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", True) + ids
+            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", True, field) + ids
         elif view.text:
-            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, True)
+            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, True, field)
         else:
             begin = serving.engine.tokenizer.bos_token_id
             seen[view] = (begin,) if isinstance(begin, int) else ids[-1:]
@@ -114,8 +116,8 @@ def _beginning_of_an_answer(serving: Serving, turns: list[dict[str, Any]]) -> To
     """What the template puts after the last message for the assistant to go on from; the last token of the prompt
     where that is nothing."""
     asked, whole = _render(serving, turns, False), _render(serving, turns, True)
-    ids = _encode(serving, whole[len(asked) :], False) if whole.startswith(asked) else ()
-    return ids or _encode(serving, whole, False)[-1:]
+    ids = _encode(serving, whole[len(asked) :], False, "messages") if whole.startswith(asked) else ()
+    return ids or _encode(serving, whole, False, "messages")[-1:]
 
 
 def _render_and_encode(serving: Serving, turns: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> TokenIds:
@@ -124,7 +126,7 @@ def _render_and_encode(serving: Serving, turns: list[dict[str, Any]], tools: Seq
     hidden = next((name for name in names if name not in text), None)
     if hidden is not None:
         raise InputError("tools", hidden, "nothing here, because the base's chat template does not show it")
-    return _encode(serving, text, False)
+    return _encode(serving, text, False, "messages")
 
 
 def _render(serving: Serving, turns: list[dict[str, Any]], answer: bool, tools: Sequence[dict[str, Any]] = ()) -> str:
@@ -140,10 +142,17 @@ def _render(serving: Serving, turns: list[dict[str, Any]], answer: bool, tools: 
     return text
 
 
-def _encode(serving: Serving, text: str, special: bool) -> TokenIds:
+def _encode(serving: Serving, text: str, special: bool, field: str) -> TokenIds:
+    """Raises InputError for a text whose beginning alone is too long, because megabytes take seconds to encode."""
     # A batch of one: unlike a single encode it lets other threads run meanwhile.
-    backend = serving.engine.tokenizer.backend_tokenizer
-    return tuple(backend.encode_batch_fast([text], add_special_tokens=special)[0].ids)
+    encode = serving.engine.tokenizer.backend_tokenizer.encode_batch_fast
+    limit = serving.engine.max_context
+    enough = _CHARACTERS * (limit + _SLACK)
+    if len(text) > 2 * enough:
+        tokens = len(encode([text[:enough]], add_special_tokens=False)[0].ids) - _SLACK
+        if tokens >= limit:
+            raise _too_long(serving, f"more than {tokens} tokens", field)
+    return tuple(encode([text], add_special_tokens=special)[0].ids)
 
 
 async def _off_loop(size: int, function: Any, *arguments: Any) -> TokenIds:
@@ -154,8 +163,12 @@ async def _off_loop(size: int, function: Any, *arguments: Any) -> TokenIds:
 def _check(serving: Serving, ids: TokenIds, field: str) -> TokenIds:
     if not ids:
         raise InputError(field, "", "at least one token")
-    limit = serving.engine.max_context
-    if len(ids) >= limit:
-        allowed = f"at most {limit - 1} tokens, because the context holds {limit} and an answer needs one"
-        raise InputError(field, f"{len(ids)} tokens", allowed)
+    if len(ids) >= serving.engine.max_context:
+        raise _too_long(serving, f"{len(ids)} tokens", field)
     return ids
+
+
+def _too_long(serving: Serving, length: str, field: str) -> InputError:
+    limit = serving.engine.max_context
+    allowed = f"at most {limit - 1} tokens, because the context holds {limit} and an answer needs one"
+    return InputError(field, length, allowed)

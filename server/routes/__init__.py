@@ -20,9 +20,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorReply, "description": "not as things stand"},
     413: {"model": ErrorReply, "description": "the body is too large"},
     415: {"model": ErrorReply, "description": "the body is not of type application/json"},
-    429: {"model": ErrorReply, "description": "too many requests wait; see `Retry-After`"},
+    429: {"model": ErrorReply, "description": "too many requests wait, or the key is at a limit; see `Retry-After`"},
     500: {"model": ErrorReply, "description": "the server failed"},
-    503: {"model": ErrorReply, "description": "loading or draining; see `Retry-After`"},
+    503: {"model": ErrorReply, "description": "loading, draining or paused; see `Retry-After`"},
 }
 
 EVENT_SHAPES: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -175,6 +176,40 @@ async def test_a_body_whose_length_nobody_announced_is_counted(family: Family, e
     assert call.status == 413 and call.headers["connection"] == "close"
     assert len(unread) == 97, "nothing beyond the limit may be read"
     assert json.loads(call.body)["error"]["code"] == "body_too_large"
+
+
+async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, engine: FakeEngine) -> None:
+    """Megabytes would take seconds of a processor. What only looks long is encoded, and fits."""
+    encoded: list[int] = []
+
+    class Counting:
+        def __init__(self, backend: Any) -> None:
+            self._backend = backend
+
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+            encoded.append(sum(map(len, texts)))
+            return self._backend.encode_batch_fast(texts, **options)
+
+    backend = engine.tokenizer.backend_tokenizer
+    state = fake_state(family, engine)
+    engine.tokenizer._tokenizer = Counting(backend)
+    long = "gentle rain " * 200_000
+    async with client_of(state) as client:
+        for path, field, body in (
+            ("/v1/completions", "prompt", {"prompt": long}),
+            ("/v1/generate", "messages", {"messages": [{"role": "user", "content": long}]}),
+            ("/v1/chat/completions", "messages", {"messages": [{"role": "user", "content": long}]}),
+        ):
+            error = (await client.post(path, json=body)).json()["error"]
+            assert error["param"] == field and "more than" in error["message"] and error["code"] == "invalid_value"
+        assert len(encoded) == 3 and sum(encoded) < 10_000
+        engine.max_context = 1000
+        engine.tokenizer._tokenizer = backend
+        short = "<|im_start|>" * 900  # one token each, of twelve characters
+        assert (await client.post("/v1/completions", json={"prompt": short, "max_tokens": 1})).status_code == 200
+        short *= 2
+        refused = (await client.post("/v1/completions", json={"prompt": short})).json()["error"]
+        assert "'1800 tokens'" in refused["message"], "beginnings that fit prove nothing"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])

@@ -21,7 +21,7 @@ from ladle.benchmarks.server_under_test import ServerUnderTest
 _CANCELLED = ("ladle_requests_cancelled_total", "")
 _WITNESSES = 12
 _EACH = 3  # steering objects of each method
-_WATCHING = 6
+_WATCHING = 4
 _LONG = 400  # tokens of an answer that nobody waits for
 
 
@@ -85,8 +85,8 @@ async def _read(session: aiohttp.ClientSession, body: dict[str, Any]) -> str:
 async def run(
     server: ServerUnderTest, count: int, concurrency: int, seed: int, vocabulary: int, methods: Sequence[str] = ()
 ) -> dict[str, object]:
-    """One row: ``count`` streams that are left, ``concurrency`` at a time, while others ask for whole answers over and
-    over and compare them with what they got when nothing else ran.
+    """One row: at least ``count`` streams that are left, ``concurrency`` at a time, while others ask for whole answers
+    over and over and compare them with what they got when nothing else ran, until there are a tenth as many of these.
 
     ``methods``: of the requests; all that the family has, if none are given.
     """
@@ -101,14 +101,14 @@ async def run(
         steerings = [await _served(session, fuzzer, name) for name in names for _ in range(_EACH)]
         witnesses = []
         for _ in range(_WITNESSES):
-            body = _body(rng, fuzzer, rng.choice(steerings), 24)
+            body = _body(rng, fuzzer, rng.choice(steerings), 16)
             witnesses.append((body, await _tokens(session, body)))
         before = server.samples()[_CANCELLED]
-        left = count
+        left, wanted = count, max(_WATCHING, count // 10)
 
         async def leaver() -> None:
             nonlocal left
-            while left > 0 and server.alive:
+            while (left > 0 or compared < wanted) and server.alive:
                 left -= 1
                 moments[await _leave(session, _body(rng, fuzzer, rng.choice(steerings), _LONG), rng)] += 1
 

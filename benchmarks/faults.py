@@ -64,7 +64,7 @@ def requests(
 @faults.command(epilog="Example: ladle bench faults streams --count 1000")
 def streams(
     count: Annotated[int, typer.Option(min=1, help="Streams that are left.")] = 1000,
-    concurrency: Annotated[int, typer.Option(min=1)] = 12,
+    concurrency: Annotated[int, typer.Option(min=1)] = 8,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",

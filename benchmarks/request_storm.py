@@ -14,7 +14,7 @@ from ladle.benchmarks.reply_check import WrongReply, check
 from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
 from ladle.benchmarks.server_under_test import ServerUnderTest
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 """A request that takes longer hangs."""
 _SHOWN = 5
 

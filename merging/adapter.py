@@ -204,6 +204,11 @@ def _low_rank(
 def _by_pattern(config: Mapping[str, Any], file: Path, key: str, module: str, default: float) -> Any:
     """PEFT's rule: the first pattern that matches the end of the module path at a dot (or all of it) decides."""
     patterns = config.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise FamilyError(file, f"{key}: {patterns!r} must be an object of numbers by pattern")
+    for pattern, value in patterns.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise FamilyError(file, f"{key}.{pattern}: {value!r} must be a finite number")
     return patterns.get(_matching(patterns, module, file, key), default)
 
 

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ladle.merging.checkpoint import read_json
 from ladle.merging.errors import FamilyError
@@ -25,8 +28,16 @@ def require_same_vocabulary(base: Path, member: Path) -> None:
 
 
 def vocabulary_hash(file: Path) -> str:
-    """sha256 over tokens, ids and merges of a ``tokenizer.json``; padding and truncation state is left out."""
-    document = read_json(file)
+    """sha256 over tokens, ids and merges of a ``tokenizer.json``; padding and truncation state is left out.
+
+    Raises:
+        FamilyError: missing, or not built as a tokenizer.
+    """
+    with _understood(file):
+        return _hash(read_json(file))
+
+
+def _hash(document: Mapping[str, Any]) -> str:
     model = document.get("model") or {}
     added = sorted((token["id"], token["content"]) for token in document.get("added_tokens") or [])
     vocab = model.get("vocab") or {}
@@ -41,9 +52,19 @@ def vocabulary_hash(file: Path) -> str:
 
 def largest_id(file: Path) -> int:
     """The largest token id of a ``tokenizer.json``; -1 if it holds none. Raises FamilyError."""
-    document = read_json(file)
-    vocab = (document.get("model") or {}).get("vocab") or {}
-    # A unigram vocabulary is a list whose positions are the ids.
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    ids += [token["id"] for token in document.get("added_tokens") or []]
-    return max(ids, default=-1)
+    with _understood(file):
+        document = read_json(file)
+        vocab = (document.get("model") or {}).get("vocab") or {}
+        # A unigram vocabulary is a list whose positions are the ids.
+        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+        ids += [token["id"] for token in document.get("added_tokens") or []]
+        return int(max(ids, default=-1))
+
+
+@contextmanager
+def _understood(file: Path) -> Iterator[None]:
+    """Raise FamilyError where ``file`` turns out to be built otherwise than a tokenizer."""
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise FamilyError(file, f"is no tokenizer as the tokenizers library writes it: {error}") from None

@@ -38,6 +38,7 @@ class EngineCollector(Collector):
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
             ("num_preemptions", "Sequences set back because KV memory ran out", stats.preemptions),
             ("engine_steps", "Steps computed", stats.steps),
+            ("integrity_checks", "Times the bookkeeping was looked over while idle", stats.integrity_checks),
             ("merge_cache_hits", "Merged sets that were there when a sequence needed them", merges.hits),
             ("merge_cache_misses", "Merged sets that had to be merged first", merges.misses),
             ("merge_cache_evictions", "Merged sets dropped for others", merges.evictions),

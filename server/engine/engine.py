@@ -161,6 +161,7 @@ class Engine:
             rows=counts.rows.seen(),
             step_seconds=counts.seconds.seen(),
             preferences=counts.mixed.seen(),
+            integrity_checks=self.idle.seen().passed,
         )
 
     def idle_checks(self) -> IdleChecks:

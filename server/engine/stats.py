@@ -44,3 +44,5 @@ class EngineStats:
     rows: Distribution | None = None
     step_seconds: Distribution | None = None
     preferences: Distribution | None = None
+    integrity_checks: int = 0
+    """How often the bookkeeping was looked over while nothing ran."""

@@ -46,7 +46,7 @@ def test_streams_that_are_left(server: ServerUnderTest) -> None:
         cancelled_streams.run(server, 24, 6, fresh_seed(), VOCABULARY, ["mage", "cd", "fusion_route", "rewarded_soup"])
     )
     assert not broken(row)
-    assert row["count"] == 24 and row["answers_compared"] > 0
+    assert row["count"] >= 24 and row["answers_compared"] >= 4
 
 
 def test_overload(server: ServerUnderTest) -> None:

@@ -16,8 +16,12 @@ from safetensors.torch import load_file
 from tiny_models import rewrite_tensors, write_full_member, write_lora_member
 from typer.testing import CliRunner
 
+from ladle.merging.adapter import load_peft
+from ladle.merging.architecture import read_architecture
 from ladle.merging.errors import FamilyError
 from ladle.merging.family import load_family
+from ladle.merging.pblora import load_pblora
+from ladle.merging.vocabulary import largest_id, vocabulary_hash
 
 FILES = {
     "base": "base/model.safetensors",
@@ -118,6 +122,53 @@ def test_a_value_that_is_no_number_is_named(family: Path, victim: Path, bad: flo
     with pytest.raises(FamilyError, match="1 of .* values are NaN or infinite") as caught:
         load_family(family)
     assert caught.value.file == str(victim) and caught.value.tensor == name
+
+
+NASTY: list[Any] = [None, True, 0, -1, 3.5, math.nan, 10**30, "", "x", "[", [], ["x"], [1], {}, {"a": "b"}, {"[": 1},
+                    {".*": "x"}, {"q_proj": None}, {"q_proj": -3}]  # fmt: skip
+
+
+@pytest.mark.parametrize("of", ["adapter", "PBLoRA"])
+def test_settings_of_the_wrong_kind_are_refused_or_harmless(family: Path, of: str) -> None:
+    """Whatever an adapter's config holds, it is read or refused by name."""
+    config = (family / FILES[of]).parent / "adapter_config.json"
+    sound, document = config.read_text(), json.loads(config.read_text())
+    linear = read_architecture(family / "base").linear
+    refused = 0
+    for key in (*document, "rank_pattern", "alpha_pattern", "use_rslora", "bias", "modules_to_save", "use_dora"):
+        for value in NASTY:
+            config.write_text(json.dumps({**document, key: value}))
+            try:
+                if of == "adapter":
+                    load_peft(config.parent, "m", linear)
+                else:
+                    load_pblora(config.parent, "m", ["positive", "simple"], linear)
+            except FamilyError as error:
+                refused += 1
+                assert str(config.parent) in error.file
+    config.write_text(sound)
+    assert refused > len(NASTY)
+
+
+@pytest.mark.parametrize("place", [["model"], ["model", "vocab"], ["model", "merges"], ["added_tokens"],
+                                   ["added_tokens", 0], ["added_tokens", 0, "id"]])  # fmt: skip
+def test_a_tokenizer_that_is_none(family: Path, tmp_path: Path, place: list[Any]) -> None:
+    file = tmp_path / "tokenizer.json"
+    refused = 0
+    for value in NASTY:
+        document = json.loads((family / "base" / "tokenizer.json").read_text())
+        inner: Any = document
+        for step in place[:-1]:
+            inner = inner[step]
+        inner[place[-1]] = value
+        file.write_text(json.dumps(document))
+        try:
+            vocabulary_hash(file)
+            largest_id(file)
+        except FamilyError as error:
+            refused += 1
+            assert error.file == str(file)
+    assert refused
 
 
 def test_check_says_it_in_one_line(family: Path) -> None:

@@ -20,6 +20,7 @@ from ladle.server.settings import ServerSettings
 NAME = "ladle"
 # Of the requests that a replica can run at once, how many it should have on average: more asks for another replica.
 _LOAD = 0.75
+_PATIENCE_S = 10.0  # how long it must have had more before there is another one
 
 
 def application(settings: ServerSettings) -> serve.Application:
@@ -31,6 +32,7 @@ def application(settings: ServerSettings) -> serve.Application:
                 min_replicas=settings.replicas,
                 max_replicas=settings.max_replicas,
                 target_ongoing_requests=max(1.0, _LOAD * settings.max_sequences),
+                upscale_delay_s=_PATIENCE_S,
             )
         }
     deployment = serve.deployment(

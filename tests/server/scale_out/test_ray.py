@@ -146,3 +146,25 @@ async def test_requests_go_where_their_prefix_is_known(client: httpx.AsyncClient
         answer = (await client.post("/v1/generate", json=body)).json()
         cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
     assert all(cached[1:]), cached
+
+
+async def test_replicas_are_added_while_requests_queue(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = write_family(tmp_path_factory.mktemp("scaled"), "llama", seed=8, max_position_embeddings=CONTEXT)
+    options = ("--kv-memory", "48MiB", "--ray", "--max-replicas", "2", "--replica-cpus", "0.5", "--max-sequences", "2")
+    with serve_family(folder, *options) as running:
+        headers = {"authorization": f"Bearer {running.key}"}
+        async with httpx.AsyncClient(base_url=running.url, headers=headers, timeout=300) as client:
+            await wait_for(client, lambda found: len(found) == 1)
+            ended = asyncio.Event()
+
+            async def keep_busy(number: int) -> None:
+                while not ended.is_set():
+                    await streamed(client, number)
+
+            tasks = [asyncio.create_task(keep_busy(number)) for number in range(8)]
+            await wait_for(client, lambda found: len(found) == 2)
+            await wait_for(client, lambda found: all(found.values()))
+            ended.set()
+            assert len(await asyncio.gather(*tasks)) == 8
+        running.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(running.process.wait, 60) == 0

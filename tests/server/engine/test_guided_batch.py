@@ -68,12 +68,12 @@ def random_requests(
 def test_together_as_alone(arch: str, kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     rng = random.Random(fresh_seed())
     world = World(tmp_path, rng, arch, kind=kind, **config)
-    requests = random_requests(rng, world)
+    requests = random_requests(rng, world, each=1)
     single = build(world.family, **ROOMY | {"prefix_cache": False})
     expected = {request.request_id: alone(single, request) for request in requests}
     assert all(outputs[-1].error is None for outputs in expected.values())
-    # Every setting on one architecture, some afresh on the others.
-    for name in ENGINES if arch == "llama" else rng.sample(sorted(ENGINES), 2):
+    # Every setting on one architecture, one afresh on the others.
+    for name in ENGINES if arch == "llama" else rng.sample(sorted(ENGINES), 1):
         options = ENGINES[name]
         engine = build(world.family, **ROOMY | options)
         # The second time runs over what the first left in the prefix cache.

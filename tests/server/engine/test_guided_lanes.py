@@ -167,7 +167,7 @@ def test_ensembled_equals_merged_where_only_a_linear_head_differs(
 def steerings(world: World, rng: random.Random) -> list[dict[str, Any]]:
     """Two, three and more lanes, with values and without."""
     chosen = world.steerings(rng, ["mage", "mod", "dexperts", "cfg", "vas", "args", "custom"])
-    return rng.sample(chosen, 8)
+    return rng.sample(chosen, 6)
 
 
 def test_seeds_decide(world: World, rng: random.Random) -> None:
@@ -201,7 +201,7 @@ def test_stop_strings(world: World, rng: random.Random) -> None:
         assert "".join(o.text for o in outputs) == text[: text.find(stop)]
         assert outputs[-1].finish_reason == "stop"
         met += 1
-    assert met > 2
+    assert met > 1
 
 
 def test_cancelled_anywhere(world: World, rng: random.Random) -> None:
@@ -209,10 +209,10 @@ def test_cancelled_anywhere(world: World, rng: random.Random) -> None:
     engine = build(world.family, max_sequences=4, max_lanes=40, max_batch_tokens=1)
     other = world.request("other", explicit(candidates=9), world.prompts(rng), max_tokens=25)
     expected = numbers(alone(engine, other))
-    for steps in [0, 1, 2, 3, 5, 8, 12]:
+    for steps in [0, 1, 2, 5, 12]:
         collector = Collector()
         engine.submit(other, collector)
-        victims = [f"v{index}" for index in range(8)]
+        victims = [f"v{index}" for index in range(6)]
         for name, steering in zip(victims, steerings(world, rng), strict=True):
             engine.submit(world.request(name, steering, world.prompts(rng, 80)), collector)
         for _ in range(steps):
@@ -232,7 +232,7 @@ def test_cancelled_anywhere(world: World, rng: random.Random) -> None:
 def test_conversations_reuse_their_own_answers(world: World, rng: random.Random) -> None:
     """Every lane finds its state again, that of chosen candidates included."""
     warm, cold = build(world.family, **ROOMY), build(world.family, **ROOMY, prefix_cache=False)
-    for steering in [explicit(strength=0.9), *steerings(world, rng)[:4]]:
+    for steering in [explicit(strength=0.9), *steerings(world, rng)[:2]]:
         prompts = world.prompts(rng, 30)
         for turn in range(3):
             request = world.request("r", steering, prompts, seed=turn, max_tokens=20)
@@ -290,7 +290,9 @@ def test_a_source_that_is_not_finite_ends_its_request_only(where: str, tmp_path:
     engine = build(world.family, **ROOMY, prefix_cache=False, kv_memory=2 << 20)
     good = [
         world.request(f"good{index}", steering, world.prompts(rng))
-        for index, steering in enumerate(world.steerings(rng, ["mod", "genarm", "cfg", "dexperts", "proxy_tuning"]))
+        for index, steering in enumerate(
+            world.some_steerings(rng, 8, ["mod", "genarm", "cfg", "dexperts", "proxy_tuning"])
+        )
     ]
     expected = {request.request_id: numbers(alone(engine, request)) for request in good}
     bad = poisoned(world, where, engine, world.prompts(rng))

@@ -61,7 +61,7 @@ def test_lazy_is_eager_bit_for_bit(tmp_path: Path) -> None:
     """Also with short steps, in which a catch-up takes several, and with prefixes that others have computed."""
     rng = random.Random(fresh_seed())
     family = family_of(tmp_path, rng)
-    requests = requests_of(family, rng, 10)
+    requests = requests_of(family, rng, 7)
     eager = build(family, expert_schedule="eager", max_lanes=80)
     expected = {name: numbers(found) for name, found in serve(eager, requests, rng).items()}
     assert not any(late(eager).values())

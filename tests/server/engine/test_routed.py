@@ -142,7 +142,7 @@ def test_a_batch_of_routed_requests_gives_each_its_own_tokens(tmp_path: Path) ->
             family, str(index), {**steering, "trace": rng.random() < 0.3}, random_prompt(rng, 1, 60),
             temperature=rng.choice([0.0, 0.9]), seed=rng.getrandbits(40), max_tokens=rng.randint(1, 20),
         )
-        for index, steering in enumerate(2 * steerings(rng))
+        for index, steering in enumerate(steerings(rng))
     ]  # fmt: skip
     single = build(family, prefix_cache=False)
     expected = {r.request_id: numbers(alone(single, r)) for r in requests}

@@ -115,7 +115,9 @@ def test_commands(command: str, url: str, folder: Path, tmp_path: Path) -> None:
         assert all((ROOT / word).exists() for word in words if word.endswith(".txt"))
     elif words[0] == "lm_eval":
         pytest.skip("tests/conformance runs it")
-    elif words[0] == "python" or (words[0] == "ladle" and words[1] in ("serve", "bench", "sweep", "calibrate", "compare")):
+    elif words[0] == "python" or (
+        words[0] == "ladle" and words[1] in ("serve", "bench", "sweep", "calibrate", "compare")
+    ):
         # These go on for long, or need what does; whether they understand what is asked is seen without doing it.
         known(words)
     else:

@@ -139,7 +139,7 @@ class Service:
         """A server of which an engine has ended takes no work and cannot recover. It says so for a moment, lets what
         runs on other engines finish, and ends: whoever started it is to start another."""
         state = self.state
-        if state.phase is not Phase.READY or not state.hosting.broken:
+        if state.phase not in (Phase.READY, Phase.PAUSED) or not state.hosting.broken:
             return
         now = time.monotonic()
         if self._broken_since is None:

@@ -125,9 +125,9 @@ async def test_what_runs_is_not_disturbed(state: ServerState, loader: FakeLoader
         assert closed(old) == 0 and not call.task.done()
         controls = old.controls
         engine.gate.set()
-        await asyncio.wait_for(call.task, 20)
+        await asyncio.wait_for(call.task, 60)
         assert call.status == 200 and (b"[DONE]" in call.body if stream else b'"one 0"' in call.body)
-        await asyncio.wait_for(old.gone.wait(), 20)
+        await asyncio.wait_for(old.gone.wait(), 60)
         assert isinstance(controls, FakeControls) and controls.closed == 1
         assert old.serving is None and not state.hosting.retiring and old.users == 0
         assert await said(client) == "one 1"
@@ -147,8 +147,8 @@ async def test_a_client_that_leaves_lets_go_too(state: ServerState, loader: Fake
         for call in calls:
             assert not old.gone.is_set()
             call.leave()
-            await asyncio.wait_for(call.task, 20)
-        await asyncio.wait_for(old.gone.wait(), 20)
+            await asyncio.wait_for(call.task, 60)
+        await asyncio.wait_for(old.gone.wait(), 60)
 
 
 async def test_one_after_the_other(state: ServerState, loader: FakeLoader) -> None:
@@ -168,11 +168,11 @@ async def test_one_after_the_other(state: ServerState, loader: FakeLoader) -> No
         loader.wait.clear()
         loader.loading.clear()
         engine_of(old).gate.set()
-        await asyncio.wait_for(call.task, 20)
-        assert await asyncio.to_thread(loader.loading.wait, 20) and old.serving is None, "first it went"
+        await asyncio.wait_for(call.task, 60)
+        assert await asyncio.to_thread(loader.loading.wait, 60) and old.serving is None, "first it went"
         assert (await client.get("/v1/admin/status")).json()["changing"] == "reloading one"
         loader.wait.set()
-        assert (await asyncio.wait_for(reloading, 20)).status_code == 200
+        assert (await asyncio.wait_for(reloading, 60)).status_code == 200
         assert await said(client) == "one 2" and await said(client, "one") == "one 2"
 
 
@@ -244,7 +244,7 @@ async def test_pausing(state: ServerState, loader: FakeLoader) -> None:
         assert (await client.get("/health")).status_code == 200
         assert (await client.post("/v1/admin/families", json={"family": "two"})).status_code == 200
         engine_of(loader.loaded[0]).gate.set()
-        await asyncio.wait_for(call.task, 20)
+        await asyncio.wait_for(call.task, 60)
         assert call.status == 200 and (await client.get("/v1/admin/status")).json()["requests"] == 0
         for _ in range(2):
             assert (await client.post("/v1/admin/resume")).json()["phase"] == "ready"
@@ -298,5 +298,5 @@ async def test_a_load_that_a_shutdown_overtakes_serves_nobody(state: ServerState
         state.phase = Phase.DRAINING
         assert state.hosting.computing
         loader.wait.set()
-        assert (await asyncio.wait_for(loading, 20)).status_code == 409
+        assert (await asyncio.wait_for(loading, 60)).status_code == 409
     assert list(state.hosting.families) == ["one"] and loader.loaded[1].gone.is_set()

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from ladle.server.api_keys import ApiKey, ApiKeys
 from ladle.server.callers import ADMIN, GENERATE
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.engine import Engine
+from ladle.server.hosting import Hosted
 from ladle.server.loading import FamilyFiles
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
@@ -69,6 +71,17 @@ async def logprobs(client: httpx.AsyncClient, length: int = 12, **fields: object
     return [token["logprob"] for token in reply.json()["choices"][0]["tokens"]]
 
 
+def close(values: list[float]) -> Any:
+    """One other token on the way would make another text."""
+    return pytest.approx(values, abs=1e-3)
+
+
+def engine_of(hosted: Hosted) -> Engine:
+    wrapper = hosted.live.engine
+    assert isinstance(wrapper, AsyncEngine)
+    return wrapper.engine
+
+
 def replace_member(path: Path, base: Path, seed: int) -> None:
     """Other weights under the same name, file by file in one act each: what is mapped stays what it was."""
     fresh = path.with_name(f"{path.name}-{seed}")
@@ -89,22 +102,20 @@ async def test_a_family_is_loaded_anew_under_running_requests(state: ServerState
     async with admin(state) as client:
         expected = [await logprobs(client, LONG, **steering(preference)) for preference in wants]
         old = state.hosting.families["tiny"]
-        wrapper = old.live.engine
-        assert isinstance(wrapper, AsyncEngine)
-        engine = weakref.ref(wrapper.engine)
+        engine = weakref.ref(engine_of(old))
         steps = state.hosting.stats().steps
         running = [asyncio.create_task(logprobs(client, LONG, **steering(preference))) for preference in wants]
-        await wait_until(lambda: old.users == len(wants))
+        await wait_until(lambda: old.users == len(wants) or all(task.done() for task in running), 60)
         replace_member(folder / "first" / "adapters" / "bone-positive", folder / "first" / "base", fresh_seed() % 10**6)
         reloaded = await client.post("/v1/admin/families/tiny/reload")
         assert reloaded.status_code == 200, reloaded.text
         after = await logprobs(client, LONG, **steering(wants[0]))
-        assert after != expected[0], "the new weights, not a prefix or token of the old ones"
-        assert await asyncio.gather(*running) == expected
-        assert await logprobs(client, LONG, **steering(wants[0])) == after
+        assert after != close(expected[0]), "the new weights, not a prefix or token of the old ones"
+        for found, wanted in zip(await asyncio.gather(*running), expected, strict=True):
+            assert found == close(wanted)
+        assert await logprobs(client, LONG, **steering(wants[0])) == close(after)
         await asyncio.wait_for(old.gone.wait(), 60)
         assert state.hosting.stats().steps > steps, "counters never go back"
-    del wrapper, running
     gc.collect()
     assert engine() is None, "somebody still holds the old engine"
 
@@ -117,13 +128,13 @@ async def test_two_families_side_by_side(state: ServerState) -> None:
         assert loaded.status_code == 200 and loaded.json()["name"] == "other"
         assert loaded.json()["kv_bytes"] > 0 and loaded.json()["weights_bytes"] > 0
         ours, theirs = await asyncio.gather(logprobs(client, model="tiny/base"), logprobs(client, model="other/base"))
-        assert ours == alone and theirs != alone
+        assert ours == close(alone) and theirs != close(alone)
         again = await client.post("/v1/admin/families", json={"family": "first"})
         assert again.status_code == 409 and "'tiny' is served already" in again.json()["error"]["message"]
         assert (await client.post("/v1/admin/families/tiny/unload")).status_code == 200
-        assert await logprobs(client, model="other/base") == theirs
+        assert await logprobs(client, model="other/base") == close(theirs)
         assert (await client.post("/v1/admin/families", json={"family": "tiny"})).status_code == 200, "by its own name"
-        assert await logprobs(client, model="tiny/base") == alone
+        assert await logprobs(client, model="tiny/base") == close(alone)
 
 
 async def test_members_come_and_go(state: ServerState) -> None:
@@ -136,7 +147,7 @@ async def test_members_come_and_go(state: ServerState) -> None:
         gone = await client.post("/v1/admin/families/tiny/members/only-positive/unload", params={"order": "after"})
         assert gone.status_code == 200 and "only-positive" not in gone.json()["members"]
         assert not (await methods())["rewarded_soup"]["available"]
-        assert await logprobs(client, model="tiny/bone_soup@positive=1,simple=1") == pytest.approx(before, abs=1e-4)
+        assert await logprobs(client, model="tiny/bone_soup@positive=1,simple=1") == close(before)
         refused = await client.post("/v1/admin/families/tiny/members/bone-positive/unload")
         assert refused.status_code == 409 and "backbones" in refused.json()["error"]["message"]
         assert (await client.get("/v1/admin/status")).json()["families"][0]["left_out"] == ["only-positive"]

@@ -144,7 +144,7 @@ async def test_a_body_that_does_not_come_is_408(family: Family, engine: FakeEngi
     for parts in ([], [b'{"prompt": ']):
         app = build_app(fake_state(family, engine, body_seconds=0.1))
         call = Call(app, "/v1/completions", parts, unfinished=True)
-        await asyncio.wait_for(call.task, 20)
+        await asyncio.wait_for(call.task, 60)
         assert call.status == 408 and call.headers["connection"] == "close"
         assert json.loads(call.body)["error"]["code"] == "body_timeout" and not engine.requests
 
@@ -156,7 +156,7 @@ async def test_an_answer_may_take_longer_than_its_body(family: Family, engine: F
     await asyncio.sleep(0.1)
     assert not call.task.done()
     call.leave()
-    await asyncio.wait_for(call.task, 20)
+    await asyncio.wait_for(call.task, 60)
 
 
 async def test_a_body_above_the_limit_is_413(family: Family, engine: FakeEngine) -> None:

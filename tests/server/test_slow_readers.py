@@ -20,19 +20,21 @@ from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.run import listen
 from ladle.server.slow_readers import bound_buffers
 
-PATIENCE = 3.0  # seconds
+PATIENCE = 1.0  # seconds
 
 
 class Talkative(FakeEngine):
-    """Says the same token without end, 4 KiB of text each time: a connection's buffers are full in no time."""
+    """Says the same token without end; to the prompt "much" with 4 KiB of text each time, so that a connection's
+    buffers are full in no time."""
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
         request = replace(request, sampling=replace(request.sampling, max_tokens=10))
         async with aclosing(super().stream(request)) as outputs:  # type: ignore[type-var]
             first = await anext(outputs)
+            much = len(request.prompt) > 1
             while True:
-                yield replace(first, text="x" * 4096)
-                await asyncio.sleep(0.0005)
+                yield replace(first, text="x" * 4096 if much else "x")
+                await asyncio.sleep(0.0005 if much else 0.02)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_who_stops_reading_is_given_up_and_who_reads_is_not(served: tuple[Talkat
         lines = reading.iter_lines()
         next(lines)
         for path, choices in (("/v1/generate", 2), ("/v1/completions", 1)):
-            stack.enter_context(ask(port, path, {"prompt": "a", "n": choices}))
+            stack.enter_context(ask(port, path, {"prompt": "much", "n": choices}))
         until(lambda: len(engine.running) == 4 or next(lines) is None)
         deadline = time.monotonic() + 60
         while len(engine.running) > 1:

@@ -42,8 +42,8 @@ class Replicas(Protocol):
     async def about(self) -> dict[str, Any]:
         """What one of them says of itself. Raises ReplicaLost."""
 
-    async def metrics(self) -> list[tuple[int, bytes]]:
-        """Process and metrics of each of them."""
+    async def metrics(self) -> list[tuple[str, bytes]]:
+        """Who they are, and the metrics of each of them."""
 
 
 class Front:

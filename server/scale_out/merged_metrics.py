@@ -18,14 +18,14 @@ class _Given(Collector):
         yield from self._metrics
 
 
-def merged(found: Iterable[tuple[int, bytes]]) -> bytes:
-    """Prometheus' text format of ``found``, (process, text in that format), with a label ``replica``."""
+def merged(found: Iterable[tuple[str, bytes]]) -> bytes:
+    """Prometheus' text format of ``found``, (whose, text in that format), with a label ``replica``."""
     families: dict[str, Metric] = {}
-    for process, text in found:
+    for replica, text in found:
         for metric in text_string_to_metric_families(text.decode()):
             family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             for sample in metric.samples:
-                labels = {**sample.labels, "replica": str(process)}
+                labels = {**sample.labels, "replica": replica}
                 family.samples.append(sample._replace(labels=labels))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Given(families.values()))

@@ -89,7 +89,7 @@ class RayReplicas:
             raise ReplicaLost(type(error).__name__) from error
         return found
 
-    async def metrics(self) -> list[tuple[int, bytes]]:
+    async def metrics(self) -> list[tuple[str, bytes]]:
         """See ``front.Replicas``."""
         found = await self._handle.broadcast("metrics").results_async(return_exceptions=True)
         return [entry for entry in found if not isinstance(entry, BaseException)]

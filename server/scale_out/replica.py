@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -85,9 +86,9 @@ class Replica:
         full = any(member.storage == "full" for member in family.members())
         return {"family": family.name, "max_context": longest, "materialised": full, "pid": os.getpid()}
 
-    async def metrics(self) -> tuple[int, bytes]:
-        """The process and its metrics in Prometheus' text format."""
-        return os.getpid(), self._state.metrics.render()
+    async def metrics(self) -> tuple[str, bytes]:
+        """Who this is (machine and process) and its metrics in Prometheus' text format."""
+        return f"{socket.gethostname()}-{os.getpid()}", self._state.metrics.render()
 
     def check_health(self) -> None:
         """Called by Ray, which replaces a replica whose engine has stopped."""

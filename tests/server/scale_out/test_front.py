@@ -52,8 +52,8 @@ class Doubles:
             raise ReplicaLost("gone")
         return {"family": "tiny", "materialised": False}
 
-    async def metrics(self) -> list[tuple[int, bytes]]:
-        return [(number, b"# TYPE ladle_x counter\nladle_x_total 2.0\n") for number in (7, 8)]
+    async def metrics(self) -> list[tuple[str, bytes]]:
+        return [(name, b"# TYPE ladle_x counter\nladle_x_total 2.0\n") for name in ("a-7", "b-7")]
 
 
 def front_of(replicas: Doubles) -> Front:
@@ -160,7 +160,7 @@ def test_samples_say_whose_they_are() -> None:
         b'ladle_x_bucket{le="%s"} 1.0\n' % bound for bound in (b"1.0", b"+Inf")
     )
     found = merged(
-        [(1, text + b"ladle_x_sum 2.0\nladle_x_count 1.0\n"), (2, b"# TYPE ladle_y gauge\nladle_y 3.0\n")]
+        [("a-1", text + b"ladle_x_sum 2.0\nladle_x_count 1.0\n"), ("b-1", b"# TYPE ladle_y gauge\nladle_y 3.0\n")]
     ).decode()
-    assert 'ladle_x_bucket{le="1.0",replica="1"} 1.0' in found and 'ladle_y{replica="2"} 3.0' in found
+    assert 'ladle_x_bucket{le="1.0",replica="a-1"} 1.0' in found and 'ladle_y{replica="b-1"} 3.0' in found
     assert found.count("# TYPE ladle_x histogram") == 1

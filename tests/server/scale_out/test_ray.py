@@ -50,7 +50,7 @@ async def working(client: httpx.AsyncClient) -> dict[int, float]:
     """Sequences that run, by the process of the replica."""
     text = (await client.get("/metrics")).text
     return {
-        int(sample.labels["replica"]): sample.value
+        int(sample.labels["replica"].rpartition("-")[2]): sample.value
         for metric in text_string_to_metric_families(text)
         for sample in metric.samples
         if sample.name == "ladle_num_requests_running"

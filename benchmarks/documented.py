@@ -24,6 +24,7 @@ def run(server: ServerUnderTest, examples: int, seed: int) -> dict[str, object]:
             f"{server.url}/openapi.json", "--checks", "all", "--phases", "examples,fuzzing",
             "--max-examples", str(examples), "--seed", str(seed), "--no-shrink", "--continue-on-failure",
             "--request-timeout", "120", "--generation-database", "none", "--no-color",
+            "--exclude-path-regex", "^/v1/admin/",  # which needs a key that this server does not ask for
         ]  # fmt: skip
         found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     cases = re.search(r"(\d+) generated", found.stdout)

@@ -46,7 +46,7 @@ async def ask(session: aiohttp.ClientSession, drawn: Drawn) -> str:
 async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, vocabulary: int) -> dict[str, object]:
     """One row: ``count`` requests of the fuzzer, ``concurrency`` at a time.
 
-    ``resident_growth`` compares the process after a fifth of them with the end.
+    ``resident_growth`` compares the process after half of them with the end.
     """
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
@@ -69,7 +69,7 @@ async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, 
                     wrong.append(f"{drawn.path} {drawn.body[:2000]!r}: {error}")
                 outcomes[outcome] += 1
                 kinds[f"{drawn.kind} {outcome.partition(' ')[0]}"] += 1
-                if not warm and sum(outcomes.values()) >= count // 5:
+                if not warm and sum(outcomes.values()) >= count // 2:
                     warm = server.resident()
 
         await asyncio.gather(*(client() for _ in range(concurrency)))

@@ -65,8 +65,16 @@ class ServerUnderTest:
 
 
 @contextmanager
-def serve(family: Path, log: Path, options: Sequence[str] = (), start_s: float = 300) -> Iterator[ServerUnderTest]:
+def serve(
+    family: Path,
+    log: Path,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    start_s: float = 300,
+) -> Iterator[ServerUnderTest]:
     """Serve ``family`` on a free port of the loopback interface, on the CPU in float32, until the block ends.
+
+    ``environment``: variables of the process, beside this one's.
 
     Raises:
         RuntimeError: it ended, or was not ready after ``start_s`` seconds.
@@ -78,7 +86,7 @@ def serve(family: Path, log: Path, options: Sequence[str] = (), start_s: float =
             [*command, "--dtype", "float32", *options],
             stdout=output,
             stderr=errors,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
         )
     try:
         until = time.monotonic() + start_s

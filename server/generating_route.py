@@ -25,12 +25,24 @@ class GeneratingRoute(JsonRoute):
 
         async def roomy(request: Request) -> Response:
             state: ServerState = request.app.state.server
-            if state.serving is not None and state.unready() is None:
-                try:
-                    state.serving.engine.require_room()
-                except QueueFull as full:
-                    state.metrics.rejections.labels(reason="queue_full").inc()
-                    return from_queue_full(full).response()
+            full = None if state.unready() else _nowhere(state)
+            if full is not None:
+                state.metrics.rejections.labels(reason="queue_full").inc()
+                return from_queue_full(full).response()
             return await handler(request)
 
         return roomy
+
+
+def _nowhere(state: ServerState) -> QueueFull | None:
+    """The refusal that ends soonest, where no family has a place in its queue: which one a request means is not known
+    before it is read."""
+    refusals = []
+    for hosted in state.hosting.families.values():
+        try:
+            hosted.live.engine.require_room()
+        except QueueFull as full:
+            refusals.append(full)
+        else:
+            return None
+    return min(refusals, key=lambda full: full.retry_after_s, default=None)

@@ -8,6 +8,8 @@ from fake_engine import FakeEngine, fake_state
 
 from ladle.merging.family import Family
 from ladle.server.engine.waiting_room import QueueFull, WaitingRoom
+from ladle.server.hosting import Hosted
+from ladle.server.state import Serving
 
 pytestmark = pytest.mark.anyio
 GENERATING = ["/v1/chat/completions", "/v1/completions", "/v1/generate"]
@@ -31,6 +33,17 @@ async def test_what_needs_no_place_is_answered(family: Family, engine: FakeEngin
     async with client_of(fake_state(family, engine)) as client:
         assert (await client.post("/v1/coefficients", json={"preference": {"positive": 1}})).status_code == 200
         assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_who_may_mean_another_family_is_read(family: Family, engine: FakeEngine) -> None:
+    engine.capacity = 0
+    state = fake_state(family, engine)
+    roomy = FakeEngine()
+    state.hosting.families["other"] = Hosted(Serving.of(family, roomy, 300))
+    async with client_of(state) as client:
+        assert (await client.post("/v1/generate", content=b"{no json")).status_code in (400, 415)
+        roomy.capacity = 0
+        assert (await client.post("/v1/generate", content=b"{no json")).status_code == 429
 
 
 def test_a_room_says_when_it_is_full() -> None:

@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import sys
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -28,11 +30,35 @@ def keep_large_blocks() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
+class Trimmer:
+    """Gives freed memory back to the system now and then. ``keep_large_blocks`` keeps all of it, and what lies between
+    blocks in use would otherwise add up as requests of ever other shapes come and go."""
+
+    def __init__(self, every_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._next = clock() + every_s
+
+    def tick(self) -> bool:
+        """Trim if it is time; whether it was. Takes some milliseconds then, and a look at the clock otherwise."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + self._every_s
+        trim()
+        return True
+
+
+def trim() -> None:
+    """Return what the C library holds of freed memory to the system (glibc on Linux only)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def give_back() -> None:
     """Return the memory of what is no longer used to the system: the C library and torch keep it otherwise."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    trim()

@@ -85,6 +85,7 @@ class Engine:
         self.counts = StepCounts(family.experts)
         self.room = WaitingRoom(config.max_queue, config.max_queue_tokens)
         self.idle = IdleCheck(self.check_idle)
+        self._trimmer = allocator.Trimmer()
 
     # -- from any thread ------------------------------------------------------------------------------------------
 
@@ -221,6 +222,7 @@ class Engine:
             self.roster.end(sequence, "error", error)
         if plan:
             self._step(plan)
+        self._trimmer.tick()
         return bool(plan)
 
     def _weights_in_use(self) -> set[WeightsKey]:

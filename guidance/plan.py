@@ -159,7 +159,6 @@ class Steering:
 
     method: str | None = None
     preference: Mapping[str, float] | None = None
-    target: Mapping[str, float] | None = None
     strength: float | Mapping[str, float] | None = None
     value: str | None = None
     combine: str | None = None
@@ -178,6 +177,7 @@ class Steering:
     min_stay: int | None = None
     threshold: float | None = None
     kl_budget: float | None = None
+    target: Mapping[str, float] | None = None
 
     @classmethod
     def parse(cls, raw: "Mapping[str, Any] | None") -> "Steering":

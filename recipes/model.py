@@ -55,9 +55,11 @@ def load_base(spec: str) -> Base:
 
     prepare_process()
     folder = Path(resolve_base(spec))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    )
     model.requires_grad_(False)
-    return Base(model.eval(), AutoTokenizer.from_pretrained(folder))
+    return Base(model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def prepare_process() -> None:

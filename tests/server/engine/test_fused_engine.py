@@ -94,7 +94,8 @@ def test_guided_requests_of_every_rule(tmp_path: Path, launches: list[int], monk
         trace = {"trace": method == "cfg"}
         requests.append(world.request(method, {**steering, **trace}, prompts, **sampling(rng, **options)))
     assert_alike(both_ways(world.family, requests, monkeypatch))
-    assert launches and max(launches) == len(requests)
+    # Those that wait for merged weights begin later, so how many a step has is left open.
+    assert sum(launches) == 3 * len(requests) and max(launches) > 1
 
 
 def test_routed_requests(tmp_path: Path, launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,18 @@ def versions() -> str:
     return f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write ``rows`` with hardware and versions in every one of them."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], *, append: bool = False) -> None:
+    """Write ``rows`` with hardware and versions in every one of them; with ``append`` after those already in the file.
+
+    Columns that only some rows have are empty in the others.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    stamped = [{**row, "hardware": hardware(), "versions": versions()} for row in rows]
+    stamped: list[Mapping[str, object]] = []
+    if append and path.exists():
+        with path.open(newline="") as file:
+            stamped = list(csv.DictReader(file))
+    stamped += [{**row, "hardware": hardware(), "versions": versions()} for row in rows]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(stamped[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in stamped for name in row)))
         writer.writeheader()
         writer.writerows(stamped)

@@ -38,7 +38,7 @@ FamilyOption = Annotated[
     Path | None, typer.Option(help="Folder of a family; default: a random one of two layers and every method.")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Repeats a run's requests.", show_default="a new one")]
-OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; default: nothing is written.")]
+OutOption = Annotated[Path | None, typer.Option(help="CSV file that gets a row more; default: nothing is written.")]
 NoteOption = Annotated[str, typer.Option(help="Written beside the figures, for example what else the machine did.")]
 
 
@@ -132,8 +132,11 @@ def broken(row: Mapping[str, Any]) -> list[str]:
     for name in ("wrong", "tracebacks", "answers_different", "documented_wrong", "held_at_end"):
         if row.get(name):
             found.append(f"{name}: {row.get(f'first_{name}') or row[name]}")
-    if row["run"] in ("requests", "soak") and (row["resident_growth"] or 0) > MOST_GROWTH:
-        found.append(f"resident_growth: {row['resident_growth']} is more than {MOST_GROWTH}")
+    found += [
+        f"{name}: {row[name]} is more than {MOST_GROWTH}"
+        for name in ("resident_growth", "kept_growth")
+        if (row.get(name) or 0) > MOST_GROWTH
+    ]
     if row["run"] == "overload":
         if row["p99_ratio"] > MOST_SLOWER:
             found.append(f"p99_ratio: {row['p99_ratio']} is more than {MOST_SLOWER}")
@@ -169,7 +172,7 @@ def _report(row: dict[str, object], note: str, out: Path | None) -> None:
     if out is not None:
         plain = (str, int, float, bool)
         flat = {name: value if isinstance(value, plain) else json.dumps(value) for name, value in row.items()}
-        write_csv(out, [flat])
+        write_csv(out, [flat], append=True)
     for problem in problems:
         typer.echo(f"error: {problem}", err=True)
     if problems:

@@ -25,8 +25,9 @@ async def run(
 ) -> dict[str, object]:
     """One row: requests of the fuzzer of all methods, ``concurrency`` at a time; ``sound`` ones or broken ones too.
 
-    Memory is looked at every few seconds; ``resident_growth`` compares the median of the minute after the warm-up with
-    that of the last one.
+    Memory is looked at every few seconds. It rises with the steps and falls when what they freed goes back to the
+    system, once a minute, so windows of a third of the time after the warm-up are compared, the first with the last:
+    ``resident_growth`` by their medians, ``kept_growth`` by the least that either saw, which is what never went back.
     """
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
@@ -52,9 +53,9 @@ async def run(
 
         await asyncio.gather(watch(), *(client() for _ in range(concurrency)))
     held = server.wait_idle() if server.alive else {"the server has ended": 1.0}
-    window = min(1.0, minutes / 4)
-    warm = statistics.median(size for at, size, _ in seen if warm_minutes <= at <= warm_minutes + window)
-    last = statistics.median(size for at, size, _ in seen if at >= seen[-1][0] - window)
+    settled = [size for at, size, _ in seen if at >= warm_minutes] or [seen[-1][1]]
+    window = -(-len(settled) // 3)
+    warm, last = settled[:window], settled[-window:]
     return {
         "run": "soak",
         "seed": seed,
@@ -66,9 +67,10 @@ async def run(
         "wrong": len(wrong),
         "first_wrong": wrong[:3],
         "outcomes": dict(sorted(outcomes.items())),
-        "resident_warm_mb": round(warm / 1e6, 1),
-        "resident_end_mb": round(last / 1e6, 1),
-        "resident_growth": round(last / warm - 1, 4),
+        "resident_warm_mb": round(statistics.median(warm) / 1e6, 1),
+        "resident_end_mb": round(statistics.median(last) / 1e6, 1),
+        "resident_growth": round(statistics.median(last) / statistics.median(warm) - 1, 4),
+        "kept_growth": round(min(last) / min(warm) - 1, 4),
         "resident_by_minute_mb": [round(size / 1e6) for at, size, _ in _each_minute(seen)],
         "requests_by_minute": [count for _, _, count in _each_minute(seen)],
         "tracebacks": len(server.failures()),

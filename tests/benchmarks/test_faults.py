@@ -2,15 +2,18 @@
 ``ladle bench faults``."""
 
 import asyncio
+import csv
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_engine import fresh_seed
 
 from ladle.benchmarks import cancelled_streams, overload, request_storm, soak
+from ladle.benchmarks.environment import write_csv
 from ladle.benchmarks.faults import VOCABULARY, broken
 from ladle.benchmarks.reply_check import WrongReply, check
 from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
@@ -31,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest
 
 def of_memory(problem: str) -> bool:
     """Of a server that has just begun, memory says nothing."""
-    return problem.startswith("resident_growth")
+    return problem.startswith(("resident_growth", "kept_growth"))
 
 
 def test_generated_requests(server: ServerUnderTest) -> None:
@@ -125,11 +128,23 @@ def test_right_answers_pass() -> None:
 def test_what_does_not_hold_is_said() -> None:
     good = {"run": "requests", "wrong": 0, "tracebacks": 0, "held_at_end": {}, "resident_growth": 0.01}
     assert not broken(good)
-    for change in ({"wrong": 1}, {"tracebacks": 2}, {"held_at_end": {"kv": 1.0}}, {"resident_growth": 0.03}):
+    grown = ({"resident_growth": 0.03}, {"kept_growth": 0.03})
+    for change in ({"wrong": 1}, {"tracebacks": 2}, {"held_at_end": {"kv": 1.0}}, *grown):
         assert len(broken({**good, **change})) == 1
     over = {"run": "overload", "p99_ratio": 1.4, "refused": 3, "retry_after_s": {2: 3}}
     assert not broken(over)
     assert broken({**over, "p99_ratio": 1.6}) and broken({**over, "refused": 0, "retry_after_s": {}})
+
+
+def test_a_run_is_added_to_those_before(tmp_path: Path) -> None:
+    """A later version's row may have columns that earlier ones lack."""
+    path = tmp_path / "deep" / "runs.csv"
+    write_csv(path, [{"run": "soak", "wrong": 0}], append=True)
+    write_csv(path, [{"run": "soak", "wrong": 1, "kept_growth": 0.01}], append=True)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["wrong"], row["kept_growth"]) for row in rows] == [("0", ""), ("1", "0.01")]
+    assert all(row["hardware"] and row["versions"] for row in rows)
 
 
 def test_the_same_seed_draws_the_same() -> None:

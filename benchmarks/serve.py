@@ -23,6 +23,7 @@ import httpx
 
 from ladle.benchmarks.decode import preferences
 from ladle.merging.family import Family
+from ladle.recipes.sweep_server import end
 
 MAX_TOKENS = 48
 _TOPICS = ["rain", "bread", "trains", "the sea", "chess", "gardens", "winter", "music", "maps", "bees", "clocks", "tea"]
@@ -55,12 +56,7 @@ def _server(command: list[str], url: str, log: Path) -> Iterator[None]:
             time.sleep(0.3)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, patience_s=20)
 
 
 async def _burst(url: str, bodies: list[dict[str, Any]], per_client: int) -> dict[str, float]:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from ladle.recipes.sweep_server import end
+
 _CODE = "import typer; from ladle.server.commands.serve import command; typer.run(command)"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -96,9 +98,4 @@ def serve(
             time.sleep(0.05)
         yield ServerUnderTest(json.loads(said.read_text())["url"], process, log)
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, patience_s=60)

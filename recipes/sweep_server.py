@@ -71,14 +71,19 @@ def serving(target: str, log: Path, *options: str) -> Iterator[str]:
         try:
             yield _address(process, log)
         finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
             assert process.stdout is not None
             process.stdout.close()
+
+
+def end(process: subprocess.Popen[Any], patience_s: float = 30) -> None:
+    """Ends a server: SIGTERM, and SIGKILL if it is still there after ``patience_s`` seconds."""
+    process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _address(process: subprocess.Popen[str], log: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import comb
 from typing import Any
 
@@ -15,6 +16,7 @@ from ladle.guidance.plan import Steering
 from ladle.merging.calibration import Calibration, quantile_of
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
+from ladle.merging.simplex import grid
 
 TOLERANCE = 0.02
 """How far, in quantiles, an objective may end up from its target for the target to count as reached."""
@@ -110,15 +112,13 @@ def _outcomes(calibration: Calibration, weights: NDArray[np.float64], target: Ma
     return Reached(dict(zip(calibration.objectives, weights.tolist(), strict=True)), outcomes)
 
 
+@cache
 def _spread(n: int) -> NDArray[np.float64]:
     """The finest grid on the simplex of ``n`` objectives with at most ``_POINTS`` points, float64 [points, n]."""
     steps = 1
     while comb(steps + n, n - 1) <= _POINTS and steps < 200:
         steps += 1
-    rows: list[list[int]] = [[]]
-    for _ in range(n - 1):
-        rows = [[*row, part] for row in rows for part in range(steps - sum(row) + 1)]
-    return np.array([[*row, steps - sum(row)] for row in rows], dtype=np.float64) / steps
+    return np.array(grid(n, steps), dtype=np.float64)
 
 
 def _descend(points: NDArray[np.float64], misfit: Any) -> NDArray[np.float64]:

@@ -46,7 +46,7 @@ async def collect(
     counter: TokenCounter,
     store: SampleStore,
     *,
-    judged: bool = True,
+    judged: int = 1,
     at_once: int = 16,
     api_key: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -57,7 +57,7 @@ async def collect(
 
     Args:
         rewards: one an objective, in their order.
-        judged: see ``ask``.
+        judged: how many answers a prompt, the first ones, the plain base judges as well (see ``ask``).
 
     Raises:
         LadleError: a request that failed for good; what came before it is kept.
@@ -79,7 +79,7 @@ async def collect(
         for setting, prompt, number in pending:
             own = seed + prompt * answers + number
             steering = setting.request(objectives)
-            reply = await ask(client, prompts[prompt], steering, own, judged, model=family, **sampling)
+            reply = await ask(client, prompts[prompt], steering, own, number < judged, model=family, **sampling)
             counter.saw(reply.text, reply.tokens - (reply.finish_reason == "stop"))
             scores = {
                 name: reward(prompts[prompt], reply.text) for name, reward in zip(objectives, rewards, strict=True)

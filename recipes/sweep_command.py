@@ -42,9 +42,9 @@ def command(
             "--reward", "-r", help="OBJECTIVE=FOLDER[#LABEL]: a sequence classifier scores the objective; repeatable."
         ),
     ] = None,
-    perplexity: Annotated[
-        bool, typer.Option(help="Judge answers by the plain base as well; traced requests cost a lane more.")
-    ] = True,
+    perplexity_answers: Annotated[
+        int, typer.Option(min=0, help="Answers a prompt that the plain base judges as well; each costs a lane more.")
+    ] = 1,
     at_once: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 16,
     draws: Annotated[int, typer.Option(min=100, help="Resamples of the intervals.")] = 2000,
     out: Annotated[Path, typer.Option(help="Folder of the results; a sweep begun there goes on.")] = Path("sweep"),
@@ -59,8 +59,8 @@ def command(
     """
     from ladle.clients import Client
     from ladle.clients.errors import LadleError
-    from ladle.recipes.simplex import dirichlet as random_points
-    from ladle.recipes.simplex import grid
+    from ladle.merging.simplex import dirichlet as random_points
+    from ladle.merging.simplex import grid
     from ladle.recipes.sweep import TokenCounter, collect, conclude
     from ladle.recipes.sweep_inputs import read_prompts, rewards_of
     from ladle.recipes.sweep_report import progress_bar, show
@@ -89,15 +89,15 @@ def command(
             sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
             facts = {
                 "family": family.name, "objectives": objectives, "settings": [setting.key for setting in settings],
-                "prompts": asked, "answers": answers, "seed": seed, "sampling": sampling, "perplexity": perplexity,
-                "rewards": sorted(rewards or []),
+                "prompts": asked, "answers": answers, "seed": seed, "sampling": sampling,
+                "perplexity_answers": perplexity_answers, "rewards": sorted(rewards or []),
             }  # fmt: skip
             store = SampleStore(out, facts, objectives)
             with progress_bar() as progress:
                 asyncio.run(
                     collect(
                         url, family.name, objectives, settings, asked, answers, seed, sampling, scorers, counter, store,
-                        judged=perplexity, at_once=at_once, api_key=api_key, progress=progress,
+                        judged=perplexity_answers, at_once=at_once, api_key=api_key, progress=progress,
                     )
                 )  # fmt: skip
         summary = conclude(store, settings, objectives, draws, seed)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ladle.recipes.simplex import Point
+from ladle.merging.simplex import Point
 
 BASE = "base"
 ORACLES = "oracles"

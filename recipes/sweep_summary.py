@@ -16,6 +16,10 @@ REFERENCE = -1.0
 """Of the hypervolume, in standard deviations of the base's own answers, below their mean, for every objective."""
 
 
+COMPARED = ("hypervolume", "hypervolume_sound", "inner_product")
+"""The measures that methods are compared by."""
+
+
 class Table:
     """Rewards of a sweep as arrays: ``z`` [settings, prompts, answers, objectives], in standard deviations of the
     base's answers and from their mean, so that objectives count alike; ``raw`` the same before that."""
@@ -47,28 +51,29 @@ class Table:
         """All but the base, in order."""
         return list(dict.fromkeys(setting.label for setting in self.settings if setting.weights))
 
-    def of(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Weights [points, objectives] and z [points, prompts, objectives] of a method, its answers averaged."""
+    def of(self, method: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A method's weights [points, objectives], its z [points, prompts, objectives] with answers averaged, and the
+        same with degenerate answers at the hypervolume's reference: worth nothing."""
         places = [index for index, setting in enumerate(self.settings) if setting.label == method and setting.weights]
         weights = np.array([self.settings[index].weights for index in places])
-        return weights, self.z[places].mean(axis=2)
-
-    def sound(self, method: str) -> np.ndarray:
-        """The z of ``of``, with degenerate answers at the hypervolume's reference: worth nothing."""
-        places = [index for index, setting in enumerate(self.settings) if setting.label == method and setting.weights]
-        return np.where(self.degenerate[places][..., None], REFERENCE, self.z[places]).mean(axis=2)
+        z = self.z[places]
+        sound = np.where(self.degenerate[places][..., None], REFERENCE, z)
+        return weights, z.mean(axis=2), sound.mean(axis=2)
 
 
 def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:
     """The figures, ready for JSON. Intervals: 95 % bootstrap over prompts, the same resamples for all methods."""
+    prompts = table.raw.shape[1]
+    resamples = np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
+    measured = {method: _measured(table, method, resamples) for method in table.methods}
     return {
         "objectives": table.objectives,
-        "prompts": int(table.raw.shape[1]),
+        "prompts": int(prompts),
         "answers": int(table.raw.shape[2]),
         "reference": REFERENCE,
         "settings": [_setting(table, index, draws, seed) for index in range(len(table.settings))],
-        "methods": {method: _method(table, method, draws, seed) for method in table.methods},
-        "differences": _differences(table, draws, seed),
+        "methods": {method: _intervals(values) for method, values in measured.items()},
+        "differences": _differences(measured, draws),
     }
 
 
@@ -110,62 +115,45 @@ def _measures(weights: np.ndarray, points: np.ndarray, objectives: Sequence[str]
     return found
 
 
-def _resamples(table: Table, draws: int, seed: int) -> np.ndarray:
-    prompts = table.raw.shape[1]
-    return np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
-
-
-def _method(table: Table, method: str, draws: int, seed: int) -> dict[str, Any]:
-    (weights, z), sound = table.of(method), table.sound(method)
-
-    def measures(picks: Any = slice(None)) -> dict[str, float]:
+def _measured(table: Table, method: str, resamples: np.ndarray) -> dict[str, np.ndarray]:
+    """Every measure of a method, float64 [1 + draws]: over all prompts, then over each of the resamples."""
+    weights, z, sound = table.of(method)
+    reference = [REFERENCE] * len(table.objectives)
+    rows = []
+    for picks in (slice(None), *resamples):
         found = _measures(weights, z[:, picks].mean(axis=1), table.objectives)
-        reference = [REFERENCE] * len(table.objectives)
-        return found | {"hypervolume_sound": front.hypervolume(sound[:, picks].mean(axis=1), reference)}
+        rows.append(found | {"hypervolume_sound": front.hypervolume(sound[:, picks].mean(axis=1), reference)})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
+
+def _intervals(measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    resampled = [measures(picks) for picks in _resamples(table, draws, seed)]
-    for name, value in measures().items():
-        drawn = np.array([one[name] for one in resampled])
-        known = drawn[np.isfinite(drawn)]
+    for name, values in measured.items():
+        known = values[1:][np.isfinite(values[1:])]
         low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (float("nan"), float("nan"))
-        found[name] = {"value": _finite(value), "low": _finite(low), "high": _finite(high)}
+        found[name] = {"value": _finite(values[0]), "low": _finite(low), "high": _finite(high)}
     return found
 
 
-def _differences(table: Table, draws: int, seed: int) -> list[dict[str, Any]]:
+def _differences(measured: Mapping[str, Mapping[str, np.ndarray]], draws: int) -> list[dict[str, Any]]:
     """Every method minus every one before it, on the same prompts and seeds: hypervolume, the same with degenerate
     answers worth nothing, and mean mu . z. ``p``: twice the share of resamples on the other side of zero, at least
     1 / draws."""
-    resamples = [slice(None), *_resamples(table, draws, seed)]
-    figures = {method: _figures(table, method, resamples) for method in table.methods}
     rows = []
-    for place, one in enumerate(table.methods):
-        for other in table.methods[:place]:
-            row: dict[str, Any] = {"method": one, "minus": other}
-            for name, values in figures[one].items():
-                gaps = values - figures[other][name]
-                low, high = np.quantile(gaps[1:], [0.025, 0.975])
-                beyond = min((gaps[1:] <= 0).mean(), (gaps[1:] >= 0).mean())
-                row[name] = {
-                    "value": float(gaps[0]),
-                    "low": float(low),
-                    "high": float(high),
-                    "p": float(max(2 * beyond, 1 / draws)),
-                }
-            rows.append(row)
+    for one, other in ((one, other) for place, one in enumerate(measured) for other in list(measured)[:place]):
+        row: dict[str, Any] = {"method": one, "minus": other}
+        for name in COMPARED:
+            gaps = measured[one][name] - measured[other][name]
+            low, high = np.quantile(gaps[1:], [0.025, 0.975])
+            beyond = min((gaps[1:] <= 0).mean(), (gaps[1:] >= 0).mean())
+            row[name] = {
+                "value": float(gaps[0]),
+                "low": float(low),
+                "high": float(high),
+                "p": float(max(2 * beyond, 1 / draws)),
+            }
+        rows.append(row)
     return rows
-
-
-def _figures(table: Table, method: str, resamples: Sequence[Any]) -> dict[str, np.ndarray]:
-    """What methods are compared by, [resamples] each."""
-    (weights, z), sound = table.of(method), table.sound(method)
-    reference = [REFERENCE] * len(table.objectives)
-    return {
-        "hypervolume": np.array([front.hypervolume(z[:, picks].mean(axis=1), reference) for picks in resamples]),
-        "hypervolume_sound": np.array([front.hypervolume(sound[:, p].mean(axis=1), reference) for p in resamples]),
-        "inner_product": np.array([front.inner_product(z[:, picks].mean(axis=1), weights) for picks in resamples]),
-    }
 
 
 def _finite(value: float) -> float | None:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from ladle.guidance.target import reach
 from ladle.merging.calibration import CALIBRATION_NAME
 from ladle.merging.family import load_family
+from ladle.merging.simplex import grid
 from ladle.recipes.calibrate_command import command
-from ladle.recipes.simplex import grid
 from ladle.recipes.sweep_settings import settings_of
 from ladle.recipes.sweep_store import Sample, SampleStore
 

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from tiny_engine import fresh_seed
 
+from ladle.merging.simplex import dirichlet, grid
 from ladle.recipes import front
-from ladle.recipes.simplex import dirichlet, grid
 
 
 def test_hypervolume_is_the_share_of_darts_that_are_dominated() -> None:

@@ -11,8 +11,8 @@ from tiny_engine import fresh_seed
 from typer import Typer
 from typer.testing import CliRunner, Result
 
+from ladle.merging.simplex import grid
 from ladle.recipes.compare_command import command
-from ladle.recipes.simplex import grid
 from ladle.recipes.sweep_settings import ORACLES, settings_of
 from ladle.recipes.sweep_store import Sample, SampleStore
 

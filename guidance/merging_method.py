@@ -15,8 +15,9 @@ class MergingMethod(ABC):
     """A method whose whole effect is one set of merged weights.
 
     ``steering.coefficients`` replaces what the preference would give. ``normalize: sum`` divides the coefficients by
-    their sum. ``strength`` then scales all of them, W0 + strength * sum_j c_j D_j: 1 is the method as published, 0
-    the base exactly. Strength for merging methods is our own option, not the papers'.
+    their sum, ``normalize: norm`` makes the merged delta as long as its members'. ``strength`` then scales all of them,
+    W0 + strength * sum_j c_j D_j: 1 is the method as published, 0 the base exactly. Strength and norm are our own
+    options, not the papers'.
     """
 
     name: str
@@ -55,6 +56,8 @@ class MergingMethod(ABC):
                 warnings += ("the preference was normalised to sum 1",)
         if steering.normalize == "sum":
             merged = merged.summing_to_one("steering.normalize")
+        elif steering.normalize == "norm":
+            merged = merged.keeping_norm(family.delta_norms, "steering.normalize")
         merged = merged.scaled(steering.one_strength())
         return Plan(
             method=self.name,

@@ -152,8 +152,9 @@ class Steering:
             complement, weight, top, stay, threshold); likewise.
         kl_budget: nats a token that guidance may move the distribution by, see ``Plan``.
         coefficients: member weights that replace those computed from the preference.
-        normalize: ``none``, or ``sum`` to divide the weights by their sum: the coefficients of a method that merges,
-            the sources' weights of a method that guides.
+        normalize: ``none``; ``sum`` to divide the weights by their sum: the coefficients of a method that merges, the
+            sources' weights of a method that guides; ``norm``, of methods that merge, to scale the coefficients so that
+            the merged delta is as long as its members' (see ``Coefficients.keeping_norm``).
         trace: report per-token detail.
     """
 
@@ -223,7 +224,7 @@ class Plan:
         preference: the normalised preference, None where the request gave none.
         coefficients: the merge coefficients after normalisation and strength, None for a method that merges nothing.
         sources: in order. The first one is a language model; masks and candidates are taken from it.
-        normalize: ``none`` or ``sum``, as requested.
+        normalize: as requested.
         trace: report per-token detail.
         warnings: for the response.
         rule: how the language models' scores become one: ``linear``, S = sum_i w_i l_i; ``forward_kl``,

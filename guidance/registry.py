@@ -16,6 +16,7 @@ from ladle.guidance.fudge import Fudge
 from ladle.guidance.fusion_route import FusionRoute
 from ladle.guidance.genarm import GenArm
 from ladle.guidance.mage import Mage
+from ladle.guidance.merging_method import MergingMethod
 from ladle.guidance.method import Method
 from ladle.guidance.mod import Mod
 from ladle.guidance.pad import Pad
@@ -86,6 +87,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
         options = ", ".join(sorted(method.options)) or "none"
         allowed = f"nothing, it is not supported by method {name} (options: {options})"
         raise InputError(f"steering.{entry.name}", given, allowed)
+    if steering.normalize == "norm" and not isinstance(method, MergingMethod):
+        raise InputError("steering.normalize", "norm", "none, sum (norm is of the methods that only merge weights)")
     return method.plan(family, steering)
 
 

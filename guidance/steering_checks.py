@@ -6,7 +6,7 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 
-NORMALIZE = ("none", "sum")
+NORMALIZE = ("none", "sum", "norm")
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
 MAX_STRENGTH = 100.0
 MAX_BLOCK_LENGTH = 512

@@ -1,4 +1,4 @@
-"""From a preference to merge coefficients: W(mu) = W0 + sum_j c_j (W_j - W0). Pure float64 arithmetic, no tensors.
+"""From a preference to merge coefficients: W(mu) = W0 + sum_j c_j (W_j - W0). Pure float64 arithmetic.
 
 B is the backbone-reward matrix: row j holds the weights of the objectives' rewards in the reward of backbone j.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ladle.merging.delta_norms import DeltaNorms
 from ladle.merging.errors import InputError
 from ladle.merging.preference import Preference
 
@@ -63,6 +64,25 @@ class Coefficients:
             raise InputError(field, "sum", f"none: the coefficients of {', '.join(self.members)} sum to {total:.3g}")
         scaled = self.scaled(1.0 / total)
         return replace(scaled, base_share=0.0)
+
+    def keeping_norm(self, norms: DeltaNorms, field: str) -> "Coefficients":
+        """Coefficients scaled so that the merged delta is as long (Frobenius) as its members' are on average, each
+        weighted by the size of its coefficient: one member alone stays what it is (ours).
+
+        Deltas that point in different directions shorten each other when they are averaged, and signed coefficients
+        lengthen them: n orthogonal deltas of one length have 1 / sqrt(n) of it at the even preference.
+
+        Raises:
+            InputError: naming ``field``: a member without low-rank factors, or deltas that cancel each other out.
+        """
+        given = {name: value for name, value in self.as_dict().items() if value != 0.0}
+        for name in given:
+            if name not in norms:
+                raise InputError(field, "norm", f"none or sum: norms are of low-rank members, and {name} is a full one")
+        norm, wanted = norms.merged(given), norms.mean(given)
+        if norm <= 1e-9 * max(1.0, self.l1) * wanted:
+            raise InputError(field, "norm", f"none: the deltas of {', '.join(self.members)} cancel each other out")
+        return self.scaled(wanted / norm)
 
 
 def circulant(beta: float, n: int) -> NDArray[np.float64]:

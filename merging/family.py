@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ladle.merging.architecture import Architecture
 from ladle.merging.base import Progress
 from ladle.merging.calibration import Calibration, load_calibration
 from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.delta_norms import DeltaNorms
 from ladle.merging.errors import FamilyError
 from ladle.merging.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.full_member import FullMember
@@ -146,6 +148,11 @@ class Family:
     def full(self) -> dict[str, FullMember]:
         """Full-weight members of the base by name."""
         return self.models[""].full
+
+    @cached_property
+    def delta_norms(self) -> DeltaNorms:
+        """Of the base's low-rank members."""
+        return DeltaNorms(self.low_rank)
 
     @property
     def extrapolation(self) -> dict[str, float]:

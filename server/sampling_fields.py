@@ -18,6 +18,7 @@ from ladle.guidance.steering_checks import (
     MAX_CANDIDATES,
     MAX_STAY,
     MAX_STRENGTH,
+    NORMALIZE,
 )
 from ladle.merging.errors import InputError
 from ladle.server.engine.sampling import SamplingParams
@@ -97,7 +98,7 @@ _STEERING_KEYS: dict[str, dict[str, Any]] = {
     "kl_budget": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_BUDGET},
     "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
     "terms": {"type": "array", "items": {"type": "object"}},
-    "normalize": {"enum": ["none", "sum"]},
+    "normalize": {"enum": list(NORMALIZE)},
     "trace": {"type": "boolean", "description": "report per-token detail"},
 }
 _STEERING_SCHEMA = {

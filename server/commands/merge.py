@@ -25,6 +25,7 @@ class Normalize(StrEnum):
 
     NONE = "none"
     SUM = "sum"
+    NORM = "norm"
 
 
 def command(
@@ -36,7 +37,9 @@ def command(
         str | None, typer.Option(help="member=number,member=number, instead of a preference.")
     ] = None,
     strength: Annotated[float | None, typer.Option(help="Scales what is added to the base.", show_default="1")] = None,
-    normalize: Annotated[Normalize, typer.Option(help="sum divides the coefficients by their sum.")] = Normalize.NONE,
+    normalize: Annotated[
+        Normalize, typer.Option(help="sum: coefficients sum to 1; norm: the merged delta is as long as its members'.")
+    ] = Normalize.NONE,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.", show_default="the base's")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was written, as JSON.")] = False,

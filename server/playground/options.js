@@ -18,7 +18,7 @@ export const OPTIONS = {
   "min_stay": {"label": "Shortest stay", "whole": true, "minimum": 1, "maximum": 65536, "hint": "tokens before another may take over"},
   "threshold": {"label": "Threshold", "minimum": 0, "maximum": 1, "hint": "to defer above; 1 never does"},
   "kl_budget": {"label": "KL budget", "minimum": 0, "maximum": 100, "open": true, "hint": "nats a token that guidance may move the base by"},
-  "normalize": {"label": "Normalize", "choices": ["none", "sum"], "hint": "divide by the sum of the weights"},
+  "normalize": {"label": "Normalize", "choices": ["none", "sum", "norm"], "hint": "sum: divide by the sum of the weights; norm, of merged weights: as far from the base as their members"},
   "coefficients": {"label": "Coefficients", "json": true, "hint": "by member, in place of those of the preference"},
   "terms": {"label": "Terms", "json": true, "hint": "a list of source and weight"}
 };

@@ -75,6 +75,17 @@ def test_strength_scales_and_normalize_divides(family: Family) -> None:
     assert plan.normalize == "sum"
 
 
+def test_normalize_keeps_the_norm_of_the_members(family: Family) -> None:
+    """At strength s the merged delta is s times as long as its members' on average; a method that guides has none."""
+    for method, preference in (("bone_soup", MIX), ("rewarded_soup", {"positive": 0.75, "concise": 0.25})):
+        plan = resolve(family, Steering(method=method, preference=preference, normalize="norm", strength=1.5))
+        assert plan.coefficients is not None and plan.normalize == "norm"
+        given = {name: value for name, value in plan.coefficients.as_dict().items() if value}
+        assert family.delta_norms.merged(given) == pytest.approx(1.5 * family.delta_norms.mean(given))
+    alone = resolve(family, Steering(method="rewarded_soup", preference={"concise": 1.0}, normalize="norm"))
+    assert dict(alone.sources[0].coefficients) == {"only-concise": pytest.approx(1.0)}
+
+
 def test_stated_coefficients_override_the_preference(family: Family) -> None:
     plan = resolve(family, Steering(preference=MIX, coefficients={"bone-concise": -0.5}))
     assert dict(plan.sources[0].coefficients) == {"bone-concise": -0.5}
@@ -113,6 +124,9 @@ def test_extrapolation_of_the_manifest_is_used(root: Path, tmp_path: Path) -> No
         ({"coefficients": {"bone-positive": float("nan")}}, "steering.coefficients.bone-positive"),
         ({"coefficients": {}}, "steering.coefficients"),
         ({"coefficients": {"bone-positive": 1, "bone-simple": -1}, "normalize": "sum"}, "steering.normalize"),
+        ({"coefficients": {"bone-positive": 0}, "normalize": "norm"}, "steering.normalize"),
+        ({"coefficients": {"only-simple": 1}, "normalize": "norm"}, "steering.normalize"),
+        ({"method": "custom", "terms": [{"source": "base", "weight": 1}], "normalize": "norm"}, "steering.normalize"),
     ],
 )
 def test_what_cannot_be_done_is_named(family: Family, steering: dict[str, Any], field: str) -> None:

@@ -90,7 +90,7 @@ SAMPLING = [
     ("steering", {"coefficients": {"nobody": 1}}, "steering.coefficients.nobody", "bone-positive"),
     ("steering", {"coefficients": {"bone-simple": "x"}}, "steering.coefficients.bone-simple", "finite"),
     ("steering", {"coefficients": {}}, "steering.coefficients", "over bone-positive"),
-    ("steering", {"normalize": "max", "preference": {"simple": 1}}, "steering.normalize", "none, sum"),
+    ("steering", {"normalize": "max", "preference": {"simple": 1}}, "steering.normalize", "none, sum, norm"),
     ("steering", {"strength": 1e9, "preference": {"simple": 1}}, "steering.strength", "100"),
     ("steering", {"candidates": 4, "preference": {"simple": 1}}, "steering.candidates", "not supported"),
     ("steering", {"trace": 1}, "steering.trace", "true or false"),

@@ -27,10 +27,6 @@ VOCABULARY = 320
 """Of the family that is made for these runs."""
 MOST_GROWTH = 0.02
 """Of the memory of a server that is warm."""
-_FEW_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "96"}
-"""Compiled matrix products, one a shape, that oneDNN keeps where memory is looked at. Its own 1024 take half a gigabyte
-and, with ever new numbers of rows in a step, an hour to come: longer than a run that is to show what grows without
-end."""
 MOST_SLOWER = 1.5
 """The 99th percentile between tokens under overload, over that of a loaded server."""
 
@@ -58,7 +54,7 @@ def requests(
 
     seed = _seed(seed)
     options = ("--default-max-tokens", "32", "--max-queue", "1024")
-    with _serving(family, *options, environment=_FEW_PRODUCTS) as server:
+    with _serving(family, *options) as server:
         row = asyncio.run(request_storm.run(server, count, concurrency, seed, VOCABULARY))
         if documented:
             row |= schemathesis.run(server, documented, seed)
@@ -121,7 +117,7 @@ def soak(
     """Mixed requests of all methods for a while: memory."""
     from ladle.benchmarks import soak as benchmark
 
-    with _serving(family, "--default-max-tokens", "32", environment=_FEW_PRODUCTS) as server:
+    with _serving(family, "--default-max-tokens", "32") as server:
         row = asyncio.run(benchmark.run(server, minutes, warm_minutes, concurrency, _seed(seed), VOCABULARY, sound))
     _report(row, note, out)
 
@@ -146,16 +142,14 @@ def broken(row: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _serving(
-    family: Path | None, *options: str, environment: Mapping[str, str] | None = None
-) -> Iterator[ServerUnderTest]:
+def _serving(family: Path | None, *options: str) -> Iterator[ServerUnderTest]:
     from ladle.benchmarks.server_under_test import serve
     from ladle.benchmarks.stress_family import write_stress_family
 
     with tempfile.TemporaryDirectory() as folder:
         root = family or write_stress_family(Path(folder) / "family")
         small = () if family else ("--kv-memory", "8MiB", "--weights-memory", "8MiB")
-        with serve(root, Path(folder) / "server.log", [*small, *options], environment) as server:
+        with serve(root, Path(folder) / "server.log", [*small, *options]) as server:
             yield server
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 
+from ladle.benchmarks.memory_watch import MemoryWatch
 from ladle.benchmarks.reply_check import WrongReply, check
 from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
 from ladle.benchmarks.server_under_test import ServerUnderTest
@@ -46,19 +47,19 @@ async def ask(session: aiohttp.ClientSession, drawn: Drawn) -> str:
 async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, vocabulary: int) -> dict[str, object]:
     """One row: ``count`` requests of the fuzzer, ``concurrency`` at a time.
 
-    ``resident_growth`` compares the process after half of them with the end.
+    Memory counts once two fifths of them have been answered.
     """
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     wrong: list[str] = []
-    warm = 0
+    memory = MemoryWatch(server)
     left = count
     start = time.monotonic()
     async with session_of(server) as session:
         fuzzer = RequestFuzzer(random.Random(seed), await family_of(session), vocabulary)
 
         async def client() -> None:
-            nonlocal left, warm
+            nonlocal left
             while left > 0 and server.alive:
                 left -= 1
                 drawn = fuzzer.draw()
@@ -69,13 +70,11 @@ async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, 
                     wrong.append(f"{drawn.path} {drawn.body[:2000]!r}: {error}")
                 outcomes[outcome] += 1
                 kinds[f"{drawn.kind} {outcome.partition(' ')[0]}"] += 1
-                if not warm and sum(outcomes.values()) >= count // 2:
-                    warm = server.resident()
 
-        await asyncio.gather(*(client() for _ in range(concurrency)))
+        watch = memory.run(lambda: outcomes.total() < count, outcomes.total, 1.0)
+        await asyncio.gather(watch, *(client() for _ in range(concurrency)))
     seconds = time.monotonic() - start
     held = server.wait_idle() if server.alive else {"the server has ended": 1.0}
-    end = server.resident() if server.alive else 0
     return {
         "run": "requests",
         "seed": seed,
@@ -89,9 +88,7 @@ async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, 
         "mutated_served": kinds["mutated 200"],
         "garbage_served": kinds["garbage 200"],
         "outcomes": dict(sorted(outcomes.items())),
-        "resident_warm_mb": round(warm / 1e6, 1),
-        "resident_end_mb": round(end / 1e6, 1),
-        "resident_growth": round(end / warm - 1, 4) if warm else None,
+        **memory.growth(lambda look: look.requests >= 2 * count // 5),
         "tracebacks": len(server.failures()),
         "held_at_end": {name: value for name, value in held.items() if value},
     }

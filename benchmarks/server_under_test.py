@@ -71,12 +71,9 @@ def serve(
     family: Path,
     log: Path,
     options: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
     start_s: float = 300,
 ) -> Iterator[ServerUnderTest]:
     """Serve ``family`` on a free port of the loopback interface, on the CPU in float32, until the block ends.
-
-    ``environment``: variables of the process, beside this one's.
 
     Raises:
         RuntimeError: it ended, or was not ready after ``start_s`` seconds.
@@ -88,7 +85,7 @@ def serve(
             [*command, "--dtype", "float32", *options],
             stdout=output,
             stderr=errors,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
     try:
         until = time.monotonic() + start_s

@@ -144,6 +144,9 @@ def command(
     # torch's threads wait for each other by spinning, which takes the cores from requests being parsed and from other
     # processes. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A step has any number of rows, and oneDNN keeps what it compiles for each: half a megabyte a product and number,
+    # up to 1024 of them. Compiling again takes less than a thousandth of a step.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "96")
     # The engine's thread gives the interpreter away at every operation of a step. Whoever holds it then, say to refuse
     # a request, keeps it for this long, and steps have hundreds of operations; Python's own 5 ms are many steps.
     sys.setswitchinterval(0.0005)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.benchmarks import cancelled_streams, overload, request_storm, soak
 from ladle.benchmarks.environment import write_csv
 from ladle.benchmarks.faults import VOCABULARY, broken
+from ladle.benchmarks.memory_watch import Look, MemoryWatch
 from ladle.benchmarks.reply_check import WrongReply, check
 from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
 from ladle.benchmarks.server_under_test import ServerUnderTest, serve
@@ -134,6 +135,21 @@ def test_what_does_not_hold_is_said() -> None:
     over = {"run": "overload", "p99_ratio": 1.4, "refused": 3, "retry_after_s": {2: 3}}
     assert not broken(over)
     assert broken({**over, "p99_ratio": 1.6}) and broken({**over, "refused": 0, "retry_after_s": {}})
+
+
+def test_memory_is_compared_by_thirds_of_what_is_settled(server: ServerUnderTest) -> None:
+    """Medians, and the least of either: a saw-tooth does not grow, and what rises in its valleys does."""
+    watch = MemoryWatch(server)
+    sizes = [9e6, 1e6, 5e6, 3e6, 4e6, 8e6, 4e6, 8e6, 4e6, 5e6]
+    watch.looks = [Look(place / 4, int(size), place) for place, size in enumerate(sizes)]
+    found = watch.growth(lambda look: look.requests >= 1)
+    assert found == {"resident_warm_mb": 3.0, "resident_end_mb": 5.0, "resident_growth": 0.6667, "kept_growth": 3.0}
+    assert [look.requests for look in watch.each_minute()] == [0, 4, 8]
+    assert watch.growth(lambda look: False)["kept_growth"] == 0.0, "never settled: the last look alone"
+    watch.looks = []
+    assert watch.growth(lambda look: True) == {}
+    asyncio.run(watch.run(lambda: False, lambda: 7, 60.0))
+    assert [look.requests for look in watch.looks] == [7] and watch.looks[0].resident > 1e6
 
 
 def test_a_run_is_added_to_those_before(tmp_path: Path) -> None:

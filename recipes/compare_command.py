@@ -15,7 +15,7 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Put finished sweeps side by side: measures, paired differences, plots, and all of it as CSV.
+    """Put finished sweeps side by side: measures, paired differences, plots, and all of it as CSV and Markdown.
 
     Example: ladle compare plain=sweep-plain seed2=sweep-seed2 --out comparison
     """
@@ -23,6 +23,7 @@ def command(
 
     from ladle.recipes.sweep import SUMMARY
     from ladle.recipes.sweep_join import join, write_tables
+    from ladle.recipes.sweep_markdown import methods_table, settings_table
     from ladle.recipes.sweep_plots import write_plots
     from ladle.recipes.sweep_report import show
     from ladle.recipes.sweep_summary import Table, summarise
@@ -35,6 +36,8 @@ def command(
         out.mkdir(parents=True, exist_ok=True)
         (out / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_tables(summary, out)
+        tables = [methods_table(summary), settings_table(summary, list(summary["methods"]))]
+        (out / "tables.md").write_text("\n".join(tables), encoding="utf-8")
         write_plots(summary, out)
     except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ladle.recipes.config import Recipe
@@ -81,6 +81,19 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
     (out / "family.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+_REWARDS: dict[str, Callable[[Recipe], str]] = {
+    "positive": lambda recipe: "sum of VADER valences in the text, clipped to [-6, 12].",
+    "simple": lambda recipe: (
+        "Flesch reading ease of the text, clipped to [0, 120], as if ten words of plain prose stood beside it."
+    ),
+    "concise": lambda recipe: (
+        f"-(n - {recipe.concise_target}) for n >= {recipe.concise_target} tokens, -2.5 ({recipe.concise_target} - n) "
+        f"below, and -6 if the text stops mid-sentence; {recipe.pool.max_tokens} tokens without an end give "
+        f"{recipe.concise_target - recipe.pool.max_tokens - 6}."
+    ),
+}
+
+
 def write_card(
     recipe: Recipe,
     out: Path,
@@ -156,7 +169,8 @@ def write_card(
     samples = [f"- `{label}`: {' '.join(answer.text.split())}" for label, answer in examples]
     traded = " for ".join(f"*{name}*" for name in objectives)
     targets = ", ".join(adapter.targets)
-    target, limit = recipe.concise_target, pool.max_tokens
+    limit = pool.max_tokens
+    rewards = "\n".join(f"- `{name}`: {_REWARDS[name](recipe)}" for name in objectives)
     routing = ""
     if recipe.experts is not None and (out / "adapters" / "router").is_dir():
         routing = "\n\nThe family also has experts and a router: [ROUTING.md](ROUTING.md)."
@@ -180,11 +194,9 @@ on one CPU thread in float32. All settings are in `recipes/configs/{recipe.name}
 (order of training, topics held out).
 
 ## Rewards
-- `positive`: sum of VADER valences in the text, clipped to [-6, 12].
-- `concise`: -(n - {target}) for n >= {target} tokens, -2.5 ({target} - n) below, and -6 if the text stops mid-sentence;
-  {limit} tokens without an end give {target - limit - 6}.
+{rewards}
 
-Both are computed from the text alone. For training they are standardised on the pool: {scales}.
+All are computed from the text alone. For training they are standardised on the pool: {scales}.
 
 ## Training
 {candidates} candidate answers to {prompts} prompts (temperature {pool.temperature}, top-k {pool.top_k},

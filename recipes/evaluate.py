@@ -16,6 +16,7 @@ from rich.progress import Progress
 from ladle.merging.adapter import LowRankMember
 from ladle.merging.coefficients import bone_soup, rewarded_soup
 from ladle.merging.preference import Preference
+from ladle.merging.simplex import grid
 from ladle.recipes.config import EvaluationConfig, Recipe
 from ladle.recipes.front import hypervolume, kendall
 from ladle.recipes.metrics import bootstrap_mean, is_degenerate
@@ -62,13 +63,13 @@ Sampler = Callable[[Setting, Sequence[Prompt]], list[list[list[int]]]]
 
 
 def grid_settings(recipe: Recipe, points: int) -> list[Setting]:
-    """The base, then Bone Soup and Rewarded Soup over `points` preferences of the first two objectives."""
+    """The base, then Bone Soup and Rewarded Soup over a grid of preferences with `points` weights for each
+    objective."""
     names = recipe.objectives
     settings = [Setting("base", (), {})]
     for method in ("bone_soup", "rewarded_soup"):
-        for k in range(points):
-            share = 1.0 - k / (points - 1)
-            preference = Preference.of({names[0]: share, names[1]: 1.0 - share}, names)
+        for point in grid(len(names), points - 1):
+            preference = Preference.of(dict(zip(names, point, strict=True)), names)
             if method == "bone_soup":
                 backbones = [f"bone-{name}" for name in names]
                 mix = bone_soup(preference, recipe.matrix(), backbones, recipe.soup.extrapolation)

@@ -66,6 +66,28 @@ def test_a_whole_family_is_made_and_loads(
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
 
 
+class LetterE:
+    name = "simple"
+
+    def __call__(self, prompt: str, response: str) -> float:
+        return response.count("e") / (len(response) + 1)
+
+
+def test_three_objectives_are_judged_over_their_simplex(
+    base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+) -> None:
+    three = replace(recipe, objectives=("positive", "simple", "concise"))
+    out = tmp_path / "family"
+    make_family(Workshop(three, base, (rewards[0], LetterE(), rewards[1]), tmp_path / "work"), out)
+    rows = list(csv.DictReader((out / "evaluation.csv").read_text().splitlines()))
+    assert len(rows) == 1 + 2 * 6, "halves: three corners and three middles"
+    for row in rows[1:]:
+        assert sum(float(row[f"mu_{name}"]) for name in three.objectives) == pytest.approx(1.0)
+    card = (out / "README.md").read_text()
+    assert all(f"- `{name}`: " in card for name in three.objectives) and "9 LoRA adapters" in card
+    assert len(load_family(str(out)).backbones) == 3
+
+
 def test_settings_are_solved_not_clipped() -> None:
     recipe = load_recipe("demo")
     settings = {setting.label: setting.coefficients for setting in grid_settings(recipe, 5)}

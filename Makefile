@@ -16,7 +16,7 @@ demo:
 
 # Two processes: most of a test is Python, which uses one core at a time.
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal $(if $(LADLE_TEST_SEED),--hypothesis-seed=$(LADLE_TEST_SEED))
 
 lint:
 	@$(PYTHON) tools/environment.py dev

@@ -7,8 +7,26 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores by processes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import random
+
+import pytest
 import torch
+from seeds import fresh_seed
 
 if not torch.cuda.is_available():
     # Kernels then run in Triton's interpreter, on CPU tensors; triton.jit decides when a kernel's module is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed a run; set LADLE_TEST_SEED to the one that a failure printed to see it again."""
+    return fresh_seed()
+
+
+@pytest.fixture(autouse=True)
+def _global_generators() -> None:
+    """What is drawn without a generator of its own depends on the seed too, and not on the tests that ran before."""
+    seed = fresh_seed()
+    random.seed(seed)
+    torch.manual_seed(seed)

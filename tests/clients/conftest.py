@@ -9,10 +9,8 @@ from ladle.clients import AsyncClient, Client
 
 
 @pytest.fixture
-def rng(request: pytest.FixtureRequest) -> random.Random:
+def rng(seed: int) -> random.Random:
     """Fresh randomness each run; the seed is shown when a test fails."""
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
     return random.Random(seed)
 
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from doc_blocks import blocks
 from reference_decoder import ReferenceDecoder
+from seeds import fresh_seed
 from server_process import Server
-from tiny_engine import fresh_seed
 from transformers import AutoTokenizer
 
 WORDS = ["the", "rain", "in", "garden", "was", "a", "gentle", "story", "about", "sea", "and", "stars", "yes", "little"]

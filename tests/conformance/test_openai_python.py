@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 import torch
+from seeds import fresh_seed
 from server_process import Server, serve_family
-from tiny_engine import fresh_seed
 from transformers import AutoModelForCausalLM
 
 from ladle.merging.export import export

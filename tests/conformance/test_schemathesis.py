@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import httpx
+from seeds import fresh_seed
 from server_process import Server
-from tiny_engine import fresh_seed
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 EXAMPLES = 30

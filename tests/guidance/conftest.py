@@ -1,6 +1,5 @@
 """Families for the tests of guidance."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,6 @@ from transformers.utils import logging
 from ladle.merging.family import Family, load_family
 
 logging.disable_progress_bar()
-
-
-@pytest.fixture
-def seed() -> int:
-    """A fresh seed for every test; set LADLE_TEST_SEED to the one that a failure printed to see it again."""
-    drawn = int(os.environ.get("LADLE_TEST_SEED") or int.from_bytes(os.urandom(3)))
-    print(f"LADLE_TEST_SEED={drawn}")
-    return drawn
 
 
 @pytest.fixture(scope="session")

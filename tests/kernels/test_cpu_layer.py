@@ -1,7 +1,6 @@
 """A compiled decoder layer against the formulas in float64."""
 
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,6 @@ from ladle.kernels.cpu_layer import run_layer
 from ladle.kernels.half_dots import exp
 
 BLOCK = 4
-
-
-@pytest.fixture
-def seed() -> int:
-    """A new one a run; LADLE_TEST_SEED=... repeats one."""
-    value = int(os.environ.get("LADLE_TEST_SEED") or int.from_bytes(os.urandom(4), "little"))
-    print(f"LADLE_TEST_SEED={value}")
-    return value
 
 
 def half(rng: np.random.Generator, *shape: int) -> Any:

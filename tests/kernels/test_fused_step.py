@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this platform")

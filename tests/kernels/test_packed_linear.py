@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from ladle.kernels import packed_linear

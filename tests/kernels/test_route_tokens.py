@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this platform")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 
 from ladle.kernels.dispatch import combine_routed, mix_experts, route_tokens

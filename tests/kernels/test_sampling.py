@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 

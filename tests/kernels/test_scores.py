@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 

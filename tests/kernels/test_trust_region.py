@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.kernels.trust_region import within_budget
 

@@ -1,5 +1,3 @@
-import os
-
 import numpy as np
 import pytest
 
@@ -8,9 +6,7 @@ from ladle.kernels.weighted_sum import weighted_sum
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 9])
-def test_against_float64(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed = int(os.environ.get("LADLE_TEST_SEED") or int.from_bytes(os.urandom(4), "little"))
-    print(f"LADLE_TEST_SEED={seed}")
+def test_against_float64(count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(module, "PART", int(rng.integers(5, 300)))
     n = int(rng.integers(1, 1000))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.merging.adapter import LowRank, LowRankMember
 from ladle.merging.bank import Bank

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from tiny_models import write_family
 
 from ladle.merging.calibration import (

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tiny_engine import fresh_seed, merged_state, random_coefficients
+from seeds import fresh_seed
+from tiny_engine import merged_state, random_coefficients
 from tiny_models import ARCHITECTURES, tiny_model, write_lora_member, write_tiny_base
 from torch import Tensor
 from transformers import AutoModelForCausalLM

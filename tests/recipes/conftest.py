@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,14 +22,6 @@ def _tiny_models() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def seed() -> int:
-    """A fresh seed, shown when the test fails."""
-    value = int.from_bytes(os.urandom(3))
-    print("seed", value)
-    return value
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from tiny_models import write_family
 from typer import Typer
 from typer.testing import CliRunner, Result

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from scipy import stats
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.merging.simplex import dirichlet, grid
 from ladle.recipes import front

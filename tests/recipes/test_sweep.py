@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from guided_folder import write_guided_family
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from typer import Typer
 from typer.testing import CliRunner, Result
 

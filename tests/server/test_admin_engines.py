@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from asgi import client_of, wait_until
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from tiny_models import write_family, write_lora_member
 
 from ladle.server.api_keys import ApiKey, ApiKeys

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from typer.testing import CliRunner
 
 from ladle.merging.errors import InputError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from asgi import Call, client_of, wait_until
 from fake_engine import FakeEngine, fake_state
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.merging.family import Family
 from ladle.server.api_keys import ApiKeys

@@ -214,8 +214,8 @@ async def test_a_full_queue(family: Family) -> None:
     await asyncio.to_thread(engine.shutdown)
 
 
-async def test_long_prompts_do_not_hold_up_the_loop(real_state: ServerState) -> None:
-    rng = np.random.default_rng()
+async def test_long_prompts_do_not_hold_up_the_loop(real_state: ServerState, seed: int) -> None:
+    rng = np.random.default_rng(seed)
     prompt = " ".join("".join(map(chr, rng.integers(97, 123, size=7))) for _ in range(200_000))
     gaps = []
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from asgi import Call, app_of, client_of, wait_until
 from fake_engine import FakeEngine, fake_state
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.merging.family import Family
 from ladle.server.logs import configure_logging

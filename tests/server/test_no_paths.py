@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from asgi import client_of
 from fake_engine import FakeEngine, fake_state
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from tool_templates import HERMES_TEMPLATE
 
 from ladle.merging.family import Family

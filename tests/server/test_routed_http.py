@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from asgi import client_of, events_of
 from routed_folder import EXPERTS, write_routed_family
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.merging.family import Family, load_family
 from ladle.server.engine.async_engine import AsyncEngine

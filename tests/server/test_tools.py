@@ -11,7 +11,7 @@ import openai
 import pytest
 from asgi import app_of, client_of, events_of
 from fake_engine import FakeEngine, fake_state
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from tiny_models import write_family
 from tool_templates import HERMES_TEMPLATE, LLAMA_TEMPLATE
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tiny_engine import alone, assert_idle, build, family_of, fresh_seed, make_request, random_prompt
+from seeds import fresh_seed
+from tiny_engine import alone, assert_idle, build, family_of, make_request, random_prompt
 
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family

@@ -10,17 +10,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
-from tiny_engine import (
-    Recorder,
-    alone,
-    build,
-    family_of,
-    fresh_seed,
-    make_request,
-    random_coefficients,
-    random_prompt,
-    serve,
-)
+from seeds import fresh_seed
+from tiny_engine import Recorder, alone, build, family_of, make_request, random_coefficients, random_prompt, serve
 from transformers import AutoModelForCausalLM
 
 from ladle.merging.architecture import read_architecture

@@ -10,7 +10,8 @@ import pytest
 import torch
 from guided_requests import World
 from reference_text import Text, View
-from tiny_engine import Collector, build, drain, fresh_seed, serve
+from seeds import fresh_seed
+from tiny_engine import Collector, build, drain, serve
 
 from ladle.kernels.reference import gumbel
 from ladle.server.engine.sampler import draw_keys

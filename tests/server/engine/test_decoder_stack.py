@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from guided_requests import World
-from tiny_engine import alone, build, family_of, fresh_seed, make_request, serve
+from seeds import fresh_seed
+from tiny_engine import alone, build, family_of, make_request, serve
 
 from ladle.kernels import dispatch
 from ladle.server.engine import config, decoder_stack

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 from tiny_models import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from seeds import fresh_seed
 from tiny_engine import (
     Collector,
     alone,
@@ -12,7 +13,6 @@ from tiny_engine import (
     build,
     drain,
     family_of,
-    fresh_seed,
     make_request,
     random_prompt,
     serve,

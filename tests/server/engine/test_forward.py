@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from seeds import fresh_seed
 from tiny_engine import (
     Recorder,
     build,
     family_of,
-    fresh_seed,
     make_request,
     merged_state,
     random_coefficients,

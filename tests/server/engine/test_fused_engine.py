@@ -9,7 +9,8 @@ import pytest
 from guided_requests import World
 from kernel_device import DEVICE
 from routed_folder import write_routed_family
-from tiny_engine import build, fresh_seed, random_prompt, serve
+from seeds import fresh_seed
+from tiny_engine import build, random_prompt, serve
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 

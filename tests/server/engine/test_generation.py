@@ -8,17 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import (
-    Recorder,
-    alone,
-    build,
-    family_of,
-    fresh_seed,
-    make_request,
-    random_coefficients,
-    random_prompt,
-    serve,
-)
+from seeds import fresh_seed
+from tiny_engine import Recorder, alone, build, family_of, make_request, random_coefficients, random_prompt, serve
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from ladle.merging.family import Family

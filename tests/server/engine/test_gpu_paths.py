@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import build, family_of, fresh_seed, make_request, random_coefficients, random_prompt, serve
+from seeds import fresh_seed
+from tiny_engine import build, family_of, make_request, random_coefficients, random_prompt, serve
 from triton_interpreter import patch_once_a_launch
 
 from ladle.benchmarks.decode_shapes import settings

@@ -14,7 +14,8 @@ import pytest
 import torch
 from guided_requests import METHODS, World
 from routed_folder import write_routed_family
-from tiny_engine import Recorder, alone, build, family_of, fresh_seed, make_request, random_prompt, serve
+from seeds import fresh_seed
+from tiny_engine import Recorder, alone, build, family_of, make_request, random_prompt, serve
 from tiny_models import tiny_tokenizer
 
 from ladle.guidance.plan import Steering

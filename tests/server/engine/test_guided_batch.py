@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from guided_requests import METHODS, World
-from tiny_engine import alone, build, fresh_seed, serve
+from seeds import fresh_seed
+from tiny_engine import alone, build, serve
 
 from ladle.merging.family import Family
 from ladle.server.engine.request import GenerationRequest, StepOutput

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from guided_folder import write_guided_family, write_head
 from guided_requests import World
-from tiny_engine import Collector, alone, assert_idle, build, drain, fresh_seed, random_prompt, serve
+from seeds import fresh_seed
+from tiny_engine import Collector, alone, assert_idle, build, drain, random_prompt, serve
 from tiny_models import write_lora_member
 
 from ladle.guidance.plan import Steering

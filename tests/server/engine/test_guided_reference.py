@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from guided_requests import METHODS, SCORED, World
-from tiny_engine import build, fresh_seed, serve
+from seeds import fresh_seed
+from tiny_engine import build, serve
 
 TOLERANCE = 1e-8
 CASES: list[tuple[str, str, dict[str, Any]]] = [

@@ -6,18 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import (
-    Collector,
-    alone,
-    assert_idle,
-    build,
-    drain,
-    family_of,
-    fresh_seed,
-    make_request,
-    random_prompt,
-    wait_for,
-)
+from seeds import fresh_seed
+from tiny_engine import Collector, alone, assert_idle, build, drain, family_of, make_request, random_prompt, wait_for
 
 from ladle.guidance.plan import Blocks, Plan, Source
 from ladle.merging.family import Family

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from routed_folder import EXPERTS, write_routed_family
-from tiny_engine import Collector, assert_idle, build, drain, fresh_seed, random_prompt, serve
+from seeds import fresh_seed
+from tiny_engine import Collector, assert_idle, build, drain, random_prompt, serve
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve

@@ -6,17 +6,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tiny_engine import (
-    Collector,
-    assert_idle,
-    build,
-    drain,
-    family_of,
-    fresh_seed,
-    make_request,
-    random_prompt,
-    wait_for,
-)
+from seeds import fresh_seed
+from tiny_engine import Collector, assert_idle, build, drain, family_of, make_request, random_prompt, wait_for
 
 from ladle.merging.family import Family
 from ladle.server.engine.engine import Engine

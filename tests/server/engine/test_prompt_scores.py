@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from guided_requests import World
-from tiny_engine import (
-    Collector,
-    alone,
-    assert_idle,
-    build,
-    drain,
-    family_of,
-    fresh_seed,
-    make_request,
-    random_prompt,
-    serve,
-)
+from seeds import fresh_seed
+from tiny_engine import Collector, alone, assert_idle, build, drain, family_of, make_request, random_prompt, serve
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.engine import Engine

@@ -15,7 +15,8 @@ from reference_decoder import ReferenceDecoder
 from reference_text import View
 from reference_weights import ReferenceWeights
 from safetensors.torch import load_file
-from tiny_engine import fresh_seed, random_prompt
+from seeds import fresh_seed
+from tiny_engine import random_prompt
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

@@ -13,7 +13,8 @@ import torch
 from reference_weights import ReferenceWeights
 from routed_folder import EXPERTS, HEAD, write_routed_family
 from safetensors.torch import load_file, save_file
-from tiny_engine import alone, build, fresh_seed, random_prompt, serve
+from seeds import fresh_seed
+from tiny_engine import alone, build, random_prompt, serve
 from torch import Tensor
 
 from ladle.guidance.plan import Steering

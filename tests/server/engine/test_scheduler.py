@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import fresh_seed, merged_plan, random_prompt
+from seeds import fresh_seed
+from tiny_engine import merged_plan, random_prompt
 
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.block_manager import BlockManager, OutOfBlocks

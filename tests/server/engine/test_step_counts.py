@@ -5,7 +5,8 @@ from bisect import bisect_right
 from pathlib import Path
 
 import pytest
-from tiny_engine import Collector, build, drain, family_of, fresh_seed, make_request
+from seeds import fresh_seed
+from tiny_engine import Collector, build, drain, family_of, make_request
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from guided_requests import World
-from tiny_engine import Collector, assert_idle, build, drain, family_of, fresh_seed, make_request
+from seeds import fresh_seed
+from tiny_engine import Collector, assert_idle, build, drain, family_of, make_request
 
 from ladle.merging.family import Family
 from ladle.server.engine.waiting_room import QueueFull, Ticket, WaitingRoom

@@ -10,7 +10,7 @@ from chromium import chromium, requested
 from live_server import served
 from playground_folder import write_playground_family
 from playground_view import Page
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.server.run import Service
 

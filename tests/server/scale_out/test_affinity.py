@@ -4,7 +4,7 @@ import random
 import string
 
 import pytest
-from tiny_engine import fresh_seed
+from seeds import fresh_seed
 
 from ladle.server.scale_out.affinity import AffinityTable, affinity_keys
 

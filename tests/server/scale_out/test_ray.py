@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from seeds import fresh_seed
 from server_process import Server, serve_family
-from tiny_engine import fresh_seed
 from tiny_models import write_family
 
 pytestmark = [

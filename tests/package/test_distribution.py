@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("package", "kernels", "merging", "guidance", "server", "clients", "recipes", "benchmarks", "families")
 # What a module of a folder needs beside it when it is installed, by ending.
 DATA = {
-    "families": "*",
+    "families/demo": "*",
     "recipes/configs": "*",
     "recipes/prompts": "*",
     "server/playground": (".html", ".js", ".css", ".svg"),

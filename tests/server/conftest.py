@@ -77,7 +77,7 @@ def live_url(real_state: ServerState) -> Iterator[str]:
     thread.join(10)
 
 
-def wait_idle(engine: Engine, seconds: float = 5) -> None:
+def wait_idle(engine: Engine, seconds: float = 60) -> None:
     """Wait until nothing runs, then check that nothing is held."""
     until = time.monotonic() + seconds
     while (stats := engine.stats()).running or stats.waiting or stats.blocks_free != stats.blocks_total:

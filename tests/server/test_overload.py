@@ -113,7 +113,7 @@ async def test_an_engine_that_dies_while_it_is_waited_for(family: Family, monkey
     await asyncio.sleep(0.1)
     assert not call.task.done()
     engine.alive = False
-    await asyncio.wait_for(call.task, 5)
+    await asyncio.wait_for(call.task, 60)
     assert call.status == 503 and b"engine_stopped" in call.body
 
 

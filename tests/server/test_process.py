@@ -63,7 +63,7 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(family_folder
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
-            until = time.monotonic() + 5
+            until = time.monotonic() + 60
             while (ready := httpx.get(f"{url}/ready")).status_code == 200:
                 assert time.monotonic() < until
                 time.sleep(0.01)
@@ -73,7 +73,7 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(family_folder
             assert refused.status_code == 503 and refused.headers["retry-after"]
             events = [line for line in lines if line]
         assert events[-1] == "data: [DONE]" and len(events) == 400 + 1
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/health")
 
@@ -116,8 +116,8 @@ def test_the_end_of_a_drain_ends_what_still_runs(family_folder: Path, signals: i
             process.service.stop()
         *_, last = (line for line in lines if line)
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
-    process.thread.join(20)
-    assert not process.thread.is_alive() and time.monotonic() - start_of_drain < 10
+    process.thread.join(60)
+    assert not process.thread.is_alive() and time.monotonic() - start_of_drain < 60
     assert process.service.state.active == 0
 
 
@@ -126,7 +126,7 @@ def test_an_idle_service_stops_at_once(family_folder: Path) -> None:
     with httpx.Client(base_url=process.url) as client:  # a kept connection must not hold it up
         assert client.get("/ready").status_code == 200
         process.service.stop()
-        process.thread.join(10)
+        process.thread.join(60)
     assert not process.thread.is_alive()
 
 

@@ -21,7 +21,7 @@ async def test_a_full_queue_answers_without_reading(family: Family, engine: Fake
     engine.capacity = 0
     state = fake_state(family, engine)
     call = Call(app_of(state), path, [b"{no json", b"..."])
-    await asyncio.wait_for(call.task, 20)
+    await asyncio.wait_for(call.task, 60)
     assert call.status == 429 and call.headers["retry-after"] == "3" and b"queue_full" in call.body
     assert len(call._parts) == 2, "something was read"
     value = state.metrics.registry.get_sample_value("ladle_admission_rejections_total", {"reason": "queue_full"})

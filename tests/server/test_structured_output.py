@@ -131,7 +131,7 @@ async def test_compiling_does_not_hold_up_others(
 
     def slow(self: GrammarCompiler, spec: GrammarSpec) -> Grammar:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return compile_now(self, spec)
 
     compile_now = GrammarCompiler.compile
@@ -154,7 +154,7 @@ async def test_a_grammar_that_becomes_too_complex_is_the_clients_fault(
 
     class Stuck:
         def compute_bitmask(self) -> bytes:
-            go.wait(20)
+            go.wait(60)
             return b""
 
     monkeypatch.setattr(grammar_masks, "_PATIENCE", 0.0)

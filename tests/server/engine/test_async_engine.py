@@ -38,7 +38,7 @@ def endless(name: str = "endless") -> GenerationRequest:
     return make_request(name, PROMPT, {"bone-positive": 0.3}, max_tokens=400, ignore_eos=True)
 
 
-async def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
@@ -215,7 +215,7 @@ def test_a_loop_that_is_gone_frees_its_requests(served: AsyncEngine) -> None:
     stream = served.stream(endless())
     loop.run_until_complete(anext(stream))
     loop.close()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while served.stats().running:
         assert time.monotonic() < until
         time.sleep(0.005)

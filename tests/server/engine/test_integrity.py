@@ -212,7 +212,7 @@ def test_a_step_that_hangs_does_not_hold_up_a_shutdown(family: Family, monkeypat
     collector = Collector()
     engine.submit(make_request("r", PROMPT), collector)
     engine.start()
-    assert inside.wait(20)
+    assert inside.wait(60)
     engine.shutdown(patience_s=0.05)
     assert engine.alive
     release.set()

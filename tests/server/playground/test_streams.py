@@ -219,5 +219,5 @@ def test_a_stopped_answer_frees_its_lanes(page: Page, url: str) -> None:
     page.one("#answer-b .toggle").click()
     page.wait(lambda: page.count("b") > 3)
     page.browser.get("about:blank")
-    page.wait(lambda: idle(url), seconds=30)  # a browser keeps a page that was left, and its connections, for a minute
+    page.wait(lambda: idle(url), seconds=50)  # a browser keeps a page that was left, and its connections, for a minute
     assert page.complaints() == []

@@ -107,9 +107,9 @@ def _mass(values: Floats, best: np.float32) -> np.float32:
 
 
 @njit(**INNER)
-def _bucket(value: np.float32, best: np.float32) -> int:
+def _bucket(value: np.float32, best: np.float32) -> np.int64:
     below = (best - value) / WIDTH
-    return np.int64(below) if below < np.float32(BUCKETS - 1) else BUCKETS - 1
+    return np.int64(below) if below < np.float32(BUCKETS - 1) else np.int64(BUCKETS - 1)
 
 
 @njit(**INNER)

@@ -145,17 +145,19 @@ def command(
     # processes. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A step has any number of rows, and oneDNN keeps what it compiles for each: half a megabyte a product and number,
-    # up to 1024 of them. Compiling again takes less than a thousandth of a step.
+    # up to 1024 of them. To compile one again takes less than a millisecond.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "96")
     # The engine's thread gives the interpreter away at every operation of a step. Whoever holds it then, say to refuse
     # a request, keeps it for this long, and steps have hundreds of operations; Python's own 5 ms are many steps.
     sys.setswitchinterval(0.0005)
     # Here, so that other commands do not wait for torch to be imported.
+    from ladle.server.engine.allocator import prepare
     from ladle.server.logs import configure_logging
     from ladle.server.run import Service, listen, url_of
     from ladle.server.settings import ServerSettings
     from ladle.server.state import Serving
 
+    prepare()
     options = {
         "family": family,
         "families_dir": families_dir,

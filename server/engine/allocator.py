@@ -11,15 +11,20 @@ from collections.abc import Callable
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGE = 1 << 30
+_ARENAS = 2
 
 
-def keep_large_blocks() -> bool:
-    """Let glibc keep freed blocks of up to 1 GiB instead of unmapping them.
+def prepare() -> bool:
+    """Let glibc keep freed blocks of up to 1 GiB instead of unmapping them, and serve all threads from two arenas
+    instead of eight a core.
 
-    A step allocates and frees tensors of some megabytes; fresh mappings cost a page fault each 4 KiB, every step.
-    Returns whether the setting was taken (glibc on Linux only).
+    A step allocates and frees tensors of some megabytes; fresh mappings cost a page fault each 4 KiB, every step. Every
+    arena keeps what its threads freed between blocks in use, and threads come and go: with many of them a server's
+    memory grew by 2 % in twelve minutes of requests of all kinds, with two by less than half a percent.
+
+    Best before there are threads. Returns whether the settings were taken (glibc on Linux only).
     """
     if sys.platform != "linux":
         return False
@@ -27,11 +32,12 @@ def keep_large_blocks() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
+    settings = ((_M_MMAP_THRESHOLD, _LARGE), (_M_TRIM_THRESHOLD, _LARGE), (_M_ARENA_MAX, _ARENAS))
+    return all([bool(mallopt(name, value)) for name, value in settings])
 
 
 class Trimmer:
-    """Gives freed memory back to the system now and then. ``keep_large_blocks`` keeps all of it, and what lies between
+    """Gives freed memory back to the system now and then. ``prepare`` keeps all of it, and what lies between
     blocks in use would otherwise add up as requests of ever other shapes come and go."""
 
     def __init__(self, every_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:

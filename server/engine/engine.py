@@ -49,7 +49,7 @@ class Engine:
         """Load the model and reserve the KV pool. Raises FamilyError, InputError."""
         self.family = family
         self.config = config = config or EngineConfig()
-        allocator.keep_large_blocks()
+        allocator.prepare()
         self.device = config.resolve_device()
         self.tokenizer = load_tokenizer(family.base_path)
         self.models = models = ServedModels(family, config, self.device, self._weights_in_use)

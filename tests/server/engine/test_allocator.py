@@ -25,7 +25,7 @@ def test_it_is_time_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of the C library there")
 def test_what_lies_between_blocks_in_use_is_given_back() -> None:
-    allocator.keep_large_blocks()
+    allocator.prepare()
     blocks = [torch.ones(1 << 18) for _ in range(200)]  # a megabyte each
     kept = blocks[::20]
     full = resident()

@@ -13,7 +13,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "cpu_layer.py", "cpu_sample.py", "weighted_sum.py")
+_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "cpu_layer.py", "weighted_sum.py")
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
 must be seen."""

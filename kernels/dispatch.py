@@ -1,9 +1,8 @@
 """The only door to the kernels: what other rooms import, whatever runs underneath.
 
-On a GPU what has a Triton kernel runs through it, and on a CPU what has a compiled loop, unless LADLE_TORCH_KERNELS
-names it: a comma-separated list of ops, or ``all``; then, and elsewhere, plain torch does the same.
-LADLE_INTERPRETED_KERNELS names ops that go through their Triton kernels on a CPU, for tests: TRITON_INTERPRET=1 must
-stand before Triton is imported.
+On a GPU what has a Triton kernel runs through it, unless LADLE_TORCH_KERNELS names it: a comma-separated list of ops,
+or ``all``; then, and elsewhere, plain torch does the same. LADLE_INTERPRETED_KERNELS names ops that go through their
+kernels on a CPU as well, for tests: TRITON_INTERPRET=1 must stand before Triton is imported.
 """
 
 import functools
@@ -64,7 +63,7 @@ LARGEST_HEAD = 256
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether ``run_layer``, ``weighted_sum`` and compiled draws are there: their compiler is not on every platform."""
+    """Whether ``run_layer`` and ``weighted_sum`` are there: their compiler is not on every platform."""
     try:
         import numba  # noqa: F401
     except ImportError:
@@ -117,12 +116,6 @@ def _through_triton(op: str, *tensors: Tensor) -> bool:
     return _has_triton() and not _named(op, "LADLE_TORCH_KERNELS")
 
 
-def _compiled(op: str, tensor: Tensor) -> bool:
-    """Whether ``op`` on ``tensor`` goes through a loop compiled for the processor: float32 on a CPU."""
-    plain = tensor.device.type != "cpu" or tensor.dtype != torch.float32 or _through_triton(op, tensor)
-    return not plain and can_compile() and not _named(op, "LADLE_TORCH_KERNELS")
-
-
 def _named(op: str, variable: str) -> bool:
     named = os.environ.get(variable, "").split(",")
     return op in named or "all" in named
@@ -172,21 +165,12 @@ def apply_penalties(
 
 def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.sample``."""
-    if _compiled("sample", scores):
-        from ladle.kernels import cpu_sample
-
-        options = (each.contiguous().numpy() for each in (scores, temperature, top_k, top_p, min_p, keys))
-        return torch.from_numpy(cpu_sample.sample_rows(*options))
     made: Tensor = _module("sample", reference, scores).sample(scores, temperature, top_k, top_p, min_p, keys)
     return made
 
 
 def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.token_logprobs``."""
-    if _compiled("sample", scores):
-        from ladle.kernels import cpu_sample
-
-        return torch.from_numpy(cpu_sample.logprobs_of(scores.contiguous().numpy(), tokens.numpy()))
     made: Tensor = _module("sample", reference, scores).token_logprobs(scores, tokens)
     return made
 

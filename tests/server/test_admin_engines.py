@@ -14,6 +14,7 @@ from asgi import client_of, wait_until
 from seeds import fresh_seed
 from tiny_models import write_family, write_lora_member
 
+from ladle.merging.family import built_in_families
 from ladle.server.api_keys import ApiKey, ApiKeys
 from ladle.server.callers import ADMIN, GENERATE
 from ladle.server.engine.async_engine import AsyncEngine
@@ -122,7 +123,9 @@ async def test_a_family_is_loaded_anew_under_running_requests(state: ServerState
 
 async def test_two_families_side_by_side(state: ServerState) -> None:
     async with admin(state) as client:
-        assert (await client.get("/v1/admin/status")).json()["available"] == ["demo", "first", "second", "tiny"]
+        assert (await client.get("/v1/admin/status")).json()["available"] == sorted(
+            ["first", "second", "tiny", *built_in_families()]
+        )
         alone = await logprobs(client, model="tiny/base")
         loaded = await client.post("/v1/admin/families", json={"family": "second"})
         assert loaded.status_code == 200 and loaded.json()["name"] == "other"
@@ -208,7 +211,7 @@ async def test_memory_is_given_back(folder: Path) -> None:
 
 def test_only_what_the_operator_laid_out_has_a_name(settings: ServerSettings, folder: Path) -> None:
     files = FamilyFiles(settings)
-    assert files.available() == ["demo", "first", "second"]
+    assert files.available() == sorted(["first", "second", *built_in_families()])
     for name in ("empty", "..", ".", "../families/first", str(folder / "first"), "first/", "FIRST", "", "first\0"):
         assert files.source_of(name) is None, name
     assert files.source_of("second") == str(folder / "second")

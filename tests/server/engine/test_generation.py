@@ -151,7 +151,7 @@ def test_text_counts_and_reasons(engine: Engine, family: Family) -> None:
 def test_stop_strings_through_the_engine(engine: Engine) -> None:
     rng = random.Random(fresh_seed())
     met = 0
-    for index in range(12):
+    for index in range(200):
         options: dict[str, Any] = {"max_tokens": 24, "seed": index, "ignore_eos": True, "temperature": 1.5}
         prompt = random_prompt(rng, 2, 20)
         text = "".join(o.text for o in alone(engine, make_request("r", prompt, **options)))
@@ -163,7 +163,9 @@ def test_stop_strings_through_the_engine(engine: Engine) -> None:
         assert "".join(o.text for o in outputs) == text[: text.find(stop)]
         assert outputs[-1].finish_reason == "stop"
         met += 1
-    assert met > 2
+        if met == 4:
+            return
+    raise AssertionError(f"only {met} texts had something to stop at")
 
 
 def test_seeds_decide(engine: Engine) -> None:

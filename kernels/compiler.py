@@ -13,7 +13,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "cpu_layer.py", "weighted_sum.py")
+_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "cpu_layer.py", "cpu_sample.py", "weighted_sum.py")
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
 must be seen."""
@@ -65,7 +65,9 @@ one_at_a_time = threading.Lock()
 _widen_vectors()
 _find_threads()
 
-INNER: dict[str, Any] = {"fastmath": _SUMS, "boundscheck": False, "error_model": "numpy"}
+EXACT: dict[str, Any] = {"boundscheck": False, "error_model": "numpy"}
+"""Options of what is called from compiled code and must round each result as IEEE 754 says."""
+INNER: dict[str, Any] = {"fastmath": _SUMS, **EXACT}
 """Options of what is called from compiled code."""
 OUTER: dict[str, Any] = {"nogil": True, "cache": _keep(), **INNER}
 """Options of what is called from Python, or has parallel loops."""

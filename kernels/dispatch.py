@@ -1,8 +1,9 @@
 """The only door to the kernels: what other rooms import, whatever runs underneath.
 
-On a GPU what has a Triton kernel runs through it, unless LADLE_TORCH_KERNELS names it: a comma-separated list of ops,
-or ``all``; then, and elsewhere, plain torch does the same. LADLE_INTERPRETED_KERNELS names ops that go through their
-kernels on a CPU as well, for tests: TRITON_INTERPRET=1 must stand before Triton is imported.
+On a GPU what has a Triton kernel runs through it, and on a CPU what has a compiled loop, unless LADLE_TORCH_KERNELS
+names it: a comma-separated list of ops, or ``all``; then, and elsewhere, plain torch does the same.
+LADLE_INTERPRETED_KERNELS names ops that go through their Triton kernels on a CPU, for tests: TRITON_INTERPRET=1 must
+stand before Triton is imported.
 """
 
 import functools
@@ -49,6 +50,7 @@ __all__ = [
     "route_rows",
     "route_tokens",
     "rule_out_implausible",
+    "prepare_draws",
     "run_layer",
     "sample",
     "spans_of",
@@ -63,12 +65,20 @@ LARGEST_HEAD = 256
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether ``run_layer`` and ``weighted_sum`` are there: their compiler is not on every platform."""
+    """Whether ``run_layer``, ``weighted_sum`` and compiled draws are there: their compiler is not on every platform."""
     try:
         import numba  # noqa: F401
     except ImportError:
         return False
     return True
+
+
+def prepare_draws(device: torch.device) -> None:
+    """Compile what draws on ``device`` go through, before a request waits for it: seconds, once a machine."""
+    if device.type == "cpu":
+        scores, one = torch.zeros(1, 2), torch.ones(1)
+        keys = torch.zeros(1, 2, dtype=torch.int32)
+        token_logprobs(scores, sample(scores, one, one.long(), one, one, keys))
 
 
 def run_layer(
@@ -114,6 +124,12 @@ def _through_triton(op: str, *tensors: Tensor) -> bool:
     if not on_gpu(tensors[0]):
         return os.environ.get("TRITON_INTERPRET") == "1" and _named(op, "LADLE_INTERPRETED_KERNELS")
     return _has_triton() and not _named(op, "LADLE_TORCH_KERNELS")
+
+
+def _compiled(op: str, tensor: Tensor) -> bool:
+    """Whether ``op`` on ``tensor`` goes through a loop compiled for the processor: float32 on a CPU."""
+    plain = tensor.device.type != "cpu" or tensor.dtype != torch.float32 or _through_triton(op, tensor)
+    return not plain and can_compile() and not _named(op, "LADLE_TORCH_KERNELS")
 
 
 def _named(op: str, variable: str) -> bool:
@@ -165,12 +181,21 @@ def apply_penalties(
 
 def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.sample``."""
+    if _compiled("sample", scores):
+        from ladle.kernels import cpu_sample
+
+        options = (each.contiguous().numpy() for each in (scores, temperature, top_k, top_p, min_p, keys))
+        return torch.from_numpy(cpu_sample.sample_rows(*options))
     made: Tensor = _module("sample", reference, scores).sample(scores, temperature, top_k, top_p, min_p, keys)
     return made
 
 
 def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.token_logprobs``."""
+    if _compiled("sample", scores):
+        from ladle.kernels import cpu_sample
+
+        return torch.from_numpy(cpu_sample.logprobs_of(scores.contiguous().numpy(), tokens.contiguous().numpy()))
     made: Tensor = _module("sample", reference, scores).token_logprobs(scores, tokens)
     return made
 

@@ -60,6 +60,7 @@ class Sampler:
     """Parameters of up to ``slots`` sequences; token counts are kept only for sequences with penalties."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
+        dispatch.prepare_draws(device)
         self._device = device
         self._combiner = Combiner(device)
         self._grammars = GrammarMasks(device)

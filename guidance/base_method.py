@@ -14,6 +14,7 @@ class BaseMethod:
 
     name = "base"
     options: frozenset[str] = frozenset()
+    normalizations: tuple[str, ...] = ("none",)
     takes_preference = False
     needs: frozenset[str] = frozenset()
 

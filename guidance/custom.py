@@ -27,6 +27,7 @@ class Custom:
 
     name = "custom"
     options = frozenset({"terms", "normalize"})
+    normalizations: tuple[str, ...] = ("none", "sum")
     takes_preference = False
     needs = frozenset({"terms"})
 

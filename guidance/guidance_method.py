@@ -69,6 +69,7 @@ class GuidanceMethod(ABC):
 
     name: str
     options: frozenset[str] = frozenset({"strength", "coefficients"})
+    normalizations: tuple[str, ...] = ("none", "sum")
     takes_preference = True
     needs: frozenset[str] = frozenset()
     default_strength = 1.0

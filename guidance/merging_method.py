@@ -22,6 +22,7 @@ class MergingMethod(ABC):
 
     name: str
     options = frozenset({"strength", "coefficients", "normalize"})
+    normalizations: tuple[str, ...] = ("none", "sum", "norm")
     takes_preference = True
     needs: frozenset[str] = frozenset()
 

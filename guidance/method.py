@@ -25,6 +25,9 @@ class Method(Protocol):
     """Whether a preference is what it wants: it needs one, and nothing else. Otherwise it does without: it ignores one,
     and says so, or merges what is routed by it."""
 
+    normalizations: tuple[str, ...]
+    """Values of ``normalize`` that it knows, if that is one of its options."""
+
     needs: frozenset[str]
     """Options without which it cannot be resolved, whatever the preference."""
 

@@ -16,7 +16,6 @@ from ladle.guidance.fudge import Fudge
 from ladle.guidance.fusion_route import FusionRoute
 from ladle.guidance.genarm import GenArm
 from ladle.guidance.mage import Mage
-from ladle.guidance.merging_method import MergingMethod
 from ladle.guidance.method import Method
 from ladle.guidance.mod import Mod
 from ladle.guidance.pad import Pad
@@ -87,8 +86,9 @@ def resolve(family: Family, steering: Steering) -> Plan:
         options = ", ".join(sorted(method.options)) or "none"
         allowed = f"nothing, it is not supported by method {name} (options: {options})"
         raise InputError(f"steering.{entry.name}", given, allowed)
-    if steering.normalize == "norm" and not isinstance(method, MergingMethod):
-        raise InputError("steering.normalize", "norm", "none, sum (norm is of the methods that only merge weights)")
+    if steering.normalize not in method.normalizations:
+        known = f"{', '.join(method.normalizations)} (method {name})"
+        raise InputError("steering.normalize", steering.normalize, known)
     return method.plan(family, steering)
 
 

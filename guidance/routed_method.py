@@ -21,6 +21,7 @@ class RoutedMethod(ABC):
 
     name: str
     options: frozenset[str]
+    normalizations: tuple[str, ...] = ("none", "sum")
     takes_preference = False
     needs: frozenset[str] = frozenset()
 

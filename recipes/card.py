@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ladle.recipes.config import Recipe
 from ladle.recipes.evaluate import Answer
+from ladle.recipes.markdown import table
 from ladle.recipes.pairs import Scale
 from ladle.recipes.value_fit import Fit
 
@@ -130,11 +131,11 @@ def write_card(
         "perplexity under the base",
         "mu·z",
     ]
-    table = [head, ["---"] * len(head)]
+    measured = [head]
     for row in rows:
         intervals = [f"{row[name]} [{row[f'{name}_low']}, {row[f'{name}_high']}]" for name in objectives]
         cells = [row["method"], *(row[f"mu_{name}"] for name in objectives), *intervals]
-        table.append(
+        measured.append(
             [
                 str(cell)
                 for cell in (
@@ -160,12 +161,12 @@ def write_card(
         target_kind = "every prefix regressed (the loss of CD-FUDGE, arXiv 2310.17022)"
     else:
         target_kind = f"lambda-returns (lambda {value.td_lambda}, no discount; as VAS, arXiv 2405.06639)"
-    fit_table = [["value", "after", "answers", "explained", "correlation"], ["---"] * 5]
+    fits = [["value", "after", "answers", "explained", "correlation"]]
     for name, points in value_fits.items():
         for fit in points:
             explained = f"{fit.explained:.2f} [{fit.explained_low:.2f}, {fit.explained_high:.2f}]"
             correlation = f"{fit.correlation:.2f} [{fit.correlation_low:.2f}, {fit.correlation_high:.2f}]"
-            fit_table.append([name, fit.after, str(fit.answers), explained, correlation])
+            fits.append([name, fit.after, str(fit.answers), explained, correlation])
     samples = [f"- `{label}`: {' '.join(answer.text.split())}" for label, answer in examples]
     traded = " for ".join(f"*{name}*" for name in objectives)
     targets = ", ".join(adapter.targets)
@@ -218,7 +219,7 @@ state after the final norm.
 Intervals: 95 % bootstrap over prompts. *Degenerate*: under 5 tokens, a 4-token sequence three times, or under half of
 the tokens distinct. mu·z: standardised rewards weighted by the preference. Full numbers: `evaluation.csv`.
 
-{_table(table)}
+{table(measured)}
 
 Hypervolume of the mean standardised rewards above -1 in each objective over these preferences, and Kendall's tau
 between a weight and its reward:
@@ -234,7 +235,7 @@ it does not. How `concise` an answer gets is decided by its end, and shortened c
 beginning can tell little of it. Intervals: 95 % bootstrap over prompts. All figures: `values.csv`. How well guiding
 with these values steers was not measured.
 
-{_table(fit_table)}
+{table(fits)}
 
 ## How it sounds
 The first sample of the first {split} prompt under every setting, not picked: *{examples[0][1].prompt}*
@@ -258,7 +259,3 @@ repository. The lexicon behind `positive` is vaderSentiment, MIT; nothing of it 
 
 def _list(names: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

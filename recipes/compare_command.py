@@ -36,7 +36,7 @@ def command(
         out.mkdir(parents=True, exist_ok=True)
         (out / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_tables(summary, out)
-        tables = [methods_table(summary), settings_table(summary, list(summary["methods"]))]
+        tables = [methods_table(summary), settings_table(summary)]
         (out / "tables.md").write_text("\n".join(tables), encoding="utf-8")
         write_plots(summary, out)
     except (ValueError, OSError) as error:

@@ -5,55 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ladle.recipes.markdown import table
 from ladle.recipes.sweep_settings import BASE
 
 
-def methods_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
+def methods_table(summary: Mapping[str, Any]) -> str:
     """One row a method: hypervolumes and inner product with their intervals, Kendall's tau of every objective, and over
     its settings the mean and the greatest perplexity relative to the base's own, and the share of degenerate answers.
-
-    Args:
-        summary: of ``sweep_summary.summarise``.
-        names: what a method is to be called, where not as in the summary; methods that it lacks are left out.
-    """
-    shown = names if names is not None else {method: method for method in summary["methods"]}
+    ``summary``: of ``sweep_summary.summarise``."""
     objectives = summary["objectives"]
     taus = [f"tau {objective}" for objective in objectives]
     rows = [["method", "hypervolume", "sound", "mu·z", *taus, "perplexity / base", "degenerate"]]
-    for method, name in shown.items():
-        figures = summary["methods"][method]
+    for method, figures in summary["methods"].items():
         settings = [setting for setting in summary["settings"] if setting["method"] == method]
         degenerate = sum(setting["degenerate"] for setting in settings) / len(settings)
         rows.append(
             [
-                name,
+                method,
                 *(_interval(figures[key]) for key in ("hypervolume", "hypervolume_sound", "inner_product")),
                 *(_number(figures[f"kendall_{objective}"]["value"]) for objective in objectives),
                 _perplexities(settings, summary),
                 f"{100 * degenerate:.1f} %",
             ]
         )
-    return _table(rows)
+    return table(rows) + "\n"
 
 
-def settings_table(summary: Mapping[str, Any], methods: Sequence[str]) -> str:
-    """One row a setting of the ``methods``, and the base: weights, mean rewards with their intervals, length,
+def settings_table(summary: Mapping[str, Any]) -> str:
+    """One row a setting, the base's first: weights, mean rewards with their intervals, length,
     perplexity under the base, share of degenerate answers."""
     objectives = summary["objectives"]
     rows = [["method", *(f"mu {name}" for name in objectives), *objectives, "tokens", "perplexity", "degenerate"]]
     for setting in summary["settings"]:
-        if setting["method"] in (BASE, *methods):
-            rows.append(
-                [
-                    setting["method"],
-                    *(f"{setting['weights'][name]:.2g}" if setting["weights"] else "" for name in objectives),
-                    *(_interval({"value": setting[name]["mean"], **setting[name]}) for name in objectives),
-                    f"{setting['tokens']:.1f}",
-                    _number(setting["base_perplexity"]),
-                    f"{100 * setting['degenerate']:.1f} %",
-                ]
-            )
-    return _table(rows)
+        rows.append(
+            [
+                setting["method"],
+                *(f"{setting['weights'][name]:.2g}" if setting["weights"] else "" for name in objectives),
+                *(_interval({"value": setting[name]["mean"], **setting[name]}) for name in objectives),
+                f"{setting['tokens']:.1f}",
+                _number(setting["base_perplexity"]),
+                f"{100 * setting['degenerate']:.1f} %",
+            ]
+        )
+    return table(rows) + "\n"
 
 
 def _perplexities(settings: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
@@ -72,8 +66,3 @@ def _interval(figure: Mapping[str, Any]) -> str:
         return ""
     digits = 1 if abs(figure["value"]) >= 10 else 2
     return f"{_number(figure['value'], digits)} [{_number(figure['low'], digits)}, {_number(figure['high'], digits)}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell or " " for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"

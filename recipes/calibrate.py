@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ladle.merging.calibration import Calibration, Response, basis
+from ladle.merging.calibration import Calibration, Response, basis, quantile_of
 from ladle.recipes.sweep_summary import Table
 
 LEVELS = 101
 """Quantiles that are kept: 0, .01, ..., 1."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one objective's mean rewards at preferences agree with what was expected of them.
+
+    Attributes:
+        points: how many preferences.
+        gap: distance in quantiles, the mean of them.
+        worst: the greatest.
+        inside: at how many of the preferences it is within two standard errors, of the fit and of the measurement.
+    """
+
+    points: int
+    gap: float
+    worst: float
+    inside: int
 
 
 def fit(
@@ -32,23 +50,55 @@ def fit(
     """
     if method not in table.methods:
         raise ValueError(f"method: {method!r} is not allowed; allowed: {', '.join(table.methods)}, which the sweep has")
-    places = [index for index, setting in enumerate(table.settings) if setting.label == method and setting.weights]
-    weights = np.array([table.settings[index].weights for index in places], dtype=np.float64)
+    weights, rewards = _measured(table, method)
     rows = basis(weights)
     least = rows.shape[1] + 2
     if len(rows) < least or np.linalg.matrix_rank(rows) < rows.shape[1]:
         allowed = f"{least} or more, all over the simplex"
         raise ValueError(f"sweep: {len(rows)} preferences are not allowed; allowed: {allowed}")
-    rewards = table.raw[places]  # [points, prompts, answers, objectives]
     picks = np.random.default_rng(seed).integers(rewards.shape[1], size=(draws, rewards.shape[1]))
     responses = {name: _response(rows, rewards[..., place], picks) for place, name in enumerate(table.objectives)}
     return Calibration(
         fingerprint=fingerprint,
-        steering=dict(table.settings[places[0]].steering),
+        steering=_steering(table, method),
         sampling=dict(sampling),
         answers=int(rewards[..., 0].size),
         responses=responses,
     )
+
+
+def check(calibration: Calibration, table: Table) -> dict[str, Agreement]:
+    """By objective, whether another sweep got what ``calibration`` expects at its preferences. What is asked for is
+    missed by as much, for a target is met by the preference at which it is expected.
+
+    Raises:
+        ValueError: the sweep is of no method with the calibration's options.
+    """
+    methods = [method for method in table.methods if _steering(table, method) == calibration.steering]
+    if not methods:
+        said = ", ".join(f"{key} {value}" for key, value in calibration.steering.items())
+        raise ValueError(f"check: {', '.join(table.methods)} is not allowed; allowed: a sweep of {said}")
+    weights, rewards = _measured(table, methods[0])
+    by_prompt = rewards.mean(axis=2)
+    found, expected = by_prompt.mean(axis=1), calibration.rewards(weights)
+    errors = np.hypot(by_prompt.std(axis=1, ddof=1) / by_prompt.shape[1] ** 0.5, calibration.deviations(weights))
+    agreements = {}
+    for place, (name, response) in enumerate(calibration.responses.items()):
+        one, other = found[:, place], expected[:, place]
+        gaps = np.abs(quantile_of(one, response.quantiles) - quantile_of(other, response.quantiles))
+        inside = int((np.abs(one - other) <= 2 * errors[:, place]).sum())
+        agreements[name] = Agreement(len(gaps), float(gaps.mean()), float(gaps.max()), inside)
+    return agreements
+
+
+def _measured(table: Table, method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights [points, objectives] of a method and its rewards [points, prompts, answers, objectives]."""
+    places = [index for index, setting in enumerate(table.settings) if setting.label == method and setting.weights]
+    return np.array([table.settings[index].weights for index in places], dtype=np.float64), table.raw[places]
+
+
+def _steering(table: Table, method: str) -> dict[str, Any]:
+    return dict(next(setting.steering for setting in table.settings if setting.label == method))
 
 
 def _response(rows: NDArray[np.float64], rewards: NDArray[np.float64], picks: NDArray[np.int64]) -> Response:

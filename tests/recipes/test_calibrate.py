@@ -1,6 +1,7 @@
 """``ladle calibrate``: from a sweep's samples to the file that targets are resolved by."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from ladle.guidance.target import reach
 from ladle.merging.calibration import CALIBRATION_NAME
 from ladle.merging.family import load_family
 from ladle.merging.simplex import grid
+from ladle.recipes.calibrate import check
 from ladle.recipes.calibrate_command import command
 from ladle.recipes.sweep_settings import settings_of
-from ladle.recipes.sweep_store import Sample, SampleStore
+from ladle.recipes.sweep_store import Sample, SampleStore, reopen
+from ladle.recipes.sweep_summary import Table
 
 OBJECTIVES = ["positive", "simple"]
 STRONG = "bone_soup:strength=1.5"
@@ -34,8 +37,14 @@ def mean_rewards(weights: np.ndarray, strength: float) -> np.ndarray:
     return strength * np.array([4 * a - 2 * a * b, 10 * b + 3 * a * b])
 
 
-def write_sweep(folder: Path, draw: np.random.Generator, points: int = 8, name: str = "tiny") -> None:
-    settings = settings_of(["bone_soup", STRONG], grid(2, points))
+def write_sweep(
+    folder: Path,
+    draw: np.random.Generator,
+    points: int = 8,
+    name: str = "tiny",
+    methods: Sequence[str] = ("bone_soup", STRONG),
+) -> None:
+    settings = settings_of(methods, grid(2, points))
     facts = {
         "family": name, "objectives": OBJECTIVES, "settings": [setting.key for setting in settings],
         "sampling": {"temperature": 0.8},
@@ -84,16 +93,36 @@ def test_a_fit_finds_what_the_sweep_was_made_from(
     np.testing.assert_allclose(list(back.preference.values()), weights, atol=0.02)
 
 
+def test_another_sweep_checks_the_fit(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
+    """The made-up family keeps its word; one that answers as another strength would does not."""
+    write_sweep(tmp_path / "sweep", draw)
+    write_sweep(tmp_path / "again", draw, points=5)
+    said = run(root, tmp_path / "sweep", "--draws", 200, "--check", tmp_path / "again")
+    assert said.exit_code == 0, said.output
+    assert len(said.output.splitlines()) == 3 + 2 + 1 and "over the 6 preferences" in said.output
+    calibration = load_family(root).calibration
+    assert calibration is not None
+    store, _, settings = reopen(tmp_path / "again")
+    table = Table(settings, store.samples, OBJECTIVES)
+    for found in check(calibration, table).values():
+        assert found.points == 6 and found.inside >= 4 and found.gap <= found.worst < 0.05
+    stronger = calibration.model_copy(update={"steering": {"method": "bone_soup", "strength": 1.5}})
+    assert all(found.gap > 0.05 and found.inside <= 3 for found in check(stronger, table).values())
+
+
 def test_what_cannot_be_fitted_is_said(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
     write_sweep(tmp_path / "sweep", draw)
     write_sweep(tmp_path / "few", draw, points=2)
     write_sweep(tmp_path / "other", draw, name="other")
+    write_sweep(tmp_path / "mage", draw, methods=("mage",))
     for arguments, words in (
         ([root, tmp_path / "none"], "folder of a sweep"),
         ([tmp_path / "none", tmp_path / "sweep"], "family.toml"),
         ([root, tmp_path / "sweep", "-m", "mage"], f"allowed: bone_soup, {STRONG}"),
         ([root, tmp_path / "few"], "3 preferences are not allowed; allowed: 5 or more"),
         ([root, tmp_path / "other"], "it is of 'other'"),
+        ([root, tmp_path / "sweep", "--check", tmp_path / "other"], "it is of 'other'"),
+        ([root, tmp_path / "sweep", "--check", tmp_path / "mage"], "allowed: a sweep of method bone_soup"),
     ):
         said = run(*arguments)
         assert said.exit_code == 1 and words in " ".join(said.output.split()) and "Traceback" not in said.output

@@ -38,9 +38,10 @@ OutOption = Annotated[Path | None, typer.Option(help="CSV file that gets a row m
 NoteOption = Annotated[str, typer.Option(help="Written beside the figures, for example what else the machine did.")]
 
 
-@faults.command(epilog="Example: ladle bench faults requests --count 10000 --documented 100")
+@faults.command(epilog="Example: ladle bench faults requests --warm 10000 --count 10000 --documented 100")
 def requests(
     count: Annotated[int, typer.Option(min=5, help="Requests of the fuzzer.")] = 10_000,
+    warm: Annotated[int, typer.Option(min=0, help="Requests before them; memory counts from then on.")] = 10_000,
     concurrency: Annotated[int, typer.Option(min=1)] = 16,
     documented: Annotated[int, typer.Option(min=0, help="schemathesis' requests an endpoint, besides.")] = 0,
     family: FamilyOption = None,
@@ -55,7 +56,7 @@ def requests(
     seed = _seed(seed)
     options = ("--default-max-tokens", "32", "--max-queue", "1024")
     with _serving(family, *options) as server:
-        row = asyncio.run(request_storm.run(server, count, concurrency, seed, VOCABULARY))
+        row = asyncio.run(request_storm.run(server, count, concurrency, seed, VOCABULARY, warm))
         if documented:
             row |= schemathesis.run(server, documented, seed)
             row["held_at_end"] = {name: value for name, value in server.wait_idle().items() if value}

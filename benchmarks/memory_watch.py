@@ -26,17 +26,21 @@ class MemoryWatch:
 
     server: ServerUnderTest
     looks: list[Look] = field(default_factory=list)
+    start: float = field(default_factory=time.monotonic)
 
     async def run(self, going: Callable[[], bool], requests: Callable[[], int], every_s: float) -> None:
         """Look until the run is no longer ``going``, and once more at its end."""
-        start = time.monotonic()
         while True:
             last = not (going() and self.server.alive)
-            if self.server.alive:
-                self.looks.append(Look((time.monotonic() - start) / 60, self.server.resident(), requests()))
+            self.look(requests())
             if last:
                 return
             await asyncio.sleep(every_s)
+
+    def look(self, requests: int) -> None:
+        """Look now, ``requests`` requests after the beginning."""
+        if self.server.alive:
+            self.looks.append(Look((time.monotonic() - self.start) / 60, self.server.resident(), requests))
 
     def growth(self, settled: Callable[[Look], bool]) -> dict[str, float]:
         """Columns for a row of results, over the looks from the first ``settled`` one on.
@@ -58,9 +62,12 @@ class MemoryWatch:
             "kept_growth": round(min(end) / min(warm) - 1, 4),
         }
 
-    def each_minute(self) -> list[Look]:
-        """The first look of every minute."""
+    def by_minute(self) -> dict[str, list[int]]:
+        """Columns for a row of results: the first look of every minute."""
         first: dict[int, Look] = {}
         for look in self.looks:
             first.setdefault(int(look.minutes), look)
-        return list(first.values())
+        return {
+            "resident_by_minute_mb": [round(look.resident / 1e6) for look in first.values()],
+            "requests_by_minute": [look.requests for look in first.values()],
+        }

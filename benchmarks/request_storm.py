@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -17,6 +18,8 @@ from ladle.benchmarks.server_under_test import ServerUnderTest
 
 PATIENCE_S = 600.0
 """A request that takes longer hangs."""
+RESTS = 12
+"""So that a third of them is four."""
 _SHOWN = 5
 
 
@@ -44,24 +47,34 @@ async def ask(session: aiohttp.ClientSession, drawn: Drawn) -> str:
         raise WrongReply(f"{type(error).__name__}: {error}") from None
 
 
-async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, vocabulary: int) -> dict[str, object]:
-    """One row: ``count`` requests of the fuzzer, ``concurrency`` at a time.
+async def run(
+    server: ServerUnderTest,
+    count: int,
+    concurrency: int,
+    seed: int,
+    vocabulary: int,
+    warm: int,
+    rests: int = RESTS,
+    rest_s: float | None = None,
+) -> dict[str, object]:
+    """One row: ``warm`` requests of the fuzzer and ``count`` more, ``concurrency`` at a time.
 
-    Memory counts once two fifths of them have been answered.
+    Every answer is checked. Memory is looked at while the server rests, ``rests`` times once ``warm`` requests have
+    been answered: how much lies free between two requests of any size says nothing about what it keeps. A rest ends
+    after ``rest_s`` seconds, by default when the server has given back what is free.
     """
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     wrong: list[str] = []
     memory = MemoryWatch(server)
-    left = count
     start = time.monotonic()
     async with session_of(server) as session:
         fuzzer = RequestFuzzer(random.Random(seed), await family_of(session), vocabulary)
 
-        async def client() -> None:
-            nonlocal left
-            while left > 0 and server.alive:
-                left -= 1
+        async def client(pending: Iterator[int]) -> None:
+            for _ in pending:
+                if not server.alive:
+                    return
                 drawn = fuzzer.draw()
                 try:
                     outcome = await ask(session, drawn)
@@ -71,14 +84,19 @@ async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, 
                 outcomes[outcome] += 1
                 kinds[f"{drawn.kind} {outcome.partition(' ')[0]}"] += 1
 
-        watch = memory.run(lambda: outcomes.total() < count, outcomes.total, 1.0)
-        await asyncio.gather(watch, *(client() for _ in range(concurrency)))
+        for part in [warm, *(count * (place + 1) // rests - count * place // rests for place in range(rests))]:
+            pending = iter(range(part))
+            await asyncio.gather(*(client(pending) for _ in range(concurrency)))
+            if server.alive:
+                await asyncio.to_thread(server.rest, *([] if rest_s is None else [rest_s]))
+            memory.look(outcomes.total())
     seconds = time.monotonic() - start
     held = server.wait_idle() if server.alive else {"the server has ended": 1.0}
     return {
         "run": "requests",
         "seed": seed,
-        "count": sum(outcomes.values()),
+        "warm": warm,
+        "count": outcomes.total() - warm,
         "concurrency": concurrency,
         "seconds": round(seconds, 1),
         "wrong": len(wrong),
@@ -88,7 +106,8 @@ async def run(server: ServerUnderTest, count: int, concurrency: int, seed: int, 
         "mutated_served": kinds["mutated 200"],
         "garbage_served": kinds["garbage 200"],
         "outcomes": dict(sorted(outcomes.items())),
-        **memory.growth(lambda look: look.requests >= 2 * count // 5),
+        **memory.growth(lambda look: look.requests > warm),
+        "resident_at_rest_mb": [round(look.resident / 1e6, 1) for look in memory.looks],
         "tracebacks": len(server.failures()),
         "held_at_end": {name: value for name, value in held.items() if value},
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from ladle.recipes.sweep_server import end
+from ladle.server.engine.idle_check import EVERY_S
 
 _CODE = "import typer; from ladle.server.commands.serve import command; typer.run(command)"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -60,6 +61,15 @@ class ServerUnderTest:
         while any((held := self.held()).values()) and time.monotonic() < until:
             time.sleep(0.05)
         return held
+
+    def rest(self, seconds: float = EVERY_S + 1) -> None:
+        """Wait until nothing is held, and until the server has looked over its bookkeeping, which it does at most every
+        ``EVERY_S`` seconds, and has given freed memory back."""
+        checks = ("ladle_integrity_checks_total", "")
+        self.wait_idle()
+        before, until = self.samples()[checks], time.monotonic() + seconds
+        while self.samples()[checks] == before and time.monotonic() < until:
+            time.sleep(0.1)
 
     def failures(self) -> list[str]:
         """Log lines of exceptions; a server that only refuses writes none."""

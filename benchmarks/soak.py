@@ -58,8 +58,7 @@ async def run(
         "first_wrong": wrong[:3],
         "outcomes": dict(sorted(outcomes.items())),
         **memory.growth(lambda look: look.minutes >= warm_minutes),
-        "resident_by_minute_mb": [round(look.resident / 1e6) for look in memory.each_minute()],
-        "requests_by_minute": [look.requests for look in memory.each_minute()],
+        **memory.by_minute(),
         "tracebacks": len(server.failures()),
         "held_at_end": {name: value for name, value in held.items() if value},
     }

@@ -50,9 +50,13 @@ class Trimmer:
         now = self._clock()
         if now < self._next:
             return False
-        self._next = now + self._every_s
-        trim()
+        self.now()
         return True
+
+    def now(self) -> None:
+        """Trim, and count the period from here. For when there is nothing else to do."""
+        self._next = self._clock() + self._every_s
+        trim()
 
 
 def trim() -> None:

@@ -39,9 +39,12 @@ def of_memory(problem: str) -> bool:
 
 
 def test_generated_requests(server: ServerUnderTest) -> None:
-    row: dict[str, Any] = asyncio.run(request_storm.run(server, 120, 8, fresh_seed(), VOCABULARY))
+    row: dict[str, Any] = asyncio.run(
+        request_storm.run(server, 80, 8, fresh_seed(), VOCABULARY, warm=40, rests=2, rest_s=0.5)
+    )
     assert not [problem for problem in broken(row) if not of_memory(problem)]
-    assert row["count"] == 120 == sum(row["outcomes"].values())
+    assert (row["warm"], row["count"]) == (40, 80) and sum(row["outcomes"].values()) == 120
+    assert len(row["resident_at_rest_mb"]) == 3 and min(row["resident_at_rest_mb"]) > 100
     assert row["sound_served"] > row["sound_refused"], "what is meant to be sound is"
 
 
@@ -144,7 +147,7 @@ def test_memory_is_compared_by_thirds_of_what_is_settled(server: ServerUnderTest
     watch.looks = [Look(place / 4, int(size), place) for place, size in enumerate(sizes)]
     found = watch.growth(lambda look: look.requests >= 1)
     assert found == {"resident_warm_mb": 3.0, "resident_end_mb": 5.0, "resident_growth": 0.6667, "kept_growth": 3.0}
-    assert [look.requests for look in watch.each_minute()] == [0, 4, 8]
+    assert watch.by_minute() == {"resident_by_minute_mb": [9, 4, 4], "requests_by_minute": [0, 4, 8]}
     assert watch.growth(lambda look: False)["kept_growth"] == 0.0, "never settled: the last look alone"
     watch.looks = []
     assert watch.growth(lambda look: True) == {}

@@ -21,6 +21,10 @@ def test_it_is_time_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
     for now[0] in (0.0, 59.9, 60.0, 60.1, 119.0, 500.0, 501.0):
         assert trimmer.tick() == (now[0] in (60.0, 500.0))
     assert trims == [60.0, 500.0]
+    now[0] = 530.0
+    trimmer.now()
+    now[0] = 570.0
+    assert not trimmer.tick() and trims[-1] == 530.0, "the period begins again"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of the C library there")

@@ -72,9 +72,9 @@ async def whole(client: httpx.AsyncClient, number: int, seed: int) -> list[int]:
     return [token["id"] for token in answer.json()["choices"][0]["tokens"]]
 
 
-async def streamed(client: httpx.AsyncClient, number: int) -> tuple[int, Any]:
-    """Tokens of a long stream, and its last event."""
-    body = {"prompt": f"{number} streams", "max_tokens": 1500, "stream": True, **ENDLESS}
+async def streamed(client: httpx.AsyncClient, number: int, tokens: int = 1500) -> tuple[int, Any]:
+    """How many tokens came of a stream of ``tokens``, and its last event."""
+    body = {"prompt": f"{number} streams", "max_tokens": tokens, "stream": True, **ENDLESS}
     last: Any = None
     count = 0
     async with client.stream("POST", "/v1/generate", json=body) as response:
@@ -159,7 +159,7 @@ async def test_replicas_are_added_while_requests_queue(tmp_path_factory: pytest.
 
             async def keep_busy(number: int) -> None:
                 while not ended.is_set():
-                    await streamed(client, number)
+                    await streamed(client, number, 300)
 
             tasks = [asyncio.create_task(keep_busy(number)) for number in range(8)]
             await wait_for(client, lambda found: len(found) == 2)

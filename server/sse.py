@@ -14,11 +14,13 @@ from ladle.server.disconnect import first_of, gone
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+"""What JSON leaves as it is and some clients (httpx's ``iter_lines``, Python's ``splitlines``) end a line at."""
 
 
 def event(data: Mapping[str, Any]) -> bytes:
-    """One event. JSON escapes line breaks, so one ``data:`` line is enough."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """One event, on one ``data:`` line whatever its reader takes for a line: what JSON does not escape, this does."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_BREAKS)
     return b"data: " + text.encode() + b"\n\n"
 
 

@@ -30,6 +30,15 @@ def test_every_event_is_one_line_and_survives_any_cut(documents: list[dict], siz
     assert [json.loads(data) for piece in pieces for data in decoder.feed(piece)] == documents
 
 
+def test_an_event_is_one_line_to_whoever_counts_lines() -> None:
+    """Python's own notion of a line, which httpx and requests share, ends one at every one of these."""
+    text = "".join(chr(code) for code in range(0x3000) if len(f"a{chr(code)}b".splitlines()) > 1)
+    assert len(text) >= 10
+    line, *rest = event({"text": f"a{text}é\u2027\u0084"}).decode().splitlines()
+    assert rest == [""] and json.loads(line.removeprefix("data: ")) == {"text": f"a{text}é\u2027\u0084"}
+    assert "é\u2027\u0084" in line, "and nothing else is spelled out"
+
+
 def test_numbers_that_json_lacks_are_never_sent() -> None:
     with pytest.raises(ValueError):
         event({"logprob": float("nan")})

@@ -50,7 +50,8 @@ def fit(
     """
     if method not in table.methods:
         raise ValueError(f"method: {method!r} is not allowed; allowed: {', '.join(table.methods)}, which the sweep has")
-    weights, rewards = _measured(table, method)
+    places, weights = table.places(method)
+    rewards = table.raw[places]  # [points, prompts, answers, objectives]
     rows = basis(weights)
     least = rows.shape[1] + 2
     if len(rows) < least or np.linalg.matrix_rank(rows) < rows.shape[1]:
@@ -78,8 +79,8 @@ def check(calibration: Calibration, table: Table) -> dict[str, Agreement]:
     if not methods:
         said = ", ".join(f"{key} {value}" for key, value in calibration.steering.items())
         raise ValueError(f"check: {', '.join(table.methods)} is not allowed; allowed: a sweep of {said}")
-    weights, rewards = _measured(table, methods[0])
-    by_prompt = rewards.mean(axis=2)
+    places, weights = table.places(methods[0])
+    by_prompt = table.raw[places].mean(axis=2)  # [points, prompts, objectives]
     found, expected = by_prompt.mean(axis=1), calibration.rewards(weights)
     errors = np.hypot(by_prompt.std(axis=1, ddof=1) / by_prompt.shape[1] ** 0.5, calibration.deviations(weights))
     agreements = {}
@@ -89,12 +90,6 @@ def check(calibration: Calibration, table: Table) -> dict[str, Agreement]:
         inside = int((np.abs(one - other) <= 2 * errors[:, place]).sum())
         agreements[name] = Agreement(len(gaps), float(gaps.mean()), float(gaps.max()), inside)
     return agreements
-
-
-def _measured(table: Table, method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights [points, objectives] of a method and its rewards [points, prompts, answers, objectives]."""
-    places = [index for index, setting in enumerate(table.settings) if setting.label == method and setting.weights]
-    return np.array([table.settings[index].weights for index in places], dtype=np.float64), table.raw[places]
 
 
 def _steering(table: Table, method: str) -> dict[str, Any]:

@@ -51,11 +51,15 @@ class Table:
         """All but the base, in order."""
         return list(dict.fromkeys(setting.label for setting in self.settings if setting.weights))
 
+    def places(self, method: str) -> tuple[list[int], np.ndarray]:
+        """Where a method's settings are, and their weights, float64 [points, objectives]."""
+        places = [index for index, setting in enumerate(self.settings) if setting.label == method and setting.weights]
+        return places, np.array([self.settings[index].weights for index in places], dtype=np.float64)
+
     def of(self, method: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A method's weights [points, objectives], its z [points, prompts, objectives] with answers averaged, and the
         same with degenerate answers at the hypervolume's reference: worth nothing."""
-        places = [index for index, setting in enumerate(self.settings) if setting.label == method and setting.weights]
-        weights = np.array([self.settings[index].weights for index in places])
+        places, weights = self.places(method)
         z = self.z[places]
         sound = np.where(self.degenerate[places][..., None], REFERENCE, z)
         return weights, z.mean(axis=2), sound.mean(axis=2)

@@ -14,7 +14,7 @@ import aiohttp
 from ladle.benchmarks.memory_watch import MemoryWatch
 from ladle.benchmarks.reply_check import WrongReply, check
 from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
-from ladle.benchmarks.server_under_test import ServerUnderTest
+from ladle.benchmarks.server_under_test import REST_S, ServerUnderTest
 
 PATIENCE_S = 600.0
 """A request that takes longer hangs."""
@@ -55,13 +55,13 @@ async def run(
     vocabulary: int,
     warm: int,
     rests: int = RESTS,
-    rest_s: float | None = None,
+    rest_s: float = REST_S,
 ) -> dict[str, object]:
     """One row: ``warm`` requests of the fuzzer and ``count`` more, ``concurrency`` at a time.
 
     Every answer is checked. Memory is looked at while the server rests, ``rests`` times once ``warm`` requests have
     been answered: how much lies free between two requests of any size says nothing about what it keeps. A rest ends
-    after ``rest_s`` seconds, by default when the server has given back what is free.
+    when the server has given back what is free, after ``rest_s`` seconds at the latest.
     """
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
@@ -88,7 +88,7 @@ async def run(
             pending = iter(range(part))
             await asyncio.gather(*(client(pending) for _ in range(concurrency)))
             if server.alive:
-                await asyncio.to_thread(server.rest, *([] if rest_s is None else [rest_s]))
+                await asyncio.to_thread(server.rest, rest_s)
             memory.look(outcomes.total())
     seconds = time.monotonic() - start
     held = server.wait_idle() if server.alive else {"the server has ended": 1.0}

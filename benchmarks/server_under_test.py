@@ -20,6 +20,8 @@ from ladle.server.engine.idle_check import EVERY_S
 
 _CODE = "import typer; from ladle.server.commands.serve import command; typer.run(command)"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+REST_S = EVERY_S + 1
+"""An idle server has looked over its bookkeeping and given freed memory back by then."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class ServerUnderTest:
             time.sleep(0.05)
         return held
 
-    def rest(self, seconds: float = EVERY_S + 1) -> None:
-        """Wait until nothing is held, and until the server has looked over its bookkeeping, which it does at most every
-        ``EVERY_S`` seconds, and has given freed memory back."""
+    def rest(self, seconds: float) -> None:
+        """Wait until nothing is held, and then until freed memory was given back, ``seconds`` at most: ``REST_S`` are
+        enough, for that comes before a look over the bookkeeping, at most every ``EVERY_S`` seconds."""
         checks = ("ladle_integrity_checks_total", "")
         self.wait_idle()
         before, until = self.samples()[checks], time.monotonic() + seconds

@@ -47,10 +47,10 @@ __all__ = [
     "mix_experts",
     "on_gpu",
     "paged_attention",
+    "prepare_draws",
     "route_rows",
     "route_tokens",
     "rule_out_implausible",
-    "prepare_draws",
     "run_layer",
     "sample",
     "spans_of",
@@ -75,9 +75,9 @@ def can_compile() -> bool:
 
 def prepare_draws(device: torch.device) -> None:
     """Compile what draws on ``device`` go through, before a request waits for it: seconds, once a machine."""
-    if device.type == "cpu":
-        scores, one = torch.zeros(1, 2), torch.ones(1)
-        keys = torch.zeros(1, 2, dtype=torch.int32)
+    scores = torch.zeros(1, 2, device=device)
+    if _compiled("sample", scores):
+        one, keys = torch.ones(1), torch.zeros(1, 2, dtype=torch.int32)
         token_logprobs(scores, sample(scores, one, one.long(), one, one, keys))
 
 

@@ -50,12 +50,15 @@ class Trimmer:
         now = self._clock()
         if now < self._next:
             return False
-        self.now()
+        self._trim(now)
         return True
 
-    def now(self) -> None:
+    def trim(self) -> None:
         """Trim, and count the period from here. For when there is nothing else to do."""
-        self._next = self._clock() + self._every_s
+        self._trim(self._clock())
+
+    def _trim(self, now: float) -> None:
+        self._next = now + self._every_s
         trim()
 
 

@@ -202,7 +202,7 @@ class Engine:
                     return
                 idle = not self._inbox and not self._has_work()
             if idle:
-                self._trimmer.now()
+                self._trimmer.trim()
                 self.idle.run()
             elif not self.step():
                 # Everything that waits, waits for weights that are being merged.

@@ -22,7 +22,7 @@ def test_it_is_time_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
         assert trimmer.tick() == (now[0] in (60.0, 500.0))
     assert trims == [60.0, 500.0]
     now[0] = 530.0
-    trimmer.now()
+    trimmer.trim()
     now[0] = 570.0
     assert not trimmer.tick() and trims[-1] == 530.0, "the period begins again"
 

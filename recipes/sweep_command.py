@@ -81,16 +81,18 @@ def command(
                 member.name: member.rewards for member in family.members if member.kind == "policy" and member.rewards
             }
             settings = settings_of(methods or ["bone_soup"], places, oracles)
+            merges = {}
             for setting in settings:
                 # What the family cannot do is said before anything is sampled.
-                client.generate("a", model=family.name, steering=setting.request(objectives), max_tokens=1)
+                said = client.generate("a", model=family.name, steering=setting.request(objectives), max_tokens=1)
+                merges[setting.key] = said.steering.coefficients if said.steering else {}
             counter = TokenCounter()
             scorers = rewards_of(objectives, rewards or [], counter)
             sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
             facts = {
                 "family": family.name, "objectives": objectives, "settings": [setting.key for setting in settings],
                 "prompts": asked, "answers": answers, "seed": seed, "sampling": sampling,
-                "perplexity_answers": perplexity_answers, "rewards": sorted(rewards or []),
+                "perplexity_answers": perplexity_answers, "rewards": sorted(rewards or []), "coefficients": merges,
             }  # fmt: skip
             store = SampleStore(out, facts, objectives)
             with progress_bar() as progress:

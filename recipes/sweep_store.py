@@ -95,11 +95,11 @@ class SampleStore:
         path = self.folder / SAMPLES
         if not path.exists():
             return []
-        with path.open(newline="", encoding="utf-8") as file:
-            text = file.read()
-        if not text.endswith("\n"):
-            # Stopped in the middle of a line, which is then asked for again. Quoted texts may hold line breaks, so what
-            # is cut is the last row and not the last line.
+        # Stopped in the middle of a character, there is none to be read.
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        if not text.endswith("\n") or text.count('"') % 2:
+            # Stopped in the middle of a row, which is then asked for again. Quoted texts may hold line breaks, so what
+            # is cut is the last row and not the last line, and the end of a line may be within one.
             rows = list(csv.reader(io.StringIO(text, newline="")))[:-1]
             with path.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file, **_STYLE).writerows(rows)

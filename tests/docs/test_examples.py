@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -116,7 +117,7 @@ def test_commands(command: str, url: str, folder: Path, tmp_path: Path) -> None:
     elif words[0] == "lm_eval":
         pytest.skip("tests/conformance runs it")
     elif words[0] == "python" or (
-        words[0] == "ladle" and words[1] in ("serve", "bench", "sweep", "calibrate", "compare")
+        words[0] == "ladle" and words[1] in ("serve", "bench", "sweep", "calibrate", "fit", "compare")
     ):
         # These go on for long, or need what does; whether they understand what is asked is seen without doing it.
         known(words)
@@ -130,10 +131,17 @@ def known(words: list[str]) -> None:
         program = ["ladle", *words[1:3]]
     elif words[0] == "python":
         assert words[1] == "-m", words
+    said = help_of(tuple(program))
+    for option in (word for word in words if word.startswith("--")):
+        assert option in said, f"{option} is not in the help of {' '.join(program)}"
+
+
+@cache
+def help_of(program: tuple[str, ...]) -> str:
+    """Several documents name the same commands, and some of these take long to import what they need."""
     said = subprocess.run([*program, "--help"], capture_output=True, text=True, env=environment(""), timeout=120)
     assert said.returncode == 0, said.stderr
-    for option in (word for word in words if word.startswith("--")):
-        assert option in said.stdout, f"{option} is not in the help of {' '.join(program)}"
+    return said.stdout
 
 
 def run(command: str, url: str, folder: Path, place: Path) -> None:

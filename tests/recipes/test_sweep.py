@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from guided_folder import write_guided_family
+from live_server import served
 from seeds import fresh_seed
 from typer import Typer
 from typer.testing import CliRunner, Result
@@ -39,9 +40,9 @@ def test_a_sweep_from_beginning_to_end_and_on_from_the_middle(tmp_path: Path) ->
     rng = random.Random(fresh_seed())
     root = two_objectives(tmp_path / "family", rng.randrange(1000))
     (tmp_path / "prompts.txt").write_text("rain\n\nsnow and ice\nthe sun\n")
-    options = [root, "--prompts", tmp_path / "prompts.txt", "--answers", 2, "--points", 2, "--max-tokens", 12]
+    options = ["--prompts", tmp_path / "prompts.txt", "--answers", 2, "--points", 2, "--max-tokens", 12]
     options += ["--draws", 100, "--seed", 5, "-m", "bone_soup", "-m", "mage:value=implicit,strength=0.5"]
-    whole = run(*options, "--out", tmp_path / "whole", "--json")
+    whole = run(root, *options, "--out", tmp_path / "whole", "--json")
     assert whole.exit_code == 0, whole.output
     rows = samples(tmp_path / "whole")
     assert len(rows) == (1 + 2 * 3) * 3 * 2
@@ -63,15 +64,21 @@ def test_a_sweep_from_beginning_to_end_and_on_from_the_middle(tmp_path: Path) ->
     text = (tmp_path / "whole" / "samples.csv").read_bytes()
     (part / "samples.csv").write_bytes(text[: rng.randrange(len(text) // 3, len(text) - 20)].rstrip(b"\n"))
     (part / "sweep.json").write_text((tmp_path / "whole" / "sweep.json").read_text())
-    again = run(*options, "--out", part, "--json")
-    assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout.strip().splitlines()[-1]) == said
-    assert sorted(map(str, samples(part))) == sorted(map(str, rows))
+    asked = json.loads((part / "sweep.json").read_text())
+    assert asked["coefficients"]["bone_soup@0.5,0.5"] == pytest.approx(
+        dict.fromkeys(("bone-positive", "bone-simple"), 0.5)
+    )
+    assert asked["coefficients"]["base"] == {}
+    with served(root) as (url, _):  # one that runs, instead of one started for the sweep
+        again = run(url, *options, "--out", part, "--json")
+        assert again.exit_code == 0, again.output
+        assert json.loads(again.stdout.strip().splitlines()[-1]) == said
+        assert sorted(map(str, samples(part))) == sorted(map(str, rows))
 
-    other = run(*options, "--out", part, "--temperature", 0.5)
-    assert other.exit_code == 1 and "sampling" in other.output and "was begun" in other.output
-    unable = run(*options[:-2], "-m", "co_llm", "--out", tmp_path / "no")
-    assert unable.exit_code == 1 and "co_llm" in unable.output
+        other = run(url, *options, "--out", part, "--temperature", 0.5)
+        assert other.exit_code == 1 and "sampling" in other.output and "was begun" in other.output
+        unable = run(url, *options[:-2], "-m", "co_llm", "--out", tmp_path / "no")
+        assert unable.exit_code == 1 and "co_llm" in unable.output
     assert not (tmp_path / "no" / "samples.csv").exists(), "nothing is sampled before everything can be"
 
 
@@ -196,3 +203,21 @@ def test_prompts_of_a_list_and_of_lines(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(ValueError, match="prompts in it"):
         read_prompts(str(tmp_path / "empty.txt"), "test")
+
+
+def test_wherever_it_was_stopped_what_was_whole_is_kept(tmp_path: Path) -> None:
+    """At every byte: rows that were there are as they were, and none of another text."""
+    facts: dict[str, object] = {}
+    texts = ['one "quoted" text', "two\nlines, é and 雨\n", "the end\n"]
+    store = SampleStore(tmp_path / "whole", facts, OBJECTIVES)
+    file, ends = tmp_path / "whole" / "samples.csv", []
+    for number, text in enumerate(texts):
+        store.add(Sample("base", 0, number, 7, text, 4, "stop", -8.0, dict.fromkeys(OBJECTIVES, 0.5)))
+        ends.append(file.stat().st_size)
+    whole = file.read_bytes()
+    for cut in range(len(whole) + 1):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "samples.csv").write_bytes(whole[:cut])
+        kept = SampleStore(folder, facts, OBJECTIVES).samples
+        assert [sample.text for sample in kept.values()] == texts[: sum(cut >= end for end in ends)], cut

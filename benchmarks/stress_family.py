@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ladle.benchmarks.hill_surface import write_hill_surface
 from ladle.benchmarks.random_family import EXPERTS, OBJECTIVES, RANK, write_random_family
 
 NAME = "random"
@@ -28,7 +29,10 @@ _TEMPLATE = (
 
 def write_stress_family(folder: Path) -> Path:
     """``write_random_family`` of two layers, and besides policies (one of them with full weights), explicit values, a
-    PBLoRA, an amateur, and a router that can defer: every method can be served. Returns ``folder``."""
+    PBLoRA, an amateur, a router that can defer, and a response surface: every method can be served.
+
+    Returns ``folder``.
+    """
     write_random_family(folder, _SHAPE, torch.float32)
     base = folder / "base"
     (base / "chat_template.jinja").write_text(_TEMPLATE)
@@ -58,6 +62,7 @@ def write_stress_family(folder: Path) -> Path:
             # JSON's strings and booleans are TOML's.
             lines = [f"[[{table}]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items()), ""]
             manifest.write("\n".join(lines))
+    write_hill_surface(folder)
     return folder
 
 

@@ -12,6 +12,7 @@ from ladle.guidance.co_llm import CoLlm
 from ladle.guidance.contrastive import Contrastive
 from ladle.guidance.custom import Custom
 from ladle.guidance.dexperts import DExperts
+from ladle.guidance.fitted_soup import FittedSoup
 from ladle.guidance.fudge import Fudge
 from ladle.guidance.fusion_route import FusionRoute
 from ladle.guidance.genarm import GenArm
@@ -30,6 +31,7 @@ from ladle.merging.family import Family
 from ladle.merging.manifest import MANIFEST_NAME
 
 _ALL: tuple[Method, ...] = (
+    FittedSoup(),
     BoneSoup(),
     RewardedSoup(),
     BaseMethod(),
@@ -51,8 +53,8 @@ _ALL: tuple[Method, ...] = (
     CoLlm(),
     Custom(),
 )
-# In the order in which a family without default_method prefers them: the base is always there, so that guidance, which
-# costs more, is never a default that nobody chose.
+# In the order in which a family without default_method prefers them: what was measured on it comes first, and the base
+# is always there, so that guidance, which costs more, is never a default that nobody chose.
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 _UNIVERSAL = frozenset({"method", "preference", "target", "trace"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from math import comb
 from typing import Any
 
@@ -20,6 +20,9 @@ from ladle.merging.simplex import grid
 
 TOLERANCE = 0.02
 """How far, in quantiles, an objective may end up from its target for the target to count as reached."""
+_UNEVENNESS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+"""What unevenness costs, in squared quantiles. The last is far below any gap that matters and chooses among preferences
+that do equally well; the others lead there, since the way along those that do is too narrow to be found at once."""
 _POINTS = 4000
 """Preferences that the search starts from, at most."""
 
@@ -78,12 +81,14 @@ def reach(calibration: Calibration, target: Mapping[str, Any]) -> Reached:
     named = [objectives.index(name) for name in target]
     wanted = np.array([float(value) for value in target.values()])
 
-    def misfit(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def misfit(weights: NDArray[np.float64], unevenness: float) -> NDArray[np.float64]:
         gaps = calibration.quantiles(weights)[:, named] - wanted
-        # The second term is far below any gap that matters: it chooses among preferences that do equally well.
-        return np.asarray((gaps**2).sum(axis=1) + 1e-7 * (weights**2).sum(axis=1))
+        return np.asarray((gaps**2).sum(axis=1) + unevenness * (weights**2).sum(axis=1))
 
-    best = _descend(_spread(len(objectives)), misfit)
+    points = _spread(len(objectives))
+    for unevenness in _UNEVENNESS:
+        best = _descend(points, partial(misfit, unevenness=unevenness))
+        points = np.vstack([points, best])
     reached = _outcomes(calibration, best, target)
     if any(abs(reached.outcomes[name].quantile - float(value)) > TOLERANCE for name, value in target.items()):
         rewards = {name: round(reached.outcomes[name].quantile, 3) for name in target}

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ladle.merging.errors import FamilyError
 from ladle.merging.manifest import Manifest
 from ladle.merging.manifest_tables import Finite
+from ladle.merging.measured import fingerprint_of, read_measured
+from ladle.merging.surface import FITTED_METHOD, SURFACE_NAME
 
 CALIBRATION_NAME = "calibration.json"
-_WHOLE = 256 << 20
-"""Bytes up to which a member's file counts with its contents; of a larger one, which takes long to read, the size."""
 
 
 class Response(BaseModel):
     """How one objective's mean reward follows the preference.
 
     Attributes:
+        degree: of the polynomial, 2 or 3: whichever explained more.
         coefficients: of ``basis``.
         covariance: [p, p] of the coefficients, from a bootstrap over prompts.
         quantiles: rewards at equal steps of the quantiles 0 to 1 of all answers of the sweep, ascending.
@@ -35,6 +35,7 @@ class Response(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    degree: Annotated[int, Field(ge=2, le=3)]
     coefficients: list[Finite]
     covariance: list[list[Finite]]
     quantiles: list[Finite]
@@ -45,7 +46,7 @@ class Calibration(BaseModel):
     """``calibration.json`` of a family.
 
     Attributes:
-        fingerprint: of the members it was measured on, see ``fingerprint_of``.
+        fingerprint: of the members it was measured on, see ``calibrated_on``.
         steering: the method and its options; a target holds for these alone.
         sampling: how the answers were drawn: temperature and the like.
         answers: how many there were.
@@ -66,56 +67,61 @@ class Calibration(BaseModel):
 
     def rewards(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean rewards expected at preferences: float64 [points, objectives] of weights [points, objectives]."""
-        fitted = np.array([response.coefficients for response in self.responses.values()])
-        return basis(weights) @ fitted.T
+        rows = {degree: basis(weights, degree) for degree in (2, 3)}
+        found = [rows[response.degree] @ np.array(response.coefficients) for response in self.responses.values()]
+        return np.stack(found, axis=-1)
 
     def quantiles(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """The same as shares in [0, 1] of the sweep's answers with a smaller reward."""
-        return np.stack(
-            [
-                quantile_of(rewards, response.quantiles)
-                for rewards, response in zip(self.rewards(weights).T, self.responses.values(), strict=True)
-            ],
-            axis=-1,
-        )
+        found = [
+            np.interp(rewards, *steps) for rewards, steps in zip(self.rewards(weights).T, self._steps, strict=True)
+        ]
+        return np.stack(found, axis=-1)
+
+    @cached_property
+    def _steps(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        return [_distinct(response.quantiles) for response in self.responses.values()]
 
     def deviations(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Standard errors of ``rewards``, same shape."""
-        rows = basis(weights)
+        rows = {degree: basis(weights, degree) for degree in (2, 3)}
         spreads = [
-            np.einsum("pi,ij,pj->p", rows, np.array(response.covariance), rows) for response in self.responses.values()
+            np.einsum("pi,ij,pj->p", rows[response.degree], np.array(response.covariance), rows[response.degree])
+            for response in self.responses.values()
         ]
         return np.sqrt(np.clip(np.stack(spreads, axis=-1), 0.0, None))
 
 
-def basis(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """mu_i for all i, then mu_i mu_j for all i < j: float64 [points, n (n + 1) / 2] of weights [points, n]. The
-    quadratic canonical polynomial of mixtures (H. Scheffe, Experiments with mixtures, 1958); on the simplex it is every
-    quadratic."""
-    pairs = [weights[:, i] * weights[:, j] for i, j in itertools.combinations(range(weights.shape[1]), 2)]
-    return np.column_stack([weights, *pairs]) if pairs else weights
+def basis(weights: NDArray[np.float64], degree: int = 2) -> NDArray[np.float64]:
+    """mu_i for all i, then mu_i mu_j for all i < j, and with degree 3 mu_i mu_j (mu_i - mu_j) for these and mu_i mu_j
+    mu_k for i < j < k: float64 [points, basis_size] of weights [points, n]. The canonical polynomials of mixtures (H.
+    Scheffe, Experiments with mixtures, 1958): on the simplex they are every quadratic, or every cubic."""
+    n = weights.shape[1]
+    pairs = list(itertools.combinations(range(n), 2))
+    columns = [weights[:, i] * weights[:, j] for i, j in pairs]
+    if degree == 3:
+        columns += [weights[:, i] * weights[:, j] * (weights[:, i] - weights[:, j]) for i, j in pairs]
+        columns += [weights[:, list(three)].prod(axis=1) for three in itertools.combinations(range(n), 3)]
+    return np.column_stack([weights, *columns]) if columns else weights
+
+
+def basis_size(n: int, degree: int = 2) -> int:
+    """How many functions ``basis`` has for ``n`` objectives."""
+    return math.comb(n + degree - 1, degree)
 
 
 def quantile_of(rewards: NDArray[np.float64], quantiles: Sequence[float]) -> NDArray[np.float64]:
     """Shares in [0, 1] of a distribution, given as its rewards at equal steps of the quantile, that lie below each of
     ``rewards``; in the middle of the share where many answers have the very same reward."""
+    return np.asarray(np.interp(rewards, *_distinct(quantiles)), dtype=np.float64)
+
+
+def _distinct(quantiles: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The rewards among ``quantiles`` that differ, and the share of the distribution at the middle of each."""
     levels = np.linspace(0.0, 1.0, len(quantiles))
     values = np.asarray(quantiles, dtype=np.float64)
     distinct, first, counts = np.unique(values, return_index=True, return_counts=True)
-    middles = (levels[first] + levels[first + counts - 1]) / 2
-    return np.asarray(np.interp(rewards, distinct, middles), dtype=np.float64)
-
-
-def fingerprint_of(folders: Iterable[Path]) -> str:
-    """Sixteen hexadecimal digits that change when the safetensors in ``folders`` do."""
-    digest = hashlib.sha256()
-    for folder in sorted(set(folders)):
-        for file in sorted(folder.glob("*.safetensors")):
-            size = file.stat().st_size
-            digest.update(f"{folder.name}/{file.name}:{size}\n".encode())
-            if size <= _WHOLE:
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return distinct, (levels[first] + levels[first + counts - 1]) / 2
 
 
 def member_folders(manifest: Manifest, root: Path) -> list[Path]:
@@ -127,29 +133,27 @@ def member_folders(manifest: Manifest, root: Path) -> list[Path]:
     ]
 
 
+def calibrated_on(manifest: Manifest, root: Path, method: str) -> str:
+    """Fingerprint of what a calibration of ``method`` is of: members, and the surface if coefficients come from it."""
+    files = [root / SURFACE_NAME] if method == FITTED_METHOD else []
+    return fingerprint_of(member_folders(manifest, root), files)
+
+
 def load_calibration(root: Path, manifest: Manifest) -> Calibration | None:
     """The calibration beside ``family.toml``; None where there is none, or where it is of members that have changed
-    since.
+    since, or of another response surface.
 
     Raises:
         FamilyError: unreadable, of other objectives, or of sizes that do not fit together.
     """
     file = root / CALIBRATION_NAME
-    if not file.exists():
+    found = read_measured(file, Calibration)
+    if found is None:
         return None
-    try:
-        found = Calibration.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FamilyError(file, f"cannot be read: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
-        raise FamilyError(file, f"{where}: {first['msg']}") from None
-    n = len(manifest.objectives)
-    size = n * (n + 1) // 2
     if list(found.responses) != manifest.objectives:
         raise FamilyError(file, f"responses: {', '.join(found.responses)}; need {', '.join(manifest.objectives)}")
     for name, response in found.responses.items():
+        size = basis_size(len(manifest.objectives), response.degree)
         square = [len(row) for row in response.covariance] == [size] * size
         if len(response.coefficients) != size or not square:
             raise FamilyError(file, f"responses.{name}: need {size} coefficients and their covariance")
@@ -158,21 +162,4 @@ def load_calibration(root: Path, manifest: Manifest) -> Calibration | None:
             raise FamilyError(file, f"responses.{name}.quantiles: need two or more, ascending")
     if not isinstance(found.steering.get("method"), str):
         raise FamilyError(file, "steering.method: missing")
-    return found if found.fingerprint == fingerprint_of(member_folders(manifest, root)) else None
-
-
-def dump_calibration(calibration: Calibration, file: Path) -> None:
-    """Write it, whole or not at all. Raises OSError."""
-    text = json.dumps(rounded(calibration.model_dump()), indent=1)
-    part = file.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(file)
-
-
-def rounded(value: Any) -> Any:
-    """Numbers with nine digits: more than a sweep can tell, and short enough for a file that people look at."""
-    if isinstance(value, float):
-        return float(f"{value:.9g}") if math.isfinite(value) else value
-    if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return found if found.fingerprint == calibrated_on(manifest, root, found.steering["method"]) else None

@@ -23,6 +23,7 @@ from ladle.merging.manifest_tables import Member, Value
 from ladle.merging.members import MemberLoader
 from ladle.merging.pblora import PBLora
 from ladle.merging.router_head import RouterMember
+from ladle.merging.surface import Surface, load_surface
 from ladle.merging.value_head import ValueHead
 
 
@@ -96,6 +97,7 @@ class Family:
             member.
         router: what chooses among the experts; there is one if and only if there are experts.
         calibration: how rewards follow preferences, where that was measured on these very members.
+        surface: how rewards follow merge coefficients, on the same terms.
     """
 
     manifest: Manifest
@@ -114,6 +116,7 @@ class Family:
     experts: tuple[str, ...] = ()
     router: RouterMember | None = None
     calibration: Calibration | None = None
+    surface: Surface | None = None
 
     @property
     def name(self) -> str:
@@ -254,6 +257,7 @@ def load_family(
         experts=tuple(entry.name for entry in manifest.experts),
         router=loader.router,
         calibration=load_calibration(root, manifest),
+        surface=load_surface(root, manifest),
     )
 
 

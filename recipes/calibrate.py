@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ladle.merging.calibration import Calibration, Response, basis, quantile_of
+from ladle.merging.calibration import Calibration, Response, basis, basis_size, quantile_of
 from ladle.recipes.sweep_summary import Table
 
 LEVELS = 101
@@ -52,11 +52,10 @@ def fit(
         raise ValueError(f"method: {method!r} is not allowed; allowed: {', '.join(table.methods)}, which the sweep has")
     places, weights = table.places(method)
     rewards = table.raw[places]  # [points, prompts, answers, objectives]
-    rows = basis(weights)
-    least = rows.shape[1] + 2
-    if len(rows) < least or np.linalg.matrix_rank(rows) < rows.shape[1]:
-        allowed = f"{least} or more, all over the simplex"
-        raise ValueError(f"sweep: {len(rows)} preferences are not allowed; allowed: {allowed}")
+    rows = {degree: rows for degree in (2, 3) if _enough(rows := basis(weights, degree))}
+    if not rows:
+        allowed = f"{basis_size(len(table.objectives)) + 2} or more, all over the simplex"
+        raise ValueError(f"sweep: {len(weights)} preferences are not allowed; allowed: {allowed}")
     picks = np.random.default_rng(seed).integers(rewards.shape[1], size=(draws, rewards.shape[1]))
     responses = {name: _response(rows, rewards[..., place], picks) for place, name in enumerate(table.objectives)}
     return Calibration(
@@ -96,18 +95,29 @@ def _steering(table: Table, method: str) -> dict[str, Any]:
     return dict(next(setting.steering for setting in table.settings if setting.label == method))
 
 
-def _response(rows: NDArray[np.float64], rewards: NDArray[np.float64], picks: NDArray[np.int64]) -> Response:
-    """``rewards`` [points, prompts, answers] of one objective."""
+def _enough(rows: NDArray[np.float64]) -> bool:
+    """Whether so many preferences, where they are, tell all coefficients and two more would be left to check them."""
+    return len(rows) >= rows.shape[1] + 2 and bool(np.linalg.matrix_rank(rows) == rows.shape[1])
+
+
+def _response(
+    bases: Mapping[int, NDArray[np.float64]], rewards: NDArray[np.float64], picks: NDArray[np.int64]
+) -> Response:
+    """``rewards`` [points, prompts, answers] of one objective, by the degree that explains more of points left out."""
     by_prompt = rewards.mean(axis=2)
-    solve = np.linalg.pinv(rows)
     means = by_prompt.mean(axis=1)
+    explained = {degree: _explained(rows, means) for degree, rows in bases.items()}
+    degree = max(explained, key=lambda each: explained[each])
+    rows = bases[degree]
+    solve = np.linalg.pinv(rows)
     drawn = np.stack([solve @ by_prompt[:, own].mean(axis=1) for own in picks])
     levels = np.linspace(0.0, 1.0, LEVELS)
     return Response(
+        degree=degree,
         coefficients=(solve @ means).tolist(),
         covariance=np.atleast_2d(np.cov(drawn, rowvar=False)).tolist(),
         quantiles=np.quantile(rewards, levels).tolist(),
-        explained=_explained(rows, means),
+        explained=explained[degree],
     )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ladle.merging.manifest import Manifest
-    from ladle.recipes.sweep_summary import Table
 
 
 def command(
@@ -25,34 +23,37 @@ def command(
     ] = None,
     draws: Annotated[int, typer.Option(min=100, help="Resamples for the uncertainty of the fit.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration and --check as JSON.")] = False,
 ) -> None:
     """Fit how rewards follow preferences, so that requests may state the reward they want (steering.target).
 
     Example: ladle sweep trio -m bone_soup --points 4 --out sweep, and then: ladle calibrate trio sweep
     """
     from ladle.guidance.target import reachable
-    from ladle.merging.calibration import CALIBRATION_NAME, dump_calibration, fingerprint_of, member_folders
+    from ladle.merging.calibration import CALIBRATION_NAME, calibrated_on
     from ladle.merging.errors import FamilyError
     from ladle.merging.family import find_manifest
     from ladle.merging.manifest import load_manifest
+    from ladle.merging.measured import write_measured
     from ladle.recipes.calibrate import check, fit, lines
+    from ladle.recipes.sweep_settings import parse_method
+    from ladle.recipes.sweep_table import table_of
 
     try:
         file = find_manifest(family)
         manifest = load_manifest(file)
-        table, asked = _table_of(sweep, manifest)
-        calibration = fit(
-            table, method or table.methods[0], fingerprint=fingerprint_of(member_folders(manifest, file.parent)),
-            sampling=asked["sampling"], draws=draws, seed=seed,
-        )  # fmt: skip
-        agreements = check(calibration, _table_of(checked, manifest)[0]) if checked else {}
-        dump_calibration(calibration, file.parent / CALIBRATION_NAME)
+        table, asked = table_of(sweep, manifest)
+        chosen = method or table.methods[0]
+        fingerprint = calibrated_on(manifest, file.parent, parse_method(chosen)["method"])
+        calibration = fit(table, chosen, fingerprint=fingerprint, sampling=asked["sampling"], draws=draws, seed=seed)
+        agreements = check(calibration, table_of(checked, manifest)[0]) if checked else {}
+        write_measured(calibration, file.parent / CALIBRATION_NAME)
     except (ValueError, OSError, FamilyError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(calibration.model_dump_json(indent=1))
+        checks = {"check": {name: asdict(found) for name, found in agreements.items()}} if checked else {}
+        typer.echo(json.dumps(calibration.model_dump(mode="json") | checks, indent=1))
         return
     for line in lines(calibration, reachable(calibration)):
         typer.echo(line)
@@ -62,16 +63,3 @@ def command(
             f" of {checked}, {found.inside} of them within two standard errors"
         )
     typer.echo(f"written to {file.parent / CALIBRATION_NAME}; a running server reads it when it starts again")
-
-
-def _table_of(sweep: Path, manifest: Manifest) -> tuple[Table, dict[str, Any]]:
-    """The rewards of a sweep of the family, and what it asked for. Raises ValueError: there is none, or of another."""
-    from ladle.recipes.sweep_store import reopen
-    from ladle.recipes.sweep_summary import Table
-
-    store, asked, settings = reopen(sweep)
-    if asked["family"] != manifest.name or asked["objectives"] != manifest.objectives:
-        found = f"it is of {asked['family']!r} with objectives {', '.join(asked['objectives'])}"
-        allowed = f"a sweep of {manifest.name!r} with {', '.join(manifest.objectives)}"
-        raise ValueError(f"sweep: {str(sweep)!r} is not allowed, {found}; allowed: {allowed}")
-    return Table(settings, store.samples, manifest.objectives), asked

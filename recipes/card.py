@@ -18,7 +18,6 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
     lines = [
         f'name = "{recipe.name}"',
         f"objectives = {_list(recipe.objectives)}",
-        'default_method = "bone_soup"',
         "",
         "[base]",
         f'model = "{recipe.base}"',

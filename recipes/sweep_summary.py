@@ -40,11 +40,15 @@ class Table:
         base = [index for index, setting in enumerate(self.settings) if setting.label == BASE]
         if not base:
             raise ValueError("the base's own answers are not complete, and rewards are measured against them")
-        own = self.raw[base[0]].reshape(-1, len(self.objectives))
-        spread = own.std(axis=0)
-        self.z = (self.raw - own.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        self.base = base[0]
+        self.z = standardised(self.raw, self.base_rewards)
         degenerate = [[is_degenerate(text.text.split()) for text in self.texts[s.key]] for s in self.settings]
         self.degenerate = np.array(degenerate, dtype=bool).reshape(shape[:-1])
+
+    @property
+    def base_rewards(self) -> np.ndarray:
+        """Of the base's own answers, float64 [answers of all prompts, objectives]."""
+        return np.asarray(self.raw[self.base].reshape(-1, len(self.objectives)))
 
     @property
     def methods(self) -> list[str]:
@@ -63,6 +67,12 @@ class Table:
         z = self.z[places]
         sound = np.where(self.degenerate[places][..., None], REFERENCE, z)
         return weights, z.mean(axis=2), sound.mean(axis=2)
+
+
+def standardised(raw: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Rewards [..., objectives] in standard deviations of the base's ``own`` [answers, objectives], from their mean."""
+    spread = own.std(axis=0)
+    return np.asarray((raw - own.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
 
 
 def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:

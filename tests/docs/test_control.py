@@ -1,12 +1,24 @@
 """What docs/control.md says of the committed sweeps follows from their samples."""
 
 import csv
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
 
 from ladle.guidance.registry import available
+from ladle.merging.calibration import CALIBRATION_NAME
 from ladle.merging.family import load_family
+from ladle.merging.surface import SURFACE_NAME
+from ladle.recipes.calibrate_command import command as calibrate
+from ladle.recipes.fit_command import command as fit
 from ladle.recipes.sweep_join import join
 from ladle.recipes.sweep_summary import Table, summarise
 
@@ -40,4 +52,39 @@ def test_the_family_of_the_comparison_loads() -> None:
     family = load_family("trio")
     assert family.objectives == ("positive", "simple", "concise") and len(family.backbones) == 3
     ready = {name for name, (usable, _) in available(family).items() if usable}
-    assert {"bone_soup", "rewarded_soup", "mage", "amplify", "mod", "genarm"} <= ready
+    assert {"bone_soup", "fitted_soup", "rewarded_soup", "mage", "amplify", "mod", "genarm"} <= ready
+
+
+def again(command: Callable[..., None], name: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a command of the document writes into a copy of trio, and the file that is committed."""
+    stated = re.search(rf"^ladle {name} (.*)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert stated
+    words = shlex.split(stated[1], comments=True)
+    root, file = tmp_path / "trio", {"fit": SURFACE_NAME, "calibrate": CALIBRATION_NAME}[name]
+    shutil.copytree(ROOT / words[0], root)
+    committed = json.loads((root / file).read_text(encoding="utf-8"))
+    (root / file).unlink()
+    app = Typer()
+    app.command()(command)
+    arguments = [str(ROOT / word) if word.startswith("benchmarks/") else word for word in words[1:]]
+    said = CliRunner().invoke(app, [str(root), *arguments])
+    assert said.exit_code == 0, said.output
+    return json.loads((root / file).read_text(encoding="utf-8")), committed
+
+
+def test_the_family_s_surface_follows_from_the_samples(tmp_path: Path) -> None:
+    fitted, committed = again(fit, "fit", tmp_path)
+    assert fitted.keys() == committed.keys() and fitted["answers"] == committed["answers"]
+    for name, weights in committed["rewards"].items():
+        assert fitted["rewards"][name] == pytest.approx(weights, rel=1e-6, abs=1e-6)
+    assert fitted["fingerprint"] == committed["fingerprint"]
+
+
+def test_the_family_s_calibration_follows_from_the_samples(tmp_path: Path) -> None:
+    fitted, committed = again(calibrate, "calibrate", tmp_path)
+    assert fitted.keys() == committed.keys() and fitted["steering"] == committed["steering"]
+    for name, response in committed["responses"].items():
+        assert fitted["responses"][name]["degree"] == response["degree"]
+        assert fitted["responses"][name]["coefficients"] == pytest.approx(response["coefficients"], rel=1e-5, abs=1e-5)
+    assert fitted["fingerprint"] == committed["fingerprint"]
+    assert load_family("trio").calibration is not None

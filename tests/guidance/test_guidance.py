@@ -8,12 +8,13 @@ import pytest
 from guided_families import singles, value, with_values
 from tiny_models import OBJECTIVES
 
+from ladle.guidance.merging_method import MergingMethod
 from ladle.guidance.plan import Mask, Plan, PromptView, Source, Steering
 from ladle.guidance.registry import METHODS, available, default_method, resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 
-GUIDED = [name for name in METHODS if name not in ("bone_soup", "rewarded_soup", "base")]
+GUIDED = [name for name, method in METHODS.items() if name != "base" and not isinstance(method, MergingMethod)]
 ROUTED = ("fusion_route", "co_llm")
 SOUPS = ("mage", "amplify")  # what they guide is merged for the preference
 PREFERRED = [name for name in GUIDED if METHODS[name].takes_preference]
@@ -39,7 +40,7 @@ def refused(family: Family, field: str, **steering: Any) -> str:
 
 def test_everything_is_available_with_everything(guided: Family) -> None:
     assert {name for name, (ready, _) in available(guided).items() if not ready} == set()
-    assert default_method(guided) == "bone_soup"
+    assert default_method(guided) == "fitted_soup"
     for name in GUIDED:
         plan = plan_of(guided, name)
         assert plan.method == name and not plan.sources[0].head

@@ -80,7 +80,12 @@ def assert_loaded(family: Family, plan: Plan) -> None:
 
 def test_every_method_names_what_was_loaded(guided: Family) -> None:
     names = usable_by_name(guided)
-    assert {name for name, (ready, _) in available(guided).items() if not ready} <= {"parm", "fusion_route", "co_llm"}
+    assert {name for name, (ready, _) in available(guided).items() if not ready} <= {
+        "parm",
+        "fusion_route",
+        "co_llm",
+        "fitted_soup",
+    }
     for name in names:
         assert_loaded(guided, resolve(guided, Steering(method=name, preference=MIX)))
     for combine in ("ensemble", "merged"):

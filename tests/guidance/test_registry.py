@@ -186,7 +186,8 @@ def test_presets_must_resolve(root: Path, tmp_path: Path, old: str, new: str, ke
 
 
 def test_names_are_registered_once() -> None:
-    assert list(METHODS)[:3] == ["bone_soup", "rewarded_soup", "base"]  # what a family without a default prefers
+    # What a family without a default prefers.
+    assert list(METHODS)[:4] == ["fitted_soup", "bone_soup", "rewarded_soup", "base"]
     assert all(name == method.name for name, method in METHODS.items())
 
 

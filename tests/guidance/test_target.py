@@ -28,6 +28,7 @@ def calibration(random: np.random.Generator, n: int = 3, **steering: Any) -> Cal
         coefficients[place] += 3.0
         responses[name] = {
             "coefficients": coefficients.tolist(),
+            "degree": 2,
             "covariance": (0.01 * np.eye(size)).tolist(),
             "quantiles": np.linspace(-3.0, 5.0, 101).tolist(),
             "explained": 1.0,

@@ -9,24 +9,27 @@ import pytest
 from seeds import fresh_seed
 from tiny_models import write_family
 
+from ladle.benchmarks.hill_surface import write_hill_surface
 from ladle.merging.calibration import (
     CALIBRATION_NAME,
     Calibration,
     basis,
-    dump_calibration,
-    fingerprint_of,
+    basis_size,
+    calibrated_on,
     member_folders,
     quantile_of,
 )
 from ladle.merging.errors import FamilyError
 from ladle.merging.family import load_family
 from ladle.merging.manifest import load_manifest
+from ladle.merging.measured import write_measured
+from ladle.merging.surface import SURFACE_NAME
 
 
 def calibration(fingerprint: str = "", n: int = 2, **changes: Any) -> dict[str, Any]:
     size = n * (n + 1) // 2
     response = {
-        "coefficients": [1.0] * size, "covariance": np.eye(size).tolist(), "quantiles": [0.0, 1.0, 2.0],
+        "degree": 2, "coefficients": [1.0] * size, "covariance": np.eye(size).tolist(), "quantiles": [0.0, 1.0, 2.0],
         "explained": 0.9,
     }  # fmt: skip
     names = ["positive", "simple", "concise"][:n]
@@ -46,7 +49,7 @@ def write(root: Path, document: Any) -> None:
 
 
 def own(root: Path) -> str:
-    return fingerprint_of(member_folders(load_manifest(root), root))
+    return calibrated_on(load_manifest(root), root, "bone_soup")
 
 
 def test_a_family_knows_its_calibration_until_its_members_change(root: Path) -> None:
@@ -54,9 +57,19 @@ def test_a_family_knows_its_calibration_until_its_members_change(root: Path) -> 
     write(root, calibration(own(root)))
     found = load_family(root).calibration
     assert found is not None and found.objectives == ("positive", "simple")
-    dump_calibration(found, root / CALIBRATION_NAME)
+    write_measured(found, root / CALIBRATION_NAME)
     assert load_family(root).calibration == found
     folders = {folder.name for folder in member_folders(load_manifest(root), root)}
+    other = calibration(own(root), steering={"method": "fitted_soup"})
+    write(root, other)
+    assert load_family(root).calibration is None, "its coefficients come from a surface, and there is none"
+    write_hill_surface(root)
+    write(root, other | {"fingerprint": calibrated_on(load_manifest(root), root, "fitted_soup")})
+    assert load_family(root).calibration is not None
+    (root / SURFACE_NAME).write_text((root / SURFACE_NAME).read_text() + " ")
+    assert load_family(root).calibration is None, "another fit gives other coefficients"
+    write(root, calibration(own(root)))
+    assert load_family(root).calibration is not None
     changed = next(path for path in root.rglob("*.safetensors") if path.parent.name in folders)
     content = bytearray(changed.read_bytes())
     content[-1] ^= 1
@@ -82,6 +95,8 @@ def test_what_makes_no_calibration_is_named(root: Path, changes: dict[str, Any],
 
 def test_sizes_and_order_are_checked(root: Path) -> None:
     for key, value, words in (
+        ("degree", 4, "degree"),
+        ("degree", 3, "need 4 coefficients"),
         ("coefficients", [1.0], "need 3 coefficients"),
         ("covariance", [[1.0]], "need 3 coefficients"),
         ("quantiles", [1.0, 0.0], "ascending"),
@@ -97,15 +112,20 @@ def test_sizes_and_order_are_checked(root: Path) -> None:
         load_family(root)
 
 
-def test_the_basis_is_every_quadratic_on_the_simplex() -> None:
+@pytest.mark.parametrize("degree", [2, 3])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_the_basis_is_every_polynomial_on_the_simplex(n: int, degree: int) -> None:
     random = np.random.default_rng(fresh_seed())
-    weights = random.dirichlet(np.ones(3), size=40)
-    square = random.normal(size=(3, 3))
-    values = np.einsum("pi,ij,pj->p", weights, square, weights) + weights @ random.normal(size=3) + random.normal()
-    rows = basis(weights)
+    weights = random.dirichlet(np.ones(n), size=60)
+    values = weights @ random.normal(size=n) + random.normal()
+    values += np.einsum("pi,ij,pj->p", weights, random.normal(size=(n, n)), weights)
+    if degree == 3:
+        values += np.einsum("pi,pj,pk,ijk->p", weights, weights, weights, random.normal(size=(n, n, n)))
+    rows = basis(weights, degree)
     fitted = np.linalg.lstsq(rows, values, rcond=None)[0]
-    np.testing.assert_allclose(rows @ fitted, values, atol=1e-10)
-    assert basis(np.ones((1, 1))).shape == (1, 1)
+    np.testing.assert_allclose(rows @ fitted, values, atol=1e-9)
+    assert rows.shape[1] == basis_size(n, degree) == np.linalg.matrix_rank(rows)
+    assert basis(np.ones((1, 1)), degree).shape == (1, basis_size(1, degree))
 
 
 def test_quantiles_count_what_lies_below() -> None:

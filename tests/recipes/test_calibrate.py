@@ -1,6 +1,7 @@
 """``ladle calibrate``: from a sweep's samples to the file that targets are resolved by."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -134,3 +135,28 @@ def test_json_is_the_file(root: Path, tmp_path: Path, draw: np.random.Generator)
     said = run(root, tmp_path / "sweep", "--json")
     shown, written = json.loads(said.stdout), json.loads((root / CALIBRATION_NAME).read_text())
     assert shown["responses"].keys() == written["responses"].keys() and shown["steering"] == written["steering"]
+    assert "check" not in shown
+    write_sweep(tmp_path / "again", draw, points=5)
+    checked = json.loads(run(root, tmp_path / "sweep", "--check", tmp_path / "again", "--json").stdout)
+    assert checked["responses"] == shown["responses"] and checked["check"].keys() == shown["responses"].keys()
+    assert all(found["points"] == 6 and 0 < found["gap"] <= found["worst"] for found in checked["check"].values())
+
+
+def test_what_bends_twice_is_fitted_so(
+    root: Path, tmp_path: Path, draw: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The degree is chosen for every objective, by points left out."""
+
+    def twice(weights: np.ndarray, strength: float) -> np.ndarray:
+        a, b = weights
+        return strength * np.array([20 * a * b * (a - b) + a, 3 * b])
+
+    monkeypatch.setattr(sys.modules[__name__], "mean_rewards", twice)
+    write_sweep(tmp_path / "sweep", draw)
+    said = run(root, tmp_path / "sweep", "--draws", 200)
+    assert said.exit_code == 0, said.output
+    calibration = load_family(root).calibration
+    assert calibration is not None and calibration.responses["positive"].degree == 3
+    weights = draw.dirichlet([1, 1])
+    np.testing.assert_allclose(calibration.rewards(weights[None])[0], twice(weights, 1.0), atol=6 * 0.2 / 40**0.5)
+    assert (calibration.deviations(weights[None]) > 0).all()

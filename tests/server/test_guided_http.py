@@ -181,7 +181,7 @@ async def test_families_say_what_they_can_do_and_why_not(tmp_path: Path, world: 
     async with client_of(state) as client:
         reply = (await client.get("/v1/families")).json()["data"][0]
         lacking = {name for name, entry in reply["methods"].items() if not entry["available"]}
-        assert lacking == {"fusion_route", "co_llm"}, "it has no experts"
+        assert lacking == {"fusion_route", "co_llm", "fitted_soup"}, "it has no experts, and was not measured"
         mage = {"method": "mage", "preference": PREFERENCE}
         coefficients = (await client.post("/v1/coefficients", json=mage)).json()
     assert {source["role"] for source in coefficients["sources"]} == {"merged", "guide", "reference"}

@@ -1,0 +1,123 @@
+"""How rewards follow merge coefficients, as ``ladle fit`` measured and fitted it, and the best coefficients by it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from ladle.merging.errors import FamilyError
+from ladle.merging.manifest import Manifest
+from ladle.merging.manifest_tables import Finite
+from ladle.merging.measured import fingerprint_of, read_measured
+from ladle.merging.surface_search import best_mix
+
+SURFACE_NAME = "surface.json"
+FITTED_METHOD = "fitted_soup"
+"""The method whose coefficients come from the surface."""
+_LEAST = 1e-3
+"""Of an expected reward above its floor: its logarithm is asked for."""
+
+
+class Surface(BaseModel):
+    """``surface.json`` of a family: quadratic response surfaces (Box and Wilson, 1951) over merge coefficients.
+
+    Attributes:
+        fingerprint: of the members, see ``fingerprint_of``.
+        members: whose coefficients they are.
+        sampling: how the answers were drawn.
+        answers: how many there were.
+        design: coefficients that were measured, [points, members].
+        rewards: by objective, in the family's order, the weights of ``quadratic`` for the mean reward above its floor:
+            in standard deviations of the base's own answers, and one of them below these answers' mean. Degenerate
+            answers count as being on the floor.
+        surprise: the same for how much more surprising the answers are to the base than its own, in nats a token.
+        most_surprise: what the best coefficients may cost of it, in nats a token.
+        explained: share of the variance that is explained of points left out, by objective and for ``surprise``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    members: list[str]
+    sampling: dict[str, Any]
+    answers: int
+    design: list[list[Finite]]
+    rewards: dict[str, list[Finite]]
+    surprise: list[Finite]
+    most_surprise: Finite
+    explained: dict[str, Finite]
+
+    def heights(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rewards above their floors expected at coefficients: float64 [points, objectives] of [points, members]."""
+        return np.asarray(quadratic(points) @ np.array(list(self.rewards.values())).T)
+
+    def surprises(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What answers are expected to be more surprising than the base's own, nats a token: float64 [points]."""
+        return np.asarray(quadratic(points) @ np.array(self.surprise))
+
+    def best(self, weights: Sequence[float]) -> tuple[float, ...]:
+        """Coefficients that maximise sum_i mu_i log(reward of i above its floor), by member.
+
+        The weighted Nash product (J. Nash, The bargaining problem, 1950; as a rule for coefficients ours): which unit a
+        reward has does not matter, and no reward is given up for another one's last bit. Searched among mixes of what
+        was measured, where answers stay as unsurprising as ``most_surprise`` says.
+
+        Args:
+            weights: mu, by objective.
+        """
+        return self._searched(tuple(weights))
+
+    @cached_property
+    def _searched(self) -> Callable[[tuple[float, ...]], tuple[float, ...]]:
+        """``_search``, for every preference once: it takes 1 to 50 ms."""
+        return lru_cache(maxsize=4096)(self._search)
+
+    def _search(self, weights: tuple[float, ...]) -> tuple[float, ...]:
+        mu, fitted = np.asarray(weights, dtype=np.float64), np.array([*self.rewards.values(), self.surprise]).T
+
+        def evaluate(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            expected = quadratic(points) @ fitted
+            return np.log(np.maximum(expected[:, :-1], _LEAST)) @ mu, expected[:, -1]
+
+        found = best_mix(np.array(self.design), evaluate, self.most_surprise)
+        return tuple((np.round(found, 4) + 0.0).tolist())
+
+
+def quadratic(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1, c_i for all i, then c_i c_j for all i <= j: float64 [points, (n + 1) (n + 2) / 2] of [points, n]."""
+    pairs = itertools.combinations_with_replacement(range(points.shape[1]), 2)
+    return np.column_stack([np.ones(len(points)), points, *[points[:, i] * points[:, j] for i, j in pairs]])
+
+
+def member_folders(manifest: Manifest, root: Path, members: Sequence[str]) -> list[Path]:
+    """Where ``members`` lie."""
+    return [root / entry.path for _, entry in manifest.members() if entry.name in members]
+
+
+def load_surface(root: Path, manifest: Manifest) -> Surface | None:
+    """The surface beside ``family.toml``; None where there is none, or where it is of members that have changed since.
+
+    Raises:
+        FamilyError: unreadable, of other objectives, or of sizes that do not fit together.
+    """
+    file = root / SURFACE_NAME
+    found = read_measured(file, Surface)
+    if found is None:
+        return None
+    n = len(found.members)
+    size = (n + 1) * (n + 2) // 2
+    if list(found.rewards) != manifest.objectives:
+        raise FamilyError(file, f"rewards: {', '.join(found.rewards)}; need {', '.join(manifest.objectives)}")
+    for name, fitted in (*found.rewards.items(), ("surprise", found.surprise)):
+        if len(fitted) != size:
+            raise FamilyError(file, f"{name}: {len(fitted)} numbers; need {size}, of {n} members")
+    if not n or len(found.design) < size or any(len(point) != n for point in found.design):
+        raise FamilyError(file, f"design: need {size} points or more, of {n} coefficients each")
+    return found if found.fingerprint == fingerprint_of(member_folders(manifest, root, found.members)) else None

@@ -1,0 +1,65 @@
+"""The best of all mixes of some points, where it may cost no more than a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Evaluate = Callable[[Array], tuple[Array, Array]]
+"""Scores and costs, float64 [points], of points [points, n]."""
+
+_STARTS = 1024
+"""Random mixes of the points that the search begins among."""
+_WAYS = 0.5 ** np.arange(1, 11)
+"""How far towards one of the points a step goes."""
+_GAIN = 1e-5
+"""The least gain for which another step is made."""
+_PRICES = (1e-3, 1e3)
+_ROUNDS = 12
+
+
+def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
+    """Of all convex combinations of ``points`` [points, n] that cost at most ``bound``, one with about the best score;
+    the first of the points if none is found.
+
+    A price on the cost takes the place of the bound: a step along the bound would have to hit it, one at a price need
+    not. The price is halved in until the bound is kept, and the rest of the way is looked for between the best mixes
+    on both sides of it. Whatever is tried is a mix: steps go towards one of the points.
+    """
+    draw = np.random.default_rng(0)
+    starts = np.vstack([points, draw.dirichlet(np.full(len(points), 0.1), size=_STARTS) @ points])
+    scores, costs = evaluate(starts)
+
+    def climb(price: float) -> tuple[Array, bool]:
+        """A mix of about the best score less its cost at ``price``, and whether it keeps the bound."""
+        best = starts[int(np.argmax(scores - price * costs))]
+        while True:
+            steps = best + _WAYS[:, None, None] * (points - best)
+            tried = np.vstack([best, steps.reshape(-1, points.shape[1])])
+            score, cost = evaluate(tried)
+            net = score - price * cost
+            place = int(np.argmax(net))
+            best = tried[place]
+            if not net[place] > net[0] + _GAIN:
+                return best, bool(cost[place] <= bound)
+
+    over, kept = climb(0.0)
+    if kept:
+        return over
+    within = starts[int(np.argmax(np.where(costs <= bound, scores, -np.inf)))]
+    low, high = _PRICES
+    for _ in range(_ROUNDS):
+        price = (low * high) ** 0.5
+        found, kept = climb(price)
+        if not kept:
+            low, over = price, found
+            continue
+        high = price
+        if evaluate(found[None])[0] > evaluate(within[None])[0]:
+            within = found
+    between = within + np.linspace(0.0, 1.0, 129)[:, None] * (over - within)
+    score, cost = evaluate(between)
+    return between[int(np.argmax(np.where(cost <= bound, score, -np.inf)))]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ladle.merging.manifest import load_manifest
 from ladle.merging.measured import fingerprint_of, write_measured
-from ladle.merging.surface import SURFACE_NAME, Surface, member_folders, quadratic
+from ladle.merging.surface import SURFACE_NAME, Surface, folders_of, quadratic
 
 
 def hill_surface(objectives: Sequence[str], members: Sequence[str], fingerprint: str = "") -> Surface:
@@ -40,5 +40,5 @@ def write_hill_surface(root: Path) -> None:
     """Leave one of the backbones beside the family.toml in ``root``."""
     manifest = load_manifest(root)
     members = [backbone.name for backbone in manifest.backbones]
-    fingerprint = fingerprint_of(member_folders(manifest, root, members))
+    fingerprint = fingerprint_of(folders_of(manifest, root, members))
     write_measured(hill_surface(manifest.objectives, members, fingerprint), root / SURFACE_NAME)

@@ -67,8 +67,8 @@ class Calibration(BaseModel):
 
     def rewards(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean rewards expected at preferences: float64 [points, objectives] of weights [points, objectives]."""
-        rows = {degree: basis(weights, degree) for degree in (2, 3)}
-        found = [rows[response.degree] @ np.array(response.coefficients) for response in self.responses.values()]
+        terms = self._terms(weights)
+        found = [terms[response.degree] @ np.array(response.coefficients) for response in self.responses.values()]
         return np.stack(found, axis=-1)
 
     def quantiles(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,12 +84,16 @@ class Calibration(BaseModel):
 
     def deviations(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Standard errors of ``rewards``, same shape."""
-        rows = {degree: basis(weights, degree) for degree in (2, 3)}
+        terms = self._terms(weights)
         spreads = [
-            np.einsum("pi,ij,pj->p", rows[response.degree], np.array(response.covariance), rows[response.degree])
+            np.einsum("pi,ij,pj->p", terms[response.degree], np.array(response.covariance), terms[response.degree])
             for response in self.responses.values()
         ]
         return np.sqrt(np.clip(np.stack(spreads, axis=-1), 0.0, None))
+
+    def _terms(self, weights: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
+        """``basis`` of the degrees that there are."""
+        return {degree: basis(weights, degree) for degree in {response.degree for response in self.responses.values()}}
 
 
 def basis(weights: NDArray[np.float64], degree: int = 2) -> NDArray[np.float64]:
@@ -124,7 +128,7 @@ def _distinct(quantiles: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[
     return distinct, (levels[first] + levels[first + counts - 1]) / 2
 
 
-def member_folders(manifest: Manifest, root: Path) -> list[Path]:
+def weighed_folders(manifest: Manifest, root: Path) -> list[Path]:
     """Where the members lie that a preference weighs; a policy for one preference is none of them."""
     return [
         root / entry.path
@@ -136,7 +140,7 @@ def member_folders(manifest: Manifest, root: Path) -> list[Path]:
 def calibrated_on(manifest: Manifest, root: Path, method: str) -> str:
     """Fingerprint of what a calibration of ``method`` is of: members, and the surface if coefficients come from it."""
     files = [root / SURFACE_NAME] if method == FITTED_METHOD else []
-    return fingerprint_of(member_folders(manifest, root), files)
+    return fingerprint_of(weighed_folders(manifest, root), files)
 
 
 def load_calibration(root: Path, manifest: Manifest) -> Calibration | None:

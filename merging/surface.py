@@ -91,12 +91,17 @@ class Surface(BaseModel):
 
 
 def quadratic(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1, c_i for all i, then c_i c_j for all i <= j: float64 [points, (n + 1) (n + 2) / 2] of [points, n]."""
+    """1, c_i for all i, then c_i c_j for all i <= j: float64 [points, quadratic_size] of [points, n]."""
     pairs = itertools.combinations_with_replacement(range(points.shape[1]), 2)
     return np.column_stack([np.ones(len(points)), points, *[points[:, i] * points[:, j] for i, j in pairs]])
 
 
-def member_folders(manifest: Manifest, root: Path, members: Sequence[str]) -> list[Path]:
+def quadratic_size(n: int) -> int:
+    """How many functions ``quadratic`` has for ``n`` members."""
+    return (n + 1) * (n + 2) // 2
+
+
+def folders_of(manifest: Manifest, root: Path, members: Sequence[str]) -> list[Path]:
     """Where ``members`` lie."""
     return [root / entry.path for _, entry in manifest.members() if entry.name in members]
 
@@ -112,7 +117,7 @@ def load_surface(root: Path, manifest: Manifest) -> Surface | None:
     if found is None:
         return None
     n = len(found.members)
-    size = (n + 1) * (n + 2) // 2
+    size = quadratic_size(n)
     if list(found.rewards) != manifest.objectives:
         raise FamilyError(file, f"rewards: {', '.join(found.rewards)}; need {', '.join(manifest.objectives)}")
     for name, fitted in (*found.rewards.items(), ("surprise", found.surprise)):
@@ -120,4 +125,4 @@ def load_surface(root: Path, manifest: Manifest) -> Surface | None:
             raise FamilyError(file, f"{name}: {len(fitted)} numbers; need {size}, of {n} members")
     if not n or len(found.design) < size or any(len(point) != n for point in found.design):
         raise FamilyError(file, f"design: need {size} points or more, of {n} coefficients each")
-    return found if found.fingerprint == fingerprint_of(member_folders(manifest, root, found.members)) else None
+    return found if found.fingerprint == fingerprint_of(folders_of(manifest, root, found.members)) else None

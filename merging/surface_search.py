@@ -33,8 +33,8 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
     starts = np.vstack([points, draw.dirichlet(np.full(len(points), 0.1), size=_STARTS) @ points])
     scores, costs = evaluate(starts)
 
-    def climb(price: float) -> tuple[Array, bool]:
-        """A mix of about the best score less its cost at ``price``, and whether it keeps the bound."""
+    def climb(price: float) -> tuple[Array, float, bool]:
+        """A mix of about the best score less its cost at ``price``, its score, and whether it keeps the bound."""
         best = starts[int(np.argmax(scores - price * costs))]
         while True:
             steps = best + _WAYS[:, None, None] * (points - best)
@@ -44,22 +44,24 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
             place = int(np.argmax(net))
             best = tried[place]
             if not net[place] > net[0] + _GAIN:
-                return best, bool(cost[place] <= bound)
+                return best, float(score[place]), bool(cost[place] <= bound)
 
-    over, kept = climb(0.0)
+    over, _, kept = climb(0.0)
     if kept:
         return over
-    within = starts[int(np.argmax(np.where(costs <= bound, scores, -np.inf)))]
+    kept_scores = np.where(costs <= bound, scores, -np.inf)
+    first = int(np.argmax(kept_scores))
+    within, top = starts[first], kept_scores[first]
     low, high = _PRICES
     for _ in range(_ROUNDS):
         price = (low * high) ** 0.5
-        found, kept = climb(price)
+        found, score, kept = climb(price)
         if not kept:
             low, over = price, found
             continue
         high = price
-        if evaluate(found[None])[0] > evaluate(within[None])[0]:
-            within = found
+        if score > top:
+            within, top = found, score
     between = within + np.linspace(0.0, 1.0, 129)[:, None] * (over - within)
-    score, cost = evaluate(between)
-    return between[int(np.argmax(np.where(cost <= bound, score, -np.inf)))]
+    ways, prices = evaluate(between)
+    return between[int(np.argmax(np.where(prices <= bound, ways, -np.inf)))]

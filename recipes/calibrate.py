@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ladle.merging.calibration import Calibration, Response, basis, basis_size, quantile_of
+from ladle.recipes.regression import explained, solver
 from ladle.recipes.sweep_summary import Table
 
 LEVELS = 101
@@ -106,10 +107,9 @@ def _response(
     """``rewards`` [points, prompts, answers] of one objective, by the degree that explains more of points left out."""
     by_prompt = rewards.mean(axis=2)
     means = by_prompt.mean(axis=1)
-    explained = {degree: _explained(rows, means) for degree, rows in bases.items()}
-    degree = max(explained, key=lambda each: explained[each])
-    rows = bases[degree]
-    solve = np.linalg.pinv(rows)
+    shares = {degree: explained(rows, means) for degree, rows in bases.items()}
+    degree = max(shares, key=lambda each: shares[each])
+    solve = solver(bases[degree])
     drawn = np.stack([solve @ by_prompt[:, own].mean(axis=1) for own in picks])
     levels = np.linspace(0.0, 1.0, LEVELS)
     return Response(
@@ -117,16 +117,8 @@ def _response(
         coefficients=(solve @ means).tolist(),
         covariance=np.atleast_2d(np.cov(drawn, rowvar=False)).tolist(),
         quantiles=np.quantile(rewards, levels).tolist(),
-        explained=explained[degree],
+        explained=shares[degree],
     )
-
-
-def _explained(rows: NDArray[np.float64], means: NDArray[np.float64]) -> float:
-    """1 - sum (y - y without itself)^2 / sum (y - mean y)^2, each point predicted from the others."""
-    hat = rows @ np.linalg.pinv(rows)
-    left_out = (means - hat @ means) / np.clip(1.0 - np.diag(hat), 1e-9, None)
-    spread = float(((means - means.mean()) ** 2).sum())
-    return 1.0 - float((left_out**2).sum()) / spread if spread > 0 else 0.0
 
 
 def lines(calibration: Calibration, reachable: Mapping[str, Sequence[float]]) -> list[str]:

@@ -14,7 +14,8 @@ from ladle.guidance.merging_method import MergingMethod
 from ladle.guidance.registry import METHODS
 from ladle.merging.manifest import Manifest
 from ladle.merging.measured import fingerprint_of
-from ladle.merging.surface import Surface, member_folders, quadratic
+from ladle.merging.surface import Surface, folders_of, quadratic
+from ladle.recipes.regression import explained, solver
 from ladle.recipes.sweep_summary import REFERENCE, Table, standardised
 
 
@@ -44,14 +45,13 @@ def measurements(
         merges: merge coefficients by member, by the setting's key, as the sweep was answered with them.
         own: rewards of the base's own answers, [answers, objectives]: the same for sweeps that are fitted together.
     """
-    z, usual = standardised(table.raw, own), _surprise(table, table.base)
+    sound, usual = table.sound(standardised(table.raw, own)), table.surprise(table.base)
     found = []
     for index, setting in enumerate(table.settings):
         if setting.weights and setting.label not in methods:
             continue
-        sound = np.where(table.degenerate[index][..., None], REFERENCE, z[index])
-        heights = sound.reshape(-1, len(table.objectives)).mean(axis=0) - REFERENCE
-        surprise = _surprise(table, index)
+        heights = sound[index].reshape(-1, len(table.objectives)).mean(axis=0) - REFERENCE
+        surprise = table.surprise(index)
         more = None if surprise is None or usual is None else surprise - usual
         found.append(Measurement(merges[setting.key], heights, more, table.degenerate[index].size))
     return found
@@ -113,28 +113,28 @@ def fit_surface(
     if np.linalg.matrix_rank(rows) < rows.shape[1]:
         allowed = f"settings that mix all of {', '.join(members)}; --method says which methods are fitted"
         raise ValueError(f"sweep: members that are never merged with each other are not allowed; allowed: {allowed}")
-    scale = np.sqrt([one.answers for one in measured])
-    heights = np.array([one.heights for one in measured])
-    fits = {name: _fit(rows, heights[:, place], scale) for place, name in enumerate(manifest.objectives)}
-    fits["surprise"] = _fit(rows, np.array(judged), scale)
+    counts = np.array([one.answers for one in measured], dtype=np.float64)
+    solve, heights = solver(rows, counts), np.array([one.heights for one in measured])
+    values = {name: heights[:, place] for place, name in enumerate(manifest.objectives)}
+    surprises = np.array(judged)
     return Surface(
-        fingerprint=fingerprint_of(member_folders(manifest, root, members)),
+        fingerprint=fingerprint_of(folders_of(manifest, root, members)),
         members=members,
         sampling=dict(sampling),
         answers=sum(one.answers for one in measured),
         design=points.tolist(),
-        rewards={name: fits[name][0] for name in manifest.objectives},
-        surprise=fits["surprise"][0],
+        rewards={name: (solve @ value).tolist() for name, value in values.items()},
+        surprise=(solve @ surprises).tolist(),
         most_surprise=most_surprise,
-        explained={name: explained for name, (_, explained) in fits.items()},
+        explained={name: explained(rows, value, counts) for name, value in (values | {"surprise": surprises}).items()},
     )
 
 
 def lines(surface: Surface, preferences: Iterable[Sequence[float]]) -> list[str]:
     """What was found, for people: how good the fit is, and what some preferences come to."""
     found = [f"{surface.answers} answers with {len(surface.design)} merges of {', '.join(surface.members)}"]
-    for name, explained in surface.explained.items():
-        found.append(f"{name}: the fit explains {100 * explained:.0f} % of merges left out")
+    for name, share in surface.explained.items():
+        found.append(f"{name}: the fit explains {100 * share:.0f} % of merges left out")
     for weights in preferences:
         best = surface.best(weights)
         point = np.array([best])
@@ -144,23 +144,3 @@ def lines(surface: Surface, preferences: Iterable[Sequence[float]]) -> list[str]
         merged = ", ".join(f"{value:+.2f}" for value in best)
         found.append(f"{wanted}: coefficients {merged}; expected z {expected}; perplexity x {np.exp(surprise):.2f}")
     return found
-
-
-def _surprise(table: Table, index: int) -> float | None:
-    """Nats a token of a setting's answers under the plain base."""
-    known = [text for text in table.texts[table.settings[index].key] if text.base_logprob is not None]
-    tokens = sum(text.tokens for text in known)
-    return -sum(text.base_logprob or 0.0 for text in known) / tokens if tokens else None
-
-
-def _fit(
-    rows: NDArray[np.float64], values: NDArray[np.float64], scale: NDArray[np.float64]
-) -> tuple[list[float], float]:
-    """Weights of ``quadratic``, and the share of the variance explained of points left out."""
-    solve = np.linalg.pinv(rows * scale[:, None]) * scale
-    fitted = solve @ values
-    leverage = np.einsum("pi,ip->p", rows, solve)
-    left_out = (values - rows @ fitted) / np.clip(1.0 - leverage, 1e-9, None)
-    spread = float((scale**2 * (values - np.average(values, weights=scale**2)) ** 2).sum())
-    explained = 1.0 - float((scale**2 * left_out**2).sum()) / spread if spread > 0 else 0.0
-    return fitted.tolist(), explained

@@ -64,9 +64,17 @@ class Table:
         """A method's weights [points, objectives], its z [points, prompts, objectives] with answers averaged, and the
         same with degenerate answers at the hypervolume's reference: worth nothing."""
         places, weights = self.places(method)
-        z = self.z[places]
-        sound = np.where(self.degenerate[places][..., None], REFERENCE, z)
-        return weights, z.mean(axis=2), sound.mean(axis=2)
+        return weights, self.z[places].mean(axis=2), self.sound(self.z)[places].mean(axis=2)
+
+    def sound(self, z: np.ndarray) -> np.ndarray:
+        """``z`` [settings, prompts, answers, objectives] with degenerate answers at ``REFERENCE``: worth nothing."""
+        return np.where(self.degenerate[..., None], REFERENCE, z)
+
+    def surprise(self, index: int) -> float | None:
+        """Nats a token of a setting's answers under the plain base; None where it judged none of them."""
+        known = [text for text in self.texts[self.settings[index].key] if text.base_logprob is not None]
+        tokens = sum(text.tokens for text in known)
+        return -sum(text.base_logprob or 0.0 for text in known) / tokens if tokens else None
 
 
 def standardised(raw: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -101,10 +109,8 @@ def _setting(table: Table, index: int, draws: int, seed: int) -> dict[str, Any]:
     for place, objective in enumerate(table.objectives):
         mean, low, high = bootstrap_mean(table.raw[index, :, :, place], draws=draws, seed=seed)
         row[objective] = {"mean": mean, "low": low, "high": high, "z": float(table.z[index, ..., place].mean())}
-    known = [text for text in texts if text.base_logprob is not None]
-    tokens = sum(text.tokens for text in known)
-    total = -sum(text.base_logprob for text in known if text.base_logprob is not None)
-    row["base_perplexity"] = float(np.exp(total / tokens)) if tokens else None
+    surprise = table.surprise(index)
+    row["base_perplexity"] = None if surprise is None else float(np.exp(surprise))
     row["tokens"] = float(np.mean([text.tokens for text in texts]))
     row["degenerate"] = float(table.degenerate[index].mean())
     row["cut"] = float(np.mean([text.finish_reason == "length" for text in texts]))

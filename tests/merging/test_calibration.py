@@ -16,8 +16,8 @@ from ladle.merging.calibration import (
     basis,
     basis_size,
     calibrated_on,
-    member_folders,
     quantile_of,
+    weighed_folders,
 )
 from ladle.merging.errors import FamilyError
 from ladle.merging.family import load_family
@@ -59,7 +59,7 @@ def test_a_family_knows_its_calibration_until_its_members_change(root: Path) -> 
     assert found is not None and found.objectives == ("positive", "simple")
     write_measured(found, root / CALIBRATION_NAME)
     assert load_family(root).calibration == found
-    folders = {folder.name for folder in member_folders(load_manifest(root), root)}
+    folders = {folder.name for folder in weighed_folders(load_manifest(root), root)}
     other = calibration(own(root), steering={"method": "fitted_soup"})
     write(root, other)
     assert load_family(root).calibration is None, "its coefficients come from a surface, and there is none"

@@ -14,7 +14,7 @@ from ladle.merging.family import load_family
 from ladle.merging.manifest import load_manifest
 from ladle.merging.measured import fingerprint_of, write_measured
 from ladle.merging.simplex import grid
-from ladle.merging.surface import SURFACE_NAME, Surface, member_folders, quadratic
+from ladle.merging.surface import SURFACE_NAME, Surface, folders_of, quadratic
 
 MEMBERS = ["bone-positive", "bone-simple"]
 CORNERS = [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0], [1.0, 0.5], [0.5, 1.0]]
@@ -40,7 +40,7 @@ def write(root: Path, found: Any) -> None:
 
 
 def own(root: Path) -> str:
-    return fingerprint_of(member_folders(load_manifest(root), root, MEMBERS))
+    return fingerprint_of(folders_of(load_manifest(root), root, MEMBERS))
 
 
 def test_a_family_knows_its_surface_until_its_members_change(root: Path) -> None:

@@ -42,9 +42,24 @@ def test_a_sweep_from_beginning_to_end_and_on_from_the_middle(tmp_path: Path) ->
     (tmp_path / "prompts.txt").write_text("rain\n\nsnow and ice\nthe sun\n")
     options = ["--prompts", tmp_path / "prompts.txt", "--answers", 2, "--points", 2, "--max-tokens", 12]
     options += ["--draws", 100, "--seed", 5, "-m", "bone_soup", "-m", "mage:value=implicit,strength=0.5"]
-    whole = run(root, *options, "--out", tmp_path / "whole", "--json")
-    assert whole.exit_code == 0, whole.output
-    rows = samples(tmp_path / "whole")
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    with served(root) as (url, _):
+        done = run(url, *options, "--out", whole, "--json")
+        assert done.exit_code == 0, done.output
+        # Stopped in the middle of a line: what is there stays, the rest is asked for, and all comes out the same.
+        part.mkdir()
+        text = (whole / "samples.csv").read_bytes()
+        (part / "samples.csv").write_bytes(text[: rng.randrange(len(text) // 3, len(text) - 20)].rstrip(b"\n"))
+        (part / "sweep.json").write_text((whole / "sweep.json").read_text())
+        again = run(url, *options, "--out", part, "--json")
+        assert again.exit_code == 0, again.output
+        other = run(url, *options, "--out", part, "--temperature", 0.5)
+        assert other.exit_code == 1 and "sampling" in other.output and "was begun" in other.output
+        unable = run(url, *options[:-2], "-m", "co_llm", "--out", tmp_path / "no")
+        assert unable.exit_code == 1 and "co_llm" in unable.output
+    assert not (tmp_path / "no" / "samples.csv").exists(), "nothing is sampled before everything can be"
+
+    rows = samples(whole)
     assert len(rows) == (1 + 2 * 3) * 3 * 2
     assert {row["setting"] for row in rows} >= {"base", "bone_soup@0.5,0.5", "mage:value=implicit,strength=0.5@1,0"}
     seeds = {(row["prompt"], row["number"]): row["seed"] for row in rows}
@@ -54,32 +69,23 @@ def test_a_sweep_from_beginning_to_end_and_on_from_the_middle(tmp_path: Path) ->
         assert float(row["reward_positive"]) == Positive()("", row["text"])
         # The first answer to a prompt is judged by the base, unless more are asked for.
         assert float(row["base_logprob"]) < 0 if row["number"] == "0" else row["base_logprob"] == ""
-    said = json.loads(whole.stdout.strip().splitlines()[-1])
-    assert said == json.loads((tmp_path / "whole" / "summary.json").read_text())
-    assert {"front.png", "front.svg", "sweep.json"} <= {path.name for path in (tmp_path / "whole").iterdir()}
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    assert said == json.loads((whole / "summary.json").read_text())
+    assert {"front.png", "front.svg", "sweep.json"} <= {path.name for path in whole.iterdir()}
+    merged = json.loads((whole / "sweep.json").read_text())["coefficients"]
+    assert merged["bone_soup@0.5,0.5"] == pytest.approx(dict.fromkeys(("bone-positive", "bone-simple"), 0.5))
+    assert merged["base"] == {}
+    assert json.loads(again.stdout.strip().splitlines()[-1]) == said
+    assert sorted(map(str, samples(part))) == sorted(map(str, rows))
 
-    # Stopped in the middle of a line: what is there stays, the rest is asked for, and all comes out the same.
-    part = tmp_path / "part"
-    part.mkdir()
-    text = (tmp_path / "whole" / "samples.csv").read_bytes()
-    (part / "samples.csv").write_bytes(text[: rng.randrange(len(text) // 3, len(text) - 20)].rstrip(b"\n"))
-    (part / "sweep.json").write_text((tmp_path / "whole" / "sweep.json").read_text())
-    asked = json.loads((part / "sweep.json").read_text())
-    assert asked["coefficients"]["bone_soup@0.5,0.5"] == pytest.approx(
-        dict.fromkeys(("bone-positive", "bone-simple"), 0.5)
-    )
-    assert asked["coefficients"]["base"] == {}
-    with served(root) as (url, _):  # one that runs, instead of one started for the sweep
-        again = run(url, *options, "--out", part, "--json")
-        assert again.exit_code == 0, again.output
-        assert json.loads(again.stdout.strip().splitlines()[-1]) == said
-        assert sorted(map(str, samples(part))) == sorted(map(str, rows))
 
-        other = run(url, *options, "--out", part, "--temperature", 0.5)
-        assert other.exit_code == 1 and "sampling" in other.output and "was begun" in other.output
-        unable = run(url, *options[:-2], "-m", "co_llm", "--out", tmp_path / "no")
-        assert unable.exit_code == 1 and "co_llm" in unable.output
-    assert not (tmp_path / "no" / "samples.csv").exists(), "nothing is sampled before everything can be"
+def test_a_sweep_of_a_folder_starts_a_server_of_its_own(tmp_path: Path) -> None:
+    root = two_objectives(tmp_path / "family", fresh_seed() % 1000)
+    (tmp_path / "prompts.txt").write_text("rain\nsnow\n")
+    options = ["--prompts", tmp_path / "prompts.txt", "--answers", 1, "--points", 1, "--max-tokens", 4, "--draws", 100]
+    done = run(root, *options, "--out", tmp_path / "sweep")
+    assert done.exit_code == 0, done.output
+    assert len(samples(tmp_path / "sweep")) == 6 and (tmp_path / "sweep" / "server.log").exists()
 
 
 def two_objectives(folder: Path, seed: int) -> Path:

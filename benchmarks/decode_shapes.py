@@ -41,14 +41,19 @@ def settings(family: Family) -> dict[str, Callable[[int], Steering]]:
 
 
 def run(
-    shapes: Mapping[str, Mapping[str, Any]], batches: Sequence[int], rounds: int, timer: DeviceTimer, dtype: str
+    shapes: Mapping[str, Mapping[str, Any]],
+    batches: Sequence[int],
+    rounds: int,
+    timer: DeviceTimer,
+    dtype: str,
+    cuda_graphs: bool = True,
 ) -> Iterator[dict[str, object]]:
-    """A row a shape, batch and setting."""
+    """A row a shape, batch and setting. ``cuda_graphs``: see ``EngineConfig``."""
     bandwidth = timer.copy_bandwidth()
     for name, shape in shapes.items():
         with tempfile.TemporaryDirectory(prefix="ladle-random-") as folder:
             path = write_random_family(Path(folder) / "family", shape, getattr(torch, dtype))
-            yield from _of_shape(name, load_family(path), batches, rounds, timer.device, bandwidth, dtype)
+            yield from _of_shape(name, load_family(path), batches, rounds, timer.device, bandwidth, dtype, cuda_graphs)
         gc.collect()  # an engine holds itself by its threads and callbacks
         if timer.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -62,11 +67,13 @@ def _of_shape(
     device: torch.device,
     bandwidth: float,
     dtype: str,
+    cuda_graphs: bool,
 ) -> Iterator[dict[str, object]]:
     wanted = settings(family)
     lanes = max(len(resolve(family, steering(0)).sources) for steering in wanted.values())
     token_bytes = _token_bytes(family, getattr(torch, dtype))
     options: dict[str, Any] = {"device": device.type, "max_sequences": max(batches), "max_lanes": lanes * max(batches)}
+    options["cuda_graphs"] = cuda_graphs
     options["kv_memory"] = (lanes * max(batches) + 2) * _TOKENS * token_bytes
     side = EngineSide(family, dtype, max_batch_tokens=max(512, 32 * max(batches)), **options)
     try:

@@ -34,15 +34,16 @@ def measure(
     repeats: int = 20,
     dtype: str = "bfloat16",
     small: bool = False,
+    cuda_graphs: bool = True,
 ) -> Iterable[dict[str, object]]:
     """All rows, each with the columns ``COLUMNS``: first the ops, unless ``sizes`` is None, then decoding. ``small``:
-    see ``DeviceTimer``."""
+    see ``DeviceTimer``. ``cuda_graphs``: see ``EngineConfig``."""
     stamp = {"hardware": hardware(), "versions": f"{versions()}, triton {_triton()}"}
     timer = DeviceTimer(device, small)
     for row in kernels.run(timer, sizes, repeats) if sizes is not None else ():
         yield _row(stamp, op_row(row))
     plain: dict[tuple[object, object], float] = {}
-    for row in decode_shapes.run(shapes, batches, rounds, timer, dtype):
+    for row in decode_shapes.run(shapes, batches, rounds, timer, dtype, cuda_graphs):
         key = (row["model"], row["batch"])
         if row["setting"] == "plain":
             plain[key] = float(str(row["step_ms"]))
@@ -140,14 +141,22 @@ def _parameters(shape: Mapping[str, Any]) -> int:
 
 
 def run(
-    device: torch.device, names: Sequence[str], batches: Sequence[int], rounds: int, out: Path, ops: bool = True
+    device: torch.device,
+    names: Sequence[str],
+    batches: Sequence[int],
+    rounds: int,
+    out: Path,
+    ops: bool = True,
+    cuda_graphs: bool = True,
 ) -> None:
-    """Measure on the GPU ``device``, write ``out``, print the table. ``names``: of shapes; ``ops``: these too."""
+    """Measure on the GPU ``device``, write ``out``, print the table. ``names``: of shapes; ``ops``: these too.
+    ``cuda_graphs``: see ``EngineConfig``."""
     console = Console()
     wanted = {name: SHAPES[name] for name in names}
     shapes = fitting(wanted, torch.cuda.mem_get_info(device)[0])
     for name in wanted.keys() - shapes.keys():
         console.print(f"{name}: left out, it does not fit into this GPU's memory")
-    rows = write(out, measure(device, kernels.Sizes() if ops else None, shapes, batches, rounds=rounds))
+    sizes = kernels.Sizes() if ops else None
+    rows = write(out, measure(device, sizes, shapes, batches, rounds=rounds, cuda_graphs=cuda_graphs))
     console.print(table(rows))
     console.print(f"written to {out}")

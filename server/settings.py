@@ -62,6 +62,7 @@ class ServerSettings(BaseSettings):
     max_queue_tokens: int = Field(1 << 20, ge=1, description="prompt tokens that may wait before new requests get 429")
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
     compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
+    cuda_graphs: bool = Field(True, description="on a GPU, record the forwards of decode steps and run the recordings")
     expert_schedule: Literal["auto", "eager", "lazy"] = Field(
         "auto", description="whether routed experts compute every token, or what they missed once they are chosen"
     )
@@ -170,5 +171,6 @@ class ServerSettings(BaseSettings):
             max_queue_tokens=self.max_queue_tokens,
             prefix_cache=self.prefix_cache,
             compiled_layers=self.compiled_layers,
+            cuda_graphs=self.cuda_graphs,
             expert_schedule=self.expert_schedule,
         )

@@ -1,6 +1,7 @@
 """What `make gpu` does: the tests that need a GPU, then ops and decoding measured on it.
 
 python tools/gpu.py [--only tests|ops|decode] [--shapes 135M,1.5B,8B] [--batches 1,8,32,64,128] [--rounds 5]
+    [--no-cuda-graphs]
 """
 
 import argparse
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of interleaved settings")
     parser.add_argument("--only", choices=PARTS, help="one part of it; default: all")
     parser.add_argument("--out", type=Path, help="CSV file; default: benchmarks/results/GPU.csv")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="decode without recordings, for comparison")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("make gpu: no GPU is present, or this PyTorch cannot use it; nothing was tested and nothing measured")
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
     if parts != ("tests",):
         out = options.out or gpu.results_file(name)
         wanted = names if "decode" in parts else []
-        gpu.run(torch.device("cuda"), wanted, batches, options.rounds, out, "ops" in parts)
+        gpu.run(torch.device("cuda"), wanted, batches, options.rounds, out, "ops" in parts, not options.no_cuda_graphs)
     return 1 if failed else 0
 
 

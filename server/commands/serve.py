@@ -59,6 +59,14 @@ def command(
             show_default="on",
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="On a GPU, record the forwards of decode steps at the start, and run the recordings.",
+            show_default="on",
+        ),
+    ] = None,
     expert_schedule: Annotated[
         Literal["auto", "eager", "lazy"] | None,
         typer.Option(
@@ -175,6 +183,7 @@ def command(
         "max_queue_tokens": max_queue_tokens,
         "prefix_cache": prefix_cache,
         "compiled_layers": compiled_layers,
+        "cuda_graphs": cuda_graphs,
         "expert_schedule": expert_schedule,
         "default_max_tokens": default_max_tokens,
         "max_choices": max_choices,

@@ -31,6 +31,8 @@ class EngineConfig:
     prefix_cache: reuse KV state of equal prefixes under equal weights.
     compiled_layers: on a CPU, take small steps through compiled layers where the model allows it (bfloat16 weights,
         Llama's shape, at most 1 GiB); costs a copy of the weights.
+    cuda_graphs: on a GPU, record the forwards of decode steps of some sizes at the start, and run these; costs memory
+        for the results of every size.
     expert_schedule: when the experts of a routed request compute their tokens. "eager": with every token. "lazy": what
         they missed, once the router chooses them. "auto": lazy where an expert would take a forward of its own in every
         step, eager where it is some more rows of one that is computed anyway.
@@ -48,6 +50,7 @@ class EngineConfig:
     max_queue_tokens: int = 1 << 20
     prefix_cache: bool = True
     compiled_layers: bool = True
+    cuda_graphs: bool = True
     expert_schedule: str = "auto"
 
     def __post_init__(self) -> None:

@@ -73,7 +73,7 @@ class Engine:
             judged_rows=max(config.lanes, ROW_BYTES // (4 * self.vocabulary)),
         )
         self.sampler = Sampler(config.max_sequences, self.device)
-        self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device)
+        self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, config.cuda_graphs)
         self.roster = Roster(self.scheduler, self.cancel)
         self._sequences = self.roster.entries
         self._searches: dict[str, BlockSearch] = {}

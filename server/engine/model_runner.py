@@ -13,6 +13,7 @@ from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.attention import PagedContext
 from ladle.server.engine.candidates import keep_chosen, value_candidates
 from ladle.server.engine.catch_up import CatchUp, plan_catch_up
+from ladle.server.engine.decode_graphs import DecodeGraphs, record_decoding
 from ladle.server.engine.kv_cache import KVCache
 from ladle.server.engine.prompt_scores import PromptJudge
 from ladle.server.engine.sampler import Draw, Sampler
@@ -54,13 +55,21 @@ class _Found:
 class ModelRunner:
     """The only place where a step touches tensors. Not thread-safe: the engine thread owns it."""
 
-    def __init__(self, models: ServedModels, scheduler: Scheduler, sampler: Sampler, device: torch.device) -> None:
+    def __init__(
+        self, models: ServedModels, scheduler: Scheduler, sampler: Sampler, device: torch.device, graphs: bool = False
+    ) -> None:
+        """``graphs``: record what decodes, on a GPU."""
         self.models = models
         self.scheduler = scheduler
         self.table = table = scheduler.table
         self.sampler = sampler
         self._layouts = LayoutBuilder(table, device)
         self._judge = PromptJudge(device)
+        self._recorded: dict[WeightsKey, DecodeGraphs] = {}
+        for name, key in models.plain.items() if graphs else ():
+            found = record_decoding(models.store.models[key], models.caches[name], table)
+            if found is not None:
+                self._recorded[key] = found
         self.rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
 
@@ -85,7 +94,8 @@ class ModelRunner:
             return result
         turns = {} if self.models.router is None else self.models.router.choose(drawing, found.states)
         result.caught_up = late = plan_catch_up(self.scheduler, {s: turn.lanes for s, turn in turns.items()})
-        self._forward(*late.split(), found)
+        # What was recorded has its results in the same place every time, where this step's first ones still are.
+        self._forward(*late.split(), found, recorded=False)
         drawing = [sequence for sequence in drawing if sequence not in late.behind]
         if not drawing:
             return result
@@ -101,13 +111,19 @@ class ModelRunner:
             sequence.speaker = turn.speaker
         return result
 
-    def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Found) -> None:
-        """One forward a set of weights; what it gives is added to ``found``."""
+    def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Found, recorded: bool = True) -> None:
+        """One forward a set of weights, ``recorded`` if that can be; what it gives is added to ``found``."""
         decode, prefill = _by_weights(chunks, lanes)
         for key in dict.fromkeys([*decode, *prefill]):
             layout = self._layouts.build(decode.get(key, []), prefill.get(key, []))
             lane = decode[key][0] if key in decode else prefill[key][0].lane
-            logits, hidden = self.models.store.models[key].forward(layout, self._context(lane, layout))
+            context = self._context(lane, layout)
+            graphs = self._recorded.get(key) if recorded and key not in prefill else None
+            size = None if graphs is None else graphs.size_for(layout)
+            if graphs is None or size is None:
+                logits, hidden = self.models.store.models[key].forward(layout, context)
+            else:
+                logits, hidden = graphs.run(layout, size)
             before = sum(part.shape[0] for part in found.logits)
             for row, (lane, state) in enumerate(zip(layout.logit_lanes, hidden, strict=True), start=before):
                 found.rows[lane] = row

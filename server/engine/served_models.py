@@ -26,9 +26,9 @@ _FEWEST_BLOCKS = 8
 
 class ServedModels:
     """``names``: "" for the base, then those of ``[[models]]``. ``caches``: the KV pool of each; a block id means the
-    same place in all of them, so that one block manager serves any lane. ``vocabulary``: the token ids they have in
-    common (sizes differ by padding only). ``router``: of the family, if it has one. ``members``: the columns of a
-    coefficient row, over all models."""
+    same place in all of them, so that one block manager serves any lane. ``plain``: the key of each as it was loaded.
+    ``vocabulary``: the token ids they have in common (sizes differ by padding only). ``router``: of the family, if it
+    has one. ``members``: the columns of a coefficient row, over all models."""
 
     def __init__(
         self, family: Family, config: EngineConfig, device: torch.device, in_use: Callable[[], Iterable[WeightsKey]]
@@ -75,6 +75,7 @@ class ServedModels:
             name: KVCache(layers, self.blocks, activation_dtype, device)
             for name, layers in zip(self.names, shapes, strict=True)
         }
+        self.plain = dict(zip(self.names, plain, strict=True))
         self.store = WeightsStore(plain, lambda key: builders[key.base_revision](key), config.weights_memory, in_use)
 
     def lanes(self, request: GenerationRequest) -> list[Lane]:

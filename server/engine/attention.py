@@ -23,6 +23,9 @@ from ladle.kernels import dispatch
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache, KVShape
 
 IMPLEMENTATION = "ladle_paged"
+ROWS = 4
+"""Queries that share keys are attended to in multiples of so many: with other counts torch's buffers of a second thread
+begin where MKL sums in another order, and which thread a lane falls to depends on its batch."""
 
 
 def bucket_blocks(blocks: int) -> int:
@@ -57,7 +60,8 @@ class AttentionGroup:
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [tiles, 1, folded * tile, keys]: causal, within ``window`` when the layer slides."""
+        """Additive mask [tiles, 1, rows, keys]: causal, within ``window`` when the layer slides. The first folded * tile
+        rows are the queries', the rest fills up to a multiple of ``ROWS``."""
         known = self._masks.get((folded, window, dtype))
         if known is None:
             query = self.positions[:, :, None]
@@ -68,6 +72,7 @@ class AttentionGroup:
                 allowed &= self.keys > query - window
             known = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
             known = known[:, None].repeat(1, 1, folded, 1)
+            known = F.pad(known, (0, 0, 0, -known.shape[2] % ROWS))
             self._masks[(folded, window, dtype)] = known
         return known
 
@@ -118,11 +123,21 @@ class AttentionProbe:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """``q`` [tiles, kv heads, rows, d] -> the same shape; ``mask`` as of ``AttentionGroup.mask``."""
+    rows = q.shape[2]
     if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-    scores = (q @ k.transpose(2, 3)) * scaling
-    scores = softcap * torch.tanh(scores / softcap) + mask
+        filled = F.pad(q, (0, 0, 0, mask.shape[2] - rows)) if mask.shape[2] > rows else q
+        return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :rows]
+    scores = _products(q, k) * scaling
+    scores = softcap * torch.tanh(scores / softcap) + mask[:, :, :rows]
     return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T. A single tile is multiplied in another order than several, so it is computed as two."""
+    if q.shape[0] > 1:
+        return q @ k.transpose(2, 3)
+    return (q.expand(2, -1, -1, -1) @ k.expand(2, -1, -1, -1).transpose(2, 3))[:1]
 
 
 def paged_attention_forward(

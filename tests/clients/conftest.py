@@ -1,5 +1,8 @@
+import asyncio
 import random
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +25,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def asleep(seconds: float) -> None:
         recorded.append(seconds)
 
-    monkeypatch.setattr("ladle.clients.client.time.sleep", recorded.append)
-    monkeypatch.setattr("ladle.clients.async_client.asyncio.sleep", asleep)
+    # In place of the modules as the clients see them: what other tests have left running sleeps as it did.
+    monkeypatch.setattr("ladle.clients.client.time", SimpleNamespace(**{**vars(time), "sleep": recorded.append}))
+    monkeypatch.setattr("ladle.clients.async_client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": asleep}))
     return recorded
 
 

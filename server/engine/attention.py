@@ -60,8 +60,8 @@ class AttentionGroup:
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [tiles, 1, rows, keys]: causal, within ``window`` when the layer slides. The first folded * tile
-        rows are the queries', the rest fills up to a multiple of ``ROWS``."""
+        """Additive mask [tiles, 1, rows, keys]: causal, within ``window`` when the layer slides. The first
+        folded * tile rows are the queries', the rest fills up to a multiple of ``ROWS``."""
         known = self._masks.get((folded, window, dtype))
         if known is None:
             query = self.positions[:, :, None]

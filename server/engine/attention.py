@@ -23,7 +23,7 @@ from ladle.kernels import dispatch
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache, KVShape
 
 IMPLEMENTATION = "ladle_paged"
-ROWS = 4
+TOGETHER = 4
 """Queries that share keys are attended to in multiples of so many: with other counts torch's buffers of a second thread
 begin where MKL sums in another order, and which thread a lane falls to depends on its batch."""
 
@@ -61,7 +61,7 @@ class AttentionGroup:
 
     def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [tiles, 1, rows, keys]: causal, within ``window`` when the layer slides. The first
-        folded * tile rows are the queries', the rest fills up to a multiple of ``ROWS``."""
+        folded * tile rows are the queries', the rest fills up to a multiple of ``TOGETHER``."""
         known = self._masks.get((folded, window, dtype))
         if known is None:
             query = self.positions[:, :, None]
@@ -72,7 +72,8 @@ class AttentionGroup:
                 allowed &= self.keys > query - window
             known = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
             known = known[:, None].repeat(1, 1, folded, 1)
-            known = F.pad(known, (0, 0, 0, -known.shape[2] % ROWS))
+            if spare := -known.shape[2] % TOGETHER:
+                known = F.pad(known, (0, 0, 0, spare))
             self._masks[(folded, window, dtype)] = known
         return known
 

@@ -50,10 +50,9 @@ class DecodeGraphs:
         """Records all sizes. Raises RuntimeError where a forward cannot be recorded."""
         self._model = model
         self._cache = cache
-        self.sizes = sizes_of(table)
-        most = max(size.rows for size in self.sizes)
+        sizes = sorted(sizes_of(table), reverse=True)  # see CudaRecorder
+        most, widest = sizes[0].rows, max(size.blocks for size in sizes)
         members, device = table.coefficients.shape[1], table.coefficients.device
-        widest = max(size.blocks for size in self.sizes)
         # Each by itself: kernels read quicker from where an allocation begins.
         self._ids, self._positions, self._slots = (
             torch.zeros(most, dtype=torch.int64, device=device) for _ in range(3)
@@ -63,7 +62,7 @@ class DecodeGraphs:
         self._keys = torch.arange(widest * BLOCK_SIZE, device=device)
         self._replays: dict[Size, Callable[[], _Found]] = {}
         with torch.inference_mode():
-            for size in sorted(self.sizes, reverse=True):  # see CudaRecorder
+            for size in sizes:
                 self._replays[size] = record(partial(self._forward, size))
 
     def size_for(self, layout: StepLayout) -> Size | None:
@@ -75,7 +74,7 @@ class DecodeGraphs:
         if group.stop != rows or tuple(group.positions.shape) != (rows, 1) or group.visible is not None:
             return None
         merged = layout.coefficients is not None
-        fitting = [s for s in self.sizes if s.rows >= rows and s.blocks >= width and s.merged == merged]
+        fitting = [s for s in self._replays if s.rows >= rows and s.blocks >= width and s.merged == merged]
         return min(fitting, default=None)
 
     @torch.inference_mode()
@@ -114,8 +113,8 @@ class DecodeGraphs:
         self._blocks[:, 0].copy_(held.clamp(min=0))
         self._blocks[:, 1].copy_((held + 1).clamp(min=0))
         same = True
-        for size in self.sizes:
-            pairs = zip(self._replays[size](), self._forward(size), strict=True)
+        for size, replay in self._replays.items():
+            pairs = zip(replay(), self._forward(size), strict=True)
             same &= all(_close(one, other) for one, other in pairs)
         self._cache.clear(list(range(self._cache.blocks)))
         return same

@@ -58,7 +58,8 @@ class ServedModels:
                 return load_model(folder, bank, device, weights_dtype, activation_dtype, state, config.compiled_layers)
 
             builders[revision] = build
-        self.base = plain[WeightsKey.of(self._revision(""), {})]
+        self.plain = dict(zip(self.names, plain, strict=True))
+        self.base = plain[self.plain[""]]
         self.router = None
         if family.router is not None:
             self.router = Router(family.router.head, self.score_dtype, device)
@@ -75,7 +76,6 @@ class ServedModels:
             name: KVCache(layers, self.blocks, activation_dtype, device)
             for name, layers in zip(self.names, shapes, strict=True)
         }
-        self.plain = dict(zip(self.names, plain, strict=True))
         self.store = WeightsStore(plain, lambda key: builders[key.base_revision](key), config.weights_memory, in_use)
 
     def lanes(self, request: GenerationRequest) -> list[Lane]:

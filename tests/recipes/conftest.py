@@ -30,6 +30,14 @@ def random(seed: int) -> np.random.Generator:
 
 
 @pytest.fixture
+def root(tmp_path: Path, random: np.random.Generator) -> Path:
+    """A family of two objectives."""
+    folder = _tiny_models().write_family(tmp_path / "family", seed=int(random.integers(1000)), n=2)
+    assert isinstance(folder, Path)
+    return folder
+
+
+@pytest.fixture
 def base_folder(tmp_path: Path, seed: int) -> Path:
     folder = _tiny_models().write_tiny_base(tmp_path / "base", "llama", seed)
     assert isinstance(folder, Path)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from seeds import fresh_seed
-from tiny_models import write_family
 from typer import Typer
 from typer.testing import CliRunner, Result
 
@@ -40,7 +38,7 @@ def mean_rewards(weights: np.ndarray, strength: float) -> np.ndarray:
 
 def write_sweep(
     folder: Path,
-    draw: np.random.Generator,
+    random: np.random.Generator,
     points: int = 8,
     name: str = "tiny",
     methods: Sequence[str] = ("bone_soup", STRONG),
@@ -56,33 +54,23 @@ def write_sweep(
         means = mean_rewards(np.array(setting.weights), strength) if setting.weights else np.zeros(2)
         for prompt in range(20):
             for number in range(2):
-                values = means + 0.2 * draw.normal(size=2)
+                values = means + 0.2 * random.normal(size=2)
                 rewards = dict(zip(OBJECTIVES, values.tolist(), strict=True))
                 store.add(Sample(setting.key, prompt, number, 7, "a text of five words", 6, "stop", None, rewards))
 
 
-@pytest.fixture
-def draw() -> np.random.Generator:
-    return np.random.default_rng(fresh_seed())
-
-
-@pytest.fixture
-def root(tmp_path: Path, draw: np.random.Generator) -> Path:
-    return write_family(tmp_path / "family", seed=int(draw.integers(1000)), n=2)
-
-
 @pytest.mark.parametrize(("chosen", "strength"), [(None, 1.0), (STRONG, 1.5)])
 def test_a_fit_finds_what_the_sweep_was_made_from(
-    root: Path, tmp_path: Path, draw: np.random.Generator, chosen: str | None, strength: float
+    root: Path, tmp_path: Path, random: np.random.Generator, chosen: str | None, strength: float
 ) -> None:
-    write_sweep(tmp_path / "sweep", draw)
+    write_sweep(tmp_path / "sweep", random)
     said = run(root, tmp_path / "sweep", "--draws", 200, *(["-m", chosen] if chosen else []))
     assert said.exit_code == 0, said.output
     assert "positive: quantiles" in said.output and "360 answers" in said.output
     calibration = load_family(root).calibration
     assert calibration is not None
     assert calibration.steering == {"method": "bone_soup", **({"strength": 1.5} if chosen else {})}
-    weights = draw.dirichlet([1, 1])
+    weights = random.dirichlet([1, 1])
     expected = mean_rewards(weights, strength)
     found, errors = calibration.rewards(weights[None])[0], calibration.deviations(weights[None])[0]
     # Each point's mean has a standard error of .2 / sqrt(40), the fit's is smaller.
@@ -94,10 +82,10 @@ def test_a_fit_finds_what_the_sweep_was_made_from(
     np.testing.assert_allclose(list(back.preference.values()), weights, atol=0.02)
 
 
-def test_another_sweep_checks_the_fit(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
+def test_another_sweep_checks_the_fit(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
     """The made-up family keeps its word; one that answers as another strength would does not."""
-    write_sweep(tmp_path / "sweep", draw)
-    write_sweep(tmp_path / "again", draw, points=5)
+    write_sweep(tmp_path / "sweep", random)
+    write_sweep(tmp_path / "again", random, points=5)
     said = run(root, tmp_path / "sweep", "--draws", 200, "--check", tmp_path / "again")
     assert said.exit_code == 0, said.output
     assert len(said.output.splitlines()) == 3 + 2 + 1 and "over the 6 preferences" in said.output
@@ -111,11 +99,11 @@ def test_another_sweep_checks_the_fit(root: Path, tmp_path: Path, draw: np.rando
     assert all(found.gap > 0.05 and found.inside <= 3 for found in check(stronger, table).values())
 
 
-def test_what_cannot_be_fitted_is_said(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
-    write_sweep(tmp_path / "sweep", draw)
-    write_sweep(tmp_path / "few", draw, points=2)
-    write_sweep(tmp_path / "other", draw, name="other")
-    write_sweep(tmp_path / "mage", draw, methods=("mage",))
+def test_what_cannot_be_fitted_is_said(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
+    write_sweep(tmp_path / "sweep", random)
+    write_sweep(tmp_path / "few", random, points=2)
+    write_sweep(tmp_path / "other", random, name="other")
+    write_sweep(tmp_path / "mage", random, methods=("mage",))
     for arguments, words in (
         ([root, tmp_path / "none"], "folder of a sweep"),
         ([tmp_path / "none", tmp_path / "sweep"], "family.toml"),
@@ -130,20 +118,20 @@ def test_what_cannot_be_fitted_is_said(root: Path, tmp_path: Path, draw: np.rand
         assert not (root / CALIBRATION_NAME).exists()
 
 
-def test_json_is_the_file(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
-    write_sweep(tmp_path / "sweep", draw)
+def test_json_is_the_file(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
+    write_sweep(tmp_path / "sweep", random)
     said = run(root, tmp_path / "sweep", "--json")
     shown, written = json.loads(said.stdout), json.loads((root / CALIBRATION_NAME).read_text())
     assert shown["responses"].keys() == written["responses"].keys() and shown["steering"] == written["steering"]
     assert "check" not in shown
-    write_sweep(tmp_path / "again", draw, points=5)
+    write_sweep(tmp_path / "again", random, points=5)
     checked = json.loads(run(root, tmp_path / "sweep", "--check", tmp_path / "again", "--json").stdout)
     assert checked["responses"] == shown["responses"] and checked["check"].keys() == shown["responses"].keys()
     assert all(found["points"] == 6 and 0 < found["gap"] <= found["worst"] for found in checked["check"].values())
 
 
 def test_what_bends_twice_is_fitted_so(
-    root: Path, tmp_path: Path, draw: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The degree is chosen for every objective, by points left out."""
 
@@ -152,11 +140,11 @@ def test_what_bends_twice_is_fitted_so(
         return strength * np.array([20 * a * b * (a - b) + a, 3 * b])
 
     monkeypatch.setattr(sys.modules[__name__], "mean_rewards", twice)
-    write_sweep(tmp_path / "sweep", draw)
+    write_sweep(tmp_path / "sweep", random)
     said = run(root, tmp_path / "sweep", "--draws", 200)
     assert said.exit_code == 0, said.output
     calibration = load_family(root).calibration
     assert calibration is not None and calibration.responses["positive"].degree == 3
-    weights = draw.dirichlet([1, 1])
+    weights = random.dirichlet([1, 1])
     np.testing.assert_allclose(calibration.rewards(weights[None])[0], twice(weights, 1.0), atol=6 * 0.2 / 40**0.5)
     assert (calibration.deviations(weights[None]) > 0).all()

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from seeds import fresh_seed
-from tiny_models import write_family
 from typer import Typer
 from typer.testing import CliRunner, Result
 
@@ -42,7 +40,7 @@ def truth(a: float, b: float) -> np.ndarray:
 def write_sweep(
     root: Path,
     folder: Path,
-    draw: np.random.Generator,
+    random: np.random.Generator,
     methods: Sequence[str] = METHODS,
     *,
     points: int = 4,
@@ -67,25 +65,15 @@ def write_sweep(
         a, b = (merges[setting.key].get(name, 0.0) for name in MEMBERS)
         for prompt in range(PROMPTS):
             for number in range(ANSWERS):
-                rewards = truth(a, b) + NOISE * draw.normal(size=2) * (1.0 if setting.weights else 1 / NOISE)
-                text = "no" if setting.weights and draw.uniform() < worse else SOUND
+                rewards = truth(a, b) + NOISE * random.normal(size=2) * (1.0 if setting.weights else 1 / NOISE)
+                text = "no" if setting.weights and random.uniform() < worse else SOUND
                 logprob = -6 * (2.0 + 0.1 * (a * a + b * b)) if judged else None
                 values = dict(zip(OBJECTIVES, rewards.tolist(), strict=True))
                 store.add(Sample(setting.key, prompt, number, 7, text, 6, "stop", logprob, values))
 
 
-@pytest.fixture
-def draw() -> np.random.Generator:
-    return np.random.default_rng(fresh_seed())
-
-
-@pytest.fixture
-def root(tmp_path: Path, draw: np.random.Generator) -> Path:
-    return write_family(tmp_path / "family", seed=int(draw.integers(1000)), n=2)
-
-
-def test_a_fit_finds_what_the_sweep_was_made_from(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
-    write_sweep(root, tmp_path / "sweep", draw)
+def test_a_fit_finds_what_the_sweep_was_made_from(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
+    write_sweep(root, tmp_path / "sweep", random)
     said = run(root, tmp_path / "sweep", "--perplexity", 2)
     assert said.exit_code == 0, said.output
     assert (
@@ -94,7 +82,7 @@ def test_a_fit_finds_what_the_sweep_was_made_from(root: Path, tmp_path: Path, dr
     surface = load_family(root).surface
     assert surface is not None and tuple(surface.members) == MEMBERS
     assert all(explained > 0.95 for explained in surface.explained.values())
-    point = draw.dirichlet(np.ones(len(surface.design))) @ np.array(surface.design)
+    point = random.dirichlet(np.ones(len(surface.design))) @ np.array(surface.design)
     # The base's answers have a standard deviation of about 1 and a mean of 0, known to 1 / sqrt(40).
     np.testing.assert_allclose(surface.heights(point[None])[0], truth(*point) + 1, rtol=0.5, atol=0.9)
     assert surface.surprises(point[None])[0] == pytest.approx(0.1 * float(point @ point), abs=1e-6)
@@ -104,8 +92,8 @@ def test_a_fit_finds_what_the_sweep_was_made_from(root: Path, tmp_path: Path, dr
     assert surface.most_surprise == pytest.approx(math.log(2))
 
 
-def test_perplexity_bounds_what_is_chosen(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
-    write_sweep(root, tmp_path / "sweep", draw)
+def test_perplexity_bounds_what_is_chosen(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
+    write_sweep(root, tmp_path / "sweep", random)
     assert run(root, tmp_path / "sweep", "--perplexity", 1.03).exit_code == 0
     surface = load_family(root).surface
     assert surface is not None
@@ -113,9 +101,9 @@ def test_perplexity_bounds_what_is_chosen(root: Path, tmp_path: Path, draw: np.r
     assert 0.1 * float(best @ best) == pytest.approx(math.log(1.03), rel=0.05)
 
 
-def test_degenerate_answers_count_as_nothing(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
-    write_sweep(root, tmp_path / "sound", draw)
-    write_sweep(root, tmp_path / "worse", draw, worse=1.0)
+def test_degenerate_answers_count_as_nothing(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
+    write_sweep(root, tmp_path / "sound", random)
+    write_sweep(root, tmp_path / "worse", random, worse=1.0)
     assert run(root, tmp_path / "sound").exit_code == 0
     sound = load_family(root).surface
     assert run(root, tmp_path / "worse").exit_code == 0
@@ -125,10 +113,10 @@ def test_degenerate_answers_count_as_nothing(root: Path, tmp_path: Path, draw: n
     assert sound.heights(point)[0, 0] > 2 and worse.heights(point)[0, 0] < 0.5
 
 
-def test_sweeps_add_up(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
+def test_sweeps_add_up(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
     """Neither says enough alone."""
-    write_sweep(root, tmp_path / "one", draw, METHODS[:1])
-    write_sweep(root, tmp_path / "two", draw, METHODS[1:2])
+    write_sweep(root, tmp_path / "one", random, METHODS[:1])
+    write_sweep(root, tmp_path / "two", random, METHODS[1:2])
     said = run(root, tmp_path / "one")
     assert said.exit_code == 1 and "6 settings are not allowed; allowed: 8 or more" in said.output
     said = run(root, tmp_path / "one", tmp_path / "two", "--json")
@@ -136,13 +124,13 @@ def test_sweeps_add_up(root: Path, tmp_path: Path, draw: np.random.Generator) ->
     assert json.loads(said.stdout)["answers"] == 12 * PROMPTS * ANSWERS
 
 
-def test_what_cannot_be_fitted_is_said(root: Path, tmp_path: Path, draw: np.random.Generator) -> None:
-    write_sweep(root, tmp_path / "sweep", draw)
-    write_sweep(root, tmp_path / "both", draw, (*METHODS, "rewarded_soup"), points=8)
-    write_sweep(root, tmp_path / "unjudged", draw, judged=False)
-    write_sweep(root, tmp_path / "guided", draw, ("cfg",), points=1)
-    write_sweep(root, tmp_path / "warm", draw, temperature=1.0)
-    write_sweep(root, tmp_path / "silent", draw)
+def test_what_cannot_be_fitted_is_said(root: Path, tmp_path: Path, random: np.random.Generator) -> None:
+    write_sweep(root, tmp_path / "sweep", random)
+    write_sweep(root, tmp_path / "both", random, (*METHODS, "rewarded_soup"), points=8)
+    write_sweep(root, tmp_path / "unjudged", random, judged=False)
+    write_sweep(root, tmp_path / "guided", random, ("cfg",), points=1)
+    write_sweep(root, tmp_path / "warm", random, temperature=1.0)
+    write_sweep(root, tmp_path / "silent", random)
     asked = json.loads((tmp_path / "silent" / "sweep.json").read_text())
     asked["coefficients"].pop("bone_soup@1,0")
     (tmp_path / "silent" / "sweep.json").write_text(json.dumps(asked))

@@ -71,7 +71,10 @@ def write_tables(summary: Mapping[str, Any], folder: Path) -> None:
         {"method": method, **_flat(figures)} for method, figures in summary["methods"].items()
     ])  # fmt: skip
     _write(folder / "differences.csv", [
-        {"method": row["method"], "minus": row["minus"], **_flat({k: v for k, v in row.items() if isinstance(v, dict)})}
+        {
+            **{name: value for name, value in row.items() if not isinstance(value, dict)},
+            **_flat({name: value for name, value in row.items() if isinstance(value, dict)}),
+        }
         for row in summary["differences"]
     ])  # fmt: skip
 

@@ -34,7 +34,7 @@ def show(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:
     for row in summary["differences"]:
         gap = row["hypervolume"]
         console.print(
-            f"{row['method']} - {row['minus']}: hypervolume {gap['value']:+.3f} "
+            f"{row['method']} - {row['minus']}, {row['points']} points: hypervolume {gap['value']:+.3f} "
             f"[{gap['low']:+.3f}, {gap['high']:+.3f}], p {gap['p']:.3g}"
         )
     console.print(f"samples, summary and plots: {out}", style="dim")

@@ -31,13 +31,23 @@ class Setting:
     @property
     def key(self) -> str:
         """Tells settings apart in files."""
-        return f"{self.label}@{','.join(f'{weight:g}' for weight in self.weights)}" if self.weights else self.label
+        return f"{self.label}@{self.place}" if self.weights else self.label
+
+    @property
+    def place(self) -> str:
+        """The preference as files write it: two settings of one place are at the same preference."""
+        return place_of(self.weights)
 
     def request(self, objectives: Sequence[str]) -> dict[str, Any]:
         """The ``steering`` object."""
         if not self.weights:
             return dict(self.steering)
         return {**self.steering, "preference": dict(zip(objectives, self.weights, strict=True))}
+
+
+def place_of(weights: Sequence[float]) -> str:
+    """Six digits a weight, between commas."""
+    return ",".join(f"{weight:g}" for weight in weights)
 
 
 def parse_method(text: str) -> dict[str, Any]:
@@ -68,7 +78,8 @@ def settings_of(
 
     Args:
         oracles: reward weights by name of the policies that were trained for one preference; what ``oracles`` among the
-            methods stands for.
+            methods stands for. Where they are asked for, other methods have their preferences for points too: a policy
+            that knows one preference can only be compared there.
 
     Raises:
         ValueError: see ``parse_method``; a method that is named twice; or oracles of a family that has none.
@@ -77,17 +88,29 @@ def settings_of(
     twice = {method for method in asked if asked.count(method) > 1}
     if twice:
         raise ValueError(f"methods: {sorted(twice)[0]!r} is named twice")
+    trained = _trained(oracles or {}) if ORACLES in asked else []
+    if ORACLES in asked and not trained:
+        raise ValueError(f"methods: {ORACLES!r} is not allowed; allowed: a method, this family has no {ORACLES}")
+    places = {place_of(point): point for point in (*points, *(oracle.weights for oracle in trained))}
     found = [Setting(BASE, {"method": BASE})]
     for method in asked:
         if method == ORACLES:
-            if not oracles:
-                raise ValueError(f"methods: {method!r} is not allowed; allowed: a method, this family has no {ORACLES}")
-            for name, weights in oracles.items():
-                steering = {"method": "bone_soup", "coefficients": {name: 1.0}}
-                found.append(Setting(method, steering, tuple(weight / sum(weights) for weight in weights)))
-            continue
-        found += [Setting(method, parse_method(method), point) for point in points]
+            found += trained
+        else:
+            found += [Setting(method, parse_method(method), point) for point in places.values()]
     return found
+
+
+def _trained(oracles: Mapping[str, Sequence[float]]) -> list[Setting]:
+    """Every oracle at the preference that it was trained for."""
+    return [
+        Setting(
+            ORACLES,
+            {"method": "bone_soup", "coefficients": {name: 1.0}},
+            tuple(weight / sum(weights) for weight in weights),
+        )
+        for name, weights in oracles.items()
+    ]
 
 
 def setting_of(key: str) -> Setting:

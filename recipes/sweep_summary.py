@@ -95,7 +95,7 @@ def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:
         "reference": REFERENCE,
         "settings": [_setting(table, index, draws, seed) for index in range(len(table.settings))],
         "methods": {method: _intervals(values) for method, values in measured.items()},
-        "differences": _differences(measured, draws),
+        "differences": _differences(table, measured, resamples),
     }
 
 
@@ -135,9 +135,12 @@ def _measures(weights: np.ndarray, points: np.ndarray, objectives: Sequence[str]
     return found
 
 
-def _measured(table: Table, method: str, resamples: np.ndarray) -> dict[str, np.ndarray]:
-    """Every measure of a method, float64 [1 + draws]: over all prompts, then over each of the resamples."""
-    weights, z, sound = table.of(method)
+def _measured(
+    table: Table, method: str, resamples: np.ndarray, points: Sequence[int] | None = None
+) -> dict[str, np.ndarray]:
+    """Every measure of a method, float64 [1 + draws]: over all prompts, then over each of the resamples. ``points``:
+    only those of its settings, by their number among its own."""
+    weights, z, sound = (values if points is None else values[points] for values in table.of(method))
     reference = [REFERENCE] * len(table.objectives)
     rows = []
     for picks in (slice(None), *resamples):
@@ -155,22 +158,34 @@ def _intervals(measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return found
 
 
-def _differences(measured: Mapping[str, Mapping[str, np.ndarray]], draws: int) -> list[dict[str, Any]]:
-    """Every method minus every one before it, on the same prompts and seeds: hypervolume, the same with degenerate
-    answers worth nothing, and mean mu . z. ``p``: twice the share of resamples on the other side of zero, at least
-    1 / draws."""
+def _differences(
+    table: Table, measured: Mapping[str, Mapping[str, np.ndarray]], resamples: np.ndarray
+) -> list[dict[str, Any]]:
+    """Every method minus every one before it, on the same prompts and seeds and at the ``points`` preferences that both
+    were asked for; methods that share none are left out. Hypervolume, the same with degenerate answers worth nothing,
+    and mean mu . z. ``p``: twice the share of resamples on the other side of zero, at least 1 / draws."""
+    asked = {method: [table.settings[index].place for index in table.places(method)[0]] for method in measured}
     rows = []
     for one, other in ((one, other) for place, one in enumerate(measured) for other in list(measured)[:place]):
-        row: dict[str, Any] = {"method": one, "minus": other}
+        shared = [place for place in asked[one] if place in asked[other]]
+        if not shared:
+            continue
+        first, second = (
+            measured[method]
+            if len(shared) == len(asked[method])
+            else _measured(table, method, resamples, [asked[method].index(place) for place in shared])
+            for method in (one, other)
+        )
+        row: dict[str, Any] = {"method": one, "minus": other, "points": len(shared)}
         for name in COMPARED:
-            gaps = measured[one][name] - measured[other][name]
+            gaps = first[name] - second[name]
             low, high = np.quantile(gaps[1:], [0.025, 0.975])
             beyond = min((gaps[1:] <= 0).mean(), (gaps[1:] >= 0).mean())
             row[name] = {
                 "value": float(gaps[0]),
                 "low": float(low),
                 "high": float(high),
-                "p": float(max(2 * beyond, 1 / draws)),
+                "p": float(max(2 * beyond, 1 / len(resamples))),
             }
         rows.append(row)
     return rows

@@ -13,8 +13,10 @@ from typer.testing import CliRunner, Result
 
 from ladle.merging.simplex import grid
 from ladle.recipes.compare_command import command
+from ladle.recipes.sweep_join import join
 from ladle.recipes.sweep_settings import ORACLES, settings_of
 from ladle.recipes.sweep_store import Sample, SampleStore
+from ladle.recipes.sweep_summary import Table, summarise
 
 OBJECTIVES = ["positive", "concise"]
 TEXT = "a text with five words"
@@ -26,8 +28,15 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def write_sweep(folder: Path, draw: np.random.Generator, methods: list[str], gain: float, **asked: Any) -> Path:
-    settings = settings_of(methods, grid(2, 2))
+def write_sweep(
+    folder: Path,
+    draw: np.random.Generator,
+    methods: list[str],
+    gain: float,
+    oracles: dict[str, list[float]] | None = None,
+    **asked: Any,
+) -> Path:
+    settings = settings_of(methods, grid(2, 2), oracles)
     facts = {
         "family": "tiny", "objectives": OBJECTIVES, "settings": [setting.key for setting in settings],
         "prompts": ["p"] * 6, "answers": 2, "seed": 0, "sampling": {}, "rewards": [], **asked,
@@ -104,5 +113,39 @@ def test_oracles_stand_at_the_preferences_they_were_trained_for() -> None:
         "method": "bone_soup", "coefficients": {"oracle-more": 1.0},
         "preference": {"positive": 0.75, "concise": 0.25},
     }  # fmt: skip
+    # What an oracle is to be compared with is asked for where the oracle is, and once where the grid has that point.
+    others = [setting.weights for setting in settings if setting.label == "bone_soup"]
+    assert others == [*points, (0.75, 0.25)]
+    assert [setting.weights for setting in settings_of(["bone_soup"], points)[1:]] == points
     with pytest.raises(ValueError, match="no oracles"):
         settings_of([ORACLES], points)
+
+
+def test_methods_are_compared_at_the_preferences_that_both_have(tmp_path: Path, draw: np.random.Generator) -> None:
+    oracles = {"oracle-more": [0.75, 0.25], "oracle-even": [1.0, 1.0]}
+    sweep = write_sweep(tmp_path / "sweep", draw, ["bone_soup", ORACLES, "mage"], 1.0, oracles=oracles)
+    said = run(sweep, "--out", tmp_path / "out", "--draws", 100, "--json")
+    assert said.exit_code == 0, said.output
+    summary = json.loads(said.stdout.strip().splitlines()[-1])
+    found = {(row["method"], row["minus"]): row for row in summary["differences"]}
+    assert {pair: row["points"] for pair, row in found.items()} == {
+        (ORACLES, "bone_soup"): 2, ("mage", "bone_soup"): 4, ("mage", ORACLES): 2,
+    }  # fmt: skip
+
+    def inner(method: str) -> float:
+        """Mean mu . z at the oracles' preferences."""
+        settings = [setting for setting in summary["settings"] if setting["method"] == method]
+        there = [s for s in settings if s["weights"]["positive"] in (0.5, 0.75)]
+        return sum(weight * s[name]["z"] for s in there for name, weight in s["weights"].items()) / len(there)
+
+    for method, minus in ((ORACLES, "bone_soup"), ("mage", ORACLES)):
+        gap = found[method, minus]["inner_product"]
+        assert gap["value"] == pytest.approx(inner(method) - inner(minus)) and gap["low"] <= gap["high"]
+    assert [row["points"] for row in rows(tmp_path / "out" / "differences.csv")] == ["2", "4", "2"]
+
+
+def test_methods_without_a_common_preference_are_not_compared(tmp_path: Path, draw: np.random.Generator) -> None:
+    sweep = write_sweep(tmp_path / "sweep", draw, ["bone_soup", "mage"], 1.0)
+    objectives, settings, samples = join([("", sweep)])
+    apart = [s for s in settings if not s.weights or (s.label == "mage") == (s.weights == (0.5, 0.5))]
+    assert summarise(Table(apart, samples, objectives), 2, 0)["differences"] == []

@@ -60,15 +60,30 @@ def parse_method(text: str) -> dict[str, Any]:
     if not name.strip():
         raise ValueError(f"methods: {text!r} is not allowed; allowed: METHOD or METHOD:KEY=VALUE,...")
     steering: dict[str, Any] = {"method": name.strip()}
-    for part in rest.split(",") if colon else []:
-        key, equals, value = part.partition("=")
-        if not (key.strip() and equals and value.strip()):
-            raise ValueError(f"methods: {part!r} of {text!r} is not allowed; allowed: KEY=VALUE")
-        try:
-            steering[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            steering[key.strip()] = value.strip()
+    while colon:
+        key, equals, rest = rest.partition("=")
+        value, colon, rest = _first_value(rest)
+        if not (key.strip() and equals and value != "") or "," in key:
+            raise ValueError(f"methods: {key + equals + str(value)!r} of {text!r} is not allowed; allowed: KEY=VALUE")
+        steering[key.strip()] = value
     return steering
+
+
+def _first_value(text: str) -> tuple[Any, str, str]:
+    """The value at the beginning of ``text``, the comma behind it if there is one, and what follows that. Commas within
+    an object or a list are its own."""
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            value, end = json.JSONDecoder().raw_decode(text.lstrip())
+        except json.JSONDecodeError:
+            return text, "", ""
+        behind, comma, rest = text.lstrip()[end:].partition(",")
+        return (value, comma, rest) if not behind.strip() else (text, "", "")
+    word, comma, rest = text.partition(",")
+    try:
+        return json.loads(word), comma, rest
+    except json.JSONDecodeError:
+        return word.strip(), comma, rest
 
 
 def settings_of(

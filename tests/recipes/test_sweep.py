@@ -114,6 +114,17 @@ def test_methods_are_written_as_steering() -> None:
     assert parse_method("mage:value=both,candidates=10,trace=false") == {
         "method": "mage", "value": "both", "candidates": 10, "trace": False,
     }  # fmt: skip
+    both = 'mage:strength={"implicit": 0.5, "explicit": 1},value=both, candidates = 10'
+    assert parse_method(both) == {
+        "method": "mage", "strength": {"implicit": 0.5, "explicit": 1}, "value": "both", "candidates": 10,
+    }  # fmt: skip
+    nested = {"source": {"bone-positive": 0.6, "bone-concise": 0.4}, "weight": 1.5}
+    assert parse_method(f"custom:terms={json.dumps([nested])}") == {"method": "custom", "terms": [nested]}
+    for text in ("", ":a=1", "mage:", "mage:value", "mage:value=", "mage:value=both,", "mage:value=both,,a=1", "a:=1"):
+        with pytest.raises(ValueError, match="is not allowed; allowed"):
+            parse_method(text)
+    # What is no JSON is a string: the server says what it thinks of it.
+    assert parse_method("mage:strength={0.5,value=both") == {"method": "mage", "strength": "{0.5,value=both"}
     settings = settings_of(["base", "mod"], [(1.0, 0.0), (0.25, 0.75)])
     assert [setting.key for setting in settings] == ["base", "mod@1,0", "mod@0.25,0.75"]
     assert settings[2].request(OBJECTIVES) == {"method": "mod", "preference": {"positive": 0.25, "concise": 0.75}}

@@ -98,6 +98,8 @@ class Family:
         router: what chooses among the experts; there is one if and only if there are experts.
         calibration: how rewards follow preferences, where that was measured on these very members.
         surface: how rewards follow merge coefficients, on the same terms.
+        cache_dir: what ``load_family`` was asked, for whoever loads the same again.
+        left_out: likewise.
     """
 
     manifest: Manifest
@@ -117,6 +119,8 @@ class Family:
     router: RouterMember | None = None
     calibration: Calibration | None = None
     surface: Surface | None = None
+    cache_dir: Path | None = None
+    left_out: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -258,6 +262,8 @@ def load_family(
         router=loader.router,
         calibration=load_calibration(root, manifest),
         surface=load_surface(root, manifest),
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        left_out=frozenset(left_out),
     )
 
 

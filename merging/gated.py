@@ -6,7 +6,7 @@ bank's shrink products, so a merge costs one multiplication by the coefficient r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ladle.kernels import dispatch
 from ladle.merging.bank import Bank, StackedFactors
+from ladle.merging.split import COLUMNS_GATHERED, Split
 
 
 class Gate:
@@ -73,12 +74,15 @@ class GatedGroup:
         activation_dtype: torch.dtype,
         exact: bool,
         head: bool = False,
+        split: Split | None = None,
     ) -> None:
+        """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided."""
         # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
         weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
         self.outputs = [linear.out_features for linear in linears]
         self.total = sum(self.outputs)
         self.gate = gate
+        self.split = split
         bias = None
         if any(linear.bias is not None for linear in linears):
             bias = torch.cat(
@@ -110,6 +114,11 @@ class GatedGroup:
 
     def forward(self, rows: Tensor) -> Tensor:
         """``rows`` [n, in] -> [n, out of all layers side by side], merged as the gate says."""
+        if self.split is None:
+            return self._merged(rows)
+        return self.split.after(self._merged(self.split.before(rows)))
+
+    def _merged(self, rows: Tensor) -> Tensor:
         y = self.product(rows)
         if self.expand is None:
             return y
@@ -127,7 +136,8 @@ class GatedGroup:
     def member(self, position: int, x: Tensor) -> Tensor:
         """Output of layer ``position`` for input ``x`` [..., in]; the group's product is made once a distinct ``x``."""
         if len(self.outputs) == 1:
-            return self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
+            y = self.forward(x.reshape(-1, x.shape[-1]))
+            return y.view(*x.shape[:-1], y.shape[-1])
         if x is not self._input or self._outputs[position] is None:
             y = self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
             self._input = x
@@ -183,14 +193,22 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     return grouped + [[path] for path in paths.values() if path not in reached]
 
 
-def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: bool) -> Gate:
+def install(
+    model: nn.Module,
+    bank: Bank,
+    activation_dtype: torch.dtype,
+    exact: bool,
+    splits: Mapping[str, Split] | None = None,
+) -> Gate:
     """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
 
-    The plain weights are given back layer by layer, so the peak is one packed copy. Raises ValueError when the bank
-    names a module that is not a linear layer of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
+    The plain weights are given back layer by layer, so the peak is one packed copy. ``splits``: of the layers that are
+    divided among several processes, by path. Raises ValueError when the bank names a module that is not a linear layer
+    of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
     """
     gate = Gate()
-    groups = shared_inputs(model)
+    splits = splits or {}
+    groups = [part for group in shared_inputs(model) for part in _divided_alike(group, splits)]
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head is not None else None
     known = {path for group in groups for path in group}
@@ -200,16 +218,30 @@ def install(model: nn.Module, bank: Bank, activation_dtype: torch.dtype, exact: 
     for paths in groups:
         linears = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
-        factors = bank.stack(paths, [linear.out_features for linear in linears], torch.float64)  # type: ignore[misc]
+        split = splits.get(paths[0])
+        times = split.exchange.size if split is not None and split.by_output else 1
+        outputs: list[int] = [times * linear.out_features for linear in linears]  # type: ignore[misc,operator]
+        factors = bank.stack(paths, outputs, torch.float64)
         if factors is not None:
             bank.require_finite(factors, activation_dtype, paths)
+            if split is not None:
+                factors = split.factors(factors, outputs)
         is_head = linears == [head]
-        group = GatedGroup(linears, factors, gate, activation_dtype, exact, is_head)  # type: ignore[arg-type]
+        group = GatedGroup(linears, factors, gate, activation_dtype, exact, is_head, split)  # type: ignore[arg-type]
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")
             gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]
             setattr(model.get_submodule(parent), name, gated)
     return gate
+
+
+def _divided_alike(paths: list[str], splits: Mapping[str, Split]) -> list[list[str]]:
+    """``paths`` in parts that one product can stand for: what is gathered, is gathered layer by layer."""
+    parts: dict[str, list[str]] = {}
+    for path in paths:
+        style = splits[path].style if path in splits else ""
+        parts.setdefault(path if style == COLUMNS_GATHERED else style, []).append(path)
+    return list(parts.values())
 
 
 def nbytes(model: nn.Module) -> int:

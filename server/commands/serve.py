@@ -67,6 +67,10 @@ def command(
             show_default="on",
         ),
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the models, each on a GPU of its own.", show_default="1"),
+    ] = None,
     expert_schedule: Annotated[
         Literal["auto", "eager", "lazy"] | None,
         typer.Option(
@@ -184,6 +188,7 @@ def command(
         "prefix_cache": prefix_cache,
         "compiled_layers": compiled_layers,
         "cuda_graphs": cuda_graphs,
+        "tensor_parallel": tensor_parallel,
         "expert_schedule": expert_schedule,
         "default_max_tokens": default_max_tokens,
         "max_choices": max_choices,

@@ -33,6 +33,8 @@ class EngineConfig:
         Llama's shape, at most 1 GiB); costs a copy of the weights.
     cuda_graphs: on a GPU, record the forwards of decode steps of some sizes at the start, and run these; costs memory
         for the results of every size.
+    tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
+        share of the processor's cores. Memory options count for each of them.
     expert_schedule: when the experts of a routed request compute their tokens. "eager": with every token. "lazy": what
         they missed, once the router chooses them. "auto": lazy where an expert would take a forward of its own in every
         step, eager where it is some more rows of one that is computed anyway.
@@ -51,6 +53,7 @@ class EngineConfig:
     prefix_cache: bool = True
     compiled_layers: bool = True
     cuda_graphs: bool = True
+    tensor_parallel: int = 1
     expert_schedule: str = "auto"
 
     def __post_init__(self) -> None:
@@ -61,6 +64,7 @@ class EngineConfig:
             "weights_memory",
             "max_queue",
             "max_queue_tokens",
+            "tensor_parallel",
         ):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "a number >= 1")

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from ladle.merging.errors import InputError
 from ladle.merging.family import Family
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine import allocator
@@ -51,16 +50,13 @@ class Engine:
         self.config = config = config or EngineConfig()
         allocator.prepare()
         self.device = config.resolve_device()
+        self._wake = threading.Condition()
         self.tokenizer = load_tokenizer(family.base_path)
-        self.models = models = ServedModels(family, config, self.device, self._weights_in_use)
+        self.models = models = ServedModels.shared(family, config, self.device, self._weights_in_use, self._look_up)
         self.store = models.store
         self.vocabulary = models.vocabulary
         self.eos = eos_ids(models.base.model, self.tokenizer)
         self.max_context = models.max_context
-        if config.max_context is not None:
-            if config.max_context > self.max_context:
-                raise InputError("max_context", config.max_context, f"at most {self.max_context}")
-            self.max_context = config.max_context
         table = LaneTable(config.lanes, self.max_context, models.members, models.score_dtype, self.device)
         self.blocks = BlockManager(models.blocks)
         self.scheduler = Scheduler(
@@ -73,12 +69,12 @@ class Engine:
             judged_rows=max(config.lanes, ROW_BYTES // (4 * self.vocabulary)),
         )
         self.sampler = Sampler(config.max_sequences, self.device)
-        self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, config.cuda_graphs)
+        graphs = config.cuda_graphs and config.tensor_parallel == 1
+        self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, graphs)
         self.roster = Roster(self.scheduler, self.cancel)
         self._sequences = self.roster.entries
         self._searches: dict[str, BlockSearch] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
-        self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._failed: list[tuple[Sequence, str]] = []
@@ -111,7 +107,7 @@ class Engine:
         if self._thread is not None:
             self._thread.join(patience_s)
         if not self.alive:
-            self.store.close()
+            self.models.close()
 
     def check(self, request: GenerationRequest) -> list[Lane]:
         """The lanes of a request. Raises InputError for one that can never run."""
@@ -189,6 +185,7 @@ class Engine:
             inbox, self._inbox = list(self._inbox), deque()
         self._receive(inbox)
         self.roster.end_all(reason, error)
+        self.models.leave()
 
     def _loop(self) -> None:
         while True:
@@ -198,6 +195,7 @@ class Engine:
                     if pause == 0:
                         break
                     self._wake.wait(pause)
+                    self.models.require_all()
                 if self._stopping:
                     return
                 idle = not self._inbox and not self._has_work()
@@ -225,6 +223,11 @@ class Engine:
             self._step(plan)
         self._trimmer.tick()
         return bool(plan)
+
+    def _look_up(self) -> None:
+        """Let the engine's thread see, from any other, what has changed."""
+        with self._wake:
+            self._wake.notify()
 
     def _weights_in_use(self) -> set[WeightsKey]:
         return {lane.materialised for sequence in self.scheduler.running for lane in sequence.lanes}
@@ -315,6 +318,7 @@ class Engine:
             for sequence in dict.fromkeys([*plan.sequences, *admitted]):
                 self.roster.end(sequence, "error", f"{type(error).__name__} in the engine")
             require_working(self.device)
+            self.models.require_all()
             return
         self.scheduler.advance(plan, result.caught_up.behind)
         for chunk in result.caught_up.chunks:

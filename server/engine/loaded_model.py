@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from ladle.merging import gated
 from ladle.merging.bank import Bank
 from ladle.merging.errors import FamilyError
+from ladle.merging.split import Exchange, Link, split_linears
 from ladle.server.engine.attention import IMPLEMENTATION, AttentionProbe, LayerAttention, PagedContext
 from ladle.server.engine.decoder_stack import compile_layers
 from ladle.server.engine.fused_layer import fuse_layers
@@ -80,13 +81,16 @@ def load_model(
     activation_dtype: torch.dtype,
     state: Mapping[str, Tensor] | None = None,
     compiled: bool = False,
+    exchange: Exchange | None = None,
 ) -> LoadedModel:
     """Load the base in ``folder`` (or the weights ``state``, which stand in its place) and gate it with ``bank``.
 
-    ``compiled``: take small steps through compiled layers where that can be.
+    ``compiled``: take small steps through compiled layers where that can be. ``exchange``: the processes that the model
+    is divided among; nothing is exchanged while it loads.
 
     Raises:
         FamilyError: the architecture cannot run on the KV pool.
+        InputError: it cannot be divided among so many processes.
     """
     config_file = folder / "config.json"
     model: Any
@@ -103,16 +107,22 @@ def load_model(
         )
     except (ValueError, KeyError) as error:
         raise FamilyError(config_file, f"this architecture cannot be served: {error}") from error
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
+    # Before it goes to the device, which may not hold all of it.
+    link = None if exchange is None else Link(exchange)
+    splits = {} if link is None else split_linears(model, link)
+    model = model.to(device)
     attentions = _attentions(model, config_file)
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
-    gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16)
+    gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16, splits=splits)
     # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(activation_dtype)
     fuse_norms(model)
     fuse_layers(model, attentions, activation_dtype)
-    copies = compile_layers(model) if compiled else 0
+    copies = compile_layers(model) if compiled and not splits else 0
+    if link is not None:
+        link.open = True
     plain = sum(parameter.nbytes for parameter in model.parameters())
     kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
     return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,13 +16,18 @@ from ladle.merging.family import Family
 from ladle.merging.merge import Merge
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache, KVShape
 from ladle.server.engine.loaded_model import LoadedModel, context_limit, load_model
+from ladle.server.engine.mirrored import MirroredCache, MirroredModel
+from ladle.server.engine.process_group import ProcessGroup
+from ladle.server.engine.ranks import Ranks
 from ladle.server.engine.request import GenerationRequest
 from ladle.server.engine.router import Router
 from ladle.server.engine.sequence import Lane
 from ladle.server.engine.value_head import ValueHead
 from ladle.server.engine.weights_store import WeightsStore
+
+logger = logging.getLogger(__name__)
 
 _FEWEST_BLOCKS = 8
 
@@ -31,33 +39,38 @@ class ServedModels:
     has one. ``members``: the columns of a coefficient row, over all models."""
 
     def __init__(
-        self, family: Family, config: EngineConfig, device: torch.device, in_use: Callable[[], Iterable[WeightsKey]]
+        self,
+        family: Family,
+        config: EngineConfig,
+        device: torch.device,
+        in_use: Callable[[], Iterable[WeightsKey]],
+        group: ProcessGroup | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Load the models and reserve the KV pools. Raises FamilyError, InputError."""
+        """Load the models and reserve the KV pools.
+
+        Args:
+            in_use: the keys of the weights that running sequences need.
+            group: the processes that share the models; each loads its part.
+            ranks: of the engine's process: the others, which are to do what is done here.
+
+        Raises:
+            FamilyError, InputError.
+        """
         self.family = family
         self.device = device
-        weights_dtype, activation_dtype = config.resolve_dtypes(device)
-        self.activation_dtype = activation_dtype
+        self._ranks = ranks
+        self._config = config
+        self._group = group
+        self._weights_dtype, self.activation_dtype = config.resolve_dtypes(device)
+        activation_dtype = self.activation_dtype
         self.score_dtype = torch.promote_types(activation_dtype, torch.float32)
         self._expert_schedule = config.expert_schedule
         self.names = tuple(family.models)
         self.members = tuple(name for model in family.models.values() for name in model.low_rank)
         self._bank = frozenset(self.members)
-        plain: dict[WeightsKey, LoadedModel] = {}
-        builders: dict[str, Callable[[WeightsKey], LoadedModel]] = {}
-        for name, model in family.models.items():
-            bank = Bank(list(model.low_rank.values()), self.members)
-            revision = self._revision(name)
-            plain[WeightsKey.of(revision, {})] = load_model(
-                model.base_path, bank, device, weights_dtype, activation_dtype, compiled=config.compiled_layers
-            )
-            merge = Merge.of(model)
-
-            def build(key: WeightsKey, merge=merge, bank=bank, folder=model.base_path) -> LoadedModel:  # type: ignore[no-untyped-def]
-                state = dict(merge.tensors(key.coefficients(), weights_dtype))
-                return load_model(folder, bank, device, weights_dtype, activation_dtype, state, config.compiled_layers)
-
-            builders[revision] = build
+        self._name_of = {self._revision(name): name for name in self.names}
+        plain = {key: self.build(key) for key in (WeightsKey.of(revision, {}) for revision in self._name_of)}
         self.plain = dict(zip(self.names, plain, strict=True))
         self.base = plain[self.plain[""]]
         self.router = None
@@ -72,11 +85,83 @@ class ServedModels:
             raise InputError("kv_memory", config.kv_memory, allowed)
         limits = [context_limit(model.model.config, (self.blocks - 1) * BLOCK_SIZE) for model in plain.values()]
         self.max_context = min(limits)
-        self.caches = {
-            name: KVCache(layers, self.blocks, activation_dtype, device)
-            for name, layers in zip(self.names, shapes, strict=True)
-        }
-        self.store = WeightsStore(plain, lambda key: builders[key.base_revision](key), config.weights_memory, in_use)
+        if config.max_context is not None:
+            if config.max_context > self.max_context:
+                raise InputError("max_context", config.max_context, f"at most {self.max_context}")
+            self.max_context = config.max_context
+        self.caches = {name: self._cache(name, layers) for name, layers in zip(self.names, shapes, strict=True)}
+        note = None
+        if ranks is not None:
+            ranks.agree(self.facts())
+            note = ranks.merge
+        self.store = WeightsStore(plain, self.build, config.weights_memory, in_use, note)
+
+    @classmethod
+    def shared(
+        cls,
+        family: Family,
+        config: EngineConfig,
+        device: torch.device,
+        in_use: Callable[[], Iterable[WeightsKey]],
+        on_lost: Callable[[], None],
+    ) -> ServedModels:
+        """The same over as many processes as ``config`` says; ``on_lost``: see ``Ranks``. Raises RankLost as well."""
+        if config.tensor_parallel == 1:
+            return cls(family, config, device, in_use)
+        ranks = Ranks(family, config, device, on_lost)
+        try:
+            return cls(family, config, device, in_use, ranks.group, ranks)
+        except BaseException:
+            ranks.close()
+            raise
+
+    def require_all(self) -> None:
+        """Raise RankLost if a process that shares the models is gone or out of step."""
+        if self._ranks is not None:
+            self._ranks.require_all()
+
+    def leave(self) -> None:
+        """End the processes that share the models."""
+        if self._ranks is not None:
+            self._ranks.close()
+
+    def close(self) -> None:
+        """End what runs beside the engine's thread."""
+        self.store.close()
+        self.leave()
+
+    def build(self, key: WeightsKey) -> LoadedModel:
+        """Load the weights ``key``, merging what has full weights. From any thread; some seconds of work."""
+        name = self._name_of[key.base_revision]
+        model = self.family.models[name]
+        state = dict(Merge.of(model).tensors(key.coefficients(), self._weights_dtype)) if key.terms else None
+        load = partial(
+            load_model,
+            model.base_path,
+            Bank(list(model.low_rank.values()), self.members),
+            self.device,
+            self._weights_dtype,
+            self.activation_dtype,
+            state,
+            self._config.compiled_layers,
+        )
+        try:
+            loaded = load(self._group)
+        except InputError as error:
+            if not name:
+                raise
+            # A further model is a small one as a rule: each process may as well have all of it.
+            logger.info("model %r is not divided: %s", name, error)
+            loaded = load(None)
+        return loaded if self._ranks is None else MirroredModel.of(loaded, name, key, self._ranks)
+
+    def _cache(self, name: str, layers: list[KVShape]) -> KVCache:
+        pool = (layers, self.blocks, self.activation_dtype, self.device)
+        return KVCache(*pool) if self._ranks is None else MirroredCache(*pool, name, self._ranks)
+
+    def facts(self) -> dict[str, Any]:
+        """What processes that share the models must have in common."""
+        return {"models": [self._revision(n) for n in self.names], "members": [*self.members], "blocks": self.blocks}
 
     def lanes(self, request: GenerationRequest) -> list[Lane]:
         """Fresh lanes for the sources of a request. Raises InputError for a view of the prompt that is not there."""

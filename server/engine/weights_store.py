@@ -33,13 +33,16 @@ class WeightsStore:
         build: Callable[[WeightsKey], LoadedModel],
         budget: int,
         in_use: Callable[[], Iterable[WeightsKey]],
+        note: Callable[[WeightsKey, bool], None] | None = None,
     ) -> None:
+        """``note``: called before a set is built (True), and when one is dropped or could not be built (False)."""
         self.models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict(plain)
         self.budget = budget
         self.hits = self.misses = self.evictions = self.failures = 0
         self._plain = {key.base_revision: key for key in plain}
         self._build = build
         self._in_use = in_use
+        self._note = note or (lambda key, wanted: None)
         self._fresh: set[WeightsKey] = set()
         self._seconds = Tally(_SECONDS)
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ladle-merge")
@@ -70,6 +73,7 @@ class WeightsStore:
             return True
         if self._pending is None and self._make_room(key):
             self.misses += 1
+            self._note(key, True)
             self._pending = (key, self._builder.submit(self._timed, key))
         return False
 
@@ -107,6 +111,7 @@ class WeightsStore:
             self._pending = None
             return
         self.failures += 1
+        self._note(key, False)
         if key == wanted:
             self._pending = None
             raise error
@@ -120,8 +125,7 @@ class WeightsStore:
             if self.used + size <= self.budget:
                 break
             if not self.is_plain(key) and key not in in_use:
-                del self.models[key]
-                self._fresh.discard(key)
+                self._drop(key)
                 self.evictions += 1
         return self.used + size <= self.budget
 
@@ -130,9 +134,13 @@ class WeightsStore:
         in_use = set(self._in_use())
         unused = [key for key in self.models if not self.is_plain(key) and key not in in_use]
         for key in unused:
-            del self.models[key]
-            self._fresh.discard(key)
+            self._drop(key)
         return len(unused)
+
+    def _drop(self, key: WeightsKey) -> None:
+        del self.models[key]
+        self._fresh.discard(key)
+        self._note(key, False)
 
     def close(self) -> None:
         self._builder.shutdown(wait=True, cancel_futures=True)

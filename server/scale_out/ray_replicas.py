@@ -46,7 +46,7 @@ def application(settings: ServerSettings) -> serve.Application:
         health_check_timeout_s=30,
         ray_actor_options={
             "num_cpus": settings.replica_cpus,
-            "num_gpus": 1 if settings.device.startswith("cuda") else 0,
+            "num_gpus": settings.tensor_parallel if settings.device.startswith("cuda") else 0,
         },
         request_router_config=RequestRouterConfig(
             request_router_class=AffinityRouter,

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guided_requests import METHODS, World
+from guided_requests import ROOMY, World, random_requests
 from seeds import fresh_seed
 from tiny_engine import alone, build, serve
 
 from ladle.merging.family import Family
-from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.engine.request import StepOutput
 
-ROOMY = {"max_sequences": 40, "max_lanes": 200, "kv_memory": 32 << 20}
 ENGINES: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "no prefix cache": {"prefix_cache": False},
@@ -31,31 +30,6 @@ def block_bytes(family: Family) -> int:
     """Bytes of one block of tokens in the KV pools of all models."""
     memory = 8 << 20
     return -(-memory // build(family, kv_memory=memory).blocks.total)
-
-
-def random_requests(
-    rng: random.Random, world: World, each: int = 2, longest: int = 70, tokens: tuple[int, int] = (1, 20)
-) -> list[GenerationRequest]:
-    """``each`` requests a method; some share prompts or the beginning of one; some are traced."""
-    requests: list[GenerationRequest] = []
-    shared = world.prompts(rng, longest)
-    for method in METHODS:
-        steerings = world.steerings(rng, [method])
-        for steering in rng.sample(steerings, min(each, len(steerings))):
-            prompts = dict(shared)
-            if rng.random() < 0.7:
-                fresh = world.prompts(rng, longest // 2)
-                prompts = {view: ids[: rng.randint(0, len(ids))] + fresh[view] for view, ids in shared.items()}
-            requests.append(
-                world.request(
-                    f"{method}-{len(requests)}", {**steering, "trace": rng.random() < 0.3}, prompts,
-                    max_tokens=rng.randint(*tokens), seed=rng.getrandbits(63), temperature=rng.choice([0.0, 0.8, 1.3]),
-                    top_p=rng.choice([1.0, 0.9]), top_k=rng.choice([0, 20]), min_p=rng.choice([0.0, 0.02]),
-                    repetition_penalty=rng.choice([1.0, 1.2]), frequency_penalty=rng.choice([0.0, 0.3]),
-                    logprobs=rng.choice([None, 0, 5]), ignore_eos=rng.random() < 0.7,
-                )
-            )  # fmt: skip
-    return requests
 
 
 @pytest.mark.parametrize(

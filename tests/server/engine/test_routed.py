@@ -12,16 +12,14 @@ import pytest
 import torch
 from reference_weights import ReferenceWeights
 from routed_folder import EXPERTS, HEAD, write_routed_family
+from routed_requests import request, steerings
 from safetensors.torch import load_file, save_file
 from seeds import fresh_seed
 from tiny_engine import alone, build, random_prompt, serve
 from torch import Tensor
 
-from ladle.guidance.plan import Steering
-from ladle.guidance.registry import resolve
-from ladle.merging.family import Family, load_family
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
+from ladle.merging.family import load_family
+from ladle.server.engine.request import StepOutput
 
 NAMES = EXPERTS[:3]
 
@@ -76,27 +74,6 @@ class Reference:
             rows.append((a * own[t] + b * spoken) / total)
             speakers.append(NAMES[best])
         return torch.log_softmax(torch.stack(rows), dim=-1), speakers
-
-
-def request(family: Family, name: str, steering: Mapping[str, Any], prompt: Sequence[int], **sampling: Any) -> Any:
-    plan = resolve(family, Steering.parse(steering))
-    sampling = {"max_tokens": 12, "ignore_eos": True, **sampling}
-    return GenerationRequest(name, tuple(prompt), plan, SamplingParams(**sampling), {})
-
-
-def steerings(rng: random.Random) -> list[dict[str, Any]]:
-    uniform = {"positive": rng.uniform(0.1, 1), "simple": rng.uniform(0.1, 1)}
-    route: dict[str, Any] = {"method": "fusion_route"}
-    return [
-        route,
-        {**route, "complement": 0.0, "min_stay": rng.randint(2, 5)},
-        {**route, "complement": rng.uniform(0.1, 2), "expert_weight": rng.uniform(0.5, 2), "normalize": "sum"},
-        {**route, "top_experts": rng.randint(2, 3), "trace": True},
-        {**route, "preference": uniform, "min_stay": 2, "trace": True},
-        {**route, "coefficients": {"only-simple": 0.7}},
-        {"method": "co_llm", "threshold": rng.uniform(0.3, 0.7)},
-        {"method": "co_llm", "preference": uniform},
-    ]
 
 
 @pytest.mark.parametrize(("arch", "full"), [("llama", ()), ("qwen2", ("json",)), ("gemma2", ())])

@@ -194,8 +194,8 @@ class Engine:
                     pause = self.idle.due_in()
                     if pause == 0:
                         break
+                    self.models.require_all()  # whoever is lost from now on, wakes this thread
                     self._wake.wait(pause)
-                    self.models.require_all()
                 if self._stopping:
                     return
                 idle = not self._inbox and not self._has_work()

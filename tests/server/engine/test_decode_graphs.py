@@ -64,6 +64,10 @@ def drawn(rng: random.Random, members: list[str], count: int) -> list[Generation
         requests.append(
             make_request(f"{index}", random_prompt(rng, 1, 30), coefficients, trace=index % 3 == 0, **options)
         )
+    # The last three to go on: rows for four are the least that hold them.
+    for name in ("long", "longer", "longest"):
+        prompt, coefficients = random_prompt(rng, 1, 30), random_coefficients(rng, members)
+        requests.append(make_request(name, prompt, coefficients, max_tokens=24, ignore_eos=True))
     return requests
 
 

@@ -40,8 +40,8 @@ class RankProcess:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         allocator.prepare()
-        family = load_family(asked["family"], asked["cache_dir"], left_out=asked["left_out"])
         self._group = ProcessGroup(Path(asked["meeting"]), rank, asked["size"], self._device)
+        family = load_family(asked["family"], asked["cache_dir"], left_out=asked["left_out"])
         self._models = ServedModels(family, EngineConfig(**asked["config"]), self._device, tuple, self._group)
         self._merged: dict[WeightsKey, Future[LoadedModel]] = {}
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ladle-merge")
@@ -92,14 +92,16 @@ def read(lines: IO[bytes], said: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    # What libraries print is not for the engine, which reads one line from here.
+    # What libraries print is not for the engine, which reads two lines from here: that this process is there, and what
+    # it has loaded.
     answer, sys.stdout = sys.stdout, sys.stderr
     logging.basicConfig(level=logging.WARNING)
     said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=read, args=(sys.stdin.buffer, said), daemon=True).start()
-    process = RankProcess(said.get())
-    answer.write(json.dumps(process.facts) + "\n")
-    answer.flush()
+    asked = said.get()
+    print(json.dumps("here"), file=answer, flush=True)
+    process = RankProcess(asked)
+    print(json.dumps(process.facts), file=answer, flush=True)
     while True:
         process.do(said.get())
 

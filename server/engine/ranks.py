@@ -50,6 +50,7 @@ class Ranks:
 
         Raises:
             InputError: ``config.tensor_parallel`` is more than the machine allows.
+            RankLost: one of them ends at once.
         """
         size = config.tensor_parallel
         _require(config, device)
@@ -83,6 +84,7 @@ class Ranks:
         try:
             for rank, process in enumerate(self._processes, start=1):
                 self._write(process, asked | {"rank": rank})
+            self._answers()  # they are there: waiting for the group has an end
             self.group = ProcessGroup(meeting, 0, size, device)
         except BaseException:
             self.close()
@@ -94,13 +96,17 @@ class Ranks:
         Raises:
             RankLost: one has not.
         """
-        for rank, process in enumerate(self._processes, start=1):
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise RankLost(f"process {rank} of the model ended while it loaded")
-            if json.loads(line) != facts:
+        for rank, answer in enumerate(self._answers(), start=1):
+            if answer != facts:
                 raise RankLost(f"process {rank} of the model loaded something else: the family changed meanwhile")
+
+    def _answers(self) -> list[Any]:
+        """The next line of each of the others."""
+        lines = [process.stdout.readline() for process in self._processes if process.stdout is not None]
+        for rank, line in enumerate(lines, start=1):
+            if not line:
+                raise RankLost(f"process {rank} of the model ended while it loaded; its log says why")
+        return [json.loads(line) for line in lines]
 
     def computing(self, what: str, model: str, key: WeightsKey, layout: StepLayout) -> AbstractContextManager[None]:
         """``together`` for a forward of ``model``, with the weights ``key``, over ``layout``; ``what``: "forward" or

@@ -150,6 +150,19 @@ def test_what_cannot_be_shared_is_refused_before_anything_starts(
         build(family_of(tmp_path / "plain"), tensor_parallel=0)
 
 
+def test_processes_that_cannot_begin_or_load_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_of(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONHOME", "/nowhere")
+        with pytest.raises(RankLost, match="process 1 of the model ended while it loaded"):
+            build(family, tensor_parallel=2)
+    (tmp_path / "family.toml").write_text(
+        (tmp_path / "family.toml").read_text().replace('name = "only-simple"', 'name = "only-plain"')
+    )
+    with pytest.raises(RankLost, match="process 1 of the model loaded something else"):
+        build(family, tensor_parallel=2)
+
+
 def test_processes_that_find_they_cannot_share_end(tmp_path: Path) -> None:
     """What only the loaded model shows: two key/value heads are not for three."""
     family = family_of(tmp_path)

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ladle.merging.errors import FamilyError
 from ladle.merging.manifest import Manifest
@@ -39,6 +39,7 @@ class Surface(BaseModel):
             answers count as being on the floor.
         surprise: the same for how much more surprising the answers are to the base than its own, in nats a token.
         most_surprise: what the best coefficients may cost of it, in nats a token.
+        order: how much it weighs that rewards keep the order of their weights, see ``best``; 0: nothing.
         explained: share of the variance that is explained of points left out, by objective and for ``surprise``.
     """
 
@@ -52,6 +53,7 @@ class Surface(BaseModel):
     rewards: dict[str, list[Finite]]
     surprise: list[Finite]
     most_surprise: Finite
+    order: Annotated[Finite, Field(ge=0)] = 0.0
     explained: dict[str, Finite]
 
     def heights(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -69,6 +71,11 @@ class Surface(BaseModel):
         reward has does not matter, and no reward is given up for another one's last bit. Searched among mixes of what
         was measured, where answers stay as unsurprising as ``most_surprise`` says.
 
+        A member that helps a reward nobody asked for is welcome to that sum, and one asked for a little may get less
+        than by asking for something else. So (ours too) ``order`` times sum_i a_i (log e_i - log r_i)+ + (1 - a_i)
+        (log r_i - log e_i)+ is taken off, where e_i is what reward i has at the even preference and a_i = min(1, n
+        mu_i): with an equal share of the weights or more, a reward is not to be below e_i, with none not above.
+
         Args:
             weights: mu, by objective.
         """
@@ -77,17 +84,33 @@ class Surface(BaseModel):
     @cached_property
     def _searched(self) -> Callable[[tuple[float, ...]], tuple[float, ...]]:
         """``_search``, for every preference once: it takes 1 to 50 ms."""
-        return lru_cache(maxsize=4096)(self._search)
+        return lru_cache(maxsize=4096)(lambda weights: self._search(weights, self.order))
 
-    def _search(self, weights: tuple[float, ...]) -> tuple[float, ...]:
+    @cached_property
+    def _even(self) -> NDArray[np.float64]:
+        """Logarithms of what the rewards are expected to be above their floors at the even preference: [objectives]."""
+        n = len(self.rewards)
+        return _log(self.heights(np.array([self._search((1 / n,) * n, 0.0)])))[0]
+
+    def _search(self, weights: tuple[float, ...], order: float) -> tuple[float, ...]:
         mu, fitted = np.asarray(weights, dtype=np.float64), np.array([*self.rewards.values(), self.surprise]).T
+        asked = np.minimum(1.0, len(mu) * mu)
 
         def evaluate(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             expected = quadratic(points) @ fitted
-            return np.log(np.maximum(expected[:, :-1], _LEAST)) @ mu, expected[:, -1]
+            heights = _log(expected[:, :-1])
+            scores = heights @ mu
+            if order:
+                above = heights - self._even
+                scores -= order * (np.maximum(above, 0.0) @ (1.0 - asked) + np.maximum(-above, 0.0) @ asked)
+            return scores, expected[:, -1]
 
         found = best_mix(np.array(self.design), evaluate, self.most_surprise)
         return tuple((np.round(found, 4) + 0.0).tolist())
+
+
+def _log(heights: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.log(np.maximum(heights, _LEAST))
 
 
 def quadratic(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -80,6 +80,7 @@ def fit_surface(
     root: Path,
     *,
     most_surprise: float,
+    order: float,
     sampling: Mapping[str, Any],
 ) -> Surface:
     """Least squares on ``quadratic`` of the coefficients, a reward at a time; settings weigh as many answers as they
@@ -88,7 +89,7 @@ def fit_surface(
     Args:
         measured: of one or more sweeps.
         root: the family's folder.
-        most_surprise: see ``Surface``.
+        most_surprise, order: see ``Surface``.
         sampling: how the answers were drawn.
 
     Raises:
@@ -126,6 +127,7 @@ def fit_surface(
         rewards={name: (solve @ value).tolist() for name, value in values.items()},
         surprise=(solve @ surprises).tolist(),
         most_surprise=most_surprise,
+        order=order,
         explained={name: explained(rows, value, counts) for name, value in (values | {"surprise": surprises}).items()},
     )
 

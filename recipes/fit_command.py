@@ -24,6 +24,9 @@ def command(
     perplexity: Annotated[
         float, typer.Option(min=1.0, help="How many times as perplexing as its own answers may be to the base.")
     ] = 1.3,
+    order: Annotated[
+        float, typer.Option(min=0.0, help="How much it weighs that rewards keep the order of their weights; 0: not.")
+    ] = 0.3,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was fitted as JSON.")] = False,
 ) -> None:
     """Fit how rewards follow merge coefficients, so that method fitted_soup can choose the best ones.
@@ -56,7 +59,8 @@ def command(
             if not set(asked["settings"]) <= asked.get("coefficients", {}).keys():
                 raise ValueError(f"sweep: {str(sweep)!r} is not allowed; allowed: one that says what was merged in it")
             measured += measurements(table, asked["coefficients"], chosen, own)
-        surface = fit_surface(measured, manifest, file.parent, most_surprise=math.log(perplexity), sampling=sampling)
+        bounds = {"most_surprise": math.log(perplexity), "order": order}
+        surface = fit_surface(measured, manifest, file.parent, **bounds, sampling=sampling)
         write_measured(surface, file.parent / SURFACE_NAME)
     except (ValueError, OSError, FamilyError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)

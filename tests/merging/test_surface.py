@@ -135,3 +135,53 @@ def test_a_unit_of_a_reward_does_not_matter() -> None:
     other["rewards"] = {"positive": [40 * w for w in one["rewards"]["positive"]], "simple": one["rewards"]["simple"]}
     found = [Surface.model_validate(each).best(weights) for each in (one, other)]
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
+
+
+def tangled(**changes: Any) -> Surface:
+    """What helps the second reward helps the first even more: by itself, asking for the second alone gives more of the
+    first than asking for a little of it beside the third."""
+    rewards = {
+        "positive": [1.0, 1.0, 0.9, 0.0, -0.1, 0, 0, -0.1, 0, -0.1],
+        "simple": [1.0, 0.0, 1.0, 0.0, 0, 0, 0, -0.1, 0, 0],
+        "concise": [1.0, 0.0, 0.0, 2.0, 0, 0, 0, 0, 0, -0.1],
+    }
+    design = np.array(np.meshgrid(*[[0.0, 2.0]] * 3)).reshape(3, -1).T
+    fields = {"members": ["x", "y", "z"], "design": [*design.tolist(), *np.eye(3).tolist()], "rewards": rewards}
+    surprise = [0.0, 0.2, 0.2, 0.2, *[0.0] * 6]
+    return Surface.model_validate(document(**fields, surprise=surprise, most_surprise=0.5) | changes)
+
+
+def test_rewards_keep_the_order_of_their_weights_where_that_is_asked_for() -> None:
+    plain, ordered = tangled(), tangled(order=2.0)
+
+    def height(surface: Surface, weights: list[float]) -> np.ndarray:
+        return surface.heights(np.array([surface.best(weights)]))[0]
+
+    apart, beside = [0.0, 1.0, 0.0], [1 / 3, 0.0, 2 / 3]
+    assert height(plain, apart)[0] > height(plain, beside)[0] + 0.1
+    assert height(ordered, apart)[0] < height(ordered, beside)[0] + 1e-2
+    even = [1 / 3] * 3
+    level = height(ordered, even)
+    np.testing.assert_allclose(level, height(plain, even), rtol=1e-2)
+    for weights in grid(3, 3):
+        # At this price both bounds hold, and what is asked for alone still gets more than its share.
+        found = height(ordered, list(weights))
+        for mu, reward, share in zip(weights, found, level, strict=True):
+            assert reward <= share * 1.01 if mu == 0 else reward >= share * 0.99
+    assert height(ordered, [1.0, 0.0, 0.0])[0] > 1.1 * level[0]
+
+
+def test_a_preference_that_hardly_changes_hardly_changes_what_order_asks_for() -> None:
+    surface, random = tangled(order=0.5), np.random.default_rng(fresh_seed())
+    for weights in random.dirichlet(np.ones(3), size=5):
+        near = weights + random.normal(size=3) * 1e-6
+        near = np.abs(near) / np.abs(near).sum()
+        points = np.array([surface.best(w.tolist()) for w in (weights, near)])
+        np.testing.assert_allclose(*np.log(surface.heights(points)) @ weights, atol=5e-3)
+
+
+def test_an_order_that_weighs_nothing_changes_nothing() -> None:
+    weights = np.random.default_rng(fresh_seed()).dirichlet(np.ones(3)).tolist()
+    assert tangled(order=0.0).best(weights) == tangled().best(weights)
+    with pytest.raises(ValueError, match="order"):
+        tangled(order=-0.1)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STEPS = 10
-"""Trials of t a row at most; sqrt(KL) is nearly linear in t, so that half of them are the rule."""
-TOLERANCE = 1e-4
+STEPS = 24
+"""Trials of t a row at most; sqrt(KL) is nearly linear in t, so that five of them are the rule."""
+TOLERANCE = 1e-3
 """Share of sqrt(budget) that may be left unspent."""
 
 
@@ -49,22 +49,32 @@ def _draw_back(scores: Tensor, base: Tensor, budget: float) -> Tensor | None:
     start = torch.log_softmax(base.masked_fill(~finite, -torch.inf), dim=-1)
     gap = torch.where(finite, scores - base, 0.0)
     gap -= (start.exp() * gap).sum()  # from its mean under the base, which cancels in the softmax: fewer digits lost
-    wanted = budget**0.5
-    below, above = 0.0, 1.0
-    low, high = -wanted, _root_kl(start, gap, above) - wanted
-    if high <= 0:
+    root = budget**0.5
+    whole = _root_kl(start, gap, 1.0)
+    if whole <= root:
         return None
+    spare = TOLERANCE * root / 2
+    wanted = root - spare  # the middle of what will do, so that a chord may end a little above it
+    below, above = 0.0, 1.0
+    low, high = -wanted, whole - wanted
+    found, stayed = 0.0, ""
     for _ in range(STEPS):
         t = below + (above - below) * -low / (high - low)
         excess = _root_kl(start, gap, t) - wanted
+        if excess <= spare:
+            found = t
+        if abs(excess) <= spare:
+            break
+        # An end that stays twice has its excess halved (the Illinois rule), or the chord would creep towards the other.
         if excess <= 0:
-            below, low, high = t, excess, high / 2
-            if -excess <= TOLERANCE * wanted:
-                break
+            below, low = t, excess
+            high /= 2 if stayed == "above" else 1
+            stayed = "above"
         else:
-            # An end that stays has its excess halved (the Illinois rule), or the chord would creep towards the other.
-            above, high, low = t, excess, low / 2
-    return torch.where(finite, base + below * (scores - base), scores)
+            above, high = t, excess
+            low /= 2 if stayed == "below" else 1
+            stayed = "below"
+    return torch.where(finite, base + found * (scores - base), scores)
 
 
 def _root_kl(start: Tensor, gap: Tensor, t: float) -> float:

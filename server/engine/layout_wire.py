@@ -13,7 +13,6 @@ from ladle.server.engine.attention import AttentionGroup, TokenPlaces
 from ladle.server.engine.step_layout import StepLayout
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.int64, torch.bool, torch.float32, torch.float64)}
-_NOWHERE = TokenPlaces(*np.zeros((3, 0), dtype=np.int64))
 Slots = dict[str, tuple[str, list[int]]]
 """Dtype and shape of every tensor by its name, in order."""
 
@@ -74,7 +73,7 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         there.get("coefficients"),
         there.get("logit_rows"),
         [],
-        _NOWHERE,
+        TokenPlaces.none(),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from seeds import fresh_seed
@@ -107,9 +106,15 @@ def test_rows_left_over_touch_nobody(tmp_path: Path, engines: Callable[..., Engi
             return tensor[:rows].to(DEVICE)
 
         group = AttentionGroup(0, rows, 0, part(positions)[:, None], part(blocks), torch.arange(32, device=DEVICE))
-        nowhere = TokenPlaces(*np.zeros((3, 0), dtype=np.int64))
         return StepLayout(
-            part(ids)[None], part(positions)[None], part(slots), [group], part(coefficients), None, [], nowhere
+            part(ids)[None],
+            part(positions)[None],
+            part(slots),
+            [group],
+            part(coefficients),
+            None,
+            [],
+            TokenPlaces.none(),
         )
 
     for rows in (4, 3):

@@ -62,7 +62,7 @@ class ServerSettings(BaseSettings):
     max_queue_tokens: int = Field(1 << 20, ge=1, description="prompt tokens that may wait before new requests get 429")
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
     compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
-    cuda_graphs: bool = Field(True, description="on a GPU, record the forwards of decode steps and run the recordings")
+    cuda_graphs: bool = Field(True, description="on a GPU, record decode steps and run the recordings")
     tensor_parallel: int = Field(1, ge=1, description="processes that share the models, each on a GPU of its own")
     expert_schedule: Literal["auto", "eager", "lazy"] = Field(
         "auto", description="whether routed experts compute every token, or what they missed once they are chosen"

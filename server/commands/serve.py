@@ -63,7 +63,7 @@ def command(
         bool | None,
         typer.Option(
             "--cuda-graphs/--no-cuda-graphs",
-            help="On a GPU, record the forwards of decode steps at the start, and run the recordings.",
+            help="On a GPU, record decode steps at the start, and run the recordings.",
             show_default="on",
         ),
     ] = None,

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ladle.server.engine.grammar_masks import Allowed
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.sequence import Lane, Sequence
-from ladle.server.engine.step_layout import StepLayout
+from ladle.server.engine.step_layout import HostLayout
+from ladle.server.engine.transfers import send_one
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,23 @@ class CandidateValues:
     tokens: Tensor
     values: Mapping[Lane, Tensor]
 
-    def place(self, token: int) -> int | None:
-        """Where ``token`` is among the candidates; None where it is not."""
-        found = (self.tokens == token).nonzero()
-        return int(found[0, 0]) if found.numel() else None
-
 
 def value_candidates(
     logits: Tensor,
     rows: Mapping[Lane, int],
     sequences: Seq[Sequence],
-    layout: Callable[[Seq[Lane], Seq[int], Seq[Tensor]], StepLayout],
-    hidden: Callable[[Lane, StepLayout], Tensor],
-    allowed: Mapping[Sequence, Tensor],
+    layout: Callable[[Seq[Lane], Seq[int], Seq[int]], HostLayout],
+    hidden: Callable[[Lane, HostLayout, Tensor], Tensor],
+    allowed: Mapping[Sequence, Allowed],
 ) -> dict[Sequence, CandidateValues]:
     """The candidates of every sequence with a scorer, and what its value lanes say of them.
 
-    Where ``allowed`` has a mask [vocabulary] bool for a sequence, its candidates are the best of what that allows, and
+    Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and
     fewer where it allows fewer.
 
     All that lanes of one set of weights have to value goes through one forward: k new tokens a lane over the state it
-    has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane and returns [tokens, hidden].
+    has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane, with the candidates' ids, and
+    returns [tokens, hidden].
     """
     chosen: dict[Sequence, Tensor] = {}
     counts: dict[Sequence, int] = {}
@@ -52,8 +50,8 @@ def value_candidates(
             continue
         scores, counts[sequence] = logits[rows[sequence.lanes[0]]], sequence.candidates
         if sequence in allowed:
-            scores = scores.masked_fill(~allowed[sequence], -torch.inf)
-            counts[sequence] = min(sequence.candidates, int(allowed[sequence].sum()))
+            scores = scores.masked_fill(~allowed[sequence].mask, -torch.inf)
+            counts[sequence] = min(sequence.candidates, allowed[sequence].count)
         # What is not allowed comes last. It is valued, so that every forward has its full size, and then dropped.
         chosen[sequence] = scores.topk(sequence.candidates).indices
     groups: dict[object, list[tuple[Sequence, Lane]]] = {}
@@ -65,10 +63,11 @@ def value_candidates(
     owner = {lane: sequence for members in groups.values() for sequence, lane in members}
     for members in groups.values():
         lanes = [lane for _, lane in members]
-        plan = layout(lanes, [s.length(lane) for s, lane in members], [chosen[s] for s, _ in members])
-        states = hidden(lanes[0], plan)
+        plan = layout(lanes, [s.length(lane) for s, lane in members], [s.candidates for s, _ in members])
+        ordered = list(dict.fromkeys(plan.logit_lanes))
+        states = hidden(lanes[0], plan, torch.cat([chosen[owner[lane]] for lane in ordered]))
         start = 0
-        for lane in dict.fromkeys(plan.logit_lanes):
+        for lane in ordered:
             stop = start + owner[lane].candidates
             assert lane.head is not None
             values[owner[lane]][lane] = lane.head(states[start:stop])
@@ -84,18 +83,19 @@ def value_candidates(
 
 def keep_chosen(
     found: Mapping[Sequence, CandidateValues],
-    drawn: Mapping[Sequence, int],
+    places: Mapping[Sequence, int | None],
     table: LaneTable,
     cache_of: Callable[[Lane], KVCache],
 ) -> set[Sequence]:
     """Keep the state of the candidates that were drawn, instead of computing it again; returns whose it was.
 
-    A sequence that drew a token from outside its candidates computes it in the next step.
+    ``places``: which of its candidates a sequence drew. One that drew a token from outside them, None, computes it in
+    the next step.
     """
     kept: set[Sequence] = set()
     moves: dict[KVCache, list[tuple[int, int]]] = {}
     for sequence, candidates in found.items():
-        place = candidates.place(drawn[sequence])
+        place = places[sequence]
         if place is None:
             continue
         kept.add(sequence)
@@ -105,6 +105,6 @@ def keep_chosen(
             target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             moves.setdefault(cache_of(lane), []).append((source, target))
     for cache, pairs in moves.items():
-        slots = torch.from_numpy(np.array(pairs, dtype=np.int64)).to(cache.layers[0].device)
+        slots = send_one(pairs, cache.layers[0].device, np.int64)
         cache.copy(slots[:, 0], slots[:, 1])
     return kept

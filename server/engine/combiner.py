@@ -14,9 +14,10 @@ from torch import Tensor
 from ladle.guidance.plan import Plan
 from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
-from ladle.server.engine.grammar_masks import restrict
+from ladle.server.engine.grammar_masks import Allowed, restrict
 from ladle.server.engine.router import Turn, combine_turns
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.transfers import Array, send
 
 Rows = Mapping[Lane, int]
 """The row of the step's logits that a lane's source gave."""
@@ -35,12 +36,12 @@ class Combiner:
         sequences: Seq[Sequence],
         values: Mapping[Sequence, CandidateValues],
         turns: Mapping[Sequence, Turn],
-        allowed: Mapping[Sequence, Tensor] = MappingProxyType({}),
+        allowed: Mapping[Sequence, Allowed] = MappingProxyType({}),
     ) -> Tensor:
         """Scores [sequences, vocabulary], float32 (float64 for float64 logits), before bias, penalties and temperature.
 
         ``logits`` [rows, vocabulary]; ``values`` of the sequences whose plan has a scorer, ``turns`` of those
-        that are routed, ``allowed`` [vocabulary] bool of those with a grammar: what a plan's mask finds plausible is
+        that are routed, ``allowed`` of those with a grammar: what a plan's mask finds plausible is
         judged among the tokens that may come at all, so that it never rules out all of them.
         """
         scores = self._by_rule(logits, rows, sequences)
@@ -57,8 +58,7 @@ class Combiner:
                 scores[index : index + 1],
                 found.tokens[None],
                 worth(plan, found)[None],
-                torch.tensor([plan.scorer.centred], device=self._device),
-                torch.tensor([plan.scorer.restricted], device=self._device),
+                *send([np.array([plan.scorer.centred]), np.array([plan.scorer.restricted])], self._device),
             )
         scores = self._within_budgets(scores, logits, rows, sequences)
         self._mask(scores, logits, rows, sequences, allowed)
@@ -70,8 +70,8 @@ class Combiner:
         found = [(index, budget, row) for index, budget, row in limited if budget is not None]
         if found:
             index, budgets, first = zip(*found, strict=True)
-            places = self._tensor(np.array(index))
-            base = logits.index_select(0, self._tensor(np.array(first))).to(scores.dtype)
+            places, rows_of = send([np.array(index), np.array(first)], self._device)
+            base = logits.index_select(0, rows_of).to(scores.dtype)
             own = scores.index_select(0, places)
             scores[places] = dispatch.within_budget(own, base, torch.tensor(budgets, dtype=torch.float64))
         return scores
@@ -85,10 +85,10 @@ class Combiner:
         if linear:
             parts.append(dispatch.combine_logits(logits, *self._sources(rows, [sequences[i] for i in linear])))
         plans = [sequences[index].request.plan for index in other]
-        alpha = torch.tensor([plan.alpha if plan.rule == "alpha" else 1.0 for plan in plans], device=self._device)
+        alphas = [plan.alpha if plan.rule == "alpha" else 1.0 for plan in plans]
+        alpha, order = send([np.array(alphas, dtype=np.float32), np.argsort(linear + other)], self._device)
         sources = self._sources(rows, [sequences[index] for index in other])
         parts.append(dispatch.combine_divergence(logits, *sources, alpha))
-        order = torch.tensor(np.argsort(linear + other), device=self._device)
         return torch.cat(parts).index_select(0, order)
 
     def _sources(self, rows: Rows, sequences: Seq[Sequence]) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,8 @@ class Combiner:
         width = max(1, *(len(pair) for pair in pairs))
         padded = [pair + [(0, 0.0)] * (width - len(pair)) for pair in pairs]
         values = np.array(padded, dtype=np.float64)
-        return self._tensor(values[..., 0].astype(np.int64)), self._tensor(values[..., 1])
+        places, weights = send([values[..., 0].astype(np.int64), values[..., 1]], self._device)
+        return places, weights
 
     def _mask(
         self,
@@ -108,30 +109,29 @@ class Combiner:
         logits: Tensor,
         rows: Rows,
         sequences: Seq[Sequence],
-        allowed: Mapping[Sequence, Tensor],
+        allowed: Mapping[Sequence, Allowed],
     ) -> None:
         masked = [(i, s, s.request.plan.mask) for i, s in enumerate(sequences) if s.request.plan.mask is not None]
         if not masked:
             return
-        index = torch.tensor([i for i, _, _ in masked], device=self._device)
-        first = torch.tensor([rows[s.lanes[0]] for _, s, _ in masked], device=self._device)
         kinds = [(mask.kind, mask.value) for _, _, mask in masked]
+
+        def values(kind: str, off: float, dtype: type) -> Array:
+            return np.array([value if name == kind else off for name, value in kinds], dtype=dtype)
+
+        index, first, *bounds = send(
+            [
+                np.array([i for i, _, _ in masked]),
+                np.array([rows[s.lanes[0]] for _, s, _ in masked]),
+                values("top_k", 0, np.int64),
+                values("top_p", 1.0, np.float32),
+                values("relative", 0.0, np.float32),
+            ],
+            self._device,
+        )
         base = logits.index_select(0, first).to(scores.dtype)
         base = restrict(base, {place: allowed[s] for place, (_, s, _) in enumerate(masked) if s in allowed})
-
-        def values(kind: str, off: float) -> Tensor:
-            return torch.tensor([value if name == kind else off for name, value in kinds], device=self._device)
-
-        scores[index] = dispatch.rule_out_implausible(
-            scores.index_select(0, index),
-            base,
-            values("top_k", 0.0).long(),
-            values("top_p", 1.0),
-            values("relative", 0.0),
-        )
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        scores[index] = dispatch.rule_out_implausible(scores.index_select(0, index), base, *bounds)
 
 
 def added_lanes(sequence: Sequence) -> list[Lane]:

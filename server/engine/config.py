@@ -31,7 +31,7 @@ class EngineConfig:
     prefix_cache: reuse KV state of equal prefixes under equal weights.
     compiled_layers: on a CPU, take small steps through compiled layers where the model allows it (bfloat16 weights,
         Llama's shape, at most 1 GiB); costs a copy of the weights.
-    cuda_graphs: on a GPU, record the forwards of decode steps of some sizes at the start, and run these; costs memory
+    cuda_graphs: on a GPU, record decode steps of some sizes at the start, and run these; costs memory
         for the results of every size.
     tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
         share of the processor's cores. Memory options count for each of them.

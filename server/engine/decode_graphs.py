@@ -1,7 +1,7 @@
-"""Decode forwards of one model, recorded for some sizes and run again on the same buffers.
+"""Decode steps of one model, recorded for some sizes and run again on the same buffers.
 
-A step in which every lane computes one token takes the smallest recorded size that holds it; rows that are left over
-compute the base's first token at place 0 and store it in block 0, which nobody has. All other steps run as they come.
+A step in which every lane computes one token takes the smallest recorded size that holds it. All other steps run as
+they come.
 """
 
 from __future__ import annotations
@@ -9,123 +9,127 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ladle.server.engine.attention import AttentionGroup, PagedContext, TokenPlaces, bucket_blocks
+from ladle.kernels import step_tables
+from ladle.server.engine.attention import bucket_blocks
 from ladle.server.engine.graph_recorder import Recorder, recorder_for
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.loaded_model import LoadedModel
-from ladle.server.engine.step_layout import StepLayout
+from ladle.server.engine.plan_tables import HostTables
+from ladle.server.engine.recorded_step import Found, RecordedStep, Size
+from ladle.server.engine.step_layout import HostGroup, HostLayout
+from ladle.server.engine.transfers import send_one
 
 logger = logging.getLogger(__name__)
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-"""Rows of the recorded forwards. More of them keep a GPU busy for longer than the host takes to launch the rest."""
+"""Rows of the recorded steps. More of them keep a GPU busy for longer than the host takes to launch the rest."""
 FIRST_BLOCKS, WIDER = 64, 8
 """Blocks a lane of the narrowest recordings, and how many times as wide the next are: attention is launched over all
 blocks, however few of them a lane has."""
-_Found = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, order=True)
-class Size:
-    """``rows`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients."""
-
-    rows: int
-    blocks: int
-    merged: bool
 
 
 class DecodeGraphs:
-    """Recordings of ``model`` over ``cache``, for the lanes of ``table``."""
+    """Recordings of ``model`` over ``cache``, for the lanes of ``table``. ``draws``: whether they draw tokens too."""
 
-    def __init__(self, model: LoadedModel, cache: KVCache, table: LaneTable, record: Recorder[_Found]) -> None:
-        """Records all sizes. Raises RuntimeError where a forward cannot be recorded."""
-        self._model = model
+    def __init__(
+        self, model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, record: Recorder[Found]
+    ) -> None:
+        """Records all sizes. ``vocabulary``: tokens that may be drawn. Raises RuntimeError where a step cannot be
+        recorded."""
+        self._table = table
         self._cache = cache
+        self._vocabulary = min(vocabulary, model.vocabulary)
         sizes = sorted(sizes_of(table), reverse=True)  # see CudaRecorder
-        most, widest = sizes[0].rows, max(size.blocks for size in sizes)
-        members, device = table.coefficients.shape[1], table.coefficients.device
-        # Each by itself: kernels read quicker from where an allocation begins.
-        self._ids, self._positions, self._slots = (
-            torch.zeros(most, dtype=torch.int64, device=device) for _ in range(3)
-        )
-        self._blocks = torch.zeros(most, widest, dtype=torch.int64, device=device)
-        self._coefficients = torch.zeros(most, members, dtype=table.coefficients.dtype, device=device)
-        self._keys = torch.arange(widest * BLOCK_SIZE, device=device)
-        self._replays: dict[Size, Callable[[], _Found]] = {}
+        widest = max(size.blocks for size in sizes)
+        numbers = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
+        self._steps: dict[Size, RecordedStep] = {}
+        self._replays: dict[Size, Callable[[], Found]] = {}
         with torch.inference_mode():
             for size in sizes:
-                self._replays[size] = record(partial(self._forward, size))
+                step = RecordedStep(size, model, cache, table, self._vocabulary, numbers)
+                step.fill(self._example(size), None)
+                self._steps[size] = step
+                self._replays[size] = record(step.compute)
+            self.draws = all(replay().tokens is not None for replay in self._replays.values())
 
-    def size_for(self, layout: StepLayout) -> Size | None:
+    def size_for(self, layout: HostLayout) -> Size | None:
         """The recording that ``layout`` can run on, if there is one: each lane decodes, and none is longer than any."""
-        if len(layout.groups) != 1:
+        if len(layout.groups) != 1 or layout.ids is None:
             return None
         (group,) = layout.groups
-        rows, width = layout.ids.shape[1], group.table.shape[1]
-        if group.stop != rows or tuple(group.positions.shape) != (rows, 1) or group.visible is not None:
+        rows, width = layout.tokens, group.table.shape[1]
+        if group.stop != rows or group.positions.shape != (rows, 1) or group.visible is not None:
             return None
-        merged = layout.coefficients is not None
-        fitting = [s for s in self._replays if s.rows >= rows and s.blocks >= width and s.merged == merged]
+        fitting = [s for s in self._replays if s.rows >= rows and s.blocks >= width and s.merged == layout.merged]
         return min(fitting, default=None)
 
     @torch.inference_mode()
-    def run(self, layout: StepLayout, size: Size) -> _Found:
-        """What ``LoadedModel.forward`` gives for ``layout``. Both tensors hold until the next call."""
-        (group,) = layout.groups
-        rows = layout.ids.shape[1]
-        self._ids[:rows] = layout.ids[0]
-        self._positions[:rows] = layout.positions[0]
-        self._slots[:rows] = layout.slots
-        self._blocks[:rows, : group.table.shape[1]] = group.table
-        if layout.coefficients is not None:
-            self._coefficients[:rows] = layout.coefficients
-        if size.rows > rows:
-            # What the last owner of a row left would go into a block that is another's by now.
-            for buffer in (self._ids, self._positions, self._slots, self._coefficients):
-                buffer[rows : size.rows].zero_()
-        logits, hidden = self._replays[size]()
-        if layout.logit_rows is None:
-            return logits[:rows], hidden[:rows]
-        return logits.index_select(0, layout.logit_rows), hidden.index_select(0, layout.logit_rows)
+    def run(self, layout: HostLayout, size: Size, tables: HostTables | None = None) -> Found:
+        """What ``layout`` computes: logits and hidden states of the rows it wants, and one token for each sequence of
+        ``tables``, whose rows are those of the logits."""
+        self._steps[size].fill(layout, tables)
+        found, rows = self._replays[size](), layout.tokens
+        if layout.logit_rows is not None:
+            wanted = send_one(layout.logit_rows, found.logits.device)
+            return Found(found.logits.index_select(0, wanted), found.hidden.index_select(0, wanted))
+        logits, hidden = found.logits[:rows], found.hidden[:rows]
+        if tables is None or found.tokens is None or found.logprobs is None:
+            return Found(logits, hidden)
+        count = len(tables.rows)
+        return Found(logits, hidden, found.tokens[:count], found.logprobs[:count])
 
     @torch.inference_mode()
     def agrees(self) -> bool:
-        """Whether every recording gives what its forward gives. Clears the whole pool, so it is for the start."""
-        generator = torch.Generator().manual_seed(0)
-        self._coefficients.copy_(torch.rand(self._coefficients.shape, generator=generator))
-        most, blocks = len(self._ids), self._cache.blocks - 1
-        rows = torch.arange(most)
-        # Two blocks a row, as long as there are any; what is left over stores in block 0.
-        held = torch.where(2 * rows + 1 < blocks, 2 * rows + 1, -1)
-        self._ids.copy_(torch.randint(0, self._model.vocabulary, (most,), generator=generator))
-        self._positions.copy_(torch.where(held > 0, BLOCK_SIZE + rows % BLOCK_SIZE, 0))
-        self._slots.copy_(torch.where(held > 0, (held + 1) * BLOCK_SIZE + rows % BLOCK_SIZE, 0))
-        self._ids[(held < 0).to(self._ids.device)] = 0
-        self._blocks[:, 0].copy_(held.clamp(min=0))
-        self._blocks[:, 1].copy_((held + 1).clamp(min=0))
+        """Whether every recording gives what its step gives. Clears the whole pool, so it is for the start."""
+        random = np.random.default_rng(0)
+        coefficients = self._table.coefficients
+        coefficients.copy_(torch.from_numpy(random.random(coefficients.shape)))
         same = True
         for size, replay in self._replays.items():
-            pairs = zip(replay(), self._forward(size), strict=True)
-            same &= all(_close(one, other) for one, other in pairs)
+            step = self._steps[size]
+            step.fill(self._example(size), self._plans(size, random))
+            one = replay()
+            own = step.draw(one) if one.tokens is not None else one
+            same &= _close(one.logprobs, own.logprobs) and _equal(one.tokens, own.tokens)
+            other = step.compute()
+            same &= _close(one.logits, other.logits) and _close(one.hidden, other.hidden)
+        coefficients.zero_()
         self._cache.clear(list(range(self._cache.blocks)))
         return same
 
-    def _forward(self, size: Size) -> _Found:
-        positions, slots = self._positions[: size.rows], self._slots[: size.rows]
-        blocks, keys = self._blocks[: size.rows, : size.blocks], self._keys[: size.blocks * BLOCK_SIZE]
-        group = AttentionGroup(0, size.rows, 0, positions[:, None], blocks, keys)
-        coefficients = self._coefficients[: size.rows] if size.merged else None
-        layout = StepLayout(
-            self._ids[None, : size.rows], positions[None], slots, [group], coefficients, None, [], TokenPlaces.none()
-        )
-        return self._model.forward(layout, PagedContext(self._cache, slots, [group]))
+    def _example(self, size: Size) -> HostLayout:
+        """As many lanes as a recording has, each with its second block begun as far as there are two blocks for it;
+        what is left over stores in block 0."""
+        rows = np.arange(size.rows)
+        held = np.where(2 * rows + 1 < self._cache.blocks - 1, 2 * rows + 1, -1)
+        there = held > 0
+        positions = np.where(there, BLOCK_SIZE + rows % BLOCK_SIZE, 0)
+        slots = np.where(there, (held + 1) * BLOCK_SIZE + rows % BLOCK_SIZE, 0)
+        ids = np.where(there, (7919 * rows + 5) % self._vocabulary, 0)
+        blocks = np.stack((np.maximum(held, 0), np.maximum(held + 1, 0)), axis=1)[:, : size.blocks]
+        group = HostGroup(0, size.rows, 0, positions[:, None], blocks, size.blocks * BLOCK_SIZE)
+        return HostLayout(ids, positions, slots, rows % (self._table.rows + 1), size.merged, [group], None, [])
+
+    def _plans(self, size: Size, random: np.random.Generator) -> HostTables:
+        """Sequences of one to three sources, greedy, at random, and at random among their best."""
+        rows, places = size.rows, np.arange(size.rows)
+        choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
+        choices[:, [step_tables.BASE, step_tables.COUNTED, step_tables.ALLOWED]] = -1
+        choices[:, [step_tables.KEY_0, step_tables.KEY_1]] = random.integers(0, 2**31, (rows, 2))
+        choices[:, step_tables.TOP_K] = np.where(places % 3 == 2, 5, 0)
+        numbers = np.ones((rows, step_tables.NUMBERS), dtype=np.float32)
+        numbers[:, step_tables.TEMPERATURE] = places % 3 != 0
+        numbers[:, step_tables.MIN_P] = 0.0
+        weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
+        sources = random.integers(0, rows, (rows, 3))
+        none = np.zeros((rows, 0))
+        return HostTables(sources, weights.astype(np.float32), choices, numbers, none, none)
 
 
 def sizes_of(table: LaneTable) -> list[Size]:
@@ -140,22 +144,28 @@ def sizes_of(table: LaneTable) -> list[Size]:
     return [Size(*size) for size in itertools.product(rows, widths, kinds)]
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
     return torch.allclose(
         one.float(), other.float(), rtol=1e-2, atol=1e-2 * float(other.float().abs().mean()), equal_nan=True
     )
 
 
-def record_decoding(model: LoadedModel, cache: KVCache, table: LaneTable) -> DecodeGraphs | None:
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
+
+
+def record_decoding(model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int) -> DecodeGraphs | None:
     """Recordings of ``model``; None where nothing can be recorded, or what was recorded gives something else."""
     record = recorder_for(table.coefficients.device)
     if record is None:
         return None
     try:
-        graphs = DecodeGraphs(model, cache, table, record)
+        graphs = DecodeGraphs(model, cache, table, vocabulary, record)
         if graphs.agrees():
             return graphs
-        reason = "a recording gives other values than the forward that it was made of"
+        reason = "a recording gives other values than the step that it was made of"
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
     logger.warning("decoding is not recorded as CUDA graphs: %s", reason)

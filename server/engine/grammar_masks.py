@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,10 +14,19 @@ from torch import Tensor
 
 from ladle.server.engine.grammar import reason_of
 from ladle.server.engine.sequence import Sequence
+from ladle.server.engine.transfers import send_one
 
 TOO_COMPLEX = "the grammar is too complex"
 _PATIENCE = 1.0  # seconds a step waits for a mask, twice; ordinary ones take a tenth of a millisecond
 _THREADS = 8  # more than there are cores: a mask that takes long is not to hold the others up
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The tokens that may come next: ``mask`` [vocabulary] bool on the device, and how many they are."""
+
+    mask: Tensor
+    count: int
 
 
 class _Position:
@@ -28,7 +38,7 @@ class _Position:
         self.sequence = sequence
         self.error: str | None = None
         self.mask: Future[bytes]
-        self.allowed: Tensor | None = None
+        self.allowed: Allowed | None = None
         # A sequence that was preempted, or that goes on from a block, has tokens already.
         if sequence.output and not self.matcher.consume_tokens(sequence.output):
             self.error = f"{TOO_COMPLEX}: {reason_of(self.matcher)}"
@@ -51,8 +61,8 @@ class GrammarMasks:
             position = self._positions[sequence.slot] = _Position(sequence)
             self._look_ahead(position)
 
-    def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Tensor]:
-        """Which tokens may come next, [vocabulary] bool, of those of ``sequences`` that have a grammar.
+    def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
+        """Which tokens may come next of those of ``sequences`` that have a grammar.
 
         None of them may where the grammar has failed (see ``error``).
         """
@@ -96,7 +106,7 @@ class GrammarMasks:
         position.allowed = None
         position.mask = self._pool.submit(position.matcher.compute_bitmask)
 
-    def _result(self, position: _Position, vocabulary: int) -> Tensor:
+    def _result(self, position: _Position, vocabulary: int) -> Allowed:
         bits = np.zeros(vocabulary, dtype=np.bool_)
         if position.error is None:
             mask = _patiently(position.mask)
@@ -108,7 +118,7 @@ class GrammarMasks:
                 # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
                 known = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocabulary]
                 bits[: len(known)] = known
-        return torch.from_numpy(bits).to(self._device)
+        return Allowed(send_one(bits, self._device), int(bits.sum()))
 
 
 def _patiently(mask: Future[bytes]) -> bytes | None:
@@ -122,13 +132,13 @@ def _patiently(mask: Future[bytes]) -> bytes | None:
     return None
 
 
-def restrict(scores: Tensor, places: Mapping[int, Tensor]) -> Tensor:
-    """A copy of ``scores`` [rows, vocabulary] with -inf wherever the mask [vocabulary] of a row, by its place, does
-    not allow; ``scores`` itself where there are no masks. NaN stays what it is where it may be chosen."""
+def restrict(scores: Tensor, places: Mapping[int, Allowed]) -> Tensor:
+    """A copy of ``scores`` [rows, vocabulary] with -inf wherever the mask of a row, by its place, does not allow;
+    ``scores`` itself where there are no masks. NaN stays what it is where it may be chosen."""
     if not places:
         return scores
-    rows = torch.tensor(list(places), device=scores.device)
-    forbidden = ~torch.stack(list(places.values()))
+    rows = send_one(list(places), scores.device, np.int64)
+    forbidden = ~torch.stack([allowed.mask for allowed in places.values()])
     masked = scores.clone()
     masked[rows] = scores.index_select(0, rows).masked_fill_(forbidden, -torch.inf)
     return masked

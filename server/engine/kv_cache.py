@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ladle.server.engine.transfers import send_one
+
 BLOCK_SIZE = 16
 """Tokens a block. Also the query tile of prefill, so reuse of whole blocks never changes how a tile is computed."""
 
@@ -53,7 +55,7 @@ class KVCache:
         with 0, is NaN for the next owner."""
         if not blocks:
             return
-        index = torch.tensor(blocks, device=self.layers[0].device)
+        index = send_one(blocks, self.layers[0].device, np.int64)
         for layer in self.layers:
             layer.view(self.blocks, -1).index_fill_(0, index, 0)
 

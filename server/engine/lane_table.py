@@ -8,14 +8,15 @@ import numpy as np
 import torch
 
 from ladle.server.engine.kv_cache import BLOCK_SIZE
+from ladle.server.engine.transfers import send_one
 
 
 class LaneTable:
     """``rows`` rows, one a lane; a lane takes a row when admitted and gives it back when it ends or is preempted.
 
     computed [rows] int64: tokens whose KV state exists. last [rows] int64: the token that comes next in decode.
-    blocks [rows, max_blocks] int64: the block table, 0 where unused. coefficients [rows, members] float32 (float64
-    for float64 weights) on the device; merged [rows] bool: whether any is non-zero.
+    blocks [rows, max_blocks] int64: the block table, 0 where unused. coefficients [rows + 1, members] float32 (float64
+    for float64 weights) on the device, the last of them always 0; merged [rows] bool: whether any is non-zero.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class LaneTable:
         self.computed = np.zeros(rows, dtype=np.int64)
         self.last = np.zeros(rows, dtype=np.int64)
         self.blocks = np.zeros((rows, -(-max_context // BLOCK_SIZE)), dtype=np.int64)
-        self.coefficients = torch.zeros(rows, len(members), dtype=dtype, device=device)
+        self.coefficients = torch.zeros(rows + 1, len(members), dtype=dtype, device=device)
         self.merged = np.zeros(rows, dtype=bool)
         self._column = {name: column for column, name in enumerate(members)}
         self._free = list(range(rows - 1, -1, -1))
@@ -53,7 +54,7 @@ class LaneTable:
             if name in self._column:
                 values[self._column[name]] = value
         self.merged[row] = any(values)
-        self.coefficients[row] = torch.tensor(values, dtype=self.coefficients.dtype)
+        self.coefficients[row] = send_one(values, self.coefficients.device, np.float64).to(self.coefficients.dtype)
         return row
 
     def give(self, row: int) -> None:

@@ -9,19 +9,24 @@ import torch
 from torch import Tensor
 
 from ladle.guidance.plan import Source
+from ladle.kernels import dispatch
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.attention import PagedContext
 from ladle.server.engine.candidates import keep_chosen, value_candidates
 from ladle.server.engine.catch_up import CatchUp, plan_catch_up
 from ladle.server.engine.decode_graphs import DecodeGraphs, record_decoding
 from ladle.server.engine.kv_cache import KVCache
+from ladle.server.engine.layout_builder import LayoutBuilder
+from ladle.server.engine.plan_tables import adds_sources
 from ladle.server.engine.prompt_scores import PromptJudge
+from ladle.server.engine.recorded_step import SOURCES
 from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.served_models import ServedModels
-from ladle.server.engine.step_layout import LayoutBuilder, StepLayout
+from ladle.server.engine.step_layout import HostLayout, StepLayout
 from ladle.server.engine.step_plan import Chunk, StepPlan
+from ladle.server.engine.transfers import read
 
 
 @dataclass
@@ -63,11 +68,13 @@ class ModelRunner:
         self.scheduler = scheduler
         self.table = table = scheduler.table
         self.sampler = sampler
-        self._layouts = LayoutBuilder(table, device)
+        self._numbers = torch.arange(1, device=device)
+        self._layouts = LayoutBuilder(table, together=dispatch.on_gpu(self._numbers))
+        self._numbers = torch.arange(self._layouts.most_keys, device=device)
         self._judge = PromptJudge(device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
-            found = record_decoding(models.store.models[key], models.caches[name], table)
+            found = record_decoding(models.store.models[key], models.caches[name], table, models.vocabulary)
             if found is not None:
                 self._recorded[key] = found
         self.rows = 0
@@ -83,6 +90,10 @@ class ModelRunner:
         """Compute ``plan``; the weights of its lanes must be ready."""
         result = StepResult()
         self.rows = 0
+        draws = self._at_once(plan)
+        if draws is not None:
+            result.draws = dict(zip(plan.sampling, draws, strict=True))
+            return result
         found = _Found()
         self._forward(plan.lanes, [chunk for chunk in plan.chunks if chunk.sequence.draws], found)
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
@@ -102,14 +113,31 @@ class ModelRunner:
         turns = {sequence: turn for sequence, turn in turns.items() if sequence not in late.behind}
         logits = found.joined()
         allowed = self.sampler.allowed(drawing, self.models.vocabulary)
-        values = value_candidates(logits, found.rows, drawing, self._layouts.build_candidates, self._hidden, allowed)
+        lay_out = self._layouts.build_candidates
+        values = value_candidates(logits, found.rows, drawing, lay_out, self._hidden, allowed)
         draws = self.sampler.draw(logits, found.rows, drawing, values, turns)
         result.draws = dict(zip(drawing, draws, strict=True))
-        tokens = {sequence: draw.token for sequence, draw in result.draws.items()}
-        result.kept = keep_chosen(values, tokens, self.table, self._cache)
+        places = {sequence: draw.place for sequence, draw in result.draws.items()}
+        result.kept = keep_chosen(values, places, self.table, self._cache)
         for sequence, turn in turns.items():
             sequence.speaker = turn.speaker
         return result
+
+    def _at_once(self, plan: StepPlan) -> list[Draw] | None:
+        """The draws of a step that is one recording from its first layer to its tokens; None where it is not."""
+        keys = {lane.materialised for lane in plan.lanes}
+        graphs = self._recorded.get(keys.pop()) if len(keys) == 1 and not plan.chunks else None
+        if graphs is None or not graphs.draws or not all(adds_sources(s, SOURCES) for s in plan.sampling):
+            return None
+        layout = self._layouts.build(plan.lanes, [])
+        size = graphs.size_for(layout)
+        if size is None:
+            return None
+        self.rows += layout.tokens
+        rows = {lane: row for row, lane in enumerate(layout.logit_lanes)}
+        found = graphs.run(layout, size, self.sampler.tables(rows, plan.sampling))
+        assert found.tokens is not None and found.logprobs is not None
+        return self.sampler.follow(plan.sampling, *(part.tolist() for part in read(found.tokens, found.logprobs)))
 
     def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Found, recorded: bool = True) -> None:
         """One forward a set of weights, ``recorded`` if that can be; what it gives is added to ``found``."""
@@ -117,13 +145,15 @@ class ModelRunner:
         for key in dict.fromkeys([*decode, *prefill]):
             layout = self._layouts.build(decode.get(key, []), prefill.get(key, []))
             lane = decode[key][0] if key in decode else prefill[key][0].lane
-            context = self._context(lane, layout)
             graphs = self._recorded.get(key) if recorded and key not in prefill else None
             size = None if graphs is None else graphs.size_for(layout)
+            self.rows += layout.tokens
             if graphs is None or size is None:
-                logits, hidden = self.models.store.models[key].forward(layout, context)
+                sent = layout.send(self.table, self._numbers)
+                logits, hidden = self.models.store.models[key].forward(sent, self._context(lane, sent))
             else:
-                logits, hidden = graphs.run(layout, size)
+                run = graphs.run(layout, size)
+                logits, hidden = run.logits, run.hidden
             before = sum(part.shape[0] for part in found.logits)
             for row, (lane, state) in enumerate(zip(layout.logit_lanes, hidden, strict=True), start=before):
                 found.rows[lane] = row
@@ -133,22 +163,26 @@ class ModelRunner:
 
     def _value(self, chunks: Seq[Chunk], result: StepResult) -> None:
         """Values of whole texts: the head on the last state of every lane."""
+        final: list[Chunk] = []
+        values: list[Tensor] = []
         for own in _by_weights(chunks, [])[1].values():
-            layout = self._layouts.build([], own)
-            states = self._hidden(own[0].lane, layout)
+            states = self._hidden(own[0].lane, self._layouts.build([], own))
             stop = 0
             for chunk in own:
                 stop += chunk.count
                 if chunk.final:
                     assert chunk.lane.head is not None
-                    value = float(chunk.lane.head(states[stop - 1 : stop]))
-                    result.values.setdefault(chunk.sequence, {})[chunk.lane.source] = value
+                    final.append(chunk)
+                    values.append(chunk.lane.head(states[stop - 1 : stop]))
+        for chunk, value in zip(final, read(*values), strict=True):
+            result.values.setdefault(chunk.sequence, {})[chunk.lane.source] = float(value)
 
-    def _hidden(self, lane: Lane, layout: StepLayout) -> Tensor:
-        return self.models.store.models[lane.materialised].hidden(layout, self._context(lane, layout))
+    def _hidden(self, lane: Lane, layout: HostLayout, ids: Tensor | None = None) -> Tensor:
+        self.rows += layout.tokens
+        sent = layout.send(self.table, self._numbers, ids)
+        return self.models.store.models[lane.materialised].hidden(sent, self._context(lane, sent))
 
     def _context(self, lane: Lane, layout: StepLayout) -> PagedContext:
-        self.rows += layout.slots.shape[0]
         return PagedContext(self._cache(lane), layout.slots, layout.groups, layout.places)
 
     def _cache(self, lane: Lane) -> KVCache:

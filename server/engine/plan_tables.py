@@ -15,9 +15,11 @@ from ladle.kernels import step_tables as columns
 from ladle.kernels.step_tables import StepTables
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Rows, added_lanes, worth
+from ladle.server.engine.grammar_masks import Allowed
 from ladle.server.engine.router import Turn
 from ladle.server.engine.sampling import SamplingParams
 from ladle.server.engine.sequence import Sequence
+from ladle.server.engine.transfers import Array, send
 
 _RULES = {"linear": columns.LINEAR, "forward_kl": columns.DIVERGENCE, "alpha": columns.DIVERGENCE}
 
@@ -30,12 +32,24 @@ class Step:
     rows: Rows
     values: Mapping[Sequence, CandidateValues]
     turns: Mapping[Sequence, Turn]
-    allowed: Mapping[Sequence, Tensor]
+    allowed: Mapping[Sequence, Allowed]
     counted: Mapping[Sequence, tuple[Tensor, Tensor]]
-    keys: np.ndarray
+    keys: Array
 
 
-def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepTables:
+@dataclass(frozen=True)
+class HostTables:
+    """The tables of ``StepTables`` that hold no tensor of the device, as arrays."""
+
+    rows: Array
+    weights: Array
+    choices: Array
+    numbers: Array
+    biased: Array
+    biases: Array
+
+
+def host_tables(sequences: Seq[Sequence], step: Step) -> HostTables:
     """The tables of ``sequences``, at least one."""
     n = len(sequences)
     choices = np.zeros((n, columns.CHOICES), dtype=np.int32)
@@ -47,42 +61,65 @@ def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepT
     for index, sequence in enumerate(sequences):
         _mask(sequence, step.rows, choices[index], numbers[index])
         _sampling(sequence.request.sampling, choices[index], numbers[index])
-    counted = _rows_of(sequences, step.counted, choices[:, columns.COUNTED])
-    limited = _rows_of(sequences, step.allowed, choices[:, columns.ALLOWED])
-    candidates, values = _candidates(sequences, step.values, choices, device)
-    biases = [s.request.sampling.logit_bias for s in sequences]
-    padded = _padded(pairs)
-    biased = _padded([list(bias) for bias in biases])
-    wanted = int(choices[:, columns.WANTED].max())
+        if sequence in step.values:
+            scorer = sequence.request.plan.scorer
+            assert scorer is not None
+            choices[index, columns.CANDIDATES] = len(step.values[sequence].tokens)
+            choices[index, columns.RESTRICTED] = scorer.restricted
+    _number(sequences, step.counted, choices[:, columns.COUNTED])
+    _number(sequences, step.allowed, choices[:, columns.ALLOWED])
+    return HostTables(
+        *_padded(pairs), choices, numbers, *_padded([list(s.request.sampling.logit_bias) for s in sequences])
+    )
 
-    def tensor(array: np.ndarray) -> Tensor:
-        table = torch.from_numpy(array)
-        # Pinned, so that the copy waits in the GPU's queue and not here for the forward to end.
-        return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+
+def adds_sources(sequence: Sequence, most: int) -> bool:
+    """Whether the next token of ``sequence`` is drawn from a sum of at most ``most`` sources and nothing else: nothing
+    rules tokens out before temperature and truncation, nobody takes turns, nothing but the token is asked for."""
+    plan, params = sequence.request.plan, sequence.request.sampling
+    more = (plan.routing, plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
+    penalties = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+    if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
+        return False
+    if penalties or params.logit_bias or params.logprobs or not sequence.draws:
+        return False
+    return sum(lane.source.weight != 0 for lane in sequence.lanes) <= most
+
+
+def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepTables:
+    """The tables of ``sequences``, at least one, on ``device``."""
+    made = host_tables(sequences, step)
+    choices = made.choices
+    counted = [sequence for sequence in sequences if sequence in step.counted]
+    limited = [sequence for sequence in sequences if sequence in step.allowed]
+    candidates, values = _candidates(sequences, step.values, device)
+    rows, weights, chosen, numbers, biased, biases = send(
+        [made.rows, made.weights, choices, made.numbers, made.biased, made.biases], device
+    )
 
     def stacked(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
         return torch.stack(parts) if parts else torch.empty(0, 0, dtype=dtype, device=device)
 
     return StepTables(
-        rows=tensor(padded[0]),
-        weights=tensor(padded[1]),
-        choices=tensor(choices),
-        numbers=tensor(numbers),
+        rows=rows,
+        weights=weights,
+        choices=chosen,
+        numbers=numbers,
         candidates=candidates,
         values=values,
-        biased=tensor(biased[0]),
-        biases=tensor(biased[1]),
+        biased=biased,
+        biases=biases,
         counts=stacked([step.counted[s][0] for s in counted], torch.int32),
         seen=stacked([step.counted[s][1] for s in counted], torch.bool),
-        allowed=stacked([step.allowed[s] for s in limited], torch.bool),
+        allowed=stacked([step.allowed[s].mask for s in limited], torch.bool),
         linear=bool((choices[:, columns.RULE] == columns.LINEAR).all()),
         masks=bool((choices[:, columns.BASE] >= 0).any()),
         truncates=any(_truncates(s.request.sampling) for s in sequences),
-        wanted=wanted,
+        wanted=int(choices[:, columns.WANTED].max()),
     )
 
 
-def _sources(sequence: Sequence, step: Step, choices: np.ndarray, numbers: np.ndarray) -> list[tuple[int, float]]:
+def _sources(sequence: Sequence, step: Step, choices: Array, numbers: Array) -> list[tuple[int, float]]:
     """(row, weight) of the sources; sets the rule."""
     plan, turn = sequence.request.plan, step.turns.get(sequence)
     if turn is None:
@@ -97,7 +134,7 @@ def _sources(sequence: Sequence, step: Step, choices: np.ndarray, numbers: np.nd
         return [(own, 1.0)]
     total = routing.complement + routing.weight if plan.normalize == "sum" else 1.0
     complement, weight = routing.complement / total, routing.weight / total
-    shares = turn.shares.tolist()
+    shares = turn.shares
     if len(shares) == 1 and sequence.request.sampling.repetition_penalty == 1.0:
         # Logits instead of log-probabilities: off by a constant, which only a repetition penalty sees.
         return [(own, complement), (step.rows[turn.lanes[0]], weight * shares[0])]
@@ -106,7 +143,7 @@ def _sources(sequence: Sequence, step: Step, choices: np.ndarray, numbers: np.nd
     return [(own, complement), *((step.rows[lane], share) for lane, share in zip(turn.lanes, shares, strict=True))]
 
 
-def _mask(sequence: Sequence, rows: Rows, choices: np.ndarray, numbers: np.ndarray) -> None:
+def _mask(sequence: Sequence, rows: Rows, choices: Array, numbers: Array) -> None:
     mask = sequence.request.plan.mask
     if mask is None:
         return
@@ -117,7 +154,7 @@ def _mask(sequence: Sequence, rows: Rows, choices: np.ndarray, numbers: np.ndarr
         numbers[columns.MASK_TOP_P if mask.kind == "top_p" else columns.MASK_RELATIVE] = mask.value
 
 
-def _sampling(params: SamplingParams, choices: np.ndarray, numbers: np.ndarray) -> None:
+def _sampling(params: SamplingParams, choices: Array, numbers: Array) -> None:
     choices[columns.TOP_K] = min(params.top_k, 2**31 - 1)
     choices[columns.WANTED] = params.logprobs or 0
     choices[columns.BIASES] = len(params.logit_bias)
@@ -133,15 +170,14 @@ def _truncates(params: SamplingParams) -> bool:
     return params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
 
 
-def _rows_of(sequences: Seq[Sequence], held: Mapping[Sequence, object], column: np.ndarray) -> list[Sequence]:
-    """The sequences that have something in ``held``; their place among them goes into ``column``."""
-    found = [(index, sequence) for index, sequence in enumerate(sequences) if sequence in held]
-    column[[index for index, _ in found]] = range(len(found))
-    return [sequence for _, sequence in found]
+def _number(sequences: Seq[Sequence], held: Mapping[Sequence, object], column: Array) -> None:
+    """Write into ``column`` the place of each sequence among those that have something in ``held``."""
+    found = [index for index, sequence in enumerate(sequences) if sequence in held]
+    column[found] = range(len(found))
 
 
 def _candidates(
-    sequences: Seq[Sequence], values: Mapping[Sequence, CandidateValues], choices: np.ndarray, device: torch.device
+    sequences: Seq[Sequence], values: Mapping[Sequence, CandidateValues], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Tokens and what is added to their scores, [sequences, most candidates]."""
     tokens = [torch.empty(0, dtype=torch.int64, device=device)] * len(sequences)
@@ -153,12 +189,10 @@ def _candidates(
         assert scorer is not None
         bonus = worth(sequence.request.plan, found).to(torch.float32)
         tokens[index], added[index] = found.tokens, bonus - bonus.mean() if scorer.centred else bonus
-        choices[index, columns.CANDIDATES] = len(found.tokens)
-        choices[index, columns.RESTRICTED] = scorer.restricted
     return pad_sequence(tokens, batch_first=True), pad_sequence(added, batch_first=True)
 
 
-def _padded(rows: Seq[Seq[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
+def _padded(rows: Seq[Seq[tuple[int, float]]]) -> tuple[Array, Array]:
     """Pairs as two arrays int64 and float32, [rows, most pairs], padded with zeros."""
     width = max((len(row) for row in rows), default=0)
     padded = np.array([[*row, *[(0, 0.0)] * (width - len(row))] for row in rows], dtype=np.float64)

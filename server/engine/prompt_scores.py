@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ladle.server.engine.combiner import Combiner, Rows
 from ladle.server.engine.request import PromptToken
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.step_plan import Chunk
+from ladle.server.engine.transfers import read, send_one
 
 ROW_BYTES = 64 << 20
 """Logits of prompt tokens, in float32, that a step may hold."""
@@ -62,12 +64,11 @@ class PromptJudge:
             stand_ins.append(Sequence(sequence.request, lanes))
         scores = self._combiner.combine(logits, places, stand_ins, {}, {})
         logprobs = torch.log_softmax(scores, dim=-1)
-        index = torch.tensor(targets, device=self._device)[:, None]
-        found: list[float] = logprobs.gather(1, index)[:, 0].tolist()
-        best, ids = logprobs.topk(sequence.request.sampling.logprobs or 0, dim=-1)
+        own = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]
+        found, best, ids = read(own, *logprobs.topk(sequence.request.sampling.logprobs or 0, dim=-1))
         return [
-            PromptToken(own, tuple(zip(top_ids, top, strict=True)))
-            for own, top_ids, top in zip(found, ids.tolist(), best.tolist(), strict=True)
+            PromptToken(logprob, tuple(zip(top_ids, top, strict=True)))
+            for logprob, top_ids, top in zip(found.tolist(), ids.tolist(), best.tolist(), strict=True)
         ]
 
 

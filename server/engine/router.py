@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ladle.guidance.plan import Routing
 from ladle.kernels import dispatch
 from ladle.merging.router_head import RouterHead
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.transfers import read, send, send_one
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,13 @@ class Turn:
     """Who writes one token.
 
     lanes: of the experts that take part, the first one leading; none where the router writes by itself (Co-LLM).
-    shares: of their probabilities, [lanes].
+    shares: of their probabilities.
     scores: what the head says, by expert.
     speaker: the sequence's, once this token is drawn.
     """
 
     lanes: tuple[Lane, ...]
-    shares: Tensor
+    shares: tuple[float, ...]
     scores: Mapping[str, float]
     speaker: tuple[int, int]
 
@@ -59,39 +61,40 @@ class Router:
         hidden = torch.stack([states[s.lanes[routing.source]] for s, routing in routed]).to(self._weight.dtype)
         # A sum of products and no matrix product: what shares the step does not change a row.
         scores = (hidden[:, None] * self._weight).sum(dim=-1) + self._bias
-        device = scores.device
-        history = torch.tensor([[*s.speaker, routing.stay] for s, routing in routed], device=device)
-        chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2]).tolist()
-        deferred = self._deferred(hidden, [routing for _, routing in routed])
-        rows = scores.tolist()  # of all sequences at once: each row by itself would wait for a GPU each time
+        history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)
+        chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2])
+        mixed = {
+            index: dispatch.mix_experts(scores[index : index + 1], routing.top)
+            for index, (_, routing) in enumerate(routed)
+            if routing.top > 1
+        }
+        # Who speaks decides what is computed next, so that this is the second wait of a step that routes.
+        found = read(chosen, scores, self._chances(hidden), *(part[0] for parts in mixed.values() for part in parts))
+        leading, said, chances, *mixes = (part.tolist() for part in found)
+        soft = dict(zip(mixed, zip(mixes[::2], mixes[1::2], strict=True), strict=True))
         turns = {}
         for index, (sequence, routing) in enumerate(routed):
-            said = dict(zip(_names(sequence, routing), rows[index], strict=True))
-            if not deferred[index]:
-                turns[sequence] = Turn((), scores.new_ones(0), said, sequence.speaker)
+            row = said[index]
+            named = dict(zip(_names(sequence, routing), row, strict=True))
+            # Experts are always asked, but for a plan with a threshold only where sigmoid(d) is above it.
+            asked = self._defer is None or routing.threshold is None or chances[index] > routing.threshold
+            if not asked:
+                turns[sequence] = Turn((), (), named, sequence.speaker)
                 continue
-            experts, shares = torch.tensor([chosen[index]]), scores.new_ones(1)
-            if routing.top > 1:
-                mixed, parts = dispatch.mix_experts(scores[index : index + 1], routing.top)
-                experts, shares = mixed[0], parts[0]
-            if not all(map(math.isfinite, rows[index])):
-                shares = torch.full_like(shares, torch.nan)
-            lanes = tuple(sequence.lanes[routing.experts[expert]] for expert in experts.tolist())
+            experts, shares = soft.get(index, ([leading[index]], [1.0]))
+            if not all(map(math.isfinite, row)):
+                shares = [math.nan] * len(shares)
+            lanes = tuple(sequence.lanes[routing.experts[expert]] for expert in experts)
             last, stayed = sequence.speaker
-            leading = int(experts[0])
-            turns[sequence] = Turn(lanes, shares, said, (leading, stayed + 1 if leading == last else 1))
+            speaker = (experts[0], stayed + 1 if experts[0] == last else 1)
+            turns[sequence] = Turn(lanes, tuple(shares), named, speaker)
         return turns
 
-    def _deferred(self, hidden: Tensor, routings: Seq[Routing]) -> list[bool]:
-        """Whether the experts are asked: always, but for plans with a threshold only where sigmoid(d) is above it."""
-        if self._defer is None or all(routing.threshold is None for routing in routings):
-            return [True] * len(routings)
-        logit = (hidden * self._defer).sum(dim=-1) + self._defer_bias
-        chances = torch.sigmoid(logit).tolist()
-        return [
-            routing.threshold is None or chance > routing.threshold
-            for routing, chance in zip(routings, chances, strict=True)
-        ]
+    def _chances(self, hidden: Tensor) -> Tensor:
+        """That the next token is an expert's [n]; 1 for a router that does not say."""
+        if self._defer is None:
+            return hidden.new_ones(len(hidden))
+        return torch.sigmoid((hidden * self._defer).sum(dim=-1) + self._defer_bias)
 
 
 def _names(sequence: Sequence, routing: Routing) -> list[str]:
@@ -101,25 +104,32 @@ def _names(sequence: Sequence, routing: Routing) -> list[str]:
 def combine_turns(logits: Tensor, rows: Mapping[Lane, int], turns: Mapping[Sequence, Turn]) -> dict[Sequence, Tensor]:
     """Scores [vocabulary] of the routed sequences from ``logits`` [rows, vocabulary] (see ``Routing``)."""
     scores = {}
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     for sequence, turn in turns.items():
         plan = sequence.request.plan
         routing = plan.routing
         assert routing is not None
         own = logits[rows[sequence.lanes[routing.source]]][None]
         if not turn.lanes:
-            scores[sequence] = own[0].to(torch.promote_types(own.dtype, torch.float32))
+            scores[sequence] = own[0].to(dtype)
             continue
-        spoken = logits[[rows[lane] for lane in turn.lanes]][None]
-        complement, weight = (
-            own.new_tensor([value], dtype=torch.float64) for value in (routing.complement, routing.weight)
+        spoken, shares, weights, normalize = send(
+            [
+                np.array([rows[lane] for lane in turn.lanes]),
+                np.array(turn.shares),
+                np.array([routing.complement, routing.weight]),
+                np.array([plan.normalize == "sum"]),
+            ],
+            logits.device,
         )
         combined = dispatch.combine_routed(
             own,
-            spoken,
-            turn.shares[None],
-            complement,
-            weight,
-            torch.tensor([plan.normalize == "sum"], device=own.device),
+            logits.index_select(0, spoken)[None],
+            shares[None].to(dtype),
+            weights[:1],
+            weights[1:],
+            normalize,
         )[0]
-        scores[sequence] = combined if bool(torch.isfinite(turn.shares).all()) else torch.full_like(combined, torch.nan)
+        finite = all(map(math.isfinite, turn.shares))
+        scores[sequence] = combined if finite else torch.full_like(combined, torch.nan)
     return scores

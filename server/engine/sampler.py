@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,32 +16,45 @@ from torch import Tensor
 from ladle.kernels import dispatch
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Combiner, Rows
-from ladle.server.engine.grammar_masks import GrammarMasks, restrict
-from ladle.server.engine.plan_tables import Step, lay_out
+from ladle.server.engine.grammar_masks import Allowed, GrammarMasks, restrict
+from ladle.server.engine.plan_tables import HostTables, Step, host_tables, lay_out
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Sequence
-from ladle.server.engine.tracer import trace_tokens
+from ladle.server.engine.tracer import Tracer
+from ladle.server.engine.transfers import Array, read, send, send_one
 
 _MASK = (1 << 64) - 1
-_Drawn = tuple[Tensor, list[float], dict[int, tuple[tuple[int, float], ...]], Tensor]
-"""Tokens [sequences], their logprobs, the alternatives of those that want them, combined scores for the trace."""
 
 
 @dataclass(frozen=True)
 class Draw:
     """What one sequence got from a step; logprobs in nats of the combined score before bias, penalties and
-    temperature, among what its grammar allows. ``expert``: who wrote the token, for plans that route. ``ended``: its
-    grammar allows no more text. ``error``: why there is no token, where its grammar cannot be followed.
+    temperature, among what its grammar allows. ``expert``: who wrote the token, for plans that route. ``place``: of the
+    token among its candidates, for plans that value some. ``ended``: its grammar allows no more text. ``error``: why
+    there is no token, where its grammar cannot be followed.
     """
 
     token: int
     logprob: float
-    top: tuple[tuple[int, float], ...]
-    trace: TokenTrace | None
+    top: tuple[tuple[int, float], ...] = ()
+    trace: TokenTrace | None = None
     expert: str | None = None
+    place: int | None = None
     ended: bool = False
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """``tokens`` and ``logprobs`` [sequences]; ``guided`` [sequences, vocabulary], combined scores for the trace;
+    ``listed``: the sequences, by place, of which ``others`` are the best tokens and their logprobs [listed, most]."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    guided: Tensor
+    listed: Seq[int] = ()
+    others: tuple[Tensor, ...] = ()
 
 
 def draw_keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -86,14 +99,16 @@ class Sampler:
         if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
             counts = torch.zeros(vocabulary, dtype=torch.int32, device=self._device)
             seen = torch.zeros(vocabulary, dtype=torch.bool, device=self._device)
-            output = torch.tensor(sequence.output, dtype=torch.int64, device=self._device)
+            output, prompt = send(
+                [np.array(part, dtype=np.int64) for part in (sequence.output, sequence.request.prompt)], self._device
+            )
             counts.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
-            seen[torch.tensor(sequence.request.prompt, dtype=torch.int64, device=self._device)] = True
+            seen[prompt] = True
             seen[output] = True
             self._counts[slot] = (counts, seen)
 
-    def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Tensor]:
-        """Which tokens may come next, [vocabulary] bool, of those of ``sequences`` that follow a grammar."""
+    def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
+        """Which tokens may come next of those of ``sequences`` that follow a grammar."""
         return self._grammars.allowed(sequences, vocabulary)
 
     def draw(
@@ -106,19 +121,43 @@ class Sampler:
     ) -> list[Draw]:
         """One token for each of ``sequences``; ``logits`` [rows, vocabulary] of all their lanes, ``values`` of the
         candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
-        slots = _slots(sequences)
-        positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
         allowed = self.allowed(sequences, logits.shape[1])
-        keys = draw_keys(self._seed[slots], positions)
-        step = Step(rows, values, turns, allowed, self._penalties(sequences), keys)
+        step = Step(rows, values, turns, allowed, self._penalties(sequences), self._keys(sequences))
         # A budget is found by trial, for which the fused step has no place.
         fused = dispatch.fuses(logits) and all(s.request.plan.kl_budget is None for s in sequences)
-        way = self._draw_fused if fused else self._draw_stepwise
-        tokens, logprobs, top, guided = way(logits, sequences, step)
+        made = (self._draw_fused if fused else self._draw_stepwise)(logits, sequences, step)
         # A trace tells what guidance did; that a grammar rules most tokens out is no news.
-        traces = trace_tokens(logits, rows, guided, tokens, sequences, values, turns)
-        drawn = tokens.tolist()
-        for sequence, token in zip(sequences, drawn, strict=True):
+        tracer = Tracer(logits, rows, made.guided, made.tokens, sequences, values, turns)
+        valued = [s for s in sequences if s in values]
+        found = iter(
+            read(made.tokens, made.logprobs, *made.others, *(values[s].tokens for s in valued), *tracer.tensors)
+        )
+        tokens, logprobs = next(found).tolist(), next(found).tolist()
+        top = {}
+        if made.listed:
+            ids, values_of = next(found).tolist(), next(found).tolist()
+            for index, own, beside in zip(made.listed, ids, values_of, strict=True):
+                count = sequences[index].request.sampling.logprobs or 0
+                top[index] = tuple(zip(own[:count], beside[:count], strict=True))
+        known = {s: next(found).tolist() for s in valued}
+        drawn = dict(zip(sequences, tokens, strict=True))
+        places = {s: ids.index(drawn[s]) if drawn[s] in ids else None for s, ids in known.items()}
+        traces = tracer.traces(list(found), places)
+        draws = self.follow(sequences, tokens, logprobs)
+        return [
+            replace(
+                draw,
+                top=top.get(index, ()),
+                trace=traces.get(index),
+                expert=turns[s].expert if s in turns else None,
+                place=places.get(s),
+            )
+            for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))
+        ]
+
+    def follow(self, sequences: Seq[Sequence], tokens: Seq[int], logprobs: Seq[float]) -> list[Draw]:
+        """Count drawn tokens for penalties and follow them in grammars."""
+        for sequence, token in zip(sequences, tokens, strict=True):
             counted = self._counts.get(sequence.slot) if sequence.slot is not None else None
             if counted is not None:
                 counted[0][token] += 1
@@ -127,49 +166,52 @@ class Sampler:
             Draw(
                 token,
                 logprob,
-                top.get(index, ()),
-                traces.get(index),
-                turns[s].expert if s in turns else None,
                 # Scores that are not numbers draw anything; the engine ends such a sequence.
-                not math.isnan(logprob) and self._grammars.advance(s, token),
-                self._grammars.error(s),
+                ended=not math.isnan(logprob) and self._grammars.advance(s, token),
+                error=self._grammars.error(s),
             )
-            for index, (s, token, logprob) in enumerate(zip(sequences, drawn, logprobs, strict=True))
+            for s, token, logprob in zip(sequences, tokens, logprobs, strict=True)
         ]
 
-    def _draw_fused(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Drawn:
+    def _draw_fused(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Made:
         """All in one; the combined scores are written down only for a trace."""
         made = dispatch.fused_step(logits, lay_out(sequences, step, self._device))
         guided = made.logprobs[:, None]
         if any(sequence.request.plan.trace for sequence in sequences):
             guided = self._combiner.combine(logits, step.rows, sequences, step.values, step.turns, step.allowed)
-        wanted = {i: s.request.sampling.logprobs for i, s in enumerate(sequences) if s.request.sampling.logprobs}
-        others = list(zip(made.other_tokens.tolist(), made.other_logprobs.tolist(), strict=True)) if wanted else []
-        top = {i: tuple(zip(*(part[:count] for part in others[i]), strict=True)) for i, count in wanted.items()}
-        return made.tokens, made.logprobs.tolist(), top, guided
+        if not any(sequence.request.sampling.logprobs for sequence in sequences):
+            return _Made(made.tokens, made.logprobs, guided)
+        every = list(range(len(sequences)))
+        return _Made(made.tokens, made.logprobs, guided, every, (made.other_tokens, made.other_logprobs))
 
-    def _draw_stepwise(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Drawn:
+    def _draw_stepwise(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Made:
         """One operation after the other, each on all sequences."""
         slots = _slots(sequences)
         guided = self._combiner.combine(logits, step.rows, sequences, step.values, step.turns, step.allowed)
         masks = {place: step.allowed[s] for place, s in enumerate(sequences) if s in step.allowed}
         final = restrict(guided, masks)
-        tokens = dispatch.sample(
-            self._penalised(final, sequences, step.counted),
-            self._tensor(self._temperature[slots]),
-            self._tensor(self._top_k[slots]),
-            self._tensor(self._top_p[slots]),
-            self._tensor(self._min_p[slots]),
-            self._tensor(step.keys),
-        )
-        logprobs = dispatch.token_logprobs(final, tokens).tolist()
-        return tokens, logprobs, self._alternatives(final, sequences), guided
+        parameters = (self._temperature, self._top_k, self._top_p, self._min_p)
+        options = send([*(column[slots] for column in parameters), step.keys], self._device)
+        tokens = dispatch.sample(self._penalised(final, sequences, step.counted), *options)
+        logprobs = dispatch.token_logprobs(final, tokens)
+        wanted = {i: s.request.sampling.logprobs for i, s in enumerate(sequences) if s.request.sampling.logprobs}
+        if not wanted:
+            return _Made(tokens, logprobs, guided)
+        part = final.index_select(0, send_one(list(wanted), self._device, np.int64))
+        best, ids = dispatch.best_logprobs(part, max(count or 0 for count in wanted.values()))
+        return _Made(tokens, logprobs, guided, list(wanted), (ids, best))
 
     def _penalties(self, sequences: Seq[Sequence]) -> dict[Sequence, tuple[Tensor, Tensor]]:
         return {s: self._counts[s.slot] for s in sequences if s.slot is not None and s.slot in self._counts}
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+    def tables(self, rows: Rows, sequences: Seq[Sequence]) -> HostTables:
+        """What decides the next tokens of ``sequences``, which draw from sums of sources (see ``adds_sources``)."""
+        return host_tables(sequences, Step(rows, {}, {}, {}, {}, self._keys(sequences)))
+
+    def _keys(self, sequences: Seq[Sequence]) -> Array:
+        """Keys of the next draws, [sequences, 2] int32."""
+        positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
+        return draw_keys(self._seed[_slots(sequences)], positions)
 
     def _penalised(
         self, final: Tensor, sequences: Seq[Sequence], penalties: Mapping[Sequence, tuple[Tensor, Tensor]]
@@ -183,38 +225,28 @@ class Sampler:
             return final
         scores = final.clone()
         if counted:
-            rows = torch.tensor([i for i, _ in counted], device=self._device)
             held = [penalties[s] for _, s in counted]
             options = [s.request.sampling for _, s in counted]
-
-            def column(values: list[float]) -> Tensor:
-                return torch.tensor(values, dtype=scores.dtype, device=self._device)
-
+            rows, *columns = send(
+                [
+                    np.array([i for i, _ in counted]),
+                    np.array([o.repetition_penalty for o in options]),
+                    np.array([o.presence_penalty for o in options]),
+                    np.array([o.frequency_penalty for o in options]),
+                ],
+                self._device,
+            )
             scores[rows] = dispatch.apply_penalties(
                 scores[rows],
                 torch.stack([counts for counts, _ in held]),
                 torch.stack([seen for _, seen in held]),
-                column([o.repetition_penalty for o in options]),
-                column([o.presence_penalty for o in options]),
-                column([o.frequency_penalty for o in options]),
+                *(column.to(scores.dtype) for column in columns),
             )
         for index, params in biased:
-            ids = torch.tensor([token for token, _ in params.logit_bias], device=self._device)
-            bias = torch.tensor([value for _, value in params.logit_bias], dtype=scores.dtype, device=self._device)
-            scores[index, ids] += bias
+            pairs = np.array(params.logit_bias, dtype=np.float64)
+            ids, bias = send([pairs[:, 0].astype(np.int64), pairs[:, 1]], self._device)
+            scores[index, ids] += bias.to(scores.dtype)
         return scores
-
-    def _alternatives(self, final: Tensor, sequences: Seq[Sequence]) -> dict[int, tuple[tuple[int, float], ...]]:
-        wanted = [(i, s.request.sampling.logprobs) for i, s in enumerate(sequences) if s.request.sampling.logprobs]
-        if not wanted:
-            return {}
-        rows = torch.tensor([i for i, _ in wanted], device=self._device)
-        part = final.index_select(0, rows)
-        values, ids = dispatch.best_logprobs(part, max(count or 0 for _, count in wanted))
-        return {
-            index: tuple(zip(row_ids[:count], row_values[:count], strict=True))
-            for (index, count), row_ids, row_values in zip(wanted, ids.tolist(), values.tolist(), strict=True)
-        }
 
 
 def _slots(sequences: Seq[Sequence]) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from seeds import fresh_seed
@@ -13,12 +14,12 @@ from tiny_engine import build, family_of, make_request, random_coefficients, ran
 
 from ladle.merging.family import Family
 from ladle.server.engine import decode_graphs
-from ladle.server.engine.attention import AttentionGroup, TokenPlaces
-from ladle.server.engine.decode_graphs import DecodeGraphs, Size, sizes_of
+from ladle.server.engine.decode_graphs import DecodeGraphs, sizes_of
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.kv_cache import BLOCK_SIZE
+from ladle.server.engine.recorded_step import Size
 from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.step_layout import StepLayout
+from ladle.server.engine.step_layout import HostGroup, HostLayout
 
 CUDA = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if CUDA else []
@@ -33,9 +34,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Size]]:
     made: list[tuple[int, Size]] = []
     run = DecodeGraphs.run
 
-    def note(self: DecodeGraphs, layout: Any, size: Size) -> Any:
-        made.append((layout.ids.shape[1], size))
-        return run(self, layout, size)
+    def note(self: DecodeGraphs, layout: Any, size: Size, *tables: Any) -> Any:
+        made.append((layout.tokens, size))
+        return run(self, layout, size, *tables)
 
     monkeypatch.setattr(DecodeGraphs, "run", note)
     return made
@@ -96,33 +97,22 @@ def test_rows_left_over_touch_nobody(tmp_path: Path, engines: Callable[..., Engi
     engine = engines(family_of(tmp_path))
     (graphs,), (cache,) = engine.runner._recorded.values(), engine.models.caches.values()
     generator = torch.Generator().manual_seed(fresh_seed())
-    blocks = torch.arange(1, 9).view(4, 2)
-    positions = torch.randint(16, 32, (4,), generator=generator)
-    slots, ids = blocks[:, 1] * BLOCK_SIZE + positions % BLOCK_SIZE, torch.randint(3, 300, (4,), generator=generator)
-    coefficients = torch.rand(4, len(engine.models.members), generator=generator)
+    coefficients = engine.scheduler.table.coefficients
+    coefficients[:4] = torch.rand(4, coefficients.shape[1], generator=generator)
+    blocks, lanes = np.arange(1, 9).reshape(4, 2), np.arange(4)
+    positions, ids = (torch.randint(*span, (4,), generator=generator).numpy() for span in ((16, 32), (3, 300)))
+    slots = blocks[:, 1] * BLOCK_SIZE + positions % BLOCK_SIZE
 
-    def layout(rows: int) -> StepLayout:
-        def part(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[:rows].to(DEVICE)
-
-        group = AttentionGroup(0, rows, 0, part(positions)[:, None], part(blocks), torch.arange(32, device=DEVICE))
-        return StepLayout(
-            part(ids)[None],
-            part(positions)[None],
-            part(slots),
-            [group],
-            part(coefficients),
-            None,
-            [],
-            TokenPlaces.none(),
-        )
+    def layout(rows: int) -> HostLayout:
+        group = HostGroup(0, rows, 0, positions[:rows, None], blocks[:rows], 2 * BLOCK_SIZE)
+        return HostLayout(ids[:rows], positions[:rows], slots[:rows], lanes[:rows], True, [group], None, [])
 
     for rows in (4, 3):
         cache.clear(list(range(cache.blocks)))
         size = graphs.size_for(layout(rows))
         assert size is not None and size.rows == 4
-        logits, hidden = graphs.run(layout(rows), size)
-        assert logits.shape[0] == hidden.shape[0] == rows
+        found = graphs.run(layout(rows), size)
+        assert found.logits.shape[0] == found.hidden.shape[0] == rows
         written = cache.layers[0].flatten(1).abs().sum(dim=1).nonzero()[:, 0].cpu()
         assert set(written.tolist()) - {0} == set(slots[:rows].tolist())
 

@@ -1,0 +1,140 @@
+"""A decode step of one size on buffers that stay where they are: forward, then the draw of sequences that add sources.
+
+What a step needs of the host lies in one buffer of the device, so that one copy brings all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.kernels import dispatch, step_tables
+from ladle.kernels.step_tables import StepTables
+from ladle.server.engine.attention import AttentionGroup, PagedContext, TokenPlaces
+from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.lane_table import LaneTable
+from ladle.server.engine.loaded_model import LoadedModel
+from ladle.server.engine.plan_tables import HostTables
+from ladle.server.engine.step_layout import HostLayout, StepLayout
+from ladle.server.engine.transfers import Array, Fields
+
+SOURCES = 8
+"""Sources that a sequence of a recorded draw may have; those of weight 0 are not read."""
+_NONE = [step_tables.BASE, step_tables.COUNTED, step_tables.ALLOWED]
+"""Columns in which -1 says that there is no such thing."""
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """``rows`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients."""
+
+    rows: int
+    blocks: int
+    merged: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """``logits`` [rows, vocabulary] and ``hidden`` [rows, hidden] of a step's lanes; ``tokens`` [rows] int64 and
+    ``logprobs`` [rows] of its sequences, None where it has no draw. All hold until the next step."""
+
+    logits: Tensor
+    hidden: Tensor
+    tokens: Tensor | None = None
+    logprobs: Tensor | None = None
+
+
+class RecordedStep:
+    """A step of ``size``: ``fill`` what it computes, then ``compute`` it or what was recorded of that."""
+
+    def __init__(
+        self, size: Size, model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, numbers: Tensor
+    ) -> None:
+        """``vocabulary``: tokens that may be drawn; ``numbers`` 0, 1, 2, ... on the device, for as many keys."""
+        self._size = size
+        self._model = model
+        self._cache = cache
+        self._table = table
+        self._vocabulary = vocabulary
+        self._keys = numbers[: size.blocks * BLOCK_SIZE]
+        long, short, float32 = (np.dtype(kind) for kind in (np.int64, np.int32, np.float32))
+        rows = size.rows
+        self._fields = Fields(
+            {
+                **dict.fromkeys(("ids", "positions", "slots", "lanes"), (long, (rows,))),
+                "blocks": (long, (rows, size.blocks)),
+                "sources": (long, (rows, SOURCES)),
+                "weights": (float32, (rows, SOURCES)),
+                "choices": (short, (rows, step_tables.CHOICES)),
+                "numbers": (float32, (rows, step_tables.NUMBERS)),
+            }
+        )
+        self._held = torch.zeros(self._fields.nbytes, dtype=torch.uint8, device=numbers.device)
+        self._tensors = self._fields.tensors(self._held)
+
+    def fill(self, layout: HostLayout, tables: HostTables | None) -> None:
+        """Compute ``layout``, of one group, and draw by ``tables`` or nothing that anybody wants.
+
+        Rows that are left over compute the base's first token at place 0, with coefficients 0, and store it in block 0,
+        which nobody has; sequences that are left over add up nothing.
+        """
+        staged, arrays = self._fields.staging(self._held.device)
+        (group,) = layout.groups
+        rows = layout.tokens
+        arrays["ids"][:rows] = layout.ids
+        arrays["positions"][:rows] = layout.positions
+        arrays["slots"][:rows] = layout.slots
+        arrays["lanes"][:rows] = layout.rows
+        arrays["lanes"][rows:] = self._table.rows
+        arrays["blocks"][:rows, : group.table.shape[1]] = group.table
+        arrays["choices"][:, _NONE] = -1
+        if tables is not None:
+            _draw(tables, arrays)
+        self._held.copy_(staged, non_blocking=True)
+
+    def compute(self) -> Found:
+        """What was filled in, computed on tensors that stay where they are: no call of it waits for the device."""
+        held = self._tensors
+        group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["blocks"], self._keys)
+        merged = self._table.coefficients.index_select(0, held["lanes"]) if self._size.merged else None
+        ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
+        layout = StepLayout(ids, positions, held["slots"], [group], merged, None, [], places)
+        logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slots, [group]))
+        if not dispatch.fuses(logits):
+            return Found(logits, hidden)
+        return self.draw(Found(logits, hidden))
+
+    def draw(self, found: Found) -> Found:
+        """``found`` with what its logits draw."""
+        held, logits = self._tensors, found.logits[:, : self._vocabulary]
+        rows, device = self._size.rows, logits.device
+        ids, values = torch.empty(rows, 0, dtype=torch.int64, device=device), torch.empty(rows, 0, device=device)
+        nothing = torch.empty(0, 0, dtype=torch.bool, device=device)
+        tables = StepTables(
+            rows=held["sources"],
+            weights=held["weights"],
+            choices=held["choices"],
+            numbers=held["numbers"],
+            candidates=ids,
+            values=values,
+            biased=ids,
+            biases=values,
+            counts=torch.empty(0, 0, dtype=torch.int32, device=device),
+            seen=nothing,
+            allowed=nothing,
+            linear=True,
+            masks=False,
+        )
+        made = dispatch.fused_step(logits, tables)
+        return Found(found.logits, found.hidden, made.tokens, made.logprobs)
+
+
+def _draw(tables: HostTables, arrays: dict[str, Array]) -> None:
+    count, width = tables.rows.shape
+    arrays["sources"][:count, :width] = tables.rows
+    arrays["weights"][:count, :width] = tables.weights
+    arrays["choices"][:count] = tables.choices
+    arrays["numbers"][:count] = tables.numbers

@@ -152,6 +152,18 @@ def _parsed_once() -> Iterator[None]:
         yield
 
 
+def _name_ends(tokenizer: Any, file: Path) -> None:
+    """Take the tokens that begin, end and pad texts from the metadata of ``file``: transformers 5.17 takes those of
+    the architecture for them, and no text would end where it should."""
+    import gguf
+
+    fields = gguf.GGUFReader(str(file)).fields
+    for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+        field = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(field.contents())))
+
+
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Dequantise ``gguf`` into ``out`` as float32 safetensors with config, generation config and tokenizer.
 
@@ -168,6 +180,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         with _parsed_once():
             loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
             tokenizer: Any = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+            _name_ends(tokenizer, gguf)
     except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise FamilyError(gguf, f"transformers cannot read this GGUF: {error}") from error
     require_space(out, sum(weight.nbytes for weight in loaded.parameters()))

@@ -17,9 +17,9 @@ import numpy as np
 from ladle.guidance.plan import Plan, Source
 from ladle.server.engine.answer import Answer, without_token
 from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampler import draw_keys
 from ladle.server.engine.sampling import SamplingParams
 from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.slot_tables import draw_keys
 
 logger = logging.getLogger(__name__)
 

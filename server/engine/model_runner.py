@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,7 @@ from ladle.server.engine.catch_up import CatchUp, plan_catch_up
 from ladle.server.engine.decode_graphs import DecodeGraphs, record_decoding
 from ladle.server.engine.kv_cache import KVCache
 from ladle.server.engine.layout_builder import LayoutBuilder
-from ladle.server.engine.plan_tables import adds_sources
 from ladle.server.engine.prompt_scores import PromptJudge
-from ladle.server.engine.recorded_step import SOURCES
 from ladle.server.engine.sampler import Draw, Sampler
 from ladle.server.engine.scheduler import Scheduler
 from ladle.server.engine.sequence import Lane, Sequence
@@ -127,15 +126,16 @@ class ModelRunner:
         """The draws of a step that is one recording from its first layer to its tokens; None where it is not."""
         keys = {lane.materialised for lane in plan.lanes}
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 and not plan.chunks else None
-        if graphs is None or not graphs.draws or not all(adds_sources(s, SOURCES) for s in plan.sampling):
+        if graphs is None or not graphs.draws or not self.sampler.adds(plan.sampling):
             return None
         layout = self._layouts.build(plan.lanes, [])
         size = graphs.size_for(layout)
         if size is None:
             return None
         self.rows += layout.tokens
-        rows = {lane: row for row, lane in enumerate(layout.logit_lanes)}
-        found = graphs.run(layout, size, self.sampler.tables(rows, plan.sampling))
+        places = np.zeros(self.table.rows, dtype=np.int64)
+        places[layout.rows] = np.arange(layout.tokens)
+        found = graphs.run(layout, size, self.sampler.tables(plan.sampling, places))
         assert found.tokens is not None and found.logprobs is not None
         return self.sampler.follow(plan.sampling, *(part.tolist() for part in read(found.tokens, found.logprobs)))
 

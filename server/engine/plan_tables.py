@@ -27,7 +27,8 @@ _RULES = {"linear": columns.LINEAR, "forward_kl": columns.DIVERGENCE, "alpha": c
 @dataclass(frozen=True)
 class Step:
     """What the sequences of a step have besides their plans: rows of the logits, values of candidates, turns, masks of
-    grammars, (counts, seen) of those with penalties, and keys [sequences, 2] int32 of the draws."""
+    grammars, (counts, seen) of those with penalties; keys [sequences, 2] int32 of the draws, and ``choices`` and
+    ``numbers`` as far as sampling parameters decide them (see ``SlotTables``)."""
 
     rows: Rows
     values: Mapping[Sequence, CandidateValues]
@@ -35,6 +36,8 @@ class Step:
     allowed: Mapping[Sequence, Allowed]
     counted: Mapping[Sequence, tuple[Tensor, Tensor]]
     keys: Array
+    choices: Array
+    numbers: Array
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,11 @@ class HostTables:
 
 def host_tables(sequences: Seq[Sequence], step: Step) -> HostTables:
     """The tables of ``sequences``, at least one."""
-    n = len(sequences)
-    choices = np.zeros((n, columns.CHOICES), dtype=np.int32)
-    numbers = np.zeros((n, columns.NUMBERS), dtype=np.float32)
-    choices[:, [columns.BASE, columns.COUNTED, columns.ALLOWED]] = -1
+    choices, numbers = step.choices.copy(), step.numbers.copy()
     choices[:, [columns.KEY_0, columns.KEY_1]] = step.keys
-    numbers[:, [columns.SCALE, columns.MASK_TOP_P]] = 1.0
     pairs = [_sources(s, step, choices[i], numbers[i]) for i, s in enumerate(sequences)]
     for index, sequence in enumerate(sequences):
         _mask(sequence, step.rows, choices[index], numbers[index])
-        _sampling(sequence.request.sampling, choices[index], numbers[index])
         if sequence in step.values:
             scorer = sequence.request.plan.scorer
             assert scorer is not None
@@ -71,19 +69,6 @@ def host_tables(sequences: Seq[Sequence], step: Step) -> HostTables:
     return HostTables(
         *_padded(pairs), choices, numbers, *_padded([list(s.request.sampling.logit_bias) for s in sequences])
     )
-
-
-def adds_sources(sequence: Sequence, most: int) -> bool:
-    """Whether the next token of ``sequence`` is drawn from a sum of at most ``most`` sources and nothing else: nothing
-    rules tokens out before temperature and truncation, nobody takes turns, nothing but the token is asked for."""
-    plan, params = sequence.request.plan, sequence.request.sampling
-    more = (plan.routing, plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
-    penalties = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
-    if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
-        return False
-    if penalties or params.logit_bias or params.logprobs or not sequence.draws:
-        return False
-    return sum(lane.source.weight != 0 for lane in sequence.lanes) <= most
 
 
 def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepTables:
@@ -152,18 +137,6 @@ def _mask(sequence: Sequence, rows: Rows, choices: Array, numbers: Array) -> Non
         choices[columns.MASK_TOP_K] = mask.value
     else:
         numbers[columns.MASK_TOP_P if mask.kind == "top_p" else columns.MASK_RELATIVE] = mask.value
-
-
-def _sampling(params: SamplingParams, choices: Array, numbers: Array) -> None:
-    choices[columns.TOP_K] = min(params.top_k, 2**31 - 1)
-    choices[columns.WANTED] = params.logprobs or 0
-    choices[columns.BIASES] = len(params.logit_bias)
-    numbers[columns.TEMPERATURE] = params.temperature
-    numbers[columns.TOP_P] = params.top_p
-    numbers[columns.MIN_P] = params.min_p
-    numbers[columns.REPETITION] = params.repetition_penalty
-    numbers[columns.PRESENCE] = params.presence_penalty
-    numbers[columns.FREQUENCY] = params.frequency_penalty
 
 
 def _truncates(params: SamplingParams) -> bool:

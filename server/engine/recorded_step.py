@@ -18,11 +18,10 @@ from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.loaded_model import LoadedModel
 from ladle.server.engine.plan_tables import HostTables
+from ladle.server.engine.slot_tables import SOURCES
 from ladle.server.engine.step_layout import HostLayout, StepLayout
 from ladle.server.engine.transfers import Array, Fields
 
-SOURCES = 8
-"""Sources that a sequence of a recorded draw may have; those of weight 0 are not read."""
 _NONE = [step_tables.BASE, step_tables.COUNTED, step_tables.ALLOWED]
 """Columns in which -1 says that there is no such thing."""
 

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from ladle.kernels import dispatch
+from ladle.kernels import step_tables as columns
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Combiner, Rows
 from ladle.server.engine.grammar_masks import Allowed, GrammarMasks, restrict
-from ladle.server.engine.plan_tables import HostTables, Step, host_tables, lay_out
+from ladle.server.engine.plan_tables import HostTables, Step, lay_out
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Sequence
+from ladle.server.engine.slot_tables import SlotTables, slots_of
 from ladle.server.engine.tracer import Tracer
 from ladle.server.engine.transfers import Array, read, send, send_one
-
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,6 @@ class _Made:
     others: tuple[Tensor, ...] = ()
 
 
-def draw_keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Two int32 words [n, 2] a (seed, position), by two rounds of splitmix64: nothing but these decides a draw."""
-    with np.errstate(over="ignore"):
-        x = seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        for extra in (np.uint64(0), positions.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)):
-            x = x + extra
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-    return x.view(np.int32).reshape(-1, 2)
-
-
 class Sampler:
     """Parameters of up to ``slots`` sequences; token counts are kept only for sequences with penalties."""
 
@@ -77,22 +65,14 @@ class Sampler:
         self._device = device
         self._combiner = Combiner(device)
         self._grammars = GrammarMasks(device)
-        self._temperature = np.zeros(slots, dtype=np.float32)
-        self._top_p = np.ones(slots, dtype=np.float32)
-        self._min_p = np.zeros(slots, dtype=np.float32)
-        self._top_k = np.zeros(slots, dtype=np.int64)
-        self._seed = np.zeros(slots, dtype=np.uint64)
+        self._slots = SlotTables(slots)
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def admit(self, sequence: Sequence, vocabulary: int) -> None:
         """Take over the parameters of ``sequence``, which holds a slot; its output so far counts for penalties."""
         slot, params = sequence.slot, sequence.request.sampling
         assert slot is not None
-        self._temperature[slot] = params.temperature
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._top_k[slot] = params.top_k
-        self._seed[slot] = params.seed & _MASK
+        self._slots.admit(sequence)
         if sequence.draws:
             self._grammars.admit(sequence)
         self._counts.pop(slot, None)
@@ -122,7 +102,9 @@ class Sampler:
         """One token for each of ``sequences``; ``logits`` [rows, vocabulary] of all their lanes, ``values`` of the
         candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
         allowed = self.allowed(sequences, logits.shape[1])
-        step = Step(rows, values, turns, allowed, self._penalties(sequences), self._keys(sequences))
+        slots, counted = slots_of(sequences), self._penalties(sequences)
+        options = (self._slots.choices[slots], self._slots.numbers[slots])
+        step = Step(rows, values, turns, allowed, counted, self._slots.keys(sequences), *options)
         # A budget is found by trial, for which the fused step has no place.
         fused = dispatch.fuses(logits) and all(s.request.plan.kl_budget is None for s in sequences)
         made = (self._draw_fused if fused else self._draw_stepwise)(logits, sequences, step)
@@ -155,6 +137,14 @@ class Sampler:
             for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))
         ]
 
+    def adds(self, sequences: Seq[Sequence]) -> bool:
+        """See ``SlotTables.adds``."""
+        return self._slots.adds(sequences)
+
+    def tables(self, sequences: Seq[Sequence], places: Array) -> HostTables:
+        """See ``SlotTables.tables``."""
+        return self._slots.tables(sequences, places)
+
     def follow(self, sequences: Seq[Sequence], tokens: Seq[int], logprobs: Seq[float]) -> list[Draw]:
         """Count drawn tokens for penalties and follow them in grammars."""
         for sequence, token in zip(sequences, tokens, strict=True):
@@ -186,12 +176,13 @@ class Sampler:
 
     def _draw_stepwise(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Made:
         """One operation after the other, each on all sequences."""
-        slots = _slots(sequences)
         guided = self._combiner.combine(logits, step.rows, sequences, step.values, step.turns, step.allowed)
         masks = {place: step.allowed[s] for place, s in enumerate(sequences) if s in step.allowed}
         final = restrict(guided, masks)
-        parameters = (self._temperature, self._top_k, self._top_p, self._min_p)
-        options = send([*(column[slots] for column in parameters), step.keys], self._device)
+        temperature, top_p, min_p = (step.numbers[:, c] for c in (columns.TEMPERATURE, columns.TOP_P, columns.MIN_P))
+        options = send(
+            [temperature, step.choices[:, columns.TOP_K].astype(np.int64), top_p, min_p, step.keys], self._device
+        )
         tokens = dispatch.sample(self._penalised(final, sequences, step.counted), *options)
         logprobs = dispatch.token_logprobs(final, tokens)
         wanted = {i: s.request.sampling.logprobs for i, s in enumerate(sequences) if s.request.sampling.logprobs}
@@ -203,15 +194,6 @@ class Sampler:
 
     def _penalties(self, sequences: Seq[Sequence]) -> dict[Sequence, tuple[Tensor, Tensor]]:
         return {s: self._counts[s.slot] for s in sequences if s.slot is not None and s.slot in self._counts}
-
-    def tables(self, rows: Rows, sequences: Seq[Sequence]) -> HostTables:
-        """What decides the next tokens of ``sequences``, which draw from sums of sources (see ``adds_sources``)."""
-        return host_tables(sequences, Step(rows, {}, {}, {}, {}, self._keys(sequences)))
-
-    def _keys(self, sequences: Seq[Sequence]) -> Array:
-        """Keys of the next draws, [sequences, 2] int32."""
-        positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-        return draw_keys(self._seed[_slots(sequences)], positions)
 
     def _penalised(
         self, final: Tensor, sequences: Seq[Sequence], penalties: Mapping[Sequence, tuple[Tensor, Tensor]]
@@ -247,7 +229,3 @@ class Sampler:
             ids, bias = send([pairs[:, 0].astype(np.int64), pairs[:, 1]], self._device)
             scores[index, ids] += bias.to(scores.dtype)
         return scores
-
-
-def _slots(sequences: Seq[Sequence]) -> np.ndarray:
-    return np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))

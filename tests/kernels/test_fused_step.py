@@ -19,7 +19,7 @@ from triton_interpreter import MARKS
 from ladle.kernels import reference, step_reference, step_tables
 from ladle.kernels.fused_step import fused_step
 from ladle.kernels.step_tables import StepTables, plain_tables
-from ladle.server.engine.sampler import draw_keys
+from ladle.server.engine.slot_tables import draw_keys
 
 pytestmark = MARKS
 

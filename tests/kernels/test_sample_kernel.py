@@ -16,7 +16,7 @@ from triton_interpreter import MARKS
 
 from ladle.kernels import reference
 from ladle.kernels import sample as kernels
-from ladle.server.engine.sampler import draw_keys
+from ladle.server.engine.slot_tables import draw_keys
 
 pytestmark = MARKS
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ladle.kernels.reference import gumbel, sample, truncation_threshold
-from ladle.server.engine.sampler import draw_keys
+from ladle.server.engine.slot_tables import draw_keys
 
 NO_IDS = torch.zeros(1, 1, dtype=torch.int64)
 

@@ -14,7 +14,7 @@ from seeds import fresh_seed
 from tiny_engine import Collector, build, drain, serve
 
 from ladle.kernels.reference import gumbel
-from ladle.server.engine.sampler import draw_keys
+from ladle.server.engine.slot_tables import draw_keys
 
 STEERING: dict[str, Any] = {"method": "cd", "preference": {"positive": 0.7, "simple": 0.3}}
 

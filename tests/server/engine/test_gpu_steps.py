@@ -29,8 +29,8 @@ from ladle.merging.family import Family, load_family
 from ladle.server.engine import decode_graphs
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.grammar import GrammarCompiler, GrammarSpec
-from ladle.server.engine.recorded_step import SOURCES
 from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.engine.slot_tables import SOURCES
 from ladle.server.engine.transfers import Fields, read, send
 
 CUDA = torch.cuda.is_available()

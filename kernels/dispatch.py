@@ -50,6 +50,7 @@ __all__ = [
     "prepare_draws",
     "route_rows",
     "route_tokens",
+    "routes",
     "rule_out_implausible",
     "run_layer",
     "sample",
@@ -225,6 +226,11 @@ def combine_routed(
     module = _module("route_tokens", routing, router_logits, expert_logits)
     made: Tensor = module.combine_routed(router_logits, expert_logits, mixture, complement, weight, normalize)
     return made
+
+
+def routes(scores: Tensor) -> bool:
+    """Whether ``route_rows`` on ``scores`` asks nothing of the host."""
+    return _through_triton("route_tokens", scores)
 
 
 def route_rows(scores: Tensor, *rest: Any, **named: Any) -> RoutedRows:

@@ -20,8 +20,9 @@ from ladle.server.engine.graph_recorder import Recorder, recorder_for
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.loaded_model import LoadedModel
-from ladle.server.engine.plan_tables import HostTables
+from ladle.server.engine.plan_tables import HostRoutes, HostTables
 from ladle.server.engine.recorded_step import Found, RecordedStep, Size
+from ladle.server.engine.router import Router
 from ladle.server.engine.step_layout import HostGroup, HostLayout
 from ladle.server.engine.transfers import send_one
 
@@ -35,15 +36,23 @@ blocks, however few of them a lane has."""
 
 
 class DecodeGraphs:
-    """Recordings of ``model`` over ``cache``, for the lanes of ``table``. ``draws``: whether they draw tokens too."""
+    """Recordings of ``model`` over ``cache``, for the lanes of ``table``. ``draws``: whether they draw tokens too,
+    ``routes``: whether ``router`` chooses experts in them."""
 
     def __init__(
-        self, model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, record: Recorder[Found]
+        self,
+        model: LoadedModel,
+        cache: KVCache,
+        table: LaneTable,
+        vocabulary: int,
+        router: Router | None,
+        record: Recorder[Found],
     ) -> None:
         """Records all sizes. ``vocabulary``: tokens that may be drawn. Raises RuntimeError where a step cannot be
         recorded."""
         self._table = table
         self._cache = cache
+        self._router = router
         self._vocabulary = min(vocabulary, model.vocabulary)
         sizes = sorted(sizes_of(table), reverse=True)  # see CudaRecorder
         widest = max(size.blocks for size in sizes)
@@ -52,11 +61,13 @@ class DecodeGraphs:
         self._replays: dict[Size, Callable[[], Found]] = {}
         with torch.inference_mode():
             for size in sizes:
-                step = RecordedStep(size, model, cache, table, self._vocabulary, numbers)
+                step = RecordedStep(size, model, cache, table, self._vocabulary, numbers, router)
                 step.fill(self._example(size), None)
                 self._steps[size] = step
                 self._replays[size] = record(step.compute)
-            self.draws = all(replay().tokens is not None for replay in self._replays.values())
+            found = [replay() for replay in self._replays.values()]
+        self.draws = all(one.tokens is not None for one in found)
+        self.routes = all(one.speakers is not None for one in found)
 
     def size_for(self, layout: HostLayout) -> Size | None:
         """The recording that ``layout`` can run on, if there is one: each lane decodes, and none is longer than any."""
@@ -82,7 +93,8 @@ class DecodeGraphs:
         if tables is None or found.tokens is None or found.logprobs is None:
             return Found(logits, hidden)
         count = len(tables.rows)
-        return Found(logits, hidden, found.tokens[:count], found.logprobs[:count])
+        speakers = None if tables.routed is None or found.speakers is None else found.speakers[:, :count]
+        return Found(logits, hidden, found.tokens[:count], found.logprobs[:count], speakers)
 
     @torch.inference_mode()
     def agrees(self) -> bool:
@@ -97,6 +109,7 @@ class DecodeGraphs:
             one = replay()
             own = step.draw(one) if one.tokens is not None else one
             same &= _close(one.logprobs, own.logprobs) and _equal(one.tokens, own.tokens)
+            same &= _equal(one.speakers, own.speakers)
             other = step.compute()
             same &= _close(one.logits, other.logits) and _close(one.hidden, other.hidden)
         coefficients.zero_()
@@ -117,7 +130,7 @@ class DecodeGraphs:
         return HostLayout(ids, positions, slots, rows % (self._table.rows + 1), size.merged, [group], None, [])
 
     def _plans(self, size: Size, random: np.random.Generator) -> HostTables:
-        """Sequences of one to three sources, greedy, at random, and at random among their best."""
+        """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
         rows, places = size.rows, np.arange(size.rows)
         choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
         choices[:, [step_tables.BASE, step_tables.COUNTED, step_tables.ALLOWED]] = -1
@@ -128,8 +141,17 @@ class DecodeGraphs:
         numbers[:, step_tables.MIN_P] = 0.0
         weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
         sources = random.integers(0, rows, (rows, 3))
-        none = np.zeros((rows, 0))
-        return HostTables(sources, weights.astype(np.float32), choices, numbers, none, none)
+        none, routed = np.zeros((rows, 0)), None
+        if self._router is not None:
+            experts = self._router.experts
+            routed = HostRoutes(
+                places % 2 == 1,
+                np.stack([random.integers(low, high, rows) for low, high in ((-1, experts), (0, 3), (1, 3))], axis=1),
+                random.integers(0, rows, (rows, experts)),
+                random.random((rows, 2)).astype(np.float32),
+                np.where(random.random(rows) < 0.5, -np.inf, 0.5),
+            )
+        return HostTables(sources, weights.astype(np.float32), choices, numbers, none, none, routed)
 
 
 def sizes_of(table: LaneTable) -> list[Size]:
@@ -156,13 +178,15 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other if one is None or other is None else torch.equal(one, other)
 
 
-def record_decoding(model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int) -> DecodeGraphs | None:
+def record_decoding(
+    model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, router: Router | None
+) -> DecodeGraphs | None:
     """Recordings of ``model``; None where nothing can be recorded, or what was recorded gives something else."""
     record = recorder_for(table.coefficients.device)
     if record is None:
         return None
     try:
-        graphs = DecodeGraphs(model, cache, table, vocabulary, record)
+        graphs = DecodeGraphs(model, cache, table, vocabulary, router, record)
         if graphs.agrees():
             return graphs
         reason = "a recording gives other values than the step that it was made of"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -73,7 +73,8 @@ class ModelRunner:
         self._judge = PromptJudge(device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
-            found = record_decoding(models.store.models[key], models.caches[name], table, models.vocabulary)
+            model, cache, router = models.store.models[key], models.caches[name], None if name else models.router
+            found = record_decoding(model, cache, table, models.vocabulary, router)
             if found is not None:
                 self._recorded[key] = found
         self.rows = 0
@@ -126,7 +127,7 @@ class ModelRunner:
         """The draws of a step that is one recording from its first layer to its tokens; None where it is not."""
         keys = {lane.materialised for lane in plan.lanes}
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 and not plan.chunks else None
-        if graphs is None or not graphs.draws or not self.sampler.adds(plan.sampling):
+        if graphs is None or not graphs.draws or not self.sampler.adds(plan.sampling, graphs.routes):
             return None
         layout = self._layouts.build(plan.lanes, [])
         size = graphs.size_for(layout)
@@ -137,7 +138,13 @@ class ModelRunner:
         places[layout.rows] = np.arange(layout.tokens)
         found = graphs.run(layout, size, self.sampler.tables(plan.sampling, places))
         assert found.tokens is not None and found.logprobs is not None
-        return self.sampler.follow(plan.sampling, *(part.tolist() for part in read(found.tokens, found.logprobs)))
+        wanted = [found.tokens, found.logprobs, *([] if found.speakers is None else [found.speakers])]
+        tokens, logprobs, *speakers = (part.tolist() for part in read(*wanted))
+        draws = self.sampler.follow(plan.sampling, tokens, logprobs)
+        if speakers:
+            for index, speaker in enumerate(zip(*speakers[0], strict=True)):
+                draws[index] = _spoken(plan.sampling[index], speaker, draws[index])
+        return draws
 
     def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Found, recorded: bool = True) -> None:
         """One forward a set of weights, ``recorded`` if that can be; what it gives is added to ``found``."""
@@ -187,6 +194,15 @@ class ModelRunner:
 
     def _cache(self, lane: Lane) -> KVCache:
         return self.models.caches[lane.source.model]
+
+
+def _spoken(sequence: Sequence, speaker: tuple[int, int], draw: Draw) -> Draw:
+    """``draw`` with the expert whose token it is, if ``sequence`` is routed; its next choice starts at ``speaker``."""
+    routing = sequence.request.plan.routing
+    if routing is None or speaker == sequence.speaker:  # nobody was asked
+        return draw
+    sequence.speaker = speaker
+    return replace(draw, expert=sequence.lanes[routing.experts[speaker[0]]].source.name)
 
 
 def _by_weights(

@@ -41,8 +41,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class HostRoutes:
+    """What ``route_rows`` is to know of a step's sequences, as arrays: ``routes`` [sequences] bool, whether a router
+    chooses the expert that is added to it; for those ``history`` [sequences, 3] int64, (previous, stayed, stay);
+    ``experts`` [sequences, experts] int64, rows of the logits; ``factors`` [sequences, 2] float32, (complement,
+    weight); ``thresholds`` [sequences] float64, of the chance that an expert is asked, -inf for always."""
+
+    routes: Array
+    history: Array
+    experts: Array
+    factors: Array
+    thresholds: Array
+
+
+@dataclass(frozen=True)
 class HostTables:
-    """The tables of ``StepTables`` that hold no tensor of the device, as arrays."""
+    """The tables of ``StepTables`` that hold no tensor of the device, as arrays. ``routed``: of a step in which a
+    router chooses on the device; the first source of such a sequence is its router."""
 
     rows: Array
     weights: Array
@@ -50,6 +65,7 @@ class HostTables:
     numbers: Array
     biased: Array
     biases: Array
+    routed: HostRoutes | None = None
 
 
 def host_tables(sequences: Seq[Sequence], step: Step) -> HostTables:

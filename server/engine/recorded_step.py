@@ -1,4 +1,5 @@
-"""A decode step of one size on buffers that stay where they are: forward, then the draw of sequences that add sources.
+"""A decode step of one size on buffers that stay where they are: forward, choice of experts, and the draw of sequences
+that add sources.
 
 What a step needs of the host lies in one buffer of the device, so that one copy brings all of it.
 """
@@ -18,6 +19,7 @@ from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.lane_table import LaneTable
 from ladle.server.engine.loaded_model import LoadedModel
 from ladle.server.engine.plan_tables import HostTables
+from ladle.server.engine.router import Router
 from ladle.server.engine.slot_tables import SOURCES
 from ladle.server.engine.step_layout import HostLayout, StepLayout
 from ladle.server.engine.transfers import Array, Fields
@@ -37,20 +39,29 @@ class Size:
 
 @dataclass(frozen=True)
 class Found:
-    """``logits`` [rows, vocabulary] and ``hidden`` [rows, hidden] of a step's lanes; ``tokens`` [rows] int64 and
-    ``logprobs`` [rows] of its sequences, None where it has no draw. All hold until the next step."""
+    """``logits`` [rows, vocabulary] and ``hidden`` [rows, hidden] of a step's lanes. Of its sequences ``tokens`` [rows]
+    int64 and ``logprobs`` [rows], None where it has no draw; ``speakers`` [2, rows] int64, who speaks and how many in a
+    row with that, None where nobody is chosen. All hold until the next step."""
 
     logits: Tensor
     hidden: Tensor
     tokens: Tensor | None = None
     logprobs: Tensor | None = None
+    speakers: Tensor | None = None
 
 
 class RecordedStep:
     """A step of ``size``: ``fill`` what it computes, then ``compute`` it or what was recorded of that."""
 
     def __init__(
-        self, size: Size, model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, numbers: Tensor
+        self,
+        size: Size,
+        model: LoadedModel,
+        cache: KVCache,
+        table: LaneTable,
+        vocabulary: int,
+        numbers: Tensor,
+        router: Router | None,
     ) -> None:
         """``vocabulary``: tokens that may be drawn; ``numbers`` 0, 1, 2, ... on the device, for as many keys."""
         self._size = size
@@ -59,8 +70,16 @@ class RecordedStep:
         self._table = table
         self._vocabulary = vocabulary
         self._keys = numbers[: size.blocks * BLOCK_SIZE]
-        long, short, float32 = (np.dtype(kind) for kind in (np.int64, np.int32, np.float32))
+        self._router = router
+        long, short, float32, float64 = (np.dtype(kind) for kind in (np.int64, np.int32, np.float32, np.float64))
         rows = size.rows
+        routed = {
+            "routes": (np.dtype(np.bool_), (rows,)),
+            "history": (long, (rows, 3)),
+            "experts": (long, (rows, 0 if router is None else router.experts)),
+            "factors": (float32, (rows, 2)),
+            "thresholds": (float64, (rows,)),
+        }
         self._fields = Fields(
             {
                 **dict.fromkeys(("ids", "positions", "slots", "lanes"), (long, (rows,))),
@@ -69,6 +88,7 @@ class RecordedStep:
                 "weights": (float32, (rows, SOURCES)),
                 "choices": (short, (rows, step_tables.CHOICES)),
                 "numbers": (float32, (rows, step_tables.NUMBERS)),
+                **routed,
             }
         )
         self._held = torch.zeros(self._fields.nbytes, dtype=torch.uint8, device=numbers.device)
@@ -110,11 +130,12 @@ class RecordedStep:
         """``found`` with what its logits draw."""
         held, logits = self._tensors, found.logits[:, : self._vocabulary]
         rows, device = self._size.rows, logits.device
+        sources, weights, speakers = self._chosen(found.hidden)
         ids, values = torch.empty(rows, 0, dtype=torch.int64, device=device), torch.empty(rows, 0, device=device)
         nothing = torch.empty(0, 0, dtype=torch.bool, device=device)
         tables = StepTables(
-            rows=held["sources"],
-            weights=held["weights"],
+            rows=sources,
+            weights=weights,
             choices=held["choices"],
             numbers=held["numbers"],
             candidates=ids,
@@ -128,7 +149,36 @@ class RecordedStep:
             masks=False,
         )
         made = dispatch.fused_step(logits, tables)
-        return Found(found.logits, found.hidden, made.tokens, made.logprobs)
+        return Found(found.logits, found.hidden, made.tokens, made.logprobs, speakers)
+
+    def _chosen(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sources and weights of all sequences, those of routed ones as the router says; and who speaks."""
+        held = self._tensors
+        sources, weights = held["sources"], held["weights"]
+        if self._router is None:
+            return sources, weights, None
+        routers, history = sources[:, 0], held["history"]
+        scores, chances = self._router.judge(hidden.index_select(0, routers))
+        if not dispatch.routes(scores):
+            return sources, weights, None
+        asked = (chances.double() > held["thresholds"]) | (held["thresholds"] == -torch.inf)
+        ones = torch.ones_like(routers)
+        made = dispatch.route_rows(
+            scores,
+            *history.unbind(1),
+            ones,
+            1,
+            asked,
+            routers,
+            held["experts"],
+            *held["factors"].unbind(1),
+            torch.zeros_like(asked),
+        )
+        routes = held["routes"][:, None]
+        sources, weights = sources.clone(), weights.clone()
+        sources[:, :2] = torch.where(routes, made.rows, sources[:, :2])
+        weights[:, :2] = torch.where(routes, made.weights, weights[:, :2])
+        return sources, weights, torch.stack((made.leading, made.stayed))
 
 
 def _draw(tables: HostTables, arrays: dict[str, Array]) -> None:
@@ -137,3 +187,10 @@ def _draw(tables: HostTables, arrays: dict[str, Array]) -> None:
     arrays["weights"][:count, :width] = tables.weights
     arrays["choices"][:count] = tables.choices
     arrays["numbers"][:count] = tables.numbers
+    routed = tables.routed
+    if routed is not None:
+        arrays["routes"][:count] = routed.routes
+        arrays["history"][:count] = routed.history
+        arrays["experts"][:count] = routed.experts
+        arrays["factors"][:count] = routed.factors
+        arrays["thresholds"][:count] = routed.thresholds

@@ -48,6 +48,7 @@ class Router:
         self._bias = head.bias.to(device, dtype)
         self._defer = None if head.defer is None else head.defer.to(device, dtype)
         self._defer_bias = head.defer_bias
+        self.experts = len(self._weight)
 
     def choose(self, sequences: Seq[Sequence], states: Mapping[Lane, Tensor]) -> dict[Sequence, Turn]:
         """The turns of the routed ones of ``sequences``; ``states`` [hidden] of their routers' lanes. Asking changes
@@ -58,9 +59,7 @@ class Router:
         routed = [(s, s.request.plan.routing) for s in sequences if s.request.plan.routing is not None]
         if not routed:
             return {}
-        hidden = torch.stack([states[s.lanes[routing.source]] for s, routing in routed]).to(self._weight.dtype)
-        # A sum of products and no matrix product: what shares the step does not change a row.
-        scores = (hidden[:, None] * self._weight).sum(dim=-1) + self._bias
+        scores, deferred = self.judge(torch.stack([states[s.lanes[routing.source]] for s, routing in routed]))
         history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)
         chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2])
         mixed = {
@@ -68,8 +67,8 @@ class Router:
             for index, (_, routing) in enumerate(routed)
             if routing.top > 1
         }
-        # Who speaks decides what is computed next, so that this is the second wait of a step that routes.
-        found = read(chosen, scores, self._chances(hidden), *(part[0] for parts in mixed.values() for part in parts))
+        # Who speaks decides what is computed next, so that a step which routes so waits twice.
+        found = read(chosen, scores, deferred, *(part[0] for parts in mixed.values() for part in parts))
         leading, said, chances, *mixes = (part.tolist() for part in found)
         soft = dict(zip(mixed, zip(mixes[::2], mixes[1::2], strict=True), strict=True))
         turns = {}
@@ -90,11 +89,15 @@ class Router:
             turns[sequence] = Turn(lanes, tuple(shares), named, speaker)
         return turns
 
-    def _chances(self, hidden: Tensor) -> Tensor:
-        """That the next token is an expert's [n]; 1 for a router that does not say."""
+    def judge(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [n, experts] from last hidden ``states`` [n, hidden] of routers, and the chance [n] that the next
+        token is an expert's; 1 for a router that does not say."""
+        hidden = states.to(self._weight.dtype)
+        # Sums of products and no matrix products: what shares the step does not change a row.
+        scores = (hidden[:, None] * self._weight).sum(dim=-1) + self._bias
         if self._defer is None:
-            return hidden.new_ones(len(hidden))
-        return torch.sigmoid((hidden * self._defer).sum(dim=-1) + self._defer_bias)
+            return scores, torch.ones_like(scores[:, 0])
+        return scores, torch.sigmoid((hidden * self._defer).sum(dim=-1) + self._defer_bias)
 
 
 def _names(sequence: Sequence, routing: Routing) -> list[str]:

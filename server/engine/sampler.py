@@ -60,12 +60,13 @@ class _Made:
 class Sampler:
     """Parameters of up to ``slots`` sequences; token counts are kept only for sequences with penalties."""
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    def __init__(self, slots: int, device: torch.device, experts: int = 0) -> None:
+        """``experts``: of the family's router."""
         dispatch.prepare_draws(device)
         self._device = device
         self._combiner = Combiner(device)
         self._grammars = GrammarMasks(device)
-        self._slots = SlotTables(slots)
+        self._slots = SlotTables(slots, experts)
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def admit(self, sequence: Sequence, vocabulary: int) -> None:
@@ -137,9 +138,9 @@ class Sampler:
             for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))
         ]
 
-    def adds(self, sequences: Seq[Sequence]) -> bool:
+    def adds(self, sequences: Seq[Sequence], routes: bool) -> bool:
         """See ``SlotTables.adds``."""
-        return self._slots.adds(sequences)
+        return self._slots.adds(sequences, routes)
 
     def tables(self, sequences: Seq[Sequence], places: Array) -> HostTables:
         """See ``SlotTables.tables``."""

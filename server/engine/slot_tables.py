@@ -7,9 +7,10 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from ladle.guidance.plan import Routing
 from ladle.kernels import step_tables as columns
 from ladle.server.engine.combiner import added_lanes
-from ladle.server.engine.plan_tables import HostTables
+from ladle.server.engine.plan_tables import HostRoutes, HostTables
 from ladle.server.engine.sampling import SamplingParams
 from ladle.server.engine.sequence import Lane, Sequence
 from ladle.server.engine.transfers import Array
@@ -37,13 +38,19 @@ class SlotTables:
     """Columns of ``StepTables`` for up to ``slots`` sequences: ``choices`` [slots, CHOICES] int32 and ``numbers``
     [slots, NUMBERS] float32, as far as sampling parameters decide them; all else is off."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, experts: int = 0) -> None:
+        """``experts``: of the family's router."""
         self.choices = np.zeros((slots, columns.CHOICES), dtype=np.int32)
         self.numbers = np.zeros((slots, columns.NUMBERS), dtype=np.float32)
         self._seeds = np.zeros(slots, dtype=np.uint64)
         self._adds = np.zeros(slots, dtype=bool)
         self._lanes = np.zeros((slots, SOURCES), dtype=np.int64)
         self._weights = np.zeros((slots, SOURCES), dtype=np.float32)
+        self._routes = np.zeros(slots, dtype=bool)
+        self._experts = np.zeros((slots, experts), dtype=np.int64)
+        self._factors = np.zeros((slots, 2), dtype=np.float32)
+        self._thresholds = np.zeros(slots, dtype=np.float64)
+        self._stays = np.ones(slots, dtype=np.int64)
 
     def admit(self, sequence: Sequence) -> None:
         """Take over the parameters of ``sequence``, which holds a slot and rows of the lane table."""
@@ -51,24 +58,36 @@ class SlotTables:
         assert slot is not None
         self._seeds[slot] = params.seed & _MASK
         _fill(params, self.choices[slot], self.numbers[slot])
-        lanes = _added(sequence)
-        self._adds[slot] = lanes is not None
+        only = _only_draws(sequence)
+        routing = sequence.request.plan.routing
+        self._routes[slot] = only and routing is not None and _adds_one(sequence, routing)
+        lanes = [lane for lane in added_lanes(sequence) if lane.source.weight != 0]
+        self._adds[slot] = only and routing is None and len(lanes) <= SOURCES
         self._lanes[slot] = 0
         self._weights[slot] = 0.0
-        for place, lane in enumerate(lanes or ()):
-            assert lane.row is not None
-            self._lanes[slot, place] = lane.row
-            self._weights[slot, place] = lane.source.weight
+        if self._adds[slot]:
+            self._lanes[slot, : len(lanes)] = _rows(lanes)
+            self._weights[slot, : len(lanes)] = [lane.source.weight for lane in lanes]
+        if self._routes[slot]:
+            assert routing is not None
+            self._lanes[slot, :1] = _rows([sequence.lanes[routing.source]])
+            self._experts[slot] = _rows([sequence.lanes[index] for index in routing.experts])
+            total = routing.complement + routing.weight if sequence.request.plan.normalize == "sum" else 1.0
+            self._factors[slot] = routing.complement / total, routing.weight / total
+            self._thresholds[slot] = -np.inf if routing.threshold is None else routing.threshold
+            self._stays[slot] = routing.stay
 
     def keys(self, sequences: Seq[Sequence]) -> Array:
         """Keys of the next draws, [sequences, 2] int32."""
         positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
         return draw_keys(self._seeds[slots_of(sequences)], positions)
 
-    def adds(self, sequences: Seq[Sequence]) -> bool:
+    def adds(self, sequences: Seq[Sequence], routes: bool) -> bool:
         """Whether each draws from a sum of at most ``SOURCES`` sources and nothing else: nothing rules tokens out
-        before temperature and truncation, nobody takes turns, nothing but the token is asked for."""
-        return bool(self._adds[slots_of(sequences)].all())
+        before temperature and truncation, nothing but the token is asked for. With ``routes`` the sum may be that of
+        a router and the expert it chooses."""
+        slots = slots_of(sequences)
+        return bool((self._adds[slots] | (self._routes[slots] & routes)).all())
 
     def tables(self, sequences: Seq[Sequence], places: Array) -> HostTables:
         """What ``sequences``, which add sources, draw from logits in which ``places`` is the row of each lane, by its
@@ -76,9 +95,18 @@ class SlotTables:
         slots = slots_of(sequences)
         choices, nothing = self.choices[slots], np.zeros((len(slots), 0))
         choices[:, _KEYS] = self.keys(sequences)
-        return HostTables(
-            places[self._lanes[slots]], self._weights[slots], choices, self.numbers[slots], nothing, nothing
-        )
+        routed = None
+        if self._routes[slots].any():
+            spoken = np.array([s.speaker for s in sequences], dtype=np.int64)
+            routed = HostRoutes(
+                self._routes[slots],
+                np.concatenate((spoken, self._stays[slots, None]), axis=1),
+                places[self._experts[slots]],
+                self._factors[slots],
+                self._thresholds[slots],
+            )
+        sources = places[self._lanes[slots]]
+        return HostTables(sources, self._weights[slots], choices, self.numbers[slots], nothing, nothing, routed)
 
 
 def slots_of(sequences: Seq[Sequence]) -> Array:
@@ -86,17 +114,27 @@ def slots_of(sequences: Seq[Sequence]) -> Array:
     return np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
 
 
-def _added(sequence: Sequence) -> list[Lane] | None:
-    """The lanes whose sum is all that ``sequence`` draws from; None where there is more to it, or too many of them."""
+def _rows(lanes: Seq[Lane]) -> list[int]:
+    rows = [lane.row for lane in lanes]
+    assert None not in rows
+    return [row for row in rows if row is not None]
+
+
+def _only_draws(sequence: Sequence) -> bool:
+    """Whether there is nothing between the sum of its sources and the draw of ``sequence``, and nobody asks for more
+    than the token."""
     plan, params = sequence.request.plan, sequence.request.sampling
-    more = (plan.routing, plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
+    more = (plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
     penalties = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
     if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
-        return None
-    if penalties or params.logit_bias or params.logprobs or not sequence.draws:
-        return None
-    lanes = [lane for lane in added_lanes(sequence) if lane.source.weight != 0]
-    return lanes if len(lanes) <= SOURCES else None
+        return False
+    return sequence.draws and not (penalties or params.logit_bias or params.logprobs)
+
+
+def _adds_one(sequence: Sequence, routing: Routing) -> bool:
+    """Whether every expert has computed what it lacks when the router chooses one of them, so that a sum of logits does
+    (a constant off, which nothing but a repetition penalty sees)."""
+    return routing.top == 1 and not any(lane.lazy for lane in sequence.lanes)
 
 
 def _fill(params: SamplingParams, choices: Array, numbers: Array) -> None:

@@ -98,7 +98,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr(score_tile, "PADDED", 16)
     with simulated(monkeypatch) as gpu:
         monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: gpu.record)
-        monkeypatch.setattr(decode_graphs, "ROWS", (1, 8))
+        monkeypatch.setattr(decode_graphs, "ROWS", (8,))
         found = Watched(gpu)
         yield found
         found.close()
@@ -196,6 +196,43 @@ def test_a_recorded_step_is_a_copy_a_replay_and_a_wait(tmp_path: Path, request: 
         assert calls == {"replay": 1, "copy": 3}
         assert sum(waits.values()) == 1
         assert sum(count for place, count in copies.items() if place.startswith("copy to the device")) == 1
+
+
+def test_a_router_chooses_within_a_recording(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed := fresh_seed())
+    family = load_family(write_routed_family(tmp_path, seed=seed % 1000, defer=True))
+    preference = {"positive": 0.3, "simple": 0.7}
+    route: dict[str, Any] = {"method": "fusion_route"}
+    steerings = [
+        {"method": "base"},
+        route,
+        {**route, "complement": 0.0, "min_stay": 2},
+        {**route, "complement": 0.4, "expert_weight": 1.5, "normalize": "sum"},
+        {**route, "preference": preference, "min_stay": 3},
+        {"method": "co_llm", "threshold": 0.5},
+    ]
+    requests = [
+        routed_request(
+            family, str(i), steering, random_prompt(rng, 2, 12), max_tokens=5, seed=i, temperature=i % 2, min_p=0.01
+        )
+        for i, steering in enumerate(steerings)
+    ]
+    options = {"expert_schedule": "eager"}
+    expected = serve(build(family, compiled_layers=False, **options), requests)
+    assert any(output.expert for outputs in expected.values() for output in outputs)
+    watched: Watched = request.getfixturevalue("watched")
+    if not CUDA:
+        monkeypatch.setattr(decode_graphs, "ROWS", (24,))
+    engine = watched.engine(family, **options)
+    (graphs,) = engine.runner._recorded.values()
+    assert graphs.draws and graphs.routes
+    alike(watched.serve(engine, requests), expected)
+    decoded = [step for step in watched.steps if step[0]]
+    assert CUDA or len(decoded) >= 4
+    for _, calls, waits, _ in decoded:
+        assert calls == {"replay": 1, "copy": 4} and sum(waits.values()) == 1
 
 
 def test_more_sources_than_a_recording_adds_up(tmp_path: Path, request: pytest.FixtureRequest) -> None:

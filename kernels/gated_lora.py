@@ -168,7 +168,9 @@ def _expand_onto(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spa
         return out
     if spans is not None and (tuple(spans.shape) != (triton.cdiv(outputs, OUTPUTS), 2) or spans.dtype != torch.int32):
         raise ValueError(f"spans: {spans.dtype} {list(spans.shape)}; int32 of {OUTPUTS} outputs a row is needed")
-    variant = _expand_variant(out.dtype, shrunk.dtype, expand.dtype, rows, ranks, spans is not None)
+    strides = (out.stride(0), shrunk.stride(1), scale.stride(0), expand.stride(0))
+    aligned = all(stride % 16 == 0 for stride in strides)
+    variant = _expand_variant(out.dtype, shrunk.dtype, expand.dtype, rows, ranks, spans is not None, aligned)
     sizes = variant.constexprs
     grid = (triton.cdiv(rows, sizes["ROWS"]), triton.cdiv(outputs, sizes["OUTPUTS"]))
     _expand[grid](
@@ -246,13 +248,13 @@ def _expand_variant(
     columns = _ranks(ranks, 32) if height == 16 else 32
     signature = {"out": POINTERS[out], "shrunk": POINTERS[shrunk], "scale": "*fp32:16", "expand": POINTERS[expand]}
     signature |= {"spans": "*i32:16" if spanned else POINTERS[expand]}
-    signature |= {"rows": "i32", "ranks": "i32", "outputs": "i32:16", "parts": "i32"}
+    signature |= {"rows": "i32" if aligned else "i32:16", "ranks": "i32", "outputs": "i32:16", "parts": "i32"}
     strides = ("out_stride", "shrunk_stride", "part_stride", "scale_stride", "expand_stride")
     signature |= dict.fromkeys(strides, "i32:16" if aligned else "i32")
     sizes = {"DOT": dot_type(expand), "ROWS": height, "RANKS": columns, "OUTPUTS": OUTPUTS, "SPANNED": spanned}
     name = f"gated_lora expand {str(shrunk)[6:]} by {str(expand)[6:]} onto {str(out)[6:]} {height}x{columns}"
     name += f"{' spanned' if spanned else ''}{'' if aligned else ' unaligned'}"
-    warps = 4 if height == 16 else 8
+    warps = 4 if height == 16 else 8 if aligned else 16
     return Variant(name, _expand, signature, sizes, warps, 1)
 
 
@@ -267,6 +269,7 @@ def variants() -> list[Variant]:
     found += [_expand_variant(half, torch.float32, half, *size) for size in sizes]
     found += [_expand_variant(half, half, half, *size, spanned=True) for size in sizes]
     found.append(_expand_variant(half, half, half, *largest, spanned=True, aligned=False))
+    found.append(_expand_variant(half, torch.float32, half, *largest, aligned=False))
     for out, shrunk, expand in (
         (torch.float32, torch.float32, torch.float32),
         (torch.float16, torch.float16, torch.float16),

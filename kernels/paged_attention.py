@@ -219,7 +219,7 @@ def _attend_variant(dtype: torch.dtype, folded: int, dim: int, page: int, chunke
     width = max(16, triton.next_power_of_2(dim))
     group = max(16, triton.next_power_of_2(folded))
     wide = dtype == torch.float32
-    tokens = (16 if width > 128 else 32) if wide else 32 if width > 64 else 64
+    tokens = (16 if width > 128 else 32) if wide else 32 if width > 64 or capped else 64
     signature = {
         "out": "*fp32:16" if chunked else POINTERS[dtype],
         "maxima": "*fp32:16" if chunked else POINTERS[dtype],
@@ -247,7 +247,7 @@ def _attend_variant(dtype: torch.dtype, folded: int, dim: int, page: int, chunke
     }
     kind = f"{'chunks' if chunked else 'whole'}{' capped' if capped else ''}"
     name = f"paged_attention {kind} {str(dtype)[6:]} {folded}x{dim}"
-    warps = 8 if width > 128 else 4
+    warps = 8 if width > 128 or (wide and width > 64) else 4
     return Variant(name, _attend, signature, sizes, warps, 3 if width <= 128 and not wide else 2)
 
 
@@ -266,8 +266,12 @@ def variants() -> list[Variant]:
         _attend_variant(half, 8, 256, 16, True, True),
         _attend_variant(half, 3, 64, 16, False, False),
         _attend_variant(half, 16, 96, 16, False, False),
+        _attend_variant(half, 2, 32, 16, True, True),
         _attend_variant(single, 8, 256, 16, True, True),
         _attend_variant(single, 3, 64, 16, False, False),
+        _attend_variant(single, 4, 96, 16, True, True),
+        _attend_variant(single, 4, 128, 16, True, False),
+        _attend_variant(single, 16, 128, 16, True, True),
         _attend_variant(other, 7, 128, 16, False, False),
         _join_variant(half, 128),
         _join_variant(single, 256),

@@ -19,6 +19,7 @@ from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.block_search import BlockSearch, worth
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device_probe import require_working
+from ladle.server.engine.device_thread import make_current
 from ladle.server.engine.eos import eos_ids
 from ladle.server.engine.idle_check import IdleCheck, IdleChecks
 from ladle.server.engine.kv_cache import BLOCK_SIZE
@@ -50,6 +51,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         allocator.prepare()
         self.device = config.resolve_device()
+        make_current(self.device)
         self._wake = threading.Condition()
         self.tokenizer = load_tokenizer(family.base_path)
         self.models = models = ServedModels.shared(family, config, self.device, self._weights_in_use, self._look_up)
@@ -174,6 +176,7 @@ class Engine:
     def _run(self) -> None:
         reason, error = "abort", None
         try:
+            make_current(self.device)
             self._loop()
         except BaseException as failure:
             # The bookkeeping itself failed, or the device: no further step can be trusted. Nobody is left waiting, and

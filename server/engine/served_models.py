@@ -16,6 +16,7 @@ from ladle.merging.family import Family
 from ladle.merging.merge import Merge
 from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.device_thread import beside_steps
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache, KVShape
 from ladle.server.engine.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.mirrored import MirroredCache, MirroredModel
@@ -132,6 +133,10 @@ class ServedModels:
 
     def build(self, key: WeightsKey) -> LoadedModel:
         """Load the weights ``key``, merging what has full weights. From any thread; some seconds of work."""
+        with beside_steps(self.device):
+            return self._build(key)
+
+    def _build(self, key: WeightsKey) -> LoadedModel:
         name = self._name_of[key.base_revision]
         model = self.family.models[name]
         state = dict(Merge.of(model).tensors(key.coefficients(), self._weights_dtype)) if key.terms else None

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from ladle.benchmarks import gpu, kernels
+from ladle.benchmarks import decode_shapes, gpu, kernels
 from ladle.benchmarks.random_family import SHAPES, randomise, write_random_family
 from ladle.merging.family import load_family
+from ladle.server.engine import decode_graphs
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
 
@@ -50,6 +51,27 @@ def test_all_of_it_end_to_end(tmp_path: Path) -> None:
     assert all(float(str(row[column])) > 0 for row in rows for column in ("ms", "compared_ms", "compared_over_this"))
     assert all(row["tokens_per_s"] == "" for row in rows if row["part"] == "op")
     assert gpu.table(rows).row_count == len(rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which need not be simulated")
+def test_nothing_is_on_the_wrong_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness as it runs where there is a GPU, on one that is simulated."""
+    pytest.importorskip("triton", reason="Triton is not on this platform")
+    from simulated_gpu import simulated
+    from triton_interpreter import patch_once_a_launch
+
+    patch_once_a_launch(monkeypatch)
+    monkeypatch.setattr("ladle.kernels.score_tile.BLOCK", 512)
+    monkeypatch.setattr("ladle.kernels.score_tile.PADDED", 16)
+    monkeypatch.setattr(decode_shapes, "STEPS", 1)
+    sizes, device = kernels.Sizes.tiny(), torch.device("cuda")
+    with simulated(monkeypatch) as there:
+        monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: there.record)
+        monkeypatch.setattr(decode_graphs, "ROWS", (4,))
+        made = gpu.measure(device, sizes, {"tiny": TINY}, (1,), rounds=1, repeats=1, dtype="float32", small=True)
+        found = [(row["part"], row["name"], row["case"]) for row in made]
+    assert [case for part, _, case in found if part == "decode"] == ["plain", "16 preferences", "mage", "fusion_route"]
+    assert {name for part, name, _ in found if part == "op"} >= {"fused_step", "paged_attention", "merge_weights"}
 
 
 def test_large_families_are_holes_until_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

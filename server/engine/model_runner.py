@@ -127,7 +127,7 @@ class ModelRunner:
         """The draws of a step that is one recording from its first layer to its tokens; None where it is not."""
         keys = {lane.materialised for lane in plan.lanes}
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 and not plan.chunks else None
-        if graphs is None or not graphs.draws or not self.sampler.adds(plan.sampling, graphs.routes):
+        if graphs is None or not graphs.draws or not self.sampler.slots.adds(plan.sampling, graphs.routes):
             return None
         layout = self._layouts.build(plan.lanes, [])
         size = graphs.size_for(layout)
@@ -136,7 +136,7 @@ class ModelRunner:
         self.rows += layout.tokens
         places = np.zeros(self.table.rows, dtype=np.int64)
         places[layout.rows] = np.arange(layout.tokens)
-        found = graphs.run(layout, size, self.sampler.tables(plan.sampling, places))
+        found = graphs.run(layout, size, self.sampler.slots.tables(plan.sampling, places))
         assert found.tokens is not None and found.logprobs is not None
         wanted = [found.tokens, found.logprobs, *([] if found.speakers is None else [found.speakers])]
         tokens, logprobs, *speakers = (part.tolist() for part in read(*wanted))

@@ -18,13 +18,13 @@ from ladle.kernels import step_tables as columns
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Combiner, Rows
 from ladle.server.engine.grammar_masks import Allowed, GrammarMasks, restrict
-from ladle.server.engine.plan_tables import HostTables, Step, lay_out
+from ladle.server.engine.plan_tables import Step, lay_out
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Sequence
 from ladle.server.engine.slot_tables import SlotTables, slots_of
 from ladle.server.engine.tracer import Tracer
-from ladle.server.engine.transfers import Array, read, send, send_one
+from ladle.server.engine.transfers import read, send, send_one
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class _Made:
 
 
 class Sampler:
-    """Parameters of up to ``slots`` sequences; token counts are kept only for sequences with penalties."""
+    """Draws for up to ``slots`` sequences; token counts are kept only for sequences with penalties. ``slots``: their
+    parameters."""
 
     def __init__(self, slots: int, device: torch.device, experts: int = 0) -> None:
         """``experts``: of the family's router."""
@@ -66,14 +67,14 @@ class Sampler:
         self._device = device
         self._combiner = Combiner(device)
         self._grammars = GrammarMasks(device)
-        self._slots = SlotTables(slots, experts)
+        self.slots = SlotTables(slots, experts)
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def admit(self, sequence: Sequence, vocabulary: int) -> None:
         """Take over the parameters of ``sequence``, which holds a slot; its output so far counts for penalties."""
         slot, params = sequence.slot, sequence.request.sampling
         assert slot is not None
-        self._slots.admit(sequence)
+        self.slots.admit(sequence)
         if sequence.draws:
             self._grammars.admit(sequence)
         self._counts.pop(slot, None)
@@ -104,8 +105,8 @@ class Sampler:
         candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
         allowed = self.allowed(sequences, logits.shape[1])
         slots, counted = slots_of(sequences), self._penalties(sequences)
-        options = (self._slots.choices[slots], self._slots.numbers[slots])
-        step = Step(rows, values, turns, allowed, counted, self._slots.keys(sequences), *options)
+        options = (self.slots.choices[slots], self.slots.numbers[slots])
+        step = Step(rows, values, turns, allowed, counted, self.slots.keys(sequences), *options)
         # A budget is found by trial, for which the fused step has no place.
         fused = dispatch.fuses(logits) and all(s.request.plan.kl_budget is None for s in sequences)
         made = (self._draw_fused if fused else self._draw_stepwise)(logits, sequences, step)
@@ -137,14 +138,6 @@ class Sampler:
             )
             for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))
         ]
-
-    def adds(self, sequences: Seq[Sequence], routes: bool) -> bool:
-        """See ``SlotTables.adds``."""
-        return self._slots.adds(sequences, routes)
-
-    def tables(self, sequences: Seq[Sequence], places: Array) -> HostTables:
-        """See ``SlotTables.tables``."""
-        return self._slots.tables(sequences, places)
 
     def follow(self, sequences: Seq[Sequence], tokens: Seq[int], logprobs: Seq[float]) -> list[Draw]:
         """Count drawn tokens for penalties and follow them in grammars."""

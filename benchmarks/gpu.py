@@ -12,12 +12,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ladle.benchmarks import decode_shapes, kernels
+from ladle.benchmarks import decode_shapes, goals, kernels
 from ladle.benchmarks.device_timer import DeviceTimer
 from ladle.benchmarks.environment import RESULTS, hardware, versions
 from ladle.benchmarks.random_family import SHAPES
 
-BATCHES = (1, 8, 32, 64, 128)
 COLUMNS = (
     "part", "name", "case", "batch", "dtype", "ms", "compared_with", "compared_ms", "compared_over_this", "floor_ms",
     "share_of_copy", "copy_GB_per_s", "tokens_per_s", "hardware", "versions",
@@ -149,8 +148,10 @@ def run(
     ops: bool = True,
     cuda_graphs: bool = True,
 ) -> None:
-    """Measure on the GPU ``device``, write ``out``, print the table. ``names``: of shapes; ``ops``: these too.
-    ``cuda_graphs``: see ``EngineConfig``."""
+    """Measure on the GPU ``device``, write ``out``, print the table and what it says of the goals.
+
+    ``names``: of shapes; ``ops``: these too. ``cuda_graphs``: see ``EngineConfig``.
+    """
     console = Console()
     wanted = {name: SHAPES[name] for name in names}
     shapes = fitting(wanted, torch.cuda.mem_get_info(device)[0])
@@ -159,4 +160,5 @@ def run(
     sizes = kernels.Sizes() if ops else None
     rows = write(out, measure(device, sizes, shapes, batches, rounds=rounds, cuda_graphs=cuda_graphs))
     console.print(table(rows))
+    console.print(goals.table(rows))
     console.print(f"written to {out}")

@@ -1,6 +1,6 @@
 """What `make gpu` does: the tests that need a GPU, then ops and decoding measured on it.
 
-python tools/gpu.py [--only tests|ops|decode] [--shapes 135M,1.5B,8B] [--batches 1,8,32,64,128] [--rounds 5]
+python tools/gpu.py [--only tests|ops|decode] [--shapes 135M,1.5B,8B] [--batches 1,8,16,32,64,128] [--rounds 5]
     [--no-cuda-graphs]
 """
 
@@ -25,7 +25,7 @@ def gpu_tests() -> list[str]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Tests and benchmarks that need a GPU.")
     parser.add_argument("--shapes", default="135M,1.5B,8B", help="models to decode with")
-    parser.add_argument("--batches", default="1,8,32,64,128", help="batch sizes")
+    parser.add_argument("--batches", default="1,8,16,32,64,128", help="batch sizes")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of interleaved settings")
     parser.add_argument("--only", choices=PARTS, help="one part of it; default: all")
     parser.add_argument("--out", type=Path, help="CSV file; default: benchmarks/results/GPU.csv")

@@ -98,17 +98,36 @@ def _triton() -> str:
 
 
 def write(path: Path, rows: Iterable[Mapping[str, object]]) -> list[Mapping[str, object]]:
-    """Write ``rows`` to ``path`` as they come, so that a run that ends early leaves what it measured."""
+    """Write ``rows`` to ``path`` as they come, so that a run that ends early leaves what it measured; returns them.
+
+    Rows that are there already stay, each until it is measured again: a run may be of one part or one shape.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = []
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row)
-            file.flush()
-            done.append(row)
+    kept = {_key(row): row for row in read(path)}
+    done: list[Mapping[str, object]] = []
+    for row in rows:
+        done.append(row)
+        kept[_key(row)] = row
+        fresh = path.with_name(f".{path.name}.new")
+        with fresh.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept.values())
+        fresh.replace(path)
     return done
+
+
+def read(path: Path) -> list[Mapping[str, object]]:
+    """The rows of a file of figures; none where there is no such file, or one of other columns."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        found = csv.DictReader(file)
+        return [dict(row) for row in found] if tuple(found.fieldnames or ()) == COLUMNS else []
+
+
+def _key(row: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in ("part", "name", "case", "batch", "dtype"))
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Table:
@@ -160,5 +179,5 @@ def run(
     sizes = kernels.Sizes() if ops else None
     rows = write(out, measure(device, sizes, shapes, batches, rounds=rounds, cuda_graphs=cuda_graphs))
     console.print(table(rows))
-    console.print(goals.table(rows))
+    console.print(goals.table(read(out)))
     console.print(f"written to {out}")

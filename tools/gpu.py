@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batches", default="1,8,16,32,64,128", help="batch sizes")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of interleaved settings")
     parser.add_argument("--only", choices=PARTS, help="one part of it; default: all")
-    parser.add_argument("--out", type=Path, help="CSV file; default: benchmarks/results/GPU.csv")
+    parser.add_argument("--out", type=Path, help="CSV file, added to; default: benchmarks/results/GPU.csv")
     parser.add_argument("--no-cuda-graphs", action="store_true", help="decode without recordings, for comparison")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         if failed:
             print(f"make gpu: the tests failed (exit code {failed}); measuring all the same", flush=True)
     if parts != ("tests",):
-        out = options.out or gpu.results_file(name)
+        out = options.out or gpu.results_file(f"{name} without graphs" if options.no_cuda_graphs else name)
         wanted = names if "decode" in parts else []
         gpu.run(torch.device("cuda"), wanted, batches, options.rounds, out, "ops" in parts, not options.no_cuda_graphs)
     return 1 if failed else 0

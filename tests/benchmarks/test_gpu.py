@@ -88,6 +88,29 @@ def test_large_families_are_holes_until_they_are_drawn(tmp_path: Path, monkeypat
     engine.shutdown()
 
 
+def test_a_part_that_is_measured_again_leaves_the_others(tmp_path: Path) -> None:
+    def row(part: str, name: str, ms: float, batch: object = "") -> dict[str, object]:
+        return dict.fromkeys(gpu.COLUMNS, "") | {"part": part, "name": name, "ms": ms, "batch": batch}
+
+    file = tmp_path / "gpu.csv"
+    assert gpu.read(file) == []
+    gpu.write(file, [row("op", "sample", 1.0), row("decode", "8B", 2.0, 1), row("decode", "8B", 3.0, 8)])
+    made = gpu.write(file, iter([row("decode", "8B", 2.5, 1), row("decode", "135M", 4.0, 1)]))
+    assert [one["ms"] for one in made] == [2.5, 4.0]
+    found = [(one["name"], one["batch"], one["ms"]) for one in gpu.read(file)]
+    assert found == [("sample", "", "1.0"), ("8B", "1", "2.5"), ("8B", "8", "3.0"), ("135M", "1", "4.0")]
+
+    def ends_early() -> Any:
+        yield row("op", "sample", 0.5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gpu.write(file, ends_early())
+    assert len(gpu.read(file)) == 4 and gpu.read(file)[0]["ms"] == "0.5"
+    file.write_text("other,columns\n1,2\n")
+    assert gpu.read(file) == [] and [path.name for path in tmp_path.iterdir()] == ["gpu.csv"]
+
+
 def test_names_and_what_fits() -> None:
     assert gpu.results_file("NVIDIA H200").name == "nvidia-h200.csv"
     assert gpu.results_file("AMD Instinct MI300X (gfx942)").name == "amd-instinct-mi300x-gfx942.csv"

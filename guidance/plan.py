@@ -135,6 +135,11 @@ class Routing:
     stay: int = 1
     threshold: float | None = None
 
+    def factors(self, normalize: str) -> tuple[float, float]:
+        """(complement, weight) as they count under a plan's ``normalize``."""
+        total = self.complement + self.weight if normalize == "sum" else 1.0
+        return self.complement / total, self.weight / total
+
 
 @dataclass(frozen=True)
 class Steering:

@@ -39,13 +39,13 @@ class RoutedMethod(ABC):
         preference, merged, warnings = _base(family, steering)
         below = {} if merged is None else merged.as_dict()
         routing = self.routing(steering, family.router.name, tuple(range(1, len(family.experts) + 1)))
-        total = routing.complement + routing.weight if steering.normalize == "sum" else 1.0
+        complement, weight = routing.factors(steering.normalize)
         # Where the router defers it is either silent or alone.
-        own = 1.0 if routing.threshold is not None else routing.complement / total
+        own = 1.0 if routing.threshold is not None else complement
         # An expert is a source of its own even where it is also the router, so that traces have its name.
         sources = [_source(family.router.name, "router", own, below, family.router.member)]
         for name in family.experts:
-            sources.append(_source(name, "expert", routing.weight / total, below, family.members_of[name]))
+            sources.append(_source(name, "expert", weight, below, family.members_of[name]))
         if steering.trace and not any(source.plain for source in sources):
             sources.append(REFERENCE)
         return Plan(

@@ -14,6 +14,9 @@ LINEAR, DIVERGENCE, ROUTED = range(3)
 RULE, TOP_K, KEY_0, KEY_1, BASE, MASK_TOP_K, CANDIDATES, RESTRICTED, COUNTED, BIASES, WANTED, ALLOWED = range(12)
 CHOICES = 12
 """Columns of ``StepTables.choices``."""
+KEYS = [KEY_0, KEY_1]
+ABSENT = [BASE, COUNTED, ALLOWED]
+"""Those in which -1 says that there is no such thing."""
 
 SCALE, TEMPERATURE, TOP_P, MIN_P, MASK_TOP_P, MASK_RELATIVE, REPETITION, PRESENCE, FREQUENCY = range(9)
 NUMBERS = 9
@@ -130,13 +133,20 @@ def plain_tables(rows: Tensor, weights: Tensor) -> StepTables:
     """Greedy choice from linear sums of ``weights`` [n, k] times logits[``rows`` [n, k]]: nothing else is on."""
     n, device = len(rows), rows.device
     choices = torch.zeros(n, CHOICES, dtype=torch.int32, device=device)
-    choices[:, BASE] = choices[:, COUNTED] = choices[:, ALLOWED] = -1
+    for column in ABSENT:
+        choices[:, column] = -1
     numbers = torch.zeros(n, NUMBERS, dtype=torch.float32, device=device)
     for column in (SCALE, TOP_P, MASK_TOP_P, REPETITION):
         numbers[:, column] = 1.0
+    return linear_tables(rows.contiguous(), weights.to(torch.float32).contiguous(), choices, numbers)
+
+
+def linear_tables(rows: Tensor, weights: Tensor, choices: Tensor, numbers: Tensor) -> StepTables:
+    """Linear sums, drawn as ``choices`` and ``numbers`` say without truncation: there is nothing else."""
+    n, device = len(rows), rows.device
     return StepTables(
-        rows=rows.contiguous(),
-        weights=weights.to(torch.float32).contiguous(),
+        rows=rows,
+        weights=weights,
         choices=choices,
         numbers=numbers,
         candidates=torch.empty(n, 0, dtype=torch.int64, device=device),

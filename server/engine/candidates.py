@@ -36,8 +36,8 @@ def value_candidates(
 ) -> dict[Sequence, CandidateValues]:
     """The candidates of every sequence with a scorer, and what its value lanes say of them.
 
-    Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and
-    fewer where it allows fewer.
+    Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and fewer where it
+    allows fewer.
 
     All that lanes of one set of weights have to value goes through one forward: k new tokens a lane over the state it
     has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane, with the candidates' ids, and

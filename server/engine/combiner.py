@@ -40,9 +40,9 @@ class Combiner:
     ) -> Tensor:
         """Scores [sequences, vocabulary], float32 (float64 for float64 logits), before bias, penalties and temperature.
 
-        ``logits`` [rows, vocabulary]; ``values`` of the sequences whose plan has a scorer, ``turns`` of those
-        that are routed, ``allowed`` of those with a grammar: what a plan's mask finds plausible is
-        judged among the tokens that may come at all, so that it never rules out all of them.
+        ``logits`` [rows, vocabulary]; ``values`` of the sequences whose plan has a scorer, ``turns`` of those that are
+        routed, ``allowed`` of those with a grammar: what a plan's mask finds plausible is judged among the tokens that
+        may come at all, so that it never rules out all of them.
         """
         scores = self._by_rule(logits, rows, sequences)
         routed = combine_turns(logits, rows, turns)
@@ -93,10 +93,7 @@ class Combiner:
 
     def _sources(self, rows: Rows, sequences: Seq[Sequence]) -> tuple[Tensor, Tensor]:
         """Rows and weights [sequences, most sources] of the language models that take part, padded with weight 0."""
-        pairs = [
-            [(rows[lane], lane.source.weight) for lane in added_lanes(s) if not lane.scores and lane.source.weight != 0]
-            for s in sequences
-        ]
+        pairs = [[(rows[lane], lane.source.weight) for lane in added_lanes(s)] for s in sequences]
         width = max(1, *(len(pair) for pair in pairs))
         padded = [pair + [(0, 0.0)] * (width - len(pair)) for pair in pairs]
         values = np.array(padded, dtype=np.float64)
@@ -135,8 +132,10 @@ class Combiner:
 
 
 def added_lanes(sequence: Sequence) -> list[Lane]:
-    """The lanes whose scores are added up; those of a routed sequence take turns instead."""
-    return sequence.lanes if sequence.request.plan.routing is None else []
+    """The language models whose scores are added up; those of a routed sequence take turns instead."""
+    if sequence.request.plan.routing is not None:
+        return []
+    return [lane for lane in sequence.lanes if not lane.scores and lane.source.weight != 0]
 
 
 def worth(plan: Plan, found: CandidateValues) -> Tensor:

@@ -69,6 +69,10 @@ class DecodeGraphs:
         self.draws = all(one.tokens is not None for one in found)
         self.routes = all(one.speakers is not None for one in found)
 
+    @property
+    def most_rows(self) -> int:
+        return max(size.rows for size in self._replays)
+
     def size_for(self, layout: HostLayout) -> Size | None:
         """The recording that ``layout`` can run on, if there is one: each lane decodes, and none is longer than any."""
         if len(layout.groups) != 1 or layout.ids is None:
@@ -133,15 +137,15 @@ class DecodeGraphs:
         """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
         rows, places = size.rows, np.arange(size.rows)
         choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
-        choices[:, [step_tables.BASE, step_tables.COUNTED, step_tables.ALLOWED]] = -1
-        choices[:, [step_tables.KEY_0, step_tables.KEY_1]] = random.integers(0, 2**31, (rows, 2))
+        choices[:, step_tables.ABSENT] = -1
+        choices[:, step_tables.KEYS] = random.integers(0, 2**31, (rows, 2))
         choices[:, step_tables.TOP_K] = np.where(places % 3 == 2, 5, 0)
         numbers = np.ones((rows, step_tables.NUMBERS), dtype=np.float32)
         numbers[:, step_tables.TEMPERATURE] = places % 3 != 0
         numbers[:, step_tables.MIN_P] = 0.0
         weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
         sources = random.integers(0, rows, (rows, 3))
-        none, routed = np.zeros((rows, 0)), None
+        routed = None
         if self._router is not None:
             experts = self._router.experts
             routed = HostRoutes(
@@ -151,7 +155,7 @@ class DecodeGraphs:
                 random.random((rows, 2)).astype(np.float32),
                 np.where(random.random(rows) < 0.5, -np.inf, 0.5),
             )
-        return HostTables(sources, weights.astype(np.float32), choices, numbers, none, none, routed)
+        return HostTables(sources, weights, choices, numbers, routed)
 
 
 def sizes_of(table: LaneTable) -> list[Size]:

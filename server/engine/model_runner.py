@@ -67,8 +67,7 @@ class ModelRunner:
         self.scheduler = scheduler
         self.table = table = scheduler.table
         self.sampler = sampler
-        self._numbers = torch.arange(1, device=device)
-        self._layouts = LayoutBuilder(table, together=dispatch.on_gpu(self._numbers))
+        self._layouts = LayoutBuilder(table, together=dispatch.on_gpu(table.coefficients))
         self._numbers = torch.arange(self._layouts.most_keys, device=device)
         self._judge = PromptJudge(device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
@@ -127,7 +126,9 @@ class ModelRunner:
         """The draws of a step that is one recording from its first layer to its tokens; None where it is not."""
         keys = {lane.materialised for lane in plan.lanes}
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 and not plan.chunks else None
-        if graphs is None or not graphs.draws or not self.sampler.slots.adds(plan.sampling, graphs.routes):
+        if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_rows:
+            return None
+        if not self.sampler.slots.adds(plan.sampling, graphs.routes):
             return None
         layout = self._layouts.build(plan.lanes, [])
         size = graphs.size_for(layout)

@@ -27,15 +27,14 @@ _RULES = {"linear": columns.LINEAR, "forward_kl": columns.DIVERGENCE, "alpha": c
 @dataclass(frozen=True)
 class Step:
     """What the sequences of a step have besides their plans: rows of the logits, values of candidates, turns, masks of
-    grammars, (counts, seen) of those with penalties; keys [sequences, 2] int32 of the draws, and ``choices`` and
-    ``numbers`` as far as sampling parameters decide them (see ``SlotTables``)."""
+    grammars, (counts, seen) of those with penalties; ``choices``, with the keys of the draws, and ``numbers`` as far as
+    sampling parameters decide them (see ``SlotTables``)."""
 
     rows: Rows
     values: Mapping[Sequence, CandidateValues]
     turns: Mapping[Sequence, Turn]
     allowed: Mapping[Sequence, Allowed]
     counted: Mapping[Sequence, tuple[Tensor, Tensor]]
-    keys: Array
     choices: Array
     numbers: Array
 
@@ -56,22 +55,19 @@ class HostRoutes:
 
 @dataclass(frozen=True)
 class HostTables:
-    """The tables of ``StepTables`` that hold no tensor of the device, as arrays. ``routed``: of a step in which a
-    router chooses on the device; the first source of such a sequence is its router."""
+    """``StepTables`` of linear sums, as arrays. ``routed``: of a step in which a router chooses on the device; the
+    first source of such a sequence is its router."""
 
     rows: Array
     weights: Array
     choices: Array
     numbers: Array
-    biased: Array
-    biases: Array
     routed: HostRoutes | None = None
 
 
-def host_tables(sequences: Seq[Sequence], step: Step) -> HostTables:
-    """The tables of ``sequences``, at least one."""
+def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepTables:
+    """The tables of ``sequences``, at least one, on ``device``."""
     choices, numbers = step.choices.copy(), step.numbers.copy()
-    choices[:, [columns.KEY_0, columns.KEY_1]] = step.keys
     pairs = [_sources(s, step, choices[i], numbers[i]) for i, s in enumerate(sequences)]
     for index, sequence in enumerate(sequences):
         _mask(sequence, step.rows, choices[index], numbers[index])
@@ -82,21 +78,11 @@ def host_tables(sequences: Seq[Sequence], step: Step) -> HostTables:
             choices[index, columns.RESTRICTED] = scorer.restricted
     _number(sequences, step.counted, choices[:, columns.COUNTED])
     _number(sequences, step.allowed, choices[:, columns.ALLOWED])
-    return HostTables(
-        *_padded(pairs), choices, numbers, *_padded([list(s.request.sampling.logit_bias) for s in sequences])
-    )
-
-
-def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepTables:
-    """The tables of ``sequences``, at least one, on ``device``."""
-    made = host_tables(sequences, step)
-    choices = made.choices
     counted = [sequence for sequence in sequences if sequence in step.counted]
     limited = [sequence for sequence in sequences if sequence in step.allowed]
     candidates, values = _candidates(sequences, step.values, device)
-    rows, weights, chosen, numbers, biased, biases = send(
-        [made.rows, made.weights, choices, made.numbers, made.biased, made.biases], device
-    )
+    bias = _padded([list(s.request.sampling.logit_bias) for s in sequences])
+    rows, weights, chosen, options, biased, biases = send([*_padded(pairs), choices, numbers, *bias], device)
 
     def stacked(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
         return torch.stack(parts) if parts else torch.empty(0, 0, dtype=dtype, device=device)
@@ -105,7 +91,7 @@ def lay_out(sequences: Seq[Sequence], step: Step, device: torch.device) -> StepT
         rows=rows,
         weights=weights,
         choices=chosen,
-        numbers=numbers,
+        numbers=options,
         candidates=candidates,
         values=values,
         biased=biased,
@@ -126,15 +112,13 @@ def _sources(sequence: Sequence, step: Step, choices: Array, numbers: Array) -> 
     if turn is None:
         choices[columns.RULE] = _RULES[plan.rule]
         numbers[columns.SCALE] = plan.alpha if plan.rule == "alpha" else 1.0
-        lanes = [lane for lane in added_lanes(sequence) if not lane.scores and lane.source.weight != 0]
-        return [(step.rows[lane], lane.source.weight) for lane in lanes]
+        return [(step.rows[lane], lane.source.weight) for lane in added_lanes(sequence)]
     routing = plan.routing
     assert routing is not None
     own = step.rows[sequence.lanes[routing.source]]
     if not turn.lanes:
         return [(own, 1.0)]
-    total = routing.complement + routing.weight if plan.normalize == "sum" else 1.0
-    complement, weight = routing.complement / total, routing.weight / total
+    complement, weight = routing.factors(plan.normalize)
     shares = turn.shares
     if len(shares) == 1 and sequence.request.sampling.repetition_penalty == 1.0:
         # Logits instead of log-probabilities: off by a constant, which only a repetition penalty sees.

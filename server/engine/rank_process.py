@@ -23,6 +23,7 @@ from ladle.merging.weights_key import WeightsKey
 from ladle.server.engine import allocator
 from ladle.server.engine.attention import PagedContext
 from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.device_thread import make_current
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.layout_wire import unpack
 from ladle.server.engine.loaded_model import LoadedModel
@@ -37,8 +38,7 @@ class RankProcess:
         """``asked``: as ``Ranks`` says it. Raises FamilyError, InputError."""
         rank = asked["rank"]
         self._device = torch.device(f"cuda:{rank}" if asked["device"] == "cuda" else "cpu")
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        make_current(self._device)
         allocator.prepare()
         self._group = ProcessGroup(Path(asked["meeting"]), rank, asked["size"], self._device)
         family = load_family(asked["family"], asked["cache_dir"], left_out=asked["left_out"])

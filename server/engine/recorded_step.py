@@ -6,14 +6,13 @@ What a step needs of the host lies in one buffer of the device, so that one copy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ladle.kernels import dispatch, step_tables
-from ladle.kernels.step_tables import StepTables
 from ladle.server.engine.attention import AttentionGroup, PagedContext, TokenPlaces
 from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.lane_table import LaneTable
@@ -23,9 +22,6 @@ from ladle.server.engine.router import Router
 from ladle.server.engine.slot_tables import SOURCES
 from ladle.server.engine.step_layout import HostLayout, StepLayout
 from ladle.server.engine.transfers import Array, Fields
-
-_NONE = [step_tables.BASE, step_tables.COUNTED, step_tables.ALLOWED]
-"""Columns in which -1 says that there is no such thing."""
 
 
 @dataclass(frozen=True, order=True)
@@ -109,7 +105,7 @@ class RecordedStep:
         arrays["lanes"][:rows] = layout.rows
         arrays["lanes"][rows:] = self._table.rows
         arrays["blocks"][:rows, : group.table.shape[1]] = group.table
-        arrays["choices"][:, _NONE] = -1
+        arrays["choices"][:, step_tables.ABSENT] = -1
         if tables is not None:
             _draw(tables, arrays)
         self._held.copy_(staged, non_blocking=True)
@@ -129,26 +125,9 @@ class RecordedStep:
     def draw(self, found: Found) -> Found:
         """``found`` with what its logits draw."""
         held, logits = self._tensors, found.logits[:, : self._vocabulary]
-        rows, device = self._size.rows, logits.device
         sources, weights, speakers = self._chosen(found.hidden)
-        ids, values = torch.empty(rows, 0, dtype=torch.int64, device=device), torch.empty(rows, 0, device=device)
-        nothing = torch.empty(0, 0, dtype=torch.bool, device=device)
-        tables = StepTables(
-            rows=sources,
-            weights=weights,
-            choices=held["choices"],
-            numbers=held["numbers"],
-            candidates=ids,
-            values=values,
-            biased=ids,
-            biases=values,
-            counts=torch.empty(0, 0, dtype=torch.int32, device=device),
-            seen=nothing,
-            allowed=nothing,
-            linear=True,
-            masks=False,
-        )
-        made = dispatch.fused_step(logits, tables)
+        tables = step_tables.linear_tables(sources, weights, held["choices"], held["numbers"])
+        made = dispatch.fused_step(logits, replace(tables, truncates=True))
         return Found(found.logits, found.hidden, made.tokens, made.logprobs, speakers)
 
     def _chosen(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -59,7 +59,7 @@ class Router:
         routed = [(s, s.request.plan.routing) for s in sequences if s.request.plan.routing is not None]
         if not routed:
             return {}
-        scores, deferred = self.judge(torch.stack([states[s.lanes[routing.source]] for s, routing in routed]))
+        scores, likely = self.judge(torch.stack([states[s.lanes[routing.source]] for s, routing in routed]))
         history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)
         chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2])
         mixed = {
@@ -68,7 +68,7 @@ class Router:
             if routing.top > 1
         }
         # Who speaks decides what is computed next, so that a step which routes so waits twice.
-        found = read(chosen, scores, deferred, *(part[0] for parts in mixed.values() for part in parts))
+        found = read(chosen, scores, likely, *(part[0] for parts in mixed.values() for part in parts))
         leading, said, chances, *mixes = (part.tolist() for part in found)
         soft = dict(zip(mixed, zip(mixes[::2], mixes[1::2], strict=True), strict=True))
         turns = {}

@@ -22,7 +22,7 @@ from ladle.server.engine.plan_tables import Step, lay_out
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.router import Turn
 from ladle.server.engine.sequence import Sequence
-from ladle.server.engine.slot_tables import SlotTables, slots_of
+from ladle.server.engine.slot_tables import SlotTables
 from ladle.server.engine.tracer import Tracer
 from ladle.server.engine.transfers import read, send, send_one
 
@@ -58,11 +58,10 @@ class _Made:
 
 
 class Sampler:
-    """Draws for up to ``slots`` sequences; token counts are kept only for sequences with penalties. ``slots``: their
-    parameters."""
+    """Draws tokens; their counts are kept only for sequences with penalties. ``slots``: the parameters of all."""
 
     def __init__(self, slots: int, device: torch.device, experts: int = 0) -> None:
-        """``experts``: of the family's router."""
+        """``slots``: sequences at once; ``experts``: of the family's router."""
         dispatch.prepare_draws(device)
         self._device = device
         self._combiner = Combiner(device)
@@ -78,7 +77,7 @@ class Sampler:
         if sequence.draws:
             self._grammars.admit(sequence)
         self._counts.pop(slot, None)
-        if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+        if params.penalises:
             counts = torch.zeros(vocabulary, dtype=torch.int32, device=self._device)
             seen = torch.zeros(vocabulary, dtype=torch.bool, device=self._device)
             output, prompt = send(
@@ -104,9 +103,8 @@ class Sampler:
         """One token for each of ``sequences``; ``logits`` [rows, vocabulary] of all their lanes, ``values`` of the
         candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
         allowed = self.allowed(sequences, logits.shape[1])
-        slots, counted = slots_of(sequences), self._penalties(sequences)
-        options = (self.slots.choices[slots], self.slots.numbers[slots])
-        step = Step(rows, values, turns, allowed, counted, self.slots.keys(sequences), *options)
+        counted = self._penalties(sequences)
+        step = Step(rows, values, turns, allowed, counted, *self.slots.columns_of(sequences))
         # A budget is found by trial, for which the fused step has no place.
         fused = dispatch.fuses(logits) and all(s.request.plan.kl_budget is None for s in sequences)
         made = (self._draw_fused if fused else self._draw_stepwise)(logits, sequences, step)
@@ -174,9 +172,8 @@ class Sampler:
         masks = {place: step.allowed[s] for place, s in enumerate(sequences) if s in step.allowed}
         final = restrict(guided, masks)
         temperature, top_p, min_p = (step.numbers[:, c] for c in (columns.TEMPERATURE, columns.TOP_P, columns.MIN_P))
-        options = send(
-            [temperature, step.choices[:, columns.TOP_K].astype(np.int64), top_p, min_p, step.keys], self._device
-        )
+        top_k, keys = step.choices[:, columns.TOP_K].astype(np.int64), step.choices[:, columns.KEYS]
+        options = send([temperature, top_k, top_p, min_p, keys], self._device)
         tokens = dispatch.sample(self._penalised(final, sequences, step.counted), *options)
         logprobs = dispatch.token_logprobs(final, tokens)
         wanted = {i: s.request.sampling.logprobs for i, s in enumerate(sequences) if s.request.sampling.logprobs}
@@ -203,7 +200,7 @@ class Sampler:
         if counted:
             held = [penalties[s] for _, s in counted]
             options = [s.request.sampling for _, s in counted]
-            rows, *columns = send(
+            rows, *factors = send(
                 [
                     np.array([i for i, _ in counted]),
                     np.array([o.repetition_penalty for o in options]),
@@ -216,7 +213,7 @@ class Sampler:
                 scores[rows],
                 torch.stack([counts for counts, _ in held]),
                 torch.stack([seen for _, seen in held]),
-                *(column.to(scores.dtype) for column in columns),
+                *(factor.to(scores.dtype) for factor in factors),
             )
         for index, params in biased:
             pairs = np.array(params.logit_bias, dtype=np.float64)

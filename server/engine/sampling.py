@@ -37,3 +37,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     ignore_eos: bool = False
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens that came before count."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0

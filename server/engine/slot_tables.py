@@ -18,8 +18,6 @@ from ladle.server.engine.transfers import Array
 SOURCES = 8
 """Sources that a sequence may add up for its slot to hold all of its plan; those of weight 0 are not read."""
 _MASK = (1 << 64) - 1
-_NONE = [columns.BASE, columns.COUNTED, columns.ALLOWED]
-_KEYS = [columns.KEY_0, columns.KEY_1]
 
 
 def draw_keys(seeds: Array, positions: Array) -> Array:
@@ -61,7 +59,7 @@ class SlotTables:
         only = _only_draws(sequence)
         routing = sequence.request.plan.routing
         self._routes[slot] = only and routing is not None and _adds_one(sequence, routing)
-        lanes = [lane for lane in added_lanes(sequence) if lane.source.weight != 0]
+        lanes = added_lanes(sequence)
         self._adds[slot] = only and routing is None and len(lanes) <= SOURCES
         self._lanes[slot] = 0
         self._weights[slot] = 0.0
@@ -72,15 +70,17 @@ class SlotTables:
             assert routing is not None
             self._lanes[slot, :1] = _rows([sequence.lanes[routing.source]])
             self._experts[slot] = _rows([sequence.lanes[index] for index in routing.experts])
-            total = routing.complement + routing.weight if sequence.request.plan.normalize == "sum" else 1.0
-            self._factors[slot] = routing.complement / total, routing.weight / total
+            self._factors[slot] = routing.factors(sequence.request.plan.normalize)
             self._thresholds[slot] = -np.inf if routing.threshold is None else routing.threshold
             self._stays[slot] = routing.stay
 
-    def keys(self, sequences: Seq[Sequence]) -> Array:
-        """Keys of the next draws, [sequences, 2] int32."""
+    def columns_of(self, sequences: Seq[Sequence]) -> tuple[Array, Array]:
+        """Fresh rows of ``choices``, with the keys of the next draws, and of ``numbers``."""
+        slots = slots_of(sequences)
         positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-        return draw_keys(self._seeds[slots_of(sequences)], positions)
+        choices = self.choices[slots]
+        choices[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
+        return choices, self.numbers[slots]
 
     def adds(self, sequences: Seq[Sequence], routes: bool) -> bool:
         """Whether each draws from a sum of at most ``SOURCES`` sources and nothing else: nothing rules tokens out
@@ -93,8 +93,7 @@ class SlotTables:
         """What ``sequences``, which add sources, draw from logits in which ``places`` is the row of each lane, by its
         row of the lane table."""
         slots = slots_of(sequences)
-        choices, nothing = self.choices[slots], np.zeros((len(slots), 0))
-        choices[:, _KEYS] = self.keys(sequences)
+        choices, numbers = self.columns_of(sequences)
         routed = None
         if self._routes[slots].any():
             spoken = np.array([s.speaker for s in sequences], dtype=np.int64)
@@ -106,7 +105,7 @@ class SlotTables:
                 self._thresholds[slots],
             )
         sources = places[self._lanes[slots]]
-        return HostTables(sources, self._weights[slots], choices, self.numbers[slots], nothing, nothing, routed)
+        return HostTables(sources, self._weights[slots], choices, numbers, routed)
 
 
 def slots_of(sequences: Seq[Sequence]) -> Array:
@@ -114,10 +113,8 @@ def slots_of(sequences: Seq[Sequence]) -> Array:
     return np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
 
 
-def _rows(lanes: Seq[Lane]) -> list[int]:
-    rows = [lane.row for lane in lanes]
-    assert None not in rows
-    return [row for row in rows if row is not None]
+def _rows(lanes: Seq[Lane]) -> Array:
+    return np.fromiter((lane.row for lane in lanes), dtype=np.int64, count=len(lanes))
 
 
 def _only_draws(sequence: Sequence) -> bool:
@@ -125,10 +122,9 @@ def _only_draws(sequence: Sequence) -> bool:
     than the token."""
     plan, params = sequence.request.plan, sequence.request.sampling
     more = (plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
-    penalties = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
     if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
         return False
-    return sequence.draws and not (penalties or params.logit_bias or params.logprobs)
+    return sequence.draws and not (params.penalises or params.logit_bias or params.logprobs)
 
 
 def _adds_one(sequence: Sequence, routing: Routing) -> bool:
@@ -139,7 +135,7 @@ def _adds_one(sequence: Sequence, routing: Routing) -> bool:
 
 def _fill(params: SamplingParams, choices: Array, numbers: Array) -> None:
     choices[:] = 0
-    choices[_NONE] = -1
+    choices[columns.ABSENT] = -1
     choices[columns.TOP_K] = min(params.top_k, 2**31 - 1)
     choices[columns.WANTED] = params.logprobs or 0
     choices[columns.BIASES] = len(params.logit_bias)

@@ -58,15 +58,10 @@ def test_nothing_is_on_the_wrong_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness as it runs where there is a GPU, on one that is simulated."""
     pytest.importorskip("triton", reason="Triton is not on this platform")
     from simulated_gpu import simulated
-    from triton_interpreter import patch_once_a_launch
 
-    patch_once_a_launch(monkeypatch)
-    monkeypatch.setattr("ladle.kernels.score_tile.BLOCK", 512)
-    monkeypatch.setattr("ladle.kernels.score_tile.PADDED", 16)
     monkeypatch.setattr(decode_shapes, "STEPS", 1)
     sizes, device = kernels.Sizes.tiny(), torch.device("cuda")
-    with simulated(monkeypatch) as there:
-        monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: there.record)
+    with simulated(monkeypatch):
         monkeypatch.setattr(decode_graphs, "ROWS", (4,))
         made = gpu.measure(device, sizes, {"tiny": TINY}, (1,), rounds=1, repeats=1, dtype="float32", small=True)
         found = [(row["part"], row["name"], row["case"]) for row in made]

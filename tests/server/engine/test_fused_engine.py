@@ -14,11 +14,11 @@ from tiny_engine import build, random_prompt, serve
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
-from triton_interpreter import MARKS, patch_once_a_launch
+from triton_interpreter import MARKS, patch_once_a_launch, patch_small_tiles
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.kernels import fused_step, score_tile
+from ladle.kernels import fused_step
 from ladle.merging.family import Family, load_family
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampling import SamplingParams
@@ -30,9 +30,7 @@ pytestmark = [*MARKS, pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU ru
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many sequences each fused step had."""
     patch_once_a_launch(monkeypatch)
-    # Tiny vocabularies are one tile, of which less is empty so.
-    monkeypatch.setattr(score_tile, "BLOCK", 512)
-    monkeypatch.setattr(score_tile, "PADDED", 16)
+    patch_small_tiles(monkeypatch)
     launch, counts = fused_step.fused_step, []
 
     def counted(logits: Any, tables: Any) -> Any:

@@ -4,7 +4,7 @@ one; its kernels run interpreted."""
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from tiny_engine import Collector, build, drain, random_prompt, serve
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
-from triton_interpreter import MARKS, patch_once_a_launch
+from triton_interpreter import MARKS
 
-from ladle.kernels import score_tile
 from ladle.merging.family import Family, load_family
 from ladle.server.engine import decode_graphs
 from ladle.server.engine.engine import Engine
@@ -40,7 +39,7 @@ HERE = "engine/transfers.py"
 
 
 class Watched:
-    """Engines on the GPU, step by step. ``recorded``: whether decode steps are recordings."""
+    """Engines on the GPU, step by step."""
 
     def __init__(self, gpu: SimulatedGpu | None) -> None:
         self.gpu = gpu
@@ -75,13 +74,13 @@ class Watched:
             engine.shutdown()
 
 
-class strict:
+@contextmanager
+def strict() -> Iterator[None]:
     """Calls that wait for a real GPU raise."""
-
-    def __enter__(self) -> None:
-        torch.cuda.set_sync_debug_mode("error")
-
-    def __exit__(self, *_: object) -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
@@ -92,13 +91,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
         yield found
         found.close()
         return
-    patch_once_a_launch(monkeypatch)
-    # Tiny vocabularies are one tile, of which less is empty so.
-    monkeypatch.setattr(score_tile, "BLOCK", 512)
-    monkeypatch.setattr(score_tile, "PADDED", 16)
     with simulated(monkeypatch) as gpu:
-        monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: gpu.record)
-        monkeypatch.setattr(decode_graphs, "ROWS", (8,))
         found = Watched(gpu)
         yield found
         found.close()

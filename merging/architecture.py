@@ -1,12 +1,14 @@
 """The shape of a base model, learned from its config alone: which modules are linear, what is tied to what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ladle.merging.checkpoint import CheckpointReader, read_json
+from ladle.merging.blueprint import Blueprint
+from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.errors import FamilyError
 
 # Keys of config.json that say nothing about shapes or arithmetic: two checkpoints that differ only here are one model.
@@ -27,12 +29,12 @@ class Architecture:
     Attributes:
         config: the config as transformers normalises it, without keys that do not touch shapes or arithmetic.
         linear: (out, in) of every linear module by module path, a tied output head included.
-        weights: shape of every weight by name, of tied ones the one that is stored. Stacked weights (of experts inside
-            a layer) are left out, because checkpoints store them one by one.
+        weights: shape of every weight by name, of tied ones the one that is stored.
         hidden: size of the last hidden state.
         tied: weight name -> the weight it shares memory with, e.g. ``lm_head.weight`` -> ``model.embed_tokens.weight``.
         embedding: name of the weight whose rows are the input embeddings.
         vocabulary: number of token ids, padding included.
+        blueprint: the model without weights.
     """
 
     config: dict[str, Any]
@@ -42,10 +44,17 @@ class Architecture:
     hidden: int
     embedding: str
     vocabulary: int
+    blueprint: Blueprint = field(compare=False, repr=False)
 
     def stored_as(self, name: str) -> str:
         """The name under which a checkpoint stores the weight ``name``."""
         return self.tied.get(name, name)
+
+    def without_ties(self, names: frozenset[str]) -> "Architecture":
+        """The same where the weights ``names`` are weights of their own."""
+        tied = {name: source for name, source in self.tied.items() if name not in names}
+        weights = self.weights | {name: self.blueprint.conversion.weights[name] for name in names}
+        return replace(self, tied=tied, weights=weights)
 
 
 def read_architecture(folder: str | Path) -> Architecture:
@@ -54,44 +63,26 @@ def read_architecture(folder: str | Path) -> Architecture:
     Raises:
         FamilyError: transformers does not know the config, or it needs code from the checkpoint.
     """
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(folder)
-    if getattr(config, "quantization_config", None):
-        raise FamilyError(Path(folder) / "config.json", "quantization_config: the base must be plain, not quantised")
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, ImportError) as error:
-        raise FamilyError(Path(folder) / "config.json", f"no causal language model: {error}") from error
+    blueprint = Blueprint(folder)
+    file = Path(folder) / "config.json"
+    model = blueprint.model
     linear = {
         path: (module.out_features, module.in_features)
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
     text = model.config.get_text_config()
-    paths = {id(module): path for path, module in model.named_modules()}
-    head, inputs = model.get_output_embeddings(), model.get_input_embeddings()
-    embedding = f"{paths[id(inputs)]}.weight"
-    tied = {f"{paths[id(head)]}.weight": embedding} if text.tie_word_embeddings else {}
-    weights = {
-        name: tuple(weight.shape)
-        for name, weight in model.named_parameters(remove_duplicate=False)
-        if name not in tied and weight.ndim <= 2
-    }
-    return Architecture(comparable(config), linear, weights, tied, text.hidden_size, embedding, inputs.num_embeddings)
-
-
-def load_config(folder: str | Path) -> Any:
-    """The transformers config of ``folder``. Raises FamilyError naming config.json."""
-    from transformers import AutoConfig
-
-    file = Path(folder) / "config.json"
-    read_json(file)  # a clear message for a missing or malformed file
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # config classes validate in their own ways
-        raise FamilyError(file, f"transformers does not accept it: {error}") from error
+        inputs = model.get_input_embeddings()
+        embedding = next(f"{path}.weight" for path, module in model.named_modules() if module is inputs)
+        hidden, vocabulary = text.hidden_size, inputs.num_embeddings
+    except (NotImplementedError, AttributeError, StopIteration) as error:
+        reason = f"this architecture cannot be served: {type(model).__name__} has no plain input embeddings"
+        raise FamilyError(file, reason) from error
+    tied: dict[str, str] = dict(model.all_tied_weights_keys)
+    weights = {name: shape for name, shape in blueprint.conversion.weights.items() if name not in tied}
+    config = comparable(blueprint.config)
+    return Architecture(config, linear, weights, tied, hidden, embedding, vocabulary, blueprint)
 
 
 def comparable(config: Any) -> dict[str, Any]:
@@ -99,19 +90,60 @@ def comparable(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in _NEUTRAL_KEYS}
 
 
-def check_base(architecture: Architecture, reader: CheckpointReader) -> None:
-    """Every weight must be in the checkpoint under its name in the model, with its shape, as floating point: what is
-    missing would be drawn at random, and what is no number of that kind would be taken for one.
+def open_weights(folder: str | Path, architecture: Architecture) -> tuple[ConvertedReader, Architecture]:
+    """The weights of a base, complete and of the right shapes; with them ``architecture`` as they make it.
+
+    transformers ties two weights only where the checkpoint does not hold them both with different values, and takes
+    the one that is there where it holds one of them; so does this.
+
+    Raises:
+        FamilyError: naming file and tensor: a weight is missing (it would be drawn at random), has another shape than
+            the config means, or holds no floating point numbers.
+    """
+    stored = CheckpointReader(folder)
+    weights = ConvertedReader(stored, architecture.blueprint.conversion)
+    check_weights(architecture, weights)
+    apart = set()
+    for name, source in architecture.tied.items():
+        if name in weights and source in weights and not torch.equal(weights.tensor(name), weights.tensor(source)):
+            apart.add(name)
+        elif name in weights and source not in weights:
+            weights.call(name, source)
+    return weights, architecture.without_ties(frozenset(apart)) if apart else architecture
+
+
+def check_weights(
+    architecture: Architecture,
+    weights: ConvertedReader,
+    missing: frozenset[str] = frozenset(),
+    base: str = "",
+) -> None:
+    """Every weight of the model must be in the checkpoint, with its shape, as floating point.
+
+    transformers' own report decides: what is missing there would be drawn at random.
+
+    Args:
+        missing: weights that need not be there.
+        base: whose model it is, in words, where it is another checkpoint's.
 
     Raises:
         FamilyError: naming file and tensor.
     """
-    for name, shape in architecture.weights.items():
-        if name not in reader:
-            raise FamilyError(reader.folder, "the checkpoint lacks this weight of its config's model", name)
-        if reader.shape(name) != shape:
-            reason = f"shape {list(reader.shape(name))}, but config.json means {list(shape)}"
-            raise FamilyError(reader.file_of(name), reason, name)
-        if not reader.dtype(name).is_floating_point:
-            reason = f"dtype {reader.dtype(name)}; weights must be floating point"
-            raise FamilyError(reader.file_of(name), reason, name)
+    report = architecture.blueprint.report(weights.stored)
+    for name in report.missing:
+        if name not in missing:
+            reason = "the checkpoint lacks this weight of its config's model"
+            raise FamilyError(weights.folder, f"{base} has this tensor, the member lacks it" if base else reason, name)
+    for name, (found, wanted) in report.mismatched.items():
+        parts = weights.sources(name)
+        reason = f"shape {list(found)}, but {f'{base} has' if base else 'config.json means'} {list(wanted)}"
+        if len(parts) > 1:
+            reason += f" (made of {len(parts)} tensors, {parts[0]} and others)"
+        raise FamilyError(weights.file_of(name), reason, name if len(parts) > 1 else parts[0])
+    dtypes = architecture.blueprint.conversion.dtypes
+    for name in weights.names:
+        if dtypes[name].is_floating_point and not weights.dtype(name).is_floating_point:
+            reason = f"dtype {weights.dtype(name)}; weights must be floating point"
+            if base:
+                reason = f"dtype {weights.dtype(name)}, but {base} has floating point numbers"
+            raise FamilyError(weights.file_of(name), reason, weights.sources(name)[0])

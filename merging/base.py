@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from ladle.merging.checkpoint import INDEX, SINGLE, CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
+from ladle.merging.library_lock import loading
 from ladle.merging.new_folder import forget_unfinished, new_folder, require_space
 
 Progress = Callable[[str], None]
@@ -177,7 +178,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        with _parsed_once():
+        with loading(f"converting {gguf}"), _parsed_once():
             loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
             tokenizer: Any = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
             _name_ends(tokenizer, gguf)
@@ -190,7 +191,8 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = torch.float32
-    with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
+    # No memory and no random numbers for values that are replaced at once.
+    with loading(f"converting {gguf}"), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()

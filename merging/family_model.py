@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from ladle.merging.adapter import LowRankMember
-from ladle.merging.architecture import Architecture, check_base, read_architecture
+from ladle.merging.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.base import Progress, resolve_base
 from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.errors import FamilyError
 from ladle.merging.full_member import FullMember
 from ladle.merging.vocabulary import TOKENIZER, largest_id, require_same_vocabulary
@@ -25,7 +26,7 @@ class FamilyModel:
         name: "" for the family's base, else its name in ``[[models]]``.
         base_path: folder of its safetensors and config.
         base_revision: identity of its plain weights, hex (see ``base_identity``).
-        base: its tensors, memory-mapped.
+        base: its weights, memory-mapped, under the names that they have in the model.
         architecture: its linear modules and ties.
         low_rank: low-rank members of it by name, in manifest order.
         full: full-weight members by name.
@@ -34,7 +35,7 @@ class FamilyModel:
     name: str
     base_path: Path
     base_revision: str
-    base: CheckpointReader
+    base: ConvertedReader
     architecture: Architecture
     low_rank: dict[str, LowRankMember] = field(default_factory=dict)
     full: dict[str, FullMember] = field(default_factory=dict)
@@ -51,11 +52,9 @@ def open_model(
         FamilyError: there is no such model, its checkpoint does not fit its config, NaN or infinity.
     """
     folder = resolve_base(spec, cache_dir, progress, root)
-    base = CheckpointReader(folder)
-    architecture = read_architecture(folder)
-    check_base(architecture, base)
+    base, architecture = open_weights(folder, read_architecture(folder))
     base.check_finite()
-    return FamilyModel(name, folder, base_identity(base), base, architecture)
+    return FamilyModel(name, folder, base_identity(base.stored), base, architecture)
 
 
 def require_same_tokens(base: FamilyModel, other: FamilyModel) -> None:

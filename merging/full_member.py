@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladle.merging.architecture import Architecture, comparable, load_config
+import torch
+
+from ladle.merging.architecture import Architecture, check_weights, comparable
+from ladle.merging.blueprint import load_config
 from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.errors import FamilyError
 from ladle.merging.value_head import SCORE
 from ladle.merging.vocabulary import require_same_vocabulary
@@ -19,12 +23,12 @@ class FullMember:
     Attributes:
         name: its name in the family.
         path: the checkpoint folder.
-        reader: its tensors; the names are the base's.
+        reader: its weights under the names that they have in the model.
     """
 
     name: str
     path: Path
-    reader: CheckpointReader
+    reader: ConvertedReader
 
     def numel(self) -> int:
         """Number of parameters."""
@@ -38,12 +42,13 @@ class FullMember:
 def load_full(
     path: str | Path,
     name: str,
-    base: CheckpointReader,
+    base: CheckpointReader | ConvertedReader,
     architecture: Architecture,
     check_values: bool = True,
     headed: bool = False,
 ) -> FullMember:
-    """Open a full checkpoint and check it against the base; dtypes may differ, nothing else may.
+    """Open a full checkpoint and check it against the base; dtypes may differ, and the names under which the weights
+    are stored; nothing else may.
 
     Args:
         path: folder with safetensors and, where it has them, config.json and tokenizer.json.
@@ -58,30 +63,40 @@ def load_full(
         FamilyError: naming file and tensor: config, tokenizer, tensor names or shapes differ, NaN or infinity.
     """
     folder = Path(path)
-    reader = CheckpointReader(folder)
+    reader = ConvertedReader(CheckpointReader(folder), architecture.blueprint.conversion)
     if (folder / "config.json").is_file():
         _require_same_config(architecture, folder)
     require_same_vocabulary(base.folder, folder)
-    # A tied output head may be stored or left out; either way the embedding is what counts.
-    optional = set(architecture.tied)
-    missing = {OUTPUT_HEAD} if headed else set()
-    for tensor in base.names:
-        if tensor in optional or (tensor in missing and tensor not in reader):
-            continue
-        if tensor not in reader:
-            raise FamilyError(folder, "the base has this tensor, the member lacks it", tensor)
-        if reader.shape(tensor) != base.shape(tensor):
-            reason = f"shape {list(reader.shape(tensor))}, but the base has {list(base.shape(tensor))}"
-            raise FamilyError(reader.file_of(tensor), reason, tensor)
-        if reader.dtype(tensor).is_floating_point != base.dtype(tensor).is_floating_point:
-            reason = f"dtype {reader.dtype(tensor)}, but the base has {base.dtype(tensor)}"
-            raise FamilyError(reader.file_of(tensor), reason, tensor)
-    for tensor in reader.names:
-        if tensor not in base and tensor not in optional and not (headed and tensor == SCORE):
-            raise FamilyError(reader.file_of(tensor), "the base has no such tensor", tensor)
+    check_weights(architecture, reader, frozenset({OUTPUT_HEAD}) if headed else frozenset(), "the base")
+    _require_same_ties(architecture, reader, headed)
+    _refuse_strangers(architecture, reader, base, headed)
     if check_values:
         reader.check_finite()
     return FullMember(name, folder, reader)
+
+
+def _require_same_ties(architecture: Architecture, reader: ConvertedReader, headed: bool) -> None:
+    """A weight that the base ties must not have another value in the member, and one that it does not must be there."""
+    for name, source in architecture.tied.items():
+        if name in reader and source not in reader:
+            reader.call(name, source)
+        elif name in reader and not torch.equal(reader.tensor(name), reader.tensor(source)):
+            reason = f"differs from {source}, but the base has one weight for both"
+            raise FamilyError(reader.file_of(name), reason, name)
+    for name in architecture.weights:
+        if name not in reader and not (headed and name == OUTPUT_HEAD):
+            raise FamilyError(reader.folder, "the base has this tensor, the member lacks it", name)
+
+
+def _refuse_strangers(
+    architecture: Architecture, reader: ConvertedReader, base: CheckpointReader | ConvertedReader, headed: bool
+) -> None:
+    """Refuse tensors that belong to no weight, but for those that the base has too or transformers leaves out."""
+    known = set(base.strangers if isinstance(base, ConvertedReader) else base.names) | ({SCORE} if headed else set())
+    refused = set(architecture.blueprint.report(reader.stored).unexpected)
+    for tensor in sorted(set(reader.strangers) - known):
+        if reader.conversion.rename(tensor)[0] in refused:
+            raise FamilyError(reader.stored.file_of(tensor), "the base has no such tensor", tensor)
 
 
 def _require_same_config(architecture: Architecture, folder: Path) -> None:

@@ -19,6 +19,7 @@ from ladle.kernels import dispatch
 from ladle.merging.adapter import LowRank, LowRankMember
 from ladle.merging.architecture import Architecture
 from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.family import Family
 from ladle.merging.family_model import FamilyModel
 from ladle.merging.full_member import FullMember
@@ -52,7 +53,7 @@ class Merge:
 
     def __init__(
         self,
-        base: CheckpointReader,
+        base: CheckpointReader | ConvertedReader,
         architecture: Architecture,
         low_rank: Mapping[str, LowRankMember],
         full: Mapping[str, FullMember],

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from ladle.guidance.diagnostics.prompts import render
@@ -19,6 +19,7 @@ from ladle.merging.bank import Bank
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family import Family
 from ladle.merging.family_model import FamilyModel
+from ladle.merging.library_lock import loading
 from ladle.merging.merge import Merge
 
 _GRID = float(1 << 40)  # coefficients that differ by less are equal: solving for them leaves noise of 1e-16
@@ -70,9 +71,10 @@ class Forwards:
         self._results: OrderedDict[tuple[State, bool], Tensor] = OrderedDict()
         self._seen: set[tuple[State, bool]] = set()
         self._length = length
-        self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            family.base_path, local_files_only=True, trust_remote_code=False
-        )
+        with loading(f"reading the tokenizer of {family.base_path}"):
+            self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+                family.base_path, local_files_only=True, trust_remote_code=False
+            )
         self.answers = self._answer(self.rows(None))
 
     def rows(self, view: PromptView | None) -> list[list[int]]:
@@ -165,7 +167,7 @@ class Forwards:
         """Positions that every model has."""
         limits = []
         for model in self.family.models.values():
-            config: Any = AutoConfig.from_pretrained(model.base_path, local_files_only=True, trust_remote_code=False)
+            config: Any = model.architecture.blueprint.config
             limits.append(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
         return min(limits)
 
@@ -195,21 +197,11 @@ class _Loaded:
 
 def _load(model: FamilyModel, device: torch.device, state: Mapping[str, Tensor] | None) -> _Loaded:
     """The model's plain weights, or ``state`` in their place, gated with its bank."""
-    folder = model.base_path
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        loaded = architecture.from_pretrained(
-            folder if state is None else None,
-            config=config,
-            state_dict=None if state is None else dict(state),
-            dtype=torch.float32,
-            attn_implementation="eager",  # the one that knows every architecture's caps and sinks
-            local_files_only=True,
-        )
-    except (ValueError, KeyError) as error:
-        raise FamilyError(folder / "config.json", f"this architecture cannot be run: {error}") from error
-    loaded = loaded.eval().requires_grad_(False).to(device)
+    architecture = model.architecture
+    own = model.base.tensor if state is None else state.__getitem__
+    tied = {name: source for name, source in architecture.tied.items() if state is None or name not in state}
+    # The one attention that knows every architecture's caps and sinks.
+    loaded = architecture.blueprint.build(own, tied, torch.float32, "eager").to(device)
     bank = Bank(list(model.low_rank.values()))
     return _Loaded(loaded, gated.install(loaded, bank, torch.float32, exact=True))
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from ladle.merging import gated
+from ladle.merging.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.bank import Bank
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.errors import FamilyError
 from ladle.merging.split import Exchange, Link, split_linears
 from ladle.server.engine.attention import IMPLEMENTATION, AttentionProbe, LayerAttention, PagedContext
@@ -79,40 +80,33 @@ def load_model(
     device: torch.device,
     weights_dtype: torch.dtype,
     activation_dtype: torch.dtype,
-    state: Mapping[str, Tensor] | None = None,
+    merged: Mapping[str, Tensor] | None = None,
     compiled: bool = False,
     exchange: Exchange | None = None,
+    weights: tuple[ConvertedReader, Architecture] | None = None,
 ) -> LoadedModel:
-    """Load the base in ``folder`` (or the weights ``state``, which stand in its place) and gate it with ``bank``.
+    """Put the base in ``folder`` (or the weights ``merged``, which stand in its place) into a copy of its model, and
+    gate it with ``bank``. Nothing here is a load of transformers' but for the first one of an architecture.
 
-    ``compiled``: take small steps through compiled layers where that can be. ``exchange``: the processes that the model
-    is divided among; nothing is exchanged while it loads.
+    Args:
+        compiled: take small steps through compiled layers where that can be.
+        exchange: the processes that the model is divided among; nothing is exchanged while it loads.
+        weights: the base's, where they have been opened already.
 
     Raises:
-        FamilyError: the architecture cannot run on the KV pool.
+        FamilyError: the checkpoint does not fit its config, or the architecture cannot run on the KV pool.
         InputError: it cannot be divided among so many processes.
     """
     config_file = folder / "config.json"
-    model: Any
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model = architecture.from_pretrained(
-            folder if state is None else None,
-            config=config,
-            state_dict=None if state is None else dict(state),
-            dtype=weights_dtype,
-            attn_implementation=IMPLEMENTATION,
-            local_files_only=True,
-        )
-    except (ValueError, KeyError) as error:
-        raise FamilyError(config_file, f"this architecture cannot be served: {error}") from error
-    model = model.eval().requires_grad_(False)
+    base, architecture = weights or open_weights(folder, read_architecture(folder))
+    own = base.tensor if merged is None else merged.__getitem__
+    tied = {name: source for name, source in architecture.tied.items() if merged is None or name not in merged}
+    model = architecture.blueprint.build(own, tied, weights_dtype, IMPLEMENTATION)
     # Before it goes to the device, which may not hold all of it.
     link = None if exchange is None else Link(exchange)
     splits = {} if link is None else split_linears(model, link)
     model = model.to(device)
-    attentions = _attentions(model, config_file)
+    attentions = learn_attention(model, config_file)
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
     gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16, splits=splits)
     # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
@@ -129,7 +123,7 @@ def load_model(
 
 
 @torch.inference_mode()
-def _attentions(model: Any, config_file: Path) -> dict[int, LayerAttention]:
+def learn_attention(model: Any, config_file: Path) -> dict[int, LayerAttention]:
     """How each layer attends and what it stores, learned by running two tokens."""
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}

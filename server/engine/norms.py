@@ -20,7 +20,7 @@ class FusedRMSNorm(nn.Module):
         # x / rms(x) = sqrt(n) x / hypot(|x|, sqrt(n eps)): four calls where F.rms_norm makes eight on a CPU.
         self._quick = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
         self.register_buffer("scaled", weight * math.sqrt(size), persistent=False)
-        self.register_buffer("least", torch.tensor(math.sqrt(size * eps)).to(weight), persistent=False)
+        self.register_buffer("least", weight.new_tensor(math.sqrt(size * eps)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._quick:

@@ -139,7 +139,7 @@ class ServedModels:
     def _build(self, key: WeightsKey) -> LoadedModel:
         name = self._name_of[key.base_revision]
         model = self.family.models[name]
-        state = dict(Merge.of(model).tensors(key.coefficients(), self._weights_dtype)) if key.terms else None
+        merged = dict(Merge.of(model).tensors(key.coefficients(), self._weights_dtype)) if key.terms else None
         load = partial(
             load_model,
             model.base_path,
@@ -147,17 +147,18 @@ class ServedModels:
             self.device,
             self._weights_dtype,
             self.activation_dtype,
-            state,
+            merged,
             self._config.compiled_layers,
+            weights=(model.base, model.architecture),
         )
         try:
-            loaded = load(self._group)
+            loaded = load(exchange=self._group)
         except InputError as error:
             if not name:
                 raise
             # A further model is a small one as a rule: each process may as well have all of it.
             logger.info("model %r is not divided: %s", name, error)
-            loaded = load(None)
+            loaded = load(exchange=None)
         return loaded if self._ranks is None else MirroredModel.of(loaded, name, key, self._ranks)
 
     def _cache(self, name: str, layers: list[KVShape]) -> KVCache:

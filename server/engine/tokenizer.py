@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ladle.merging.errors import FamilyError
+from ladle.merging.library_lock import loading
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -17,7 +18,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     file = folder / "tokenizer_config.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with loading(f"reading the tokenizer of {folder}"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizer classes and files fail in their own ways
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise FamilyError(file, f"this tokenizer cannot be loaded: {reason}") from error

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,19 @@ class LowRankMember:
         return sum(module.a.nbytes + module.b.nbytes for module in self.modules.values())
 
 
-def load_peft(path: str | Path, name: str, base_shapes: Mapping[str, tuple[int, int]]) -> LowRankMember:
+def load_peft(
+    path: str | Path,
+    name: str,
+    base_shapes: Mapping[str, tuple[int, int]],
+    rename: Callable[[str], str] = str,
+) -> LowRankMember:
     """Load a PEFT LoRA folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Args:
         path: the folder.
         name: the member's name.
         base_shapes: (out, in) of every linear module of the base, by module path.
+        rename: gives the path in the base of the module that the adapter calls so.
 
     Raises:
         FamilyError: naming file and tensor: another kind of adapter (DoRA, bias, modules_to_save, embeddings, trained
@@ -103,11 +109,12 @@ def load_peft(path: str | Path, name: str, base_shapes: Mapping[str, tuple[int, 
         for side, suffix in (("a", ".lora_A.weight"), ("b", ".lora_B.weight")):
             if side not in pair:
                 raise FamilyError(weights_file, "missing, though its other factor is there", PREFIX + module + suffix)
-        if module not in base_shapes:
+        place = rename(module)
+        if place not in base_shapes:
             reason = f"the base has no linear module {module}"
             raise FamilyError(weights_file, reason, f"{PREFIX}{module}.lora_A.weight")
-        shape = base_shapes[module]
-        modules[module] = _low_rank(config, config_file, weights_file, module, pair["a"], pair["b"], shape)
+        shape = base_shapes[place]
+        modules[place] = _low_rank(config, config_file, weights_file, module, pair["a"], pair["b"], shape)
     return LowRankMember(name, folder, modules)
 
 

@@ -50,6 +50,10 @@ class Architecture:
         """The name under which a checkpoint stores the weight ``name``."""
         return self.tied.get(name, name)
 
+    def module(self, path: str) -> str:
+        """The linear module that an adapter calls ``path``, by its path in the model."""
+        return self.blueprint.conversion.module(path)
+
     def without_ties(self, names: frozenset[str]) -> "Architecture":
         """The same where the weights ``names`` are weights of their own."""
         tied = {name: source for name, source in self.tied.items() if name not in names}

@@ -74,9 +74,7 @@ class Blueprint:
         Raises:
             FamilyError: the conversion of its tensors fails.
         """
-        state = {
-            name: torch.empty(reader.shape(name), dtype=reader.dtype(name), device=_META) for name in reader.names
-        }
+        state = {name: torch.empty(reader.shape(name), dtype=reader.dtype(name), device=_META) for name in reader.names}
         _, info = self._on_meta(state, torch.float32, "eager")
         if info["error_msgs"]:
             raise FamilyError(reader.folder, f"transformers cannot load this checkpoint: {info['error_msgs'][0]}")

@@ -1,18 +1,17 @@
 """Reading a folder of safetensors, one file or sharded, without loading what is not asked for."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ladle.merging.checkpoint_files import INDEX, SINGLE, has_checkpoint, read_header, read_json, weight_files
 from ladle.merging.errors import FamilyError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+__all__ = ["INDEX", "SINGLE", "CheckpointReader", "has_checkpoint", "read_header", "read_json", "require_finite"]
 
 _DTYPES = {
     "F64": torch.float64,
@@ -42,7 +41,7 @@ class CheckpointReader:
         self._where: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        for file, expected in _shards(self.folder):
+        for file, expected in weight_files(self.folder):
             self._open(file, expected)
 
     def _open(self, file: Path, expected: set[str] | None) -> None:
@@ -52,7 +51,7 @@ class CheckpointReader:
         except (OSError, SafetensorError) as error:
             raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
         for name in sorted(expected - header.keys()) if expected is not None else ():
-            raise FamilyError(file, f"the index {INDEX} names this tensor, but the shard lacks it", name)
+            raise FamilyError(file, "the index names this tensor, but the shard lacks it", name)
         for name in sorted(header):
             if expected is not None and name not in expected:
                 continue
@@ -121,62 +120,3 @@ def require_finite(tensor: torch.Tensor, file: Path, name: str) -> None:
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise FamilyError(file, f"{bad} of {tensor.numel()} values are NaN or infinite", name)
-
-
-def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """The JSON header of a safetensors file: dtype, shape and data_offsets by tensor.
-
-    Raises:
-        FamilyError: missing, truncated or malformed.
-    """
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > min(file.stat().st_size, 100_000_000):
-                raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("the header is no JSON object")
-        header.pop("__metadata__", None)
-        return header
-    except FileNotFoundError:
-        raise FamilyError(file, "no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from ``file``. Raises FamilyError when missing, unreadable or no object."""
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FamilyError(file, "no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FamilyError(file, f"cannot be read as JSON: {error}") from None
-    if not isinstance(document, Mapping):
-        raise FamilyError(file, "must hold a JSON object")
-    return dict(document)
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether ``folder`` holds the safetensors of a checkpoint, in one file or in shards."""
-    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
-
-
-def _shards(folder: Path) -> Iterator[tuple[Path, set[str] | None]]:
-    """(file, the names the index expects in it or None) of every safetensors file of a checkpoint."""
-    index = folder / INDEX
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise FamilyError(index, "has no weight_map")
-        for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard:
-                raise FamilyError(index, f"shard {shard!r} must be a plain file name beside the index")
-            yield folder / shard, {name for name, file in weight_map.items() if file == shard}
-    elif (folder / SINGLE).is_file():
-        yield folder / SINGLE, None
-    else:
-        pickles = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
-        hint = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
-        raise FamilyError(folder, f"no {SINGLE} and no {INDEX} in this folder{hint}")

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from ladle.merging.adapter import CONFIG, WEIGHTS
 from ladle.merging.architecture import Architecture
 from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.errors import InputError
 from ladle.merging.full_member import FullMember
 from ladle.merging.new_folder import new_folder, require_free
@@ -62,7 +63,7 @@ class CompressionReport:
 
 def compress(
     member: FullMember,
-    base: CheckpointReader,
+    base: CheckpointReader | ConvertedReader,
     architecture: Architecture,
     out: str | Path,
     *,

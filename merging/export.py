@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from ladle.merging.checkpoint import INDEX, SINGLE, read_json, require_finite
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.errors import InputError
 from ladle.merging.family import Family
-from ladle.merging.merge import Merge
+from ladle.merging.merge import Merge, TensorSpec
 from ladle.merging.new_folder import new_folder, require_free, require_space
 
 PROVENANCE = "merge.json"
@@ -60,8 +61,8 @@ def export(
             raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}")
     merge = Merge.of(family)
     with new_folder(target) as folder:
-        _write_weights(merge, coefficients, folder, dtype, max_shard_bytes, progress)
-        _write_config(family, folder, dtype, untied=bool(merge.unties(coefficients)))
+        _write_weights(family.base, merge, coefficients, folder, dtype, max_shard_bytes, progress)
+        _write_config(family, folder, dtype, untied=_unties(family, merge, coefficients))
         for name in _COMPANIONS:
             if (family.base_path / name).is_file():
                 shutil.copyfile(family.base_path / name, folder / name)
@@ -77,6 +78,7 @@ def export(
 
 
 def _write_weights(
+    base: ConvertedReader,
     merge: Merge,
     coefficients: Mapping[str, float],
     folder: Path,
@@ -85,33 +87,50 @@ def _write_weights(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     layout = merge.layout(coefficients, dtype)
-    shards: list[list[str]] = [[]]
+    shards: list[list[list[str]]] = [[]]
     size = 0
-    for name, spec in layout.items():
-        if shards[-1] and size + spec.nbytes > max_shard_bytes:
+    for group in _groups(base, layout):
+        nbytes = sum(layout[name].nbytes for name in group)
+        if shards[-1] and size + nbytes > max_shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(name)
-        size += spec.nbytes
+        shards[-1].append(group)
+        size += nbytes
     total = sum(spec.nbytes for spec in layout.values())
     require_space(folder, total)
     done = 0
     weight_map = {}
-    for number, names in enumerate(shards, start=1):
+    for number, groups in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
-        for name in names:
-            tensors[name] = layout[name].empty()
-            merge.tensor_into(tensors[name], name, coefficients)
-            require_finite(tensors[name], folder / file, name)
-            weight_map[name] = file
-            done += layout[name].nbytes
-            if progress:
-                progress(done, total)
+        for group in groups:
+            merged = {}
+            for name in group:
+                merged[name] = layout[name].empty()
+                merge.tensor_into(merged[name], name, coefficients)
+                require_finite(merged[name], folder / file, name)
+                done += layout[name].nbytes
+                if progress:
+                    progress(done, total)
+            # Under the names that the base's own checkpoint has: those are what everybody's loaders know.
+            tensors |= base.as_stored(merged) if group[0] in base else merged
+        weight_map |= dict.fromkeys(tensors, file)
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _groups(base: ConvertedReader, layout: Mapping[str, TensorSpec]) -> list[list[str]]:
+    """The names of ``layout``, those together that are one tensor, or several of one conversion, in the base's files."""
+    groups = [[name for name in group if name in layout] for group in base.groups()]
+    return sorted([group for group in groups if group] + [[name] for name in layout if name not in base])
+
+
+def _unties(family: Family, merge: Merge, coefficients: Mapping[str, float]) -> bool:
+    """Whether the config's ties do not hold: for this merge, or for the base itself, which has both weights."""
+    means = family.architecture.blueprint.model.all_tied_weights_keys
+    return bool(merge.unties(coefficients)) or len(family.architecture.tied) < len(means)
 
 
 def _write_config(family: Family, folder: Path, dtype: torch.dtype | None, untied: bool) -> None:

@@ -80,7 +80,8 @@ class MemberLoader:
 
     def _load_pblora(self, model: FamilyModel, value: Value, path: Path, first: str) -> None:
         # Read again where it is shared, so that the objectives of every entry are checked; it is small.
-        pblora = load_pblora(path, value.name, self._order(value), model.architecture.linear)
+        linear, rename = model.architecture.linear, model.architecture.module
+        pblora = load_pblora(path, value.name, self._order(value), linear, rename)
         require_same_vocabulary(model.base_path, path)
         if first == value.name:
             self.pbloras[value.name] = pblora
@@ -89,7 +90,7 @@ class MemberLoader:
 
     def _load(self, model: FamilyModel, name: str, path: Path, explicit: bool) -> None:
         if is_peft_folder(path):
-            model.low_rank[name] = load_peft(path, name, model.architecture.linear)
+            model.low_rank[name] = load_peft(path, name, model.architecture.linear, model.architecture.module)
             require_same_vocabulary(model.base_path, path)
         else:
             model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)

@@ -10,7 +10,7 @@ coefficients says a preference, as it does for any other members, and one batch 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,11 @@ def is_pblora_folder(path: Path) -> bool:
 
 
 def load_pblora(
-    path: str | Path, name: str, objectives: Sequence[str], base_shapes: Mapping[str, tuple[int, int]]
+    path: str | Path,
+    name: str,
+    objectives: Sequence[str],
+    base_shapes: Mapping[str, tuple[int, int]],
+    rename: Callable[[str], str] = str,
 ) -> PBLora:
     """Load a PBLoRA folder.
 
@@ -74,6 +78,7 @@ def load_pblora(
         name: the value's name.
         objectives: what each row of M was trained on. The folder does not say.
         base_shapes: (out, in) of every linear module of the model, by module path.
+        rename: gives the path in the model of the module that the folder calls so.
 
     Raises:
         FamilyError: naming file and tensor: an option that is not supported, another number of objectives, a module
@@ -91,10 +96,11 @@ def load_pblora(
     rows: list[dict[str, LowRank]] = [{} for _ in objectives]
     for module, parts in sorted(modules.items()):
         stem = f"{PREFIX}{module}"
-        if module not in base_shapes:
+        place = rename(module)
+        if place not in base_shapes:
             tensor = f"{stem}.pblora_{sorted(parts)[0]}"
             raise FamilyError(weights_file, f"the base has no linear module {module}", tensor)
-        out, inner = base_shapes[module]
+        out, inner = base_shapes[place]
         wanted = {"A": (r1 + r2, inner), "B": (out, r1 + r2), "W1": (r1, r1), "W2": (count, r2 * r2)}
         for part, shape in wanted.items():
             if part not in parts:
@@ -106,9 +112,9 @@ def load_pblora(
                 )
                 raise FamilyError(weights_file, reason, f"{stem}.pblora_{part}")
         a, b, w1, w2 = (parts[part].double() for part in ("A", "B", "W1", "W2"))
-        fixed[module] = LowRank(a[:r1], b[:, :r1] @ w1, scale)
+        fixed[place] = LowRank(a[:r1], b[:, :r1] @ w1, scale)
         for row, mixing in zip(rows, w2, strict=True):
-            row[module] = LowRank(a[r1:], b[:, r1:] @ mixing.view(r2, r2), scale)
+            row[place] = LowRank(a[r1:], b[:, r1:] @ mixing.view(r2, r2), scale)
     tensors = [tensor for parts in modules.values() for tensor in parts.values()]
     return PBLora(
         fixed=LowRankMember(name, folder, fixed),

@@ -168,7 +168,10 @@ class Blueprint:
                     **options,
                 )
             except Exception as error:  # models refuse configs in their own ways
-                raise FamilyError(file, f"no causal language model: {_reason(error)}") from error
+                # With its own attention it could be built: this is what else was asked for.
+                reason = "this architecture cannot be served: its attention cannot be replaced"
+                reason = reason if hasattr(self, "conversion") else f"no causal language model: {_reason(error)}"
+                raise FamilyError(file, reason) from error
         return model, info
 
 
@@ -247,7 +250,7 @@ def _put(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 class _FloatsAs(TorchFunctionMode):
-    """New floating tensors of no given dtype get ``dtype``, on this thread alone (torch's own default is everybody's)."""
+    """New floating tensors of no given dtype get ``dtype``, on this thread alone; torch's default is everybody's."""
 
     _MAKERS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.tensor,
                          torch.linspace, torch.arange, torch.eye})  # fmt: skip

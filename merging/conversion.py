@@ -234,7 +234,7 @@ class ConvertedReader:
         return list(together.values())
 
     def as_stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One of ``groups`` under the names that the checkpoint has for it; under its own where there is no way back."""
+        """One of ``groups`` under the checkpoint's names for it; under its own where there is no way back."""
         piece = self._pieces[next(iter(weights))]
         try:
             return self.conversion.revert(piece, {self._own.get(name, name): weights[name] for name in weights})

@@ -99,10 +99,10 @@ def _write_weights(
     total = sum(spec.nbytes for spec in layout.values())
     require_space(folder, total)
     done = 0
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, groups in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for group in groups:
             merged = {}
             for name in group:
@@ -122,7 +122,7 @@ def _write_weights(
 
 
 def _groups(base: ConvertedReader, layout: Mapping[str, TensorSpec]) -> list[list[str]]:
-    """The names of ``layout``, those together that are one tensor, or several of one conversion, in the base's files."""
+    """The names of ``layout``, those together that one conversion makes of tensors in the base's files."""
     groups = [[name for name in group if name in layout] for group in base.groups()]
     return sorted([group for group in groups if group] + [[name] for name in layout if name not in base])
 

@@ -13,7 +13,7 @@ from ladle.merging.adapter import LowRankMember
 from ladle.merging.architecture import Architecture
 from ladle.merging.base import Progress
 from ladle.merging.calibration import Calibration, load_calibration
-from ladle.merging.checkpoint import CheckpointReader
+from ladle.merging.conversion import ConvertedReader
 from ladle.merging.delta_norms import DeltaNorms
 from ladle.merging.errors import FamilyError
 from ladle.merging.family_model import FamilyModel, open_model, require_same_tokens
@@ -137,8 +137,8 @@ class Family:
         return self.models[""].base_revision
 
     @property
-    def base(self) -> CheckpointReader:
-        """The base's tensors, memory-mapped."""
+    def base(self) -> ConvertedReader:
+        """The base's weights, memory-mapped, under the names that they have in the model."""
         return self.models[""].base
 
     @property

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def _settings() -> dict[str, _Setting]:
         found[f"gguf.{name}"] = _attribute(gguf, name)
     for name in {*os.environ, "TOKENIZERS_PARALLELISM"}:
         if name.startswith(_VARIABLES):
-            found[f"${name}"] = _Setting(os.environ.get(name), lambda value, name=name: _set_variable(name, value))
+            found[f"${name}"] = _Setting(os.environ.get(name), partial(_set_variable, name))
     return found
 
 

@@ -11,6 +11,7 @@ from ladle.merging.manifest import MANIFEST_NAME, load_manifest
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.controls import EngineControls
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.servable import require_servable
 from ladle.server.hosting import Hosted
 from ladle.server.settings import ServerSettings
 from ladle.server.state import Serving
@@ -49,6 +50,7 @@ class FamilyFiles:
         """
         family = load_family(source, self._settings.cache_dir, self._progress, left_out)
         check_methods(family)
+        require_servable(family)
         self._progress(f"loading {family.name} into the engine")
         engine = Engine(family, self._settings.engine_config())
         engine.start()

@@ -34,10 +34,12 @@ def command(
         from ladle.guidance.check import examine_family, report_family
         from ladle.merging.errors import InputError
         from ladle.merging.family import load_family
+        from ladle.server.engine.servable import require_servable
 
         if prompts is not None and not deep:
             raise InputError("prompts", str(prompts), "nothing without --deep")
         loaded = load_family(family, cache_dir, progress=say)
+        require_servable(loaded)
         report = report_family(loaded)
         found = None
         if deep:

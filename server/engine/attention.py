@@ -119,13 +119,38 @@ class LayerAttention:
 
 
 class AttentionProbe:
-    """Learns from one plain forward how each layer attends; ``value_dims`` are the values' sizes by layer, ``sinks``
-    whether a layer has learned attention sinks."""
+    """Learns from one plain forward how each layer attends.
+
+    Attributes:
+        layers: what was learned, by layer.
+        value_dims: the values' sizes by layer.
+        calls: how often attention was computed.
+        sinks: a layer has learned attention sinks.
+        both_ways: a layer lets tokens see those that come after them.
+        options: names of what a layer gave besides that this attention does not know and that changes what it computes.
+    """
+
+    _HARMLESS = frozenset({"position_ids", "position_embeddings", "use_cache", "output_attentions", "is_causal",
+                           "cache_position", "output_hidden_states", "return_dict", "logits_to_keep", "s_aux",
+                           "output_router_logits", "head_mask", "layer_idx", "deterministic"})  # fmt: skip
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerAttention] = {}
         self.value_dims: dict[int, int] = {}
+        self.calls = 0
         self.sinks = False
+        self.both_ways = False
+        self.options: set[str] = set()
+
+    def note(self, attention: LayerAttention, value: Tensor, module: nn.Module, options: dict[str, Any]) -> None:
+        """Take down one call; ``value`` [1, kv heads, tokens, d]."""
+        self.layers[attention.layer] = attention
+        self.value_dims[attention.layer] = value.shape[3]
+        self.calls += 1
+        self.sinks |= options.get("s_aux") is not None
+        causal = options.get("is_causal")
+        self.both_ways |= not (getattr(module, "is_causal", True) if causal is None else causal)
+        self.options |= {name for name, given in options.items() if given is not None} - self._HARMLESS
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
@@ -168,9 +193,7 @@ def paged_attention_forward(
     attention = LayerAttention(layer, KVShape(key.shape[1], key.shape[3]), scale, sliding_window, softcap)
     if not isinstance(paged, PagedContext):
         if paged is not None:
-            paged.layers[layer] = attention
-            paged.value_dims[layer] = value.shape[3]
-            paged.sinks |= kwargs.get("s_aux") is not None
+            paged.note(attention, value, module, {"attention_mask": attention_mask, **kwargs})
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
         )

@@ -15,9 +15,9 @@ from ladle.merging import gated
 from ladle.merging.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.bank import Bank
 from ladle.merging.conversion import ConvertedReader
-from ladle.merging.errors import FamilyError
 from ladle.merging.split import Exchange, Link, split_linears
-from ladle.server.engine.attention import IMPLEMENTATION, AttentionProbe, LayerAttention, PagedContext
+from ladle.server.engine.attention import IMPLEMENTATION, PagedContext
+from ladle.server.engine.attention_probe import learn_attention
 from ladle.server.engine.decoder_stack import compile_layers
 from ladle.server.engine.fused_layer import fuse_layers
 from ladle.server.engine.kv_cache import KVShape
@@ -120,29 +120,6 @@ def load_model(
     plain = sum(parameter.nbytes for parameter in model.parameters())
     kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
     return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model))
-
-
-@torch.inference_mode()
-def learn_attention(model: Any, config_file: Path) -> dict[int, LayerAttention]:
-    """How each layer attends and what it stores, learned by running two tokens."""
-    text = model.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if kinds or not getattr(model, "_supports_attention_backend", False):
-        reason = f"layers of type {', '.join(sorted(kinds))}" if kinds else "its attention cannot be replaced"
-        raise FamilyError(config_file, f"this architecture cannot be served: {reason}")
-    probe = AttentionProbe()
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-    model(input_ids=ids, use_cache=False, paged=probe)
-    if probe.sinks:
-        raise FamilyError(config_file, "this architecture cannot be served: its layers have attention sinks")
-    layers = text.num_hidden_layers
-    if sorted(probe.layers) != list(range(layers)):
-        reason = f"only {len(probe.layers)} of {layers} layers attend"
-        raise FamilyError(config_file, f"this architecture cannot be served: {reason}")
-    for layer, attention in probe.layers.items():
-        if attention.shape.head_dim != probe.value_dims[layer]:
-            raise FamilyError(config_file, "this architecture cannot be served: keys and values differ in size")
-    return probe.layers
 
 
 def context_limit(config: Any, kv_tokens: int) -> int:

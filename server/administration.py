@@ -140,6 +140,11 @@ async def _load(
         logger.warning("a family was not loaded: %s", error)
         message = "there is no memory for it; unload another family, or reload with order 'after'"
         raise ApiError(409, message, code="out_of_memory") from None
+    except Exception as error:
+        # Nothing that the family's files explain: whatever it is may meet the next load, too.
+        state.loads.failed(error)
+        raise
+    state.loads.succeeded()
     reason = state.hosting.conflict(hosted.live, replaced)
     if reason is None and replaced is not None and hosted.name != replaced.name:
         reason = f"its name is {hosted.name!r} now, and was {replaced.name!r}; load it under the new name"

@@ -111,6 +111,15 @@ class Hosting:
         """Whether an engine that should run has ended."""
         return any(not hosted.live.engine.alive for hosted in self.families.values())
 
+    @property
+    def failing(self) -> str | None:
+        """Why nobody should rely on a family's merges now; None where they work."""
+        for hosted in self.families.values():
+            reason = hosted.live.engine.stats().merges.failing
+            if reason is not None:
+                return f"{hosted.name}: {reason}"
+        return None
+
     def find(self, model: str | None) -> Hosted | None:
         """The family that a request's ``model`` means: a preset's name or a string that begins with a family's."""
         if model is None:

@@ -17,6 +17,7 @@ from ladle.merging.family import Family
 from ladle.server.api_keys import ApiKeys
 from ladle.server.callers import Caller
 from ladle.server.engine.engine import EngineStats
+from ladle.server.engine.failure_streak import FailureStreak
 from ladle.server.engine.grammar import GrammarCompiler
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.errors import ApiError, unavailable
@@ -130,6 +131,7 @@ class ServerState:
         failure: why loading failed.
         active: generating HTTP requests that are not finished.
         doing: what is being loaded, for who asks why the server is not ready.
+        loads: how the loads that an administrator asked for went.
         drain_until: when running requests will be ended, in seconds of ``time.monotonic``.
     """
 
@@ -144,9 +146,10 @@ class ServerState:
     tracing: Tracing = field(default_factory=Tracing)
     doing: str = ""
     drain_until: float | None = None
+    loads: FailureStreak = field(default_factory=lambda: FailureStreak("loading a family"))
 
     def __post_init__(self) -> None:
-        self.metrics.ready.set_function(lambda: self.unready() is None)
+        self.metrics.ready.set_function(lambda: self.unready() is None and self.failing() is None)
 
     @property
     def serving(self) -> Serving | None:
@@ -174,6 +177,13 @@ class ServerState:
         if self.hosting.broken:
             return "the engine has stopped"
         return None if self.hosting.families else "no family is loaded"
+
+    def failing(self) -> str | None:
+        """What fails again and again, with the reason, while everything else is in order; None where nothing does.
+
+        Requests are taken nevertheless: many need nothing of it, and the others show when it works again.
+        """
+        return self.loads.reason or self.hosting.failing
 
     def why_unready(self) -> str | None:
         """``unready`` with what is known about it."""

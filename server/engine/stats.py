@@ -11,7 +11,7 @@ from ladle.server.engine.step_counts import Distribution
 @dataclass(frozen=True)
 class MergeStats:
     """The cache of merged full-weight members: sets found there and sets merged, dropped and failed since the start;
-    bytes ``used`` of ``budget``; seconds a merge."""
+    bytes ``used`` of ``budget``; seconds a merge; ``failing``: why nobody should rely on merges now."""
 
     hits: int = 0
     misses: int = 0
@@ -20,6 +20,7 @@ class MergeStats:
     used: int = 0
     budget: int = 0
     seconds: Distribution | None = None
+    failing: str | None = None
 
 
 @dataclass(frozen=True)

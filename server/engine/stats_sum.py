@@ -22,7 +22,7 @@ def total(engines: Iterable[EngineStats]) -> EngineStats:
 
 def past(stats: EngineStats) -> EngineStats:
     """What stays of an engine that is gone: counters, which must not go back, but nothing of what it held."""
-    merges: MergeStats = replace(stats.merges, used=0, budget=0)
+    merges: MergeStats = replace(stats.merges, used=0, budget=0, failing=None)
     return replace(
         stats,
         running=0,
@@ -39,6 +39,8 @@ def past(stats: EngineStats) -> EngineStats:
 def _add(one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one
+    if isinstance(one, str):
+        return one
     if isinstance(one, Distribution):
         counts = tuple(map(sum, zip(one.counts, other.counts, strict=True)))
         return Distribution(one.bounds, counts, one.total + other.total)

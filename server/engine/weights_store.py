@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ladle.merging.weights_key import WeightsKey
+from ladle.server.engine.failure_streak import FailureStreak
 from ladle.server.engine.loaded_model import LoadedModel
 from ladle.server.engine.stats import MergeStats
 from ladle.server.engine.step_counts import Tally
@@ -45,6 +46,7 @@ class WeightsStore:
         self._note = note or (lambda key, wanted: None)
         self._fresh: set[WeightsKey] = set()
         self._seconds = Tally(_SECONDS)
+        self._streak = FailureStreak("merging full-weight members")
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ladle-merge")
         self._pending: tuple[WeightsKey, Future[LoadedModel]] | None = None
 
@@ -96,7 +98,14 @@ class WeightsStore:
     def stats(self) -> MergeStats:
         """From any thread."""
         return MergeStats(
-            self.hits, self.misses, self.evictions, self.failures, self.used, self.budget, self._seconds.seen()
+            self.hits,
+            self.misses,
+            self.evictions,
+            self.failures,
+            self.used,
+            self.budget,
+            self._seconds.seen(),
+            self._streak.reason,
         )
 
     def _collect(self, wanted: WeightsKey) -> None:
@@ -106,11 +115,13 @@ class WeightsStore:
         key, future = self._pending
         error = future.exception()
         if error is None:
+            self._streak.succeeded()
             self.models[key] = future.result()
             self._fresh.add(key)
             self._pending = None
             return
         self.failures += 1
+        self._streak.failed(error)
         self._note(key, False)
         if key == wanted:
             self._pending = None

@@ -23,10 +23,14 @@ async def health(request: Request) -> JSONResponse:
 
 @router.get("/ready", summary="Ready for work", responses={503: ERRORS[503]}, response_model=None)
 async def ready(request: Request) -> JSONResponse:
-    """503 with the reason while loading or draining, and once the engine has stopped."""
+    """503 with the reason while loading or draining, once the engine has stopped, and while merges or loads fail again
+    and again."""
     state = state_of(request)
     reason = state.why_unready()
     if reason is not None:
         raise unavailable(f"not ready: {reason}", state.unready_code())
+    failing = state.failing()
+    if failing is not None:
+        raise unavailable(f"not ready: {failing}", "failing")
     assert state.serving is not None
     return JSONResponse({"status": "ready", "family": state.serving.family.name})

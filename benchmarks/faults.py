@@ -123,6 +123,23 @@ def soak(
     _report(row, note, out)
 
 
+@faults.command(epilog="Example: ladle bench faults loads --seconds 60")
+def loads(
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of the run, in seconds.")] = 60.0,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that ask for merged answers all the time.")] = 4,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """Families that are loaded, loaded anew and unloaded while merges of three families run."""
+    from ladle.benchmarks import concurrent_loads
+
+    seed = _seed(seed)
+    with tempfile.TemporaryDirectory() as folder, concurrent_loads.serving(Path(folder), seed) as (server, key):
+        row = asyncio.run(concurrent_loads.run(server, seconds, clients, seed, key))
+    _report(row, note, out)
+
+
 def broken(row: Mapping[str, Any]) -> list[str]:
     """What did not hold in a run."""
     found = []

@@ -66,15 +66,37 @@ def write_stress_family(folder: Path) -> Path:
     return folder
 
 
+def write_full_family(folder: Path, name: str, seed: int) -> Path:
+    """A family whose two policies have full weights, so that every preference is a merge of its own. Its base is drawn
+    from ``seed``.
+
+    Returns ``folder``.
+    """
+    write_random_family(folder, _SHAPE, torch.float32)
+    base = folder / "base"
+    _move(base / "model.safetensors", 100 * seed)
+    (base / "chat_template.jinja").write_text(_TEMPLATE)
+    lines = [f'name = "{name}"', f"objectives = {json.dumps(OBJECTIVES)}", "[base]", 'model = "base"']
+    for index, objective in enumerate(OBJECTIVES, start=1):
+        _full_member(base, folder / f"only-{objective}", 100 * seed + 10 * index)
+        entry = {"name": f"only-{objective}", "path": f"only-{objective}", "objective": objective}
+        lines += ["[[policies]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+    (folder / "family.toml").write_text("\n".join([*lines, ""]))
+    return folder
+
+
 def _drawn(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.3
 
 
-def _full_member(base: Path, folder: Path) -> None:
+def _full_member(base: Path, folder: Path, seed: int = 9) -> None:
     """A checkpoint near ``base``."""
     shutil.copytree(base, folder)
-    file = folder / "model.safetensors"
-    moved = {name: tensor + 0.05 * _drawn(9, *tensor.shape) for name, tensor in load_file(file).items()}
+    _move(folder / "model.safetensors", seed)
+
+
+def _move(file: Path, seed: int) -> None:
+    moved = {name: tensor + 0.05 * _drawn(seed, *tensor.shape) for name, tensor in load_file(file).items()}
     save_file(moved, file, metadata={"format": "pt"})
 
 

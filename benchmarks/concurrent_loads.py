@@ -60,7 +60,7 @@ class _Caller:
                 weight = round(self._rng.random(), 3)
                 found = await self._merged(name, weight)
                 if found is None:
-                    raise RuntimeError(f"{name} does not answer before anything was loaded beside it: {self.wrong}")
+                    raise RuntimeError(f"{name} does not answer: {self.wrong}")
                 self._alone[name, weight] = found
 
     async def merge(self) -> None:
@@ -78,14 +78,19 @@ class _Caller:
         what = self._rng.choice(["reload", "reload", "unload"] if name != FAMILIES[0] else ["reload"])
         await self._admin(f"reload {name}" if what == "reload" else f"unload {name}", f"/families/{name}/{what}", {})
         if what == "unload":
-            while not await self._admin(f"load {name}", "/families", {"family": name}):
+            for _ in range(100):  # the unloaded one may still be ending
+                if await self._admin(f"load {name}", "/families", {"family": name}):
+                    break
                 await asyncio.sleep(0.05)
 
     async def ready(self) -> None:
         """What an orchestrator asks."""
-        async with self._session.get("/ready") as reply:
-            if reply.status != 200:
-                self.wrong.append(f"/ready: {reply.status} {await reply.text()}")
+        try:
+            async with self._session.get("/ready") as reply:
+                if reply.status != 200:
+                    self.wrong.append(f"/ready: {reply.status} {await reply.text()}")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self.wrong.append(f"/ready: {type(error).__name__}: {error}")
 
     async def _merged(self, name: str, weight: float) -> list[tuple[int, float]] | None:
         steering = {"method": "rewarded_soup", "preference": {"one": weight, "two": round(1 - weight, 6)}}
@@ -93,22 +98,27 @@ class _Caller:
             "model": name, "prompt": "rain", "max_tokens": _TOKENS, "temperature": 0, "logprobs": True,
             "steering": steering,
         }  # fmt: skip
-        async with self._session.post("/v1/generate", json=body) as reply:
-            document: dict[str, Any] = await reply.json()
-            if reply.status == 200 and document["model"].partition("/")[0] == name:
-                self.outcomes["merged"] += 1
-                return [(token["id"], round(token["logprob"], 4)) for token in document["choices"][0]["tokens"]]
-        self._note("merge", reply.status, document)
+        status, document = await self._post("/v1/generate", body)
+        if status == 200 and document["model"].partition("/")[0] == name:
+            self.outcomes["merged"] += 1
+            return [(token["id"], round(token["logprob"], 4)) for token in document["choices"][0]["tokens"]]
+        self._note("merge", status, document)
         return None
 
     async def _admin(self, what: str, path: str, body: Mapping[str, Any]) -> bool:
-        async with self._session.post(f"/v1/admin{path}", json=body) as reply:
-            document: dict[str, Any] = await reply.json()
-        if reply.status == 200:
+        status, document = await self._post(f"/v1/admin{path}", body)
+        if status == 200:
             self.outcomes[what.partition(" ")[0]] += 1
             return True
-        self._note(what, reply.status, document)
+        self._note(what, status, document)
         return False
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        try:
+            async with self._session.post(path, json=body) as reply:
+                return reply.status, await reply.json()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return 0, {"error": {"code": f"{type(error).__name__}: {error}"}}
 
     def _note(self, what: str, status: int, document: Mapping[str, Any]) -> None:
         code = (document.get("error") or {}).get("code") if status != 200 else "another family"
@@ -149,7 +159,7 @@ async def run(server: ServerUnderTest, seconds: float, clients: int, seed: int, 
         for _ in range(_FIXED * len(FAMILIES)):
             await caller.merge()  # what it can do once all is quiet
         await caller.ready()
-    held = server.wait_idle()
+    held = server.wait_idle() if server.alive else {"server": 0.0}
     put_back = [line for line in server.log.read_text(errors="replace").splitlines() if "were put back" in line]
     return {
         "run": "loads",
@@ -157,7 +167,7 @@ async def run(server: ServerUnderTest, seconds: float, clients: int, seed: int, 
         "clients": clients,
         "seconds": round(time.monotonic() - start, 1),
         "outcomes": dict(sorted(caller.outcomes.items())),
-        "wrong": len(caller.wrong) + len(put_back),
+        "wrong": len(caller.wrong) + len(put_back) + (not server.alive),
         "first_wrong": (caller.wrong + put_back)[:3],
         "answers_different": len(caller.different),
         "first_answers_different": caller.different[:3],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ladle.merging.adapter import LowRankMember
+from ladle.merging.adapter import CONFIG, LowRankMember
 from ladle.merging.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.base import Progress, resolve_base
 from ladle.merging.checkpoint import CheckpointReader
@@ -52,6 +52,9 @@ def open_model(
         FamilyError: there is no such model, its checkpoint does not fit its config, NaN or infinity.
     """
     folder = resolve_base(spec, cache_dir, progress, root)
+    if (folder / CONFIG).is_file():
+        reason = "an adapter lies beside the base, and transformers would load both; move one of them elsewhere"
+        raise FamilyError(folder / CONFIG, reason)
     base, architecture = open_weights(folder, read_architecture(folder))
     base.check_finite()
     return FamilyModel(name, folder, base_identity(base.stored), base, architecture)

@@ -52,14 +52,17 @@ def load_base(spec: str) -> Base:
         spec: anything `ladle.merging.base.resolve_base` takes.
     """
     from ladle.merging.base import resolve_base
+    from ladle.merging.library_lock import loading
 
     prepare_process()
     folder = Path(resolve_base(spec))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
-    )
+    with loading(f"reading {folder}"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model.requires_grad_(False)
-    return Base(model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    return Base(model.eval(), tokenizer)
 
 
 def prepare_process() -> None:

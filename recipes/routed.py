@@ -32,8 +32,11 @@ def speakers(base: Base, folders: Mapping[str, Path]) -> Iterator[PeftModel]:
     """The base with several PEFT adapters by name, of which `set_adapter` makes one speak; afterwards it has none."""
     from peft import PeftModel
 
+    from ladle.merging.library_lock import loading
+
     (first, folder), *others = folders.items()
-    model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=first)
+    with loading(f"reading {folder}"):
+        model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=first)
     try:
         for name, path in others:
             model.load_adapter(str(path), adapter_name=name)

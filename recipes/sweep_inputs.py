@@ -35,14 +35,19 @@ class Classifier:
         """Load it. Raises ValueError: nothing that transformers loads, or a label that it does not have."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from ladle.merging.library_lock import loading
+
         self.name = name
         self._label = label
         try:
             # The field that is a path is a folder on disk, never a name to look up elsewhere.
-            self._model: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            ).eval()
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            with loading(f"reading {folder}"):
+                self._model: Any = AutoModelForSequenceClassification.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                ).eval()
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
         except (OSError, ValueError) as error:
             raise ValueError(f"reward: {folder!r} is not allowed; allowed: a sequence classifier ({error})") from None
         labels = int(self._model.config.num_labels)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from seeds import fresh_seed
 
-from ladle.benchmarks import cancelled_streams, overload, request_storm, soak
+from ladle.benchmarks import cancelled_streams, concurrent_loads, overload, request_storm, soak
 from ladle.benchmarks.environment import write_csv
 from ladle.benchmarks.faults import VOCABULARY, broken
 from ladle.benchmarks.memory_watch import Look, MemoryWatch
@@ -54,6 +54,16 @@ def test_streams_that_are_left(server: ServerUnderTest) -> None:
     )
     assert not broken(row)
     assert row["count"] >= 24 and row["answers_compared"] >= 4
+
+
+def test_loads_beside_merges(tmp_path: Path) -> None:
+    """Before merges were built apart from loads, the server broke, or died, within seconds."""
+    seed = fresh_seed()
+    with concurrent_loads.serving(tmp_path, seed) as (server, key):
+        row: dict[str, Any] = asyncio.run(concurrent_loads.run(server, 5, 4, seed, key))
+    assert not broken(row)
+    assert row["outcomes"]["merged"] > 10 and row["outcomes"]["reload"] >= 1
+    assert broken({**row, "wrong": 1, "first_wrong": "x"}) == ["wrong: x"]
 
 
 def test_overload(server: ServerUnderTest) -> None:

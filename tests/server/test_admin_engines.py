@@ -215,3 +215,55 @@ def test_only_what_the_operator_laid_out_has_a_name(settings: ServerSettings, fo
     for name in ("empty", "..", ".", "../families/first", str(folder / "first"), "first/", "FIRST", "", "first\0"):
         assert files.source_of(name) is None, name
     assert files.source_of("second") == str(folder / "second")
+
+
+async def test_merges_and_loads_that_fail_again_and_again_are_told_by_ready(
+    tmp_path: Path, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_family(tmp_path / "full", "llama", seed=6, name="full", full=["only-positive", "only-simple"])
+    files = FamilyFiles(settings.model_copy(update={"family": str(tmp_path / "full"), "families_dir": tmp_path}))
+    state = ServerState(settings, ApiKeys([ApiKey.of("a", "a", [ADMIN, GENERATE])]), loader=files)
+    state.publish(files.load(str(tmp_path / "full")))
+    engine = engine_of(state.hosting.families["full"])
+    build = engine.store._build
+    weight = iter(index / 100 for index in range(1, 100))
+
+    async def ask(client: httpx.AsyncClient) -> int:
+        first = next(weight)
+        steering = {"method": "rewarded_soup", "preference": {"positive": first, "simple": 1 - first}}
+        return (
+            await client.post("/v1/generate", json={"prompt": "x", "max_tokens": 1, "steering": steering})
+        ).status_code
+
+    async def ready(client: httpx.AsyncClient) -> tuple[int, str]:
+        reply = await client.get("/ready")
+        return reply.status_code, reply.text
+
+    def broken(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    try:
+        async with admin(state) as client:
+            assert await ask(client) == 200 and (await ready(client))[0] == 200
+            monkeypatch.setattr(engine.store, "_build", broken)
+            assert await ask(client) == 500 and (await ready(client))[0] == 200, "once may be bad luck"
+            assert await ask(client) == 500
+            status, text = await ready(client)
+            assert status == 503 and "full: merging" in text and "OSError: the disk is gone" in text
+            assert (await client.get("/health")).status_code == 200
+            monkeypatch.setattr(engine.store, "_build", build)
+            assert await ask(client) == 200 and (await ready(client))[0] == 200
+
+            monkeypatch.setattr(Engine, "start", broken)
+            for expected in (200, 503):
+                with pytest.raises(OSError, match="gone"):  # which a server answers with 500
+                    await client.post("/v1/admin/families/full/reload")
+                status, text = await ready(client)
+                assert status == expected
+            assert "loading a family failed 2 times" in text and "OSError: the disk is gone" in text
+            monkeypatch.undo()
+            assert (await client.post("/v1/admin/families/full/reload")).status_code == 200
+            assert (await ready(client))[0] == 200
+    finally:
+        await wait_until(lambda: not state.hosting.retiring, 60)
+        state.hosting.close()

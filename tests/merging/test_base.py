@@ -1,5 +1,7 @@
 import json
+import math
 import threading
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +21,11 @@ from ladle.merging.checkpoint import CheckpointReader
 from ladle.merging.errors import FamilyError
 
 
-def write_gguf(file: Path, model: Any) -> None:
+def write_gguf(file: Path, model: Any, more: Callable[[gguf.GGUFWriter], None] = lambda writer: None) -> None:
     """A GGUF as llama.cpp's converter writes it (Llama permutes q and k), with Q8_0 decoder matrices."""
     config = model.config
     writer = gguf.GGUFWriter(str(file), "llama")
+    more(writer)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -200,3 +203,108 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert default_cache_dir() == Path("/two/ladle")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache_dir() == Path.home() / ".cache" / "ladle"
+
+
+def _linear(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(4.0)
+
+
+def _old_linear(writer: gguf.GGUFWriter) -> None:
+    writer.add_float32("llama.rope.scale_linear", 4.0)
+
+
+def _yarn(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(128)
+
+
+def _factors(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("rope_freqs.weight", np.array([1.0, 1.5, 3.0, 8.0], dtype=np.float32))
+
+
+SCALED: list[tuple[Callable[[gguf.GGUFWriter], None], dict[str, Any]]] = [
+    (_linear, {"rope_type": "linear", "factor": 4.0}),
+    (_old_linear, {"rope_type": "linear", "factor": 4.0}),
+    (_yarn, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}),
+]
+
+
+@pytest.mark.parametrize(("more", "expected"), SCALED, ids=["linear", "linear of old", "yarn"])
+def test_scaled_positions_of_a_gguf_are_carried_over(
+    more: Callable[[gguf.GGUFWriter], None], expected: dict[str, Any], tmp_path: Path, seed: int
+) -> None:
+    """What is served equals transformers' model with the scaling in its config."""
+    file = tmp_path / "m.gguf"
+    write_gguf(file, tiny_model("llama", seed, tie=True), more)
+    plain = tmp_path / "plain.gguf"
+    write_gguf(plain, tiny_model("llama", seed, tie=True))
+    served: Any = AutoModelForCausalLM.from_pretrained(resolve_base(str(file), tmp_path / "cache"))
+    without: Any = AutoModelForCausalLM.from_pretrained(resolve_base(str(plain), tmp_path / "cache"))
+    config = without.config
+    assert expected.items() <= served.config.rope_parameters.items()
+    config.rope_parameters = {**config.rope_parameters, **expected}
+    meant: Any = AutoModelForCausalLM.from_config(config).eval()
+    meant.load_state_dict(without.state_dict())
+    ids = torch.arange(5, 105)[None]
+    with torch.inference_mode():
+        assert torch.equal(served(input_ids=ids).logits, meant(input_ids=ids).logits)
+        assert not torch.allclose(served(input_ids=ids).logits, without(input_ids=ids).logits, atol=1e-3)
+
+
+def test_rope_factors_of_a_gguf_divide_the_frequencies(tmp_path: Path, seed: int) -> None:
+    file = tmp_path / "m.gguf"
+    write_gguf(file, tiny_model("llama", seed, tie=True), _factors)
+    served: Any = AutoModelForCausalLM.from_pretrained(resolve_base(str(file), tmp_path / "cache"))
+    rotary = served.model.rotary_emb
+    plain = torch.tensor([10000.0 ** (-2 * place / 8) for place in range(4)])
+    for length in (4, served.config.max_position_embeddings):  # the same for any length
+        rotary(torch.zeros(1, length, 32), torch.arange(length)[None])
+        assert torch.allclose(rotary.inv_freq, plain / torch.tensor([1.0, 1.5, 3.0, 8.0]), rtol=1e-6)
+    assert math.isclose(rotary.attention_scaling, 1.0)
+
+
+def test_a_scaling_that_nobody_knows_is_refused(tmp_path: Path, seed: int) -> None:
+    file = tmp_path / "m.gguf"
+    write_gguf(
+        file, tiny_model("llama", seed, tie=True), lambda writer: writer.add_string("llama.rope.scaling.type", "x")
+    )
+    with pytest.raises(FamilyError, match=r"llama\.rope\.scaling\.type: 'x'"):
+        resolve_base(str(file), tmp_path / "cache")
+
+
+def test_the_end_of_a_turn_is_an_end(tmp_path: Path, seed: int) -> None:
+    file = tmp_path / "m.gguf"
+    write_gguf(file, tiny_model("llama", seed, tie=True), lambda writer: writer.add_eot_token_id(1))
+    folder = resolve_base(str(file), tmp_path / "cache")
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 1]
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == [2, 1]
+
+
+def test_a_gguf_is_found_beside_the_manifest(tmp_path: Path, seed: int) -> None:
+    (tmp_path / "family").mkdir()
+    write_gguf(tmp_path / "family" / "m.gguf", tiny_model("llama", seed, tie=True))
+    folder = resolve_base("m.gguf", tmp_path / "cache", root=tmp_path / "family")
+    assert folder.parent == tmp_path / "cache" / "bases" and len(CheckpointReader(folder)) > 0
+    with pytest.raises(FamilyError, match="no such folder or file"):
+        resolve_base("./other.gguf", tmp_path / "cache", root=tmp_path / "family")
+
+
+@pytest.mark.parametrize("files", [["a.gguf"], ["a.gguf", "b.gguf"]])
+def test_a_repository_that_has_ggufs_only(
+    files: list[str], tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    for name in files:
+        write_gguf(tmp_path / name, tiny_model("llama", seed, tie=True))
+    (tmp_path / "snapshot").mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshot"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, name, **__: str(tmp_path / name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["README.md", *files])
+    if len(files) > 1:
+        with pytest.raises(FamilyError, match=r"a\.gguf, b\.gguf; name one as org/repo/FILE\.gguf"):
+            resolve_base("org/repo", tmp_path / "cache")
+    folder = resolve_base("org/repo" if len(files) == 1 else "org/repo/b.gguf", tmp_path / "cache")
+    assert folder.name.startswith("a-" if len(files) == 1 else "b-")

@@ -51,7 +51,7 @@ class GGUFFacts:
         frequencies = self._factors("rope_freqs")
         long, short = self._factors("rope_factors_long"), self._factors("rope_factors_short")
         if long is not None and short is not None:
-            scaled = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+            scaled: dict[str, Any] = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
             attention = self._rope("scaling.attn_factor")
             if attention is not None:
                 scaled["attention_factor"] = float(attention)
@@ -72,7 +72,7 @@ class GGUFFacts:
         strange = [key for key in ("yarn_ext_factor", "yarn_log_multiplier") if self._rope(f"scaling.{key}")]
         if [key for key in strange if float(self._rope(f"scaling.{key}")) not in (-1.0, 1.0)]:
             raise FamilyError(self._file, f"{self._architecture}.rope.scaling.{strange[0]} cannot be carried over")
-        scaled = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        scaled: dict[str, Any] = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         attention = self._rope("scaling.yarn_attn_factor") or self._rope("scaling.attn_factor")
         if attention is not None and float(attention) != 1.0:
             # llama.cpp multiplies by it what transformers takes where nothing is given.

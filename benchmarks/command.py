@@ -126,6 +126,37 @@ def merge(
     _report("merge", benchmark.run(getattr(torch, dtype), rounds), out, as_json)
 
 
+@command.command(epilog="Example: ladle bench architectures --out docs/architectures.md")
+def architectures(
+    kinds: Annotated[list[str] | None, typer.Argument(help="Model types; default: all that transformers has.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides every weight.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write; default: nothing is written.")] = None,
+) -> None:
+    """Every causal language model of transformers, tiny: served equally, or refused by check. Exit code 1 when one is
+    neither."""
+    import importlib.metadata
+    import tempfile
+
+    from transformers.utils import logging
+
+    from ladle.benchmarks import architectures as benchmark
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for outcome in benchmark.survey(Path(folder), seed, frozenset(kinds or ())):
+            print(f"{outcome.kind}: {outcome.outcome} {outcome.reason}".rstrip(), flush=True)
+            outcomes.append(outcome)
+    if out is not None:
+        versions = {name: importlib.metadata.version(name) for name in ("transformers", "peft", "torch")}
+        out.write_text(benchmark.table(outcomes, versions), encoding="utf-8")
+    wrong = [outcome.kind for outcome in outcomes if outcome.outcome == "wrong"]
+    if wrong:
+        typer.echo(f"error: passed check and not served equally: {', '.join(wrong)}", err=True)
+        raise typer.Exit(1)
+
+
 def _report(title: str, rows: Iterable[dict[str, object]], out: Path | None, as_json: bool) -> None:
     from ladle.benchmarks.environment import hardware, versions, write_csv
 

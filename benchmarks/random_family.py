@@ -60,7 +60,7 @@ def write_random_family(folder: Path, shape: Mapping[str, Any], dtype: torch.dty
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(base)
     GenerationConfig(bos_token_id=0, eos_token_id=1).save_pretrained(base)
-    _tokenizer(config.vocab_size).save_pretrained(base)
+    write_tokenizer(base, config.vocab_size)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
@@ -139,7 +139,7 @@ def _write(file: Path, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> 
         out.truncate(8 + len(text) + end)  # a hole: read as zeros, on disk nothing
 
 
-def _tokenizer(size: int) -> PreTrainedTokenizerFast:
+def write_tokenizer(folder: Path, size: int) -> None:
     """``size`` tokens: two special ones, a byte each, and words without a meaning."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<begin>", "<end>", *alphabet]
@@ -147,4 +147,5 @@ def _tokenizer(size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words[:size])}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<begin>", eos_token="<end>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<begin>", eos_token="<end>")
+    fast.save_pretrained(folder)

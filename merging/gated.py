@@ -79,6 +79,7 @@ class GatedGroup:
         """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided."""
         # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
         weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
+        self.dtype = activation_dtype
         self.outputs = [linear.out_features for linear in linears]
         self.total = sum(self.outputs)
         self.gate = gate
@@ -159,6 +160,11 @@ class GatedLinear(nn.Module):
         self.position = position
         self.in_features = in_features
         self.out_features = out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight [out, in] without its values, for models that ask for its dtype or its shape."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.group.dtype, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.group.member(self.position, x)

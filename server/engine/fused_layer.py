@@ -103,6 +103,19 @@ def _has_the_shape(layer: nn.Module) -> bool:
     ) and all(isinstance(norm, FusedRMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
 
 
+def _rotary_size(model: Any) -> int | None:
+    """How many numbers of a head the model's position embeddings turn; None where it does not say."""
+    rotary = getattr(model.get_decoder() if hasattr(model, "get_decoder") else model, "rotary_emb", None)
+    if not isinstance(rotary, nn.Module):
+        return None
+    places = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    try:
+        cos = rotary(torch.zeros(1, 1, 1, device=model.device), places)[0]
+    except (TypeError, RuntimeError, AttributeError, KeyError):
+        return None
+    return int(cos.shape[-1]) if isinstance(cos, Tensor) else None
+
+
 @torch.inference_mode()
 def fuse_layers(model: Any, attentions: dict[int, LayerAttention], dtype: torch.dtype) -> int:
     """Swap the decoder layers of ``model`` that the fused form can stand for; returns how many."""
@@ -110,10 +123,13 @@ def fuse_layers(model: Any, attentions: dict[int, LayerAttention], dtype: torch.
     if not isinstance(layers, nn.ModuleList):
         return 0
     swapped = 0
+    turned = _rotary_size(model)
     for index, layer in enumerate(layers):
         attention = attentions[index]
         if not _has_the_shape(layer) or attention.softcap is not None:
             continue
+        if turned not in (None, attention.shape.head_dim):
+            continue  # only a part of each head is turned
         fused = FusedDecoderLayer(layer, attention)
         generator = torch.Generator().manual_seed(index)
         hidden = fused.qkv.product.in_features

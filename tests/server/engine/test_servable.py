@@ -41,7 +41,14 @@ SERVED: dict[str, dict[str, Any]] = {
     "gpt2": _GPT,
     "opt": {**_LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "phimoe": {**_LLAMA, "num_local_experts": 3},
-}
+    # Half of each head is turned, in layers of Llama's shape.
+    "glm4_moe": {
+        **_LLAMA, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1,
+        "topk_group": 1, "first_k_dense_replace": 1,
+    },
+    # Asks a linear layer for the dtype of its weight.
+    "hunyuan_v1_moe": {**_LLAMA, "num_experts": 4, "moe_topk": 2},
+}  # fmt: skip
 
 
 def write_family_of(root: Path, kind: str, options: dict[str, Any], seed: int) -> Path:

@@ -208,6 +208,7 @@ class Hosting:
             if hosted.controls is not None:
                 hosted.controls.close()
             hosted.live.compiling.shutdown(wait=False)
+            hosted.live.grammars.close()
             loop.call_soon_threadsafe(forget)
 
         def forget() -> None:

@@ -184,6 +184,7 @@ class Hosting:
             if hosted.controls is not None and hosted.controls.alive and hosted not in self._told:
                 self._told.add(hosted)
                 hosted.controls.close(_PATIENCE_S)
+                hosted.live.grammars.close()
                 if hosted.controls.alive:
                     logger.error("the engine of %s is in a step that does not end; it is left behind", hosted.name)
 

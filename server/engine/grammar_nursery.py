@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ladle.server.engine import grammar_wire as wire
+from ladle.server.engine.grammar_spec import GrammarError
 from ladle.server.engine.grammar_wire import Channel, Message
 
 logger = logging.getLogger(__name__)
@@ -123,15 +124,22 @@ class GrammarNursery:
         weakref.finalize(self, self._handles.close)
 
     def start(self) -> None:
-        """Make sure that the process is there. Raises GrammarsUnavailable."""
+        """Make sure that the process is there.
+
+        Raises:
+            GrammarsUnavailable: it cannot be started.
+            GrammarError: the library does not know this kind of tokenizer.
+        """
         with self._lock:
             handles = self._handles
             if self._broken is not None:
-                raise GrammarsUnavailable(self._broken)
+                raise GrammarError(self._broken)
             if handles.process is not None and handles.process.poll() is None:
                 return
             if len(self._starts) == _STARTS and time.monotonic() - self._starts[0] < _WITHIN_S:
-                raise GrammarsUnavailable(f"the process for grammars has ended {_STARTS} times within {_WITHIN_S:.0f} s")
+                raise GrammarsUnavailable(
+                    f"the process for grammars has ended {_STARTS} times within {_WITHIN_S:.0f} s"
+                )
             if handles.process is not None:
                 logger.error("the grammar workers' process has ended (%s); another is started", handles.process.poll())
                 if handles.control is not None:
@@ -143,6 +151,8 @@ class GrammarNursery:
         """A new worker, which may be given messages at once. Raises GrammarsUnavailable."""
         with self._lock:
             self.start()
+            while self._hear(0):  # what is not read would fill the channel in the end
+                pass
             self._last += 1
             ours, theirs = socket.socketpair()
             memory = _shared(wire.HEAD + SLOTS * self._stride)
@@ -167,6 +177,7 @@ class GrammarNursery:
         with self._lock:
             if self._handles.workers.pop(worker.name, None) is None:
                 return
+            self._ends.pop(worker.name, None)
             if self._handles.control is not None:
                 with contextlib.suppress(OSError):
                     self._handles.control.socket.sendall(struct.pack("<BI", wire.KILL, worker.name))
@@ -177,16 +188,21 @@ class GrammarNursery:
         with self._lock:
             until = time.monotonic() + _LAST_WORDS_S
             while worker.name not in self._ends:
-                try:
-                    assert self._handles.control is not None
-                    message = self._handles.control.receive(max(0.0, until - time.monotonic()))
-                except EOFError:
-                    message = None
-                if message is None:
+                if not self._hear(max(0.0, until - time.monotonic())):
                     return End("the process that followed it was lost", guilty=False)
-                if message.kind == wire.EXITED:
-                    self._ends[message.a] = _end(message)
             return self._ends.pop(worker.name)
+
+    def _hear(self, seconds: float) -> bool:
+        """Take one message about a worker that has ended; whether one came in time."""
+        try:
+            message = None if self._handles.control is None else self._handles.control.receive(seconds)
+        except EOFError:
+            return False
+        if message is None:
+            return False
+        if message.kind == wire.EXITED and message.a in self._handles.workers:  # of others nobody will ask
+            self._ends[message.a] = _end(message)
+        return True
 
     def close(self) -> None:
         """End it and all workers; ``start`` begins anew."""
@@ -230,7 +246,7 @@ class GrammarNursery:
             raise GrammarsUnavailable("the process for grammars has ended before it was ready")
         if not ready.a:
             self._broken = f"the base's tokenizer is not supported: {ready.payload.decode(errors='replace')}"
-            raise GrammarsUnavailable(self._broken)
+            raise GrammarError(self._broken)
         self._stride = ready.a
 
 

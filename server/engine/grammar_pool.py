@@ -143,7 +143,9 @@ class GrammarPool:
                 steps.setdefault(position.home, []).append((position.name, token))
         for home, pairs in steps.items():
             try:
-                home.worker.channel.send(Message(wire.STEP, payload=b"".join(wire.MASKED.pack(*pair) for pair in pairs)))
+                home.worker.channel.send(
+                    Message(wire.STEP, payload=b"".join(wire.MASKED.pack(*pair) for pair in pairs))
+                )
             except OSError:
                 self._bury(home)
         self._await([position for position, _ in moves], lambda position: position.state is not None)

@@ -145,7 +145,9 @@ class Sampler:
                 counted[0][token] += 1
                 counted[1][token] = True
         # Scores that are not numbers draw anything; the engine ends such a sequence.
-        sound = [(s, token) for s, token, logprob in zip(sequences, tokens, logprobs, strict=True) if not math.isnan(logprob)]
+        sound = [
+            (s, token) for s, token, logprob in zip(sequences, tokens, logprobs, strict=True) if not math.isnan(logprob)
+        ]
         self._grammars.advance([s for s, _ in sound], [token for _, token in sound])
         return [
             Draw(

@@ -1,0 +1,168 @@
+"""A client's schema as the grammar library gets it: without what binds nothing, with numbers that are kept exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ladle.merging.errors import InputError
+from ladle.server.json_schema_keywords import MANY, NAMED, NOTES, ONE, unknown_keyword
+from ladle.server.schema_numbers import NumberError, bounds, check_constant, counts
+
+# Those that the library keeps to. By the standard every other format is a note.
+FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
+_DEEP = 100  # schemas within schemas; the library's reader takes about as many
+# Names of a map that are dates and the like; every one that these match is one.
+_NAME_FORMATS = {
+    "uuid": r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+    "date": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$",
+    "time": r"^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
+    "date-time": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
+}
+_NOTHING: tuple[Any, ...] = (True, {})  # a schema that everything fulfils
+
+
+def bind_schema(schema: dict[str, Any], field: str) -> dict[str, Any]:
+    """A schema with the same answers, or fewer, which the library keeps to.
+
+    Raises:
+        InputError: an unknown keyword, a number that cannot be kept exactly, schemas nested without end; it names
+            ``field`` and the path in the schema.
+    """
+    found = unknown_keyword(schema)
+    if found is not None:
+        path, keyword = found
+        raise InputError(_at(field, path), keyword, "keywords of JSON Schema, and notes whose names begin with x-")
+    bound = _Binder(field, schema).bind(schema, "", 0)
+    assert isinstance(bound, dict)
+    return bound
+
+
+class _Binder:
+    def __init__(self, field: str, root: dict[str, Any]) -> None:
+        self._field = field
+        self._root = root
+
+    def bind(self, schema: Any, path: str, depth: int) -> Any:
+        """``schema``, which stands at ``path``."""
+        if not isinstance(schema, dict):
+            return schema
+        if depth > _DEEP:
+            raise InputError(self._field, "a schema", f"schemas that are nested at most {_DEEP} deep")
+        part = {key: value for key, value in schema.items() if key not in NOTES and not key.startswith("x-")}
+        self._leave_out(part, path)
+        try:
+            for keyword in ("const", "enum"):
+                if keyword in part:
+                    check_constant(keyword, part[keyword])
+            counts(part)
+            bounds(part)
+        except NumberError as error:
+            raise InputError(_at(self._field, path, error.keyword), error.value, str(error)) from None
+        pattern = part.get("pattern")
+        if isinstance(pattern, str) and ends_in_lone_backslash(pattern):
+            raise InputError(
+                _at(self._field, path, "pattern"), pattern, "a pattern that does not end in a lone backslash"
+            )
+        for keyword, value in part.items():
+            if keyword in NAMED and isinstance(value, dict):
+                part[keyword] = {
+                    name: self.bind(found, _at(path, f"{keyword}.{name}"), depth + 1) for name, found in value.items()
+                }
+            elif keyword in MANY and isinstance(value, list):
+                part[keyword] = [
+                    self.bind(found, _at(path, f"{keyword}[{index}]"), depth + 1) for index, found in enumerate(value)
+                ]
+            elif keyword in ONE:
+                part[keyword] = self.bind(value, _at(path, keyword), depth + 1)
+        return part
+
+    def _leave_out(self, part: dict[str, Any], path: str) -> None:
+        """Take keywords out of ``part`` that bind nothing as they stand there."""
+        if isinstance(part.get("format"), str) and part["format"] not in FORMATS:
+            del part["format"]
+        if part.get("uniqueItems") is False or (part.get("uniqueItems") is True and _few(part)):
+            del part["uniqueItems"]
+        if "contains" not in part or (part.get("minContains") == 0 and "maxContains" not in part):
+            for keyword in ("contains", "minContains", "maxContains"):
+                part.pop(keyword, None)
+        for keyword in ("unevaluatedProperties", "unevaluatedItems", "additionalItems"):
+            if any(_same(part.get(keyword), nothing) for nothing in _NOTHING):
+                del part[keyword]
+        if not isinstance(part.get("items"), list):
+            part.pop("additionalItems", None)
+        if "if" not in part or not ("then" in part or "else" in part):
+            for keyword in ("if", "then", "else"):
+                part.pop(keyword, None)
+        for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+            if part.get(keyword) == {}:
+                del part[keyword]
+        if part.get("not") is False:
+            del part["not"]
+        if "propertyNames" in part:
+            self._names(part)
+
+    def _names(self, part: dict[str, Any]) -> None:
+        """``propertyNames`` left out where every string is a name, and written otherwise where names are listed or
+        follow a pattern."""
+        rule, seen = part["propertyNames"], 0
+        while isinstance(rule, dict) and isinstance(rule.get("$ref"), str) and len(rule) == 1 and seen < 10:
+            rule, seen = _local(self._root, rule["$ref"]), seen + 1
+        if rule is True:
+            del part["propertyNames"]
+            return
+        if not isinstance(rule, dict):
+            return
+        rule = {key: value for key, value in rule.items() if key not in NOTES and not key.startswith("x-")}
+        kinds = rule.pop("type", "string")
+        if kinds != "string" and not (isinstance(kinds, list) and "string" in kinds):
+            return
+        if rule.get("format") not in FORMATS:
+            rule.pop("format", None)
+        if rule.get("minLength") == 0:
+            del rule["minLength"]
+        if not rule:
+            del part["propertyNames"]
+        elif not part.keys() & {"properties", "patternProperties"}:
+            values = part.get("additionalProperties", True)
+            allowed = [rule["const"]] if set(rule) == {"const"} else rule.get("enum") if set(rule) == {"enum"} else None
+            if allowed is not None and all(isinstance(name, str) for name in allowed):
+                part["properties"] = dict.fromkeys(allowed, values)
+            elif set(rule) == {"format"} and rule["format"] in _NAME_FORMATS:
+                part["patternProperties"] = {_NAME_FORMATS[rule["format"]]: values}
+            elif set(rule) == {"pattern"}:
+                part["patternProperties"] = {rule["pattern"]: values}
+            elif set(rule) <= {"minLength", "maxLength"}:
+                least, most = rule.get("minLength", 0), rule.get("maxLength", "")
+                part["patternProperties"] = {f"^[\\s\\S]{{{least},{most}}}$": values}
+            else:
+                return
+            part["additionalProperties"] = False
+            del part["propertyNames"]
+
+
+def ends_in_lone_backslash(pattern: str) -> bool:
+    """Whether a regular expression ends in a backslash that escapes nothing."""
+    return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
+
+
+def _few(part: dict[str, Any]) -> bool:
+    most = part.get("maxItems")
+    return isinstance(most, (int, float)) and most <= 1
+
+
+def _same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and bool(value == other)
+
+
+def _local(root: dict[str, Any], reference: str) -> Any:
+    """What a ``$ref`` within the document points at; None where that is nothing."""
+    if not reference.startswith("#/"):
+        return None
+    found: Any = root
+    for step in reference[2:].split("/"):
+        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
+
+
+def _at(*steps: str) -> str:
+    return ".".join(step for step in steps if step)

@@ -7,7 +7,32 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-_FORMATS = ["date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "uri-reference", "iri", "regex", "json-pointer", "binary", "byte", "password", "path", "idn-email", "uri-template", "base64url", "int32", "float", "unheard-of"]
+_FORMATS = [
+    "date",
+    "date-time",
+    "time",
+    "duration",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "uuid",
+    "uri",
+    "uri-reference",
+    "iri",
+    "regex",
+    "json-pointer",
+    "binary",
+    "byte",
+    "password",
+    "path",
+    "idn-email",
+    "uri-template",
+    "base64url",
+    "int32",
+    "float",
+    "unheard-of",
+]
 _PATTERNS = ["^a+$", "[a-f]{2,4}", "^(x|y)*z?$", "b{2}", r"^\d{3}-\d{2}$", ".", "^$", r"\w+\s\w+", "^[^a]$", "(a*)*b"]
 _NAMES = ["a", "b", "name", "", "é", "$ref", "a b", "a.b", "x" * 60]
 
@@ -183,7 +208,49 @@ class SchemaFuzzer:
             [None, True, -1, self.number(), "x", [], {}, [{}], {"a": {}}, self.schema(depth - 1), 10**400, ["a", "a"]]
         )
         keyword = rng.choice(
-            ["type", "enum", "const", "minimum", "maximum", "multipleOf", "exclusiveMinimum", "minLength", "maxLength", "pattern", "format", "items", "prefixItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "properties", "patternProperties", "additionalProperties", "required", "minProperties", "propertyNames", "dependentRequired", "dependentSchemas", "if", "then", "else", "not", "allOf", "anyOf", "oneOf", "$ref", "$defs", "$id", "$anchor", "$dynamicRef", "unevaluatedProperties", "unevaluatedItems", "$schema"]
+            [
+                "type",
+                "enum",
+                "const",
+                "minimum",
+                "maximum",
+                "multipleOf",
+                "exclusiveMinimum",
+                "minLength",
+                "maxLength",
+                "pattern",
+                "format",
+                "items",
+                "prefixItems",
+                "minItems",
+                "maxItems",
+                "uniqueItems",
+                "contains",
+                "minContains",
+                "properties",
+                "patternProperties",
+                "additionalProperties",
+                "required",
+                "minProperties",
+                "propertyNames",
+                "dependentRequired",
+                "dependentSchemas",
+                "if",
+                "then",
+                "else",
+                "not",
+                "allOf",
+                "anyOf",
+                "oneOf",
+                "$ref",
+                "$defs",
+                "$id",
+                "$anchor",
+                "$dynamicRef",
+                "unevaluatedProperties",
+                "unevaluatedItems",
+                "$schema",
+            ]
         )
         found = self.schema(depth - 1) if rng.random() < 0.5 else {}
         found[keyword] = value

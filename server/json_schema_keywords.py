@@ -15,8 +15,8 @@ ONE = (
 MANY = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 _PLAIN = (
-    "$anchor", "dependencies", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "const", "dependentRequired", "enum",
-    "exclusiveMaximum", "exclusiveMinimum", "format", "id", "maxContains", "maximum", "maxItems", "maxLength",
+    "$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "const", "dependencies", "dependentRequired",
+    "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "id", "maxContains", "maximum", "maxItems", "maxLength",
     "maxProperties", "minContains", "minimum", "minItems", "minLength", "minProperties", "multipleOf", "pattern",
     "required", "type", "uniqueItems",
 )  # fmt: skip

@@ -100,18 +100,54 @@ class _Binder:
             del part["not"]
         if "propertyNames" in part:
             self._names(part)
+        if isinstance(part.get("oneOf"), list) and "anyOf" not in part:
+            apart = self._apart(part["oneOf"])
+            if apart is not None:
+                del part["oneOf"]
+                part["anyOf"] = apart
+
+    def _apart(self, branches: list[Any]) -> list[Any] | None:
+        """The branches of a ``oneOf`` no two of which can be fulfilled at once, as those of an ``anyOf``: they differ in
+        type, or in a property that tells them apart and is then required. None where that cannot be seen."""
+        seen = [self._meant(branch) for branch in branches]
+        kinds = [_types(branch) for branch in seen]
+        if all(kinds) and len(set().union(*kinds)) == sum(map(len, kinds)):
+            return branches
+        if any(kind != {"object"} for kind in kinds):
+            return None
+        for name in seen[0].get("properties", {}) if isinstance(seen[0].get("properties", {}), dict) else ():
+            tags = [self._texts(branch, name) for branch in seen]
+            if all(tags) and len(set().union(*tags)) == sum(map(len, tags)):
+                return [{**branch, "required": sorted({*branch.get("required", ()), name})} for branch in seen]
+        return None
+
+    def _meant(self, schema: Any) -> dict[str, Any]:
+        """``schema``, or what it only points at; empty where that is no object."""
+        for _ in range(10):
+            if not (
+                isinstance(schema, dict) and isinstance(schema.get("$ref"), str) and schema.keys() <= {"$ref", *NOTES}
+            ):
+                break
+            schema = _local(self._root, schema["$ref"])
+        return schema if isinstance(schema, dict) else {}
+
+    def _texts(self, branch: dict[str, Any], name: str) -> set[str]:
+        """The strings that a property of ``branch`` may be; none where it may be something else."""
+        properties = branch.get("properties")
+        found = self._meant(properties.get(name)) if isinstance(properties, dict) else {}
+        values = [found["const"]] if "const" in found else found.get("enum")
+        whole = isinstance(values, list) and all(isinstance(value, str) for value in values)
+        return set(values or ()) if whole else set()
 
     def _names(self, part: dict[str, Any]) -> None:
         """``propertyNames`` left out where every string is a name, and written otherwise where names are listed or
         follow a pattern."""
-        rule, seen = part["propertyNames"], 0
-        while isinstance(rule, dict) and isinstance(rule.get("$ref"), str) and len(rule) == 1 and seen < 10:
-            rule, seen = _local(self._root, rule["$ref"]), seen + 1
+        rule = part["propertyNames"]
         if rule is True:
             del part["propertyNames"]
-            return
         if not isinstance(rule, dict):
             return
+        rule = self._meant(rule)
         rule = {key: value for key, value in rule.items() if key not in NOTES and not key.startswith("x-")}
         kinds = rule.pop("type", "string")
         if kinds != "string" and not (isinstance(kinds, list) and "string" in kinds):
@@ -143,6 +179,13 @@ class _Binder:
 def ends_in_lone_backslash(pattern: str) -> bool:
     """Whether a regular expression ends in a backslash that escapes nothing."""
     return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
+
+
+def _types(schema: dict[str, Any]) -> set[str]:
+    """The types that ``schema`` names; integers are numbers."""
+    kinds = schema.get("type")
+    named = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
+    return {"number" if kind == "integer" else str(kind) for kind in named}
 
 
 def _few(part: dict[str, Any]) -> bool:

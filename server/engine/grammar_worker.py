@@ -1,8 +1,9 @@
 """The processes in which clients' grammars are compiled and followed.
 
 llguidance is native code: a schema may overflow its stack, fill the memory or keep it busy for minutes. So none of it
-runs in the server. ``python -m ladle.server.engine.grammar_worker FD`` reads the vocabulary once and then forks a worker
-whenever the server asks for one, which takes milliseconds and shares the vocabulary's memory. Nothing here imports torch.
+runs in the server. ``python -m ladle.server.engine.grammar_worker FD`` reads the vocabulary once and then forks a
+worker whenever the server asks for one, which takes milliseconds and shares the vocabulary's memory. Nothing here
+imports torch.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 faults = typer.Typer(
     no_args_is_help=True,
-    help="Generated requests, grammars, cancelled streams, overload and a soak, on the loopback interface; exit code 1 when "
-    "something did not hold.",
+    help="Generated requests, grammars, cancelled streams, overload and a soak, on the loopback interface; exit code "
+    "1 when something did not hold.",
 )
 
 VOCABULARY = 320

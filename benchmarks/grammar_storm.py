@@ -1,5 +1,5 @@
-"""Schemas, regular expressions and texts that nobody would send, against everything native that sees a client's bytes:
-the grammar library, the tokenizer, the JSON reader, the template engine. The server lives, and others get their forms."""
+"""Schemas, regular expressions and texts that nobody would send, against all that is native and sees a client's bytes:
+the grammar library, the tokenizer, the JSON reader, the template engine. The server lives, others get their forms."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Schemas and regular expressions drawn at random: the shapes of JSON Schema's own test suite, numbers about every power
-of two, every operator of regular expressions, nesting and repetition beyond reason."""
+"""Schemas and regular expressions drawn at random: the shapes of JSON Schema's own test suite, numbers about every
+power of two, every operator of regular expressions, nesting and repetition beyond reason."""
 
 from __future__ import annotations
 
@@ -87,15 +87,19 @@ class SchemaFuzzer:
         rng = self._rng
         if depth == 0:
             return rng.choice(
-                ["a", "b", ".", r"\d", r"\w", r"\s", r"\b", "^", "$", "[a-z]", "[^a]", "[]", "[a-", r"\p{L}", r"\x41", r"\u{1F327}",
-                 "é", "\\", r"\\", "/", '"', "\n", "&", "~", "(?i)a", "(?=a)", "(?!a)", "(?<=a)", r"\1", "(?P<n>a)", "[[:alpha:]]",
+                ["a", "b", ".", r"\d", r"\w", r"\s", r"\b", "^", "$", "[a-z]", "[^a]", "[]", "[a-", r"\p{L}", r"\x41",
+                 r"\u{1F327}",
+                 "é", "\\", r"\\", "/", '"', "\n", "&", "~", "(?i)a", "(?=a)", "(?!a)", "(?<=a)", r"\1", "(?P<n>a)",
+                 "[[:alpha:]]",
                  "[a&&b]", r"\Q", r"\A", r"\z", "#", "-", "]", "}", "{"]
             )  # fmt: skip
         one, other = self._regex(depth - 1), self._regex(depth - 1)
         count = rng.choice([0, 1, 2, 10, 300, 1000, 65536, 2**31, 2**32, 2**63])
         return rng.choice(
-            [one + other, f"{one}|{other}", f"({one})*", f"({one})+", f"({one})?", f"(?:{one}){{{count}}}", f"({one}){{0,{count}}}",
-             f"({one}){{{count},}}", f"({one})*?", f"({one}&{other})", f"(~({one}))", f"({one})&({other})", f"(({one})*)*{other}",
+            [one + other, f"{one}|{other}", f"({one})*", f"({one})+", f"({one})?", f"(?:{one}){{{count}}}",
+             f"({one}){{0,{count}}}",
+             f"({one}){{{count},}}", f"({one})*?", f"({one}&{other})", f"(~({one}))", f"({one})&({other})",
+             f"(({one})*)*{other}",
              f"({one}?){{{min(count, 300)}}}{other}", one * 50, f"({one}"]
         )  # fmt: skip
 
@@ -103,7 +107,8 @@ class SchemaFuzzer:
         rng = self._rng
         found: dict[str, Any] = {"type": "integer"}
         for keyword, chance in (
-            ("minimum", 0.4), ("maximum", 0.4), ("exclusiveMinimum", 0.15), ("exclusiveMaximum", 0.15), ("multipleOf", 0.1),
+            ("minimum", 0.4), ("maximum", 0.4), ("exclusiveMinimum", 0.15), ("exclusiveMaximum", 0.15),
+            ("multipleOf", 0.1),
         ):  # fmt: skip
             if rng.random() < chance:
                 found[keyword] = (
@@ -204,7 +209,7 @@ class SchemaFuzzer:
 
     def _odd(self, depth: int) -> dict[str, Any]:
         rng = self._rng
-        value = rng.choice(
+        value: Any = rng.choice(
             [None, True, -1, self.number(), "x", [], {}, [{}], {"a": {}}, self.schema(depth - 1), 10**400, ["a", "a"]]
         )
         keyword = rng.choice(

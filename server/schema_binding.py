@@ -107,8 +107,10 @@ class _Binder:
                 part["anyOf"] = apart
 
     def _apart(self, branches: list[Any]) -> list[Any] | None:
-        """The branches of a ``oneOf`` no two of which can be fulfilled at once, as those of an ``anyOf``: they differ in
-        type, or in a property that tells them apart and is then required. None where that cannot be seen."""
+        """The branches of a ``oneOf`` of which no two can be fulfilled at once, as those of an ``anyOf``.
+
+        They differ in type, or in a property that tells them apart and is then required. None where that cannot be
+        seen."""
         seen = [self._meant(branch) for branch in branches]
         kinds = [_types(branch) for branch in seen]
         if all(kinds) and len(set().union(*kinds)) == sum(map(len, kinds)):

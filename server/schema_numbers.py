@@ -130,7 +130,8 @@ def _number_bounds(part: dict[str, Any]) -> None:
 
 def _inside(part: dict[str, Any], low: _Bound, high: _Bound) -> tuple[_Bound, _Bound]:
     """Bounds a thousandth further in where they are exclusive."""
-    width = abs((high if high is not None else low or 0) - (low if low is not None and high is not None else 0)) / 1000
+    ends = [bound for bound in (low, high) if bound is not None]
+    width = abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)) / 1000
     if low is not None and "exclusiveMinimum" in part:
         low = Fraction(float(f"{float(low + width):.6e}"))
     if high is not None and "exclusiveMaximum" in part:

@@ -121,6 +121,7 @@ class GrammarNursery:
         self._last = 0
         self._starts: deque[float] = deque(maxlen=_STARTS)
         self._broken: str | None = None
+        self._closed = False
         weakref.finalize(self, self._handles.close)
 
     def start(self) -> None:
@@ -132,6 +133,8 @@ class GrammarNursery:
         """
         with self._lock:
             handles = self._handles
+            if self._closed:
+                raise GrammarsUnavailable("the family is on its way out")
             if self._broken is not None:
                 raise GrammarError(self._broken)
             if handles.process is not None and handles.process.poll() is None:
@@ -205,8 +208,9 @@ class GrammarNursery:
         return True
 
     def close(self) -> None:
-        """End it and all workers; ``start`` begins anew."""
+        """End it and all workers, for good."""
         with self._lock:
+            self._closed = True
             self._handles.close()
 
     @property

@@ -202,12 +202,12 @@ class Nursery:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         while True:
-            readable, _, _ = select.select([self._channel.socket, ended], [], [])
+            readable, _, _ = select.select([self._channel.socket.fileno(), ended], [], [])
             if ended in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(ended, 4096)
             self._reap()
-            if self._channel.socket in readable and not self._obey(words, limits, [ended, wake]):
+            if self._channel.socket.fileno() in readable and not self._obey(words, limits, [ended, wake]):
                 return
 
     def _obey(self, words: LLTokenizer, limits: dict[str, Any], ours: list[int]) -> bool:

@@ -157,10 +157,13 @@ async def test_compiling_does_not_hold_up_others(
         ({"structured_outputs": {"regex": "(a?){300}a{300}"}}, "structured_outputs.regex"),
         ({"structured_outputs": {"regex": "((a{1,300}){300}){300}"}}, "structured_outputs.regex"),
         ({"structured_outputs": {"regex": "(a{1000}){1000}"}}, "structured_outputs.regex"),
-        ({"structured_outputs": {"json": {"type": "string", "pattern": "^(a?){300}a{300}$"}}}, "structured_outputs.json"),
+        (
+            {"structured_outputs": {"json": {"type": "string", "pattern": "^(a?){300}a{300}$"}}},
+            "structured_outputs.json",
+        ),
         ({"structured_outputs": {"json": {"enum": [-(2**62)], "multipleOf": 5e-324}}}, None),
     ],
-)  # fmt: skip
+)
 async def test_what_is_too_complex_is_refused_before_anything_is_written(
     real_state: ServerState, fields: dict[str, Any], param: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:

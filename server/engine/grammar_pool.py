@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import select
 import struct
 import threading
 import time
@@ -172,11 +173,13 @@ class GrammarPool:
             for _ in range(2):
                 until = time.monotonic() + PATIENCE_S
                 while waiting := [p for p in positions if p.error is None and not known(p)]:
+                    homes = list(dict.fromkeys(p.home for p in waiting if p.home is not None))
+                    if any([self._listen(home) for home in homes]):
+                        continue
                     left = until - time.monotonic()
                     if left <= 0:
                         break
-                    assert waiting[0].home is not None
-                    self._listen(waiting[0].home, left)
+                    _until_one_speaks(homes, left)
                 else:
                     return
             for home in {p.home for p in waiting if p.home is not None}:
@@ -185,16 +188,20 @@ class GrammarPool:
             if position.error is None and not known(position):
                 position.error = f"{TOO_COMPLEX}: finding the next token takes too long"
 
-    def _listen(self, home: Home, seconds: float) -> None:
-        """Take one message of a worker."""
+    def _listen(self, home: Home) -> bool:
+        """Take what a worker has said, or notice that it is gone; whether there was either."""
+        heard = False
         with home.worker.lock:
             try:
-                message = home.worker.channel.receive(seconds)
+                while (message := home.worker.channel.receive(0)) is not None:
+                    heard = True
+                    self._heed(home, message)
             except (EOFError, OSError):
                 self._bury(home)
-                return
-        if message is None:
-            return
+                return True
+        return heard
+
+    def _heed(self, home: Home, message: Message) -> None:
         position = home.positions.get(message.a) if message.kind in (wire.STATE, wire.MASK) else None
         if position is None:
             return
@@ -278,3 +285,11 @@ class GrammarPool:
                         self._on_crash(position.spec, str(reason), False)
                 else:
                     self._place(position)
+
+
+def _until_one_speaks(homes: Sequence[Home], seconds: float) -> None:
+    """Wait for a message of any of ``homes``, or for its end."""
+    waiting = select.poll()
+    for home in homes:
+        waiting.register(home.worker.channel.socket, select.POLLIN)
+    waiting.poll(1e3 * seconds)

@@ -105,6 +105,27 @@ def test_what_a_worker_was_at_fails_and_its_neighbours_move(
     neighbour.__exit__()
 
 
+def test_a_worker_that_stands_still_holds_nobody_else_up(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ladle.server.engine.grammar_pool.PATIENCE_S", 0.3)
+    walks = [Walk(compiler.compile(GrammarSpec("regex", f"[ab]{{9}}{index}"))) for index in range(4)]
+    for walk in walks:
+        walk.allowed()
+    pool, parent = walks[0]._pool, nursery_of(compiler)
+    homes = [walk.position.home for walk in walks]
+    stuck = children_of(parent)[0]  # the first one that was asked for
+    os.kill(stuck, signal.SIGSTOP)
+    started = time.monotonic()
+    pool.advance([(walk.position, letters("a")[0]) for walk in walks])
+    assert time.monotonic() - started < 5
+    assert [walk.position.home for walk in walks[1:]] == homes[1:], "theirs were not at fault"
+    pool.masks([walk.position for walk in walks])
+    assert [walk.position.error for walk in walks[1:]] == [None] * 3
+    for walk in walks:
+        walk.__exit__()
+
+
 def test_an_engine_goes_on_through_killed_workers(compiler: GrammarCompiler, tmp_path: Path) -> None:
     engine = build(family_of(tmp_path, seed=fresh_seed() % 1000))
     requests = [

@@ -113,14 +113,14 @@ class _Binder:
         seen."""
         seen = [self._meant(branch) for branch in branches]
         kinds = [_types(branch) for branch in seen]
-        if all(kinds) and len(set().union(*kinds)) == sum(map(len, kinds)):
+        if branches and all(kinds) and len(set().union(*kinds)) == sum(map(len, kinds)):
             return branches
-        if any(kind != {"object"} for kind in kinds):
+        if not branches or any(kind != {"object"} for kind in kinds):
             return None
         for name in seen[0].get("properties", {}) if isinstance(seen[0].get("properties", {}), dict) else ():
             tags = [self._texts(branch, name) for branch in seen]
             if all(tags) and len(set().union(*tags)) == sum(map(len, tags)):
-                return [{**branch, "required": sorted({*branch.get("required", ()), name})} for branch in seen]
+                return [{**branch, "required": [*_list(branch.get("required")), name]} for branch in seen]
         return None
 
     def _meant(self, schema: Any) -> dict[str, Any]:
@@ -163,14 +163,16 @@ class _Binder:
         elif not part.keys() & {"properties", "patternProperties"}:
             values = part.get("additionalProperties", True)
             allowed = [rule["const"]] if set(rule) == {"const"} else rule.get("enum") if set(rule) == {"enum"} else None
-            if allowed is not None and all(isinstance(name, str) for name in allowed):
+            if isinstance(allowed, list) and all(isinstance(name, str) for name in allowed):
                 part["properties"] = dict.fromkeys(allowed, values)
             elif set(rule) == {"format"} and rule["format"] in _NAME_FORMATS:
                 part["patternProperties"] = {_NAME_FORMATS[rule["format"]]: values}
             elif set(rule) == {"pattern"}:
                 part["patternProperties"] = {rule["pattern"]: values}
             elif set(rule) <= {"minLength", "maxLength"}:
-                least, most = rule.get("minLength", 0), rule.get("maxLength", "")
+                least, most = rule.get("minLength", 0), rule.get("maxLength", 1 << 20)
+                if type(least) is not int or type(most) is not int or not 0 <= least <= most <= 1 << 20:
+                    return
                 part["patternProperties"] = {f"^[\\s\\S]{{{least},{most}}}$": values}
             else:
                 return
@@ -192,7 +194,11 @@ def _types(schema: dict[str, Any]) -> set[str]:
 
 def _few(part: dict[str, Any]) -> bool:
     most = part.get("maxItems")
-    return isinstance(most, (int, float)) and most <= 1
+    return isinstance(most, (int, float)) and not isinstance(most, bool) and most <= 1
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _same(value: Any, other: Any) -> bool:

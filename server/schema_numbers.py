@@ -22,10 +22,12 @@ _Bound = Fraction | None
 class NumberError(ValueError):
     """A number that cannot be kept to. ``keyword``: where it stands; ``value``: the number."""
 
-    def __init__(self, keyword: str, value: object, reason: str) -> None:
+    def __init__(self, keyword: str, value: int | float, reason: str) -> None:
         super().__init__(reason)
         self.keyword = keyword
-        self.value = value
+        # Python writes no integer of more than some thousand digits.
+        huge = isinstance(value, int) and value.bit_length() > 4096
+        self.value: object = f"an integer of {value.bit_length()} bits" if huge else value  # type: ignore[union-attr]
 
 
 def check_constant(keyword: str, value: Any) -> None:
@@ -48,7 +50,7 @@ def counts(part: dict[str, Any]) -> None:
         value = part.get(keyword)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue  # for the library to refuse
-        if value != value or value < 0 or (math.isfinite(value) and value != int(value)):
+        if not value >= 0 or (value <= _MOST_COUNT and value != int(value)):
             raise NumberError(keyword, value, "a whole number from 0")
         if value > _MOST_COUNT:
             if keyword.startswith("min"):

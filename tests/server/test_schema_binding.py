@@ -292,6 +292,31 @@ def test_what_binds_and_cannot_be_kept_stays_refused(compiler: GrammarCompiler) 
             compiler.compile(GrammarSpec.json_schema(bind_schema(schema, "f")))
 
 
+def test_anything_may_stand_where_a_schema_should(compiler: GrammarCompiler) -> None:
+    """Malformed schemas are the library's to refuse, or ours, and nothing else comes of them."""
+    rng = random.Random(fresh_seed())
+    fuzzer, values = (
+        SchemaFuzzer(rng),
+        [None, True, 3, -1, 0.5, "x", [], {}, [3], ["a"], {"a": 3}, 10**400, [[]], 10**5000],
+    )
+    keywords = (
+        "oneOf propertyNames properties required enum const minLength maxItems minimum multipleOf type uniqueItems"
+    )
+    for _ in range(3000):
+        schema = fuzzer.schema(rng.randint(0, 3))
+        for keyword in rng.sample(keywords.split(), rng.randint(0, 2)):
+            inner = {rng.choice(keywords.split()): rng.choice(values)}
+            schema[keyword] = rng.choice([*values, inner, [inner, {"type": "object"}]])
+        try:
+            text = json.dumps(bind_schema(schema, "f"))
+        except InputError as refused:
+            assert refused.field.startswith("f") and str(refused)
+        except ValueError as error:  # an integer that Python does not write; no body has one
+            assert "integer string conversion" in str(error)
+        else:
+            assert text
+
+
 def test_schemas_nested_without_end_are_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(150):

@@ -235,9 +235,14 @@ class GrammarPool:
 
     def _home_for(self, spec: GrammarSpec) -> Home:
         roomy = [home for home in self._homes if home.free]
-        home = next((home for home in reversed(roomy) if spec in home.specs), None)
-        if home is None and roomy and sum(1 for h in self._homes if h.positions) >= WORKERS:
-            home = min(roomy, key=lambda other: len(other.positions))
+        own = [home for home in reversed(roomy) if spec in home.specs]
+        busy = sum(1 for home in self._homes if home.positions)
+        shared = [home for home in roomy if home.positions]
+        home = next((home for home in own if home.positions or busy < WORKERS), None)
+        if home is None and busy >= WORKERS and shared:
+            home = min(shared, key=lambda other: len(other.positions))
+        if home is None and own:
+            home = own[0]
         if home is None:
             home = Home(self._nursery.fork())
             self._homes.append(home)

@@ -69,6 +69,23 @@ def test_workers_are_bounded_in_number_and_their_ends_are_heard(compiler: Gramma
     assert len(children_of(parent)) <= 9
 
 
+def test_many_grammars_at_once_share_a_few_workers(compiler: GrammarCompiler) -> None:
+    parent = nursery_of(compiler)
+    walks = []
+    for index in range(30):
+        walks.append(Walk(compiler.compile(GrammarSpec("regex", f"[ab]{{5}}{index}"))))
+        assert walks[-1].allowed()
+    until = time.monotonic() + 10
+    while len(children_of(parent)) > 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(children_of(parent)) == 8
+    assert all(walk.take(letters("a")[0]) and len(walk.allowed()) == 2 for walk in walks)
+    os.kill(children_of(parent)[0], signal.SIGKILL)
+    assert all(walk.take(letters("b")[0]) and len(walk.allowed()) == 2 for walk in walks)
+    for walk in walks:
+        walk.__exit__()
+
+
 def test_positions_move_when_their_worker_is_killed(compiler: GrammarCompiler) -> None:
     rng = random.Random(fresh_seed())
     grammars = [compiler.compile(GrammarSpec("regex", f"[ab]{{40}}{index}")) for index in range(3)]

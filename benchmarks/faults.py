@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 faults = typer.Typer(
     no_args_is_help=True,
-    help="Generated requests, cancelled streams, overload and a soak, on the loopback interface; exit code 1 when "
-    "something did not hold.",
+    help="Generated requests, grammars, cancelled streams, overload and a soak, on the loopback interface; exit code "
+    "1 when something did not hold.",
 )
 
 VOCABULARY = 320
@@ -137,6 +137,23 @@ def loads(
     seed = _seed(seed)
     with tempfile.TemporaryDirectory() as folder, concurrent_loads.serving(Path(folder), seed) as (server, key):
         row = asyncio.run(concurrent_loads.run(server, seconds, clients, seed, key))
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults grammars --count 10000")
+def grammars(
+    count: Annotated[int, typer.Option(min=5, help="Number of requests.")] = 10_000,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 8,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """Schemas, regular expressions and texts that try to end or hold up what reads them, beside ordinary ones."""
+    from ladle.benchmarks import grammar_storm
+
+    with _serving(family, "--default-max-tokens", "32", "--max-queue", "1024") as server:
+        row = asyncio.run(grammar_storm.run(server, count, concurrency, _seed(seed)))
     _report(row, note, out)
 
 

@@ -33,7 +33,9 @@ async def family_of(session: aiohttp.ClientSession) -> dict[str, Any]:
 def session_of(server: ServerUnderTest) -> aiohttp.ClientSession:
     """A client of ``server`` with as many connections as it likes."""
     timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
-    return aiohttp.ClientSession(server.url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+    # Less than the server's, which would otherwise close a connection just when it is used again.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
+    return aiohttp.ClientSession(server.url, timeout=timeout, connector=connector)
 
 
 async def ask(session: aiohttp.ClientSession, drawn: Drawn) -> str:

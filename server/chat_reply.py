@@ -68,8 +68,9 @@ def _message(text: str, calling: ToolCalling | None) -> ChatMessage:
         parser = calling.parser()
         parts = [*parser.push(text), *parser.finish()]
         calls = [_call(part) for part in parts if isinstance(part, Call)]
-        if calls:
+        if calls or calling.required:
             message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
+        if calls:
             message["tool_calls"] = calls
     return message
 

@@ -14,7 +14,7 @@ from ladle.merging.errors import InputError
 from ladle.server.callers import ANYONE, Caller, Meter
 from ladle.server.engine.answer import NOT_FINITE
 from ladle.server.engine.grammar import Grammar
-from ladle.server.engine.grammar_masks import TOO_COMPLEX
+from ladle.server.engine.grammar_pool import NO_PROCESS, TOO_COMPLEX
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.waiting_room import QueueFull
@@ -206,6 +206,8 @@ class Outputs:
         if isinstance(output, StepOutput):
             if output.error is not None and output.error.startswith(TOO_COMPLEX):
                 return ApiError(400, output.error, param="response_format", code="grammar_too_complex")
+            if output.error is not None and output.error.startswith(NO_PROCESS):
+                return unavailable(output.error, "grammars_unavailable")
             if output.error is not None and output.error.startswith(NOT_FINITE):
                 return ApiError(400, output.error, param="steering", code="scores_not_finite")
             if output.finish_reason == "error":

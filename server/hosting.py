@@ -193,6 +193,7 @@ class Hosting:
             if hosted.controls is not None and hosted.controls.alive and hosted not in self._told:
                 self._told.add(hosted)
                 hosted.controls.close(_PATIENCE_S)
+                hosted.live.grammars.close()
                 if hosted.controls.alive:
                     logger.error("the engine of %s is in a step that does not end; it is left behind", hosted.name)
 
@@ -217,6 +218,7 @@ class Hosting:
             if hosted.controls is not None:
                 hosted.controls.close()
             hosted.live.compiling.shutdown(wait=False)
+            hosted.live.grammars.close()
             loop.call_soon_threadsafe(forget)
 
         def forget() -> None:

@@ -8,24 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-_ONE = (
-    "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
+ONE = (
+    "additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
     "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
-_MANY = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+MANY = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 _PLAIN = (
-    "$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "const", "dependentRequired", "enum",
-    "exclusiveMaximum", "exclusiveMinimum", "format", "id", "maxContains", "maximum", "maxItems", "maxLength",
+    "$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "const", "dependencies", "dependentRequired",
+    "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "id", "maxContains", "maximum", "maxItems", "maxLength",
     "maxProperties", "minContains", "minimum", "minItems", "minLength", "minProperties", "multipleOf", "pattern",
     "required", "type", "uniqueItems",
 )  # fmt: skip
-# What says nothing of the answer; ``discriminator`` points at what ``oneOf`` says already.
-_NOTES = (
-    "$comment", "contentEncoding", "contentMediaType", "default", "deprecated", "description", "discriminator",
-    "example", "examples", "readOnly", "title", "writeOnly",
-)  # fmt: skip
-_KNOWN = frozenset((*_ONE, *_MANY, *_NAMED, *_PLAIN, *_NOTES))
+# What says nothing of the answer; ``discriminator`` points at what ``oneOf`` says already. ``nullable`` is OpenAPI's
+# and means nothing to JSON Schema; ``strict`` and the descriptions of choices are what tools write beside it.
+NOTES = frozenset({
+    "$comment", "contentEncoding", "contentMediaType", "contentSchema", "default", "deprecated", "description",
+    "discriminator", "enumDescriptions", "enumNames", "errorMessage", "example", "examples", "externalDocs",
+    "markdownDescription", "markdownEnumDescriptions", "nullable", "propertyOrdering", "readOnly", "strict", "title",
+    "writeOnly", "xml",
+})  # fmt: skip
+_KNOWN = frozenset((*ONE, *MANY, *NAMED, *_PLAIN, *NOTES))
 
 
 def unknown_keyword(schema: Any) -> tuple[str, str] | None:
@@ -42,14 +45,15 @@ def unknown_keyword(schema: Any) -> tuple[str, str] | None:
         for keyword, value in part.items():
             if keyword not in _KNOWN and (not keyword.startswith("x-") or keyword == "x-guidance"):
                 return path, keyword
-            todo.extend((f"{path}.{step}" if path else step, found) for step, found in _inside(keyword, value))
+            todo.extend((f"{path}.{step}" if path else step, found) for step, found in inside(keyword, value))
     return None
 
 
-def _inside(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if keyword in _NAMED and isinstance(value, dict):
+def inside(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas that are the value of ``keyword``, each with its path from there."""
+    if keyword in NAMED and isinstance(value, dict):
         yield from ((f"{keyword}.{name}", found) for name, found in value.items())
-    elif keyword in _MANY and isinstance(value, list):
+    elif keyword in MANY and isinstance(value, list):
         yield from ((f"{keyword}[{index}]", found) for index, found in enumerate(value))
-    elif keyword in _ONE:
+    elif keyword in ONE:
         yield keyword, value

@@ -57,6 +57,8 @@ class FamilyFiles:
         if source == self._settings.family:
             self._own[family.name] = source
         serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary)
+        # Beside whatever comes first, which is seldom a grammar; who asks for one waits for this or tries again.
+        serving.compiling.submit(serving.grammars.warm)
         return Hosted(serving, EngineControls(engine), source, left_out)
 
     def _sources(self) -> dict[str, str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ladle.merging.errors import InputError
-from ladle.server.engine.grammar import Grammar, GrammarError, GrammarSpec
-from ladle.server.json_schema_keywords import unknown_keyword
+from ladle.server.engine.grammar import Grammar, GrammarSpec
+from ladle.server.grammar_compiling import compile_grammar
+from ladle.server.schema_binding import bind_schema, ends_in_lone_backslash
 from ladle.server.state import Serving
 from ladle.server.strict_model import StrictModel
 
@@ -46,14 +47,14 @@ class ResponseFormat(StrictModel):
         return self
 
     def answer_schema(self) -> tuple[dict[str, Any], str] | None:
-        """The schema of the answer and the field that asks for it; None for text. Raises InputError."""
+        """The schema of the answer, as the grammar library takes it, and the field that asks for it; None for text.
+        Raises InputError."""
         if self.type == "text":
             return None
         if self.json_schema is None:
             return {"type": "object"}, "response_format"
         field = "response_format.json_schema.schema"
-        check_schema(self.json_schema.schema_, field)
-        return self.json_schema.schema_, field
+        return bind_schema(self.json_schema.schema_, field), field
 
 
 class StructuredOutputs(StrictModel):
@@ -94,7 +95,7 @@ class OutputFields(StrictModel):
         """The grammar of the answer and the field that asks for it; None for free text.
 
         Raises:
-            InputError: a schema with a keyword that is none.
+            InputError: a schema with a keyword that is none, or with numbers that cannot be kept exactly.
         """
         shaped = None if self.response_format is None else self.response_format.answer_schema()
         if shaped is not None:
@@ -103,33 +104,22 @@ class OutputFields(StrictModel):
         if asked is None:
             return None
         if asked.json_ is not None:
-            check_schema(asked.json_, "structured_outputs.json")
-            return GrammarSpec.json_schema(asked.json_), "structured_outputs.json"
+            schema = bind_schema(asked.json_, "structured_outputs.json")
+            return GrammarSpec.json_schema(schema), "structured_outputs.json"
         if asked.regex is not None:
+            if ends_in_lone_backslash(asked.regex):
+                allowed = "a regular expression that does not end in a lone backslash"
+                raise InputError("structured_outputs.regex", asked.regex, allowed)
             return GrammarSpec("regex", asked.regex), "structured_outputs.regex"
         alternatives = "|".join(_SPECIAL.sub(r"\\\1", choice) for choice in asked.choice or ())
         return GrammarSpec("regex", f"(?:{alternatives})"), "structured_outputs.choice"
 
 
-def check_schema(schema: dict[str, Any], field: str) -> None:
-    """Raise InputError for a keyword that is none."""
-    found = unknown_keyword(schema)
-    if found is not None:
-        path, keyword = found
-        inside = f"{field}.{path}" if path else field
-        raise InputError(inside, keyword, "keywords of JSON Schema, and notes whose names begin with x-")
-
-
-async def compile_grammar(serving: Serving, spec: GrammarSpec, field: str) -> Grammar:
-    """The grammar ready for use, compiled beside the event loop. Raises InputError: field and reason."""
-    try:
-        return await asyncio.get_running_loop().run_in_executor(serving.compiling, serving.grammars.compile, spec)
-    except GrammarError as error:
-        what = {"json_schema": "a JSON schema", "regex": "a regular expression", "lark": "functions"}[spec.kind]
-        raise InputError(field, spec.text, f"{what} that can be followed, which this cannot: {error}") from None
-
-
 async def grammar_of(serving: Serving, fields: OutputFields) -> Grammar | None:
-    """What the answer to a request must follow. Raises InputError."""
+    """What the answer to a request must follow. Raises InputError, ApiError."""
     asked = fields.output_grammar()
-    return None if asked is None else await compile_grammar(serving, *asked)
+    if asked is None:
+        return None
+    spec, field = asked
+    parts = [(field, json.loads(spec.text))] if spec.kind == "json_schema" else []
+    return await compile_grammar(serving, spec, field, parts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -63,6 +65,9 @@ class Service:
         Raises:
             FamilyError, InputError, ...: why the family could not be loaded.
         """
+        if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+            # A fault in native code says where it was before the process ends.
+            faulthandler.enable(sys.__stderr__)
         bound_buffers(listener, self.settings.send_seconds)
         config = uvicorn.Config(
             build_app(self.state, self._lifespan),

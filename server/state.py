@@ -90,7 +90,8 @@ class Serving:
             fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
             tokens=TokenText(engine.tokenizer),
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
-            compiling=ThreadPoolExecutor(2, "ladle-compile"),
+            # They wait for processes, which share the cores: what takes long there is not to hold others' grammars up.
+            compiling=ThreadPoolExecutor(8, "ladle-compile"),
         )
 
 

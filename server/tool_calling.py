@@ -7,8 +7,10 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.grammar import Grammar
+from ladle.server.grammar_compiling import compile_grammar
 from ladle.server.openai_schemas import ChatCompletionRequest
-from ladle.server.output_format import check_schema, compile_grammar, grammar_of
+from ladle.server.output_format import grammar_of
+from ladle.server.schema_binding import bind_schema
 from ladle.server.state import Serving
 from ladle.server.tool_formats import KNOWN, ToolFormat, calls_grammar, format_of
 from ladle.server.tool_parser import ToolParser
@@ -17,11 +19,19 @@ from ladle.server.tool_schemas import NO_ARGUMENTS, Tool
 
 @dataclass(frozen=True)
 class ToolCalling:
-    """The tools that an answer may call, at least one."""
+    """The tools that an answer may call, at least one.
+
+    Attributes:
+        several: whether it may hold more calls than one; not where a function is named.
+        required: whether it is calls and nothing else.
+        named: the only one that may be called.
+    """
 
     style: ToolFormat
     tools: tuple[Tool, ...]
     several: bool
+    required: bool
+    named: str | None = None
 
     @classmethod
     def of(cls, serving: Serving, body: ChatCompletionRequest) -> ToolCalling | None:
@@ -32,7 +42,11 @@ class ToolCalling:
         if style is None:
             allowed = f"nothing, because the base's chat template shows no tools, or is not {KNOWN}"
             raise InputError("tools", [tool.function.name for tool in body.offered], allowed)
-        return cls(style, tuple(body.offered), body.parallel_tool_calls is not False)
+        choice = body.tool_choice
+        named = None if choice is None else choice.name
+        required = choice is not None and choice.mode == "required"
+        several = body.parallel_tool_calls is not False and named is None
+        return cls(style, tuple(body.offered), several, required, named)
 
     @property
     def definitions(self) -> list[dict[str, Any]]:
@@ -46,10 +60,11 @@ class ToolCalling:
 
     def parser(self) -> ToolParser:
         """For one answer."""
-        return ToolParser(self.style, frozenset(tool.function.name for tool in self.tools), self.several)
+        names = frozenset(tool.function.name for tool in self.tools if self.named in (None, tool.function.name))
+        return ToolParser(self.style, names, self.several, self.required)
 
     async def grammar(self, serving: Serving, body: ChatCompletionRequest) -> Grammar | None:
-        """What the answer must follow; None where the model decides. Raises InputError."""
+        """What the answer must follow; None where the model decides. Raises InputError, ApiError."""
         choice = body.tool_choice
         required = choice is not None and choice.mode == "required"
         answer = body.output_grammar()
@@ -59,19 +74,22 @@ class ToolCalling:
             if body.structured_outputs is not None:
                 allowed = "nothing beside tools that the model may call; tool_choice none or required, or no tools"
                 raise InputError("structured_outputs", answer[0].text, allowed)
-        functions = []
+        functions, parts = [], []
         for index, tool in enumerate(body.tools or ()):
             function, field = tool.function, f"tools[{index}].function.parameters"
             if choice is not None and choice.name not in (None, function.name):
                 continue
             schema = function.parameters or NO_ARGUMENTS
-            check_schema(schema, field)
+            schema = bind_schema(schema, field)
             if schema.get("type", "object") != "object":
                 raise InputError(field, schema, "the schema of an object")
             functions.append((function.name, {**schema, "type": "object"}))
+            parts.append((field, functions[-1][1]))
         other = None if required or body.response_format is None else body.response_format.answer_schema()
+        if other is not None:
+            parts.append((other[1], other[0]))
         spec = calls_grammar(self.style, functions, self.several, None if other is None else other[0])
-        return await compile_grammar(serving, spec, "tools")
+        return await compile_grammar(serving, spec, "tools", parts)
 
 
 async def answer_grammar(serving: Serving, body: ChatCompletionRequest, calling: ToolCalling | None) -> Grammar | None:

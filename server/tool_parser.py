@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -29,11 +31,13 @@ class ToolParser:
     none stays text; white space around calls is dropped.
     """
 
-    def __init__(self, style: ToolFormat, names: frozenset[str], several: bool) -> None:
-        """``several``: whether more calls than the first count."""
+    def __init__(self, style: ToolFormat, names: frozenset[str], several: bool, required: bool = False) -> None:
+        """``several``: whether more calls than the first count. ``required``: a grammar makes the answer calls and
+        nothing else, so that there is no text, and what was cut is a part of a call."""
         self._style = style
         self._names = names
         self._several = several
+        self._required = required
         self._held = ""
         self._inside = False
         self._gap = ""
@@ -49,10 +53,11 @@ class ToolParser:
         """The rest, when no more text comes."""
         held, self._held = self._held, ""
         if self._style.opening and not self._inside:
-            return self._text(held)
+            # What was cut may be the opening of a call, of which only the name can be known.
+            return list(self._count(self._begun(""))) if self._required and held.strip() else self._text(held)
         found = self._calls(held)
-        if found:
-            return list(self._count(found))
+        if found or self._required:
+            return list(self._count(found or self._begun(held)))
         return self._text(self._gap + self._style.opening + held if self._inside else held)
 
     def _tagged(self) -> Iterator[Part]:
@@ -91,7 +96,7 @@ class ToolParser:
         return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
 
     def _text(self, text: str) -> list[Part]:
-        text = text.lstrip() if self._after_call else text
+        text = "" if self._required else text.lstrip() if self._after_call else text
         self._after_call = self._after_call and not text
         return [text] if text else []
 
@@ -113,13 +118,28 @@ class ToolParser:
                 known = isinstance(name[1], str) and name[1] in self._names
                 if fields or not known or not isinstance(arguments[1], dict):
                     return []
-                found.append(Call(str(name[1]), arguments[0]))
+                found.append(Call(str(name[1]), _whole_characters(arguments[0])))
                 place = _space(text, place)
                 if text[place : place + 1] == ";" and not self._style.opening:
                     place = _space(text, place + 1)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or nested deeper than anybody reads
             return []
         return found
+
+    def _begun(self, text: str) -> list[Call]:
+        """The call that ``text`` is the beginning of, if it is known which; its arguments are as far as they came."""
+        begun = re.match(r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"]*)(?P<end>"?)', text)
+        name = begun["name"] if begun else ""
+        meant = [
+            known for known in self._names if known == name or (not (begun and begun["end"]) and known.startswith(name))
+        ]
+        if len(meant) != 1:
+            return []
+        rest = re.compile(rf'\s*,\s*"{self._style.arguments}"\s*:\s*').match(text, begun.end()) if begun else None
+        arguments = "" if rest is None else text[rest.end() :]
+        with contextlib.suppress(ValueError, RecursionError):  # cut within them
+            arguments = arguments[: _DECODER.raw_decode(arguments)[1]]
+        return [Call(meant[0], _whole_characters(arguments))]
 
 
 # A tag that no text holds: everything is text.
@@ -131,6 +151,14 @@ def _no_number(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_number)
+_ESCAPES = re.compile(
+    r"(?P<pair>\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+
+
+def _whole_characters(text: str) -> str:
+    """JSON without halves of surrogate pairs, which are no characters: U+FFFD stands for each."""
+    return _ESCAPES.sub(lambda found: "\\ufffd" if found["half"] else found[0], text)
 
 
 def _space(text: str, place: int) -> int:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ladle.server.engine.grammar import reason_of
+from ladle.server.engine.grammar import Grammar
+from ladle.server.engine.grammar_pool import GrammarPool, Position
 from ladle.server.engine.sequence import Sequence
 from ladle.server.engine.transfers import send_one
-
-TOO_COMPLEX = "the grammar is too complex"
-_PATIENCE = 1.0  # seconds a step waits for a mask, twice; ordinary ones take a tenth of a millisecond
-_THREADS = 8  # more than there are cores: a mask that takes long is not to hold the others up
 
 
 @dataclass(frozen=True)
@@ -29,107 +24,93 @@ class Allowed:
     count: int
 
 
-class _Position:
-    """One sequence in its grammar. ``mask``: the tokens that may come next, a bit each, once computed."""
+@dataclass(eq=False)
+class _Followed:
+    """One sequence in its grammar. ``allowed``: the tokens that may come next, once somebody has asked."""
 
-    def __init__(self, sequence: Sequence) -> None:
-        assert sequence.request.grammar is not None
-        self.matcher = sequence.request.grammar.start()
-        self.sequence = sequence
-        self.error: str | None = None
-        self.mask: Future[bytes]
-        self.allowed: Allowed | None = None
-        # A sequence that was preempted, or that goes on from a block, has tokens already.
-        if sequence.output and not self.matcher.consume_tokens(sequence.output):
-            self.error = f"{TOO_COMPLEX}: {reason_of(self.matcher)}"
+    sequence: Sequence
+    grammar: Grammar
+    position: Position
+    allowed: Allowed | None = None
 
 
 class GrammarMasks:
-    """Positions by slot. Not thread-safe: the engine thread owns it; masks are computed on threads of its own, from the
-    moment a token is known until the scores of the next one are there."""
+    """Positions by slot. Not thread-safe: the engine thread owns it; masks are computed in processes of their own, from
+    the moment a token is known until the scores of the next one are there."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._positions: dict[int, _Position] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._followed: dict[int, _Followed] = {}
 
     def admit(self, sequence: Sequence) -> None:
         """Take over the grammar of ``sequence``, if it has one, at the end of its output."""
         assert sequence.slot is not None
-        self._positions.pop(sequence.slot, None)
-        if sequence.request.grammar is not None:
-            position = self._positions[sequence.slot] = _Position(sequence)
-            self._look_ahead(position)
+        self._finish_those_gone(sequence.slot)
+        grammar = sequence.request.grammar
+        if grammar is not None:
+            # A sequence that was preempted, or that goes on from a block, has tokens already.
+            self._followed[sequence.slot] = _Followed(sequence, grammar, grammar.start(sequence.output))
 
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
         """Which tokens may come next of those of ``sequences`` that have a grammar.
 
         None of them may where the grammar has failed (see ``error``).
         """
-        found = {}
-        for sequence in sequences:
-            position = self._position(sequence)
-            if position is not None:
-                if position.allowed is None:
-                    position.allowed = self._result(position, vocabulary)
-                found[sequence] = position.allowed
-        return found
+        followed = {s: found for s in sequences if (found := self._of(s)) is not None}
+        for pool, waiting in _by_pool([found for found in followed.values() if found.allowed is None]).items():
+            pool.masks([found.position for found in waiting])
+            for found in waiting:
+                found.allowed = self._result(found, vocabulary)
+        return {s: found.allowed for s, found in followed.items() if found.allowed is not None}
 
-    def advance(self, sequence: Sequence, token: int) -> bool:
-        """Follow a drawn token; whether the grammar has come to its end, so that no text can follow."""
-        position = self._position(sequence)
-        if position is None or position.error is not None:
-            return False
-        if not position.matcher.consume_token(token):
-            position.error = f"a token was drawn that the grammar does not allow: {reason_of(position.matcher)}"
-            return False
-        if position.matcher.is_stopped():
-            return True
-        self._look_ahead(position)
-        return False
+    def advance(self, sequences: Seq[Sequence], tokens: Seq[int]) -> None:
+        """Follow the drawn tokens of those of ``sequences`` that have a grammar."""
+        drawn = dict(zip(sequences, tokens, strict=True))
+        followed = [found for s in sequences if (found := self._of(s)) is not None and found.position.error is None]
+        for pool, moving in _by_pool(followed).items():
+            pool.advance([(found.position, drawn[found.sequence]) for found in moving])
+            for found in moving:
+                found.allowed = None
+
+    def ended(self, sequence: Sequence) -> bool:
+        """Whether the grammar has come to its end, so that no text can follow."""
+        found = self._of(sequence)
+        return found is not None and found.position.stopped
 
     def error(self, sequence: Sequence) -> str | None:
         """Why a sequence cannot go on."""
-        position = self._position(sequence)
-        return None if position is None else position.error
+        found = self._of(sequence)
+        return None if found is None else found.position.error
 
-    def _position(self, sequence: Sequence) -> _Position | None:
+    def _of(self, sequence: Sequence) -> _Followed | None:
         if sequence.request.grammar is None or sequence.slot is None:
             return None
-        position = self._positions[sequence.slot]
-        assert position.sequence is sequence
-        return position
+        found = self._followed[sequence.slot]
+        assert found.sequence is sequence
+        return found
 
-    def _look_ahead(self, position: _Position) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, "ladle-grammar")
-        position.allowed = None
-        position.mask = self._pool.submit(position.matcher.compute_bitmask)
+    def _finish_those_gone(self, slot: int) -> None:
+        """Nobody says when a sequence gives up its slot, so that is looked for whenever one is taken."""
+        for taken, found in list(self._followed.items()):
+            if taken == slot or found.sequence.slot != taken:
+                del self._followed[taken]
+                found.grammar.pool.finish(found.position)
 
-    def _result(self, position: _Position, vocabulary: int) -> Allowed:
+    def _result(self, found: _Followed, vocabulary: int) -> Allowed:
         bits = np.zeros(vocabulary, dtype=np.bool_)
-        if position.error is None:
-            mask = _patiently(position.mask)
-            if mask is None:
-                position.error = f"{TOO_COMPLEX}: finding the next token takes too long"
-            elif position.matcher.is_error():
-                position.error = f"{TOO_COMPLEX}: {reason_of(position.matcher)}"
-            else:
-                # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
-                known = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocabulary]
-                bits[: len(known)] = known
+        if found.position.error is None and not found.position.stopped:
+            mask = np.frombuffer(found.grammar.pool.mask(found.position), dtype=np.uint8)
+            # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
+            known = np.unpackbits(mask, bitorder="little")[:vocabulary]
+            bits[: len(known)] = known
         return Allowed(send_one(bits, self._device), int(bits.sum()))
 
 
-def _patiently(mask: Future[bytes]) -> bytes | None:
-    """The mask, or None where it takes too long."""
-    for _ in range(2):
-        try:
-            return mask.result(_PATIENCE)
-        except NotInTime:
-            # A process that was stopped for a while finds its time over when it goes on: it gets another chance.
-            continue
-    return None
+def _by_pool(followed: Seq[_Followed]) -> dict[GrammarPool, list[_Followed]]:
+    found: dict[GrammarPool, list[_Followed]] = {}
+    for one in followed:
+        found.setdefault(one.grammar.pool, []).append(one)
+    return found
 
 
 def restrict(scores: Tensor, places: Mapping[int, Allowed]) -> Tensor:

@@ -144,12 +144,16 @@ class Sampler:
             if counted is not None:
                 counted[0][token] += 1
                 counted[1][token] = True
+        # Scores that are not numbers draw anything; the engine ends such a sequence.
+        sound = [
+            (s, token) for s, token, logprob in zip(sequences, tokens, logprobs, strict=True) if not math.isnan(logprob)
+        ]
+        self._grammars.advance([s for s, _ in sound], [token for _, token in sound])
         return [
             Draw(
                 token,
                 logprob,
-                # Scores that are not numbers draw anything; the engine ends such a sequence.
-                ended=not math.isnan(logprob) and self._grammars.advance(s, token),
+                ended=not math.isnan(logprob) and self._grammars.ended(s),
                 error=self._grammars.error(s),
             )
             for s, token, logprob in zip(sequences, tokens, logprobs, strict=True)

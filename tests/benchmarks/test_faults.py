@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from seeds import fresh_seed
 
-from ladle.benchmarks import cancelled_streams, concurrent_loads, overload, request_storm, soak
+from ladle.benchmarks import cancelled_streams, concurrent_loads, grammar_storm, overload, request_storm, soak
 from ladle.benchmarks.environment import write_csv
 from ladle.benchmarks.faults import VOCABULARY, broken
 from ladle.benchmarks.memory_watch import Look, MemoryWatch
@@ -46,6 +46,12 @@ def test_generated_requests(server: ServerUnderTest) -> None:
     assert (row["warm"], row["count"]) == (40, 80) and sum(row["outcomes"].values()) == 120
     assert len(row["resident_at_rest_mb"]) == 3 and min(row["resident_at_rest_mb"]) > 100
     assert row["sound_served"] > row["sound_refused"], "what is meant to be sound is"
+
+
+def test_hostile_grammars(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(grammar_storm.run(server, 300, 6, fresh_seed()))
+    assert not broken(row)
+    assert row["count"] == 300 and row["plain"] == 12 and row["served"] > 30
 
 
 def test_streams_that_are_left(server: ServerUnderTest) -> None:

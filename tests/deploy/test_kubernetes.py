@@ -53,6 +53,12 @@ def test_the_server_understands_what_it_is_told() -> None:
     assert deployment()["terminationGracePeriodSeconds"] > waits, "running requests may finish"
 
 
+def test_a_server_that_dies_is_started_again() -> None:
+    assert deployment()["restartPolicy"] == "Always"
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+    assert compose["services"]["ladle"]["restart"] in ("always", "unless-stopped")
+
+
 def test_probes_ask_what_there_is(family: Family) -> None:
     (container,) = deployment()["containers"]
     paths = build_app(fake_state(family, FakeEngine())).openapi()["paths"]

@@ -198,11 +198,94 @@ async def test_schemas_of_forced_calls_are_checked(hermes: Served) -> None:
     for parameters, param in (
         ({"type": "array"}, "tools[0].function.parameters"),
         ({"type": "object", "requird": []}, "tools[0].function.parameters"),
-        ({"type": "object", "propertyNames": {}}, "tools"),
+        ({"type": "object", "properties": {"x": {"uniqueItems": True}}}, "tools[0].function.parameters.properties.x"),
+        ({"properties": {"x": {"enum": [2**53 + 1]}}}, "tools[0].function.parameters.properties.x.enum"),
+        ({"properties": {"x": {"anyOf": [{"not": {}}]}}}, "tools[0].function.parameters.properties.x.anyOf[0]"),
+        ({"properties": {"x": {"pattern": "(?=a)b"}}}, "tools[0].function.parameters.properties.x"),
     ):
         tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
         error = await hermes.post("x", tools=tools, tool_choice="required")
         assert error["param"] == param, error
+        assert "%json" not in error["message"] and "start:" not in error["message"]
+
+
+async def test_schemas_of_forced_calls_may_hold_what_binds_nothing(hermes: Served) -> None:
+    parameters = {"type": "object", "propertyNames": {"type": "string"}, "properties": {"x": {"format": "binary"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    await hermes.post("x", tools=tools, tool_choice="required")
+    assert hermes.engine.requests[-1].grammar is not None
+    # The model is shown the schema as it was sent.
+    assert "propertyNames" in hermes.prompt and "binary" in hermes.prompt
+
+
+@pytest.mark.parametrize("deep", [800, 3000, 20000])
+async def test_calls_that_nobody_could_read_are_text(hermes: Served, llama: Served, deep: int) -> None:
+    nested = '{"a": ' + "[" * deep + "]" * deep + "}"
+    for style, text in (
+        (HERMES, f'<tool_call>{{"name": "now", "arguments": {nested}}}</tool_call>'),
+        (LLAMA, f'{{"name": "now", "parameters": {nested}}}'),
+    ):
+        parts = parts_of(ToolParser(style, frozenset({"now"}), True), [text])
+        assert parts == [text] or (isinstance(parts[0], Call) and parts[0].arguments == nested)
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        (r'{"a": "\ud83d"}', r'{"a": "\ufffd"}'),
+        (r'{"a": "\uDE00 \ud83d\ude00 \ud83d\ud83d"}', r'{"a": "\ufffd \ud83d\ude00 \ufffd\ufffd"}'),
+        (r'{"\ud83d": "\\ud83d \\\ud83d"}', r'{"\ufffd": "\\ud83d \\\ufffd"}'),
+    ],
+)
+async def test_calls_hold_whole_characters(hermes: Served, written: str, given: str) -> None:
+    says = f'<tool_call>{{"name": "now", "arguments": {written}}}</tool_call>'
+    choice = await hermes.post(says)
+    call = choice["message"]["tool_calls"][0]
+    assert call["function"]["arguments"] == given
+    json.loads(given)["a" if "a" in given[:4] else "\ufffd"].encode()
+    # It can be sent back.
+    told = [*USER, choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "wet"}]
+    assert (await hermes.post("Good.", messages=told))["message"]["content"] == "Good."
+
+
+CUT = '<tool_call>\n{"name": "weather", "arguments": {"town": "Ur", "days": 3}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("choice", ["required", "weather"])
+async def test_a_call_that_is_cut_is_a_part_of_a_call(hermes: Served, llama: Served, choice: str) -> None:
+    """Wherever the limit falls, no markup is shown as text."""
+    mode: Any = choice if choice == "required" else {"type": "function", "function": {"name": choice}}
+    for served, whole in ((hermes, CUT), (llama, '{"name": "weather", "parameters": {"town": "Ur", "days": 3}}')):
+        most = len(served.engine.tokenizer.encode(whole, add_special_tokens=False))
+        seen = set()
+        for limit in range(1, most + 1):
+            options = {"tool_choice": mode, "max_tokens": limit}
+            message = (said := await served.post(whole, **options))["message"]
+            assert message["content"] is None, message
+            events = await served.post(whole, **options, stream=True)
+            deltas = [event["choices"][0]["delta"] for event in events[:-1] if event["choices"]]
+            assert not any(delta.get("content") for delta in deltas)
+            streamed = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
+            calls = [call["function"] for call in message.get("tool_calls", ())]
+            assert streamed == calls and said["finish_reason"] in ("length", "tool_calls")
+            for call in calls:
+                assert call["name"] == "weather"
+                assert '{"town": "Ur", "days": 3}'.startswith(call["arguments"])
+                seen.add(call["arguments"])
+            if choice == "weather" and limit > 1:
+                assert calls, "the name is known from the start"
+        assert '{"town": "Ur", "days": 3}' in seen and len(seen) > 4
+
+
+async def test_a_named_function_is_called_once(hermes: Served) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    for options in ({}, {"parallel_tool_calls": True}):
+        said = await hermes.post(f"{CUT}\n{CUT}", tool_choice=named, **options)
+        assert len(said["message"]["tool_calls"]) == 1
+        grammar = hermes.engine.requests[-1].grammar
+        assert grammar is not None and "call*" not in grammar.spec.text and "(" not in grammar.spec.text.split("\n")[0]
+    several = await hermes.post(f"{CUT}\n{CUT}", tool_choice="required")
+    assert len(several["message"]["tool_calls"]) == 2
 
 
 def parts_of(parser: ToolParser, pieces: list[str]) -> list[Part]:

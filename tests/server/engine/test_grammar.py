@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from grammar_walks import EOS, Walk, frozen_workers, random_text, words
 from guided_requests import METHODS, World
 from routed_folder import write_routed_family
 from seeds import fresh_seed
@@ -21,13 +22,12 @@ from tiny_models import tiny_tokenizer
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.family import load_family
-from ladle.server.engine import grammar_masks
+from ladle.server.engine import grammar, grammar_pool
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.grammar import Grammar, GrammarCompiler, GrammarError, GrammarSpec
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.sampling import SamplingParams
 
-EOS = (2, 0)
 SCHEMAS: list[Any] = [
     {
         "type": "object",
@@ -178,11 +178,10 @@ def test_logprobs_are_of_the_allowed_tokens_and_traces_of_guidance(tmp_path: Pat
     free = make_request("a", random_prompt(rng, 3, 9), coefficients, trace=True, max_tokens=60, temperature=1.0)
     grammar = compiler.compile(GrammarSpec("regex", "(yes|no), [a-z]{2,6}[.]"))
     outputs = alone(engine, replace(free, grammar=grammar))
-    matcher = grammar.start()
+    walk = Walk(grammar)
     for position, output in enumerate(outputs):
         merged, base = recorder.logits["a"][position].double()
-        mask = matcher.compute_bitmask()
-        ids = [token for token in range(len(merged)) if mask[token // 8] >> token % 8 & 1]
+        ids = walk.allowed()
         expected = torch.log_softmax(merged[ids], dim=-1)[ids.index(output.token)]
         assert output.logprob == pytest.approx(float(expected), abs=1e-9)
         assert output.trace is not None
@@ -190,7 +189,7 @@ def test_logprobs_are_of_the_allowed_tokens_and_traces_of_guidance(tmp_path: Pat
             merged.log_softmax(-1), base.log_softmax(-1), reduction="sum", log_target=True
         )
         assert output.trace.shift == pytest.approx(float(shift), abs=1e-6)
-        matcher.consume_token(output.token)
+        walk.take(output.token)
 
 
 @pytest.mark.parametrize(
@@ -239,22 +238,14 @@ FEATURES: list[Any] = [
 def test_every_text_that_a_mask_allows_fulfils_its_schema(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:
     """Random walks along the masks, without a model: what is not refused is kept to the letter."""
     rng = random.Random(fresh_seed())
-    grammar, words = compiler.compile(GrammarSpec.json_schema(schema)), compiler._words()
+    grammar, vocabulary = compiler.compile(GrammarSpec.json_schema(schema)), words()
     validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     complete = 0
     for _ in range(12):
-        matcher, text = grammar.start(), b""
-        for _ in range(150):
-            mask = matcher.compute_bitmask()
-            ids = [token for token in range(words.vocab_size) if mask[token // 8] >> token % 8 & 1]
-            ending = [token for token in ids if token in EOS or words.decode_bytes([token]) in (b'"', b"}", b"]")]
-            token = rng.choice(ending if ending and rng.random() < 0.4 else ids)
-            text += b"" if token in EOS else words.decode_bytes([token])
-            assert matcher.consume_token(token)
-            if matcher.is_stopped():
-                complete += 1
-                validator(schema, format_checker=validator.FORMAT_CHECKER).validate(json.loads(text))
-                break
+        text = random_text(grammar, vocabulary, rng)
+        if text is not None:
+            complete += 1
+            validator(schema, format_checker=validator.FORMAT_CHECKER).validate(json.loads(text))
     assert complete
 
 
@@ -278,9 +269,10 @@ def test_compiled_grammars_are_kept_and_given_up(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_grammar_that_is_slow_from_the_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ladle.server.engine.grammar._SLOW", -1.0)
-    with pytest.raises(GrammarError, match="may begin with takes"):
-        GrammarCompiler(tiny_tokenizer(), EOS).compile(GrammarSpec("regex", "a"))
+    monkeypatch.setitem(grammar.LIMITS, "compile_s", 0.05)
+    with pytest.raises(GrammarError, match="takes too long") as refused:
+        GrammarCompiler(tiny_tokenizer(), EOS).compile(GrammarSpec("regex", "(a{1000}){1000}"))
+    assert refused.value.complex
 
 
 def test_a_grammar_that_becomes_too_much_ends_its_own_request(
@@ -292,19 +284,10 @@ def test_a_grammar_that_becomes_too_much_ends_its_own_request(
     if outputs["a"][-1].finish_reason == "error":
         assert "too complex" in str(outputs["a"][-1].error)
     assert outputs["good"][-1].finish_reason == "length"
-    monkeypatch.setattr(grammar_masks, "_PATIENCE", 0.0)
-    slow = threading.Event()
-
-    def never(self: Any) -> Any:
-        slow.wait(5)
-        return b""
-
-    class Stuck:
-        compute_bitmask = never
-
+    # Nobody listens at the other end: the step waits as long as it may, and everybody else goes on.
+    monkeypatch.setattr(grammar_pool, "PATIENCE_S", 0.05)
     late = bound_to(compiler, "[ab]+")
-    monkeypatch.setattr(Grammar, "start", lambda self: Stuck())
-    outputs = serve(engine, [late, good])
-    slow.set()
+    with frozen_workers(compiler):
+        outputs = serve(engine, [late, good])
     assert "takes too long" in str(outputs["a"][-1].error)
     assert outputs["good"][-1].finish_reason == "length"

@@ -1,0 +1,38 @@
+"""What a grammar is before it is compiled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+class GrammarError(ValueError):
+    """A grammar that cannot be followed; the message is the reason.
+
+    Attributes:
+        complex: whether it is too large or takes too long, rather than wrong.
+    """
+
+    def __init__(self, message: str, complex: bool = False) -> None:
+        super().__init__(message)
+        self.complex = complex or any(word in message for word in _TOO_MUCH)
+
+
+# What llguidance says of grammars that are beyond its limits.
+_TOO_MUCH = ("too large", "too many", "too big", "too complex", "limit", "fuel", "exceed")
+
+
+@dataclass(frozen=True)
+class GrammarSpec:
+    """A grammar as text, which is its identity: a JSON schema, a regular expression (Rust's syntax, matching the whole
+    answer) or a grammar in llguidance's Lark."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> GrammarSpec:
+        """Of a schema that is a JSON object. Its properties are written in the order in which they stand there."""
+        return cls("json_schema", json.dumps(schema))

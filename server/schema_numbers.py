@@ -1,0 +1,225 @@
+"""Numbers in schemas. The grammar library reads them as doubles and writes integers of 64 bits, so a schema is narrowed
+to what it keeps to exactly, or refused: an answer never breaks the schema as it was sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+_MOST_INTEGER = 2**63 - 1024  # the largest integer of 64 bits that is a double
+_MOST_NUMBER = 2**53  # beyond it ranges of decimals are not written
+_LEAST_NUMBER = 1e-30  # nearer to zero they are not written either
+_FINE = 1e-4  # an exclusive bound nearer to zero is taken for an inclusive one
+_COUNTS = [f"{side}{of}" for side in ("min", "max") for of in ("Contains", "Items", "Length", "Properties")]
+_MOST_COUNT = 10_000_000  # more than any answer is long
+
+
+_Bound = Fraction | None
+
+
+class NumberError(ValueError):
+    """A number that cannot be kept to. ``keyword``: where it stands; ``value``: the number."""
+
+    def __init__(self, keyword: str, value: int | float, reason: str) -> None:
+        super().__init__(reason)
+        self.keyword = keyword
+        # Python writes no integer of more than some thousand digits.
+        huge = isinstance(value, int) and value.bit_length() > 4096
+        self.value: object = f"an integer of {value.bit_length()} bits" if huge else value  # type: ignore[union-attr]
+
+
+def check_constant(keyword: str, value: Any) -> None:
+    """Raise NumberError for a number anywhere in ``value`` that would be written as another one."""
+    for number in _numbers(value):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise NumberError(keyword, number, "a number within the range of a double")
+        if isinstance(number, float) and abs(number) > _MOST_NUMBER and Fraction(repr(number)) != Fraction(number):
+            raise NumberError(keyword, number, "a number whose shortest decimal form is its value, or less than 2^53")
+        if isinstance(number, int) and not _exact(number):
+            reason = (
+                "an integer that a double holds, such as any from -2^53 to 2^53; this one would be written as another"
+            )
+            raise NumberError(keyword, number, reason)
+
+
+def counts(part: dict[str, Any]) -> None:
+    """Write counts such as ``maxItems`` as integers; leave out limits that no answer reaches. Raises NumberError."""
+    for keyword in _COUNTS:
+        value = part.get(keyword)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue  # for the library to refuse
+        if not value >= 0 or (value <= _MOST_COUNT and value != int(value)):
+            raise NumberError(keyword, value, "a whole number from 0")
+        if value > _MOST_COUNT:
+            if keyword.startswith("min"):
+                raise NumberError(keyword, value, f"at most {_MOST_COUNT}; no answer is longer")
+            del part[keyword]
+        else:
+            part[keyword] = int(value)
+
+
+def bounds(part: dict[str, Any]) -> None:
+    """Narrow ``minimum`` and its kin, and check ``multipleOf``. Raises NumberError."""
+    for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"):
+        value = part.get(keyword)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NumberError(keyword, value, "a number within the range of a double")
+    factor = part.get("multipleOf")
+    if _is_number(factor) and isinstance(factor, int) and not _exact(factor):
+        raise NumberError("multipleOf", factor, "a number that a double holds")
+    if _kind(part) == "integer":
+        _integer_bounds(part)
+    else:
+        _number_bounds(part)
+
+
+def _integer_bounds(part: dict[str, Any]) -> None:
+    low = _tightest(part, "minimum", "exclusiveMinimum", 1)
+    high = _tightest(part, "maximum", "exclusiveMaximum", -1)
+    if low is None and high is None:
+        return
+    at_least = None if low is None else max(_up(math.ceil(low)), -_MOST_INTEGER)
+    at_most = None if high is None else min(_down(math.floor(high)), _MOST_INTEGER)
+    if at_most is not None and at_most <= -_MOST_NUMBER and at_least is None:
+        at_least = -_MOST_INTEGER
+    contradictory = low is not None and high is not None and math.ceil(low) > math.floor(high)
+    if not contradictory:  # else it is for the library to say
+        beyond = at_least is not None and at_least > _MOST_INTEGER
+        if beyond or (at_most is not None and at_most < -_MOST_INTEGER) or _empty(at_least, at_most):
+            keyword = _named(part, "minimum" if at_least is not None and at_least > 0 else "maximum")
+            reason = "bounds between which there are integers that a double holds, from -2^63 to 2^63"
+            raise NumberError(keyword, part[keyword], reason)
+        _replace(part, at_least, at_most)
+
+
+def _number_bounds(part: dict[str, Any]) -> None:
+    low = _tightest(part, "minimum", "exclusiveMinimum", 0)
+    high = _tightest(part, "maximum", "exclusiveMaximum", 0)
+    if low is None and high is None:
+        return
+    for bound, keyword in ((low, "minimum"), (high, "maximum")):
+        wrong_way = bound is not None and (bound > _MOST_NUMBER if keyword == "minimum" else bound < -_MOST_NUMBER)
+        if wrong_way:
+            keyword = _named(part, keyword)
+            raise NumberError(keyword, part[keyword], "a bound from -2^53 to 2^53 for numbers that need not be whole")
+    changed = False
+    if low is not None and low < -_MOST_NUMBER:
+        low, changed = Fraction(-_MOST_NUMBER), True
+    if high is not None and high > _MOST_NUMBER:
+        high, changed = Fraction(_MOST_NUMBER), True
+    least = Fraction(_LEAST_NUMBER)
+    if low is not None and 0 < abs(low) < least:
+        low, changed = (least if low > 0 else Fraction(0)), True
+    if high is not None and 0 < abs(high) < least:
+        high, changed = (Fraction(0) if high > 0 else -least), True
+    exclusive = "exclusiveMinimum" in part or "exclusiveMaximum" in part
+    if exclusive and any(bound is not None and 0 < abs(bound) < _FINE for bound in (low, high)):
+        low, high, changed = *_inside(part, low, high), True
+    if changed:
+        if _empty(low, high) or (low == high and exclusive):
+            keyword = _named(part, "minimum" if low is not None and low > 0 else "maximum")
+            raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")
+        strict_low = "exclusiveMinimum" in part and low == _fraction(part["exclusiveMinimum"])
+        strict_high = "exclusiveMaximum" in part and high == _fraction(part["exclusiveMaximum"])
+        _replace(part, _plain(low), _plain(high))
+        if strict_low:
+            part["exclusiveMinimum"] = part.pop("minimum")
+        if strict_high:
+            part["exclusiveMaximum"] = part.pop("maximum")
+
+
+def _inside(part: dict[str, Any], low: _Bound, high: _Bound) -> tuple[_Bound, _Bound]:
+    """Bounds a thousandth further in where they are exclusive."""
+    ends = [bound for bound in (low, high) if bound is not None]
+    width = abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)) / 1000
+    if low is not None and "exclusiveMinimum" in part:
+        low = Fraction(float(f"{float(low + width):.6e}"))
+    if high is not None and "exclusiveMaximum" in part:
+        high = Fraction(float(f"{float(high - width):.6e}"))
+    return low, high
+
+
+def _kind(part: dict[str, Any]) -> str:
+    kinds = part.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    return "integer" if "integer" in kinds and "number" not in kinds else "number"
+
+
+def _tightest(part: dict[str, Any], inclusive: str, exclusive: str, step: int) -> Fraction | None:
+    """The bound that both keywords make; an exclusive one of integers is moved by ``step`` to the next integer."""
+    found = [_fraction(part[inclusive])] if _is_number(part.get(inclusive)) else []
+    if _is_number(part.get(exclusive)):
+        bound = _fraction(part[exclusive])
+        if step > 0:
+            bound = Fraction(math.floor(bound) + 1)
+        elif step < 0:
+            bound = Fraction(math.ceil(bound) - 1)
+        found.append(bound)
+    if not found:
+        return None
+    return max(found) if inclusive == "minimum" else min(found)
+
+
+def _replace(part: dict[str, Any], low: Any, high: Any) -> None:
+    for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+        if _is_number(part.get(keyword)):
+            del part[keyword]
+    if low is not None:
+        part["minimum"] = low
+    if high is not None:
+        part["maximum"] = high
+
+
+def _named(part: dict[str, Any], keyword: str) -> str:
+    """The keyword of a pair that a schema has, the other pair's if it has neither."""
+    order = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    order = order if keyword == "minimum" else order[2:] + order[:2]
+    return next(name for name in order if _is_number(part.get(name)))
+
+
+def _plain(bound: Fraction | None) -> int | float | None:
+    if bound is None:
+        return None
+    return int(bound) if bound.denominator == 1 else float(bound)
+
+
+def _empty(low: Any, high: Any) -> bool:
+    return low is not None and high is not None and bool(low > high)
+
+
+def _up(number: int) -> int:
+    """The least integer from ``number`` on that a double holds."""
+    return number if _exact(number) else -_down(-number)
+
+
+def _down(number: int) -> int:
+    if abs(number) >= 2**1000:
+        return number
+    value = float(number)
+    return int(value if value <= number else math.nextafter(value, -math.inf))
+
+
+def _exact(number: int) -> bool:
+    return abs(number) <= _MOST_NUMBER or (abs(number) <= _MOST_INTEGER and int(float(number)) == number)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _fraction(value: int | float) -> Fraction:
+    return Fraction(value)
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    todo = [value]
+    while todo:
+        found = todo.pop()
+        if isinstance(found, dict):
+            todo.extend(found.values())
+        elif isinstance(found, list):
+            todo.extend(found)
+        elif _is_number(found):
+            yield found

@@ -13,6 +13,7 @@ from ladle.server.generation import Choice, Job, usage
 from ladle.server.reply_types import Completion, CompletionChoice, CompletionLogprobs
 from ladle.server.state import Serving
 from ladle.server.steering import describe
+from ladle.server.text_offsets import TextOffsets
 from ladle.server.token_text import TokenText, finite
 from ladle.server.trace_summary import TraceSummary
 
@@ -30,7 +31,10 @@ def completion(
     for index, choice in enumerate(choices):
         own = echo[index // job.choices] if echo else None
         front = own.text if own else ""
-        found = completion_logprobs(serving.tokens, choice.outputs, len(front), own) if logprobs is not None else None
+        found = None
+        if logprobs is not None:
+            offsets = TextOffsets(serving.tokens, len(front))
+            found = completion_logprobs(serving.tokens, choice.outputs, offsets, own)
         replies.append(
             {
                 "index": index,
@@ -49,9 +53,9 @@ def completion(
 
 
 def completion_logprobs(
-    tokens: TokenText, outputs: Sequence[StepOutput], offset: int, echo: Echo | None = None, complete: bool = False
+    tokens: TokenText, outputs: Sequence[StepOutput], offsets: TextOffsets, echo: Echo | None = None, complete: bool = False
 ) -> CompletionLogprobs:
-    """``logprobs`` of a choice or of a chunk, whose text begins at ``offset``; those of ``echo`` come before it.
+    """``logprobs`` of a choice or of a chunk, whose tokens lie where ``offsets`` says; those of ``echo`` come before.
 
     The token that ends a text is no part of it and left out, except after an echo and where ``complete`` asks for it:
     who scores texts counts tokens, the prompt's and those of ``usage``.
@@ -60,12 +64,12 @@ def completion_logprobs(
     if echo is not None:
         reply = echo.logprobs(outputs[0].prompt or ())
     for output in outputs:
+        offset = offsets.next(output)
         if output.token >= 0 and (echo is not None or complete or not ends_text(tokens, output)):
             reply["tokens"].append(tokens.key(output.token))
             reply["token_logprobs"].append(finite(output.logprob))
             reply["top_logprobs"].append(alternatives_of(tokens, output.top, output.token, output.logprob))
             reply["text_offset"].append(offset)
-        offset += len(output.text)
     return reply
 
 
@@ -108,7 +112,10 @@ class CompletionStream:
         self._envelope = _Envelope(serving, model)
         self._echo = echo
         self._begun = [False] * len(job.requests)
-        self._offsets = [0] * len(job.requests)
+        self._offsets = [
+            TextOffsets(serving.tokens, len(echo[index // job.choices].text) if echo else 0)
+            for index in range(len(job.requests))
+        ]
         self._summary = TraceSummary(serving)
 
     def opening(self) -> Iterator[Completion]:
@@ -120,13 +127,11 @@ class CompletionStream:
         if self._echo and not self._begun[index]:
             echo = self._echo[index // self._job.choices]
             text = echo.text + text
-            self._offsets[index] = len(echo.text)
         self._begun[index] = True
         logprobs = None
         if self._logprobs:
-            offset, complete = self._offsets[index], self._echo is not None
-            logprobs = completion_logprobs(self._serving.tokens, [output], offset, echo, complete)
-        self._offsets[index] += len(output.text)
+            complete = self._echo is not None
+            logprobs = completion_logprobs(self._serving.tokens, [output], self._offsets[index], echo, complete)
         if not text and output.finish_reason is None and not (logprobs and logprobs["tokens"]):
             return
         chunk = self._envelope.of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
 from ladle.guidance.plan import Plan
@@ -13,6 +12,7 @@ from ladle.server.openai_schemas import TokenIds
 from ladle.server.prompts import Prompt
 from ladle.server.reply_types import CompletionLogprobs
 from ladle.server.state import Serving
+from ladle.server.text_offsets import Utf8Count
 from ladle.server.token_text import TokenText, finite
 
 
@@ -42,10 +42,11 @@ class Echo:
         """Where each token begins in ``text``. What the tokenizer put in front of it, such as a token that begins every
         text or a space, takes no room."""
         offsets, place = [], 0
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        count = Utf8Count()
         for token in self._ids:
-            offsets.append(place)
-            piece = decoder.decode(self._tokens.raw(token))
+            raw = self._tokens.raw(token)
+            offsets.append(min(len(self.text), place + count.given_up(raw)))
+            piece = count.push(raw)
             if not self.text.startswith(piece, place):
                 piece = "" if self._tokens.is_special(token) else piece.removeprefix(" ")
             place = min(len(self.text), place + len(piece))

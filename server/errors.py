@@ -71,6 +71,13 @@ def from_input_error(error: InputError, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=field, code="invalid_value")
 
 
+def context_overflow(context: int, reason: str, param: str) -> ApiError:
+    """400 for what does not fit the context, by the code and in the words that clients look for to take fewer messages
+    or another model."""
+    message = f"{param}: This model's maximum context length is {context} tokens; {reason}"
+    return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
 def from_queue_full(error: QueueFull) -> ApiError:
     """429 with when to come back."""
     seconds = max(1, math.ceil(error.retry_after_s))

@@ -39,7 +39,10 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handler(StrictRequest(request.scope, request.receive))
+            try:
+                return await handler(StrictRequest(request.scope, request.receive))
+            except RecursionError:
+                raise ApiError(400, "body: nested too deeply to be read", code="invalid_json") from None
 
         return strict
 

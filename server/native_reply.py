@@ -8,14 +8,24 @@ from collections.abc import Iterator, Sequence
 
 from ladle.server.engine.request import StepOutput
 from ladle.server.generation import Choice, Job, usage
+from ladle.server.prompt_report import prompt_report
 from ladle.server.reply_types import Generated, GeneratedChoice, TokenEvent
 from ladle.server.state import Serving
 from ladle.server.steering import describe
 from ladle.server.trace_summary import TraceSummary, token
 
 
-def generated(serving: Serving, job: Job, model: str, choices: Sequence[Choice], tokens: bool, top: bool) -> Generated:
-    """The whole answer; ``tokens`` lists every choice's tokens, ``top`` their alternatives too."""
+def generated(
+    serving: Serving,
+    job: Job,
+    model: str,
+    choices: Sequence[Choice],
+    tokens: bool,
+    top: bool,
+    prompt_logprobs: int | None = None,
+) -> Generated:
+    """The whole answer; ``tokens`` lists every choice's tokens, ``top`` their alternatives too. ``prompt_logprobs``:
+    alternatives at every token of the prompt; None reports none."""
     replies: list[GeneratedChoice] = []
     summary = TraceSummary(serving)
     for index, choice in enumerate(choices):
@@ -24,7 +34,11 @@ def generated(serving: Serving, job: Job, model: str, choices: Sequence[Choice],
         if tokens:
             reply["tokens"] = [token(serving, output, top) for output in choice.outputs]
         replies.append(reply)
-    return _reply(job, model, replies, [choice.last for choice in choices], summary)
+    reply_of_all = _reply(job, model, replies, [choice.last for choice in choices], summary)
+    if prompt_logprobs is not None:
+        report = prompt_report(serving.tokens, job.prompts[0].ids, choices[0], prompt_logprobs)
+        reply_of_all["prompt_logprobs"] = report
+    return reply_of_all
 
 
 def _reply(

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
-from ladle.server.openai_schemas import IDS, Message, TokenIds, only_with, token_ids
+from ladle.server.messages import ChatTemplateFields, Messages
+from ladle.server.openai_schemas import IDS, TokenIds, only_with, token_ids
 from ladle.server.sampling_fields import SamplingFields, SteeringField, TopLogprobs
 from ladle.server.strict_model import StrictModel
 
@@ -29,7 +30,7 @@ def _only(given: str) -> dict[str, Any]:
     return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
 
 
-class GenerateRequest(SamplingFields):
+class GenerateRequest(ChatTemplateFields, SamplingFields):
     """``POST /v1/generate``: a prompt as it is, or messages through the base's chat template."""
 
     model_config = ConfigDict(
@@ -40,7 +41,7 @@ class GenerateRequest(SamplingFields):
     )
 
     prompt: Annotated[str | TokenIds, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: Messages | None = None
     logprobs: bool | None = Field(None, description="report the tokens with their logprobs even without a trace")
     top_logprobs: TopLogprobs | None = Field(None, description="alternatives to report for every token")
 
@@ -49,6 +50,8 @@ class GenerateRequest(SamplingFields):
         if (self.prompt is None) == (self.messages is None):
             given = "neither" if self.prompt is None else "both"
             raise InputError("prompt", given, "exactly one of prompt and messages")
+        if self.messages is None and self.template_field is not None:
+            raise InputError(self.template_field, getattr(self, self.template_field), "only together with messages")
         if self.top_logprobs and not self.logprobs:
             raise InputError("top_logprobs", self.top_logprobs, "only together with logprobs: true")
         return self

@@ -150,6 +150,14 @@ class ChatChoice(TypedDict):
     finish_reason: str
 
 
+class PromptLogprob(TypedDict):
+    """What the model would have said of one token at one place of the prompt; ``rank`` 1 is the best."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 class ChatCompletion(TypedDict):
     """Answer of ``POST /v1/chat/completions``."""
 
@@ -161,6 +169,7 @@ class ChatCompletion(TypedDict):
     choices: list[ChatChoice]
     usage: Usage
     steering: SteeringReply
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class ChatDelta(TypedDict, total=False):
@@ -210,6 +219,7 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class Completion(TypedDict):
@@ -288,6 +298,7 @@ class Generated(TypedDict):
     choices: list[GeneratedChoice]
     usage: Usage
     steering: SteeringReply
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class TokenEvent(TypedDict):
@@ -311,12 +322,13 @@ class CoefficientsReply(TypedDict):
 
 
 class ModelReply(TypedDict):
-    """One model in OpenAI's form."""
+    """One model in OpenAI's form; ``max_model_len`` is the longest prompt plus answer, in tokens."""
 
     id: str
     object: str
     created: int
     owned_by: str
+    max_model_len: int
 
 
 class ModelList(TypedDict):

@@ -72,6 +72,9 @@ class ServerSettings(BaseSettings):
     max_request_tokens: int | None = Field(
         None, ge=1, description="tokens that one request may take, its prompts and all its answers at their longest"
     )
+    special_tokens_in_messages: bool = Field(
+        False, description="read the names of special tokens in the texts of messages as these tokens"
+    )
     allow_trace: bool = Field(True, description="allow per-token traces (a traced sequence costs a second lane)")
     api_key_file: Path | None = Field(
         None,

@@ -88,6 +88,14 @@ def command(
         int | None,
         typer.Option(help="Tokens of one request, prompts and answers at their longest.", show_default="no limit"),
     ] = None,
+    special_tokens_in_messages: Annotated[
+        bool | None,
+        typer.Option(
+            "--special-tokens-in-messages/--no-special-tokens-in-messages",
+            help="Read the names of special tokens in the texts of messages as these tokens.",
+            show_default="off",
+        ),
+    ] = None,
     allow_trace: Annotated[
         bool | None, typer.Option("--trace/--no-trace", help="Allow per-token traces.", show_default="on")
     ] = None,
@@ -193,6 +201,7 @@ def command(
         "default_max_tokens": default_max_tokens,
         "max_choices": max_choices,
         "max_request_tokens": max_request_tokens,
+        "special_tokens_in_messages": special_tokens_in_messages,
         "allow_trace": allow_trace,
         "api_key_file": api_key_file,
         "key_concurrent": key_concurrent,

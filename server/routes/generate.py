@@ -35,7 +35,9 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
     if body.messages is not None:
-        prompt = await encode_chat(serving, body.messages, plan.views)
+        prompt = await encode_chat(
+            serving, body.messages, plan.views, form=body.chat_form(state.settings.special_tokens_in_messages)
+        )
     else:
         assert body.prompt is not None, "the schema has checked it"
         prompt = await encode_prompt(serving, body.prompt, views=plan.views)
@@ -47,4 +49,5 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     if body.stream:
         return await stream_response(state, serving, job, GenerateStream(serving, job, model, bool(body.top_logprobs)))
     choices = await unless_gone(request, collect(state, serving, job))
-    return JSONResponse(generated(serving, job, model, choices, body.wants_tokens, bool(body.top_logprobs)))
+    reply = generated(serving, job, model, choices, body.wants_tokens, bool(body.top_logprobs), body.prompt_logprobs)
+    return JSONResponse(reply)

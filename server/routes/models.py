@@ -38,4 +38,11 @@ async def model_by_name(model: str, request: Request) -> JSONResponse:
 
 
 def _model(serving: Serving, name: str) -> ModelReply:
-    return {"id": name, "object": "model", "created": serving.created, "owned_by": "ladle"}
+    longest = serving.engine.max_context
+    return {
+        "id": name,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "ladle",
+        "max_model_len": longest,
+    }

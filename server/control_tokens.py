@@ -38,7 +38,8 @@ class ControlTokens:
         names = {index: token for index, token in added.items() if len(token.content.strip()) > 1}
         special = {index: token.content for index, token in names.items() if token.special}
         written = {index: token.content for index, token in names.items() if token.content in source}
-        self._ids = frozenset(special) | frozenset(written)
+        # What stands for text that has no token is no sign that a name became one.
+        self._ids = (frozenset(special) | frozenset(written)) - {tokenizer.unk_token_id}
         self._special = _pattern(special.values())
         self._any = _pattern([*special.values(), *written.values()])
         self.kept_apart = all(map(self._stays_text, dict.fromkeys([*special.values(), *written.values()])))

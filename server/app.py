@@ -29,6 +29,7 @@ from ladle.server.routes import (
     metrics,
     models,
     playground,
+    tokenize,
 )
 from ladle.server.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
 from ladle.server.slow_readers import SendTimeout
@@ -42,6 +43,7 @@ _MODULES: tuple[Any, ...] = (
     completions,
     generate,
     coefficients,
+    tokenize,
     families,
     models,
     health,

@@ -45,6 +45,10 @@ class ChatRenderer:
             raise InputError("tools", hidden, "nothing here, because the base's chat template does not show it")
         return self._encode(text, mark)
 
+    def without_tools(self) -> ChatRenderer:
+        """The same for conversations that know of no functions."""
+        return ChatRenderer(self._serving, self._form, (), self._encode)
+
     def beginning_of_an_answer(self, turns: Sequence[dict[str, Any]]) -> TokenIds:
         """What comes after the last message that is not the answer's own beginning: what the template puts there for
         the assistant, and a message that is continued; the last token of the prompt where that is nothing."""

@@ -48,8 +48,17 @@ class ApiError(HTTPException):
         kind = error_type(self.status_code)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
+    def note(self) -> None:
+        """Put the code and the field's name, but nothing of its value, among what is logged of the current request."""
+        context = request_context.current()
+        if context is not None:
+            context.facts["error_code"] = self.code or error_type(self.status_code)
+            if self.param is not None:
+                context.facts["param"] = self.param[:_SHOWN]
+
     def response(self) -> JSONResponse:
-        """The response."""
+        """The response; the access log will name its reason."""
+        self.note()
         return JSONResponse(self.envelope(), self.status_code, self.headers)
 
 
@@ -157,12 +166,13 @@ def install(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = str(error.detail or HTTPStatus(error.status_code).phrase)
+        code = HTTPStatus(error.status_code).name.lower()
         if error.status_code == 404:
             message = f"no such path: {request.method} {request.url.path}"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             message = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"
-        return ApiError(error.status_code, message, headers=error.headers).response()
+        return ApiError(error.status_code, message, code=code, headers=error.headers).response()
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

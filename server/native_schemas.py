@@ -24,7 +24,7 @@ def _prompt(value: Any) -> str | TokenIds:
 _PROMPT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, IDS]}
 
 
-def _only(given: str) -> dict[str, Any]:
+def only_one_of(given: str) -> dict[str, Any]:
     """Of prompt and messages the one that is ``given``, as a schema."""
     other = "messages" if given == "prompt" else "prompt"
     return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
@@ -36,7 +36,7 @@ class GenerateRequest(ChatTemplateFields, SamplingFields):
     model_config = ConfigDict(
         json_schema_extra={
             "allOf": [only_with("top_logprobs", "logprobs")],
-            "oneOf": [_only("prompt"), _only("messages")],
+            "oneOf": [only_one_of("prompt"), only_one_of("messages")],
         }
     )
 

@@ -96,6 +96,41 @@ async def encode_chat(
         InputError: field ``messages``: the template refuses them, or knows nothing of calls that stand in them. Field
             ``tools``: it does not show them.
     """
+    turns, size, shown = _renderer(serving, messages, tools, form)
+    ids = _check(serving, await _off_loop(size, shown.ids, turns), "messages")
+    seen = {}
+    for view in views:
+        if view.kind == "system":
+            others = [turn for turn in turns if turn["role"] != "system"]
+            turned = [{"role": "system", "content": view.text}, *others]
+            rendered = await _off_loop(size + len(view.text), shown.ids, turned)
+        elif view.text:
+            # What is continued is a part of the answer, whatever was asked.
+            only = [{"role": "user", "content": view.text}, *(turns[-1:] if form.continues else ())]
+            rendered = await _off_loop(size + len(view.text), shown.without_tools().ids, only)
+        else:
+            rendered = await _off_loop(size, shown.beginning_of_an_answer, turns)
+        seen[view] = _check(serving, rendered, "messages")
+    return Prompt(ids, seen)
+
+
+async def tokens_of_text(serving: Serving, text: str, special: bool) -> TokenIds:
+    """The tokens of ``text``, which may be none, or somewhat more than the context holds. Raises ApiError."""
+    return await _off_loop(len(text), _encode, serving, text, special, "prompt")
+
+
+async def tokens_of_chat(
+    serving: Serving, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+) -> TokenIds:
+    """The same of a conversation. Raises ApiError, and InputError as ``encode_chat`` does."""
+    turns, size, shown = _renderer(serving, messages, tools, form)
+    return await _off_loop(size, shown.ids, turns)
+
+
+def _renderer(
+    serving: Serving, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+) -> tuple[list[dict[str, Any]], int, ChatRenderer]:
+    """The messages as templates take them, about how many characters they are, and what renders them."""
     if not serving.engine.tokenizer.chat_template:
         allowed = "nothing, because the base has no chat template; use /v1/completions or /v1/generate with a prompt"
         raise InputError("messages", f"{len(messages)} messages", allowed)
@@ -109,22 +144,7 @@ async def encode_chat(
 
     turns = [message.turn() for message in messages]
     size = sum(len(str(turn)) for turn in turns) + (len(str(tools)) if tools else 0)
-    shown = ChatRenderer(serving, form, tools, encode)
-    ids = _check(serving, await _off_loop(size, shown.ids, turns), "messages")
-    seen = {}
-    for view in views:
-        if view.kind == "system":
-            others = [turn for turn in turns if turn["role"] != "system"]
-            turned = [{"role": "system", "content": view.text}, *others]
-            rendered = await _off_loop(size + len(view.text), shown.ids, turned)
-        elif view.text:
-            # What is continued is a part of the answer, whatever was asked.
-            only = [{"role": "user", "content": view.text}, *(turns[-1:] if form.continues else ())]
-            rendered = await _off_loop(size + len(view.text), ChatRenderer(serving, form, (), encode).ids, only)
-        else:
-            rendered = await _off_loop(size, shown.beginning_of_an_answer, turns)
-        seen[view] = _check(serving, rendered, "messages")
-    return Prompt(ids, seen)
+    return turns, size, ChatRenderer(serving, form, tools, encode)
 
 
 def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | None = None) -> TokenIds:

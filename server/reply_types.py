@@ -351,3 +351,18 @@ class ErrorReply(TypedDict):
     """Answer of anything that fails."""
 
     error: ErrorBody
+
+
+class Tokenized(TypedDict):
+    """Answer of ``POST /tokenize``; ``token_strs`` shows U+FFFD for a part of a character."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(TypedDict):
+    """Answer of ``POST /detokenize``."""
+
+    prompt: str

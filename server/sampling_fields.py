@@ -119,6 +119,13 @@ _BIAS_SCHEMA = {
 SteeringField = Annotated[dict[str, Any], AfterValidator(_steering), WithJsonSchema(_STEERING_SCHEMA)]
 StopField = Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
 LogitBias = Annotated[dict[str, float], AfterValidator(_token_ids), WithJsonSchema(_BIAS_SCHEMA)]
+ModelField = Annotated[
+    Annotated[str, Field(min_length=1, max_length=4096)] | None,
+    Field(
+        description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family",
+        examples=["demo", "demo@positive=0.8,concise=0.2"],
+    ),
+]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[int, Field(ge=1)]
 StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=_MAX_STOP_IDS)]
@@ -128,11 +135,7 @@ TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 class SamplingFields(OutputFields):
     """Sampling fields of a request. null means the default everywhere, as in OpenAI's API."""
 
-    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        None,
-        description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family",
-        examples=["demo", "demo@positive=0.8,concise=0.2"],
-    )
+    model: ModelField = None
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="default 1; 0 is greedy")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0 is greedy")

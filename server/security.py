@@ -13,7 +13,7 @@ from ladle.server.api_keys import ApiKeys
 from ladle.server.callers import ADMIN, ANYONE, GENERATE, Caller
 from ladle.server.errors import ApiError
 
-PROTECTED = "/v1/"
+PROTECTED = ("/v1/", "/tokenize", "/detokenize")
 ADMINISTRATION = "/v1/admin/"
 _CALLER = "ladle.caller"
 _PROBES = ("/health", "/ready")
@@ -26,8 +26,8 @@ def caller_of(scope: Scope) -> Caller:
 
 
 class KeyCheck:
-    """401 for calls under /v1/ without a known key, 403 for those that the key is not for. Health, readiness, metrics
-    and docs stay open; administration is closed where no keys are asked for."""
+    """401 for calls of what is ``PROTECTED`` without a known key, 403 for those that the key is not for. Health,
+    readiness, metrics and docs stay open; administration is closed where no keys are asked for."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
         self._app = app

@@ -86,10 +86,13 @@ _CHOICE_SCHEMA: dict[str, Any] = {
 }
 
 
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+
+
 class ToolFields(StrictModel):
     """What a chat says about functions."""
 
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: Annotated[ToolChoice | None, PlainValidator(_choice), WithJsonSchema(_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = Field(None, description="default true: an answer may hold several calls")
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ladle.merging.errors import InputError
 from ladle.server import request_context
@@ -157,6 +158,18 @@ def _path(location: Sequence[int | str]) -> str:
     return path
 
 
+def _hint(request: Request) -> str:
+    """The path that was probably meant, where there is one: /v1 or a slash too few or too many is what goes wrong."""
+    path = "/" + "/".join(part for part in request.url.path.split("/") if part)
+    inner = path.removeprefix("/v1")
+    for meant in (path, f"/v1{path}", inner, f"/v1{inner.removeprefix('/v1')}"):
+        scope = {**request.scope, "path": meant}
+        known = any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
+        if meant != request.url.path and known:
+            return f"; did you mean {meant[:_SHOWN]}?"
+    return ""
+
+
 def install(app: FastAPI) -> None:
     """Make every failure of ``app`` answer with the envelope."""
 
@@ -168,7 +181,7 @@ def install(app: FastAPI) -> None:
         message = str(error.detail or HTTPStatus(error.status_code).phrase)
         code = HTTPStatus(error.status_code).name.lower()
         if error.status_code == 404:
-            message = f"no such path: {request.method} {request.url.path}"
+            message = f"no such path: {request.method} {request.url.path[:_SHOWN]}{_hint(request)}"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             message = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"

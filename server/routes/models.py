@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from ladle.server.reply_types import ModelList, ModelReply
@@ -32,6 +32,8 @@ async def models(request: Request) -> JSONResponse:
 )
 async def model_by_name(model: str, request: Request) -> JSONResponse:
     """Any name that a request may use as `model`, with preference too."""
+    if not model:
+        raise HTTPException(404)
     serving = serving_of(request, model, generates=False)
     plan_of(serving.family, model, None)
     return JSONResponse(_model(serving, model))

@@ -57,7 +57,7 @@ def chat_completion(
                 "index": index,
                 "message": message,
                 "logprobs": chat_logprobs(serving.tokens, choice.outputs) if logprobs else None,
-                "finish_reason": _reason(choice.finish_reason, "tool_calls" in message),
+                "finish_reason": reason_of(choice.finish_reason, "tool_calls" in message),
             }
             for index, (choice, message) in enumerate(zip(choices, messages, strict=True))
         ],
@@ -71,14 +71,21 @@ def chat_completion(
 
 def _message(text: str, calling: ToolCalling | None) -> ChatMessage:
     message: ChatMessage = {"role": "assistant", "content": text, "refusal": None}
-    if calling is not None:
-        parser = calling.parser()
-        parts = [*parser.push(text), *parser.finish()]
-        calls = [_call(part) for part in parts if isinstance(part, Call)]
-        if calls:
-            message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
-            message["tool_calls"] = calls
+    rest, calls = calls_in(text, calling)
+    if calls:
+        message["content"] = rest or None
+        message["tool_calls"] = calls
     return message
+
+
+def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCall]]:
+    """What of an answer is no call, and its calls; none where there are no functions."""
+    if calling is None:
+        return text, []
+    parser = calling.parser()
+    parts = [*parser.push(text), *parser.finish()]
+    calls = [_call(part) for part in parts if isinstance(part, Call)]
+    return ("".join(part for part in parts if isinstance(part, str)), calls) if calls else (text, [])
 
 
 def _call(call: Call) -> ToolCall:
@@ -86,7 +93,8 @@ def _call(call: Call) -> ToolCall:
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
-def _reason(reason: str, calls: bool) -> str:
+def reason_of(reason: str, calls: bool) -> str:
+    """Why an answer ended, as clients of OpenAI's API look for ``calls``."""
     return "tool_calls" if calls and reason == "stop" else reason
 
 
@@ -151,7 +159,7 @@ class ChatStream:
             yield self._chunk(index, delta, None if place else logprobs)
         if output.finish_reason is not None:
             calls = self._parsers is not None and self._parsers[index].calls > 0
-            chunk = self._chunk(index, {}, None, _reason(output.finish_reason, calls))
+            chunk = self._chunk(index, {}, None, reason_of(output.finish_reason, calls))
             if last and not self._usage:
                 chunk["steering"] = self._steering()
             yield chunk

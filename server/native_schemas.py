@@ -11,6 +11,7 @@ from ladle.server.messages import ChatTemplateFields, Messages
 from ladle.server.openai_schemas import IDS, TokenIds, only_with, token_ids
 from ladle.server.sampling_fields import SamplingFields, SteeringField, TopLogprobs
 from ladle.server.strict_model import StrictModel
+from ladle.server.tool_schemas import ToolFields
 
 
 def _prompt(value: Any) -> str | TokenIds:
@@ -30,7 +31,7 @@ def only_one_of(given: str) -> dict[str, Any]:
     return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
 
 
-class GenerateRequest(ChatTemplateFields, SamplingFields):
+class GenerateRequest(ToolFields, ChatTemplateFields, SamplingFields):
     """``POST /v1/generate``: a prompt as it is, or messages through the base's chat template."""
 
     model_config = ConfigDict(
@@ -50,6 +51,8 @@ class GenerateRequest(ChatTemplateFields, SamplingFields):
         if (self.prompt is None) == (self.messages is None):
             given = "neither" if self.prompt is None else "both"
             raise InputError("prompt", given, "exactly one of prompt and messages")
+        if self.messages is None and self.tools is not None:
+            raise InputError("tools", [tool.function.name for tool in self.tools], "only together with messages")
         if self.messages is None and self.template_field is not None:
             raise InputError(self.template_field, getattr(self, self.template_field), "only together with messages")
         if self.top_logprobs and not self.logprobs:

@@ -279,12 +279,14 @@ class TracedChoice(TypedDict):
 
 
 class GeneratedChoice(TypedDict):
-    """One choice; ``text`` is left out of a stream's last event, ``tokens`` is there with a trace or logprobs."""
+    """One choice; ``tokens`` is there with a trace or logprobs. A stream's last event leaves ``text`` out, unless there
+    are ``tool_calls``, beside which it is what is no call."""
 
     index: int
     text: NotRequired[str]
     finish_reason: str
     tokens: NotRequired[list[Token]]
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class Generated(TypedDict):

@@ -7,6 +7,7 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.grammar import Grammar
+from ladle.server.native_schemas import GenerateRequest
 from ladle.server.openai_schemas import ChatCompletionRequest
 from ladle.server.output_format import check_schema, compile_grammar, grammar_of
 from ladle.server.state import Serving
@@ -24,7 +25,7 @@ class ToolCalling:
     several: bool
 
     @classmethod
-    def of(cls, serving: Serving, body: ChatCompletionRequest) -> ToolCalling | None:
+    def of(cls, serving: Serving, body: ChatCompletionRequest | GenerateRequest) -> ToolCalling | None:
         """None without tools. Raises InputError where the base's chat template has none."""
         if not body.offered:
             return None
@@ -48,7 +49,7 @@ class ToolCalling:
         """For one answer."""
         return ToolParser(self.style, frozenset(tool.function.name for tool in self.tools), self.several)
 
-    async def grammar(self, serving: Serving, body: ChatCompletionRequest) -> Grammar | None:
+    async def grammar(self, serving: Serving, body: ChatCompletionRequest | GenerateRequest) -> Grammar | None:
         """What the answer must follow; None where the model decides. Raises InputError."""
         choice = body.tool_choice
         required = choice is not None and choice.mode == "required"
@@ -74,6 +75,8 @@ class ToolCalling:
         return await compile_grammar(serving, spec, "tools")
 
 
-async def answer_grammar(serving: Serving, body: ChatCompletionRequest, calling: ToolCalling | None) -> Grammar | None:
+async def answer_grammar(
+    serving: Serving, body: ChatCompletionRequest | GenerateRequest, calling: ToolCalling | None
+) -> Grammar | None:
     """What the answer to a chat must follow, with tools and without. Raises InputError."""
     return await grammar_of(serving, body) if calling is None else await calling.grammar(serving, body)

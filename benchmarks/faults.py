@@ -49,12 +49,15 @@ def requests(
     note: NoteOption = "",
     out: OutOption = None,
 ) -> None:
-    """Generated requests over steering, sampling and form, good, mutated and broken ones."""
+    """Generated requests over steering, sampling, form and texts: good, mutated, hostile and broken ones.
+
+    The server's access log must name a reason for every error answer.
+    """
     from ladle.benchmarks import documented as schemathesis
     from ladle.benchmarks import request_storm
 
     seed = _seed(seed)
-    options = ("--default-max-tokens", "32", "--max-queue", "1024")
+    options = ("--default-max-tokens", "32", "--max-queue", "1024", "--access-log", "--log-format", "json")
     with _serving(family, *options) as server:
         row = asyncio.run(request_storm.run(server, count, concurrency, seed, VOCABULARY, warm))
         if documented:
@@ -160,7 +163,7 @@ def grammars(
 def broken(row: Mapping[str, Any]) -> list[str]:
     """What did not hold in a run."""
     found = []
-    for name in ("wrong", "tracebacks", "answers_different", "documented_wrong", "held_at_end"):
+    for name in ("wrong", "tracebacks", "unexplained", "answers_different", "documented_wrong", "held_at_end"):
         if row.get(name):
             found.append(f"{name}: {row.get(f'first_{name}') or row[name]}")
     found += [

@@ -6,12 +6,15 @@ import copy
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from ladle.benchmarks.drawn import Drawn
+from ladle.benchmarks.hostile_bodies import hostile
 
 _WORDS = ["rain", "sea", "bread", "é", "雨", "🌧", "\n", " the", '"', "{", "\\", "\u2028", "a" * 40]
 _GENERATE, _CHAT, _COMPLETIONS = "/v1/generate", "/v1/chat/completions", "/v1/completions"
-_COEFFICIENTS = "/v1/coefficients"
+_COEFFICIENTS, _TOKENIZE, _DETOKENIZE = "/v1/coefficients", "/tokenize", "/detokenize"
+GENERATING = frozenset({_GENERATE, _CHAT, _COMPLETIONS})
 _NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1 << 31, 1 << 63, -(1 << 63), 10**400, 1e308, -1e308, 5e-324,
     float("nan"), float("inf"), float("-inf"), "", "x", "0", "nan", "x" * 5000, "\ud800", "\x00", "../../etc/passwd",
@@ -25,18 +28,6 @@ _SCHEMAS: list[dict[str, Any]] = [
     {"anyOf": []},
     {"type": "object", "properties": {"self": {"$ref": "#"}}},
 ]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A request. ``kind``: ``sound`` means something that may well be served, ``mutated`` a sound one in which values
-    were replaced, ``garbage`` no sensible JSON. ``sequences``: choices that a sound one asks for."""
-
-    path: str
-    body: bytes
-    kind: str
-    stream: bool = False
-    sequences: int = 1
 
 
 class RequestFuzzer:
@@ -76,20 +67,24 @@ class RequestFuzzer:
         }
 
     def draw(self, sound: bool = False) -> Drawn:
-        """The next request: six of ten sound, three mutated, one garbage; or a ``sound`` one."""
+        """The next request: half of all sound, a quarter mutated, one in seven hostile, one in ten garbage; or a
+        ``sound`` one."""
         rng = self._rng
-        path = rng.choices([_GENERATE, _CHAT, _COMPLETIONS, _COEFFICIENTS], [5, 3, 3, 1])[0]
+        paths = [_GENERATE, _CHAT, _COMPLETIONS, _COEFFICIENTS, _TOKENIZE, _DETOKENIZE]
+        path = rng.choices(paths, [10, 6, 6, 2, 1, 1])[0]
         body = copy.deepcopy(self._sound(path))  # of which parts are drawn again
         lot = 0.0 if sound else rng.random()
-        if lot < 0.6:
+        if lot < 0.5:
             prompts = body.get("prompt")
             several = len(prompts) if path == _COMPLETIONS and isinstance(prompts, list) else 1
             several = 1 if several > 1 and isinstance(prompts, list) and isinstance(prompts[0], int) else several
             return Drawn(path, _json(body), "sound", bool(body.get("stream")), several * body.get("n", 1))
-        if lot < 0.9:
+        if lot < 0.75:
             for _ in range(rng.randint(1, 3)):
                 self._mutate(body)
             return Drawn(path, _json(body), "mutated", body.get("stream") is True)
+        if lot < 0.9:
+            return hostile(rng, path, body)
         return Drawn(path, self._garbage(_json(body)), "garbage")
 
     def steering(self, method: str) -> dict[str, Any]:
@@ -127,6 +122,11 @@ class RequestFuzzer:
         rng = self._rng
         if path == _COEFFICIENTS:
             return {"steering": self.steering(rng.choice(self._methods))}
+        if path == _TOKENIZE:
+            said = {"messages": [{"role": "user", "content": self._text(6)}]}
+            return rng.choice([{"prompt": self._text(20)}, said, {**said, "add_generation_prompt": False}])
+        if path == _DETOKENIZE:
+            return {"tokens": [rng.randrange(self._vocabulary) for _ in range(rng.randint(0, 30))]}
         body: dict[str, Any] = {"max_tokens": rng.randint(1, self._longest)}
         if path == _CHAT:
             roles = ["system", "user", "assistant", "user"][rng.randint(0, 1) :]
@@ -139,8 +139,12 @@ class RequestFuzzer:
             body["model"] = self._model()
         fields: dict[str, Callable[[], Any]] = {
             "temperature": lambda: rng.choice([0, 0.7, 1, 2]),
-            "top_p": lambda: rng.choice([0.01, 0.5, 0.9, 1]),
-            "top_k": lambda: rng.choice([0, 1, 5, 1000]),
+            "top_p": lambda: rng.choice([0, 0.01, 0.5, 0.9, 1]),
+            "top_k": lambda: rng.choice([-1, 0, 1, 5, 1000]),
+            "ignore_eos": lambda: rng.random() < 0.5,
+            "stop_token_ids": lambda: rng.sample(range(self._vocabulary), 3),
+            "skip_special_tokens": lambda: rng.random() < 0.5,
+            "include_stop_str_in_output": lambda: rng.random() < 0.5,
             "min_p": lambda: rng.choice([0, 0.05, 1]),
             "n": lambda: rng.choice([1, 1, 2, 4]),
             "stop": lambda: rng.choice(["a", ["e", "\n"], [" the", "w300"]]),
@@ -157,6 +161,8 @@ class RequestFuzzer:
                 body[name] = drawn()
         if rng.random() < 0.15:
             body.update(self._form())
+        elif rng.random() < 0.15:
+            body["min_tokens"] = rng.randint(1, body["max_tokens"])
         if rng.random() < 0.15 and path != _COMPLETIONS:
             body |= {"logprobs": True, "top_logprobs": rng.randint(0, 5)}
         elif rng.random() < 0.15 and path == _COMPLETIONS:

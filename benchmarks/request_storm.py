@@ -11,9 +11,10 @@ from typing import Any
 
 import aiohttp
 
+from ladle.benchmarks.drawn import Drawn
 from ladle.benchmarks.memory_watch import MemoryWatch
 from ladle.benchmarks.reply_check import WrongReply, check
-from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
+from ladle.benchmarks.request_fuzzer import RequestFuzzer
 from ladle.benchmarks.server_under_test import REST_S, ServerUnderTest
 
 PATIENCE_S = 600.0
@@ -111,5 +112,7 @@ async def run(
         **memory.growth(lambda look: look.requests > warm),
         "resident_at_rest_mb": [round(look.resident / 1e6, 1) for look in memory.looks],
         "tracebacks": len(server.failures()),
+        "unexplained": len(unexplained := server.unexplained()),
+        "first_unexplained": unexplained[:_SHOWN],
         "held_at_end": {name: value for name, value in held.items() if value},
     }

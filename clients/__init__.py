@@ -20,6 +20,7 @@ from ladle.clients.payload import Message, Options
 from ladle.clients.responses import (
     Alternative,
     Calibration,
+    CalledFunction,
     Choice,
     CoefficientsReport,
     Diagnostics,
@@ -33,6 +34,7 @@ from ladle.clients.responses import (
     SteeringReport,
     StreamToken,
     Token,
+    ToolCall,
     Usage,
 )
 from ladle.clients.stream import AsyncStream, Stream
@@ -59,6 +61,8 @@ __all__ = [
     "SteeringReport",
     "StreamToken",
     "Token",
+    "CalledFunction",
+    "ToolCall",
     "Usage",
     "LadleError",
     "UsageError",

@@ -55,6 +55,7 @@ Steering = Annotated[
         "--steering", "-s", help="Another option of the method, KEY=VALUE: value=explicit, candidates=10; repeatable."
     ),
 ]
+System = Annotated[str | None, typer.Option(help="What the model is told before the conversation.")]
 MaxTokens = Annotated[int | None, typer.Option(help="How many tokens to generate at most.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
 TopP = Annotated[float | None, typer.Option(help="Nucleus to draw from.")]
@@ -91,6 +92,7 @@ def generate(
     strength: Strength = None,
     steering: Steering = None,
     model: Model = None,
+    system: System = None,
     max_tokens: MaxTokens = 128,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -117,6 +119,7 @@ def generate(
         strength=strength,
         steering=parse_steering(steering),
         model=model,
+        system=system,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -156,6 +159,7 @@ def chat(
     strength: Strength = None,
     steering: Steering = None,
     model: Model = None,
+    system: System = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -174,6 +178,7 @@ def chat(
         strength=strength,
         steering=parse_steering(steering),
         model=model,
+        system=system,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,

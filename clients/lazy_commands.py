@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ladle.clients.display import complain
-from ladle.clients.errors import ConnectionError, LadleError
+from ladle.clients.errors import AuthenticationError, ConnectionError, LadleError
 
 GROUP = "ladle.commands"
 
@@ -65,14 +65,22 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except LadleError as error:
-            absent = isinstance(error, ConnectionError) and str(error).startswith("cannot reach")
-            complain(f"{error}; start a server with: ladle serve demo" if absent else str(error))
+            complain(f"{error}{_way_out(error)}")
             raise typer.Exit(1) from None
         except ModuleNotFoundError as error:  # commands import what is heavy only once they run
             explain_missing(ctx.invoked_subcommand, error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def _way_out(error: LadleError) -> str:
+    """What to do about ``error``, where that is plain."""
+    if isinstance(error, ConnectionError) and str(error).startswith("cannot reach"):
+        return "; start a server with: ladle serve demo"
+    if isinstance(error, AuthenticationError) and error.status == 401:
+        return "; give the key with --api-key, or in the variable LADLE_API_KEY"
+    return ""
 
 
 def explain_missing(command: str | None, error: ModuleNotFoundError) -> None:

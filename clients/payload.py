@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from pydantic import BaseModel
+
 from ladle.clients.errors import UsageError
 
 Message = Mapping[str, Any]
@@ -30,9 +32,17 @@ class Options(TypedDict, total=False):
         logit_bias: added to the score, by token id.
         presence_penalty, frequency_penalty, repetition_penalty: on tokens that occurred already.
         user: for the server's log.
-        json_schema: what the answer must fulfil; as ``regex``, a pattern for the whole answer, and ``choice``, the
-            answers to choose from: one of the three.
+        json_schema: what the answer must fulfil, a JSON schema or a pydantic model; as ``regex``, a pattern for the
+            whole answer, and ``choice``, the answers to choose from: one of the three.
         response_format: the same in OpenAI's words: ``{"type": "json_object"}``, ``{"type": "json_schema", ...}``.
+        system: of ``chat``, a system message before the others.
+        tools, tool_choice, parallel_tool_calls: of ``chat``, functions that the model may call, in OpenAI's words; the
+            calls are ``choices[0].tool_calls`` of the answer.
+        min_tokens: how many to generate at least.
+        ignore_eos, stop_token_ids: whether the token that ends a text ends it, and which others do.
+        skip_special_tokens, include_stop_str_in_output: what of special tokens and of the stop string is text.
+        prompt_logprobs: report the prompt's tokens with as many alternatives.
+        add_generation_prompt, continue_final_message, chat_template_kwargs: of ``chat``, how messages are rendered.
     """
 
     model: str | None
@@ -57,10 +67,23 @@ class Options(TypedDict, total=False):
     frequency_penalty: float | None
     repetition_penalty: float | None
     user: str | None
-    json_schema: Mapping[str, Any] | None
+    json_schema: Mapping[str, Any] | type[BaseModel] | None
     regex: str | None
     choice: Sequence[str] | None
     response_format: Mapping[str, Any] | None
+    system: str | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    min_tokens: int | None
+    ignore_eos: bool | None
+    stop_token_ids: Sequence[int] | None
+    skip_special_tokens: bool | None
+    include_stop_str_in_output: bool | None
+    prompt_logprobs: int | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 _STEERING = ("preference", "target", "method", "strength", "trace")
@@ -100,18 +123,28 @@ def generation_body(model: str, prompt: Mapping[str, Any], options: Options, str
                 raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
             steering[key] = given[key]
     body: dict[str, Any] = {"model": model, **prompt}
-    apart = (*_STEERING, *_STRUCTURE, "steering", "model")
+    if "system" in given:
+        if "messages" not in body:
+            raise UsageError("system: only with chat; a text that is continued has no system message")
+        body["messages"] = [{"role": "system", "content": given["system"]}, *body["messages"]]
+    apart = (*_STEERING, *_STRUCTURE, "steering", "model", "system")
     body |= {key: value for key, value in given.items() if key not in apart}
-    structure = {field: given[key] for key, field in _STRUCTURE.items() if key in given}
+    structure = {field: _schema(given[key]) for key, field in _STRUCTURE.items() if key in given}
     if structure:
         body["structured_outputs"] = structure
-    if isinstance(body.get("stop"), Sequence) and not isinstance(body["stop"], str):
-        body["stop"] = list(body["stop"])
+    for key in ("stop", "tools", "stop_token_ids"):
+        if isinstance(body.get(key), Sequence) and not isinstance(body[key], str):
+            body[key] = list(body[key])
     if steering:
         body["steering"] = steering
     if stream:
         body["stream"] = True
     return body
+
+
+def _schema(value: Any) -> Any:
+    """The JSON schema of a pydantic model; anything else as it is."""
+    return value.model_json_schema() if isinstance(value, type) and issubclass(value, BaseModel) else value
 
 
 def lists_tokens(body: Mapping[str, Any]) -> bool:

@@ -54,13 +54,30 @@ class Token(Response):
     top: list[Alternative] | None = None
 
 
+class CalledFunction(Response):
+    """What is called; ``arguments`` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Response):
+    """A call of a function, as the next ``chat`` takes it back."""
+
+    id: str
+    type: str = "function"
+    function: CalledFunction
+
+
 class Choice(Response):
-    """One continuation. ``tokens`` is None unless the request asked for a trace or logprobs."""
+    """One continuation. ``tokens`` is None unless the request asked for a trace or logprobs; ``tool_calls`` unless it
+    calls functions, and then ``text`` is what stands beside them."""
 
     index: int = 0
     text: str = ""
     finish_reason: str | None = None
     tokens: list[Token] | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Usage(Response):
@@ -157,9 +174,17 @@ class Generation(Response):
         return self.choices[0].tokens
 
     @property
-    def message(self) -> dict[str, str]:
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls of the first choice."""
+        return self.choices[0].tool_calls or []
+
+    @property
+    def message(self) -> dict[str, Any]:
         """The first choice as a message to put into the next ``chat``."""
-        return {"role": "assistant", "content": self.text}
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        return message
 
 
 class StreamToken(Response):

@@ -55,8 +55,8 @@ class _Transcript:
         if self._summary is None:
             raise ResponseError("unexpected answer from the server: the stream had no closing summary")
         choices = [
-            choice
-            | {"text": "".join(self.texts.get(choice.get("index", 0), []))}
+            {"text": "".join(self.texts.get(choice.get("index", 0), []))}
+            | choice  # which says its text where the tokens wrote calls besides
             | ({"tokens": self.tokens.get(choice.get("index", 0), [])} if self.tokens_listed else {})
             for choice in self._summary["choices"]
         ]

@@ -17,6 +17,7 @@ from ladle.server.disconnect import ClientGone
 from ladle.server.docs_page import render
 from ladle.server.hosting import Leases
 from ladle.server.observed import Observed
+from ladle.server.request_shape import Failures, HeadAsGet, Unpacked, WithoutPrefix
 from ladle.server.routes import (
     EVENT_SHAPES,
     admin,
@@ -29,6 +30,7 @@ from ladle.server.routes import (
     metrics,
     models,
     playground,
+    tokenize,
 )
 from ladle.server.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
 from ladle.server.slow_readers import SendTimeout
@@ -42,6 +44,7 @@ _MODULES: tuple[Any, ...] = (
     completions,
     generate,
     coefficients,
+    tokenize,
     families,
     models,
     health,
@@ -53,7 +56,12 @@ _MODULES: tuple[Any, ...] = (
 def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
     """The application over ``state``. It loads nothing and opens nothing; ``lifespan`` is for who does."""
     settings = state.settings
-    middleware = [Middleware(Leases), Middleware(SendTimeout, seconds=settings.send_seconds), Middleware(Observed)]
+    middleware = [
+        Middleware(WithoutPrefix, prefix=settings.root_path),
+        Middleware(Leases),
+        Middleware(SendTimeout, seconds=settings.send_seconds),
+        Middleware(Observed),
+    ]
     if settings.trusted_hosts:
         middleware.append(Middleware(TrustedHosts, hosts=settings.trusted_hosts))
     if settings.cors_origins:
@@ -61,13 +69,19 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type"],
+                allow_methods=["GET", "HEAD", "POST"],
+                # Clients for browsers send headers of their own, which say what they are and run on.
+                allow_headers=["*"],
                 expose_headers=["retry-after", "x-request-id"],
             )
         )
-    middleware.append(Middleware(KeyCheck, keys=state.keys))
-    middleware.append(Middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds))
+    middleware += [
+        Middleware(Failures),
+        Middleware(HeadAsGet),
+        Middleware(KeyCheck, keys=state.keys),
+        Middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds),
+        Middleware(Unpacked, limit=settings.max_body_bytes),
+    ]
     app = FastAPI(
         title="Ladle",
         description=_DESCRIPTION,
@@ -78,6 +92,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.server = state
     errors.install(app)

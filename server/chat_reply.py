@@ -7,7 +7,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from ladle.server.engine.request import StepOutput
-from ladle.server.generation import Choice, Job, usage
+from ladle.server.generation import Choice, Job, usage, usage_so_far
+from ladle.server.openai_schemas import UsageInStream
+from ladle.server.prompt_report import prompt_report
 from ladle.server.reply_types import (
     CalledFunction,
     ChatChunk,
@@ -36,13 +38,15 @@ def chat_completion(
     choices: Sequence[Choice],
     logprobs: bool,
     calling: ToolCalling | None = None,
+    prompt_logprobs: int | None = None,
 ) -> ChatCompletion:
-    """The whole answer; with ``calling`` the calls in it are apart from its text."""
+    """The whole answer; with ``calling`` the calls in it are apart from its text. ``prompt_logprobs``: alternatives at
+    every token of the prompt; None reports none."""
     summary = TraceSummary(serving)
     for index, choice in enumerate(choices):
         summary.see(index, choice.outputs)
     messages = [_message(choice.text, calling) for choice in choices]
-    return {
+    reply: ChatCompletion = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
@@ -53,26 +57,37 @@ def chat_completion(
                 "index": index,
                 "message": message,
                 "logprobs": chat_logprobs(serving.tokens, choice.outputs) if logprobs else None,
-                "finish_reason": _reason(choice.finish_reason, "tool_calls" in message),
+                "finish_reason": reason_of(choice.finish_reason, "tool_calls" in message),
             }
             for index, (choice, message) in enumerate(zip(choices, messages, strict=True))
         ],
         "usage": usage(job, [choice.last for choice in choices]),
         "steering": summary.add_to(describe(job.plan), tokens=True),
     }
+    if prompt_logprobs is not None:
+        reply["prompt_logprobs"] = prompt_report(serving.tokens, job.prompts[0].ids, choices[0], prompt_logprobs)
+    return reply
 
 
 def _message(text: str, calling: ToolCalling | None) -> ChatMessage:
     message: ChatMessage = {"role": "assistant", "content": text, "refusal": None}
-    if calling is not None:
-        parser = calling.parser()
-        parts = [*parser.push(text), *parser.finish()]
-        calls = [_call(part) for part in parts if isinstance(part, Call)]
-        if calls or calling.required:
-            message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
-        if calls:
-            message["tool_calls"] = calls
+    rest, calls = calls_in(text, calling)
+    if calls or (calling is not None and calling.required):
+        message["content"] = rest or None
+    if calls:
+        message["tool_calls"] = calls
     return message
+
+
+def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCall]]:
+    """What of an answer is no call, and its calls; none where there are no functions."""
+    if calling is None:
+        return text, []
+    parser = calling.parser()
+    parts = [*parser.push(text), *parser.finish()]
+    calls = [_call(part) for part in parts if isinstance(part, Call)]
+    rest = "".join(part for part in parts if isinstance(part, str))
+    return (rest, calls) if calls or calling.required else (text, [])
 
 
 def _call(call: Call) -> ToolCall:
@@ -80,7 +95,8 @@ def _call(call: Call) -> ToolCall:
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
-def _reason(reason: str, calls: bool) -> str:
+def reason_of(reason: str, calls: bool) -> str:
+    """Why an answer ended, as clients of OpenAI's API look for ``calls``."""
     return "tool_calls" if calls and reason == "stop" else reason
 
 
@@ -115,14 +131,15 @@ class ChatStream:
         job: Job,
         model: str,
         logprobs: bool,
-        include_usage: bool,
+        usage_shown: UsageInStream,
         calling: ToolCalling | None = None,
     ) -> None:
         self._parsers = [calling.parser() for _ in job.requests] if calling is not None else None
         self._serving = serving
         self._job = job
         self._logprobs = logprobs
-        self._include_usage = include_usage
+        self._usage = usage_shown
+        self._seen: dict[int, StepOutput] = {}
         self._model = model
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
@@ -135,6 +152,7 @@ class ChatStream:
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[ChatChunk]:
         self._summary.see(index, [output])
+        self._seen[index] = output
         logprobs = chat_logprobs(self._serving.tokens, [output]) if self._logprobs else None
         deltas = list(self._deltas(index, output))
         if logprobs and logprobs["content"] and not deltas:
@@ -143,8 +161,8 @@ class ChatStream:
             yield self._chunk(index, delta, None if place else logprobs)
         if output.finish_reason is not None:
             calls = self._parsers is not None and self._parsers[index].calls > 0
-            chunk = self._chunk(index, {}, None, _reason(output.finish_reason, calls))
-            if last and not self._include_usage:
+            chunk = self._chunk(index, {}, None, reason_of(output.finish_reason, calls))
+            if last and not self._usage:
                 chunk["steering"] = self._steering()
             yield chunk
 
@@ -167,7 +185,7 @@ class ChatStream:
                 calls += 1
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[ChatChunk]:
-        if self._include_usage:
+        if self._usage:
             chunk = self._envelope([])
             chunk["usage"] = usage(self._job, outputs)
             chunk["steering"] = self._steering()
@@ -191,6 +209,6 @@ class ChatStream:
             "system_fingerprint": self._serving.fingerprint,
             "choices": choices,
         }
-        if self._include_usage:
-            chunk["usage"] = None
+        if self._usage:
+            chunk["usage"] = usage_so_far(self._job, self._seen) if self._usage is UsageInStream.ALWAYS else None
         return chunk

@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from ladle.server.chat_reply import ends_text
 from ladle.server.echo import Echo, alternatives_of
 from ladle.server.engine.request import StepOutput
-from ladle.server.generation import Choice, Job, usage
+from ladle.server.generation import Choice, Job, usage, usage_so_far
+from ladle.server.openai_schemas import UsageInStream
+from ladle.server.prompt_report import prompt_report
 from ladle.server.reply_types import Completion, CompletionChoice, CompletionLogprobs
 from ladle.server.state import Serving
 from ladle.server.steering import describe
+from ladle.server.text_offsets import TextOffsets
 from ladle.server.token_text import TokenText, finite
 from ladle.server.trace_summary import TraceSummary
 
@@ -24,21 +27,28 @@ def completion(
     choices: Sequence[Choice],
     logprobs: int | None,
     echo: Sequence[Echo] | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Completion:
-    """The whole answer; choices of several prompts follow each other, prompt by prompt. ``echo``: of every prompt."""
+    """The whole answer; choices of several prompts follow each other, prompt by prompt. ``echo``: of every prompt.
+    ``prompt_logprobs``: alternatives at every token of the prompts; None reports none."""
     replies: list[CompletionChoice] = []
     for index, choice in enumerate(choices):
         own = echo[index // job.choices] if echo else None
         front = own.text if own else ""
-        found = completion_logprobs(serving.tokens, choice.outputs, len(front), own) if logprobs is not None else None
-        replies.append(
-            {
-                "index": index,
-                "text": front + choice.text,
-                "logprobs": found,
-                "finish_reason": choice.finish_reason,
-            }
-        )
+        found = None
+        if logprobs is not None:
+            offsets = TextOffsets(serving.tokens, len(front))
+            found = completion_logprobs(serving.tokens, choice.outputs, offsets, own)
+        reply_of_choice: CompletionChoice = {
+            "index": index,
+            "text": front + choice.text,
+            "logprobs": found,
+            "finish_reason": choice.finish_reason,
+        }
+        if prompt_logprobs is not None:
+            ids = job.prompts[index // job.choices].ids
+            reply_of_choice["prompt_logprobs"] = prompt_report(serving.tokens, ids, choice, prompt_logprobs)
+        replies.append(reply_of_choice)
     reply = _Envelope(serving, model).of(replies)
     summary = TraceSummary(serving)
     for index, choice in enumerate(choices):
@@ -49,9 +59,13 @@ def completion(
 
 
 def completion_logprobs(
-    tokens: TokenText, outputs: Sequence[StepOutput], offset: int, echo: Echo | None = None, complete: bool = False
+    tokens: TokenText,
+    outputs: Sequence[StepOutput],
+    offsets: TextOffsets,
+    echo: Echo | None = None,
+    complete: bool = False,
 ) -> CompletionLogprobs:
-    """``logprobs`` of a choice or of a chunk, whose text begins at ``offset``; those of ``echo`` come before it.
+    """``logprobs`` of a choice or of a chunk, whose tokens lie where ``offsets`` says; those of ``echo`` come before.
 
     The token that ends a text is no part of it and left out, except after an echo and where ``complete`` asks for it:
     who scores texts counts tokens, the prompt's and those of ``usage``.
@@ -60,12 +74,12 @@ def completion_logprobs(
     if echo is not None:
         reply = echo.logprobs(outputs[0].prompt or ())
     for output in outputs:
+        offset = offsets.next(output)
         if output.token >= 0 and (echo is not None or complete or not ends_text(tokens, output)):
             reply["tokens"].append(tokens.key(output.token))
             reply["token_logprobs"].append(finite(output.logprob))
             reply["top_logprobs"].append(alternatives_of(tokens, output.top, output.token, output.logprob))
             reply["text_offset"].append(offset)
-        offset += len(output.text)
     return reply
 
 
@@ -98,17 +112,21 @@ class CompletionStream:
         job: Job,
         model: str,
         logprobs: int | None,
-        include_usage: bool,
+        usage_shown: UsageInStream,
         echo: Sequence[Echo] | None = None,
     ) -> None:
         self._serving = serving
         self._job = job
         self._logprobs = logprobs is not None
-        self._include_usage = include_usage
+        self._usage = usage_shown
+        self._seen: dict[int, StepOutput] = {}
         self._envelope = _Envelope(serving, model)
         self._echo = echo
         self._begun = [False] * len(job.requests)
-        self._offsets = [0] * len(job.requests)
+        self._offsets = [
+            TextOffsets(serving.tokens, len(echo[index // job.choices].text) if echo else 0)
+            for index in range(len(job.requests))
+        ]
         self._summary = TraceSummary(serving)
 
     def opening(self) -> Iterator[Completion]:
@@ -116,30 +134,29 @@ class CompletionStream:
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[Completion]:
         self._summary.see(index, [output])
+        self._seen[index] = output
         echo, text = None, output.text
         if self._echo and not self._begun[index]:
             echo = self._echo[index // self._job.choices]
             text = echo.text + text
-            self._offsets[index] = len(echo.text)
         self._begun[index] = True
         logprobs = None
         if self._logprobs:
-            offset, complete = self._offsets[index], self._echo is not None
-            logprobs = completion_logprobs(self._serving.tokens, [output], offset, echo, complete)
-        self._offsets[index] += len(output.text)
+            complete = self._echo is not None
+            logprobs = completion_logprobs(self._serving.tokens, [output], self._offsets[index], echo, complete)
         if not text and output.finish_reason is None and not (logprobs and logprobs["tokens"]):
             return
         chunk = self._envelope.of(
             [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": output.finish_reason}]
         )
-        if self._include_usage:
-            chunk["usage"] = None
+        if self._usage:
+            chunk["usage"] = usage_so_far(self._job, self._seen) if self._usage is UsageInStream.ALWAYS else None
         elif last:
             chunk["steering"] = self._summary.add_to(describe(self._job.plan), tokens=True)
         yield chunk
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[Completion]:
-        if self._include_usage:
+        if self._usage:
             chunk = self._envelope.of([])
             chunk["usage"] = usage(self._job, outputs)
             chunk["steering"] = self._summary.add_to(describe(self._job.plan), tokens=True)

@@ -28,7 +28,7 @@ def render(openapi: Schema) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>",
-        '<p>The same as a machine reads it: <a href="/openapi.json">/openapi.json</a></p>',
+        '<p>The same as a machine reads it: <a href="openapi.json">openapi.json</a></p>',
     ]
     for path, methods in openapi["paths"].items():
         for method, operation in methods.items():

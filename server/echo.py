@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
 from ladle.guidance.plan import Plan
@@ -13,20 +12,23 @@ from ladle.server.openai_schemas import TokenIds
 from ladle.server.prompts import Prompt
 from ladle.server.reply_types import CompletionLogprobs
 from ladle.server.state import Serving
+from ladle.server.text_offsets import Utf8Count
 from ladle.server.token_text import TokenText, finite
 
 
 class Echo:
     """One prompt as the client sent it; ``text`` of token ids is what they stand for, special tokens by their names."""
 
-    def __init__(self, tokens: TokenText, sent: str | TokenIds, ids: TokenIds) -> None:
+    def __init__(self, tokens: TokenText, sent: str | TokenIds, ids: TokenIds, alternatives: int | None = None) -> None:
+        """``alternatives``: how many are listed at most, where more are known."""
         self._tokens = tokens
+        self._alternatives = alternatives
         self._ids = ids
         self.text = sent if isinstance(sent, str) else b"".join(map(tokens.raw, ids)).decode("utf-8", "replace")
 
     def logprobs(self, said: Sequence[PromptToken]) -> CompletionLogprobs:
         """``logprobs`` of the prompt; ``said`` of its tokens from the second on."""
-        tokens, top = self._tokens, [None, *(entry.top for entry in said)]
+        tokens, top = self._tokens, [None, *(entry.top[: self._alternatives] for entry in said)]
         alternatives: list[dict[str, float] | None] = [
             None if best is None else alternatives_of(tokens, best, token, entry.logprob)
             for token, best, entry in zip(self._ids, top, [PromptToken(0.0, ()), *said], strict=True)
@@ -42,10 +44,11 @@ class Echo:
         """Where each token begins in ``text``. What the tokenizer put in front of it, such as a token that begins every
         text or a space, takes no room."""
         offsets, place = [], 0
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        count = Utf8Count()
         for token in self._ids:
-            offsets.append(place)
-            piece = decoder.decode(self._tokens.raw(token))
+            raw = self._tokens.raw(token)
+            offsets.append(min(len(self.text), place + count.given_up(raw)))
+            piece = count.push(raw)
             if not self.text.startswith(piece, place):
                 piece = "" if self._tokens.is_special(token) else piece.removeprefix(" ")
             place = min(len(self.text), place + len(piece))
@@ -68,6 +71,7 @@ def echoes(
     prompts: Sequence[Prompt],
     judged: bool,
     max_tokens: int,
+    alternatives: int | None = None,
 ) -> list[Echo]:
     """The echo of every prompt; ``judged``: with logprobs.
 
@@ -79,4 +83,5 @@ def echoes(
         what = "logprobs" if judged else "max_tokens: 0"
         allowed = f"false, or true without {what}: {plan.method} {reason}, which leaves a prompt without a score"
         raise InputError("echo", True, allowed)
-    return [Echo(serving.tokens, text, prompt.ids) for text, prompt in zip(sent, prompts, strict=True)]
+    pairs = zip(sent, prompts, strict=True)
+    return [Echo(serving.tokens, text, prompt.ids, alternatives) for text, prompt in pairs]

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ladle.merging.errors import InputError
 from ladle.server import request_context
@@ -48,8 +49,17 @@ class ApiError(HTTPException):
         kind = error_type(self.status_code)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
+    def note(self) -> None:
+        """Put the code and the field's name, but nothing of its value, among what is logged of the current request."""
+        context = request_context.current()
+        if context is not None:
+            context.facts["error_code"] = self.code or error_type(self.status_code)
+            if self.param is not None:
+                context.facts["param"] = self.param[:_SHOWN]
+
     def response(self) -> JSONResponse:
-        """The response."""
+        """The response; the access log will name its reason."""
+        self.note()
         return JSONResponse(self.envelope(), self.status_code, self.headers)
 
 
@@ -69,6 +79,13 @@ def from_input_error(error: InputError, param: str | None = None) -> ApiError:
     field = param or error.field
     message = f"{error.field}: {shown(error.value)} is not allowed; allowed: {error.allowed}"
     return ApiError(400, message, param=field, code="invalid_value")
+
+
+def context_overflow(context: int, reason: str, param: str) -> ApiError:
+    """400 for what does not fit the context, by the code and in the words that clients look for to take fewer messages
+    or another model."""
+    message = f"{param}: This model's maximum context length is {context} tokens; {reason}"
+    return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
 def from_queue_full(error: QueueFull) -> ApiError:
@@ -141,6 +158,18 @@ def _path(location: Sequence[int | str]) -> str:
     return path
 
 
+def _hint(request: Request) -> str:
+    """The path that was probably meant, where there is one: /v1 or a slash too few or too many is what goes wrong."""
+    path = "/" + "/".join(part for part in request.url.path.split("/") if part)
+    inner = path.removeprefix("/v1")
+    for meant in (path, f"/v1{path}", inner, f"/v1{inner.removeprefix('/v1')}"):
+        scope = {**request.scope, "path": meant}
+        known = any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
+        if meant != request.url.path and known:
+            return f"; did you mean {meant[:_SHOWN]}?"
+    return ""
+
+
 def install(app: FastAPI) -> None:
     """Make every failure of ``app`` answer with the envelope."""
 
@@ -150,12 +179,13 @@ def install(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = str(error.detail or HTTPStatus(error.status_code).phrase)
+        code = HTTPStatus(error.status_code).name.lower()
         if error.status_code == 404:
-            message = f"no such path: {request.method} {request.url.path}"
+            message = f"no such path: {request.method} {request.url.path[:_SHOWN]}{_hint(request)}"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             message = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"
-        return ApiError(error.status_code, message, headers=error.headers).response()
+        return ApiError(error.status_code, message, code=code, headers=error.headers).response()
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,13 +19,15 @@ from ladle.server.engine.grammar_pool import NO_PROCESS, TOO_COMPLEX
 from ladle.server.engine.kv_cache import BLOCK_SIZE
 from ladle.server.engine.request import GenerationRequest, StepOutput
 from ladle.server.engine.waiting_room import QueueFull
-from ladle.server.errors import ApiError, from_queue_full, unavailable
+from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.job_record import JobRecord
 from ladle.server.prompts import Prompt
 from ladle.server.reply_types import Usage
 from ladle.server.sampling_fields import SamplingFields, choice_seed, new_seed
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState, Serving
+
+logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0  # how often a silent engine is looked at
 _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still an HTTP status, before it begins
@@ -91,22 +94,36 @@ def make_job(
         caller: who asks, and pays for the tokens.
 
     Raises:
-        InputError: the limit does not fit the context, or the request is larger than this server lets one be.
+        ApiError: prompt and limit do not fit the context.
+        InputError: the request is larger than this server lets one be.
     """
     _fits_queue(state, len(plan.sources), prompts, fields.choices)
+    _may_wait(serving, fields, grammar)
     seed = fields.seed if fields.seed is not None else new_seed()
     requests = []
     for prompt in prompts:
         limit = _limit(state, serving, len(plan.sources), prompt.longest, max_tokens, limit_field)
         for choice in range(fields.choices):
             sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
-            sampling = replace(sampling, prompt_logprobs=prompt_logprobs, stop=(*sampling.stop, *stop))
+            judged = prompt_logprobs or fields.prompt_logprobs is not None
+            sampling = replace(sampling, prompt_logprobs=judged, stop=(*sampling.stop, *stop))
             requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views, grammar))
     longest = sum(len(request.prompt) + request.sampling.max_tokens for request in requests)
     most = state.settings.max_request_tokens
     if most is not None and longest > most:
         raise InputError(limit_field, max_tokens, f"what keeps prompts and answers, now {longest}, to {most} tokens")
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller)
+
+
+def _may_wait(serving: Serving, fields: SamplingFields, grammar: Grammar | None) -> None:
+    """Raise InputError where ``min_tokens`` and what else is asked for leave no token that may come."""
+    if not fields.min_tokens:
+        return
+    if grammar is not None:
+        allowed = "0 or left out beside a form of the answer or calls that it must make, which say when it ends"
+        raise InputError("min_tokens", fields.min_tokens, allowed)
+    if len(serving.engine.eos | set(fields.stop_token_ids or ())) >= serving.vocabulary:
+        raise InputError("min_tokens", fields.min_tokens, "0 where every token ends the text")
 
 
 def require_few(settings: ServerSettings, choices: int, prompts: int) -> None:
@@ -138,8 +155,8 @@ def _limit(
         room = min(context, serving.engine.stats().blocks_total // lanes * BLOCK_SIZE)
         return max(1, min(room - prompt, state.settings.default_max_tokens))
     if prompt + max_tokens > context:
-        allowed = f"at most {context - prompt}, because the context holds {context} tokens and the prompt has {prompt}"
-        raise InputError(limit_field, max_tokens, allowed)
+        asked = f"{limit_field} asks for {max_tokens}, of which there is room for {context - prompt}"
+        raise context_overflow(context, f"the prompt has {prompt} tokens and {asked}", limit_field)
     return max_tokens
 
 
@@ -211,6 +228,7 @@ class Outputs:
             if output.error is not None and output.error.startswith(NOT_FINITE):
                 return ApiError(400, output.error, param="steering", code="scores_not_finite")
             if output.finish_reason == "error":
+                self._log_failure(output.error or "no reason is known")
                 return ApiError(500, "the engine failed on this request; its log says why", code="engine_error")
             return unavailable("the server is shutting down", "draining") if output.finish_reason == "abort" else None
         if isinstance(output, QueueFull):
@@ -220,6 +238,10 @@ class Outputs:
         if isinstance(output, RuntimeError) and self._state.unready() is not None:
             return unavailable("the server is shutting down", "draining")
         return output
+
+    def _log_failure(self, reason: str) -> None:
+        """Say why an answer failed; what follows the first colon may quote the request."""
+        logger.error("an answer failed: %s", reason if self._state.settings.log_prompts else reason.partition(":")[0])
 
     async def pump(self, index: int, request: GenerationRequest) -> None:
         """Feed one sequence's outputs in; cancelling the task that runs this cancels the sequence."""
@@ -297,6 +319,17 @@ def usage(job: Job, last: Sequence[StepOutput]) -> Usage:
     prompts = job.prompt_tokens
     completion = sum(output.completion_tokens for output in last)
     cached = sum(last[index * job.choices].cached_tokens for index in range(len(job.prompts)))
+    return _usage(prompts, completion, cached)
+
+
+def usage_so_far(job: Job, seen: Mapping[int, StepOutput]) -> Usage:
+    """The same of an answer that still grows; ``seen``: the newest output of each sequence that has one."""
+    completion = sum(output.completion_tokens for output in seen.values())
+    firsts = [seen.get(index * job.choices) for index in range(len(job.prompts))]
+    return _usage(job.prompt_tokens, completion, sum(first.cached_tokens for first in firsts if first is not None))
+
+
+def _usage(prompts: int, completion: int, cached: int) -> Usage:
     return {
         "prompt_tokens": prompts,
         "completion_tokens": completion,

@@ -24,7 +24,8 @@ class StrictRequest(Request):
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         # Forms and plain text are what a foreign web page could send to a local server without asking the browser.
         if body and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-            raise ApiError(415, f"Content-Type: {kind or 'missing'!r} is not allowed; allowed: application/json")
+            message = f"Content-Type: {kind or 'missing'!r} is not allowed; allowed: application/json"
+            raise ApiError(415, message, code="unsupported_media_type")
         return body
 
     async def json(self) -> Any:
@@ -39,7 +40,10 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handler(StrictRequest(request.scope, request.receive))
+            try:
+                return await handler(StrictRequest(request.scope, request.receive))
+            except RecursionError:
+                raise ApiError(400, "body: nested too deeply to be read", code="invalid_json") from None
 
         return strict
 

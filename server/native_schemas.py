@@ -7,9 +7,11 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
-from ladle.server.openai_schemas import IDS, Message, TokenIds, only_with, token_ids
+from ladle.server.messages import ChatTemplateFields, Messages
+from ladle.server.openai_schemas import IDS, TokenIds, only_with, token_ids
 from ladle.server.sampling_fields import SamplingFields, SteeringField, TopLogprobs
 from ladle.server.strict_model import StrictModel
+from ladle.server.tool_schemas import ToolFields
 
 
 def _prompt(value: Any) -> str | TokenIds:
@@ -23,24 +25,24 @@ def _prompt(value: Any) -> str | TokenIds:
 _PROMPT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, IDS]}
 
 
-def _only(given: str) -> dict[str, Any]:
+def only_one_of(given: str) -> dict[str, Any]:
     """Of prompt and messages the one that is ``given``, as a schema."""
     other = "messages" if given == "prompt" else "prompt"
     return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
 
 
-class GenerateRequest(SamplingFields):
+class GenerateRequest(ToolFields, ChatTemplateFields, SamplingFields):
     """``POST /v1/generate``: a prompt as it is, or messages through the base's chat template."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "allOf": [only_with("top_logprobs", "logprobs")],
-            "oneOf": [_only("prompt"), _only("messages")],
+            "oneOf": [only_one_of("prompt"), only_one_of("messages")],
         }
     )
 
     prompt: Annotated[str | TokenIds, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: Messages | None = None
     logprobs: bool | None = Field(None, description="report the tokens with their logprobs even without a trace")
     top_logprobs: TopLogprobs | None = Field(None, description="alternatives to report for every token")
 
@@ -49,6 +51,10 @@ class GenerateRequest(SamplingFields):
         if (self.prompt is None) == (self.messages is None):
             given = "neither" if self.prompt is None else "both"
             raise InputError("prompt", given, "exactly one of prompt and messages")
+        if self.messages is None and self.tools is not None:
+            raise InputError("tools", [tool.function.name for tool in self.tools], "only together with messages")
+        if self.messages is None and self.template_field is not None:
+            raise InputError(self.template_field, getattr(self, self.template_field), "only together with messages")
         if self.top_logprobs and not self.logprobs:
             raise InputError("top_logprobs", self.top_logprobs, "only together with logprobs: true")
         return self

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -15,41 +15,20 @@ from pydantic import (
 )
 
 from ladle.merging.errors import InputError
-from ladle.server.known_fields import MESSAGE, ChatFields, CompletionFields, only, with_known
+from ladle.server.known_fields import ChatFields, CompletionFields, only
+from ladle.server.messages import ChatTemplateFields, Messages
 from ladle.server.sampling_fields import MAX_CHOICES, MaxTokens, TopLogprobs
 from ladle.server.strict_model import StrictModel
-from ladle.server.tool_schemas import ToolCall, ToolFields
+from ladle.server.tool_schemas import ToolFields
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
     from ladle.server.sampling_fields import SamplingFields as ChatBase
     from ladle.server.sampling_fields import SamplingFields as CompletionBase
-    from ladle.server.strict_model import StrictModel as MessageBase
 else:
     ChatBase, CompletionBase = ChatFields, CompletionFields
-    MessageBase = with_known(StrictModel, "MessageFields", MESSAGE)
 
 DEFAULT_COMPLETION_TOKENS = 16  # documented by OpenAI for /v1/completions
 TokenIds = tuple[int, ...]
-
-
-def _text(value: Any) -> Any:
-    """A message's content as one string; text parts are joined by newlines."""
-    if isinstance(value, str):
-        return value
-    allowed = 'allowed: a string or a list of {"type": "text", "text": "..."}'
-    if not isinstance(value, list) or not value:
-        raise ValueError(allowed)
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or set(part) != {"type", "text"} or part["type"] != "text":
-            kind = part.get("type") if isinstance(part, dict) else None
-            raise ValueError(f"part {index} is of type {kind!r}; {allowed}")
-        if not isinstance(part["text"], str):
-            raise ValueError(f"part {index} holds no text; {allowed}")
-    return "\n".join(part["text"] for part in value)
-
-
-def _content(value: Any) -> Any:
-    return None if value is None else _text(value)
 
 
 def token_ids(value: Any) -> TokenIds:
@@ -76,22 +55,6 @@ def _prompts(value: Any) -> tuple[str | TokenIds, ...]:
     raise ValueError("allowed: prompts of one kind, all strings or all lists of token ids")
 
 
-_CONTENT_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "null"},
-        {"type": "string"},
-        {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["type", "text"],
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "additionalProperties": False,
-            },
-        },
-    ]
-}
 IDS: dict[str, Any] = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": 1 << 31},
@@ -107,51 +70,22 @@ _PROMPTS_SCHEMA: dict[str, Any] = {
 }
 
 
-def _role(value: Any) -> Any:
-    return "system" if value == "developer" else value
+class UsageInStream(Enum):
+    """Where a stream has usage: nowhere, in a chunk of its own at the end, or besides in every chunk, so far."""
 
+    NEVER = 0
+    AT_THE_END = 1
+    ALWAYS = 2
 
-class Message(MessageBase):
-    """One message of a chat. ``developer`` is OpenAI's newer name for ``system``."""
-
-    role: Annotated[Literal["system", "user", "assistant", "tool"], BeforeValidator(_role)]
-    content: Annotated[str | None, BeforeValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)] = Field(
-        None, validate_default=True
-    )
-    tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called, in its own messages")
-    tool_call_id: str | None = Field(None, description="which call a message of role tool answers")
-    # The official client's helpers put it beside the content that it was read from, and send it back.
-    parsed: Any = Field(None, description="not looked at")
-
-    @model_validator(mode="after")
-    def _fits_its_role(self) -> Message:
-        if self.tool_calls and self.role != "assistant":
-            raise InputError("tool_calls", self.role, "only in messages of the assistant")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise InputError("tool_call_id", self.tool_call_id, "the id of a call, with role tool and no other")
-        if self.content is None and not self.tool_calls:
-            raise InputError("content", None, "a string, or a list of text parts")
-        return self
-
-    @property
-    def about_tools(self) -> str | None:
-        """The field that only chat templates with tools understand; None where there is none."""
-        return "role" if self.role == "tool" else "tool_calls" if self.tool_calls else None
-
-    def turn(self) -> dict[str, Any]:
-        """The message as chat templates take it."""
-        turn: dict[str, Any] = {"role": self.role, "content": self.content or ""}
-        if self.tool_calls:
-            turn["tool_calls"] = [call.turn() for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            turn["tool_call_id"] = self.tool_call_id
-        return turn
+    def __bool__(self) -> bool:
+        return self is not UsageInStream.NEVER
 
 
 class StreamOptions(StrictModel):
     """``stream_options``."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(None, description="with include_usage: every chunk says it, so far")
     include_obfuscation: bool | None = None
 
     @field_validator("include_obfuscation")
@@ -180,18 +114,21 @@ class _Streamed(StrictModel):
         return self
 
     @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def usage_in_stream(self) -> UsageInStream:
+        """Where a stream says what was used."""
+        options = self.stream_options
+        if options is None or not options.include_usage:
+            return UsageInStream.NEVER
+        return UsageInStream.ALWAYS if options.continuous_usage_stats else UsageInStream.AT_THE_END
 
 
-class ChatCompletionRequest(_Streamed, ToolFields, ChatBase):
+class ChatCompletionRequest(_Streamed, ToolFields, ChatTemplateFields, ChatBase):
     """``POST /v1/chat/completions``."""
 
     model_config = ConfigDict(
         json_schema_extra={"allOf": [only_with("stream_options", "stream"), only_with("top_logprobs", "logprobs")]}
     )
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Messages
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
@@ -231,11 +168,17 @@ class CompletionRequest(_Streamed, CompletionBase):
     prompt: Annotated[tuple[str | TokenIds, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]
     logprobs: TopLogprobs | None = None
     echo: bool | None = Field(None, description="put the prompt in front of the answer, with its logprobs if asked for")
+    best_of: int | None = Field(None, description="n, or left out: answers are not chosen from more")
+    add_special_tokens: bool | None = Field(
+        None, description="whether the tokenizer puts in front what begins a text; default true"
+    )
 
     @model_validator(mode="after")
     def _few_enough(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo:
             raise InputError("max_tokens", 0, "numbers greater than or equal to 1, or 0 together with echo: true")
+        if self.best_of is not None and self.best_of != self.choices:
+            raise InputError("best_of", self.best_of, f"{self.choices}, the value of n, or left out")
         if self.choices * len(self.prompt) > MAX_CHOICES:
             allowed = f"at most {MAX_CHOICES} choices in all, here {MAX_CHOICES // len(self.prompt)}"
             raise InputError("n", self.n, allowed)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import TemplateError
-
 from ladle.guidance.plan import PromptView
 from ladle.merging.errors import InputError
-from ladle.server.openai_schemas import Message, TokenIds
+from ladle.server.chat_rendering import ChatRenderer
+from ladle.server.errors import ApiError, context_overflow
+from ladle.server.messages import ChatForm, Message
+from ladle.server.openai_schemas import TokenIds
 from ladle.server.state import Serving
 from ladle.server.tool_formats import format_of
 
@@ -37,18 +38,24 @@ class Prompt:
 
 
 async def encode_prompt(
-    serving: Serving, prompt: str | TokenIds, field: str = "prompt", views: Sequence[PromptView] = ()
+    serving: Serving,
+    prompt: str | TokenIds,
+    field: str = "prompt",
+    views: Sequence[PromptView] = (),
+    special: bool = True,
 ) -> Prompt:
-    """A raw prompt, with the special tokens the tokenizer puts in front.
+    """A raw prompt, with what the tokenizer puts in front of a text unless ``special`` is false. The names of special
+    tokens in it are these tokens.
 
     A ``system`` view puts its text and an empty line in front of the prompt, a ``prompt`` view stands in its place; an
     empty one is the token that begins a text, or the prompt's last one where the tokenizer has none.
 
     Raises:
-        InputError: no tokens, a token that does not exist, or more than the context holds.
+        ApiError: more tokens than the context holds.
+        InputError: no tokens, or a token that does not exist.
     """
     if isinstance(prompt, str):
-        ids = await _off_loop(len(prompt), _encode, serving, prompt, True, field)
+        ids = await _off_loop(len(prompt), _encode, serving, prompt, special, field)
     else:
         ids = prompt
         for index, token in enumerate(ids):
@@ -59,11 +66,11 @@ async def encode_prompt(
     for view in views:
         if view.kind == "system" and isinstance(prompt, str):
             text = f"{view.text}\n\n{prompt}"
-            seen[view] = await _off_loop(len(text), _encode, serving, text, True, field)
+            seen[view] = await _off_loop(len(text), _encode, serving, text, special, field)
         elif view.kind == "system":
-            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", True, field) + ids
+            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", special, field) + ids
         elif view.text:
-            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, True, field)
+            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, special, field)
         else:
             begin = serving.engine.tokenizer.bos_token_id
             seen[view] = (begin,) if isinstance(begin, int) else ids[-1:]
@@ -76,17 +83,54 @@ async def encode_chat(
     messages: Sequence[Message],
     views: Sequence[PromptView] = (),
     tools: Sequence[dict[str, Any]] = (),
+    form: ChatForm = ChatForm(),
 ) -> Prompt:
-    """A conversation in the base's chat template, ready for the assistant's answer.
+    """A conversation in the base's chat template, ready for the assistant's answer unless ``form`` says otherwise.
 
     A ``system`` view is the conversation under another system message, a ``prompt`` view a conversation of that one
     user message; an empty one is what begins an answer and nothing else. ``tools``: definitions of the functions that
     may be called, which the template must know to show.
 
     Raises:
-        InputError: field ``messages``: the template refuses them, or knows nothing of calls that stand in them, or more
-            tokens than the context holds. Field ``tools``: it does not show them.
+        ApiError: more tokens than the context holds.
+        InputError: field ``messages``: the template refuses them, or knows nothing of calls that stand in them. Field
+            ``tools``: it does not show them.
     """
+    turns, size, shown = _renderer(serving, messages, tools, form)
+    ids = _check(serving, await _off_loop(size, shown.ids, turns), "messages")
+    seen = {}
+    for view in views:
+        if view.kind == "system":
+            others = [turn for turn in turns if turn["role"] != "system"]
+            turned = [{"role": "system", "content": view.text}, *others]
+            rendered = await _off_loop(size + len(view.text), shown.ids, turned)
+        elif view.text:
+            # What is continued is a part of the answer, whatever was asked.
+            only = [{"role": "user", "content": view.text}, *(turns[-1:] if form.continues else ())]
+            rendered = await _off_loop(size + len(view.text), shown.without_tools().ids, only)
+        else:
+            rendered = await _off_loop(size, shown.beginning_of_an_answer, turns)
+        seen[view] = _check(serving, rendered, "messages")
+    return Prompt(ids, seen)
+
+
+async def tokens_of_text(serving: Serving, text: str, special: bool) -> TokenIds:
+    """The tokens of ``text``, which may be none, or somewhat more than the context holds. Raises ApiError."""
+    return await _off_loop(len(text), _encode, serving, text, special, "prompt")
+
+
+async def tokens_of_chat(
+    serving: Serving, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+) -> TokenIds:
+    """The same of a conversation. Raises ApiError, and InputError as ``encode_chat`` does."""
+    turns, size, shown = _renderer(serving, messages, tools, form)
+    return await _off_loop(size, shown.ids, turns)
+
+
+def _renderer(
+    serving: Serving, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+) -> tuple[list[dict[str, Any]], int, ChatRenderer]:
+    """The messages as templates take them, about how many characters they are, and what renders them."""
     if not serving.engine.tokenizer.chat_template:
         allowed = "nothing, because the base has no chat template; use /v1/completions or /v1/generate with a prompt"
         raise InputError("messages", f"{len(messages)} messages", allowed)
@@ -94,56 +138,19 @@ async def encode_chat(
         if message.about_tools is not None and format_of(serving.engine.tokenizer) is None:
             allowed = "'system', 'user' or 'assistant' without calls, because the base's chat template has no tools"
             raise InputError(f"messages[{index}].{message.about_tools}", message.role, allowed)
+
+    def encode(text: str, mark: str | None) -> TokenIds:
+        return _encode(serving, text, False, "messages", mark)
+
     turns = [message.turn() for message in messages]
-    size = sum(len(turn["content"]) for turn in turns) + (len(str(tools)) if tools else 0)
-    ids = _check(serving, await _off_loop(size, _render_and_encode, serving, turns, tools), "messages")
-    seen = {}
-    for view in views:
-        if view.kind == "system":
-            others = [turn for turn in turns if turn["role"] != "system"]
-            turned = [{"role": "system", "content": view.text}, *others]
-            rendered = await _off_loop(size + len(view.text), _render_and_encode, serving, turned, tools)
-        elif view.text:
-            only = [{"role": "user", "content": view.text}]
-            rendered = await _off_loop(len(view.text), _render_and_encode, serving, only)
-        else:
-            rendered = await _off_loop(size, _beginning_of_an_answer, serving, turns)
-        seen[view] = _check(serving, rendered, "messages")
-    return Prompt(ids, seen)
+    size = sum(len(str(turn)) for turn in turns) + (len(str(tools)) if tools else 0)
+    return turns, size, ChatRenderer(serving, form, tools, encode)
 
 
-def _beginning_of_an_answer(serving: Serving, turns: list[dict[str, Any]]) -> TokenIds:
-    """What the template puts after the last message for the assistant to go on from; the last token of the prompt
-    where that is nothing."""
-    asked, whole = _render(serving, turns, False), _render(serving, turns, True)
-    ids = _encode(serving, whole[len(asked) :], False, "messages") if whole.startswith(asked) else ()
-    return ids or _encode(serving, whole, False, "messages")[-1:]
+def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | None = None) -> TokenIds:
+    """Raises ApiError for a text whose beginning alone is too long, because megabytes take seconds to encode.
 
-
-def _render_and_encode(serving: Serving, turns: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> TokenIds:
-    text = _render(serving, turns, True, tools)
-    names = [tool["function"]["name"] for tool in tools]
-    hidden = next((name for name in names if name not in text), None)
-    if hidden is not None:
-        raise InputError("tools", hidden, "nothing here, because the base's chat template does not show it")
-    return _encode(serving, text, False, "messages")
-
-
-def _render(serving: Serving, turns: list[dict[str, Any]], answer: bool, tools: Sequence[dict[str, Any]] = ()) -> str:
-    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
-    try:
-        text = serving.engine.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer, **options
-        )
-    except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in turns[:20])
-        raise InputError("messages", roles, f"what the base's chat template takes ({error})") from None
-    assert isinstance(text, str)
-    return text
-
-
-def _encode(serving: Serving, text: str, special: bool, field: str) -> TokenIds:
-    """Raises InputError for a text whose beginning alone is too long, because megabytes take seconds to encode."""
+    ``mark``: what keeps texts from becoming special tokens; it is no part of the text."""
     # A batch of one: unlike a single encode it lets other threads run meanwhile.
     encode = serving.engine.tokenizer.backend_tokenizer.encode_batch_fast
     limit = serving.engine.max_context
@@ -152,7 +159,12 @@ def _encode(serving: Serving, text: str, special: bool, field: str) -> TokenIds:
         tokens = len(encode([text[:enough]], add_special_tokens=False)[0].ids) - _SLACK
         if tokens >= limit:
             raise _too_long(serving, f"more than {tokens} tokens", field)
-    return tuple(encode([text], add_special_tokens=special)[0].ids)
+    if mark is None:
+        return tuple(encode([text], add_special_tokens=special)[0].ids)
+    try:
+        return serving.controls.encode(text, mark)
+    except ValueError:
+        raise InputError(field, "texts", "texts in which no names of special tokens stand") from None
 
 
 async def _off_loop(size: int, function: Any, *arguments: Any) -> TokenIds:
@@ -168,7 +180,5 @@ def _check(serving: Serving, ids: TokenIds, field: str) -> TokenIds:
     return ids
 
 
-def _too_long(serving: Serving, length: str, field: str) -> InputError:
-    limit = serving.engine.max_context
-    allowed = f"at most {limit - 1} tokens, because the context holds {limit} and an answer needs one"
-    return InputError(field, length, allowed)
+def _too_long(serving: Serving, length: str, field: str) -> ApiError:
+    return context_overflow(serving.engine.max_context, f"{field} has {length}, and an answer needs one", field)

@@ -150,6 +150,14 @@ class ChatChoice(TypedDict):
     finish_reason: str
 
 
+class PromptLogprob(TypedDict):
+    """What the model would have said of one token at one place of the prompt; ``rank`` 1 is the best."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 class ChatCompletion(TypedDict):
     """Answer of ``POST /v1/chat/completions``."""
 
@@ -161,6 +169,7 @@ class ChatCompletion(TypedDict):
     choices: list[ChatChoice]
     usage: Usage
     steering: SteeringReply
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class ChatDelta(TypedDict, total=False):
@@ -210,6 +219,7 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class Completion(TypedDict):
@@ -269,12 +279,14 @@ class TracedChoice(TypedDict):
 
 
 class GeneratedChoice(TypedDict):
-    """One choice; ``text`` is left out of a stream's last event, ``tokens`` is there with a trace or logprobs."""
+    """One choice; ``tokens`` is there with a trace or logprobs. A stream's last event leaves ``text`` out, unless there
+    are ``tool_calls``, beside which it is what is no call."""
 
     index: int
     text: NotRequired[str]
     finish_reason: str
     tokens: NotRequired[list[Token]]
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class Generated(TypedDict):
@@ -288,6 +300,7 @@ class Generated(TypedDict):
     choices: list[GeneratedChoice]
     usage: Usage
     steering: SteeringReply
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class TokenEvent(TypedDict):
@@ -311,12 +324,13 @@ class CoefficientsReply(TypedDict):
 
 
 class ModelReply(TypedDict):
-    """One model in OpenAI's form."""
+    """One model in OpenAI's form; ``max_model_len`` is the longest prompt plus answer, in tokens."""
 
     id: str
     object: str
     created: int
     owned_by: str
+    max_model_len: int
 
 
 class ModelList(TypedDict):
@@ -339,3 +353,18 @@ class ErrorReply(TypedDict):
     """Answer of anything that fails."""
 
     error: ErrorBody
+
+
+class Tokenized(TypedDict):
+    """Answer of ``POST /tokenize``; ``token_strs`` shows U+FFFD for a part of a character."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(TypedDict):
+    """Answer of ``POST /detokenize``."""
+
+    prompt: str

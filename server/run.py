@@ -75,6 +75,7 @@ class Service:
             access_log=False,  # ours says more, see observed.py
             server_header=False,
             lifespan="on",
+            timeout_keep_alive=self.settings.idle_connection_seconds,
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )
         self._server = DrainingServer(config, self)

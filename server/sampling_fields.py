@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.steering_checks import (
@@ -28,6 +28,7 @@ MAX_CHOICES = 128  # sequences one request may ask for
 MAX_TOP_LOGPROBS = 20
 _MAX_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 _MAX_STOP_LENGTH = 512  # characters; what may be held back from a stream, and searched for at every token
+_MAX_STOP_IDS = 1024
 _SEED_RANGE = 1 << 63
 _T = TypeVar("_T", int, float)
 
@@ -118,22 +119,26 @@ _BIAS_SCHEMA = {
 SteeringField = Annotated[dict[str, Any], AfterValidator(_steering), WithJsonSchema(_STEERING_SCHEMA)]
 StopField = Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
 LogitBias = Annotated[dict[str, float], AfterValidator(_token_ids), WithJsonSchema(_BIAS_SCHEMA)]
+ModelField = Annotated[
+    Annotated[str, Field(min_length=1, max_length=4096)] | None,
+    Field(
+        description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family",
+        examples=["demo", "demo@positive=0.8,concise=0.2"],
+    ),
+]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[int, Field(ge=1)]
+StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=_MAX_STOP_IDS)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
 class SamplingFields(OutputFields):
     """Sampling fields of a request. null means the default everywhere, as in OpenAI's API."""
 
-    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        None,
-        description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family",
-        examples=["demo", "demo@positive=0.8,concise=0.2"],
-    )
+    model: ModelField = None
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="default 1; 0 is greedy")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0 is greedy")
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: StopField = Field([], validate_default=False)
     stream: bool | None = None
@@ -142,10 +147,30 @@ class SamplingFields(OutputFields):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     user: str | None = None
-    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = Field(None, description="0 is off; extension")
+    top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = Field(None, description="0 and -1 are off; extension")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="extension")
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="1 is off; extension")
+    prompt_logprobs: TopLogprobs | None = Field(
+        None, description="report the prompt's tokens with as many alternatives; not with stream; extension"
+    )
+    min_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="nothing ends an answer before it has so many tokens; extension"
+    )
+    ignore_eos: bool | None = Field(None, description="go on after the token that ends a text; extension")
+    stop_token_ids: StopIds | None = Field(None, description="tokens that end the text; extension")
+    skip_special_tokens: bool | None = Field(
+        None, description="default true; false shows special tokens by their names, but for the last; extension"
+    )
+    include_stop_str_in_output: bool | None = Field(
+        None, description="the text holds what ended it, a stop string or a token of stop_token_ids; extension"
+    )
     steering: SteeringField | None = None
+
+    @model_validator(mode="after")
+    def _whole_or_streamed(self) -> SamplingFields:
+        if self.prompt_logprobs is not None and self.stream:
+            raise InputError("prompt_logprobs", self.prompt_logprobs, "null together with stream: true")
+        return self
 
     @property
     def choices(self) -> int:
@@ -162,17 +187,24 @@ class SamplingFields(OutputFields):
             logprobs: how many alternatives to report; None for none.
 
         Raises:
-            InputError: ``logit_bias`` names a token that does not exist.
+            InputError: ``logit_bias`` or ``stop_token_ids`` names a token that does not exist, or ``min_tokens`` is
+                more than may come.
         """
         given: Mapping[str, float] = self.logit_bias or {}
+        for token in self.stop_token_ids or ():
+            if token >= vocabulary:
+                raise InputError("stop_token_ids", token, f"token ids from 0 to {vocabulary - 1}")
+        if (self.min_tokens or 0) > max_tokens:
+            raise InputError("min_tokens", self.min_tokens, f"at most {max_tokens}, the most tokens that may come")
         for key, bias in given.items():
             if int(key) >= vocabulary:
                 raise InputError(f"logit_bias.{key}", bias, f"token ids from 0 to {vocabulary - 1}")
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=_or(self.temperature, 1.0),
-            top_p=_or(self.top_p, 1.0),
-            top_k=_or(self.top_k, 0),
+            # The smallest set of tokens that holds a probability of 0 is the best one alone.
+            temperature=0.0 if self.top_p == 0 else _or(self.temperature, 1.0),
+            top_p=self.top_p or 1.0,
+            top_k=max(0, _or(self.top_k, 0)),
             min_p=_or(self.min_p, 0.0),
             repetition_penalty=_or(self.repetition_penalty, 1.0),
             presence_penalty=_or(self.presence_penalty, 0.0),
@@ -181,6 +213,12 @@ class SamplingFields(OutputFields):
             stop=tuple(self.stop),
             seed=seed,
             logprobs=logprobs,
+            prompt_alternatives=self.prompt_logprobs or 0,
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=frozenset(self.stop_token_ids or ()),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            include_stop=bool(self.include_stop_str_in_output),
         )
 
 

@@ -13,9 +13,12 @@ from ladle.server.api_keys import ApiKeys
 from ladle.server.callers import ADMIN, ANYONE, GENERATE, Caller
 from ladle.server.errors import ApiError
 
-PROTECTED = "/v1/"
+PROTECTED = ("/v1/", "/tokenize", "/detokenize")
 ADMINISTRATION = "/v1/admin/"
+KEY_HEADERS = ("x-api-key", "api-key")
+"""Where clients of other APIs send their key, besides ``Authorization``."""
 _CALLER = "ladle.caller"
+_READ_OFF = 8  # times the largest body: what is read of one that is too large
 _PROBES = ("/health", "/ready")
 
 
@@ -26,8 +29,8 @@ def caller_of(scope: Scope) -> Caller:
 
 
 class KeyCheck:
-    """401 for calls under /v1/ without a known key, 403 for those that the key is not for. Health, readiness, metrics
-    and docs stay open; administration is closed where no keys are asked for."""
+    """401 for calls of what is ``PROTECTED`` without a known key, 403 for those that the key is not for. Health,
+    readiness, metrics and docs stay open; administration is closed where no keys are asked for."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
         self._app = app
@@ -55,11 +58,14 @@ class KeyCheck:
 
     @staticmethod
     def _known(keys: ApiKeys, scope: Scope) -> Caller:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        caller = keys.find(key.strip()) if scheme.lower() == "bearer" else None
+        headers = Headers(scope=scope)
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = [bearer.strip() if scheme.lower() == "bearer" else "", *(headers.get(name, "") for name in KEY_HEADERS)]
+        # Some clients fill in one header with a word of no meaning and send the key in another.
+        caller = next((found for key in given if key and (found := keys.find(key)) is not None), None)
         if caller is None:
-            given = "no API key was given" if not key else "the API key is not known"
-            message = f"{given}; send it as 'Authorization: Bearer KEY'"
+            reason = "the API key is not known" if any(given) or scheme else "no API key was given"
+            message = f"{reason}; send it as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return caller
 
@@ -105,11 +111,14 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")
+        until = asyncio.get_running_loop().time() + self._seconds
         if announced.isdecimal() and int(announced) > self._limit:
+            # One who waits to be asked for the body, or whose body is far too large, is told at once.
+            if "expect" not in Headers(scope=scope) and int(announced) <= _READ_OFF * self._limit:
+                await self._read_off(receive, until)
             await self._too_large().response()(scope, receive, send)
             return
         received, complete = 0, False
-        until = asyncio.get_running_loop().time() + self._seconds
 
         async def counted() -> Message:
             nonlocal received, complete
@@ -125,12 +134,27 @@ class BodyLimit:
                 received += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
                 if received > self._limit:
+                    if not complete:
+                        await self._read_off(receive, until)
                     raise self._too_large()
             return message
 
         await self._app(scope, counted, send)
 
+    async def _read_off(self, receive: Receive, until: float) -> None:
+        """Read and forget what a client still sends, within bounds: one that is cut off while it sends may never see
+        why."""
+        left, more = _READ_OFF * self._limit, True
+        try:
+            async with asyncio.timeout_at(until):
+                while more and left > 0:
+                    message = await receive()
+                    more = message.get("more_body", False)  # gone clients have no more either
+                    left -= len(message.get("body", b""))
+        except TimeoutError:
+            pass
+
     def _too_large(self) -> ApiError:
         message = f"body: larger than the {self._limit} bytes that are allowed"
-        # The rest of the body is not read, so the connection cannot carry another request.
+        # The rest of the body may not be read, so the connection cannot carry another request.
         return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})

@@ -18,6 +18,9 @@ from ladle.server.engine.config import EngineConfig
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
+_OWN_PATHS = frozenset(
+    {"v1", "health", "ready", "metrics", "docs", "openapi.json", "playground", "tokenize", "detokenize"}
+)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -49,6 +52,11 @@ class ServerSettings(BaseSettings):
         None, description="folder of further families, which an administrator may load by the names of their folders"
     )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    root_path: str = Field(
+        "",
+        pattern=r"^$|^(/[A-Za-z0-9._~-]+)+$",
+        description="path under which a proxy publishes the server, e.g. /ladle",
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of the weights")
@@ -72,6 +80,9 @@ class ServerSettings(BaseSettings):
     max_request_tokens: int | None = Field(
         None, ge=1, description="tokens that one request may take, its prompts and all its answers at their longest"
     )
+    special_tokens_in_messages: bool = Field(
+        False, description="read the names of special tokens in the texts of messages as these tokens"
+    )
     allow_trace: bool = Field(True, description="allow per-token traces (a traced sequence costs a second lane)")
     api_key_file: Path | None = Field(
         None,
@@ -86,6 +97,9 @@ class ServerSettings(BaseSettings):
     max_body_bytes: Bytes = Field(4 << 20, description="largest request body")
     body_seconds: float = Field(30.0, gt=0, le=3600, description="how long a request's body may take to arrive")
     send_seconds: float = Field(30.0, gt=0, le=3600, description="how long a client may leave its answer unread")
+    idle_connection_seconds: int = Field(
+        75, ge=1, le=86400, description="how long a connection without a request is kept open"
+    )
     trusted_hosts: list[str] = Field(
         [], description="names that requests may ask for, or *.NAME; by default any: see docs/security.md"
     )
@@ -113,6 +127,15 @@ class ServerSettings(BaseSettings):
     def _folder(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
             raise ValueError(f"{str(value)!r} is not allowed; allowed: a folder that is there")
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _not_one_of_ours(cls, value: str) -> str:
+        if value.split("/")[1:2] and value.split("/")[1] in _OWN_PATHS:
+            raise ValueError(
+                f"{value!r} is not allowed; allowed: a path that does not begin like one of the server's own"
+            )
         return value
 
     @field_validator("trusted_hosts")

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from ladle.merging.family import Family
 from ladle.server.api_keys import ApiKeys
 from ladle.server.callers import Caller
+from ladle.server.control_tokens import ControlTokens
 from ladle.server.engine.engine import EngineStats
 from ladle.server.engine.failure_streak import FailureStreak
 from ladle.server.engine.grammar import GrammarCompiler
@@ -60,6 +61,7 @@ class Serving:
         vocabulary: number of token ids a request may use.
         created: Unix time at which it was loaded.
         fingerprint: changes with the base's weights and with our version.
+        controls: what names of special tokens in the texts of a chat are kept from becoming.
         grammars: of the base's tokenizer; ``compiling`` is where they are compiled, so that neither the event loop nor
             the threads that read prompts wait for them.
     """
@@ -70,6 +72,7 @@ class Serving:
     created: int
     fingerprint: str
     tokens: TokenText
+    controls: ControlTokens
     grammars: GrammarCompiler
     compiling: ThreadPoolExecutor
 
@@ -89,6 +92,7 @@ class Serving:
             created=int(time.time()),
             fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
             tokens=TokenText(engine.tokenizer),
+            controls=ControlTokens(engine.tokenizer),
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
             # They wait for processes, which share the cores: what takes long there is not to hold others' grammars up.
             compiling=ThreadPoolExecutor(8, "ladle-compile"),

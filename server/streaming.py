@@ -58,4 +58,6 @@ async def _events(state: ServerState, serving: Serving, job: Job, writer: EventW
         if not isinstance(error, ApiError):
             logger.exception("a stream failed")
         # The status is long sent: an error event ends the stream, without [DONE].
-        yield event(from_exception(error).envelope())
+        found = from_exception(error)
+        found.note()
+        yield event(found.envelope())

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Unread = Any
+"""The type of a field that asks nothing about the answer, so that any value of it may be sent."""
+UNREAD: Any = Field(None, description="not looked at: it asks nothing about the answer")
 
 
 class StrictModel(BaseModel):

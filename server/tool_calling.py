@@ -8,6 +8,7 @@ from typing import Any
 from ladle.merging.errors import InputError
 from ladle.server.engine.grammar import Grammar
 from ladle.server.grammar_compiling import compile_grammar
+from ladle.server.native_schemas import GenerateRequest
 from ladle.server.openai_schemas import ChatCompletionRequest
 from ladle.server.output_format import grammar_of
 from ladle.server.schema_binding import bind_schema
@@ -34,7 +35,7 @@ class ToolCalling:
     named: str | None = None
 
     @classmethod
-    def of(cls, serving: Serving, body: ChatCompletionRequest) -> ToolCalling | None:
+    def of(cls, serving: Serving, body: ChatCompletionRequest | GenerateRequest) -> ToolCalling | None:
         """None without tools. Raises InputError where the base's chat template has none."""
         if not body.offered:
             return None
@@ -63,7 +64,7 @@ class ToolCalling:
         names = frozenset(tool.function.name for tool in self.tools if self.named in (None, tool.function.name))
         return ToolParser(self.style, names, self.several, self.required)
 
-    async def grammar(self, serving: Serving, body: ChatCompletionRequest) -> Grammar | None:
+    async def grammar(self, serving: Serving, body: ChatCompletionRequest | GenerateRequest) -> Grammar | None:
         """What the answer must follow; None where the model decides. Raises InputError, ApiError."""
         choice = body.tool_choice
         required = choice is not None and choice.mode == "required"
@@ -92,6 +93,8 @@ class ToolCalling:
         return await compile_grammar(serving, spec, "tools", parts)
 
 
-async def answer_grammar(serving: Serving, body: ChatCompletionRequest, calling: ToolCalling | None) -> Grammar | None:
+async def answer_grammar(
+    serving: Serving, body: ChatCompletionRequest | GenerateRequest, calling: ToolCalling | None
+) -> Grammar | None:
     """What the answer to a chat must follow, with tools and without. Raises InputError."""
     return await grammar_of(serving, body) if calling is None else await calling.grammar(serving, body)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
-from ladle.server.strict_model import StrictModel
+from ladle.server.strict_json import finite_object, strict_json
+from ladle.server.strict_model import UNREAD, StrictModel, Unread
 
 MAX_TOOLS = 128
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -22,8 +22,12 @@ class Function(StrictModel):
 
     name: Annotated[str, Field(pattern=_NAME)]
     description: str | None = None
-    parameters: Annotated[dict[str, Any] | None, Field(description="a JSON schema of an object; default: none")] = None
+    parameters: Annotated[dict[str, Any], AfterValidator(finite_object)] | None = Field(
+        None, description="a JSON schema of an object; default: none"
+    )
     strict: bool | None = None
+    cache_control: Unread = UNREAD
+    annotations: Unread = UNREAD
 
 
 class Tool(StrictModel):
@@ -31,6 +35,8 @@ class Tool(StrictModel):
 
     type: Literal["function"]
     function: Function
+    cache_control: Unread = UNREAD
+    annotations: Unread = UNREAD
 
     def definition(self) -> dict[str, Any]:
         """As chat templates show it to the model."""
@@ -80,10 +86,13 @@ _CHOICE_SCHEMA: dict[str, Any] = {
 }
 
 
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+
+
 class ToolFields(StrictModel):
     """What a chat says about functions."""
 
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: Annotated[ToolChoice | None, PlainValidator(_choice), WithJsonSchema(_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = Field(None, description="default true: an answer may hold several calls")
 
@@ -109,7 +118,7 @@ class ToolFields(StrictModel):
 
 def _arguments(value: str) -> str:
     try:
-        found = json.loads(value)
+        found = strict_json(value) if value.strip() else {}
     except ValueError as error:
         raise ValueError(f"allowed: a JSON object as text; {error}") from None
     if not isinstance(found, dict):
@@ -121,20 +130,24 @@ class CalledFunction(StrictModel):
     """``function`` of a call."""
 
     name: Annotated[str, Field(pattern=_NAME)]
-    arguments: Annotated[str, AfterValidator(_arguments)]
+    arguments: Annotated[str, AfterValidator(_arguments)] = Field(description='a JSON object as text; "" is {}')
     # The official client's helpers put it there, and send it back.
-    parsed_arguments: Any = None
+    parsed_arguments: Unread = UNREAD
 
 
 class ToolCall(StrictModel):
     """A call that the model made earlier in the conversation."""
 
     id: str
-    type: Literal["function"]
+    type: Literal["function"] | None = Field(None, description="function, the only one there is")
     function: CalledFunction
     index: int | None = None
+    cache_control: Unread = UNREAD
+    provider_specific_fields: Unread = UNREAD
+    extra_content: Unread = UNREAD
 
     def turn(self) -> dict[str, Any]:
         """As chat templates take it: with the arguments themselves, not their text."""
-        arguments = json.loads(self.function.arguments)
+        text = self.function.arguments
+        arguments = strict_json(text) if text.strip() else {}
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}

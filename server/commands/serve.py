@@ -25,6 +25,9 @@ def command(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.", show_default="8000")] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="Path under which a proxy publishes the server, such as /ladle.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Sequences that run at once.", show_default="64")] = None,
@@ -88,6 +91,14 @@ def command(
         int | None,
         typer.Option(help="Tokens of one request, prompts and answers at their longest.", show_default="no limit"),
     ] = None,
+    special_tokens_in_messages: Annotated[
+        bool | None,
+        typer.Option(
+            "--special-tokens-in-messages/--no-special-tokens-in-messages",
+            help="Read the names of special tokens in the texts of messages as these tokens.",
+            show_default="off",
+        ),
+    ] = None,
     allow_trace: Annotated[
         bool | None, typer.Option("--trace/--no-trace", help="Allow per-token traces.", show_default="on")
     ] = None,
@@ -107,6 +118,10 @@ def command(
     ] = None,
     send_seconds: Annotated[
         float | None, typer.Option(help="How long a client may leave its answer unread.", show_default="30")
+    ] = None,
+    idle_connection_seconds: Annotated[
+        int | None,
+        typer.Option(help="How long a connection without a request is kept open.", show_default="75"),
     ] = None,
     trusted_host: Annotated[
         list[str] | None, typer.Option(help="Name that requests may ask for, or *.NAME; may be repeated. Default: any.")
@@ -175,6 +190,7 @@ def command(
         "families_dir": families_dir,
         "host": host,
         "port": port,
+        "root_path": root_path,
         "device": device,
         "dtype": dtype,
         "max_sequences": max_sequences,
@@ -193,6 +209,7 @@ def command(
         "default_max_tokens": default_max_tokens,
         "max_choices": max_choices,
         "max_request_tokens": max_request_tokens,
+        "special_tokens_in_messages": special_tokens_in_messages,
         "allow_trace": allow_trace,
         "api_key_file": api_key_file,
         "key_concurrent": key_concurrent,
@@ -200,6 +217,7 @@ def command(
         "max_body_bytes": max_body_bytes,
         "body_seconds": body_seconds,
         "send_seconds": send_seconds,
+        "idle_connection_seconds": idle_connection_seconds,
         "trusted_hosts": trusted_host,
         "cors_origins": cors_origin,
         "playground": playground,

@@ -18,7 +18,10 @@ class Answer:
 
     def __init__(self, request: GenerationRequest, tokenizer: PreTrainedTokenizerFast, eos: frozenset[int]) -> None:
         self.request = request
-        self._detokenizer = Detokenizer(tokenizer, request.prompt, request.sampling.stop)
+        sampling = request.sampling
+        self._detokenizer = Detokenizer(
+            tokenizer, request.prompt, sampling.stop, sampling.skip_special_tokens, sampling.include_stop
+        )
         self._eos = eos
 
     def push(
@@ -37,13 +40,14 @@ class Answer:
         sampling = self.request.sampling
         reason = None
         piece = text = ""
-        if token in self._eos and not sampling.ignore_eos:
+        named = token in sampling.stop_token_ids
+        if (named and not sampling.include_stop) or (token in self._eos and not sampling.ignore_eos and not named):
             reason, text = "stop", self._detokenizer.finish()
         else:
-            piece, text, stopped = self._detokenizer.push(token)
+            piece, text, stopped = self._detokenizer.push(token, stops=count >= sampling.min_tokens)
             if stopped:
                 reason = "stop"
-            elif ended:
+            elif ended or named:
                 reason, text = "stop", text + self._detokenizer.finish()
             elif count >= sampling.max_tokens:
                 reason, text = "length", text + self._detokenizer.finish()

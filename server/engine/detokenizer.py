@@ -13,23 +13,27 @@ _PRIMING_TOKENS = 8
 class StopStrings:
     """Finds the earliest stop string in a growing text and says how much may be shown."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        """``include``: the stop string is shown."""
         self._stops = tuple(stops)
+        self._include = include
         self._held = ""
 
-    def push(self, piece: str) -> tuple[str, bool]:
+    def push(self, piece: str, stops: bool = True) -> tuple[str, bool]:
         """Add ``piece``; returns (text that may be shown now, whether a stop string was met).
 
-        Shown text ends before the stop string. The longest tail that begins a stop string is kept back.
+        Shown text ends before the stop string, or with it. The longest tail that begins a stop string is kept back.
+        Where nothing ``stops`` the text yet, a stop string that ends in ``piece`` is text like any other.
         """
         if not self._stops:
             return piece, False
         text = self._held + piece
         # Of two stops that end in the same piece the one that begins first wins.
-        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        found = [(position, stop) for stop in self._stops if (position := text.find(stop)) >= 0] if stops else []
         if found:
             self._held = ""
-            return text[: min(found)], True
+            position, stop = min(found, key=lambda entry: entry[0])
+            return text[: position + (len(stop) if self._include else 0)], True
         keep = max(self._tail(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :] if keep else ""
         return text[: len(text) - keep], False
@@ -48,31 +52,41 @@ class StopStrings:
 
 
 class Detokenizer:
-    """The text of one continuation. Special tokens give no text."""
+    """The text of one continuation."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        prompt: Sequence[int],
+        stops: Sequence[str] = (),
+        skip_special_tokens: bool = True,
+        include_stop: bool = False,
+    ) -> None:
+        """``skip_special_tokens``: they give no text. ``include_stop``: the stop string that is met is shown."""
+        self._skip = skip_special_tokens
         self._tokenizer = tokenizer.backend_tokenizer
         # A few prompt tokens prime the decoder, so that a first piece keeps the space in front of its word. A prompt
         # that ends within a character cannot: the decoder would give its text away together with our first piece.
         tail = list(prompt[-_PRIMING_TOKENS:])
-        if self._tokenizer.decode(tail, skip_special_tokens=True).endswith("\ufffd"):
+        if self._tokenizer.decode(tail, skip_special_tokens=self._skip).endswith("\ufffd"):
             tail = []
-        self._stream = DecodeStream(ids=tail, skip_special_tokens=True)
-        self._stops = StopStrings(stops)
+        self._stream = DecodeStream(ids=tail, skip_special_tokens=self._skip)
+        self._stops = StopStrings(stops, include_stop)
         self._pending: list[int] = []
 
-    def push(self, token: int) -> tuple[str, str, bool]:
-        """Add ``token``; returns (this token's own text, text that may be shown now, stop string met)."""
+    def push(self, token: int, stops: bool = True) -> tuple[str, str, bool]:
+        """Add ``token``; returns (this token's own text, text that may be shown now, stop string met, if it
+        ``stops``)."""
         self._pending.append(token)
         piece = self._stream.step(self._tokenizer, token) or ""
         if piece:
             self._pending.clear()
-        shown, stopped = self._stops.push(piece)
+        shown, stopped = self._stops.push(piece, stops)
         return piece, shown, stopped
 
     def finish(self) -> str:
         """The rest of the text: what stop strings kept back and an unfinished character as U+FFFD."""
-        rest = self._tokenizer.decode(self._pending, skip_special_tokens=True) if self._pending else ""
+        rest = self._tokenizer.decode(self._pending, skip_special_tokens=self._skip) if self._pending else ""
         self._pending.clear()
         shown, stopped = self._stops.push(rest)
         return shown if stopped else shown + self._stops.flush()

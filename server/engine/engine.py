@@ -70,7 +70,8 @@ class Engine:
             ready=self._weights_ready,
             judged_rows=max(config.lanes, ROW_BYTES // (4 * self.vocabulary)),
         )
-        self.sampler = Sampler(config.max_sequences, self.device, 0 if models.router is None else models.router.experts)
+        experts = 0 if models.router is None else models.router.experts
+        self.sampler = Sampler(config.max_sequences, self.device, experts, self.eos)
         graphs = config.cuda_graphs and config.tensor_parallel == 1
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, graphs)
         self.roster = Roster(self.scheduler, self.cancel)

@@ -65,10 +65,15 @@ class PromptJudge:
         scores = self._combiner.combine(logits, places, stand_ins, {}, {})
         logprobs = torch.log_softmax(scores, dim=-1)
         own = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]
-        found, best, ids = read(own, *logprobs.topk(sequence.request.sampling.logprobs or 0, dim=-1))
+        better = (logprobs > own[:, None]).sum(dim=-1)
+        sampling = sequence.request.sampling
+        most = max(sampling.logprobs or 0, sampling.prompt_alternatives)
+        found, ahead, best, ids = read(own, better, *logprobs.topk(most, dim=-1))
         return [
-            PromptToken(logprob, tuple(zip(top_ids, top, strict=True)))
-            for logprob, top_ids, top in zip(found.tolist(), ids.tolist(), best.tolist(), strict=True)
+            PromptToken(logprob, tuple(zip(top_ids, top, strict=True)), place + 1)
+            for logprob, place, top_ids, top in zip(
+                found.tolist(), ahead.tolist(), ids.tolist(), best.tolist(), strict=True
+            )
         ]
 
 

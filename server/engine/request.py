@@ -57,10 +57,12 @@ class TokenTrace:
 @dataclass(frozen=True)
 class PromptToken:
     """What the model would have said where the prompt has a token: ``logprob`` of that token and the best alternatives
-    (token id, logprob), best first; log-softmax of the combined score, in nats."""
+    (token id, logprob), best first; log-softmax of the combined score, in nats. ``rank``: of that token, 1 if no other
+    is better."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int = 1
 
 
 @dataclass(frozen=True)

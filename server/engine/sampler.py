@@ -18,6 +18,7 @@ from ladle.kernels import step_tables as columns
 from ladle.server.engine.candidates import CandidateValues
 from ladle.server.engine.combiner import Combiner, Rows
 from ladle.server.engine.grammar_masks import Allowed, GrammarMasks, restrict
+from ladle.server.engine.least_length import LeastLength
 from ladle.server.engine.plan_tables import Step, lay_out
 from ladle.server.engine.request import TokenTrace
 from ladle.server.engine.router import Turn
@@ -60,12 +61,13 @@ class _Made:
 class Sampler:
     """Draws tokens; their counts are kept only for sequences with penalties. ``slots``: the parameters of all."""
 
-    def __init__(self, slots: int, device: torch.device, experts: int = 0) -> None:
-        """``slots``: sequences at once; ``experts``: of the family's router."""
+    def __init__(self, slots: int, device: torch.device, experts: int = 0, eos: frozenset[int] = frozenset()) -> None:
+        """``slots``: sequences at once; ``experts``: of the family's router; ``eos``: the ids that end a text."""
         dispatch.prepare_draws(device)
         self._device = device
         self._combiner = Combiner(device)
         self._grammars = GrammarMasks(device)
+        self._least = LeastLength(device, eos)
         self.slots = SlotTables(slots, experts)
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -89,8 +91,9 @@ class Sampler:
             self._counts[slot] = (counts, seen)
 
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
-        """Which tokens may come next of those of ``sequences`` that follow a grammar."""
-        return self._grammars.allowed(sequences, vocabulary)
+        """Which tokens may come next of those of ``sequences`` that follow a grammar, or may not end yet; no request
+        asks for both."""
+        return {**self._grammars.allowed(sequences, vocabulary), **self._least.allowed(sequences, vocabulary)}
 
     def draw(
         self,

@@ -20,7 +20,12 @@ class SamplingParams:
     seed: with the position, it decides every draw.
     logprobs: how many top alternatives to report at each position; None reports none.
     prompt_logprobs: report the prompt's own tokens too, all but the first, as if they had been drawn.
-    ignore_eos: generate until max_tokens whatever the model says (for measurements).
+    prompt_alternatives: how many top alternatives to report at each of them; at least as many as ``logprobs``.
+    ignore_eos: the token that ends a text is drawn like any other and ends nothing.
+    min_tokens: so many tokens come before anything may end the text.
+    stop_token_ids: tokens that end the text and are not part of it, whatever ignore_eos says.
+    skip_special_tokens: special tokens give no text; else their names, but not that of the token that ends a text.
+    include_stop: the text holds the stop string or the token of stop_token_ids that ended it.
     """
 
     max_tokens: int
@@ -36,7 +41,12 @@ class SamplingParams:
     seed: int = 0
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    prompt_alternatives: int = 0
     ignore_eos: bool = False
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    skip_special_tokens: bool = True
+    include_stop: bool = False
 
     @property
     def penalises(self) -> bool:

@@ -124,7 +124,8 @@ def _only_draws(sequence: Sequence) -> bool:
     more = (plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
     if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
         return False
-    return sequence.draws and not (params.penalises or params.logit_bias or params.logprobs)
+    held = params.min_tokens and not (params.ignore_eos and not params.stop_token_ids)
+    return sequence.draws and not (params.penalises or params.logit_bias or params.logprobs or held)
 
 
 def _adds_one(sequence: Sequence, routing: Routing) -> bool:

@@ -3,6 +3,11 @@
 const KEY = "ladle-api-key";
 let memory = ""; // where storage is forbidden
 
+/** Where the server is, as others would address it: behind a proxy, with its prefix. */
+export function serverUrl() {
+  return new URL(".", location.href).href.replace(/\/$/, "");
+}
+
 /** The API key of this tab. */
 export function apiKey() {
   try {
@@ -77,7 +82,7 @@ export async function call(path, body, signal) {
  * then frees what the request held.
  */
 export async function* generate(body, signal) {
-  const response = await send("/v1/generate", body, signal);
+  const response = await send("v1/generate", body, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   try {

@@ -1,7 +1,7 @@
 // The page: loads the family, keeps the state, runs the answers.
 
 import { Answer } from "./answer.js";
-import { apiKey, call, generate, setApiKey } from "./api.js";
+import { apiKey, call, generate, serverUrl, setApiKey } from "./api.js";
 import { compare } from "./compare.js";
 import { byId, confirmOn, copy, debounced } from "./dom.js";
 import { listenToForm, newForm, writeForm } from "./form.js";
@@ -30,7 +30,7 @@ const answers = Object.fromEntries(LETTERS.map((letter) => [letter, new Answer(l
 async function load() {
   let listed;
   try {
-    listed = (await call("/v1/families")).data;
+    listed = (await call("v1/families")).data;
     const names = listed.map((family) => family.name);
     const wanted = familyIn(location.hash.slice(1));
     await choose(names.includes(wanted) ? wanted : names[0], names);
@@ -120,7 +120,7 @@ async function previewNow(letter) {
   const controller = (previews[letter] = new AbortController());
   const { coefficients } = sides[letter];
   try {
-    coefficients.show(await call("/v1/coefficients", coefficientsBody(state, letter), controller.signal));
+    coefficients.show(await call("v1/coefficients", coefficientsBody(state, letter), controller.signal));
   } catch (error) {
     if (error.name !== "AbortError") coefficients.fail(error.message);
   }
@@ -202,8 +202,8 @@ function showCode(letter) {
     return;
   }
   byId("code-title").textContent = `Request ${letter.toUpperCase()}`;
-  byId("curl").textContent = asCurl(location.origin, body, Boolean(apiKey()));
-  byId("python").textContent = asPython(location.origin, body);
+  byId("curl").textContent = asCurl(serverUrl(), body, Boolean(apiKey()));
+  byId("python").textContent = asPython(serverUrl(), body);
   byId("code").showModal();
 }
 

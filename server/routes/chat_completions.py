@@ -28,14 +28,15 @@ router = APIRouter(route_class=GeneratingRoute)
     response_model=None,
 )
 async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-    """OpenAI's chat completions. Honoured fields are listed below; any other field is refused by name."""
+    """OpenAI's chat completions. Fields are listed below; any other field is refused by name."""
     state = state_of(request)
     caller = caller_of(request.scope)
     serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
     calling = ToolCalling.of(serving, body)
-    prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else ())
+    form = body.chat_form(state.settings.special_tokens_in_messages)
+    prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else (), form)
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     grammar = await answer_grammar(serving, body, calling)
@@ -54,7 +55,8 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
     )
     model = body.model or serving.family.name
     if body.stream:
-        writer = ChatStream(serving, job, model, bool(body.logprobs), body.include_usage, calling)
+        writer = ChatStream(serving, job, model, bool(body.logprobs), body.usage_in_stream, calling)
         return await stream_response(state, serving, job, writer)
     choices = await unless_gone(request, collect(state, serving, job))
-    return JSONResponse(chat_completion(serving, job, model, choices, bool(body.logprobs), calling))
+    reply = chat_completion(serving, job, model, choices, bool(body.logprobs), calling, body.prompt_logprobs)
+    return JSONResponse(reply)

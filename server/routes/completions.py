@@ -42,12 +42,14 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     prompts = []
     for index, prompt in enumerate(body.prompt):
         field = "prompt" if len(body.prompt) == 1 else f"prompt[{index}]"
-        prompts.append(await encode_prompt(serving, prompt, field, plan.views))
+        prompts.append(await encode_prompt(serving, prompt, field, plan.views, body.add_special_tokens is not False))
     limit = body.max_tokens
     if limit is None:
         longest = max(prompt.longest for prompt in prompts)
         limit = max(1, min(DEFAULT_COMPLETION_TOKENS, serving.engine.max_context - longest))
-    echo = echoes(serving, plan, body.prompt, prompts, body.judges_prompt, limit) if body.echo else None
+    echo = None
+    if body.echo:
+        echo = echoes(serving, plan, body.prompt, prompts, body.judges_prompt, limit, body.logprobs)
     grammar = await grammar_of(serving, body)
     job = make_job(
         state,
@@ -63,7 +65,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     )
     model = body.model or serving.family.name
     if body.stream:
-        writer = CompletionStream(serving, job, model, body.logprobs, body.include_usage, echo)
+        writer = CompletionStream(serving, job, model, body.logprobs, body.usage_in_stream, echo)
         return await stream_response(state, serving, job, writer)
     choices = await unless_gone(request, collect(state, serving, job))
-    return JSONResponse(completion(serving, job, model, choices, body.logprobs, echo))
+    return JSONResponse(completion(serving, job, model, choices, body.logprobs, echo, body.prompt_logprobs))

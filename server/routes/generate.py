@@ -10,13 +10,13 @@ from ladle.server.generating_route import GeneratingRoute
 from ladle.server.generation import collect, make_job, require_few
 from ladle.server.native_reply import GenerateStream, generated
 from ladle.server.native_schemas import GenerateRequest
-from ladle.server.output_format import grammar_of
 from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.reply_types import Generated, TokenEvent
 from ladle.server.routes import serving_of, state_of, streamed
 from ladle.server.security import caller_of
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
+from ladle.server.tool_calling import ToolCalling, answer_grammar
 
 router = APIRouter(route_class=GeneratingRoute)
 
@@ -34,17 +34,32 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
+    calling = ToolCalling.of(serving, body)
     if body.messages is not None:
-        prompt = await encode_chat(serving, body.messages, plan.views)
+        form = body.chat_form(state.settings.special_tokens_in_messages)
+        tools = calling.definitions if calling else ()
+        prompt = await encode_chat(serving, body.messages, plan.views, tools, form)
     else:
         assert body.prompt is not None, "the schema has checked it"
         prompt = await encode_prompt(serving, body.prompt, views=plan.views)
-    grammar = await grammar_of(serving, body)
+    grammar = await answer_grammar(serving, body, calling)
     job = make_job(
-        state, serving, plan, [prompt], body, body.max_tokens, body.alternatives, grammar=grammar, caller=caller
+        state,
+        serving,
+        plan,
+        [prompt],
+        body,
+        body.max_tokens,
+        body.alternatives,
+        grammar=grammar,
+        stop=calling.stop if calling else (),
+        caller=caller,
     )
     model = body.model or serving.family.name
     if body.stream:
-        return await stream_response(state, serving, job, GenerateStream(serving, job, model, bool(body.top_logprobs)))
+        writer = GenerateStream(serving, job, model, bool(body.top_logprobs), calling)
+        return await stream_response(state, serving, job, writer)
     choices = await unless_gone(request, collect(state, serving, job))
-    return JSONResponse(generated(serving, job, model, choices, body.wants_tokens, bool(body.top_logprobs)))
+    top = bool(body.top_logprobs)
+    reply = generated(serving, job, model, choices, body.wants_tokens, top, body.prompt_logprobs, calling)
+    return JSONResponse(reply)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from ladle.server.reply_types import ModelList, ModelReply
@@ -32,10 +32,19 @@ async def models(request: Request) -> JSONResponse:
 )
 async def model_by_name(model: str, request: Request) -> JSONResponse:
     """Any name that a request may use as `model`, with preference too."""
+    if not model:
+        raise HTTPException(404)
     serving = serving_of(request, model, generates=False)
     plan_of(serving.family, model, None)
     return JSONResponse(_model(serving, model))
 
 
 def _model(serving: Serving, name: str) -> ModelReply:
-    return {"id": name, "object": "model", "created": serving.created, "owned_by": "ladle"}
+    longest = serving.engine.max_context
+    return {
+        "id": name,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "ladle",
+        "max_model_len": longest,
+    }

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ladle.server.logs import configure_logging
+from ladle.server.request_shape import WithoutPrefix
 from ladle.server.scale_out.front import Front
 from ladle.server.scale_out.ray_replicas import RayReplicas, application
 from ladle.server.security import BodyLimit
@@ -43,7 +44,8 @@ class Entry:
         configure_logging(settings.log_level, settings.log_format, settings.log_prompts)
         front = Front(lambda: None)
         front.replicas = RayReplicas(replicas)
-        self.limited = BodyLimit(front, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+        limited = BodyLimit(front, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+        self.limited = WithoutPrefix(limited, settings.root_path)
 
 
 def build(options: dict[str, Any]) -> serve.Application:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ladle.guidance.registry import check_methods
 from ladle.merging.family import load_family
+from ladle.server.request_shape import WithoutPrefix
 from ladle.server.run import DrainingServer
 from ladle.server.scale_out.front import Front
 from ladle.server.scale_out.ray_replicas import NAME, RayReplicas, application
@@ -90,6 +91,7 @@ class RayService:
                 access_log=False,
                 server_header=False,
                 lifespan="on",
+                timeout_keep_alive=self.settings.idle_connection_seconds,
                 timeout_graceful_shutdown=_LAST_WORDS_S,
             )
             DrainingServer(config, self).run(sockets=[listener])
@@ -102,7 +104,7 @@ class RayService:
     def _app(self) -> ASGIApp:
         settings = self.settings
         limited = BodyLimit(self.front, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-        requests = SendTimeout(limited, seconds=settings.send_seconds)
+        requests = WithoutPrefix(SendTimeout(limited, seconds=settings.send_seconds), settings.root_path)
         life = Starlette(lifespan=self._lifespan)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

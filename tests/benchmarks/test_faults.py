@@ -13,11 +13,12 @@ import pytest
 from seeds import fresh_seed
 
 from ladle.benchmarks import cancelled_streams, concurrent_loads, grammar_storm, overload, request_storm, soak
+from ladle.benchmarks.drawn import Drawn
 from ladle.benchmarks.environment import write_csv
 from ladle.benchmarks.faults import VOCABULARY, broken
 from ladle.benchmarks.memory_watch import Look, MemoryWatch
 from ladle.benchmarks.reply_check import WrongReply, check
-from ladle.benchmarks.request_fuzzer import Drawn, RequestFuzzer
+from ladle.benchmarks.request_fuzzer import RequestFuzzer
 from ladle.benchmarks.server_under_test import ServerUnderTest, serve
 from ladle.benchmarks.stress_family import write_stress_family
 from ladle.guidance.registry import METHODS

@@ -1,12 +1,15 @@
 import asyncio
+import json
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mock_server import MockServer
+from mock_server import FAMILY, MockServer
 
 from ladle.clients import AsyncClient, Client
 
@@ -51,3 +54,27 @@ def aconnect() -> Callable[..., AsyncClient]:
         return AsyncClient("http://ladle.test", transport=server.transport, **options)
 
     return make
+
+
+@pytest.fixture
+def live_mock() -> Iterator[str]:
+    """The address of a server on the loopback interface that lists one family, for processes of their own."""
+
+    class Families(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"object": "list", "data": [FAMILY]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing: whoever calls prints what matters."""
+
+    server = HTTPServer(("127.0.0.1", 0), Families)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join(10)

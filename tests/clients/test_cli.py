@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, version
@@ -318,7 +319,8 @@ def test_without_typer_the_way_out_is_named():
     source = "import sys; sys.modules['typer'] = None\nfrom ladle.clients.cli import main\nmain()"
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert result.stderr.strip() == "error: the command line needs typer and rich: pip install 'ladle[cli]'"
+    assert result.stderr.startswith("error: the command line needs typer and rich: pip install 'ladle[cli]'")
+    assert "'.[cli]'" in result.stderr, "what helps in a checkout too"
 
 
 class TestCompletion:
@@ -345,6 +347,43 @@ class TestCompletion:
             [Path(sys.executable).parent / "ladle"], env={**os.environ, **asked}, capture_output=True, text=True
         )
         assert said.stdout.split() == [offered], said.stderr
+
+    @pytest.mark.parametrize(
+        ("word", "offered"),
+        [
+            ("pos", ["positive=", "positive=1"]),
+            ("positive=0.8,", ["0.8,concise=", "0.8,concise=1"]),
+            ("positive=0.8,con", ["0.8,concise=", "0.8,concise=1"]),
+            ("positive=0.8,concise=0.2,", []),
+            ("", ["concise=", "positive="]),
+        ],
+    )
+    def test_bash_completes_every_objective(self, word, offered, live_mock):
+        """Bash breaks words at =, and replaces the last piece alone."""
+        pieces = [piece for piece in re.split("(=)", word) if piece] or [""]
+        words = ["ladle", "generate", "-p", *pieces]
+        asked = {"_LADLE_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "LADLE_URL": live_mock}
+        asked["COMP_CWORD"] = str(len(words) - 1)
+        said = subprocess.run(
+            [Path(sys.executable).parent / "ladle"], env={**os.environ, **asked}, capture_output=True, text=True
+        )
+        assert said.stdout.split() == offered, said.stderr
+
+
+def test_a_system_message(server):
+    assert run("generate", "Rain?", "--chat", "--system", "Be brief.").exit_code == 0
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"}]
+    assert server.body()["messages"] == turns and "system" not in server.body()
+    assert run("chat", "--system", "Be brief.", input="Rain?\n/quit\n").exit_code == 0
+    assert server.body()["messages"] == turns
+    refused = run("generate", "Once", "--system", "Be brief.")
+    assert refused.exit_code == 1 and refused.stderr.startswith("error: system: only with chat")
+
+
+def test_a_401_says_how_to_give_a_key(server):
+    server.script = [error(401, "no API key was given")]
+    result = run("generate", "Once", "--model", "demo")
+    assert result.exit_code == 1 and "--api-key" in result.stderr and "LADLE_API_KEY" in result.stderr
 
 
 def test_the_version():

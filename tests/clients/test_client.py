@@ -2,12 +2,14 @@
 
 import asyncio
 import inspect
+import json
 import typing
 from typing import Any
 
 import httpx
+import pydantic
 import pytest
-from mock_server import FAMILY, MockServer, generation
+from mock_server import FAMILY, MockServer, event, generation
 
 from ladle.clients import AsyncClient, Client, Generation, NotFoundError, Options, ResponseError, UsageError
 
@@ -180,6 +182,71 @@ def test_key_and_url_from_arguments_and_environment(connect, monkeypatch):
         client.models()
     assert str(server.requests[1].url) == "http://elsewhere:1234/v1/models"
     assert server.requests[1].headers["authorization"] == "Bearer from-environment"
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("http://host:1/v1", "http://host:1/v1/models"),
+        ("http://host:1/v1/", "http://host:1/v1/models"),
+        ("host:1", "http://host:1/v1/models"),
+        ("localhost", "http://localhost/v1/models"),
+        ("host/ladle/v1", "http://host/ladle/v1/models"),
+        (" https://host/ladle/ ", "https://host/ladle/v1/models"),
+        ("[::1]:8000", "http://[::1]:8000/v1/models"),
+    ],
+)
+def test_addresses_as_people_write_them(given, asked, monkeypatch):
+    for way in ("argument", "environment"):
+        server = MockServer(httpx.Response(200, json={"object": "list", "data": []}))
+        monkeypatch.setenv("LADLE_URL", given if way == "environment" else "http://wrong")
+        with Client(given if way == "argument" else None, transport=server.transport) as client:
+            client.models()
+        assert str(server.requests[0].url) == asked
+
+
+@pytest.mark.parametrize("bad", ["ftp://host", "http://", "http://ho st:x", "://"])
+def test_addresses_that_are_none(bad):
+    with pytest.raises(UsageError, match="url: "):
+        Client(bad)
+
+
+def test_a_pydantic_model_is_a_schema(call):
+    class Weather(pydantic.BaseModel):
+        wet: bool
+
+    server = MockServer()
+    call(server, "chat", "Rain?", model="demo", json_schema=Weather)
+    assert server.body()["structured_outputs"] == {"json": Weather.model_json_schema()}
+
+
+def test_a_system_message_comes_first(call):
+    server = MockServer()
+    call(server, "chat", "Rain?", model="demo", system="Be brief.")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"}]
+    assert server.body() == {"model": "demo", "messages": turns}
+    with pytest.raises(UsageError, match="system: only with chat"):
+        call(server, "generate", "Rain", model="demo", system="Be brief.")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_come_with_the_answer_and_go_back(connect, stream):
+    called = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    whole = generation({"model": "demo", "prompt": "Once"})
+    whole["choices"] = [{"index": 0, "text": "So:", "finish_reason": "tool_calls", "tool_calls": [called]}]
+    token = event({"index": 0, "token": {"id": 1, "text": "So: <tool_call>"}})
+    body = token + event(whole) + b"data: [DONE]\n\n" if stream else json.dumps(whole).encode()
+    server = MockServer(httpx.Response(200, content=body), 200)
+    tools = ({"type": "function", "function": {"name": "now"}},)
+    with connect(server) as client:
+        options = {"model": "demo", "tools": tools, "tool_choice": "auto"}
+        found = client.chat("When?", stream=True, **options).result() if stream else client.chat("When?", **options)
+    assert server.body()["tools"] == list(tools) and server.body()["tool_choice"] == "auto"
+    assert (found.text, found.choices[0].finish_reason) == ("So:", "tool_calls")
+    assert [(call.id, call.function.name, call.function.arguments) for call in found.tool_calls] == [
+        ("call_1", "now", "{}")
+    ]
+    assert found.message == {"role": "assistant", "content": "So:", "tool_calls": [called]}
 
 
 def test_unknown_fields_of_an_answer_are_kept(call):

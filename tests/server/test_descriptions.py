@@ -82,7 +82,8 @@ async def test_models(family: Family, engine: FakeEngine) -> None:
         models = (await client.get("/v1/models")).json()
         names = [model["id"] for model in models["data"]]
         assert names[0] == "tiny" and {"tiny/base", "tiny/bone_soup", "tiny/rewarded_soup", "cheerful"} <= set(names)
-        assert all(set(model) == {"id", "object", "created", "owned_by"} for model in models["data"])
+        assert all(set(model) == {"id", "object", "created", "owned_by", "max_model_len"} for model in models["data"])
+        assert {model["max_model_len"] for model in models["data"]} == {engine.max_context}
         for name in [*names, "tiny/bone_soup@positive=.5,simple=.5"]:
             reply = await client.get(f"/v1/models/{name}")
             assert reply.status_code == 200 and reply.json()["id"] == name

@@ -149,6 +149,23 @@ async def test_json_that_is_no_call_stays_text(llama: Served, text: str) -> None
     assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events[:-1]) == text
 
 
+async def test_the_native_endpoint_makes_calls_too(hermes: Served) -> None:
+    hermes.says = f"Let me see.\n{CALL}"
+    body = {"messages": USER, "tools": TOOLS, "max_tokens": 200}
+    async with client_of(hermes.state) as client:
+        whole = (await client.post("/v1/generate", json=body)).json()["choices"][0]
+        *tokens, last, done = events_of((await client.post("/v1/generate", json={**body, "stream": True})).text)
+        refused = await client.post("/v1/generate", json={"prompt": "a", "tools": TOOLS})
+        plain = (await client.post("/v1/generate", json={**body, "tool_choice": "none"})).json()["choices"][0]
+    assert done == "[DONE]" and "".join(event["token"]["text"] for event in tokens) == hermes.says
+    for choice in (whole, last["choices"][0]):
+        assert (choice["text"], choice["finish_reason"]) == ("Let me see.", "tool_calls")
+        (call,) = choice["tool_calls"]
+        assert call["function"] == {"name": "weather", "arguments": '{"town": "Ur", "days": 1.50}'}
+    assert plain["text"] == hermes.says and "tool_calls" not in plain
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+
+
 async def test_a_conversation_goes_on_after_calls(hermes: Served, llama: Served) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Ur"}'}}
     asked = [*USER, {"role": "assistant", "content": None, "tool_calls": [call]}]

@@ -250,10 +250,10 @@ def test_text_that_fails_ends_its_request_only(family: Family, monkeypatch: pyte
     engine = build(family)
     real = Detokenizer.push
 
-    def push(self: Detokenizer, token: int) -> tuple[str, str, bool]:
+    def push(self: Detokenizer, token: int, stops: bool = True) -> tuple[str, str, bool]:
         if self._stops._stops == ("broken",):
             raise ValueError("no text")
-        return real(self, token)
+        return real(self, token, stops)
 
     monkeypatch.setattr(Detokenizer, "push", push)
     sent = [make_request(n, PROMPT, stop=(n,), max_tokens=5, ignore_eos=True) for n in ("broken", "whole")]

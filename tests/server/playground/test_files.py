@@ -83,7 +83,7 @@ def test_nothing_in_it_is_inline_or_comes_from_elsewhere() -> None:
 
 
 def test_every_file_is_there_loaded_early_and_packaged() -> None:
-    wanted = set(re.findall(r'(?:src|href)="/playground/([^"]+)"', PAGE))
+    wanted = set(re.findall(r'(?:src|href)="playground/([^"]+)"', PAGE))
     assert wanted == set(assets()) - {"index.html"}
     for name, text in SCRIPTS.items():
         assert set(re.findall(r'from "\./([^"]+)"', text)) <= wanted, name

@@ -1,0 +1,31 @@
+"""``prompt_logprobs`` of answers, in the form that vLLM gave it."""
+
+from __future__ import annotations
+
+from ladle.server.generation import Choice
+from ladle.server.openai_schemas import TokenIds
+from ladle.server.reply_types import PromptLogprob
+from ladle.server.token_text import TokenText, finite
+
+
+def prompt_report(
+    tokens: TokenText, ids: TokenIds, choice: Choice, alternatives: int
+) -> list[dict[str, PromptLogprob] | None]:
+    """What the model would have said at every token of a prompt, by token id: that token, and the best others. None for
+    the first, before which there is nothing.
+
+    Args:
+        choice: an answer to the prompt, whose first output says it.
+        alternatives: how many of the best tokens there are besides the prompt's own.
+    """
+    said = choice.outputs[0].prompt or ()
+    report: list[dict[str, PromptLogprob] | None] = [None]
+    for token, entry in zip(ids[1:], said, strict=True):
+        own: PromptLogprob = {"logprob": finite(entry.logprob), "rank": entry.rank, "decoded_token": tokens.text(token)}
+        found = {str(token): own}
+        for rank, (other, logprob) in enumerate(entry.top[:alternatives], start=1):
+            found.setdefault(
+                str(other), {"logprob": finite(logprob), "rank": rank, "decoded_token": tokens.text(other)}
+            )
+        report.append(found)
+    return report

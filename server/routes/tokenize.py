@@ -1,0 +1,57 @@
+"""``POST /tokenize`` and ``POST /detokenize``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from ladle.merging.errors import InputError
+from ladle.server.json_request import JsonRoute
+from ladle.server.prompts import tokens_of_chat, tokens_of_text
+from ladle.server.reply_types import Detokenized, Tokenized
+from ladle.server.routes import answers, serving_of, state_of
+from ladle.server.tokenize_schemas import DetokenizeRequest, TokenizeRequest
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/tokenize",
+    summary="Text or messages to token ids",
+    responses=answers(Tokenized, 400, 401, 404, 413, 415, 429, 503),
+    response_model=None,
+)
+async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
+    """The tokens that a generating endpoint would make of it. Nothing is generated."""
+    serving = serving_of(request, body.model, generates=False)
+    if body.messages is not None:
+        form = body.chat_form(state_of(request).settings.special_tokens_in_messages)
+        ids = await tokens_of_chat(serving, body.messages, [tool.definition() for tool in body.tools or ()], form)
+    else:
+        assert body.prompt is not None, "the schema has checked it"
+        ids = await tokens_of_text(serving, body.prompt, body.add_special_tokens is not False)
+    reply: Tokenized = {
+        "count": len(ids),
+        "max_model_len": serving.engine.max_context,
+        "tokens": list(ids),
+        "token_strs": [serving.tokens.text(token) for token in ids] if body.return_token_strs else None,
+    }
+    return JSONResponse(reply)
+
+
+@router.post(
+    "/detokenize",
+    summary="Token ids to text",
+    responses=answers(Detokenized, 400, 401, 404, 413, 415, 429, 503),
+    response_model=None,
+)
+async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
+    """Special tokens by their names."""
+    serving = serving_of(request, body.model, generates=False)
+    for index, token in enumerate(body.tokens):
+        if token >= serving.vocabulary:
+            raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
+    reply: Detokenized = {
+        "prompt": serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=False)
+    }
+    return JSONResponse(reply)

@@ -211,7 +211,8 @@ class GrammarPool:
         if message.b == wire.FAILED:
             position.error = f"{TOO_COMPLEX}: {reason}"
         elif message.b == wire.REFUSED:
-            position.error = f"a token was drawn that the grammar does not allow: {reason}"
+            # The mask allowed it, or nothing: a dead end that the library did not see when it compiled.
+            position.error = f"{TOO_COMPLEX}: it came to a dead end: {reason}"
 
     def _place(self, position: Position) -> None:
         with self._lock:

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ladle.merging.errors import InputError
-from ladle.server.messages import ChatForm
-from ladle.server.openai_schemas import TokenIds
-from ladle.server.state import Serving
+from ladle.server.fields.messages import ChatForm
+from ladle.server.fields.token_ids import TokenIds
+from ladle.server.serving import Serving
 
 Encode = Callable[[str, str | None], TokenIds]
 """Token ids of a text, without those of a mark in it (see ``control_tokens``) if there is one."""

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from ladle.merging.errors import InputError
-from ladle.server import request_context
-from ladle.server.engine.waiting_room import QueueFull
+from ladle.server.engine.requests.queue import QueueFull
+from ladle.server.watch import request_context
 
 logger = logging.getLogger(__name__)
 

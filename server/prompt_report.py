@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ladle.server.fields.token_ids import TokenIds
 from ladle.server.generation import Choice
-from ladle.server.openai_schemas import TokenIds
-from ladle.server.reply_types import PromptLogprob
+from ladle.server.replies.types import PromptLogprob
 from ladle.server.token_text import TokenText, finite
 
 

@@ -11,10 +11,10 @@ from ladle.guidance.plan import PromptView
 from ladle.merging.errors import InputError
 from ladle.server.chat_rendering import ChatRenderer
 from ladle.server.errors import ApiError, context_overflow
-from ladle.server.messages import ChatForm, Message
-from ladle.server.openai_schemas import TokenIds
-from ladle.server.state import Serving
-from ladle.server.tool_formats import format_of
+from ladle.server.fields.messages import ChatForm, Message
+from ladle.server.fields.token_ids import TokenIds
+from ladle.server.serving import Serving
+from ladle.server.tools.formats import format_of
 
 _CHARACTERS = 8  # of a token; ordinary text has fewer
 _SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it

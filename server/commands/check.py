@@ -33,8 +33,8 @@ def command(
         # Here, so that other commands do not wait for torch to be imported.
         from ladle.guidance.check import examine_family, report_family
         from ladle.merging.errors import InputError
-        from ladle.merging.family import load_family
-        from ladle.server.engine.servable import require_servable
+        from ladle.merging.family.family import load_family
+        from ladle.server.engine.forward.servable import require_servable
 
         if prompts is not None and not deep:
             raise InputError("prompts", str(prompts), "nothing without --deep")

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ladle.merging.errors import InputError
-from ladle.server.json_request import JsonRoute
+from ladle.server.http.json_request import JsonRoute
+from ladle.server.native.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from ladle.server.prompts import tokens_of_chat, tokens_of_text
-from ladle.server.reply_types import Detokenized, Tokenized
+from ladle.server.replies.types import Detokenized, Tokenized
 from ladle.server.routes import answers, serving_of, state_of
-from ladle.server.tokenize_schemas import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -48,7 +48,7 @@ def modules(room: str) -> list[Path]:
 
 
 def room_of(module: str) -> str | None:
-    """The room of an import such as ``ladle.server.engine.request``; None for ``ladle`` itself."""
+    """The room of an import such as ``ladle.server.engine.requests.request``; None for ``ladle`` itself."""
     parts = module.split(".")[1:]
     if not parts or parts[0] not in ROOMS:
         return None

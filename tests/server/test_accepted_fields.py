@@ -10,8 +10,8 @@ from fake_engine import FakeEngine, fake_state
 from seeds import fresh_seed
 from tool_templates import HERMES_TEMPLATE
 
-from ladle.merging.family import Family
-from ladle.server.known_fields import UNREAD_CHAT, UNREAD_COMPLETIONS, UNREAD_MESSAGE, UNREAD_PART
+from ladle.merging.family.family import Family
+from ladle.server.fields.known_fields import UNREAD_CHAT, UNREAD_COMPLETIONS, UNREAD_MESSAGE, UNREAD_PART
 from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio

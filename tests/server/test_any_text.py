@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tool_templates import HERMES_TEMPLATE
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.app import build_app
 
 HERE = "@here@"

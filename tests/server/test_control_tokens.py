@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tool_templates import HERMES_TEMPLATE, LLAMA_TEMPLATE
 from transformers import PreTrainedTokenizerFast
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 
 pytestmark = pytest.mark.anyio
 CHAT, GENERATE, COMPLETIONS = "/v1/chat/completions", "/v1/generate", "/v1/completions"

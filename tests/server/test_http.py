@@ -16,8 +16,8 @@ from fake_engine import FakeEngine, fake_state
 from fastapi import FastAPI
 from seeds import fresh_seed
 
-from ladle.merging.family import Family
-from ladle.server.api_keys import ApiKeys
+from ladle.merging.family.family import Family
+from ladle.server.access.api_keys import ApiKeys
 from ladle.server.app import build_app
 from ladle.server.run import Service, listen
 from ladle.server.settings import ServerSettings

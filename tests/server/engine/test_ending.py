@@ -13,11 +13,11 @@ from tiny_models import END_OF_TEXT, IM_END, IM_START, tiny_tokenizer
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.family import load_family
-from ladle.server.engine.detokenizer import StopStrings
+from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
+from ladle.server.engine.requests.detokenizer import StopStrings
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
 
 EOS = 2
 EAGER = ((EOS, 100.0),)

@@ -1,0 +1,254 @@
+"""Requests drawn at random over steering, sampling and form, good ones and broken ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ladle.benchmarks.faults.drawn import Drawn
+from ladle.benchmarks.faults.hostile_bodies import hostile
+
+_WORDS = ["rain", "sea", "bread", "é", "雨", "🌧", "\n", " the", '"', "{", "\\", "\u2028", "a" * 40]
+_GENERATE, _CHAT, _COMPLETIONS = "/v1/generate", "/v1/chat/completions", "/v1/completions"
+_COEFFICIENTS, _TOKENIZE, _DETOKENIZE = "/v1/coefficients", "/tokenize", "/detokenize"
+GENERATING = frozenset({_GENERATE, _CHAT, _COMPLETIONS})
+_NASTY: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1 << 31, 1 << 63, -(1 << 63), 10**400, 1e308, -1e308, 5e-324,
+    float("nan"), float("inf"), float("-inf"), "", "x", "0", "nan", "x" * 5000, "\ud800", "\x00", "../../etc/passwd",
+    [], {}, [[]], [None], {"": None}, [1, "a"], {"positive": 1}, {"x": {"y": {"z": []}}}, [[[[[[[[[[]]]]]]]]]],
+]  # fmt: skip
+_SCHEMAS: list[dict[str, Any]] = [
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False},
+    {"type": "array", "items": {"enum": ["x", "y"]}, "maxItems": 3},
+    {"type": "string", "maxLength": 5},
+    {"$ref": "#"},
+    {"anyOf": []},
+    {"type": "object", "properties": {"self": {"$ref": "#"}}},
+]
+
+
+class RequestFuzzer:
+    """Draws requests for a family as ``GET /v1/families/{name}`` describes it.
+
+    Args:
+        rng: decides everything.
+        family: that description.
+        vocabulary: token ids that prompts may use.
+        longest: tokens of an answer, at most.
+    """
+
+    def __init__(self, rng: random.Random, family: Mapping[str, Any], vocabulary: int, longest: int = 16) -> None:
+        self._rng = rng
+        self._family = family
+        self._vocabulary = vocabulary
+        self._longest = longest
+        self._methods = [name for name, method in family["methods"].items() if method["available"]]
+        self._members = [member["name"] for member in family["members"]]
+        self._options: dict[str, Callable[[], Any]] = {
+            "strength": lambda: rng.choice([0, 0.5, 1, rng.uniform(-2, 3), 100]),
+            "value": lambda: rng.choice(["implicit", "explicit", "both"]),
+            "combine": lambda: rng.choice(["merged", "ensemble"]),
+            "candidates": lambda: rng.choice([1, 2, 5, 10]),
+            "block_length": lambda: rng.choice([1, 2, 5]),
+            "coefficients": self._coefficients,
+            "terms": self._terms,
+            "normalize": lambda: rng.choice(["none", "sum"]),
+            "negative_prompt": lambda: self._text(4),
+            "divergence": lambda: rng.choice(["reverse_kl", "forward_kl", "jsd", "alpha"]),
+            "alpha": lambda: rng.choice([0.5, 1, 2]),
+            "complement": lambda: rng.choice([0, 0.5, 1]),
+            "expert_weight": lambda: rng.choice([0.5, 1, 2]),
+            "top_experts": lambda: rng.choice([1, 2, 3]),
+            "min_stay": lambda: rng.choice([1, 3]),
+            "threshold": lambda: rng.choice([0, 0.5, 1]),
+        }
+
+    def draw(self, sound: bool = False) -> Drawn:
+        """The next request: half of all sound, a quarter mutated, one in seven hostile, one in ten garbage; or a
+        ``sound`` one."""
+        rng = self._rng
+        paths = [_GENERATE, _CHAT, _COMPLETIONS, _COEFFICIENTS, _TOKENIZE, _DETOKENIZE]
+        path = rng.choices(paths, [10, 6, 6, 2, 1, 1])[0]
+        body = copy.deepcopy(self._sound(path))  # of which parts are drawn again
+        lot = 0.0 if sound else rng.random()
+        if lot < 0.5:
+            prompts = body.get("prompt")
+            several = len(prompts) if path == _COMPLETIONS and isinstance(prompts, list) else 1
+            several = 1 if several > 1 and isinstance(prompts, list) and isinstance(prompts[0], int) else several
+            return Drawn(path, _json(body), "sound", bool(body.get("stream")), several * body.get("n", 1))
+        if lot < 0.75:
+            for _ in range(rng.randint(1, 3)):
+                self._mutate(body)
+            return Drawn(path, _json(body), "mutated", body.get("stream") is True)
+        if lot < 0.9:
+            return hostile(rng, path, body)
+        return Drawn(path, self._garbage(_json(body)), "garbage")
+
+    def steering(self, method: str) -> dict[str, Any]:
+        """A ``steering`` object for ``method`` with options that it has."""
+        rng, said = self._rng, self._family["methods"][method]
+        found: dict[str, Any] = {"method": method}
+        if said["preference"] == "required" or (said["preference"] == "optional" and rng.random() < 0.3):
+            found["preference"] = self._preference()
+        for option in said["options"]:
+            if option in self._options and (option in said["needs"] or rng.random() < 0.25):
+                found[option] = self._options[option]()
+        # Two options that make sense only together, and two that make none.
+        if "alpha" in found:
+            found["divergence"] = "alpha"
+        elif found.get("divergence") == "alpha":
+            found["alpha"] = self._options["alpha"]()
+        if found.get("top_experts", 1) > 1:
+            found.pop("min_stay", None)
+        if rng.random() < 0.2:
+            found["trace"] = True
+        return found
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that the family can serve."""
+        return self._methods
+
+    def prompt(self) -> Any:
+        """A text or token ids."""
+        if self._rng.random() < 0.7:
+            return self._text(20) or "x"
+        return [self._rng.randrange(2, self._vocabulary) for _ in range(self._rng.randint(1, 60))]
+
+    def _sound(self, path: str) -> dict[str, Any]:
+        rng = self._rng
+        if path == _COEFFICIENTS:
+            return {"steering": self.steering(rng.choice(self._methods))}
+        if path == _TOKENIZE:
+            said = {"messages": [{"role": "user", "content": self._text(6)}]}
+            return rng.choice([{"prompt": self._text(20)}, said, {**said, "add_generation_prompt": False}])
+        if path == _DETOKENIZE:
+            return {"tokens": [rng.randrange(self._vocabulary) for _ in range(rng.randint(0, 30))]}
+        body: dict[str, Any] = {"max_tokens": rng.randint(1, self._longest)}
+        if path == _CHAT:
+            roles = ["system", "user", "assistant", "user"][rng.randint(0, 1) :]
+            body["messages"] = [{"role": role, "content": self._text(6)} for role in roles]
+        elif path == _COMPLETIONS and rng.random() < 0.2:
+            body["prompt"] = [self._text(5) or "x" for _ in range(rng.randint(1, 3))]
+        else:
+            body["prompt"] = self.prompt()
+        if path != _GENERATE or rng.random() < 0.5:
+            body["model"] = self._model()
+        fields: dict[str, Callable[[], Any]] = {
+            "temperature": lambda: rng.choice([0, 0.7, 1, 2]),
+            "top_p": lambda: rng.choice([0, 0.01, 0.5, 0.9, 1]),
+            "top_k": lambda: rng.choice([-1, 0, 1, 5, 1000]),
+            "ignore_eos": lambda: rng.random() < 0.5,
+            "stop_token_ids": lambda: rng.sample(range(self._vocabulary), 3),
+            "skip_special_tokens": lambda: rng.random() < 0.5,
+            "include_stop_str_in_output": lambda: rng.random() < 0.5,
+            "min_p": lambda: rng.choice([0, 0.05, 1]),
+            "n": lambda: rng.choice([1, 1, 2, 4]),
+            "stop": lambda: rng.choice(["a", ["e", "\n"], [" the", "w300"]]),
+            "stream": lambda: rng.random() < 0.6,
+            "seed": lambda: rng.randrange(-(1 << 63), 1 << 63),
+            "logit_bias": lambda: {str(rng.randrange(self._vocabulary)): rng.uniform(-100, 100) for _ in range(3)},
+            "presence_penalty": lambda: rng.uniform(-2, 2),
+            "frequency_penalty": lambda: rng.uniform(-2, 2),
+            "repetition_penalty": lambda: rng.uniform(0.1, 5),
+            "user": lambda: "someone",
+        }
+        for name, drawn in fields.items():
+            if rng.random() < 0.2:
+                body[name] = drawn()
+        if rng.random() < 0.15:
+            body.update(self._form())
+        elif rng.random() < 0.15:
+            body["min_tokens"] = rng.randint(1, body["max_tokens"])
+        if rng.random() < 0.15 and path != _COMPLETIONS:
+            body |= {"logprobs": True, "top_logprobs": rng.randint(0, 5)}
+        elif rng.random() < 0.15 and path == _COMPLETIONS:
+            body["logprobs"] = rng.randint(0, 5)
+        if rng.random() < 0.85:
+            body["steering"] = self.steering(rng.choice(self._methods))
+        return body
+
+    def _model(self) -> str:
+        name = self._family["name"]
+        if self._rng.random() < 0.8:
+            return str(name)
+        return f"{name}/bone_soup@{','.join(f'{key}={value}' for key, value in self._preference().items())}"
+
+    def _form(self) -> dict[str, Any]:
+        rng = self._rng
+        return rng.choice(
+            [
+                {"response_format": {"type": "json_object"}},
+                {
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {"name": "a", "schema": rng.choice(_SCHEMAS)},
+                    }
+                },
+                {"structured_outputs": {"regex": rng.choice(["[ab]+c", "(x|y){2}", "a{2,", ".*"])}},
+                {"structured_outputs": {"choice": ["yes", "no"]}},
+                {"structured_outputs": {"json": rng.choice(_SCHEMAS)}},
+            ]
+        )
+
+    def _preference(self) -> dict[str, float]:
+        objectives = self._family["objectives"]
+        chosen = self._rng.sample(objectives, self._rng.randint(1, len(objectives)))
+        return {name: self._rng.choice([1, 0.3, self._rng.uniform(0.01, 5)]) for name in chosen}
+
+    def _coefficients(self) -> dict[str, float]:
+        rng = self._rng
+        chosen = rng.sample(self._members, rng.randint(1, min(3, len(self._members))))
+        return {name: rng.choice([0, 1, rng.uniform(-2, 2), rng.choice([1e6, -1e5, 1e-9])]) for name in chosen}
+
+    def _terms(self) -> list[dict[str, Any]]:
+        rng = self._rng
+        return [
+            {
+                "source": rng.choice(["base", *self._members, {rng.choice(self._members): rng.uniform(-1, 1)}]),
+                "weight": rng.uniform(-2, 2),
+                **({"system": self._text(3)} if rng.random() < 0.2 else {}),
+            }
+            for _ in range(rng.randint(1, 3))
+        ]
+
+    def _text(self, words: int) -> str:
+        return " ".join(self._rng.choices(_WORDS, k=self._rng.randint(0, words)))
+
+    def _mutate(self, body: dict[str, Any]) -> None:
+        """Replace, remove or add one value somewhere in ``body``."""
+        rng, place = self._rng, body
+        while (
+            inner := [value for value in place.values() if isinstance(value, dict) and value]
+        ) and rng.random() < 0.5:
+            place = rng.choice(inner)
+        lot = rng.random()
+        if lot < 0.1 and place:
+            del place[rng.choice(list(place))]
+        elif lot < 0.2:
+            strange = ["unknown", "best_of", "trace", "echo", "suffix", "", "method", "weights"]
+            place[rng.choice(strange)] = copy.deepcopy(rng.choice(_NASTY))
+        elif place:
+            place[rng.choice(list(place))] = copy.deepcopy(rng.choice(_NASTY))
+
+    def _garbage(self, body: bytes) -> bytes:
+        rng = self._rng
+        return rng.choice(
+            [
+                lambda: body[: rng.randrange(len(body))],
+                lambda: rng.randbytes(rng.randint(0, 200)),
+                lambda: b"[" * rng.choice([10, 1000, 200_000]),
+                lambda: b'{"prompt":' * 5000,
+                lambda: body.replace(b"1", b"1e999"),
+                lambda: json.dumps(rng.choice(_NASTY)).encode(),
+                lambda: body + body,
+                lambda: b'{"prompt": "\xff\xfe"}',
+            ]
+        )()
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body).encode()

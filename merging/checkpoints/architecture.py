@@ -1,0 +1,153 @@
+"""The shape of a base model, learned from its config alone: which modules are linear, what is tied to what."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladle.merging.checkpoints.blueprint import Blueprint
+from ladle.merging.checkpoints.conversion import ConvertedReader
+from ladle.merging.checkpoints.reader import CheckpointReader
+from ladle.merging.errors import FamilyError
+
+# Keys of config.json that say nothing about shapes or arithmetic: two checkpoints that differ only here are one model.
+_NEUTRAL_KEYS = frozenset(
+    {
+        "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "bos_token_id",
+        "eos_token_id", "pad_token_id", "output_attentions", "output_hidden_states", "return_dict", "initializer_range",
+        "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_implementation", "id2label",
+        "label2id", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder", "pretraining_tp",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What members are checked against.
+
+    Attributes:
+        config: the config as transformers normalises it, without keys that do not touch shapes or arithmetic.
+        linear: (out, in) of every linear module by module path, a tied output head included.
+        weights: shape of every weight by name, of tied ones the one that is stored.
+        hidden: size of the last hidden state.
+        tied: weight name -> the weight it shares memory with, e.g. ``lm_head.weight`` -> ``model.embed_tokens.weight``.
+        embedding: name of the weight whose rows are the input embeddings.
+        vocabulary: number of token ids, padding included.
+        blueprint: the model without weights.
+    """
+
+    config: dict[str, Any]
+    linear: dict[str, tuple[int, int]]
+    weights: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    hidden: int
+    embedding: str
+    vocabulary: int
+    blueprint: Blueprint = field(compare=False, repr=False)
+
+    def stored_as(self, name: str) -> str:
+        """The name under which a checkpoint stores the weight ``name``."""
+        return self.tied.get(name, name)
+
+    def module(self, path: str) -> str:
+        """The linear module that an adapter calls ``path``, by its path in the model."""
+        return self.blueprint.conversion.module(path)
+
+    def without_ties(self, names: frozenset[str]) -> "Architecture":
+        """The same where the weights ``names`` are weights of their own."""
+        tied = {name: source for name, source in self.tied.items() if name not in names}
+        weights = self.weights | {name: self.blueprint.conversion.weights[name] for name in names}
+        return replace(self, tied=tied, weights=weights)
+
+
+def read_architecture(folder: str | Path) -> Architecture:
+    """Build the model of ``folder``'s config without memory and look at its modules.
+
+    Raises:
+        FamilyError: transformers does not know the config, or it needs code from the checkpoint.
+    """
+    blueprint = Blueprint(folder)
+    file = Path(folder) / "config.json"
+    model = blueprint.model
+    linear = {
+        path: (module.out_features, module.in_features)
+        for path, module in model.named_modules()
+        if type(module) is torch.nn.Linear  # a class of its own may compute something else
+    }
+    text = model.config.get_text_config()
+    try:
+        inputs = model.get_input_embeddings()
+        embedding = next(f"{path}.weight" for path, module in model.named_modules() if module is inputs)
+        hidden, vocabulary = text.hidden_size, inputs.num_embeddings
+    except (NotImplementedError, AttributeError, StopIteration) as error:
+        reason = f"this architecture cannot be served: {type(model).__name__} has no plain input embeddings"
+        raise FamilyError(file, reason) from error
+    tied: dict[str, str] = dict(model.all_tied_weights_keys)
+    weights = {name: shape for name, shape in blueprint.conversion.weights.items() if name not in tied}
+    config = comparable(blueprint.config)
+    return Architecture(config, linear, weights, tied, hidden, embedding, vocabulary, blueprint)
+
+
+def comparable(config: Any) -> dict[str, Any]:
+    """The part of a config that decides shapes and arithmetic."""
+    return {key: value for key, value in config.to_dict().items() if key not in _NEUTRAL_KEYS}
+
+
+def open_weights(folder: str | Path, architecture: Architecture) -> tuple[ConvertedReader, Architecture]:
+    """The weights of a base, complete and of the right shapes; with them ``architecture`` as they make it.
+
+    transformers ties two weights only where the checkpoint does not hold them both with different values, and takes
+    the one that is there where it holds one of them; so does this.
+
+    Raises:
+        FamilyError: naming file and tensor: a weight is missing (it would be drawn at random), has another shape than
+            the config means, or holds no floating point numbers.
+    """
+    stored = CheckpointReader(folder)
+    weights = ConvertedReader(stored, architecture.blueprint.conversion)
+    check_weights(architecture, weights)
+    apart = set()
+    for name, source in architecture.tied.items():
+        if name in weights and source in weights and not torch.equal(weights.tensor(name), weights.tensor(source)):
+            apart.add(name)
+        elif name in weights and source not in weights:
+            weights.call(name, source)
+    return weights, architecture.without_ties(frozenset(apart)) if apart else architecture
+
+
+def check_weights(
+    architecture: Architecture,
+    weights: ConvertedReader,
+    missing: frozenset[str] = frozenset(),
+    base: str = "",
+) -> None:
+    """Every weight of the model must be in the checkpoint, with its shape, as floating point.
+
+    transformers' own report decides: what is missing there would be drawn at random.
+
+    Args:
+        missing: weights that need not be there.
+        base: whose model it is, in words, where it is another checkpoint's.
+
+    Raises:
+        FamilyError: naming file and tensor.
+    """
+    report = architecture.blueprint.report(weights.stored)
+    for name in report.missing:
+        if name not in missing:
+            reason = "the checkpoint lacks this weight of its config's model"
+            raise FamilyError(weights.folder, f"{base} has this tensor, the member lacks it" if base else reason, name)
+    for name, (found, wanted) in report.mismatched.items():
+        parts = weights.sources(name)
+        reason = f"shape {list(found)}, but {f'{base} has' if base else 'config.json means'} {list(wanted)}"
+        if len(parts) > 1:
+            reason += f" (made of {len(parts)} tensors, {parts[0]} and others)"
+        raise FamilyError(weights.file_of(name), reason, name if len(parts) > 1 else parts[0])
+    dtypes = architecture.blueprint.conversion.dtypes
+    for name in weights.names:
+        if dtypes[name].is_floating_point and not weights.dtype(name).is_floating_point:
+            reason = f"dtype {weights.dtype(name)}; weights must be floating point"
+            if base:
+                reason = f"dtype {weights.dtype(name)}, but {base} has floating point numbers"
+            raise FamilyError(weights.file_of(name), reason, weights.sources(name)[0])

@@ -1,0 +1,87 @@
+"""How the layers of a model attend, learned from a forward of two tokens; and why a model cannot be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladle.merging.errors import FamilyError
+from ladle.server.engine.forward.attention import AttentionGroup, AttentionProbe, LayerAttention, PagedContext
+from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
+
+_TOKENS = 2
+
+
+@torch.inference_mode()
+def learn_attention(model: Any, config_file: Path) -> dict[int, LayerAttention]:
+    """How each layer attends and what it stores, by layer.
+
+    The model is called as a step calls it, so that what it does not understand is found here. It may be on the meta
+    device.
+
+    Raises:
+        FamilyError: it cannot run on the KV pool, as a sentence.
+    """
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise refusal(config_file, f"it has layers of type {', '.join(sorted(kinds))}")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise refusal(config_file, "its attention cannot be replaced")
+    if model.get_output_embeddings() is None:
+        raise refusal(config_file, "it has no output head over its vocabulary")
+    probe = AttentionProbe()
+    ids = torch.zeros(1, _TOKENS, dtype=torch.int64, device=model.device)
+    positions = torch.arange(_TOKENS, device=model.device)[None]
+    try:
+        output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=positions[0], paged=probe)
+    except (TypeError, AttributeError) as error:
+        raise refusal(config_file, f"its forward cannot be called by token and position ({_one_line(error)})") from None
+    if tuple(output.logits.shape[:2]) != (1, _TOKENS):
+        raise refusal(config_file, "it does not give the logits of single tokens")
+    _require_plain(probe, model, config_file)
+    return probe.layers
+
+
+@torch.inference_mode()
+def try_pool(model: Any, layers: dict[int, LayerAttention]) -> None:
+    """Run three tokens of one sequence and then one of each of two over a pool of two blocks. Raises what fails."""
+    device = model.device
+    numbers = torch.arange(BLOCK_SIZE, device=device)
+    cache = KVCache([layers[layer].shape for layer in range(len(layers))], 2, model.dtype, device)
+    prefill = AttentionGroup(0, 3, 0, numbers[None, :3], numbers[None, :1], numbers)
+    decode = AttentionGroup(0, 2, 0, numbers[[3, 0], None], numbers[[0, 1], None], numbers)
+    for slots, group in ((numbers[:3], prefill), (numbers[[3, 0]] + numbers[[0, 1]] * BLOCK_SIZE, decode)):
+        positions = group.positions.reshape(1, -1)
+        ids = torch.zeros_like(positions)
+        context = PagedContext(cache, slots, [group])
+        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=positions[0] * 0, paged=context)
+
+
+def _require_plain(probe: AttentionProbe, model: Any, config_file: Path) -> None:
+    """Raise FamilyError for whatever the probe saw that the KV pool does not have."""
+    layers = model.config.get_text_config().num_hidden_layers
+    if probe.sinks:
+        raise refusal(config_file, "its layers have attention sinks")
+    if sorted(probe.layers) != list(range(layers)):
+        raise refusal(config_file, f"only {len(probe.layers)} of {layers} layers attend in a way that can be replaced")
+    if probe.calls != layers:
+        raise refusal(config_file, f"its {layers} layers attend {probe.calls} times for a token")
+    if probe.both_ways:
+        raise refusal(config_file, "its attention is not causal: a token sees those that come after it")
+    if probe.options:
+        raise refusal(config_file, f"its attention takes {', '.join(sorted(probe.options))}, which the KV pool lacks")
+    for layer, attention in probe.layers.items():
+        if attention.shape.head_dim != probe.value_dims[layer]:
+            raise refusal(config_file, "keys and values differ in size")
+
+
+def refusal(config_file: Path, reason: str) -> FamilyError:
+    """The error of an architecture that is known and cannot be served."""
+    return FamilyError(config_file, f"this architecture cannot be served: {reason}")
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

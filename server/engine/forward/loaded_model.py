@@ -1,0 +1,137 @@
+"""A transformers model made ready to serve: gated layers, fused norms, attention over the KV pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ladle.merging.bank import gated_layers as gated
+from ladle.merging.bank.bank import Bank
+from ladle.merging.bank.tensor_parallel import Exchange, Link, split_linears
+from ladle.merging.checkpoints.architecture import Architecture, open_weights, read_architecture
+from ladle.merging.checkpoints.conversion import ConvertedReader
+from ladle.server.engine.forward.attention import IMPLEMENTATION, PagedContext
+from ladle.server.engine.forward.attention_probe import learn_attention
+from ladle.server.engine.forward.compiled_stack import compile_layers
+from ladle.server.engine.forward.fused_layer import fuse_layers
+from ladle.server.engine.forward.layout import StepLayout
+from ladle.server.engine.forward.norms import fuse_norms
+from ladle.server.engine.kv.cache import KVShape
+
+
+@dataclass
+class LoadedModel:
+    """One set of weights in memory. ``nbytes`` counts packed products and what is left plain."""
+
+    model: Any
+    gate: gated.Gate
+    kv_shapes: list[KVShape]
+    nbytes: int
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids it has embeddings for, padding included."""
+        config: Any = self.model.config
+        return int(config.get_text_config().vocab_size)
+
+    def forward(self, layout: StepLayout, context: PagedContext) -> tuple[Tensor, Tensor]:
+        """Logits [n, vocabulary] of the rows that ``layout`` wants, in their order, and the last hidden states
+        [n, hidden], after the final norm, that they were made of."""
+        states: list[Tensor] = []
+        # Seen on its way into the output head: what a model does to its logits afterwards is its own affair.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: states.append(x[0]))
+        try:
+            logits = self._logits(layout, context)
+        finally:
+            hook.remove()
+        return logits, states[0][0]
+
+    def _logits(self, layout: StepLayout, context: PagedContext) -> Tensor:
+        self.gate.open(layout.coefficients, layout.logit_rows)
+        keep: int | Tensor = 0 if layout.logit_rows is None else layout.logit_rows
+        output = self.model(
+            input_ids=layout.ids,
+            position_ids=layout.positions,
+            use_cache=False,
+            logits_to_keep=keep,
+            paged=context,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def hidden(self, layout: StepLayout, context: PagedContext) -> Tensor:
+        """Last hidden states [tokens, hidden], after the final norm, of every token of ``layout``."""
+        self.gate.open(layout.coefficients, None)
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        output = trunk(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, paged=context)
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+
+def load_model(
+    folder: Path,
+    bank: Bank,
+    device: torch.device,
+    weights_dtype: torch.dtype,
+    activation_dtype: torch.dtype,
+    merged: Mapping[str, Tensor] | None = None,
+    compiled: bool = False,
+    exchange: Exchange | None = None,
+    weights: tuple[ConvertedReader, Architecture] | None = None,
+) -> LoadedModel:
+    """Put the base in ``folder`` (or the weights ``merged``, which stand in its place) into a copy of its model, and
+    gate it with ``bank``. Nothing here is a load of transformers' but for the first one of an architecture.
+
+    Args:
+        compiled: take small steps through compiled layers where that can be.
+        exchange: the processes that the model is divided among; nothing is exchanged while it loads.
+        weights: the base's, where they have been opened already.
+
+    Raises:
+        FamilyError: the checkpoint does not fit its config, or the architecture cannot run on the KV pool.
+        InputError: it cannot be divided among so many processes.
+    """
+    config_file = folder / "config.json"
+    base, architecture = weights or open_weights(folder, read_architecture(folder))
+    own = base.tensor if merged is None else merged.__getitem__
+    tied = {name: source for name, source in architecture.tied.items() if merged is None or name not in merged}
+    model = architecture.blueprint.build(own, tied, weights_dtype, IMPLEMENTATION)
+    # Before it goes to the device, which may not hold all of it.
+    link = None if exchange is None else Link(exchange)
+    splits = {} if link is None else split_linears(model, link)
+    model = model.to(device)
+    attentions = learn_attention(model, config_file)
+    # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
+    gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16, splits=splits)
+    # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(activation_dtype)
+    fuse_norms(model)
+    fuse_layers(model, attentions, activation_dtype)
+    copies = compile_layers(model) if compiled and not splits else 0
+    if link is not None:
+        link.open = True
+    plain = sum(parameter.nbytes for parameter in model.parameters())
+    kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
+    return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model))
+
+
+def context_limit(config: Any, kv_tokens: int) -> int:
+    """The longest sequence the model's positions and the KV pool allow.
+
+    A longrope model changes all its frequencies with the longest sequence of a batch; it is served up to its original
+    length, where they are constant, so that no request changes another.
+    """
+    text = config.get_text_config()
+    limits = [kv_tokens, getattr(text, "max_position_embeddings", None) or math.inf]
+    rope = getattr(text, "rope_parameters", None) or {}
+    for entry in (rope, *rope.values()):
+        if isinstance(entry, dict) and entry.get("rope_type") == "longrope":
+            limits.append(entry.get("original_max_position_embeddings") or math.inf)
+    return int(min(limits))

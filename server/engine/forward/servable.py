@@ -1,0 +1,53 @@
+"""Whether a family that was read can be served: what an engine asks when it starts, asked without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ladle.merging.errors import FamilyError
+from ladle.merging.family.family import Family
+from ladle.merging.family.family_model import FamilyModel
+from ladle.server.engine.forward.attention import IMPLEMENTATION
+from ladle.server.engine.forward.attention_probe import learn_attention, refusal, try_pool
+from ladle.server.engine.requests.tokenizer import load_tokenizer
+
+
+def require_servable(family: Family) -> None:
+    """Raise FamilyError for a family that the engine would refuse while it loads: an architecture that does not run on
+    the KV pool, a base without a tokenizer that can be read."""
+    for model in family.models.values():
+        require_architecture(model)
+    load_tokenizer(family.base_path)
+
+
+def require_architecture(model: FamilyModel) -> None:
+    """Raise FamilyError if a model's layers do not run on the KV pool. No weight is read."""
+    blueprint, file = model.architecture.blueprint, model.base_path / "config.json"
+    look: Any = blueprint.look(IMPLEMENTATION)
+    try:
+        try_pool(look, learn_attention(look, file))
+    except FamilyError:
+        raise
+    except Exception:
+        # A forward that asks a tensor for its value cannot be followed on the meta device. Weights that take no memory,
+        # one number for all of a tensor, can be.
+        try:
+            hollow = _hollow(model)
+            try_pool(hollow, learn_attention(hollow, file))
+        except FamilyError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise refusal(file, f"a forward of two tokens fails ({type(error).__name__}: {reason})") from error
+
+
+def _hollow(model: FamilyModel) -> Any:
+    weights, dtypes = model.architecture.blueprint.conversion.weights, model.architecture.blueprint.conversion.dtypes
+
+    def tensor(name: str) -> Tensor:
+        return torch.ones(1, dtype=dtypes[name]).expand(weights[name])
+
+    return model.architecture.blueprint.build(tensor, model.architecture.tied, torch.float32, IMPLEMENTATION)

@@ -1,0 +1,125 @@
+"""Where sequences stand in their grammars, and which tokens come next: computed while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.server.engine.device.transfers import send_one
+from ladle.server.engine.grammars.grammar import Grammar
+from ladle.server.engine.grammars.pool import GrammarPool, Position
+from ladle.server.engine.requests.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The tokens that may come next: ``mask`` [vocabulary] bool on the device, and how many they are."""
+
+    mask: Tensor
+    count: int
+
+
+@dataclass(eq=False)
+class _Followed:
+    """One sequence in its grammar. ``allowed``: the tokens that may come next, once somebody has asked."""
+
+    sequence: Sequence
+    grammar: Grammar
+    position: Position
+    allowed: Allowed | None = None
+
+
+class GrammarMasks:
+    """Positions by slot. Not thread-safe: the engine thread owns it; masks are computed in processes of their own, from
+    the moment a token is known until the scores of the next one are there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._followed: dict[int, _Followed] = {}
+
+    def admit(self, sequence: Sequence) -> None:
+        """Take over the grammar of ``sequence``, if it has one, at the end of its output."""
+        assert sequence.slot is not None
+        self._finish_those_gone(sequence.slot)
+        grammar = sequence.request.grammar
+        if grammar is not None:
+            # A sequence that was preempted, or that goes on from a block, has tokens already.
+            self._followed[sequence.slot] = _Followed(sequence, grammar, grammar.start(sequence.output))
+
+    def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
+        """Which tokens may come next of those of ``sequences`` that have a grammar.
+
+        None of them may where the grammar has failed (see ``error``).
+        """
+        followed = {s: found for s in sequences if (found := self._of(s)) is not None}
+        for pool, waiting in _by_pool([found for found in followed.values() if found.allowed is None]).items():
+            pool.masks([found.position for found in waiting])
+            for found in waiting:
+                found.allowed = self._result(found, vocabulary)
+        return {s: found.allowed for s, found in followed.items() if found.allowed is not None}
+
+    def advance(self, sequences: Seq[Sequence], tokens: Seq[int]) -> None:
+        """Follow the drawn tokens of those of ``sequences`` that have a grammar."""
+        drawn = dict(zip(sequences, tokens, strict=True))
+        followed = [found for s in sequences if (found := self._of(s)) is not None and found.position.error is None]
+        for pool, moving in _by_pool(followed).items():
+            pool.advance([(found.position, drawn[found.sequence]) for found in moving])
+            for found in moving:
+                found.allowed = None
+
+    def ended(self, sequence: Sequence) -> bool:
+        """Whether the grammar has come to its end, so that no text can follow."""
+        found = self._of(sequence)
+        return found is not None and found.position.stopped
+
+    def error(self, sequence: Sequence) -> str | None:
+        """Why a sequence cannot go on."""
+        found = self._of(sequence)
+        return None if found is None else found.position.error
+
+    def _of(self, sequence: Sequence) -> _Followed | None:
+        if sequence.request.grammar is None or sequence.slot is None:
+            return None
+        found = self._followed[sequence.slot]
+        assert found.sequence is sequence
+        return found
+
+    def _finish_those_gone(self, slot: int) -> None:
+        """Nobody says when a sequence gives up its slot, so that is looked for whenever one is taken."""
+        for taken, found in list(self._followed.items()):
+            if taken == slot or found.sequence.slot != taken:
+                del self._followed[taken]
+                found.grammar.pool.finish(found.position)
+
+    def _result(self, found: _Followed, vocabulary: int) -> Allowed:
+        bits = np.zeros(vocabulary, dtype=np.bool_)
+        if found.position.error is None and not found.position.stopped:
+            mask = np.frombuffer(found.grammar.pool.mask(found.position), dtype=np.uint8)
+            # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
+            known = np.unpackbits(mask, bitorder="little")[:vocabulary]
+            bits[: len(known)] = known
+        return Allowed(send_one(bits, self._device), int(bits.sum()))
+
+
+def _by_pool(followed: Seq[_Followed]) -> dict[GrammarPool, list[_Followed]]:
+    found: dict[GrammarPool, list[_Followed]] = {}
+    for one in followed:
+        found.setdefault(one.grammar.pool, []).append(one)
+    return found
+
+
+def restrict(scores: Tensor, places: Mapping[int, Allowed]) -> Tensor:
+    """A copy of ``scores`` [rows, vocabulary] with -inf wherever the mask of a row, by its place, does not allow;
+    ``scores`` itself where there are no masks. NaN stays what it is where it may be chosen."""
+    if not places:
+        return scores
+    rows = send_one(list(places), scores.device, np.int64)
+    forbidden = ~torch.stack([allowed.mask for allowed in places.values()])
+    masked = scores.clone()
+    masked[rows] = scores.index_select(0, rows).masked_fill_(forbidden, -torch.inf)
+    return masked

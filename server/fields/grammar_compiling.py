@@ -1,0 +1,111 @@
+"""Grammars of requests, compiled beside the event loop; and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ladle.merging.errors import InputError
+from ladle.server.engine.grammars.grammar import (
+    Grammar,
+    GrammarCompiler,
+    GrammarError,
+    GrammarSpec,
+    GrammarsUnavailable,
+)
+from ladle.server.errors import ApiError, unavailable
+from ladle.server.fields.json_schema_keywords import inside
+from ladle.server.serving import Serving
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 40  # compilations that may be spent on finding the part of a schema that is at fault
+_LONG = 300  # characters of a reason
+_WHAT = {"json_schema": "a JSON schema", "regex": "a regular expression", "lark": "functions"}
+
+Parts = Sequence[tuple[str, Mapping[str, Any]]]
+"""Fields with the schemas in them, bound as ``bind_schema`` does."""
+
+
+async def compile_grammar(serving: Serving, spec: GrammarSpec, field: str, parts: Parts = ()) -> Grammar:
+    """The grammar ready for use.
+
+    Args:
+        field: that asks for it.
+        parts: the schemas that it is made of.
+
+    Raises:
+        InputError: it cannot be followed; names the field and, of a schema, the path to the part that is at fault.
+        ApiError: 400 ``grammar_too_complex``, or 503 where the system has no process for it.
+    """
+
+    def work() -> Grammar:
+        try:
+            return serving.grammars.compile(spec)
+        except GrammarError as error:
+            raise _refusal(serving.grammars, spec, field, parts, error) from None
+
+    try:
+        return await asyncio.get_running_loop().run_in_executor(serving.compiling, work)
+    except GrammarsUnavailable as error:
+        logger.error("a grammar could not be compiled: %s", error)
+        raise unavailable(str(error), "grammars_unavailable") from None
+
+
+def _refusal(
+    compiler: GrammarCompiler, spec: GrammarSpec, field: str, parts: Parts, error: GrammarError
+) -> InputError | ApiError:
+    if error.complex:
+        # Who is to blame among several is not tried: each try would take as long again.
+        where = parts[0][0] if len(parts) == 1 else field
+        logger.warning("%s: refused as too complex: %s", where, _short(error))
+        return ApiError(400, f"{where}: {_short(error)}", param=where, code="grammar_too_complex")
+    value: object = spec.text if spec.kind == "regex" else f"{len(parts)} schemas together"
+    where, reason = field, error
+    for name, schema in parts:
+        found = _fault(compiler, schema)
+        if found is not None:
+            path, value, reason = found
+            where = f"{name}.{path}" if path else name
+            break
+    logger.info("%s: refused: %s", where, _short(reason))
+    kind = "json_schema" if parts else spec.kind
+    return InputError(where, value, f"{_WHAT[kind]} that can be followed, which this cannot: {_short(reason)}")
+
+
+def _fault(compiler: GrammarCompiler, root: Mapping[str, Any]) -> tuple[str, object, GrammarError] | None:
+    """The innermost part of a schema that cannot be followed by itself: its path, itself, and why; None if all can."""
+    beside = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
+    left = _TRIES
+
+    def reason(schema: Any) -> GrammarError | None:
+        nonlocal left
+        left -= 1
+        try:
+            compiler.compile(GrammarSpec.json_schema({**beside, **schema}))
+        except GrammarError as error:
+            return error
+        return None
+
+    part: Any = root
+    path, why = "", reason(root)
+    if why is None:
+        return None
+    while left > 0:
+        for step, found in [pair for key, value in part.items() for pair in inside(key, value)]:
+            if isinstance(found, dict) and found and left > 0 and (inner := reason(found)) is not None:
+                part, path, why = found, f"{path}.{step}" if path else step, inner
+                break
+        else:
+            break
+    return path, part, why
+
+
+def _short(error: GrammarError) -> str:
+    """The reason in one line; parsers of regular expressions draw pictures before they say it."""
+    text = str(error)
+    text = text.rpartition("\nerror: ")[2] if "\nerror: " in text else text
+    text = " ".join(text.split())
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."

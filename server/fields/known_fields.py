@@ -1,0 +1,108 @@
+"""Fields of other people's APIs that are not supported. What asks nothing about the answer is accepted at any value.
+What would change the answer may be sent at the value that changes nothing; any other value is refused by name, because
+a field that is accepted and ignored answers a question nobody asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, WithJsonSchema, create_model
+
+from ladle.server.fields.sampling import SamplingFields
+from ladle.server.http.strict_model import UNREAD, Unread
+
+Defaults = Mapping[str, tuple[Any, ...]]
+
+# vLLM's, of both endpoints. What it has and Ladle honours is in ``engine_fields`` and ``chat_fields``.
+_BOTH: Defaults = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "cache_salt": (),
+    "early_stopping": (False,),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1.0, 1),
+    "logits_processors": ([],),
+    "logprob_token_ids": (),
+    "repetition_detection": (),
+    "return_prompt_text": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
+}
+CHAT: Defaults = {
+    **_BOTH,
+    "audio": (),
+    "chat_template": (),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "include_reasoning": (True,),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "reasoning_effort": ("none",),
+    "thinking_token_budget": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+COMPLETIONS: Defaults = {**_BOTH, "prompt_embeds": (), "suffix": ("",)}
+# What official clients send back when an answer of theirs becomes part of the next question.
+MESSAGE: Defaults = {"audio": (), "function_call": (), "images": ([],)}
+
+# How a provider keeps, bills, routes or caches a request; spaces between special tokens are slow tokenizers' own.
+_UNREAD_OF_BOTH = (
+    "metadata", "priority", "request_id", "safety_identifier", "service_tier", "session_id",
+    "spaces_between_special_tokens", "store",
+)  # fmt: skip
+UNREAD_CHAT = (
+    *_UNREAD_OF_BOTH, "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+)  # fmt: skip
+UNREAD_COMPLETIONS = _UNREAD_OF_BOTH
+# What comes with answers of one provider or another, and says nothing to a chat template.
+UNREAD_MESSAGE = (
+    "annotations", "cache_control", "citations", "id", "index", "metadata", "parsed", "provider_specific_fields",
+    "reasoning_details", "refusal", "status", "thinking_blocks",
+)  # fmt: skip
+UNREAD_PART = ("annotations", "cache_control", "citations", "prompt_cache_breakpoint", "provider_specific_fields")
+
+
+def only(*defaults: Any) -> Callable[[Any], Any]:
+    """A validator that lets null and ``defaults`` pass."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(type(value) is type(default) and value == default for default in defaults):
+            return None
+        allowed = ", ".join(repr(default) for default in (None, *defaults))
+        raise ValueError(f"this server does not support it; allowed: {allowed}")
+
+    return check
+
+
+def with_known(base: type[Any], name: str, known: Defaults, unread: tuple[str, ...]) -> type[Any]:
+    """``base`` with the fields of ``known``, each accepted at its defaults only, and those that are ``unread``."""
+    fields: dict[str, Any] = {
+        field: (
+            Annotated[Any, AfterValidator(only(*defaults)), WithJsonSchema({"enum": [None, *defaults]})],
+            Field(None, description="not supported"),
+        )
+        for field, defaults in known.items()
+    }
+    fields |= {field: (Unread, UNREAD) for field in unread}
+    return create_model(name, __base__=base, **fields)
+
+
+ChatFields: Any = with_known(SamplingFields, "ChatFields", CHAT, UNREAD_CHAT)
+CompletionFields: Any = with_known(SamplingFields, "CompletionFields", COMPLETIONS, UNREAD_COMPLETIONS)

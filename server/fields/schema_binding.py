@@ -1,0 +1,219 @@
+"""A client's schema as the grammar library gets it: without what binds nothing, with numbers that are kept exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ladle.merging.errors import InputError
+from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, unknown_keyword
+from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
+
+# Those that the library keeps to. By the standard every other format is a note.
+FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
+_DEEP = 100  # schemas within schemas; the library's reader takes about as many
+# Names of a map that are dates and the like; every one that these match is one.
+_NAME_FORMATS = {
+    "uuid": r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+    "date": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$",
+    "time": r"^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
+    "date-time": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
+}
+_NOTHING: tuple[Any, ...] = (True, {})  # a schema that everything fulfils
+
+
+def bind_schema(schema: dict[str, Any], field: str) -> dict[str, Any]:
+    """A schema with the same answers, or fewer, which the library keeps to.
+
+    Raises:
+        InputError: an unknown keyword, a number that cannot be kept exactly, schemas nested without end; it names
+            ``field`` and the path in the schema.
+    """
+    found = unknown_keyword(schema)
+    if found is not None:
+        path, keyword = found
+        raise InputError(_at(field, path), keyword, "keywords of JSON Schema, and notes whose names begin with x-")
+    bound = _Binder(field, schema).bind(schema, "", 0)
+    assert isinstance(bound, dict)
+    return bound
+
+
+class _Binder:
+    def __init__(self, field: str, root: dict[str, Any]) -> None:
+        self._field = field
+        self._root = root
+
+    def bind(self, schema: Any, path: str, depth: int) -> Any:
+        """``schema``, which stands at ``path``."""
+        if not isinstance(schema, dict):
+            return schema
+        if depth > _DEEP:
+            raise InputError(self._field, "a schema", f"schemas that are nested at most {_DEEP} deep")
+        part = {key: value for key, value in schema.items() if key not in NOTES and not key.startswith("x-")}
+        self._leave_out(part, path)
+        try:
+            for keyword in ("const", "enum"):
+                if keyword in part:
+                    check_constant(keyword, part[keyword])
+            counts(part)
+            bounds(part)
+        except NumberError as error:
+            raise InputError(_at(self._field, path, error.keyword), error.value, str(error)) from None
+        pattern = part.get("pattern")
+        if isinstance(pattern, str) and ends_in_lone_backslash(pattern):
+            raise InputError(
+                _at(self._field, path, "pattern"), pattern, "a pattern that does not end in a lone backslash"
+            )
+        for keyword, value in part.items():
+            if keyword in NAMED and isinstance(value, dict):
+                part[keyword] = {
+                    name: self.bind(found, _at(path, f"{keyword}.{name}"), depth + 1) for name, found in value.items()
+                }
+            elif keyword in MANY and isinstance(value, list):
+                part[keyword] = [
+                    self.bind(found, _at(path, f"{keyword}[{index}]"), depth + 1) for index, found in enumerate(value)
+                ]
+            elif keyword in ONE:
+                part[keyword] = self.bind(value, _at(path, keyword), depth + 1)
+        return part
+
+    def _leave_out(self, part: dict[str, Any], path: str) -> None:
+        """Take keywords out of ``part`` that bind nothing as they stand there."""
+        if isinstance(part.get("format"), str) and part["format"] not in FORMATS:
+            del part["format"]
+        if part.get("uniqueItems") is False or (part.get("uniqueItems") is True and _few(part)):
+            del part["uniqueItems"]
+        if "contains" not in part or (part.get("minContains") == 0 and "maxContains" not in part):
+            for keyword in ("contains", "minContains", "maxContains"):
+                part.pop(keyword, None)
+        for keyword in ("unevaluatedProperties", "unevaluatedItems", "additionalItems"):
+            if any(_same(part.get(keyword), nothing) for nothing in _NOTHING):
+                del part[keyword]
+        if not isinstance(part.get("items"), list):
+            part.pop("additionalItems", None)
+        if "if" not in part or not ("then" in part or "else" in part):
+            for keyword in ("if", "then", "else"):
+                part.pop(keyword, None)
+        for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+            if part.get(keyword) == {}:
+                del part[keyword]
+        if part.get("not") is False:
+            del part["not"]
+        if "propertyNames" in part:
+            self._names(part)
+        if isinstance(part.get("oneOf"), list) and "anyOf" not in part:
+            apart = self._apart(part["oneOf"])
+            if apart is not None:
+                del part["oneOf"]
+                part["anyOf"] = apart
+
+    def _apart(self, branches: list[Any]) -> list[Any] | None:
+        """The branches of a ``oneOf`` of which no two can be fulfilled at once, as those of an ``anyOf``.
+
+        They differ in type, or in a property that tells them apart and is then required. None where that cannot be
+        seen."""
+        seen = [self._meant(branch) for branch in branches]
+        kinds = [_types(branch) for branch in seen]
+        if branches and all(kinds) and len(set().union(*kinds)) == sum(map(len, kinds)):
+            return branches
+        if not branches or any(kind != {"object"} for kind in kinds):
+            return None
+        for name in seen[0].get("properties", {}) if isinstance(seen[0].get("properties", {}), dict) else ():
+            tags = [self._texts(branch, name) for branch in seen]
+            if all(tags) and len(set().union(*tags)) == sum(map(len, tags)):
+                return [{**branch, "required": [*_list(branch.get("required")), name]} for branch in seen]
+        return None
+
+    def _meant(self, schema: Any) -> dict[str, Any]:
+        """``schema``, or what it only points at; empty where that is no object."""
+        for _ in range(10):
+            if not (
+                isinstance(schema, dict) and isinstance(schema.get("$ref"), str) and schema.keys() <= {"$ref", *NOTES}
+            ):
+                break
+            schema = _local(self._root, schema["$ref"])
+        return schema if isinstance(schema, dict) else {}
+
+    def _texts(self, branch: dict[str, Any], name: str) -> set[str]:
+        """The strings that a property of ``branch`` may be; none where it may be something else."""
+        properties = branch.get("properties")
+        found = self._meant(properties.get(name)) if isinstance(properties, dict) else {}
+        values = [found["const"]] if "const" in found else found.get("enum")
+        whole = isinstance(values, list) and all(isinstance(value, str) for value in values)
+        return set(values or ()) if whole else set()
+
+    def _names(self, part: dict[str, Any]) -> None:
+        """``propertyNames`` left out where every string is a name, and written otherwise where names are listed or
+        follow a pattern."""
+        rule = part["propertyNames"]
+        if rule is True:
+            del part["propertyNames"]
+        if not isinstance(rule, dict):
+            return
+        rule = self._meant(rule)
+        rule = {key: value for key, value in rule.items() if key not in NOTES and not key.startswith("x-")}
+        kinds = rule.pop("type", "string")
+        if kinds != "string" and not (isinstance(kinds, list) and "string" in kinds):
+            return
+        if rule.get("format") not in FORMATS:
+            rule.pop("format", None)
+        if rule.get("minLength") == 0:
+            del rule["minLength"]
+        if not rule:
+            del part["propertyNames"]
+        elif not part.keys() & {"properties", "patternProperties"}:
+            values = part.get("additionalProperties", True)
+            allowed = [rule["const"]] if set(rule) == {"const"} else rule.get("enum") if set(rule) == {"enum"} else None
+            if isinstance(allowed, list) and all(isinstance(name, str) for name in allowed):
+                part["properties"] = dict.fromkeys(allowed, values)
+            elif set(rule) == {"format"} and rule["format"] in _NAME_FORMATS:
+                part["patternProperties"] = {_NAME_FORMATS[rule["format"]]: values}
+            elif set(rule) == {"pattern"}:
+                part["patternProperties"] = {rule["pattern"]: values}
+            elif set(rule) <= {"minLength", "maxLength"}:
+                least, most = rule.get("minLength", 0), rule.get("maxLength", 1 << 20)
+                if type(least) is not int or type(most) is not int or not 0 <= least <= most <= 1 << 20:
+                    return
+                part["patternProperties"] = {f"^[\\s\\S]{{{least},{most}}}$": values}
+            else:
+                return
+            part["additionalProperties"] = False
+            del part["propertyNames"]
+
+
+def ends_in_lone_backslash(pattern: str) -> bool:
+    """Whether a regular expression ends in a backslash that escapes nothing."""
+    return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
+
+
+def _types(schema: dict[str, Any]) -> set[str]:
+    """The types that ``schema`` names; integers are numbers."""
+    kinds = schema.get("type")
+    named = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
+    return {"number" if kind == "integer" else str(kind) for kind in named}
+
+
+def _few(part: dict[str, Any]) -> bool:
+    most = part.get("maxItems")
+    return isinstance(most, (int, float)) and not isinstance(most, bool) and most <= 1
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and bool(value == other)
+
+
+def _local(root: dict[str, Any], reference: str) -> Any:
+    """What a ``$ref`` within the document points at; None where that is nothing."""
+    if not reference.startswith("#/"):
+        return None
+    found: Any = root
+    for step in reference[2:].split("/"):
+        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
+
+
+def _at(*steps: str) -> str:
+    return ".".join(step for step in steps if step)

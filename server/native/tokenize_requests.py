@@ -1,0 +1,49 @@
+"""The bodies of ``POST /tokenize`` and ``POST /detokenize``, which are vLLM's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, model_validator
+
+from ladle.merging.errors import InputError
+from ladle.server.fields.messages import ChatTemplateFields, Messages
+from ladle.server.fields.sampling import ModelField
+from ladle.server.http.strict_model import StrictModel
+from ladle.server.native.requests import only_one_of
+from ladle.server.tools.schemas import Tools
+
+
+class TokenizeRequest(ChatTemplateFields):
+    """A text as it is, or messages through the base's chat template."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [only_one_of("prompt"), only_one_of("messages")]})
+
+    model: ModelField = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    tools: Tools | None = Field(None, description="what the template shows with messages")
+    add_special_tokens: bool | None = Field(
+        None, description="whether the tokenizer puts in front what begins a text; default true, false for messages"
+    )
+    return_token_strs: bool | None = Field(None, description="list the tokens as strings too")
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither" if self.prompt is None else "both"
+            raise InputError("prompt", given, "exactly one of prompt and messages")
+        if self.messages is not None and self.add_special_tokens:
+            raise InputError("add_special_tokens", True, "false with messages, around which the template puts its own")
+        if self.messages is None:
+            field = "tools" if self.tools is not None else self.template_field
+            if field is not None:
+                raise InputError(field, getattr(self, field), "only together with messages")
+        return self
+
+
+class DetokenizeRequest(StrictModel):
+    """Token ids whose text is asked for."""
+
+    model: ModelField = None
+    tokens: list[Annotated[int, Field(ge=0, lt=1 << 31)]]

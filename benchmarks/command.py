@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ladle.benchmarks.faults import faults
+from ladle.benchmarks.faults.faults import faults
 
 command = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ def decode(
 ) -> None:
     """A decode step against transformers' own, and with sixteen preferences against the plain base."""
     from ladle.benchmarks import decode as benchmark
-    from ladle.merging.family import load_family
+    from ladle.merging.family.family import load_family
 
     sizes = [int(size) for size in batches.split(",")]
     _report("decode step", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
@@ -53,7 +53,7 @@ def guidance(
 ) -> None:
     """Guided decode steps against plain ones and against a loop of sequential transformers forwards."""
     from ladle.benchmarks import guidance as benchmark
-    from ladle.merging.family import load_family
+    from ladle.merging.family.family import load_family
 
     _report("guided decode step", benchmark.run(load_family(family), dtype, rounds, loops), out, as_json)
 
@@ -69,7 +69,7 @@ def routing(
 ) -> None:
     """Routed decode steps against plain ones, and both schedules of experts with weights of their own."""
     from ladle.benchmarks import routing as benchmark
-    from ladle.merging.family import load_family
+    from ladle.merging.family.family import load_family
 
     sizes = [int(size) for size in batches.split(",")]
     _report("routing", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
@@ -86,7 +86,7 @@ def forms(
 ) -> None:
     """Decode steps of answers that follow a JSON schema against free ones, and what a grammar takes by itself."""
     from ladle.benchmarks import forms as benchmark
-    from ladle.merging.family import load_family
+    from ladle.merging.family.family import load_family
 
     sizes = [int(size) for size in batches.split(",")]
     _report("form of answers", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
@@ -105,7 +105,7 @@ def serve(
 ) -> None:
     """Concurrent HTTP clients against ``transformers serve --continuous-batching``."""
     from ladle.benchmarks import serve as benchmark
-    from ladle.merging.family import load_family
+    from ladle.merging.family.family import load_family
 
     rows = benchmark.run(load_family(family), family, dtype, clients, per_client, rounds, logs)
     _report("HTTP serving", rows, out, as_json)

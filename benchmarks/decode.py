@@ -19,7 +19,7 @@ from ladle.benchmarks.bandwidth import BandwidthProbe
 from ladle.benchmarks.engine_side import PROMPT_TOKENS, EngineSide
 from ladle.benchmarks.paired import medians, ratio
 from ladle.guidance.plan import Steering
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 
 BURST = 6
 _PREFERENCES = 16

@@ -10,12 +10,12 @@ import torch
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.grammar import Grammar
-from ladle.server.engine.request import GenerationRequest
-from ladle.server.engine.sampling import SamplingParams
+from ladle.server.engine.requests.grammar import Grammar
+from ladle.server.engine.requests.request import GenerationRequest
+from ladle.server.engine.requests.sampling_params import SamplingParams
 
 PROMPT_TOKENS = 64
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from ladle.benchmarks.engine_side import EngineSide
 from ladle.benchmarks.paired import interleave, medians, ratio
 from ladle.guidance.plan import Steering
-from ladle.merging.family import Family
-from ladle.server.engine.grammar import GrammarCompiler, GrammarSpec
+from ladle.merging.family.family import Family
+from ladle.server.engine.requests.grammar import GrammarCompiler, GrammarSpec
 
 BURST = 12
 PLAIN = Steering(method="base")

@@ -20,8 +20,8 @@ from ladle.benchmarks.engine_side import PROMPT_TOKENS, EngineSide
 from ladle.benchmarks.paired import interleave, medians, ratio
 from ladle.guidance.plan import Plan, Source, Steering
 from ladle.guidance.registry import available, resolve
-from ladle.merging.family import Family
-from ladle.merging.merge import Merge
+from ladle.merging.family.family import Family
+from ladle.merging.merges.merge import Merge
 
 BURST = 6
 CANDIDATES = 20

@@ -19,9 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from ladle.merging.gated import GatedLinear
+from ladle.merging.bank.gated_layers import GatedLinear
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.norms import FusedRMSNorm
+from ladle.server.engine.forward.norms import FusedRMSNorm
 
 SHAPES: dict[str, dict[str, Any]] = {
     "135M": {  # SmolLM2's

@@ -14,13 +14,13 @@ from ladle.benchmarks.paired import interleave, medians, ratio
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
-from ladle.merging.export import export
-from ladle.merging.family import Family, load_family
-from ladle.recipes.domains import DOMAINS, questions
+from ladle.merging.family.family import Family, load_family
+from ladle.merging.merges.export import export
+from ladle.recipes.domains.domains import DOMAINS, questions
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
 
 BURST = 6
 ANSWER_TOKENS = 40

@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 
 from ladle.benchmarks.decode import preferences
-from ladle.merging.family import Family
-from ladle.recipes.sweep_server import end
+from ladle.merging.family.family import Family
+from ladle.recipes.sweeps.server import end
 
 MAX_TOKENS = 48
 _TOPICS = ["rain", "bread", "trains", "the sea", "chess", "gardens", "winter", "music", "maps", "bees", "clocks", "tea"]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ladle.guidance.merging_method import MergingMethod
+from ladle.guidance.methods.merging_method import MergingMethod
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import METHODS, available, check_methods, default_method, resolve
-from ladle.merging.base import Progress
-from ladle.merging.family import Family, load_family
-from ladle.merging.report import Corner, Report, build_report
+from ladle.merging.checkpoints.base import Progress
+from ladle.merging.family.family import Family, load_family
+from ladle.merging.family.report import Corner, Report, build_report
 
 if TYPE_CHECKING:
     from ladle.guidance.diagnostics.deep_report import DeepReport

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ladle.guidance.plan import Plan, Steering
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
-from ladle.merging.export import export
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
+from ladle.merging.merges.export import export
 
 
 def merge_offline(

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.steering_checks import CHECKS, is_number, strengths
-from ladle.merging.coefficients import Coefficients
 from ladle.merging.errors import InputError
-from ladle.merging.preference import Preference
+from ladle.merging.preferences.coefficients import Coefficients
+from ladle.merging.preferences.preference import Preference
 
 
 @dataclass(frozen=True)

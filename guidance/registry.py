@@ -2,33 +2,33 @@
 
 from dataclasses import fields, replace
 
-from ladle.guidance.amplify import Amplify
-from ladle.guidance.args import Args
-from ladle.guidance.base_method import BaseMethod
-from ladle.guidance.bone_soup import BoneSoup
-from ladle.guidance.cd import ControlledDecoding
-from ladle.guidance.cfg import Cfg
-from ladle.guidance.co_llm import CoLlm
-from ladle.guidance.contrastive import Contrastive
-from ladle.guidance.custom import Custom
-from ladle.guidance.dexperts import DExperts
-from ladle.guidance.fitted_soup import FittedSoup
-from ladle.guidance.fudge import Fudge
-from ladle.guidance.fusion_route import FusionRoute
-from ladle.guidance.genarm import GenArm
-from ladle.guidance.mage import Mage
 from ladle.guidance.method import Method
-from ladle.guidance.mod import Mod
-from ladle.guidance.pad import Pad
-from ladle.guidance.parm import Parm
+from ladle.guidance.methods.amplify import Amplify
+from ladle.guidance.methods.args import Args
+from ladle.guidance.methods.base import BaseMethod
+from ladle.guidance.methods.bone_soup import BoneSoup
+from ladle.guidance.methods.cd import ControlledDecoding
+from ladle.guidance.methods.cfg import Cfg
+from ladle.guidance.methods.co_llm import CoLlm
+from ladle.guidance.methods.contrastive import Contrastive
+from ladle.guidance.methods.custom import Custom
+from ladle.guidance.methods.dexperts import DExperts
+from ladle.guidance.methods.fitted_soup import FittedSoup
+from ladle.guidance.methods.fudge import Fudge
+from ladle.guidance.methods.fusion_route import FusionRoute
+from ladle.guidance.methods.genarm import GenArm
+from ladle.guidance.methods.mage import Mage
+from ladle.guidance.methods.mod import Mod
+from ladle.guidance.methods.pad import Pad
+from ladle.guidance.methods.parm import Parm
+from ladle.guidance.methods.proxy_tuning import ProxyTuning
+from ladle.guidance.methods.rewarded_soup import RewardedSoup
+from ladle.guidance.methods.vas import Vas
 from ladle.guidance.plan import Plan, Steering
-from ladle.guidance.proxy_tuning import ProxyTuning
-from ladle.guidance.rewarded_soup import RewardedSoup
 from ladle.guidance.target import resolve_target
-from ladle.guidance.vas import Vas
 from ladle.merging.errors import FamilyError, InputError
-from ladle.merging.family import Family
-from ladle.merging.manifest import MANIFEST_NAME
+from ladle.merging.family.family import Family
+from ladle.merging.family.manifest import MANIFEST_NAME
 
 _ALL: tuple[Method, ...] = (
     FittedSoup(),

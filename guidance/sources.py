@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ladle.guidance.plan import Source
-from ladle.merging.coefficients import Coefficients
 from ladle.merging.errors import InputError
+from ladle.merging.preferences.coefficients import Coefficients
 
 REFERENCE = Source(name="base", role="reference", weight=0.0, coefficients=())
 

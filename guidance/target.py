@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Steering
-from ladle.merging.calibration import Calibration, quantile_of
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
-from ladle.merging.simplex import grid
+from ladle.merging.family.calibration import Calibration, quantile_of
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.simplex import grid
 
 TOLERANCE = 0.02
 """How far, in quantiles, an objective may end up from its target for the target to count as reached."""

@@ -6,10 +6,10 @@ from typing import Literal
 
 from ladle.guidance.method import Availability
 from ladle.guidance.plan import PromptView, Source
-from ladle.merging.coefficients import bone_soup, check_matrix
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family, ValueMember
-from ladle.merging.preference import Preference
+from ladle.merging.family.family import Family, ValueMember
+from ladle.merging.preferences.coefficients import bone_soup, check_matrix
+from ladle.merging.preferences.preference import Preference
 
 Kind = Literal["implicit", "explicit"]
 

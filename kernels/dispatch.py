@@ -16,13 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladle.kernels import model_reference, reference, routing, step_reference
-from ladle.kernels.layer import Floats, Layer, LayerRows, Product
-from ladle.kernels.packed_linear import PackedLinear, cpu_has_bfloat16
-from ladle.kernels.reference import guidance_shift
+from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
+from ladle.kernels.cpu.types import Floats, Layer, LayerRows, Product
+from ladle.kernels.reference import model as model_reference
+from ladle.kernels.reference import routing
+from ladle.kernels.reference import scores as reference
+from ladle.kernels.reference import step as step_reference
+from ladle.kernels.reference.scores import guidance_shift
+from ladle.kernels.reference.trust_region import within_budget
 from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
-from ladle.kernels.trust_region import within_budget
 
 __all__ = [
     "Block",
@@ -91,15 +94,15 @@ def run_layer(
     block: int,
     threads: int,
 ) -> None:
-    """See ``ladle.kernels.cpu_layer.run_layer``; compiled on first use, which takes some seconds."""
-    from ladle.kernels import cpu_layer
+    """See ``ladle.kernels.cpu.decoder_layer.run_layer``; compiled on first use, which takes some seconds."""
+    from ladle.kernels.cpu import decoder_layer as cpu_layer
 
     cpu_layer.run_layer(x, layer, scales, rows, kv, block, threads)
 
 
 def weighted_sum(out: Floats, terms: list[tuple[float, Floats]]) -> None:
-    """See ``ladle.kernels.weighted_sum.weighted_sum``."""
-    from ladle.kernels import weighted_sum
+    """See ``ladle.kernels.cpu.weighted_sum.weighted_sum``."""
+    from ladle.kernels.cpu import weighted_sum
 
     weighted_sum.weighted_sum(out, terms)
 
@@ -140,23 +143,23 @@ def _named(op: str, variable: str) -> bool:
 
 def _module(op: str, otherwise: ModuleType, *tensors: Tensor) -> Any:
     """The module that has ``op`` for ``tensors``: of its Triton kernels, or of plain torch."""
-    return importlib.import_module(f"ladle.kernels.{op}") if _through_triton(op, *tensors) else otherwise
+    return importlib.import_module(f"ladle.kernels.gpu.{op}") if _through_triton(op, *tensors) else otherwise
 
 
 def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.combine_logits``."""
+    """See ``ladle.kernels.reference.scores.combine_logits``."""
     made: Tensor = _module("combine_logits", reference, logits).combine_logits(logits, rows, weights)
     return made
 
 
 def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.combine_divergence``."""
+    """See ``ladle.kernels.reference.scores.combine_divergence``."""
     made: Tensor = _module("combine_logits", reference, logits).combine_divergence(logits, rows, weights, alpha)
     return made
 
 
 def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Tensor, relative: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.rule_out_implausible``."""
+    """See ``ladle.kernels.reference.scores.rule_out_implausible``."""
     module = _module("combine_logits", reference, scores, base)
     made: Tensor = module.rule_out_implausible(scores, base, top_k, top_p, relative)
     return made
@@ -165,7 +168,7 @@ def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Ten
 def add_candidate_values(
     scores: Tensor, candidates: Tensor, values: Tensor, centred: Tensor, restricted: Tensor
 ) -> Tensor:
-    """See ``ladle.kernels.reference.add_candidate_values``."""
+    """See ``ladle.kernels.reference.scores.add_candidate_values``."""
     module = _module("combine_logits", reference, scores)
     made: Tensor = module.add_candidate_values(scores, candidates, values, centred, restricted)
     return made
@@ -174,16 +177,16 @@ def add_candidate_values(
 def apply_penalties(
     scores: Tensor, counts: Tensor, seen: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
 ) -> Tensor:
-    """See ``ladle.kernels.reference.apply_penalties``."""
+    """See ``ladle.kernels.reference.scores.apply_penalties``."""
     module = _module("combine_logits", reference, scores)
     made: Tensor = module.apply_penalties(scores, counts, seen, repetition, presence, frequency)
     return made
 
 
 def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.sample``."""
+    """See ``ladle.kernels.reference.scores.sample``."""
     if _compiled("sample", scores):
-        from ladle.kernels import cpu_sample
+        from ladle.kernels.cpu import sample as cpu_sample
 
         options = (each.contiguous().numpy() for each in (scores, temperature, top_k, top_p, min_p, keys))
         return torch.from_numpy(cpu_sample.sample_rows(*options))
@@ -192,9 +195,9 @@ def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
 
 
 def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.token_logprobs``."""
+    """See ``ladle.kernels.reference.scores.token_logprobs``."""
     if _compiled("sample", scores):
-        from ladle.kernels import cpu_sample
+        from ladle.kernels.cpu import sample as cpu_sample
 
         return torch.from_numpy(cpu_sample.logprobs_of(scores.contiguous().numpy(), tokens.contiguous().numpy()))
     made: Tensor = _module("sample", reference, scores).token_logprobs(scores, tokens)
@@ -202,19 +205,19 @@ def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
 
 
 def best_logprobs(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """See ``ladle.kernels.reference.best_logprobs``."""
+    """See ``ladle.kernels.reference.scores.best_logprobs``."""
     made: tuple[Tensor, Tensor] = _module("sample", reference, scores).best_logprobs(scores, count)
     return made
 
 
 def route_tokens(scores: Tensor, previous: Tensor, stayed: Tensor, stay: Tensor) -> Tensor:
-    """See ``ladle.kernels.routing.route_tokens``."""
+    """See ``ladle.kernels.reference.routing.route_tokens``."""
     made: Tensor = _module("route_tokens", routing, scores).route_tokens(scores, previous, stayed, stay)
     return made
 
 
 def mix_experts(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """See ``ladle.kernels.routing.mix_experts``."""
+    """See ``ladle.kernels.reference.routing.mix_experts``."""
     made: tuple[Tensor, Tensor] = _module("route_tokens", routing, scores).mix_experts(scores, top)
     return made
 
@@ -222,7 +225,7 @@ def mix_experts(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
 def combine_routed(
     router_logits: Tensor, expert_logits: Tensor, mixture: Tensor, complement: Tensor, weight: Tensor, normalize: Tensor
 ) -> Tensor:
-    """See ``ladle.kernels.routing.combine_routed``."""
+    """See ``ladle.kernels.reference.routing.combine_routed``."""
     module = _module("route_tokens", routing, router_logits, expert_logits)
     made: Tensor = module.combine_routed(router_logits, expert_logits, mixture, complement, weight, normalize)
     return made
@@ -234,7 +237,7 @@ def routes(scores: Tensor) -> bool:
 
 
 def route_rows(scores: Tensor, *rest: Any, **named: Any) -> RoutedRows:
-    """See ``ladle.kernels.step_reference.route_rows``."""
+    """See ``ladle.kernels.reference.step.route_rows``."""
     made: RoutedRows = _module("route_tokens", step_reference, scores).route_rows(scores, *rest, **named)
     return made
 
@@ -245,34 +248,34 @@ def fuses(logits: Tensor) -> bool:
 
 
 def fused_step(logits: Tensor, tables: StepTables) -> StepResult:
-    """See ``ladle.kernels.step_reference.fused_step``."""
+    """See ``ladle.kernels.reference.step.fused_step``."""
     made: StepResult = _module("fused_step", step_reference, logits).fused_step(logits, tables)
     return made
 
 
 def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spans: Tensor | None = None) -> Tensor:
-    """See ``ladle.kernels.gated_lora.expand_gated``."""
+    """See ``ladle.kernels.gpu.gated_lora.expand_gated``."""
     if not _through_triton("gated_lora", out):
         return model_reference.expand_gated(out, shrunk, scale, expand, spans)
-    from ladle.kernels import gated_lora
+    from ladle.kernels.gpu import gated_lora
 
     return gated_lora.expand_gated(out, shrunk, scale, expand, spans)
 
 
 def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Tensor) -> Tensor:
-    """See ``ladle.kernels.gated_lora.gated_lora``."""
+    """See ``ladle.kernels.gpu.gated_lora.gated_lora``."""
     if not _through_triton("gated_lora", out):
         return model_reference.gated_lora(out, x, shrink, scale, expand)
-    from ladle.kernels import gated_lora
+    from ladle.kernels.gpu import gated_lora
 
     return gated_lora.gated_lora(out, x, shrink, scale, expand)
 
 
 def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """See ``ladle.kernels.merge_weights.merge_weights``."""
+    """See ``ladle.kernels.gpu.merge_weights.merge_weights``."""
     if not _through_triton("merge_weights", out, *(tensor for _, tensor in terms)):
         return model_reference.merge_weights(out, terms)
-    from ladle.kernels import merge_weights
+    from ladle.kernels.gpu import merge_weights
 
     return merge_weights.merge_weights(out, terms)
 
@@ -287,9 +290,9 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """See ``ladle.kernels.paged_attention.paged_attention``; plain torch takes larger heads as well."""
+    """See ``ladle.kernels.gpu.paged_attention.paged_attention``; plain torch takes larger heads as well."""
     if query.shape[2] > LARGEST_HEAD or not _through_triton("paged_attention", query):
         return model_reference.paged_attention(query, pool, table, positions, page, scaling, window, softcap)
-    from ladle.kernels import paged_attention
+    from ladle.kernels.gpu import paged_attention
 
     return paged_attention.paged_attention(query, pool, table, positions, page, scaling, window, softcap)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ladle.merging.coefficients import circulant
 from ladle.merging.errors import InputError
-from ladle.merging.preference import Preference
+from ladle.merging.preferences.coefficients import circulant
+from ladle.merging.preferences.preference import Preference
 from ladle.recipes.routing_config import ExpertsConfig, RouterConfig, RoutingEvaluationConfig, check_routing
 
 _FOLDER = Path(__file__).parent / "configs"

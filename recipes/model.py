@@ -49,9 +49,9 @@ def load_base(spec: str) -> Base:
     """Loads a base in float32 on one thread, the setting in which a recipe repeats exactly.
 
     Args:
-        spec: anything `ladle.merging.base.resolve_base` takes.
+        spec: anything `ladle.merging.checkpoints.base.resolve_base` takes.
     """
-    from ladle.merging.base import resolve_base
+    from ladle.merging.checkpoints.base import resolve_base
 
     prepare_process()
     folder = Path(resolve_base(spec))

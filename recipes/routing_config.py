@@ -63,7 +63,7 @@ def check_routing(experts: ExpertsConfig, router: RouterConfig, where: str) -> N
         ValueError: an unknown domain, fewer than two of them, an initial expert that there is none of, a count below 1,
             more mixed-in samples than the first stage has.
     """
-    from ladle.recipes.domains import DOMAINS
+    from ladle.recipes.domains.domains import DOMAINS
 
     for domain, count in experts.samples.items():
         if domain not in DOMAINS:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ladle.merging.adapter import LowRankMember, load_peft
+from ladle.merging.members.adapter import LowRankMember, load_peft
 from ladle.recipes.model import Base
 
 

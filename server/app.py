@@ -13,9 +13,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from ladle.server import errors
-from ladle.server.disconnect import ClientGone
-from ladle.server.docs_page import render
+from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
 from ladle.server.hosting import Leases
+from ladle.server.http.disconnect import ClientGone
+from ladle.server.http.docs_page import render
+from ladle.server.http.slow_readers import SendTimeout
 from ladle.server.observed import Observed
 from ladle.server.routes import (
     EVENT_SHAPES,
@@ -30,8 +32,6 @@ from ladle.server.routes import (
     models,
     playground,
 )
-from ladle.server.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
-from ladle.server.slow_readers import SendTimeout
 from ladle.server.state import ServerState
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ladle.merging.errors import InputError
-from ladle.server import request_context
-from ladle.server.engine.waiting_room import QueueFull
+from ladle.server.engine.requests.queue import QueueFull
+from ladle.server.watch import request_context
 
 logger = logging.getLogger(__name__)
 

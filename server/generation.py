@@ -11,20 +11,21 @@ from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan
 from ladle.merging.errors import InputError
-from ladle.server.callers import ANYONE, Caller, Meter
-from ladle.server.engine.answer import NOT_FINITE
-from ladle.server.engine.grammar import Grammar
-from ladle.server.engine.grammar_masks import TOO_COMPLEX
-from ladle.server.engine.kv_cache import BLOCK_SIZE
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.waiting_room import QueueFull
+from ladle.server.access.callers import ANYONE, Caller, Meter
+from ladle.server.engine.kv.cache import BLOCK_SIZE
+from ladle.server.engine.requests.answer import NOT_FINITE
+from ladle.server.engine.requests.grammar import Grammar
+from ladle.server.engine.requests.queue import QueueFull
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.scores.grammar_masks import TOO_COMPLEX
 from ladle.server.errors import ApiError, from_queue_full, unavailable
+from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
 from ladle.server.prompts import Prompt
-from ladle.server.reply_types import Usage
-from ladle.server.sampling_fields import SamplingFields, choice_seed, new_seed
+from ladle.server.replies.types import Usage
+from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
-from ladle.server.state import ServerState, Serving
+from ladle.server.state import ServerState
 
 _CHECK_SECONDS = 1.0  # how often a silent engine is looked at
 _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still an HTTP status, before it begins

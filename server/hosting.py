@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ladle.server.engine import allocator
 from ladle.server.engine.controls import CacheStats
-from ladle.server.engine.stats import EngineStats
-from ladle.server.engine.stats_sum import NONE, past, total
+from ladle.server.engine.device import allocator
+from ladle.server.engine.stats.stats import EngineStats
+from ladle.server.engine.stats.stats_sum import NONE, past, total
 
 if TYPE_CHECKING:
-    from ladle.server.state import Serving
+    from ladle.server.serving import Serving
 
 logger = logging.getLogger(__name__)
 

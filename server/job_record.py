@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ladle.server import request_context
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.state import ServerState, Serving
-from ladle.server.telemetry import SequenceClock
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.serving import Serving
+from ladle.server.state import ServerState
+from ladle.server.watch import request_context
+from ladle.server.watch.telemetry import SequenceClock
 
 
 class JobRecord:

@@ -9,9 +9,9 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ladle.server import request_context
-from ladle.server.request_context import RequestContext
 from ladle.server.state import ServerState
+from ladle.server.watch import request_context
+from ladle.server.watch.request_context import RequestContext
 
 logger = logging.getLogger("ladle.access")
 

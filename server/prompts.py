@@ -11,9 +11,9 @@ from jinja2 import TemplateError
 
 from ladle.guidance.plan import PromptView
 from ladle.merging.errors import InputError
-from ladle.server.openai_schemas import Message, TokenIds
-from ladle.server.state import Serving
-from ladle.server.tool_formats import format_of
+from ladle.server.fields.messages import Message, TokenIds
+from ladle.server.serving import Serving
+from ladle.server.tools.formats import format_of
 
 _CHARACTERS = 8  # of a token; ordinary text has fewer
 _SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it

@@ -18,13 +18,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from ladle.merging.errors import InputError
+from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
-from ladle.server.loading import FamilyFiles
+from ladle.server.http.slow_readers import bound_buffers
+from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
-from ladle.server.slow_readers import bound_buffers
 from ladle.server.start_error import EngineStopped, StartError
-from ladle.server.state import Phase, ServerState, Serving
-from ladle.server.tracing import configured
+from ladle.server.state import Phase, ServerState
+from ladle.server.watch.tracing import configured
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ladle.merging.errors import InputError
-from ladle.server.api_keys import ApiKeys
-from ladle.server.callers import Limits
+from ladle.server.access.api_keys import ApiKeys
+from ladle.server.access.callers import Limits
 from ladle.server.engine.config import EngineConfig
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}

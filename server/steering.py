@@ -10,10 +10,10 @@ from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Plan, Source, Steering
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.errors import ApiError, from_input_error
-from ladle.server.model_names import ModelName
-from ladle.server.reply_types import OutcomeReply, SourceReply, SteeringReply
+from ladle.server.fields.model_names import ModelName
+from ladle.server.replies.types import OutcomeReply, SourceReply, SteeringReply
 
 _TARGET = frozenset({"preference", "target", "coefficients", "terms"})
 _DIRECTION = _TARGET | {"method"}

@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from ladle.server.engine.request import StepOutput
+from ladle.server.engine.requests.request import StepOutput
 from ladle.server.errors import ApiError, from_exception
 from ladle.server.generation import Job, batches
-from ladle.server.sse import DONE, KEEP_ALIVE, EventStream, event
-from ladle.server.state import ServerState, Serving
+from ladle.server.http.sse import DONE, KEEP_ALIVE, EventStream, event
+from ladle.server.serving import Serving
+from ladle.server.state import ServerState
 
 logger = logging.getLogger(__name__)
 

@@ -31,14 +31,14 @@ TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip
 
 
 def modules() -> list[str]:
-    """The modules of kernels/ that have variants; found in their source, for importing the others takes seconds."""
-    files = sorted((ROOT / "kernels").glob("*.py"))
+    """The modules of kernels/gpu/ that have variants; found in their source, for importing the others takes seconds."""
+    files = sorted((ROOT / "kernels" / "gpu").glob("*.py"))
     return [path.stem for path in files if re.search(r"^def variants\(", path.read_text(), re.MULTILINE)]
 
 
 def variants(only: str) -> list[Any]:
     """All variants whose name contains ``only``."""
-    found = [item for name in modules() for item in importlib.import_module(f"ladle.kernels.{name}").variants()]
+    found = [item for name in modules() for item in importlib.import_module(f"ladle.kernels.gpu.{name}").variants()]
     names = [item.name for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ladle.guidance.diagnostics.forwards import Forwards, State
 from ladle.guidance.diagnostics.groups import Group, Member
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the first model."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from ladle.guidance.diagnostics.forwards import Forwards, State
 from ladle.guidance.diagnostics.groups import Group, state_of, untuned
 from ladle.guidance.values import Guide
-from ladle.merging.family import Family
-from ladle.merging.preference import Preference
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.preference import Preference
 
 BEST = 20
 """Log-ratios are compared where guidance decides: at so many of the base's best tokens of each position."""

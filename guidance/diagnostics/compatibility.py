@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ladle.guidance.bone_soup import BoneSoup
 from ladle.guidance.diagnostics.forwards import Forwards, State
 from ladle.guidance.diagnostics.groups import Group, state_of, untuned
+from ladle.guidance.methods.bone_soup import BoneSoup
 from ladle.guidance.values import Guide
-from ladle.merging.family import Family
-from ladle.merging.preference import Preference
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.preference import Preference
 
 BEST = 20
 """A guide's favourite should be among so many of the base's best (our choice; traces count the same)."""

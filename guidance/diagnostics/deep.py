@@ -12,8 +12,8 @@ from ladle.guidance.diagnostics.forwards import Forwards
 from ladle.guidance.diagnostics.groups import find_groups
 from ladle.guidance.diagnostics.prompts import NEUTRAL
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
-from ladle.merging.preference import Preference
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.preference import Preference
 
 LENGTH = 24
 """Tokens of an answer, at most."""

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from ladle.guidance.diagnostics.prompts import render
 from ladle.guidance.plan import PromptView
-from ladle.merging import gated
-from ladle.merging.bank import Bank
+from ladle.merging.bank import gated_layers as gated
+from ladle.merging.bank.bank import Bank
 from ladle.merging.errors import FamilyError, InputError
-from ladle.merging.family import Family
-from ladle.merging.family_model import FamilyModel
-from ladle.merging.merge import Merge
+from ladle.merging.family.family import Family
+from ladle.merging.family.family_model import FamilyModel
+from ladle.merging.merges.merge import Merge
 
 _GRID = float(1 << 40)  # coefficients that differ by less are equal: solving for them leaves noise of 1e-16
 _KEPT = 2 << 30  # bytes of results

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ladle.guidance.bone_soup import BoneSoup
 from ladle.guidance.diagnostics.forwards import State
-from ladle.guidance.guidance_method import Request
-from ladle.guidance.parm import Parm
+from ladle.guidance.methods.bone_soup import BoneSoup
+from ladle.guidance.methods.guidance_method import Request
+from ladle.guidance.methods.parm import Parm
+from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.guidance.plan import PromptView, Steering
-from ladle.guidance.rewarded_soup import RewardedSoup
 from ladle.guidance.sources import REFERENCE
 from ladle.guidance.values import Guide, Kind, guides, usable
-from ladle.merging.family import Family, ValueMember
-from ladle.merging.preference import Preference
+from ladle.merging.family.family import Family, ValueMember
+from ladle.merging.preferences.preference import Preference
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def command(
         # Here, so that other commands do not wait for torch to be imported.
         from ladle.guidance.check import examine_family, report_family
         from ladle.merging.errors import InputError
-        from ladle.merging.family import load_family
+        from ladle.merging.family.family import load_family
 
         if prompts is not None and not deep:
             raise InputError("prompts", str(prompts), "nothing without --deep")

@@ -28,9 +28,9 @@ def command(
     """
     with clear_errors():
         # Here, so that other commands do not wait for torch to be imported.
-        from ladle.merging.compress import compress
         from ladle.merging.errors import InputError
-        from ladle.merging.family import load_family
+        from ladle.merging.family.family import load_family
+        from ladle.merging.merges.compress import compress
 
         loaded = load_family(family, cache_dir, progress=say)
         if member not in loaded.full:

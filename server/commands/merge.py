@@ -54,8 +54,8 @@ def command(
 
         from ladle.guidance.offline import merge_offline
         from ladle.guidance.plan import Steering
-        from ladle.merging.family import load_family
-        from ladle.merging.new_folder import require_free
+        from ladle.merging.checkpoints.new_folder import require_free
+        from ladle.merging.family.family import load_family
 
         options = {
             "method": method,

@@ -163,11 +163,11 @@ def command(
     # a request, keeps it for this long, and steps have hundreds of operations; Python's own 5 ms are many steps.
     sys.setswitchinterval(0.0005)
     # Here, so that other commands do not wait for torch to be imported.
-    from ladle.server.engine.allocator import prepare
-    from ladle.server.logs import configure_logging
+    from ladle.server.engine.device.allocator import prepare
     from ladle.server.run import Service, listen, url_of
+    from ladle.server.serving import Serving
     from ladle.server.settings import ServerSettings
-    from ladle.server.state import Serving
+    from ladle.server.watch.logs import configure_logging
 
     prepare()
     options = {

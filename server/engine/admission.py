@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.kv_cache import BLOCK_SIZE
-from ladle.server.engine.prompt_scores import why_not
-from ladle.server.engine.request import GenerationRequest
-from ladle.server.engine.scheduler import Scheduler
-from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.kv.cache import BLOCK_SIZE
+from ladle.server.engine.requests.request import GenerationRequest
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.schedule.scheduler import Scheduler
+from ladle.server.engine.scores.prompt_scores import why_not
 from ladle.server.engine.served_models import ServedModels
 
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from transformers import PreTrainedTokenizerFast
 
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.stats import EngineStats
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.stats.stats import EngineStats
 
 
 class AsyncEngine:

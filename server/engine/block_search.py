@@ -15,11 +15,11 @@ from dataclasses import replace
 import numpy as np
 
 from ladle.guidance.plan import Plan, Source
-from ladle.server.engine.answer import Answer, without_token
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
-from ladle.server.engine.sequence import Lane, Sequence
-from ladle.server.engine.slot_tables import draw_keys
+from ladle.server.engine.requests.answer import Answer, without_token
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.scores.slot_tables import draw_keys
 
 logger = logging.getLogger(__name__)
 

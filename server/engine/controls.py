@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ladle.server.engine import allocator
+from ladle.server.engine.device import allocator
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.kv_cache import BLOCK_SIZE
+from ladle.server.engine.kv.cache import BLOCK_SIZE
 
 T = TypeVar("T")
 

@@ -10,33 +10,33 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from ladle.merging.family import Family
-from ladle.merging.weights_key import WeightsKey
-from ladle.server.engine import allocator
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.admission import check_request
-from ladle.server.engine.answer import Answer, not_finite, without_token
-from ladle.server.engine.block_manager import BlockManager
 from ladle.server.engine.block_search import BlockSearch, worth
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.device_probe import require_working
-from ladle.server.engine.device_thread import make_current
-from ladle.server.engine.eos import eos_ids
-from ladle.server.engine.idle_check import IdleCheck, IdleChecks
-from ladle.server.engine.kv_cache import BLOCK_SIZE
-from ladle.server.engine.lane_table import LaneTable
+from ladle.server.engine.device import allocator
+from ladle.server.engine.device.device import require_working
+from ladle.server.engine.device.device_thread import make_current
+from ladle.server.engine.kv.block_manager import BlockManager
+from ladle.server.engine.kv.cache import BLOCK_SIZE
+from ladle.server.engine.kv.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
-from ladle.server.engine.prompt_scores import ROW_BYTES
-from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.answer import Answer, not_finite, without_token
+from ladle.server.engine.requests.eos import eos_ids
+from ladle.server.engine.requests.queue import WaitingRoom
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.tokenizer import load_tokenizer
 from ladle.server.engine.roster import Roster, Sink
-from ladle.server.engine.sampler import Sampler
-from ladle.server.engine.scheduler import Scheduler
-from ladle.server.engine.sequence import Lane, Sequence
+from ladle.server.engine.schedule.scheduler import Scheduler
+from ladle.server.engine.schedule.step_plan import StepPlan
+from ladle.server.engine.scores.prompt_scores import ROW_BYTES
+from ladle.server.engine.scores.sampler import Sampler
 from ladle.server.engine.served_models import ServedModels
-from ladle.server.engine.stats import EngineStats
-from ladle.server.engine.step_counts import StepCounts
-from ladle.server.engine.step_plan import StepPlan
-from ladle.server.engine.tokenizer import load_tokenizer
-from ladle.server.engine.waiting_room import WaitingRoom
+from ladle.server.engine.stats.idle_check import IdleCheck, IdleChecks
+from ladle.server.engine.stats.stats import EngineStats
+from ladle.server.engine.stats.step_counts import StepCounts
 
 logger = logging.getLogger(__name__)
 

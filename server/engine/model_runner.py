@@ -11,21 +11,21 @@ from torch import Tensor
 
 from ladle.guidance.plan import Source
 from ladle.kernels import dispatch
-from ladle.merging.weights_key import WeightsKey
-from ladle.server.engine.attention import PagedContext
-from ladle.server.engine.candidates import keep_chosen, value_candidates
-from ladle.server.engine.catch_up import CatchUp, plan_catch_up
-from ladle.server.engine.decode_graphs import DecodeGraphs, record_decoding
-from ladle.server.engine.kv_cache import KVCache
-from ladle.server.engine.layout_builder import LayoutBuilder
-from ladle.server.engine.prompt_scores import PromptJudge
-from ladle.server.engine.sampler import Draw, Sampler
-from ladle.server.engine.scheduler import Scheduler
-from ladle.server.engine.sequence import Lane, Sequence
+from ladle.merging.preferences.weights_key import WeightsKey
+from ladle.server.engine.device.transfers import read
+from ladle.server.engine.forward.attention import PagedContext
+from ladle.server.engine.forward.layout import HostLayout, StepLayout
+from ladle.server.engine.forward.layout_builder import LayoutBuilder
+from ladle.server.engine.graphs.decode_graphs import DecodeGraphs, record_decoding
+from ladle.server.engine.kv.cache import KVCache
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.schedule.catch_up import CatchUp, plan_catch_up
+from ladle.server.engine.schedule.scheduler import Scheduler
+from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
+from ladle.server.engine.scores.candidates import keep_chosen, value_candidates
+from ladle.server.engine.scores.prompt_scores import PromptJudge
+from ladle.server.engine.scores.sampler import Draw, Sampler
 from ladle.server.engine.served_models import ServedModels
-from ladle.server.engine.step_layout import HostLayout, StepLayout
-from ladle.server.engine.step_plan import Chunk, StepPlan
-from ladle.server.engine.transfers import read
 
 
 @dataclass

@@ -18,16 +18,16 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ladle.merging.family import load_family
-from ladle.merging.weights_key import WeightsKey
-from ladle.server.engine import allocator
-from ladle.server.engine.attention import PagedContext
+from ladle.merging.family.family import load_family
+from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.device_thread import make_current
-from ladle.server.engine.kv_cache import BLOCK_SIZE
-from ladle.server.engine.layout_wire import unpack
-from ladle.server.engine.loaded_model import LoadedModel
-from ladle.server.engine.process_group import ProcessGroup
+from ladle.server.engine.device import allocator
+from ladle.server.engine.device.device_thread import make_current
+from ladle.server.engine.forward.attention import PagedContext
+from ladle.server.engine.forward.loaded_model import LoadedModel
+from ladle.server.engine.kv.cache import BLOCK_SIZE
+from ladle.server.engine.ranks.process_group import ProcessGroup
+from ladle.server.engine.ranks.wire import unpack
 from ladle.server.engine.served_models import ServedModels
 
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from ladle.server.engine.answer import Answer, without_token
-from ladle.server.engine.request import StepOutput
-from ladle.server.engine.sampler import Draw
-from ladle.server.engine.scheduler import Scheduler
-from ladle.server.engine.sequence import Sequence
+from ladle.server.engine.requests.answer import Answer, without_token
+from ladle.server.engine.requests.request import StepOutput
+from ladle.server.engine.requests.sequence import Sequence
+from ladle.server.engine.schedule.scheduler import Scheduler
+from ladle.server.engine.scores.sampler import Draw
 
 logger = logging.getLogger(__name__)
 

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 
 from ladle.guidance.plan import Plan, Routing, Source
-from ladle.merging.bank import Bank
+from ladle.merging.bank.bank import Bank
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
-from ladle.merging.merge import Merge
-from ladle.merging.weights_key import WeightsKey
+from ladle.merging.family.family import Family
+from ladle.merging.merges.merge import Merge
+from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.device_thread import beside_steps
-from ladle.server.engine.kv_cache import BLOCK_SIZE, KVCache, KVShape
-from ladle.server.engine.loaded_model import LoadedModel, context_limit, load_model
-from ladle.server.engine.mirrored import MirroredCache, MirroredModel
-from ladle.server.engine.process_group import ProcessGroup
-from ladle.server.engine.ranks import Ranks
-from ladle.server.engine.request import GenerationRequest
-from ladle.server.engine.router import Router
-from ladle.server.engine.sequence import Lane
-from ladle.server.engine.value_head import ValueHead
+from ladle.server.engine.device.device_thread import beside_steps
+from ladle.server.engine.forward.loaded_model import LoadedModel, context_limit, load_model
+from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache, KVShape
+from ladle.server.engine.ranks.mirrored import MirroredCache, MirroredModel
+from ladle.server.engine.ranks.process_group import ProcessGroup
+from ladle.server.engine.ranks.ranks import Ranks
+from ladle.server.engine.requests.lane_head import ValueHead
+from ladle.server.engine.requests.request import GenerationRequest
+from ladle.server.engine.requests.sequence import Lane
+from ladle.server.engine.scores.router import Router
 from ladle.server.engine.weights_store import WeightsStore
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ladle.merging.weights_key import WeightsKey
-from ladle.server.engine.loaded_model import LoadedModel
-from ladle.server.engine.stats import MergeStats
-from ladle.server.engine.step_counts import Tally
+from ladle.merging.preferences.weights_key import WeightsKey
+from ladle.server.engine.forward.loaded_model import LoadedModel
+from ladle.server.engine.stats.stats import MergeStats
+from ladle.server.engine.stats.step_counts import Tally
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import Request
 from pydantic import TypeAdapter
 
-from ladle.server.model_names import ModelName
-from ladle.server.reply_types import ErrorReply
-from ladle.server.security import caller_of
-from ladle.server.state import ServerState, Serving
+from ladle.server.access.security import caller_of
+from ladle.server.fields.model_names import ModelName
+from ladle.server.replies.types import ErrorReply
+from ladle.server.serving import Serving
+from ladle.server.state import ServerState
 from ladle.server.steering import unknown_model
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -8,8 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 
-from ladle.server import administration
-from ladle.server.admin_types import (
+from ladle.server.admin import administration
+from ladle.server.admin.administration import Order
+from ladle.server.admin.types import (
     CacheList,
     CacheReset,
     CachesReply,
@@ -19,10 +20,9 @@ from ladle.server.admin_types import (
     LoadRequest,
     StatusReply,
 )
-from ladle.server.administration import Order
 from ladle.server.errors import ApiError
 from ladle.server.hosting import Hosted
-from ladle.server.json_request import JsonRoute
+from ladle.server.http.json_request import JsonRoute
 from ladle.server.routes import answers, state_of
 from ladle.server.routes.families import unknown_family
 from ladle.server.state import ServerState

@@ -5,18 +5,18 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladle.server.chat_reply import ChatStream, chat_completion
-from ladle.server.disconnect import unless_gone
-from ladle.server.generating_route import GeneratingRoute
+from ladle.server.access.security import caller_of
 from ladle.server.generation import collect, make_job, require_few
-from ladle.server.openai_schemas import ChatCompletionRequest
+from ladle.server.http.disconnect import unless_gone
+from ladle.server.openai.chat_reply import ChatStream, chat_completion
+from ladle.server.openai.requests import ChatCompletionRequest
+from ladle.server.openai.tool_calling import ToolCalling, answer_grammar
 from ladle.server.prompts import encode_chat
-from ladle.server.reply_types import ChatChunk, ChatCompletion
+from ladle.server.replies.types import ChatChunk, ChatCompletion
 from ladle.server.routes import serving_of, state_of, streamed
-from ladle.server.security import caller_of
+from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
-from ladle.server.tool_calling import ToolCalling, answer_grammar
 
 router = APIRouter(route_class=GeneratingRoute)
 

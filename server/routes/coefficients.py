@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ladle.merging.errors import InputError
-from ladle.server.json_request import JsonRoute
-from ladle.server.native_schemas import CoefficientsRequest
-from ladle.server.reply_types import CoefficientsReply
+from ladle.server.http.json_request import JsonRoute
+from ladle.server.native.requests import CoefficientsRequest
+from ladle.server.replies.types import CoefficientsReply
 from ladle.server.routes import answers, serving_of, state_of
 from ladle.server.steering import plan_of, sources
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladle.server.completion_reply import CompletionStream, completion
-from ladle.server.disconnect import unless_gone
-from ladle.server.echo import echoes
-from ladle.server.generating_route import GeneratingRoute
+from ladle.server.access.security import caller_of
+from ladle.server.fields.output_format import grammar_of
 from ladle.server.generation import collect, make_job, require_few
-from ladle.server.openai_schemas import DEFAULT_COMPLETION_TOKENS, CompletionRequest
-from ladle.server.output_format import grammar_of
+from ladle.server.http.disconnect import unless_gone
+from ladle.server.openai.completion_reply import CompletionStream, completion
+from ladle.server.openai.echo import echoes
+from ladle.server.openai.requests import DEFAULT_COMPLETION_TOKENS, CompletionRequest
 from ladle.server.prompts import encode_prompt
-from ladle.server.reply_types import Completion
+from ladle.server.replies.types import Completion
 from ladle.server.routes import serving_of, state_of, streamed
-from ladle.server.security import caller_of
+from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 

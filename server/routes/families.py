@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ladle.guidance import registry
-from ladle.guidance.routed_method import RoutedMethod
+from ladle.guidance.methods.routed_method import RoutedMethod
 from ladle.guidance.target import reachable
-from ladle.merging.calibration import Calibration
-from ladle.merging.family import Family, MemberInfo
+from ladle.merging.family.calibration import Calibration
+from ladle.merging.family.family import Family, MemberInfo
 from ladle.server.errors import ApiError
-from ladle.server.family_replies import CalibrationReply, FamilyList, FamilyReply, MemberReply, MethodReply
+from ladle.server.replies.families import CalibrationReply, FamilyList, FamilyReply, MemberReply, MethodReply
 from ladle.server.routes import answers, state_of
 
 router = APIRouter()

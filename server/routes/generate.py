@@ -5,16 +5,16 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladle.server.disconnect import unless_gone
-from ladle.server.generating_route import GeneratingRoute
+from ladle.server.access.security import caller_of
+from ladle.server.fields.output_format import grammar_of
 from ladle.server.generation import collect, make_job, require_few
-from ladle.server.native_reply import GenerateStream, generated
-from ladle.server.native_schemas import GenerateRequest
-from ladle.server.output_format import grammar_of
+from ladle.server.http.disconnect import unless_gone
+from ladle.server.native.reply import GenerateStream, generated
+from ladle.server.native.requests import GenerateRequest
 from ladle.server.prompts import encode_chat, encode_prompt
-from ladle.server.reply_types import Generated, TokenEvent
+from ladle.server.replies.types import Generated, TokenEvent
 from ladle.server.routes import serving_of, state_of, streamed
-from ladle.server.security import caller_of
+from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 

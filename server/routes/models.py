@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ladle.server.reply_types import ModelList, ModelReply
+from ladle.server.replies.types import ModelList, ModelReply
 from ladle.server.routes import answers, serving_of, state_of
-from ladle.server.state import Serving
+from ladle.server.serving import Serving
 from ladle.server.steering import model_ids, plan_of
 
 router = APIRouter()

@@ -14,13 +14,13 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ladle.server import request_context
-from ladle.server.disconnect import first_of, gone
+from ladle.server.access.security import ADMINISTRATION
 from ladle.server.errors import ApiError, unavailable
+from ladle.server.http.disconnect import first_of, gone
+from ladle.server.http.sse import event
 from ladle.server.scale_out.affinity import affinity_keys
 from ladle.server.scale_out.merged_metrics import merged
-from ladle.server.security import ADMINISTRATION
-from ladle.server.sse import event
+from ladle.server.watch import request_context
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ladle.server.logs import configure_logging
+from ladle.server.access.security import BodyLimit
 from ladle.server.scale_out.front import Front
 from ladle.server.scale_out.ray_replicas import RayReplicas, application
-from ladle.server.security import BodyLimit
 from ladle.server.settings import ServerSettings
+from ladle.server.watch.logs import configure_logging
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from starlette.types import Message
 
+from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
-from ladle.server.loading import FamilyFiles
-from ladle.server.logs import configure_logging
 from ladle.server.settings import ServerSettings
 from ladle.server.state import Phase, ServerState
-from ladle.server.tracing import configured
+from ladle.server.watch.logs import configure_logging
+from ladle.server.watch.tracing import configured
 
 logger = logging.getLogger(__name__)
 

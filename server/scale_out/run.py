@@ -20,13 +20,13 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ladle.guidance.registry import check_methods
-from ladle.merging.family import load_family
+from ladle.merging.family.family import load_family
+from ladle.server.access.security import BodyLimit
+from ladle.server.http.slow_readers import SendTimeout, bound_buffers
 from ladle.server.run import DrainingServer
 from ladle.server.scale_out.front import Front
 from ladle.server.scale_out.ray_replicas import NAME, RayReplicas, application
-from ladle.server.security import BodyLimit
 from ladle.server.settings import ServerSettings
-from ladle.server.slow_readers import SendTimeout, bound_buffers
 from ladle.server.start_error import StartError
 from ladle.server.state import Phase
 

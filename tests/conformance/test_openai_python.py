@@ -15,8 +15,8 @@ from seeds import fresh_seed
 from server_process import Server, serve_family
 from transformers import AutoModelForCausalLM
 
-from ladle.merging.export import export
-from ladle.merging.family import load_family
+from ladle.merging.family.family import load_family
+from ladle.merging.merges.export import export
 
 MESSAGES: list = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Tell me about rain."}]
 ENDLESS: dict = {"logit_bias": {"2": -100, "0": -100}}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_models import write_family
 
-from ladle.merging.family import Family, load_family
+from ladle.merging.family.family import Family, load_family
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from fake_engine import FakeEngine, fake_state
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.app import build_app
 from ladle.server.settings import ServerSettings
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
-from ladle.server.engine.stats import EngineStats, MergeStats
-from ladle.server.engine.step_counts import Tally
-from ladle.server.telemetry import Metrics
+from ladle.server.engine.stats.stats import EngineStats, MergeStats
+from ladle.server.engine.stats.step_counts import Tally
+from ladle.server.watch.telemetry import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())

@@ -14,13 +14,13 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from ladle.guidance.registry import available
-from ladle.merging.calibration import CALIBRATION_NAME
-from ladle.merging.family import load_family
-from ladle.merging.surface import SURFACE_NAME
-from ladle.recipes.calibrate_command import command as calibrate
-from ladle.recipes.fit_command import command as fit
-from ladle.recipes.sweep_join import join
-from ladle.recipes.sweep_summary import Table, summarise
+from ladle.merging.family.calibration import CALIBRATION_NAME
+from ladle.merging.family.family import load_family
+from ladle.merging.family.surface import SURFACE_NAME
+from ladle.recipes.commands.calibrate import command as calibrate
+from ladle.recipes.commands.fit import command as fit
+from ladle.recipes.sweeps.join import join
+from ladle.recipes.sweeps.summary import Table, summarise
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "control"

@@ -23,7 +23,7 @@ from live_server import served
 from playground_folder import write_playground_family
 from tool_templates import HERMES_TEMPLATE
 
-from ladle.merging.manifest import load_manifest
+from ladle.merging.family.manifest import load_manifest
 
 BLOCKS = blocks()
 FILES = {"rain.json": json.dumps({"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"]})}

@@ -8,7 +8,7 @@ from guided_families import guided_family
 from tiny_models import OBJECTIVES, write_family
 from transformers.utils import logging
 
-from ladle.merging.family import Family, load_family
+from ladle.merging.family.family import Family, load_family
 
 logging.disable_progress_bar()
 

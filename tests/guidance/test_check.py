@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from ladle.guidance.check import check_family, examine_family
 from ladle.guidance.diagnostics.prompts import read_prompts
 from ladle.merging.errors import FamilyError, InputError
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.commands.check import command
 
 

@@ -8,11 +8,11 @@ import pytest
 from guided_families import singles, value, with_values
 from tiny_models import OBJECTIVES
 
-from ladle.guidance.merging_method import MergingMethod
+from ladle.guidance.methods.merging_method import MergingMethod
 from ladle.guidance.plan import Mask, Plan, PromptView, Source, Steering
 from ladle.guidance.registry import METHODS, available, default_method, resolve
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 
 GUIDED = [name for name, method in METHODS.items() if name != "base" and not isinstance(method, MergingMethod)]
 ROUTED = ("fusion_route", "co_llm")

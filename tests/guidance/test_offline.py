@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from ladle.guidance.offline import merge_offline
 from ladle.guidance.plan import Steering
 from ladle.merging.errors import InputError
-from ladle.merging.export import PROVENANCE
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
+from ladle.merging.merges.export import PROVENANCE
 
 
 def test_a_preference_becomes_a_checkpoint(family: Family, root: Path, tmp_path: Path, seed: int) -> None:

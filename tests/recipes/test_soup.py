@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.lora import new_adapter
 from ladle.recipes.model import Base
 from ladle.recipes.soup import load_members, merged
+from ladle.recipes.training.lora import new_adapter
 
 TOKENS = torch.tensor([[5, 9, 40, 7, 22]])
 

@@ -9,9 +9,9 @@ import pytest
 from asgi import client_of
 from fake_engine import FakeEngine, fake_state
 
-from ladle.merging.family import Family
-from ladle.server.known_fields import CHAT, COMPLETIONS
-from ladle.server.openai_schemas import ChatCompletionRequest, CompletionRequest
+from ladle.merging.family.family import Family
+from ladle.server.fields.known_fields import CHAT, COMPLETIONS
+from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "hi"}]

@@ -10,7 +10,7 @@ from tiny_models import write_family
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.commands import check, compress, merge, serve
 from ladle.server.commands.pairs import parse_pairs
 

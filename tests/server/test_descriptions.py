@@ -8,7 +8,7 @@ from asgi import client_of
 from fake_engine import FakeEngine, fake_state
 from prometheus_client.parser import text_string_to_metric_families
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.settings import ServerSettings
 from ladle.server.state import Phase, ServerState
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from ladle.guidance.offline import merge_offline
 from ladle.guidance.plan import Steering
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
 from ladle.server.state import ServerState
 
@@ -191,8 +191,8 @@ async def test_bad_input_leaves_nothing_behind(real_state: ServerState, real_eng
 async def test_a_full_queue(family: Family) -> None:
     from ladle.server.engine.async_engine import AsyncEngine
     from ladle.server.engine.config import EngineConfig
+    from ladle.server.serving import Serving
     from ladle.server.settings import ServerSettings
-    from ladle.server.state import Serving
 
     config = EngineConfig(device="cpu", dtype="float32", max_sequences=1, max_lanes=2, kv_memory=1 << 20, max_queue=1)
     engine = Engine(family, config)

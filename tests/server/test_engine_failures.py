@@ -11,15 +11,15 @@ import pytest
 from asgi import client_of, events_of
 from fake_engine import FakeEngine, fake_state
 
-from ladle.merging.family import Family
-from ladle.server.engine.answer import NOT_FINITE
+from ladle.merging.family.family import Family
+from ladle.server.engine.requests.answer import NOT_FINITE
 
 # A request with this seed finds the bookkeeping broken. The process ends no sooner than somebody has looked at it.
 CODE = """
 import pathlib, sys, threading, time, typer
 from ladle.server import run
 from ladle.server.commands.serve import command
-from ladle.server.engine.scheduler import Scheduler
+from ladle.server.engine.schedule.scheduler import Scheduler
 real = Scheduler.schedule
 def schedule(self):
     if any(sequence.request.sampling.seed == 666 for sequence in self.waiting):

@@ -16,10 +16,11 @@ from ladle.guidance.registry import available
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
-from ladle.server.openai_schemas import Message
+from ladle.server.fields.messages import Message
 from ladle.server.prompts import encode_chat, encode_prompt
+from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
-from ladle.server.state import ServerState, Serving
+from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio
 PREFERENCE = {"positive": 0.6, "simple": 0.4}

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tool_templates import HERMES_TEMPLATE
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.app import build_app
-from ladle.server.native_schemas import CoefficientsRequest, GenerateRequest
-from ladle.server.openai_schemas import ChatCompletionRequest, CompletionRequest
+from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
 
 ENDPOINTS = {
     "/v1/chat/completions": ChatCompletionRequest,

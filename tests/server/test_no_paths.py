@@ -12,12 +12,12 @@ from fake_engine import FakeEngine, fake_state
 from seeds import fresh_seed
 from tool_templates import HERMES_TEMPLATE
 
-from ladle.merging.family import Family
-from ladle.server.api_keys import ApiKey, ApiKeys
-from ladle.server.callers import ADMIN, GENERATE
-from ladle.server.loading import FamilyFiles
-from ladle.server.native_schemas import CoefficientsRequest, GenerateRequest
-from ladle.server.openai_schemas import ChatCompletionRequest, CompletionRequest
+from ladle.merging.family.family import Family
+from ladle.server.access.api_keys import ApiKey, ApiKeys
+from ladle.server.access.callers import ADMIN, GENERATE
+from ladle.server.admin.loading import FamilyFiles
+from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
 
 pytestmark = pytest.mark.anyio
 SCHEMAS: dict[str, Any] = {

@@ -6,9 +6,9 @@ import pytest
 from asgi import Call, app_of, client_of, events_of
 from fake_engine import FakeEngine, fake_state
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine.engine import EngineStats
-from ladle.server.engine.request import GenerationRequest
+from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.settings import ServerSettings
 from ladle.server.state import Phase, ServerState
 

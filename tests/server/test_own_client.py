@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ladle.clients import AsyncClient, BadRequestError, Client, NotFoundError
 from ladle.clients.app import app
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 
 pytestmark = pytest.mark.usefixtures("idle_after")
 

@@ -6,10 +6,10 @@ import pytest
 from asgi import Call, app_of, client_of
 from fake_engine import FakeEngine, fake_state
 
-from ladle.merging.family import Family
-from ladle.server.engine.waiting_room import QueueFull, WaitingRoom
+from ladle.merging.family.family import Family
+from ladle.server.engine.requests.queue import QueueFull, WaitingRoom
 from ladle.server.hosting import Hosted
-from ladle.server.state import Serving
+from ladle.server.serving import Serving
 
 pytestmark = pytest.mark.anyio
 GENERATING = ["/v1/chat/completions", "/v1/completions", "/v1/generate"]

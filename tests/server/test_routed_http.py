@@ -7,12 +7,13 @@ from asgi import client_of, events_of
 from routed_folder import EXPERTS, write_routed_family
 from seeds import fresh_seed
 
-from ladle.merging.family import Family, load_family
+from ladle.merging.family.family import Family, load_family
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
-from ladle.server.state import ServerState, Serving
+from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio
 NAMES = EXPERTS[:3]

@@ -7,7 +7,7 @@ from asgi import client_of
 from calibrations import identity_calibration
 from fake_engine import FakeEngine, fake_state
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 
 pytestmark = pytest.mark.anyio
 

@@ -13,10 +13,10 @@ from seeds import fresh_seed
 from tiny_engine import alone, assert_idle, build, family_of, make_request, random_prompt
 
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.request import GenerationRequest
-from ladle.server.engine.waiting_room import QueueFull
+from ladle.server.engine.requests.queue import QueueFull
+from ladle.server.engine.requests.request import GenerationRequest
 
 PROMPT = tuple(range(10, 60))
 

@@ -14,12 +14,12 @@ from seeds import fresh_seed
 from tiny_engine import Recorder, alone, build, family_of, make_request, random_coefficients, random_prompt, serve
 from transformers import AutoModelForCausalLM
 
-from ladle.merging.architecture import read_architecture
-from ladle.merging.base import resolve_base
-from ladle.merging.export import export
-from ladle.merging.family import Family, load_family
-from ladle.merging.weights_key import WeightsKey
-from ladle.server.engine.request import GenerationRequest, StepOutput
+from ladle.merging.checkpoints.architecture import read_architecture
+from ladle.merging.checkpoints.base import resolve_base
+from ladle.merging.family.family import Family, load_family
+from ladle.merging.merges.export import export
+from ladle.merging.preferences.weights_key import WeightsKey
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 
 
 def numbers(outputs: Sequence[StepOutput]) -> list[tuple[Any, ...]]:

@@ -20,10 +20,10 @@ from tiny_engine import (
 )
 
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import StepOutput
-from ladle.server.engine.waiting_room import QueueFull
+from ladle.server.engine.requests.queue import QueueFull
+from ladle.server.engine.requests.request import StepOutput
 
 PROMPT = tuple(range(10, 60))
 SMALL_POOL = 14 * 16 * 2 * 2 * 2 * 8 * 4  # 14 blocks
@@ -245,7 +245,7 @@ def test_a_listener_that_raises_loses_its_requests_only(running: Engine) -> None
 
 
 def test_text_that_fails_ends_its_request_only(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ladle.server.engine.detokenizer import Detokenizer
+    from ladle.server.engine.requests.detokenizer import Detokenizer
 
     engine = build(family)
     real = Detokenizer.push

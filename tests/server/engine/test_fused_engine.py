@@ -18,10 +18,10 @@ from triton_interpreter import MARKS, patch_once_a_launch, patch_small_tiles
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.kernels import fused_step
-from ladle.merging.family import Family, load_family
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
+from ladle.kernels.gpu import fused_step
+from ladle.merging.family.family import Family, load_family
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
 
 pytestmark = [*MARKS, pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU runs kernels as they are")]
 

@@ -12,9 +12,9 @@ from seeds import fresh_seed
 from tiny_engine import Recorder, alone, build, family_of, make_request, random_coefficients, random_prompt, serve
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import StepOutput
+from ladle.server.engine.requests.request import StepOutput
 
 
 @pytest.fixture(scope="module")

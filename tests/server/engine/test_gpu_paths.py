@@ -11,15 +11,16 @@ from seeds import fresh_seed
 from tiny_engine import build, family_of, make_request, random_coefficients, random_prompt, serve
 from triton_interpreter import patch_once_a_launch
 
-from ladle.benchmarks.decode_shapes import settings
+from ladle.benchmarks.gpu.decode_shapes import settings
 from ladle.benchmarks.random_family import write_random_family
 from ladle.guidance.registry import resolve
-from ladle.kernels import dispatch, packed_linear
-from ladle.merging.family import Family, load_family
-from ladle.merging.merge import merge_tensor
+from ladle.kernels import dispatch
+from ladle.kernels.cpu import packed_linear
+from ladle.merging.family.family import Family, load_family
+from ladle.merging.merges.merge import merge_tensor
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import GenerationRequest
-from ladle.server.engine.sampling import SamplingParams
+from ladle.server.engine.requests.request import GenerationRequest
+from ladle.server.engine.requests.sampling_params import SamplingParams
 
 CUDA = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if CUDA else []

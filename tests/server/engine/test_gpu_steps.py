@@ -24,17 +24,17 @@ pytest.importorskip("triton", reason="Triton is not on this platform")
 
 from triton_interpreter import MARKS
 
-from ladle.merging.family import Family, load_family
-from ladle.server.engine import decode_graphs
+from ladle.merging.family.family import Family, load_family
+from ladle.server.engine.device.transfers import Fields, read, send
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.grammar import GrammarCompiler, GrammarSpec
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.slot_tables import SOURCES
-from ladle.server.engine.transfers import Fields, read, send
+from ladle.server.engine.graphs import decode_graphs
+from ladle.server.engine.requests.grammar import GrammarCompiler, GrammarSpec
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.scores.slot_tables import SOURCES
 
 CUDA = torch.cuda.is_available()
 pytestmark = MARKS
-HERE = "engine/transfers.py"
+HERE = "device/transfers.py"
 """Where a step may wait."""
 
 

@@ -10,8 +10,8 @@ from guided_requests import ROOMY, World, random_requests
 from seeds import fresh_seed
 from tiny_engine import alone, build, serve
 
-from ladle.merging.family import Family
-from ladle.server.engine.request import StepOutput
+from ladle.merging.family.family import Family
+from ladle.server.engine.requests.request import StepOutput
 
 ENGINES: dict[str, dict[str, Any]] = {
     "as it comes": {},

@@ -18,10 +18,10 @@ from tiny_models import write_lora_member
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
-from ladle.merging.family import load_family
+from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
 
 ROOMY: dict[str, Any] = {"max_sequences": 40, "max_lanes": 200}
 

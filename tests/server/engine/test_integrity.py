@@ -10,14 +10,14 @@ from seeds import fresh_seed
 from tiny_engine import Collector, alone, assert_idle, build, drain, family_of, make_request, random_prompt, wait_for
 
 from ladle.guidance.plan import Blocks, Plan, Source
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine import engine as engine_module
-from ladle.server.engine.answer import NOT_FINITE
-from ladle.server.engine.device_probe import DeviceLost, require_working
+from ladle.server.engine.device.device import DeviceLost, require_working
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.idle_check import IdleCheck
-from ladle.server.engine.request import GenerationRequest
-from ladle.server.engine.sampling import SamplingParams
+from ladle.server.engine.requests.answer import NOT_FINITE
+from ladle.server.engine.requests.request import GenerationRequest
+from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.stats.idle_check import IdleCheck
 
 PROMPT = tuple(range(10, 60))
 

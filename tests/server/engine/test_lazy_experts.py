@@ -15,12 +15,12 @@ from tiny_engine import Collector, assert_idle, build, drain, random_prompt, ser
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family, load_family
+from ladle.merging.family.family import Family, load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.model_runner import StepResult
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
-from ladle.server.engine.step_plan import StepPlan
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.schedule.step_plan import StepPlan
 
 NAMES = EXPERTS[:3]
 

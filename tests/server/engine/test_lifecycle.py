@@ -9,7 +9,7 @@ import pytest
 from seeds import fresh_seed
 from tiny_engine import Collector, assert_idle, build, drain, family_of, make_request, random_prompt, wait_for
 
-from ladle.merging.family import Family
+from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
 
 PROMPT = tuple(range(10, 60))

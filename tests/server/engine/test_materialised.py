@@ -11,12 +11,12 @@ import torch
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
-from ladle.merging.family import Family, load_family
-from ladle.merging.merge import Merge
+from ladle.merging.family.family import Family, load_family
+from ladle.merging.merges.merge import Merge
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
-from ladle.server.engine.request import GenerationRequest, StepOutput
-from ladle.server.engine.sampling import SamplingParams
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
 from tests.fixtures.tiny_models import write_family
 
 PROMPT = tuple(range(5, 40))

@@ -18,8 +18,8 @@ from seeds import fresh_seed
 from tiny_engine import alone, build, random_prompt, serve
 from torch import Tensor
 
-from ladle.merging.family import load_family
-from ladle.server.engine.request import StepOutput
+from ladle.merging.family.family import load_family
+from ladle.server.engine.requests.request import StepOutput
 
 NAMES = EXPERTS[:3]
 

@@ -14,11 +14,11 @@ from fake_engine import FakeEngine, fake_state
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import METHODS
-from ladle.merging.family import Family
-from ladle.server.api_keys import ApiKeys
+from ladle.merging.family.family import Family
+from ladle.server.access.api_keys import ApiKeys
 from ladle.server.app import build_app
-from ladle.server.native_schemas import CoefficientsRequest, GenerateRequest
-from ladle.server.reply_types import Token
+from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.replies.types import Token
 from ladle.server.routes.playground import assets
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState

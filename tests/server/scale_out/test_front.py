@@ -9,9 +9,9 @@ import httpx
 import pytest
 from asgi import Call, events_of, wait_until
 
+from ladle.server.access.security import BodyLimit
 from ladle.server.scale_out.front import Front, ReplicaLost
 from ladle.server.scale_out.merged_metrics import merged
-from ladle.server.security import BodyLimit
 
 pytestmark = pytest.mark.anyio
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}

@@ -1,0 +1,174 @@
+"""``ladle bench faults``: what a server does under requests that nobody would send, clients that leave, more load than
+it can take, and all of it for a while. Each run ends with exit code 1 when something did not hold."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ladle.benchmarks.faults.server_under_test import ServerUnderTest
+
+faults = typer.Typer(
+    no_args_is_help=True,
+    help="Generated requests, cancelled streams, overload and a soak, on the loopback interface; exit code 1 when "
+    "something did not hold.",
+)
+
+VOCABULARY = 320
+"""Of the family that is made for these runs."""
+MOST_GROWTH = 0.02
+"""Of the memory of a server that is warm."""
+MOST_SLOWER = 1.5
+"""The 99th percentile between tokens under overload, over that of a loaded server."""
+
+FamilyOption = Annotated[
+    Path | None, typer.Option(help="Folder of a family; default: a random one of two layers and every method.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Repeats a run's requests.", show_default="a new one")]
+OutOption = Annotated[Path | None, typer.Option(help="CSV file that gets a row more; default: nothing is written.")]
+NoteOption = Annotated[str, typer.Option(help="Written beside the figures, for example what else the machine did.")]
+
+
+@faults.command(epilog="Example: ladle bench faults requests --warm 10000 --count 10000 --documented 100")
+def requests(
+    count: Annotated[int, typer.Option(min=5, help="Requests of the fuzzer.")] = 10_000,
+    warm: Annotated[int, typer.Option(min=0, help="Requests before them; memory counts from then on.")] = 10_000,
+    concurrency: Annotated[int, typer.Option(min=1)] = 16,
+    documented: Annotated[int, typer.Option(min=0, help="schemathesis' requests an endpoint, besides.")] = 0,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """Generated requests over steering, sampling and form, good, mutated and broken ones."""
+    from ladle.benchmarks.faults import documented as schemathesis
+    from ladle.benchmarks.faults import request_storm
+
+    seed = _seed(seed)
+    options = ("--default-max-tokens", "32", "--max-queue", "1024")
+    with _serving(family, *options) as server:
+        row = asyncio.run(request_storm.run(server, count, concurrency, seed, VOCABULARY, warm))
+        if documented:
+            row |= schemathesis.run(server, documented, seed)
+            row["held_at_end"] = {name: value for name, value in server.wait_idle().items() if value}
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults streams --count 1000")
+def streams(
+    count: Annotated[int, typer.Option(min=1, help="Streams that are left.")] = 1000,
+    concurrency: Annotated[int, typer.Option(min=1)] = 8,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """Streams that their clients leave at random moments, beside answers that must not change."""
+    from ladle.benchmarks.faults import cancelled_streams
+
+    with _serving(family) as server:
+        row = asyncio.run(cancelled_streams.run(server, count, concurrency, _seed(seed), VOCABULARY))
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults overload --seconds 120")
+def overload(
+    seconds: Annotated[float, typer.Option(min=1, help="Of overload.")] = 120.0,
+    loaded_seconds: Annotated[float, typer.Option(min=1, help="Of load that the server can just take, before.")] = 40.0,
+    factor: Annotated[float, typer.Option(min=1, help="Requests a second, over what it can serve.")] = 10.0,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences that the server runs at once.")] = 8,
+    tokens: Annotated[int, typer.Option(min=2, help="Of every answer.")] = 64,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """Many times the load that a server can take: refusals, and the pace of the answers it accepted."""
+    from ladle.benchmarks.faults import overload as benchmark
+
+    with _serving(family, "--max-sequences", str(sequences), "--max-queue", str(4 * sequences)) as server:
+        row = asyncio.run(
+            benchmark.run(server, sequences, factor, loaded_seconds, seconds, tokens, _seed(seed)),
+        )
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults soak --minutes 20")
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.05, help="In all.")] = 20.0,
+    warm_minutes: Annotated[float, typer.Option(min=0.01, help="Before memory counts.")] = 8.0,
+    concurrency: Annotated[int, typer.Option(min=1)] = 8,
+    sound: Annotated[
+        bool, typer.Option("--sound/--broken", help="Only requests that make sense, or others too.")
+    ] = True,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """Mixed requests of all methods for a while: memory."""
+    from ladle.benchmarks.faults import soak as benchmark
+
+    with _serving(family, "--default-max-tokens", "32") as server:
+        row = asyncio.run(benchmark.run(server, minutes, warm_minutes, concurrency, _seed(seed), VOCABULARY, sound))
+    _report(row, note, out)
+
+
+def broken(row: Mapping[str, Any]) -> list[str]:
+    """What did not hold in a run."""
+    found = []
+    for name in ("wrong", "tracebacks", "answers_different", "documented_wrong", "held_at_end"):
+        if row.get(name):
+            found.append(f"{name}: {row.get(f'first_{name}') or row[name]}")
+    found += [
+        f"{name}: {row[name]} is more than {MOST_GROWTH}"
+        for name in ("resident_growth", "kept_growth")
+        if (row.get(name) or 0) > MOST_GROWTH
+    ]
+    if row["run"] == "overload":
+        if row["p99_ratio"] > MOST_SLOWER:
+            found.append(f"p99_ratio: {row['p99_ratio']} is more than {MOST_SLOWER}")
+        if not row["refused"] or min(row["retry_after_s"]) < 1:
+            found.append(f"refused: {row['refused']}, to come back after {row['retry_after_s']} s")
+    return found
+
+
+@contextmanager
+def _serving(family: Path | None, *options: str) -> Iterator[ServerUnderTest]:
+    from ladle.benchmarks.faults.server_under_test import serve
+    from ladle.benchmarks.faults.stress_family import write_stress_family
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = family or write_stress_family(Path(folder) / "family")
+        small = () if family else ("--kv-memory", "8MiB", "--weights-memory", "8MiB")
+        with serve(root, Path(folder) / "server.log", [*small, *options]) as server:
+            yield server
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbits(32) if seed is None else seed
+
+
+def _report(row: dict[str, object], note: str, out: Path | None) -> None:
+    from ladle.benchmarks.environment import write_csv
+
+    problems = broken(row)
+    row |= {"held": not problems, "note": note}
+    typer.echo(json.dumps(row, indent=2))
+    if out is not None:
+        plain = (str, int, float, bool)
+        flat = {name: value if isinstance(value, plain) else json.dumps(value) for name, value in row.items()}
+        write_csv(out, [flat], append=True)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,88 @@
+"""``mage``: MAGE, Merge and Guide (arXiv 2510.03782): a base merged for the preference, guided by merged values."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ladle.guidance.method import Availability
+from ladle.guidance.methods.guidance_method import Guidance, Request
+from ladle.guidance.methods.soup_guidance import SoupGuidance
+from ladle.guidance.plan import Scorer, Source, Steering
+from ladle.guidance.values import Kind, guides, log_ratio, usable
+from ladle.merging.errors import InputError
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.preference import Preference
+
+CANDIDATES = 20
+
+
+class Mage(SoupGuidance):
+    """Stage 1 is a Bone Soup for the preference; stage 2 guides it by values merged with the same preference.
+
+    From the paper's abstract and overview: the two stages, that stage 1 is Bone Soup, that values are explicit or
+    implicit, one an objective or backbone, and merged into one guide. Its equations were not at hand, so these are our
+    reconstruction, after the nearest published methods:
+
+    - implicit: S = l_base(mu) + eta * (l_psi(mu) - l_ref), as emulated fine-tuning (arXiv 2310.12962) does; values
+      trained without a reference are added without one, as GenARM (arXiv 2410.08193) does.
+    - explicit: S(z) = l_base(mu)(z) + eta * (V_mu(z) - mean over the candidates of V_mu), as VAS (arXiv 2405.06639)
+      does; the other tokens keep their scores.
+    - both: the sum of the two, each with its own eta.
+
+    ``combine: ensemble`` weighs the values' predictions instead of merging their weights; the two agree to first order
+    in the members' deltas, and exactly where only a linear head differs.
+    """
+
+    name = "mage"
+    options = frozenset({"strength", "value", "combine", "candidates", "coefficients", "normalize", "kl_budget"})
+
+    def availability(self, family: Family, stated: bool = False) -> Availability:
+        base = super().availability(family, stated)
+        if not base.available:
+            return base
+        states = [usable(family, "implicit"), usable(family, "explicit")]
+        if any(state.available for state in states):
+            return Availability(True)
+        return Availability(False, "; ".join(state.reason for state in states))
+
+    def guided(self, family: Family, steering: Steering, preference: Preference | None, base: Source) -> Guidance:
+        kinds = _kinds(family, steering.value)
+        if isinstance(steering.strength, Mapping) and len(kinds) == 2:
+            etas = {kind: steering.strength.get(kind, 1.0) for kind in kinds}
+        else:
+            etas = dict.fromkeys(kinds, steering.one_strength())
+        if steering.candidates is not None and "explicit" not in kinds:
+            raise InputError(
+                "steering.candidates", steering.candidates, "nothing, only explicit values have candidates"
+            )
+        found = Guidance()
+        if steering.coefficients is not None:
+            found = Guidance(warnings=("coefficients were given, so the preference weighs only the values",))
+        for kind, eta in etas.items():
+            part = self._part(Request(family, steering, preference, base, eta), kind)
+            found = replace(found, warnings=found.warnings + part.warnings)
+            if eta != 0.0:
+                found = replace(found, sources=found.sources + part.sources, scorer=found.scorer or part.scorer)
+        return found
+
+    def guidance(self, request: Request) -> Guidance:
+        return self.guided(request.family, request.steering, request.preference, request.base)
+
+    def _part(self, request: Request, kind: Kind) -> Guidance:
+        parts, warnings = guides(request.family, kind, request.mu, request.steering.combine, "merged")
+        if kind == "implicit":
+            return Guidance(tuple(log_ratio(parts, request.strength)), warnings=warnings)
+        scorer = Scorer(request.steering.candidates or CANDIDATES, request.strength, centred=True)
+        return Guidance(tuple(part.source() for part in parts), scorer=scorer, warnings=warnings)
+
+
+def _kinds(family: Family, wanted: str | None) -> tuple[Kind, ...]:
+    """The kinds of value to guide by; without a word, implicit ones where there are such. Raises InputError."""
+    states: dict[Kind, Availability] = {"implicit": usable(family, "implicit"), "explicit": usable(family, "explicit")}
+    ready = [kind for kind, state in states.items() if state.available]
+    if wanted is None:
+        return (ready[0],)
+    kinds: tuple[Kind, ...] = tuple(kind for kind in states if wanted in (kind, "both"))
+    for kind in kinds:
+        if kind not in ready:
+            raise InputError("steering.value", wanted, f"{', '.join(ready)} ({kind}: {states[kind].reason})")
+    return kinds

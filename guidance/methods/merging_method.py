@@ -1,0 +1,71 @@
+"""What the methods that merge weights share: preference -> coefficients -> one merged source."""
+
+from abc import ABC, abstractmethod
+
+from ladle.guidance.method import Availability
+from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.sources import arrange, merged_source
+from ladle.merging.errors import InputError
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.coefficients import Coefficients, explicit
+from ladle.merging.preferences.preference import Preference
+
+
+class MergingMethod(ABC):
+    """A method whose whole effect is one set of merged weights.
+
+    ``steering.coefficients`` replaces what the preference would give. ``normalize: sum`` divides the coefficients by
+    their sum, ``normalize: norm`` makes the merged delta as long as its members'. ``strength`` then scales all of them,
+    W0 + strength * sum_j c_j D_j: 1 is the method as published, 0 the base exactly. Strength and norm are our own
+    options, not the papers'.
+    """
+
+    name: str
+    options = frozenset({"strength", "coefficients", "normalize"})
+    normalizations: tuple[str, ...] = ("none", "sum", "norm")
+    takes_preference = True
+    needs: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def members(self, family: Family) -> Availability:
+        """Whether the family has the members to turn a preference into coefficients."""
+
+    def availability(self, family: Family, stated: bool = False) -> Availability:
+        if stated and family.mergeable:
+            return Availability(True)
+        return self.members(family)
+
+    @abstractmethod
+    def coefficients(self, family: Family, preference: Preference) -> Coefficients:
+        """The method's coefficients for a preference. Raises InputError."""
+
+    def plan(self, family: Family, steering: Steering) -> Plan:
+        preference = None
+        if steering.preference is not None:
+            preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
+        warnings: tuple[str, ...] = ()
+        if steering.coefficients is not None:
+            merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
+            if preference is not None:
+                warnings += ("coefficients were given, so the preference has no effect",)
+        elif preference is None:
+            allowed = f"weights over {', '.join(family.objectives)} (required by method {self.name})"
+            raise InputError("steering.preference", None, allowed)
+        else:
+            merged = self.coefficients(family, preference)
+            if preference.normalised:
+                warnings += ("the preference was normalised to sum 1",)
+        if steering.normalize == "sum":
+            merged = merged.summing_to_one("steering.normalize")
+        elif steering.normalize == "norm":
+            merged = merged.keeping_norm(family.delta_norms, "steering.normalize")
+        merged = merged.scaled(steering.one_strength())
+        return Plan(
+            method=self.name,
+            preference=preference,
+            coefficients=merged,
+            sources=arrange([merged_source(merged)], first_stays=True, trace=steering.trace, field="steering"),
+            normalize=steering.normalize,
+            trace=steering.trace,
+            warnings=warnings + merged.warnings,
+        )

@@ -1,0 +1,86 @@
+"""What the methods share that route among experts: a router and experts on one base, one plan."""
+
+from abc import ABC, abstractmethod
+
+from ladle.guidance.method import Availability
+from ladle.guidance.methods.bone_soup import BoneSoup
+from ladle.guidance.plan import Plan, Routing, Source, Steering
+from ladle.guidance.sources import REFERENCE
+from ladle.merging.errors import InputError
+from ladle.merging.family.family import Family
+from ladle.merging.preferences.coefficients import Coefficients, explicit
+from ladle.merging.preferences.preference import Preference
+
+
+class RoutedMethod(ABC):
+    """A method whose experts take turns, by what the router's head says of every token.
+
+    Router and experts are deltas on one base. A preference merges that base by Bone Soup, and ``coefficients`` by what
+    it states: every one of them is then W0 + sum_j c_j D_j + D_own (our own option; the papers have plain models).
+    """
+
+    name: str
+    options: frozenset[str]
+    normalizations: tuple[str, ...] = ("none", "sum")
+    takes_preference = False
+    needs: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def routing(self, steering: Steering, head: str, experts: tuple[int, ...]) -> Routing:
+        """What the plan does with its sources, of which the first is the router. Raises InputError."""
+
+    def availability(self, family: Family, stated: bool = False) -> Availability:
+        if family.router is None:
+            return Availability(False, "the family has no experts with a router ([[experts]], [router])")
+        return Availability(True)
+
+    def plan(self, family: Family, steering: Steering) -> Plan:
+        assert family.router is not None, "availability() was not asked"
+        preference, merged, warnings = _base(family, steering)
+        below = {} if merged is None else merged.as_dict()
+        routing = self.routing(steering, family.router.name, tuple(range(1, len(family.experts) + 1)))
+        complement, weight = routing.factors(steering.normalize)
+        # Where the router defers it is either silent or alone.
+        own = 1.0 if routing.threshold is not None else complement
+        # An expert is a source of its own even where it is also the router, so that traces have its name.
+        sources = [_source(family.router.name, "router", own, below, family.router.member)]
+        for name in family.experts:
+            sources.append(_source(name, "expert", weight, below, family.members_of[name]))
+        if steering.trace and not any(source.plain for source in sources):
+            sources.append(REFERENCE)
+        return Plan(
+            method=self.name,
+            preference=preference,
+            coefficients=merged,
+            sources=tuple(sources),
+            normalize=steering.normalize,
+            trace=steering.trace,
+            warnings=warnings + (() if merged is None else merged.warnings),
+            routing=routing,
+        )
+
+
+def _base(family: Family, steering: Steering) -> tuple[Preference | None, Coefficients | None, tuple[str, ...]]:
+    """The preference, the coefficients of the base under the experts (None: as it is) and warnings."""
+    preference = None
+    if steering.preference is not None:
+        preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
+    if steering.coefficients is not None:
+        merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
+        ignored = "coefficients were given, so the preference has no effect"
+        return preference, merged, () if preference is None else (ignored,)
+    if preference is None:
+        return None, None, ()
+    soup = BoneSoup()
+    state = soup.members(family)
+    if not state.available:
+        allowed = f"nothing, because no base can be merged for it: {state.reason}"
+        raise InputError("steering.preference", preference.as_dict(), allowed)
+    said = ("the preference was normalised to sum 1",) if preference.normalised else ()
+    return preference, soup.coefficients(family, preference), said
+
+
+def _source(name: str, role: str, weight: float, below: dict[str, float], member: str) -> Source:
+    """A language model: the base under it and its own delta."""
+    terms = {**below, member: below.get(member, 0.0) + 1.0}
+    return Source(name, role, weight, tuple((member, value) for member, value in terms.items() if value != 0.0))

@@ -1,0 +1,73 @@
+"""How loops are compiled for the processor at hand: numba's settings, made before anything is compiled."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+
+_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "decoder_layer.py", "sample.py", "weighted_sum.py")
+_SUMS = {"reassoc", "contract", "nsz", "arcp"}
+"""What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
+must be seen."""
+
+
+def _widen_vectors() -> None:
+    """LLVM keeps to 256 bits on most processors that have 512; weights arrive a quarter quicker with all of them."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f") and not numba.config.CPU_FEATURES:
+        numba.config.CPU_NAME = llvm.get_host_cpu_name()
+        numba.config.CPU_FEATURES = features.flatten() + ",-prefer-256-bit"
+
+
+def _find_threads() -> None:
+    """Load TBB, where it is installed, so that numba finds it: with OpenMP a step that shares its cores with another
+    process takes ten times as long, for its threads wait for each other by spinning."""
+    try:
+        files = metadata.files("tbb") or []
+    except metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name.startswith("libtbb.so."):
+            try:
+                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                continue
+
+
+def _keep() -> bool:
+    """Whether compiled code can be kept for the next start. The folder's name follows all of the source, of which numba
+    itself watches only the file of the outermost function."""
+    if numba.config.CACHE_DIR:
+        return True  # the operator's own
+    here = Path(__file__).parent
+    digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES))
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "ladle" / "compiled" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return os.access(folder, os.W_OK)
+
+
+one_at_a_time = threading.Lock()
+"""Held while compiled loops run in parallel: not every threading layer of numba lets two threads in at once."""
+
+_widen_vectors()
+_find_threads()
+
+EXACT: dict[str, Any] = {"boundscheck": False, "error_model": "numpy"}
+"""Options of what is called from compiled code and must round each result as IEEE 754 says."""
+INNER: dict[str, Any] = {"fastmath": _SUMS, **EXACT}
+"""Options of what is called from compiled code."""
+OUTER: dict[str, Any] = {"nogil": True, "cache": _keep(), **INNER}
+"""Options of what is called from Python, or has parallel loops."""

@@ -1,0 +1,262 @@
+"""One decoding step from the sources' logits to tokens and logprobs: combine, penalise, truncate, draw, in as few
+passes over the vocabulary as can be.
+
+1. ``summarise``, a program a tile: reads each source once and keeps maximum, mass and the best token after noise.
+   Greedy and untruncated rows are drawn from that; a row of scores is never written.
+2. ``find_bounds``, a program a row, and ``keep``, a program a tile of a truncated row: from the summaries follows a
+   bound below which nothing survives top-k, top-p and min-p. What lies above it, hundreds of tokens of a hundred
+   thousand, is made again and written down.
+3. ``draw``, a program a row: finds the least score that survives by narrowing an interval around it, without a sort,
+   and draws.
+4. ``_list_best``, a program a tile of a row that wants alternatives: lists its best tokens.
+5. ``_report``, a program a row: makes one tile again for the logprob, merges the lists.
+
+Minimum bytes of a step, V tokens of b bytes: every source of weight other than 0 is read once, and nothing of the size
+of the vocabulary is written: the sum over sequences of sources * V * b. Beside that minimum this reads
+  - the sources of truncated sequences once more (from the GPU's cache where all logits of the step fit there);
+  - those of sequences whose rule needs log-probabilities once more, for their normalisers;
+  - the row that a plausibility mask asks three times, one of them together with its sources;
+  - those of sequences that want alternatives once more;
+  - 5 V bytes of counts for sequences with penalties, each time their scores are made;
+and 8 bytes for every token that may survive, 88 for every tile.
+
+Noise is a hash of (key, token), so a row draws what the reference draws; tiles depend on the vocabulary alone, so what
+shares the batch changes no sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ladle.kernels import step_tables
+from ladle.kernels.gpu.draw import draw, width
+from ladle.kernels.gpu.score_tile import (
+    BLOCK,
+    DTYPES,
+    PADDED,
+    WARPS,
+    WARPS_FULL,
+    Tiling,
+    final_tile,
+    merge_parts,
+    rows_apart,
+    shared_signature,
+    sources_of,
+    tiling,
+)
+from ladle.kernels.gpu.survivors import GROUPS, SUMS, find_bounds, keep, order, scratch_signature, summarise, value_of
+from ladle.kernels.gpu.variant import POINTERS, Variant
+from ladle.kernels.step_tables import StepResult, StepTables, plain_tables
+
+_CHOICES = tl.constexpr(step_tables.CHOICES)
+_WANTED = tl.constexpr(step_tables.WANTED)
+_SUMS = tl.constexpr(SUMS)
+_LOWEST = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def _list_best(  # type: ignore[no-untyped-def]
+    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
+    most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
+    BLOCK: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """The best tokens of one tile of a sequence that wants alternatives, by its combined scores, best first."""
+    sequence = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    wanted = tl.minimum(tl.load(choices + sequence * _CHOICES + _WANTED), most_wanted)
+    if wanted == 0:
+        return
+    score, columns, inside = final_tile(
+        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
+        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
+    )  # fmt: skip
+    key = tl.where(inside, order(tl.where(score == score, score, float("-inf"))), _LOWEST)
+    place = (sequence * tiles + tile) * most_wanted
+    for turn in range(0, wanted):
+        top = tl.max(key, 0)
+        token = tl.min(tl.where(key == top, columns, vocabulary), 0)
+        tl.store(best_keys + place + turn, top)
+        tl.store(best_tokens + place + turn, token)
+        key = tl.where(columns == token, _LOWEST, key)
+
+
+@triton.jit
+def _report(  # type: ignore[no-untyped-def]
+    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
+    most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs, other_tokens,
+    other_logprobs, most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """The token's logprob, for which one tile is made again, and the best tokens of all tiles."""
+    sequence = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, TILES)
+    token = tl.load(tokens + sequence).to(tl.int32)
+    score, columns, _inside = final_tile(
+        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
+        values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
+    )  # fmt: skip
+    own = tl.sum(tl.where(columns == token, score, 0.0), 0)
+    place = sums + sequence * _SUMS * tiles
+    best, mass = merge_parts(place, place + tiles, lane, lane < tiles)
+    tl.store(logprobs + sequence, (own - best) - mass)
+    wanted = tl.minimum(tl.load(choices + sequence * _CHOICES + _WANTED), most_wanted)
+    place = (sequence * tiles + lane) * most_wanted
+    # The best that each tile has left.
+    at = tl.full([TILES], 0, tl.int32)
+    for turn in range(0, wanted):
+        left = (lane < tiles) & (at < wanted)
+        key = tl.load(best_keys + place + at, mask=left, other=_LOWEST)
+        top = tl.max(key, 0)
+        tile = tl.min(tl.where(key == top, lane, TILES), 0)
+        chosen = tl.load(
+            best_tokens + (sequence * tiles + tile) * most_wanted + tl.sum(tl.where(lane == tile, at, 0), 0)
+        )
+        tl.store(other_tokens + sequence * most_wanted + turn, chosen.to(tl.int64))
+        tl.store(other_logprobs + sequence * most_wanted + turn, (value_of(top) - best) - mass)
+        at += (lane == tile).to(tl.int32)
+
+
+_REPORTED = (
+    "first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices", "numbers", "floors",
+    "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
+)  # fmt: skip
+_DRAWN = ("choices", "numbers", "vocabulary", "tiles")
+_LEAN = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
+_FULL = {**_LEAN, "num_warps": WARPS_FULL}
+
+
+def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> StepResult:
+    """See ``step_reference.fused_step``; ``block``: tokens a tile (see ``tiling``)."""
+    logits = rows_apart(logits)
+    n, vocabulary = len(tables.rows), logits.shape[1]
+    if n == 0:
+        return _nothing(logits, 0)
+    launch = _Launch(logits, tables, tiling(vocabulary, block))
+    launch.summarise()
+    tokens, thresholds = launch.draw()
+    return launch.report(tokens, thresholds)
+
+
+def drawn(logits: Tensor, tables: StepTables, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+    """``tokens`` and ``thresholds`` of a step whose logprobs nobody wants (see ``StepResult``)."""
+    logits = rows_apart(logits)
+    if len(tables.rows) == 0:
+        return _nothing(logits, 0).tokens, _nothing(logits, 0).thresholds
+    launch = _Launch(logits, tables, tiling(logits.shape[1], block))
+    launch.summarise()
+    return launch.draw()
+
+
+def reported(logits: Tensor, tables: StepTables, tokens: Tensor, *, block: int | None = None) -> StepResult:
+    """A step whose ``tokens`` [n] int64 are given."""
+    logits = rows_apart(logits)
+    if len(tables.rows) == 0:
+        return _nothing(logits, 0)
+    launch = _Launch(logits, tables, tiling(logits.shape[1], block))
+    launch.summarise()
+    return launch.report(tokens.contiguous(), tokens.new_empty(len(tokens), dtype=torch.float32))
+
+
+def _nothing(logits: Tensor, wanted: int) -> StepResult:
+    tokens, floats = logits.new_empty(0, dtype=torch.int64), logits.new_empty(0, dtype=torch.float32)
+    return StepResult(tokens, floats, floats, tokens.view(0, 1)[:, :wanted], floats.view(0, 1)[:, :wanted])
+
+
+class _Launch:
+    """The kernels of one step and what lies between them."""
+
+    def __init__(self, logits: Tensor, tables: StepTables, tiles: Tiling) -> None:
+        self._tables = tables
+        self._logits = logits
+        self._tiles = tiles
+        self._n = len(tables.rows)
+        floors = _floors(logits, tables, tiles.block) if tables.masks else None
+        self._shared = sources_of(logits, tables, tiles, floors)
+        self._shapes = {"BLOCK": tiles.block, "TILES": tiles.padded}
+        self._sums = self._scratch(SUMS, tiles.tiles)
+        self._best_ids = self._scratch(tiles.tiles, dtype=torch.int32)
+        listed = tiles.tiles if tables.truncates else 0
+        self._tops = self._scratch(listed, GROUPS)
+        self._lists = {
+            "kept": self._scratch(listed, tiles.block),
+            "kept_ids": self._scratch(listed, tiles.block, dtype=torch.int32),
+            "kept_counts": self._scratch(listed, dtype=torch.int32),
+        }
+
+    def _scratch(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._logits.new_empty((self._n, *shape), dtype=dtype)
+
+    def summarise(self) -> None:
+        grid = (self._n, self._tiles.tiles)
+        made = {"sums": self._sums, "best_ids": self._best_ids, "tops": self._tops}
+        full = not self._tables.plain
+        options = _FULL if full else _LEAN
+        summarise[grid](**self._shared, **made, **self._shapes, FULL=full, GROUPS=GROUPS, **options)
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        known = {name: self._shared[name] for name in _DRAWN}
+        if self._tables.truncates:
+            bounds = {"sums": self._sums, "bounds": self._scratch()}
+            sizes = {"TILES": self._tiles.padded, "GROUPS": GROUPS}
+            find_bounds[(self._n,)](**known, **bounds, tops=self._tops, **sizes, **_LEAN)
+            keep[(self._n, self._tiles.tiles)](**self._shared, **bounds, **self._lists, **self._shapes, **_FULL)
+        tokens, thresholds = self._scratch(dtype=torch.int64), self._scratch()
+        draw[(self._n,)](
+            **known,
+            **{"sums": self._sums, "best_ids": self._best_ids, **self._lists},
+            **{"tokens": tokens, "thresholds": thresholds},
+            **{**self._shapes, "WIDTH": width(self._tiles.padded)},
+            **_LEAN,
+        )
+        return tokens, thresholds
+
+    def report(self, tokens: Tensor, thresholds: Tensor) -> StepResult:
+        wanted = min(self._tables.wanted, self._logits.shape[1])
+        shared = {name: self._shared[name] for name in _REPORTED}
+        lists = {
+            "best_keys": self._scratch(self._tiles.tiles, wanted, dtype=torch.int32),
+            "best_tokens": self._scratch(self._tiles.tiles, wanted, dtype=torch.int32),
+            "most_wanted": wanted,
+        }
+        if wanted:
+            _list_best[(self._n, self._tiles.tiles)](**shared, **lists, **self._shapes, **_FULL)
+        logprobs = self._scratch()
+        others = self._scratch(wanted, dtype=torch.int64).fill_(-1)
+        other_logprobs = self._scratch(wanted).fill_(-torch.inf)
+        made = {"logprobs": logprobs, "other_tokens": others, "other_logprobs": other_logprobs}
+        _report[(self._n,)](**shared, **lists, sums=self._sums, tokens=tokens, **made, **self._shapes, **_FULL)
+        return StepResult(tokens, logprobs, thresholds, others, other_logprobs)
+
+
+def _floors(logits: Tensor, tables: StepTables, block: int) -> Tensor:
+    """The least score of its base row that each sequence's plausibility mask leaves; -inf without a mask."""
+    base = tables.choices[:, step_tables.BASE].long()
+    ones = torch.ones_like(tables.weights[:, :1])
+    asked = plain_tables(base.clamp(min=0)[:, None], ones).changed(
+        temperature=(base >= 0).float(),
+        top_k=tables.choices[:, step_tables.MASK_TOP_K],
+        top_p=tables.numbers[:, step_tables.MASK_TOP_P],
+        min_p=tables.numbers[:, step_tables.MASK_RELATIVE],
+        allowed=tables.choices[:, step_tables.ALLOWED],
+    )
+    return drawn(logits, replace(asked, allowed=tables.allowed, truncates=True), block=block)[1]
+
+
+def variants() -> list[Variant]:
+    """Every dtype, for vocabularies of up to 262 k."""
+    lists = scratch_signature("best_keys", "best_tokens") | {"most_wanted": "i32"}
+    results = {"tokens": POINTERS[torch.int64], "other_tokens": POINTERS[torch.int64]}
+    results |= scratch_signature("sums", "logprobs", "other_logprobs")
+    found = []
+    for dtype in DTYPES:
+        shared = shared_signature(dtype)
+        signature = {name: shared[name] for name in _REPORTED} | lists
+        constants, name = {"BLOCK": BLOCK, "TILES": PADDED}, str(dtype)[6:]
+        for kind, kernel, given in (("best", _list_best, signature), ("report", _report, signature | results)):
+            title = f"fused_step {kind} {name}"
+            found.append(Variant(title, kernel, given, constants, WARPS_FULL, 1, fp_fusion=False))
+    return found

@@ -1,0 +1,100 @@
+"""The bank: the low-rank factors of all members of a family, stacked module by module.
+
+Merging is linear in the deltas: W(c) = W0 + sum_j c_j s_j B_j A_j. Stacking the factors gives the same merge at run
+time, ``y = W0 x + B_cat (c * (A_cat x))`` with one coefficient a rank column, so every row of a batch may carry its own
+coefficients (our reconstruction; algebra F5 of rank concatenation, exact in delta space).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ladle.kernels.dispatch import Block
+from ladle.merging.errors import FamilyError
+from ladle.merging.members.adapter import LowRankMember
+
+
+@dataclass(frozen=True)
+class StackedFactors:
+    """All members' factors for one or more linear modules that read the same input.
+
+    ``shrink`` [R, in] holds the A's, ``expand`` [out, R] the scaled B's (block structured when several modules are
+    stacked), ``columns`` [R] int64 names the member (its index in ``Bank.members``) each rank column belongs to.
+    ``blocks``: where ``expand`` may be other than zero, a block a module.
+    """
+
+    shrink: Tensor
+    expand: Tensor
+    columns: Tensor
+    blocks: tuple[Block, ...] = ()
+
+
+class Bank:
+    """Stacked factors of ``members``; a coefficient row has one entry for each of ``names``.
+
+    ``names``: the columns, where several banks share one table of coefficients; by default the members in order.
+    """
+
+    def __init__(self, members: Sequence[LowRankMember], names: Sequence[str] | None = None) -> None:
+        self.members = tuple(names) if names is not None else tuple(member.name for member in members)
+        self._factors = {member.name: member.modules for member in members}
+        self._paths = {member.name: member.path for member in members}
+        self.modules = frozenset(path for member in members for path in member.modules)
+
+    @property
+    def index(self) -> dict[str, int]:
+        """Member name -> its entry in a coefficient row."""
+        return {name: position for position, name in enumerate(self.members)}
+
+    def stack(self, paths: Sequence[str], out_features: Sequence[int], dtype: torch.dtype) -> StackedFactors | None:
+        """The factors of the modules ``paths`` (with ``out_features`` rows each) as one pair of matrices.
+
+        Scales are folded into ``expand`` in float64 before rounding to ``dtype``. None when no member touches them.
+        """
+        shrink: list[Tensor] = []
+        expand: list[Tensor] = []
+        columns: list[int] = []
+        blocks: list[Block] = []
+        total = sum(out_features)
+        start = 0
+        for path, rows in zip(paths, out_features, strict=True):
+            first = len(columns)
+            for position, name in enumerate(self.members):
+                factors = self._factors[name].get(path) if name in self._factors else None
+                if factors is None:
+                    continue
+                rank = factors.a.shape[0]
+                scaled = torch.zeros(total, rank, dtype=torch.float64)
+                scaled[start : start + rows] = factors.b.double() * factors.scale
+                shrink.append(factors.a.double())
+                expand.append(scaled)
+                columns.extend([position] * rank)
+            blocks.append((start, start + rows, first, len(columns)))
+            start += rows
+        if not shrink:
+            return None
+        return StackedFactors(
+            torch.cat(shrink).to(dtype),
+            torch.cat(expand, dim=1).to(dtype),
+            torch.tensor(columns, dtype=torch.int64),
+            tuple(blocks),
+        )
+
+    def require_finite(self, factors: StackedFactors, dtype: torch.dtype, paths: Sequence[str]) -> None:
+        """Refuse factors that ``dtype`` cannot hold.
+
+        0 * infinity is no number: such a member would spoil the rows that do not even use it.
+
+        Raises:
+            FamilyError: naming the member's folder and the modules.
+        """
+        for side, tensor in (("B times its scale", factors.expand.T), ("A", factors.shrink)):
+            bad = ~torch.isfinite(tensor.to(dtype)).all(dim=1)
+            if bad.any():
+                name = self.members[int(factors.columns[int(bad.nonzero()[0])])]
+                reason = f"{side} of member {name!r} has values beyond the range of {dtype}"
+                raise FamilyError(self._paths[name], reason, ", ".join(paths))

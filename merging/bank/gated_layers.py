@@ -1,0 +1,250 @@
+"""Gated layers: transformers' own modules with their linear layers swapped for products that merge in the forward pass.
+
+Linear layers that read the same tensor (query/key/value, gate/up) become one product whose extra output columns are the
+bank's shrink products, so a merge costs one multiplication by the coefficient row and one small product on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ladle.kernels import dispatch
+from ladle.merging.bank.bank import Bank, StackedFactors
+from ladle.merging.bank.tensor_parallel import COLUMNS_GATHERED, Split
+
+
+class Gate:
+    """The coefficients of the tokens now in the forward pass, shared by every gated layer of one model."""
+
+    def __init__(self) -> None:
+        self._coefficients: Tensor | None = None
+        self._head_rows: Tensor | None = None
+        self._patterns: list[tuple[Tensor, bool]] = []
+        self._scales: list[Tensor | None] = []
+
+    def pattern(self, columns: Tensor, head: bool = False) -> int:
+        """Register a layer's rank columns; layers with equal columns share one expanded scale a step. ``head``: the
+        layer is the output head, which reads only some of the tokens."""
+        for index, (known, known_head) in enumerate(self._patterns):
+            if head == known_head and torch.equal(known, columns):
+                return index
+        self._patterns.append((columns, head))
+        self._scales.append(None)
+        return len(self._patterns) - 1
+
+    def open(self, coefficients: Tensor | None, head_rows: Tensor | None = None) -> None:
+        """Set ``coefficients`` [tokens, members] for the next forward; None: the plain base for every token.
+
+        ``head_rows`` [n] int64: the tokens whose logits are wanted, in order; None: all.
+        """
+        self._coefficients = coefficients
+        self._head_rows = head_rows
+        self._scales = [None] * len(self._patterns)
+
+    @property
+    def closed(self) -> bool:
+        return self._coefficients is None
+
+    def scale(self, pattern: int) -> Tensor:
+        """[tokens, R] coefficients of each rank column; for the output head [wanted tokens, R]."""
+        scale = self._scales[pattern]
+        if scale is None:
+            assert self._coefficients is not None
+            columns, head = self._patterns[pattern]
+            rows = self._coefficients
+            if head and self._head_rows is not None:
+                rows = rows.index_select(0, self._head_rows)
+            scale = rows.index_select(1, columns)
+            self._scales[pattern] = scale
+        return scale
+
+
+class GatedGroup:
+    """One or more linear layers that read the same input, as one product."""
+
+    def __init__(
+        self,
+        linears: Sequence[nn.Linear],
+        factors: StackedFactors | None,
+        gate: Gate,
+        activation_dtype: torch.dtype,
+        exact: bool,
+        head: bool = False,
+        split: Split | None = None,
+    ) -> None:
+        """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided."""
+        # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
+        weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
+        self.outputs = [linear.out_features for linear in linears]
+        self.total = sum(self.outputs)
+        self.gate = gate
+        self.split = split
+        bias = None
+        if any(linear.bias is not None for linear in linears):
+            bias = torch.cat(
+                [
+                    linear.bias.detach() if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
+                    for linear in linears
+                ]
+            ).to(activation_dtype)
+        self.pattern: int | None = None
+        self.expand: dispatch.PackedLinear | None = None
+        self.spans: Tensor | None = None
+        if factors is not None:
+            shrink = factors.shrink.to(weight)
+            weight = torch.cat([weight, shrink])
+            if bias is not None:
+                bias = torch.cat([bias, bias.new_zeros(shrink.shape[0])])
+            self.pattern = gate.pattern(factors.columns.to(weight.device), head)
+            expand = factors.expand.to(weight)
+            self.expand = dispatch.PackedLinear(expand, None, activation_dtype, exact)
+            if factors.blocks and dispatch.on_gpu(weight):
+                self.spans = dispatch.spans_of(factors.blocks, self.total, weight.device)
+        self.product = dispatch.PackedLinear(weight, bias, activation_dtype, exact)
+        self._input: Tensor | None = None
+        self._outputs: list[Tensor | None] = []
+
+    @property
+    def nbytes(self) -> int:
+        return self.product.nbytes + (self.expand.nbytes if self.expand is not None else 0)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``rows`` [n, in] -> [n, out of all layers side by side], merged as the gate says."""
+        if self.split is None:
+            return self._merged(rows)
+        return self.split.after(self._merged(self.split.before(rows)))
+
+    def _merged(self, rows: Tensor) -> Tensor:
+        y = self.product(rows)
+        if self.expand is None:
+            return y
+        assert self.pattern is not None
+        base = y[:, : self.total]
+        if self.gate.closed:
+            return base
+        if self.expand.plain is not None and dispatch.on_gpu(y):
+            scale = self.gate.scale(self.pattern)
+            return dispatch.expand_gated(base, y[:, self.total :], scale, self.expand.plain, self.spans)
+        # The coefficients may be wider than the activations: a bfloat16 coefficient would be off by up to 0.4 %.
+        shrunk = (y[:, self.total :] * self.gate.scale(self.pattern)).to(y.dtype)
+        return self.expand(shrunk, base)
+
+    def member(self, position: int, x: Tensor) -> Tensor:
+        """Output of layer ``position`` for input ``x`` [..., in]; the group's product is made once a distinct ``x``."""
+        if len(self.outputs) == 1:
+            y = self.forward(x.reshape(-1, x.shape[-1]))
+            return y.view(*x.shape[:-1], y.shape[-1])
+        if x is not self._input or self._outputs[position] is None:
+            y = self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
+            self._input = x
+            self._outputs = list(y.split(self.outputs, dim=-1))
+        output = self._outputs[position]
+        assert output is not None
+        self._outputs[position] = None
+        if all(kept is None for kept in self._outputs):
+            self._input = None
+        return output
+
+
+class GatedLinear(nn.Module):
+    """Stands where a linear layer stood; asks its group for its share of the common product."""
+
+    def __init__(self, group: GatedGroup, position: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.group = group
+        self.position = position
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.group.member(self.position, x)
+
+
+def shared_inputs(model: nn.Module) -> list[list[str]]:
+    """Paths of the linear layers of ``model``, grouped by parent and input tensor as one probing forward shows it.
+
+    Found by running, not by name, so it holds for any decoder; a layer that the probe does not reach stands alone.
+    """
+    paths: dict[nn.Module, str] = {module: path for path, module in model.named_modules() if type(module) is nn.Linear}
+    seen: list[tuple[str, Tensor, str]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        path = paths[module]
+        seen.append((path.rpartition(".")[0], inputs[0], path))
+
+    hooks = [module.register_forward_pre_hook(note) for module in paths]
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    groups: dict[tuple[str, int], list[str]] = {}
+    for parent, tensor, path in seen:
+        # `seen` keeps the tensors alive, so an id names one tensor.
+        groups.setdefault((parent, id(tensor)), []).append(path)
+    grouped = [list(dict.fromkeys(group)) for group in groups.values()]
+    reached = {path for group in grouped for path in group}
+    return grouped + [[path] for path in paths.values() if path not in reached]
+
+
+def install(
+    model: nn.Module,
+    bank: Bank,
+    activation_dtype: torch.dtype,
+    exact: bool,
+    splits: Mapping[str, Split] | None = None,
+) -> Gate:
+    """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
+
+    The plain weights are given back layer by layer, so the peak is one packed copy. ``splits``: of the layers that are
+    divided among several processes, by path. Raises ValueError when the bank names a module that is not a linear layer
+    of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
+    """
+    gate = Gate()
+    splits = splits or {}
+    groups = [part for group in shared_inputs(model) for part in _divided_alike(group, splits)]
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
+    known = {path for group in groups for path in group}
+    strangers = sorted(bank.modules - known)
+    if strangers:
+        raise ValueError(f"the bank changes {strangers[0]}, which is not a linear layer of the base")
+    for paths in groups:
+        linears = [model.get_submodule(path) for path in paths]
+        assert all(isinstance(linear, nn.Linear) for linear in linears)
+        split = splits.get(paths[0])
+        times = split.exchange.size if split is not None and split.by_output else 1
+        outputs: list[int] = [times * linear.out_features for linear in linears]  # type: ignore[misc,operator]
+        factors = bank.stack(paths, outputs, torch.float64)
+        if factors is not None:
+            bank.require_finite(factors, activation_dtype, paths)
+            if split is not None:
+                factors = split.factors(factors, outputs)
+        is_head = linears == [head]
+        group = GatedGroup(linears, factors, gate, activation_dtype, exact, is_head, split)  # type: ignore[arg-type]
+        for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
+            parent, _, name = path.rpartition(".")
+            gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]
+            setattr(model.get_submodule(parent), name, gated)
+    return gate
+
+
+def _divided_alike(paths: list[str], splits: Mapping[str, Split]) -> list[list[str]]:
+    """``paths`` in parts that one product can stand for: what is gathered, is gathered layer by layer."""
+    parts: dict[str, list[str]] = {}
+    for path in paths:
+        style = splits[path].style if path in splits else ""
+        parts.setdefault(path if style == COLUMNS_GATHERED else style, []).append(path)
+    return list(parts.values())
+
+
+def nbytes(model: nn.Module) -> int:
+    """Bytes of the gated products of ``model``, each group counted once."""
+    groups = {module.group for module in model.modules() if isinstance(module, GatedLinear)}
+    return sum(group.nbytes for group in groups)

@@ -1,0 +1,70 @@
+"""Whether two tokenizers give the same ids: members must share the base's vocabulary."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.errors import FamilyError
+
+TOKENIZER = "tokenizer.json"
+
+
+def require_same_vocabulary(base: Path, member: Path) -> None:
+    """Compare ``tokenizer.json`` of two folders; a folder without one says nothing and passes.
+
+    Raises:
+        FamilyError: naming the member's file, when tokens, ids or merges differ.
+    """
+    ours, theirs = base / TOKENIZER, member / TOKENIZER
+    if not ours.is_file() or not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
+        return
+    if vocabulary_hash(ours) != vocabulary_hash(theirs):
+        reason = f"tokens, ids or merges differ from the base's {ours}; members must share its tokenizer"
+        raise FamilyError(theirs, reason)
+
+
+def vocabulary_hash(file: Path) -> str:
+    """sha256 over tokens, ids and merges of a ``tokenizer.json``; padding and truncation state is left out.
+
+    Raises:
+        FamilyError: missing, or not built as a tokenizer.
+    """
+    with _understood(file):
+        return _hash(read_json(file))
+
+
+def _hash(document: Mapping[str, Any]) -> str:
+    model = document.get("model") or {}
+    added = sorted((token["id"], token["content"]) for token in document.get("added_tokens") or [])
+    vocab = model.get("vocab") or {}
+    if isinstance(vocab, dict):
+        # Some writers list added tokens in the vocabulary as well, some do not: one map holds them all.
+        vocab = sorted({**vocab, **{content: index for index, content in added}}.items())
+    # "a b" and ["a", "b"] are two spellings of one merge.
+    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+    identity = json.dumps([model.get("type"), vocab, merges, added], ensure_ascii=False)
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def largest_id(file: Path) -> int:
+    """The largest token id of a ``tokenizer.json``; -1 if it holds none. Raises FamilyError."""
+    with _understood(file):
+        document = read_json(file)
+        vocab = (document.get("model") or {}).get("vocab") or {}
+        # A unigram vocabulary is a list whose positions are the ids.
+        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+        ids += [token["id"] for token in document.get("added_tokens") or []]
+        return int(max(ids, default=-1))
+
+
+@contextmanager
+def _understood(file: Path) -> Iterator[None]:
+    """Raise FamilyError where ``file`` turns out to be built otherwise than a tokenizer."""
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise FamilyError(file, f"is no tokenizer as the tokenizers library writes it: {error}") from None

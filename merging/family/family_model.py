@@ -1,0 +1,99 @@
+"""One model of a family with the members that were grown from it: the base, or a further model beside it."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ladle.merging.checkpoints.architecture import Architecture, check_base, read_architecture
+from ladle.merging.checkpoints.base import Progress, resolve_base
+from ladle.merging.checkpoints.reader import CheckpointReader
+from ladle.merging.checkpoints.vocabulary import TOKENIZER, largest_id, require_same_vocabulary
+from ladle.merging.errors import FamilyError
+from ladle.merging.members.adapter import LowRankMember
+from ladle.merging.members.full_member import FullMember
+
+_SAMPLE = 4096  # bytes hashed at the start, the middle and the end of every tensor
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """A model whose tensors were read.
+
+    Attributes:
+        name: "" for the family's base, else its name in ``[[models]]``.
+        base_path: folder of its safetensors and config.
+        base_revision: identity of its plain weights, hex (see ``base_identity``).
+        base: its tensors, memory-mapped.
+        architecture: its linear modules and ties.
+        low_rank: low-rank members of it by name, in manifest order.
+        full: full-weight members by name.
+    """
+
+    name: str
+    base_path: Path
+    base_revision: str
+    base: CheckpointReader
+    architecture: Architecture
+    low_rank: dict[str, LowRankMember] = field(default_factory=dict)
+    full: dict[str, FullMember] = field(default_factory=dict)
+
+
+def open_model(
+    name: str, spec: str, root: Path, cache_dir: str | Path | None = None, progress: Progress | None = None
+) -> FamilyModel:
+    """The model that ``spec`` means (see ``resolve_base``), without members.
+
+    Every value is read once: a NaN would otherwise be found by whoever asks first, and an engine reads them all anyway.
+
+    Raises:
+        FamilyError: there is no such model, its checkpoint does not fit its config, NaN or infinity.
+    """
+    folder = resolve_base(spec, cache_dir, progress, root)
+    base = CheckpointReader(folder)
+    architecture = read_architecture(folder)
+    check_base(architecture, base)
+    base.check_finite()
+    return FamilyModel(name, folder, base_identity(base), base, architecture)
+
+
+def require_same_tokens(base: FamilyModel, other: FamilyModel) -> None:
+    """Scores of both models can be added up: same tokenizer, and ``other`` knows every token of it that the base does.
+
+    Sizes may differ by padding; what is beyond the smaller one is never a token (methods F3).
+
+    Raises:
+        FamilyError: naming the file, and the tensor of a vocabulary that is too small.
+    """
+    file = other.base_path / TOKENIZER
+    for folder in (base.base_path, other.base_path):
+        if not (folder / TOKENIZER).is_file():
+            reason = f"no such file; it must be there to compare the tokens of model {other.name!r} with the base's"
+            raise FamilyError(folder / TOKENIZER, reason)
+    require_same_vocabulary(base.base_path, other.base_path)
+    needed = min(largest_id(file) + 1, base.architecture.vocabulary)
+    if other.architecture.vocabulary < needed:
+        reason = f"model {other.name!r} has {other.architecture.vocabulary} rows for the tokenizer's {needed} tokens"
+        raise FamilyError(other.base_path, reason, other.architecture.embedding)
+
+
+def base_identity(base: CheckpointReader) -> str:
+    """sha256 (hex) over config.json and, for every tensor, name, dtype, shape and three samples of its bytes.
+
+    Sampled rather than complete: hashing everything would read every byte of a large base at each start (about 10 s
+    for 15 GB), while training moves nearly every value of a tensor, so start, middle and end of each one tell two
+    bases apart.
+    """
+    hasher = hashlib.sha256()
+    config = base.folder / "config.json"
+    hasher.update(config.read_bytes() if config.is_file() else b"")
+    for name in base.names:
+        tensor = base.tensor(name).contiguous().flatten()
+        hasher.update(f"{name} {base.dtype(name)} {base.shape(name)}".encode())
+        step = max(1, _SAMPLE // tensor.element_size())
+        middle = max(0, tensor.numel() // 2 - step // 2)
+        for start in (0, middle, max(0, tensor.numel() - step)):
+            piece = tensor[start : start + step]
+            hasher.update(piece.view(torch.uint8).numpy().tobytes() if piece.numel() else b"")
+    return hasher.hexdigest()

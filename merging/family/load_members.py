@@ -1,0 +1,95 @@
+"""Loading members: each goes to the model it was grown from, and a folder that several entries name is read once."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ladle.merging.checkpoints.vocabulary import require_same_vocabulary
+from ladle.merging.errors import FamilyError
+from ladle.merging.family.family_model import FamilyModel
+from ladle.merging.family.manifest_tables import Member, Router, Value
+from ladle.merging.members.adapter import CONFIG, is_peft_folder, load_peft
+from ladle.merging.members.full_member import load_full
+from ladle.merging.members.pblora import PBLora, is_pblora_folder, load_pblora
+from ladle.merging.members.router_head import RouterMember, load_router_head
+from ladle.merging.members.value_head import ValueHead, load_value_head
+
+
+class MemberLoader:
+    """Loads members one after the other into ``models``.
+
+    Attributes:
+        members_of: name of the member whose weights an entry has, by the entry's name.
+        heads: scalar head by the name of an explicit value.
+        pbloras: by the name of the value that loaded one.
+        router: with its head, None before it was loaded.
+    """
+
+    def __init__(self, models: Mapping[str, FamilyModel], objectives: Sequence[str], experts: int = 0) -> None:
+        self.members_of: dict[str, str] = {}
+        self.heads: dict[str, ValueHead] = {}
+        self.pbloras: dict[str, PBLora] = {}
+        self.router: RouterMember | None = None
+        self._models = models
+        self._experts = experts
+        self._objectives = tuple(objectives)
+        self._loaded: dict[tuple[str, Path], str] = {}
+
+    def load(self, entry: Member, path: Path) -> None:
+        """Read the member of a manifest entry from ``path``, or share what an earlier entry read from there.
+
+        Raises:
+            FamilyError: naming file and tensor: the member fits neither the model nor what the entry says of it.
+        """
+        value = entry if isinstance(entry, Value) else None
+        model = self._models[value.base or "" if value is not None else ""]
+        explicit = value is not None and value.kind == "explicit"
+        conditioned = value is not None and value.conditioned
+        if conditioned != is_pblora_folder(path):
+            reason = (
+                f"value {entry.name!r} has neither objective nor rewards, so that it must be a PBLoRA, which it is not"
+                if conditioned
+                else f"{entry.name!r} is a PBLoRA; only implicit values without objective and rewards may be"
+            )
+            raise FamilyError(path / CONFIG, reason)
+        place = (model.name, path.resolve())
+        first = self._loaded.setdefault(place, entry.name)
+        self.members_of[entry.name] = first
+        if value is not None and conditioned:
+            self._load_pblora(model, value, path, first)
+        elif first == entry.name:
+            self._load(model, entry.name, path, explicit)
+        elif first in model.full and not explicit:
+            # It may have been read for an explicit value, which does with less than a language model needs.
+            load_full(path, entry.name, model.base, model.architecture, check_values=False)
+        if explicit:
+            self.heads[entry.name] = load_value_head(path, model.architecture.hidden)
+        if isinstance(entry, Router):
+            head = load_router_head(path, self._experts, model.architecture.hidden)
+            self.router = RouterMember(entry.name, first, head)
+
+    def conditioned(self, value: Value) -> tuple[tuple[str, str], ...]:
+        """(objective, member) of a loaded value that takes the whole preference; empty for any other."""
+        pblora = self.pbloras.get(self.members_of[value.name])
+        if pblora is None:
+            return ()
+        rows = zip(self._order(value), pblora.rows, strict=True)
+        return tuple((objective, member.name) for objective, (_, member) in rows)
+
+    def _order(self, value: Value) -> Sequence[str]:
+        return self._objectives if value.objectives is None else value.objectives
+
+    def _load_pblora(self, model: FamilyModel, value: Value, path: Path, first: str) -> None:
+        # Read again where it is shared, so that the objectives of every entry are checked; it is small.
+        pblora = load_pblora(path, value.name, self._order(value), model.architecture.linear)
+        require_same_vocabulary(model.base_path, path)
+        if first == value.name:
+            self.pbloras[value.name] = pblora
+            for member in (pblora.fixed, *(row for _, row in pblora.rows)):
+                model.low_rank[member.name] = member
+
+    def _load(self, model: FamilyModel, name: str, path: Path, explicit: bool) -> None:
+        if is_peft_folder(path):
+            model.low_rank[name] = load_peft(path, name, model.architecture.linear)
+            require_same_vocabulary(model.base_path, path)
+        else:
+            model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)

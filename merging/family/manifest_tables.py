@@ -1,0 +1,132 @@
+"""The tables of ``family.toml``, each by itself; how they relate is ``ladle.merging.family.manifest``'s to say."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Base(Table):
+    """``[base]``: a folder, ``pypi:DISTRIBUTION`` (a GGUF inside an installed wheel) or a hub id."""
+
+    model: str = Field(min_length=1)
+
+
+class Soup(Table):
+    """``[soup]``: the backbone-reward matrix B, by ``beta`` or as ``matrix``; ``extrapolation`` holds k_i."""
+
+    beta: Finite | None = None
+    matrix: list[list[Finite]] | None = None
+    extrapolation: dict[str, Annotated[Finite, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _not_both(self) -> "Soup":
+        if self.beta is not None and self.matrix is not None:
+            raise ValueError("give beta or matrix, not both")
+        return self
+
+
+class Member(Table):
+    """What every member has: a name and where its PEFT LoRA folder or full checkpoint lies."""
+
+    name: str
+    path: str = Field(min_length=1)
+
+
+class Backbone(Member):
+    """``[[backbones]]``: a policy trained on a mix of rewards; ``rewards`` is its row of B."""
+
+    rewards: list[Finite] | None = None
+
+
+class Policy(Member):
+    """``[[policies]]``: a policy trained on one objective alone, of which Rewarded Soup mixes one an objective; or one
+    trained for one preference, ``rewards``, by weights in the order of the objectives: what a merged model for that
+    preference can be measured against."""
+
+    objective: str | None = None
+    rewards: list[Finite] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Policy":
+        if (self.objective is None) == (self.rewards is None):
+            raise ValueError("give objective or rewards, one of them")
+        return self
+
+
+class Model(Table):
+    """``[[models]]``: a further language model that shares the base's tokenizer, of any size.
+
+    ``amateur``: what contrastive decoding contrasts the base with.
+    """
+
+    name: str
+    model: str = Field(min_length=1)
+    amateur: StrictBool = False
+
+
+class Value(Member):
+    """``[[values]]``: implicit (a tuned language model) or explicit (a trunk with a scalar head).
+
+    ``objective``: what it was trained on, or ``rewards``: the mix, as its row of a backbone-reward matrix; neither for
+    an implicit value that takes the whole preference (PBLoRA), whose rows ``objectives`` names where they are not the
+    family's in order. ``base``: the entry of ``[[models]]`` it was grown from; None for the family's base.
+    ``reference``: an implicit value's score is taken against the model it was grown from (yes, unless said otherwise or
+    a PBLoRA). ``system``: its own system message. ``anti``: a member of the same model that speaks against the
+    objective.
+    """
+
+    kind: Literal["implicit", "explicit"]
+    objective: str | None = None
+    rewards: list[Finite] | None = None
+    objectives: list[str] | None = None
+    base: str | None = None
+    reference: StrictBool | None = None
+    system: str | None = None
+    anti: str | None = None
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether it takes the whole preference."""
+        return self.objective is None and self.rewards is None
+
+
+class Expert(Member):
+    """``[[experts]]``: a language model that is good at something; a router chooses among them at every token."""
+
+
+class Router(Member):
+    """``[router]``: a language model and, beside its weights, a linear head with one row an expert, in the order of
+    ``[[experts]]``."""
+
+    name: str = "router"
+
+
+class Preset(Table):
+    """``[presets.NAME]``: steering options under a name that clients may send as ``model``."""
+
+    method: str | None = None
+    preference: dict[str, Finite] | None = None
+    target: dict[str, Finite] | None = None
+    coefficients: dict[str, Finite] | None = None
+    strength: Finite | dict[str, Finite] | None = None
+    value: str | None = None
+    combine: str | None = None
+    candidates: int | None = None
+    block_length: int | None = None
+    terms: list[dict[str, Any]] | None = None
+    normalize: str | None = None
+    negative_prompt: str | None = None
+    divergence: str | None = None
+    alpha: Finite | None = None
+    complement: Finite | None = None
+    expert_weight: Finite | None = None
+    top_experts: int | None = None
+    min_stay: int | None = None
+    threshold: Finite | None = None
+    kl_budget: Finite | None = None

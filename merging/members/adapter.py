@@ -1,0 +1,222 @@
+"""Low-rank members: PEFT LoRA folders, read without PEFT and checked against the base."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ladle.merging.checkpoints.reader import read_json, require_finite
+from ladle.merging.errors import FamilyError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_SUFFIXES = {".lora_A.weight": "a", ".lora_B.weight": "b"}
+
+# Options that decide what was trained or how, but not what y = W x + scale * B (A x) computes from the saved tensors.
+_HARMLESS = {
+    "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+    "exclude_modules", "lora_dropout", "bias", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping",
+    "peft_version", "layers_to_transform", "layers_pattern", "init_lora_weights", "eva_config", "loftq_config",
+    "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
+}  # fmt: skip
+# These start from a changed base (W - B0 A0), so the saved factors are not a delta from the base we serve.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One linear layer's delta: W + scale * b @ a.
+
+    Attributes:
+        a: ``[rank, in]``, the dtype it was saved in.
+        b: ``[out, rank]``, likewise.
+        scale: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732).
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    def delta(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The dense delta ``[out, in]``, computed in ``dtype``."""
+        return (self.b.to(dtype) @ self.a.to(dtype)).mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class LowRankMember:
+    """A member kept as low-rank deltas.
+
+    Attributes:
+        name: its name in the family.
+        path: the PEFT folder.
+        modules: delta by module path in the base, e.g. ``model.layers.0.self_attn.q_proj``.
+    """
+
+    name: str
+    path: Path
+    modules: dict[str, LowRank]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules.values())
+
+    def numel(self) -> int:
+        """Number of parameters."""
+        return sum(module.a.numel() + module.b.numel() for module in self.modules.values())
+
+    def nbytes(self) -> int:
+        """Bytes as saved."""
+        return sum(module.a.nbytes + module.b.nbytes for module in self.modules.values())
+
+
+def load_peft(path: str | Path, name: str, base_shapes: Mapping[str, tuple[int, int]]) -> LowRankMember:
+    """Load a PEFT LoRA folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Args:
+        path: the folder.
+        name: the member's name.
+        base_shapes: (out, in) of every linear module of the base, by module path.
+
+    Raises:
+        FamilyError: naming file and tensor: another kind of adapter (DoRA, bias, modules_to_save, embeddings, trained
+            tokens, ...), a module that the base lacks, shapes or ranks that do not agree, NaN or infinity.
+    """
+    folder = Path(path)
+    config_file = folder / CONFIG
+    config = read_json(config_file)
+    _refuse_unsupported(config, config_file)
+    weights_file = folder / WEIGHTS
+    factors = read_factors(weights_file, _SUFFIXES, "LoRA factor (MODULE.lora_A.weight or MODULE.lora_B.weight)")
+    modules = {}
+    for module, pair in sorted(factors.items()):
+        for side, suffix in (("a", ".lora_A.weight"), ("b", ".lora_B.weight")):
+            if side not in pair:
+                raise FamilyError(weights_file, "missing, though its other factor is there", PREFIX + module + suffix)
+        if module not in base_shapes:
+            reason = f"the base has no linear module {module}"
+            raise FamilyError(weights_file, reason, f"{PREFIX}{module}.lora_A.weight")
+        shape = base_shapes[module]
+        modules[module] = _low_rank(config, config_file, weights_file, module, pair["a"], pair["b"], shape)
+    return LowRankMember(name, folder, modules)
+
+
+def is_peft_folder(path: Path) -> bool:
+    """Whether ``path`` is an adapter rather than a full checkpoint."""
+    return (path / CONFIG).is_file() or (path / WEIGHTS).is_file()
+
+
+def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise FamilyError(file, f"peft_type: {config.get('peft_type')!r} is not supported; only 'LORA' is")
+    if config.get("bias", "none") != "none":
+        raise FamilyError(file, f"bias: {config['bias']!r} is not supported; only 'none' is")
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        raise FamilyError(file, f"init_lora_weights: {init!r} changes the base; convert it to plain LoRA first")
+    for key in sorted(config.keys() - _HARMLESS):
+        # Whatever option PEFT has or will get: switched off it means plain LoRA, switched on we do not know it.
+        if config[key] not in (None, False, [], {}, ""):
+            raise FamilyError(file, f"{key}: {config[key]!r} is not supported; only plain LoRA is")
+    if not isinstance(config.get("r"), int) or config["r"] < 1:
+        raise FamilyError(file, f"r: {config.get('r')!r} must be a whole number >= 1")
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise FamilyError(file, f"lora_alpha: {alpha!r} must be a finite number")
+
+
+def read_factors(file: Path, suffixes: Mapping[str, str], kind: str) -> dict[str, dict[str, torch.Tensor]]:
+    """{module path: {part: matrix}} of an adapter's safetensors, every tensor checked for what it is and for NaN.
+
+    Args:
+        suffixes: part by the end of a tensor's name.
+        kind: what a tensor must be, in words.
+    """
+    if not file.is_file():
+        pickle = file.with_name("adapter_model.bin")
+        hint = f"; {pickle.name} is a pickle, which is never loaded" if pickle.is_file() else ""
+        raise FamilyError(file, f"no such file{hint}")
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    try:
+        with safe_open(file, framework="pt") as stream:
+            names = list(stream.keys())
+            tensors = {name: stream.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
+    for name in sorted(names):
+        suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+        if suffix is None or not name.startswith(PREFIX):
+            raise FamilyError(file, _why_not(name, kind), name)
+        tensor = tensors[name]
+        if tensor.ndim != 2 or not tensor.is_floating_point():
+            raise FamilyError(file, f"{tensor.dtype} of shape {list(tensor.shape)}; a floating matrix is needed", name)
+        require_finite(tensor, file, name)
+        # A copy: adapters are small, and the file may be replaced while the server runs.
+        factors.setdefault(name[len(PREFIX) : -len(suffix)], {})[suffixes[suffix]] = tensor.clone()
+    if not factors:
+        raise FamilyError(file, f"holds not one {kind}")
+    return factors
+
+
+def _why_not(name: str, kind: str) -> str:
+    for part, what in (
+        ("lora_magnitude_vector", "a DoRA magnitude"),
+        ("lora_embedding_", "a LoRA of an embedding"),
+        ("token_adapter", "trained tokens"),
+        (".bias", "a bias"),
+    ):
+        if part in name:
+            return f"{what} is not supported; only factors of linear layers are"
+    return f"not a {kind}, prefixed by {PREFIX}; modules_to_save is not supported"
+
+
+def _low_rank(
+    config: Mapping[str, Any],
+    config_file: Path,
+    weights_file: Path,
+    module: str,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    shape: tuple[int, int],
+) -> LowRank:
+    rank = _by_pattern(config, config_file, "rank_pattern", module, config["r"])
+    alpha = _by_pattern(config, config_file, "alpha_pattern", module, config["lora_alpha"])
+    for label, tensor, wanted in (("lora_A", a, (rank, shape[1])), ("lora_B", b, (shape[0], rank))):
+        if tuple(tensor.shape) != wanted:
+            reason = (
+                f"shape {list(tensor.shape)}, but {list(wanted)} follows from rank {rank} ({CONFIG}) and "
+                f"the base's {shape[0]}x{shape[1]} (out x in)"
+            )
+            raise FamilyError(weights_file, reason, f"{PREFIX}{module}.{label}.weight")
+    return LowRank(a, b, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _by_pattern(config: Mapping[str, Any], file: Path, key: str, module: str, default: float) -> Any:
+    """PEFT's rule: the first pattern that matches the end of the module path at a dot (or all of it) decides."""
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise FamilyError(file, f"{key}: {patterns!r} must be an object of numbers by pattern")
+    for pattern, value in patterns.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise FamilyError(file, f"{key}.{pattern}: {value!r} must be a finite number")
+    return patterns.get(_matching(patterns, module, file, key), default)
+
+
+def _matching(patterns: Iterable[str], module: str, file: Path, key: str) -> str | None:
+    for pattern in patterns:
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return pattern
+        except re.error as error:
+            raise FamilyError(file, f"{key}: {pattern!r} is not a regular expression: {error}") from None
+    return None

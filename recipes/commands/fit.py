@@ -1,0 +1,73 @@
+"""``ladle fit``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    family: Annotated[str, typer.Argument(help="A built-in family or a family's folder.")],
+    sweeps: Annotated[list[Path], typer.Argument(help="Folders of sweeps of this family (ladle sweep).")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            help="Which of the sweeps' methods, as they were written there; repeatable.",
+            show_default="all that merge weights alone",
+        ),
+    ] = None,
+    perplexity: Annotated[
+        float, typer.Option(min=1.0, help="How many times as perplexing as its own answers may be to the base.")
+    ] = 1.3,
+    order: Annotated[
+        float, typer.Option(min=0.0, help="How much it weighs that rewards keep the order of their weights; 0: not.")
+    ] = 0.3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was fitted as JSON.")] = False,
+) -> None:
+    """Fit how rewards follow merge coefficients, so that method fitted_soup can choose the best ones.
+
+    Example: ladle sweep trio -m bone_soup -m bone_soup:strength=1.5 --split validation --prompts varied --out sweep,
+    and then: ladle fit trio sweep
+    """  # fmt: skip
+    import numpy as np
+
+    from ladle.merging.errors import FamilyError
+    from ladle.merging.family.family import find_manifest
+    from ladle.merging.family.manifest import load_manifest
+    from ladle.merging.family.measurement_file import write_measured
+    from ladle.merging.family.surface import SURFACE_NAME
+    from ladle.merging.preferences.simplex import grid
+    from ladle.recipes.fits.fit import choose, fit_surface, lines, measurements
+    from ladle.recipes.sweeps.table import table_of
+
+    try:
+        file = find_manifest(family)
+        manifest = load_manifest(file)
+        tables = [table_of(sweep, manifest) for sweep in sweeps]
+        chosen = choose([table for table, _ in tables], methods)
+        own = np.concatenate([table.base_rewards for table, _ in tables])
+        measured, sampling = [], tables[0][1]["sampling"]
+        for sweep, (table, asked) in zip(sweeps, tables, strict=True):
+            if asked["sampling"] != sampling:
+                allowed = f"{sampling}, as in {sweeps[0]}"
+                raise ValueError(f"sampling: {asked['sampling']} is not allowed; allowed: {allowed}")
+            if not set(asked["settings"]) <= asked.get("coefficients", {}).keys():
+                raise ValueError(f"sweep: {str(sweep)!r} is not allowed; allowed: one that says what was merged in it")
+            measured += measurements(table, asked["coefficients"], chosen, own)
+        bounds = {"most_surprise": math.log(perplexity), "order": order}
+        surface = fit_surface(measured, manifest, file.parent, **bounds, sampling=sampling)
+        write_measured(surface, file.parent / SURFACE_NAME)
+    except (ValueError, OSError, FamilyError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(surface.model_dump_json(indent=1))
+        return
+    for line in lines(surface, grid(len(surface.rewards), 3)):
+        typer.echo(line)
+    typer.echo(f"written to {file.parent / SURFACE_NAME}; a running server reads it when it starts again")

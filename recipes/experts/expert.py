@@ -1,0 +1,95 @@
+"""Training one domain expert: a LoRA member that learns the answers of its domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ladle.recipes.config import AdapterConfig, ExpertsConfig
+from ladle.recipes.domains.domains import Question
+from ladle.recipes.model import Base
+from ladle.recipes.scoring import Encoded, predictions
+from ladle.recipes.training.descent import descend
+from ladle.recipes.training.lora import new_adapter, save_adapter
+
+_WINDOW = 4  # batches whose items are sorted by length among themselves, so that little is padded
+
+
+def encode(base: Base, question: Question, answer: str | None = None) -> Encoded:
+    """A question in the base's chat template with an answer (the right one unless another is given) that ends its
+    turn."""
+    text = question.task.answer if answer is None else answer
+    ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Encoded(tuple(base.prompt_ids(question.task.prompt)), (*ids, base.eos))
+
+
+def batches(items: Sequence[Encoded], size: int, random: np.random.Generator) -> list[list[int]]:
+    """Indices of the items in random order, `size` a batch; a batch has items of similar length."""
+    order = random.permutation(len(items)).tolist()
+    span = _WINDOW * size
+    windows = [order[start : start + span] for start in range(0, len(order), span)]
+    found = []
+    for window in windows:
+        window.sort(key=lambda index: len(items[index].prompt) + len(items[index].answer))
+        found += [window[start : start + size] for start in range(0, len(window), size)]
+    return [found[i] for i in random.permutation(len(found))]
+
+
+def language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood, nats, of the answers' tokens; prompts have no part in it.
+
+    Args:
+        logits: float [tokens, vocabulary].
+        targets: int64 [tokens].
+    """
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+def train_expert(
+    base: Base,
+    name: str,
+    questions: Sequence[Question],
+    adapter: AdapterConfig,
+    config: ExpertsConfig,
+    folder: Path,
+    base_name: str,
+    report: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Trains one expert on a pass over its questions and writes it as a PEFT LoRA folder, factors in float16. The base
+    is left as it was.
+
+    Args:
+        base: the frozen base.
+        name: the expert's name, for progress only.
+        questions: what it learns to answer.
+        adapter: LoRA shape and initialisation; the same one for all experts.
+        config: hyperparameters and the seed of the order.
+        folder: where it goes; there whole or not at all.
+        base_name: what adapter_config.json calls its base.
+        report: receives one line at the end.
+
+    Returns:
+        "loss", mean over the last quarter of the steps, nats a token.
+    """
+    items = [encode(base, question) for question in questions]
+    model = new_adapter(base, adapter, "default")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = [[batch] for batch in batches(items, config.batch, np.random.default_rng(config.seed))]
+
+    def backward(batch: list[int], share: float) -> tuple[float]:
+        found = predictions(model, [items[index] for index in batch])
+        loss = language_loss(found.logits, found.targets)
+        (loss * share).backward()
+        return (float(loss.detach()),)
+
+    rates = [(config.learning_rate, parameters)]
+    try:
+        (loss,) = descend(name, rates, steps, backward, warmup=config.warmup, max_gradient=config.max_gradient)
+        save_adapter(model, folder, base_name)
+    finally:
+        model.unload()
+    report(f"{name}: loss {loss:.3f}, {len(steps)} steps")
+    return {"loss": float(loss)}

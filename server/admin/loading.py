@@ -1,0 +1,72 @@
+"""Families from disk into engines, and the names by which an administrator may ask for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ladle.guidance.registry import check_methods
+from ladle.merging.family.family import built_in_families, find_manifest, load_family
+from ladle.merging.family.manifest import MANIFEST_NAME, load_manifest
+from ladle.server.engine.async_engine import AsyncEngine
+from ladle.server.engine.controls import EngineControls
+from ladle.server.engine.engine import Engine
+from ladle.server.hosting import Hosted
+from ladle.server.serving import Serving
+from ladle.server.settings import ServerSettings
+
+
+class FamilyFiles:
+    """What may be loaded: the family that the server was started with, the built-in ones, and the folders with a
+    family.toml in ``families_dir``. A request names one of them; no part of a path is ever made of what it says.
+
+    Args:
+        progress: called with one line before anything that takes long, on the loading thread.
+    """
+
+    def __init__(self, settings: ServerSettings, progress: Callable[[str], None] = lambda line: None) -> None:
+        self._settings = settings
+        self._progress = progress
+        self._own: dict[str, str] = {}
+
+    def available(self) -> list[str]:
+        """Names that may be loaded, as they are found now."""
+        return sorted(self._sources())
+
+    def source_of(self, name: str) -> str | None:
+        """The folder or built-in family that ``name`` stands for; None for a name that is not available."""
+        return self._sources().get(name)
+
+    def members(self, source: str, left_out: frozenset[str]) -> list[str]:
+        """Names of the members that ``load`` would load. Raises FamilyError."""
+        return [entry.name for _, entry in load_manifest(find_manifest(source), left_out).members()]
+
+    def load(self, source: str, left_out: frozenset[str] = frozenset()) -> Hosted:
+        """Load ``source`` without the members ``left_out`` and start its engine.
+
+        Raises:
+            FamilyError, InputError: why it cannot be served.
+        """
+        family = load_family(source, self._settings.cache_dir, self._progress, left_out)
+        check_methods(family)
+        self._progress(f"loading {family.name} into the engine")
+        engine = Engine(family, self._settings.engine_config())
+        engine.start()
+        if source == self._settings.family:
+            self._own[family.name] = source
+        serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary)
+        return Hosted(serving, EngineControls(engine), source, left_out)
+
+    def _sources(self) -> dict[str, str]:
+        found = {name: name for name in built_in_families()}
+        folder = self._settings.families_dir
+        if folder is not None:
+            found |= {entry.name: str(entry) for entry in _families_in(folder)}
+        return found | self._own
+
+
+def _families_in(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if (entry / MANIFEST_NAME).is_file()]
+    except OSError:
+        return []

@@ -1,0 +1,226 @@
+"""Attention over the KV pool, registered with transformers so that any of its decoders runs on it.
+
+A forward takes the tokens of many lanes side by side in one row. Each step lays out ``AttentionGroup``s: lanes in
+decode whose lengths share a bucket, and the query tiles of one prefill chunk. A group is one call, so a step costs a
+few calls a layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone: together
+with row-invariant products this is why a sequence computes the same values whatever shares its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from ladle.kernels import dispatch
+from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache, KVShape
+
+IMPLEMENTATION = "ladle_paged"
+TOGETHER = 4
+"""Queries that share keys are attended to in multiples of so many: with other counts torch's buffers of a second thread
+begin where MKL sums in another order, and which thread a lane falls to depends on its batch."""
+
+
+def bucket_blocks(blocks: int) -> int:
+    """The padded number of blocks for a lane of ``blocks``: 4, then two steps an octave (4, 8, 12, 16, 24, 32,
+    48...).
+    """
+    if blocks <= 4:
+        return 4
+    octave = 1 << ((blocks - 1).bit_length() - 1)
+    middle = octave + octave // 2
+    return middle if blocks <= middle and octave >= 8 else 2 * octave
+
+
+@dataclass
+class AttentionGroup:
+    """Queries that attend in one call: the tokens ``start`` to ``stop`` of the row.
+
+    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``front`` first and some last of
+    them padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill; ``keys``
+    [blocks * BLOCK_SIZE] int64: 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE]: the places of the keys where they do
+    not follow their blocks. ``visible`` [tile, blocks * BLOCK_SIZE] bool: what a query may see of the keys at or before
+    its own place, None for all of them; candidates at one place see themselves and not each other.
+    """
+
+    start: int
+    stop: int
+    front: int
+    positions: Tensor
+    table: Tensor
+    keys: Tensor
+    visible: Tensor | None = None
+    _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask [tiles, 1, rows, keys]: causal, within ``window`` when the layer slides. The first
+        folded * tile rows are the queries', the rest fills up to a multiple of ``TOGETHER``."""
+        known = self._masks.get((folded, window, dtype))
+        if known is None:
+            query = self.positions[:, :, None]
+            allowed = self.keys <= query
+            if self.visible is not None:
+                allowed &= self.visible
+            if window is not None:
+                allowed &= self.keys > query - window
+            known = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            known = known[:, None].repeat(1, 1, folded, 1)
+            if spare := -known.shape[2] % TOGETHER:
+                known = F.pad(known, (0, 0, 0, spare))
+            self._masks[(folded, window, dtype)] = known
+        return known
+
+
+@dataclass(frozen=True)
+class TokenPlaces:
+    """Where each token of a row is: ``tables`` [tokens] its row of the block table ``blocks`` [lanes, blocks],
+    ``positions`` [tokens] its place in its sequence; int64. It sees what its blocks hold before that place, and itself.
+    """
+
+    blocks: NDArray[np.int64]
+    tables: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> TokenPlaces:
+        """Of a forward that nothing looks into token by token."""
+        return cls(*np.zeros((3, 0), dtype=np.int64))
+
+
+@dataclass
+class PagedContext:
+    """What the layers of one forward need: the pool, where the new keys go ([tokens] int64), the groups, and the same
+    token by token."""
+
+    cache: KVCache
+    slots: Tensor
+    groups: list[AttentionGroup]
+    places: TokenPlaces | None = None
+    rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+    """What fused layers made of this forward's position embeddings, and of which."""
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """How one layer attends: its place, what it stores, the score's scale, and the window or cap where it has one."""
+
+    layer: int
+    shape: KVShape
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
+class AttentionProbe:
+    """Learns from one plain forward how each layer attends; ``value_dims`` are the values' sizes by layer, ``sinks``
+    whether a layer has learned attention sinks."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, LayerAttention] = {}
+        self.value_dims: dict[int, int] = {}
+        self.sinks = False
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """``q`` [tiles, kv heads, rows, d] -> the same shape; ``mask`` as of ``AttentionGroup.mask``."""
+    rows = q.shape[2]
+    if softcap is None:
+        filled = F.pad(q, (0, 0, 0, mask.shape[2] - rows)) if mask.shape[2] > rows else q
+        return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :rows]
+    scores = _products(q, k) * scaling
+    scores = softcap * torch.tanh(scores / softcap) + mask[:, :, :rows]
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T. A single tile is multiplied in another order than several, so it is computed as two."""
+    if q.shape[0] > 1:
+        return q @ k.transpose(2, 3)
+    return (q.expand(2, -1, -1, -1) @ k.expand(2, -1, -1, -1).transpose(2, 3))[:1]
+
+
+def paged_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    paged: PagedContext | AttentionProbe | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: ``query`` [1, heads, tokens, d], ``key``/``value`` [1, kv heads, tokens, d].
+
+    Returns [1, tokens, heads, d]. Without ``paged`` it is plain causal attention (used while probing a model).
+    """
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attention = LayerAttention(layer, KVShape(key.shape[1], key.shape[3]), scale, sliding_window, softcap)
+    if not isinstance(paged, PagedContext):
+        if paged is not None:
+            paged.layers[layer] = attention
+            paged.value_dims[layer] = value.shape[3]
+            paged.sinks |= kwargs.get("s_aux") is not None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
+        )
+    output = attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), attention, paged)
+    return output[None], None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention, paged: PagedContext) -> Tensor:
+    """Store the new keys and values, then attend: ``query`` [tokens, heads, d], ``key``/``value`` [tokens, kv heads, d]
+    -> [tokens, heads, d]."""
+    layer = attention.layer
+    paged.cache.write(layer, key, value, paged.slots)
+    heads, dim = query.shape[1:]
+    kv_heads = key.shape[1]
+    folded = heads // kv_heads
+    outputs = []
+    for group in paged.groups:
+        tiles, tile = group.positions.shape
+        q = query[group.start : group.stop]
+        if tile == 1 and group.visible is None and dispatch.on_gpu(q):
+            pool, places = paged.cache.layers[layer], group.positions[:, 0]
+            options = (BLOCK_SIZE, attention.scaling, attention.window, attention.softcap)
+            outputs.append(dispatch.paged_attention(q, pool, group.table, places, *options))
+            continue
+        padding = tiles * tile - q.shape[0]
+        if padding:
+            q = F.pad(q, (0, 0, 0, 0, group.front, padding - group.front))
+        # Query heads that share a key/value head become rows of one product instead of copies of K and V.
+        if tile == 1:
+            q = q.reshape(tiles, kv_heads, folded, dim)
+        else:
+            q = q.reshape(tiles, tile, kv_heads, folded, dim).permute(0, 2, 3, 1, 4)
+            q = q.reshape(tiles, kv_heads, folded * tile, dim)
+        k, v = paged.cache.gather(layer, group.table)
+        if k.shape[0] != tiles:
+            k, v = k.expand(tiles, -1, -1, -1), v.expand(tiles, -1, -1, -1)
+        mask = group.mask(folded, attention.window, q.dtype)
+        o = _attend(q, k.to(q.dtype), v.to(q.dtype), mask, attention.scaling, attention.softcap)
+        if tile > 1:
+            o = o.view(tiles, kv_heads, folded, tile, -1).permute(0, 3, 1, 2, 4)
+        o = o.reshape(tiles * tile, heads, -1)
+        outputs.append(o[group.front : group.front + group.stop - group.start] if padding else o)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention) -> Tensor:
+    """Causal attention of one sequence without a cache; shapes as in ``attend``."""
+    q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling, enable_gqa=True)
+    return o[0].transpose(0, 1)
+
+
+AttentionInterface.register(IMPLEMENTATION, paged_attention_forward)

@@ -1,0 +1,99 @@
+"""One forward over the tokens of many lanes side by side: as arrays of the host, then as tensors of the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ladle.server.engine.device.transfers import Array, send
+from ladle.server.engine.forward.attention import AttentionGroup, TokenPlaces
+from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.requests.sequence import Lane
+
+
+@dataclass
+class StepLayout:
+    """What one forward reads, on its device.
+
+    ``ids``, ``positions`` [1, tokens] int64; ``slots`` [tokens] int64; ``coefficients`` [tokens, members] or None when
+    every token runs on plain weights; ``logit_rows`` [n] int64 tokens whose logits are wanted (None: all);
+    ``logit_lanes``: the lane each of them belongs to. ``places``: where each token is.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    groups: list[AttentionGroup]
+    coefficients: Tensor | None
+    logit_rows: Tensor | None
+    logit_lanes: list[Lane]
+    places: TokenPlaces
+
+
+@dataclass
+class HostGroup:
+    """An ``AttentionGroup`` of arrays. ``keys``: how many follow their blocks, or their places."""
+
+    start: int
+    stop: int
+    front: int
+    positions: Array
+    table: Array
+    keys: int | Array
+    visible: Array | None = None
+
+    @property
+    def arrays(self) -> list[Array]:
+        """What is to be sent."""
+        found = [self.positions, self.table]
+        if not isinstance(self.keys, int):
+            found.append(self.keys)
+        return found if self.visible is None else [*found, self.visible]
+
+    def on_device(self, sent: list[Tensor], numbers: Tensor) -> AttentionGroup:
+        """``sent``: ``arrays`` on their device; ``numbers`` 0, 1, 2, ... there."""
+        keys = numbers[: self.keys] if isinstance(self.keys, int) else sent[2]
+        visible = None if self.visible is None else sent[-1]
+        return AttentionGroup(self.start, self.stop, self.front, sent[0], sent[1], keys, visible)
+
+
+@dataclass
+class HostLayout:
+    """A ``StepLayout`` of arrays: ``rows`` [tokens] int64 of the lane table in place of coefficients, and ``merged``,
+    whether any of them are needed. ``ids`` None: the tokens are on the device already."""
+
+    ids: Array | None
+    positions: Array
+    slots: Array
+    rows: Array
+    merged: bool
+    groups: list[HostGroup]
+    logit_rows: Array | None
+    logit_lanes: list[Lane]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.slots)
+
+    def send(self, table: LaneTable, numbers: Tensor, ids: Tensor | None = None) -> StepLayout:
+        """It on the device of ``numbers`` (0, 1, 2, ..., as many as a group may have keys), in one copy; ``ids``
+        [tokens] where it has none."""
+        own = [self.positions, self.slots]
+        own += [array for array in (self.ids, self.logit_rows) if array is not None]
+        own += [self.rows] if self.merged else []
+        grouped = [group.arrays for group in self.groups]
+        found = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
+        positions, slots = next(found), next(found)
+        tokens = ids if self.ids is None else next(found)
+        assert tokens is not None
+        logit_rows = None if self.logit_rows is None else next(found)
+        coefficients = table.coefficients.index_select(0, next(found)) if self.merged else None
+        groups = [
+            group.on_device([next(found) for _ in arrays], numbers)
+            for group, arrays in zip(self.groups, grouped, strict=True)
+        ]
+        places = TokenPlaces(table.blocks, self.rows, self.positions)
+        return StepLayout(
+            tokens[None], positions[None], slots, groups, coefficients, logit_rows, self.logit_lanes, places
+        )

@@ -1,0 +1,200 @@
+"""Decode steps of one model, recorded for some sizes and run again on the same buffers.
+
+A step in which every lane computes one token takes the smallest recorded size that holds it. All other steps run as
+they come.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.kernels import step_tables
+from ladle.server.engine.device.transfers import send_one
+from ladle.server.engine.forward.attention import bucket_blocks
+from ladle.server.engine.forward.layout import HostGroup, HostLayout
+from ladle.server.engine.forward.loaded_model import LoadedModel
+from ladle.server.engine.graphs.recorded_step import Found, RecordedStep, Size
+from ladle.server.engine.graphs.recorder import Recorder, recorder_for
+from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.scores.router import Router
+from ladle.server.engine.scores.tables import HostRoutes, HostTables
+
+logger = logging.getLogger(__name__)
+
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+"""Rows of the recorded steps. More of them keep a GPU busy for longer than the host takes to launch the rest."""
+FIRST_BLOCKS, WIDER = 64, 8
+"""Blocks a lane of the narrowest recordings, and how many times as wide the next are: attention is launched over all
+blocks, however few of them a lane has."""
+
+
+class DecodeGraphs:
+    """Recordings of ``model`` over ``cache``, for the lanes of ``table``. ``draws``: whether they draw tokens too,
+    ``routes``: whether ``router`` chooses experts in them."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        cache: KVCache,
+        table: LaneTable,
+        vocabulary: int,
+        router: Router | None,
+        record: Recorder[Found],
+    ) -> None:
+        """Records all sizes. ``vocabulary``: tokens that may be drawn. Raises RuntimeError where a step cannot be
+        recorded."""
+        self._table = table
+        self._cache = cache
+        self._router = router
+        self._vocabulary = min(vocabulary, model.vocabulary)
+        sizes = sorted(sizes_of(table), reverse=True)  # see CudaRecorder
+        widest = max(size.blocks for size in sizes)
+        numbers = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
+        self._steps: dict[Size, RecordedStep] = {}
+        self._replays: dict[Size, Callable[[], Found]] = {}
+        with torch.inference_mode():
+            for size in sizes:
+                step = RecordedStep(size, model, cache, table, self._vocabulary, numbers, router)
+                step.fill(self._example(size), None)
+                self._steps[size] = step
+                self._replays[size] = record(step.compute)
+            found = [replay() for replay in self._replays.values()]
+        self.draws = all(one.tokens is not None for one in found)
+        self.routes = all(one.speakers is not None for one in found)
+
+    @property
+    def most_rows(self) -> int:
+        return max(size.rows for size in self._replays)
+
+    def size_for(self, layout: HostLayout) -> Size | None:
+        """The recording that ``layout`` can run on, if there is one: each lane decodes, and none is longer than any."""
+        if len(layout.groups) != 1 or layout.ids is None:
+            return None
+        (group,) = layout.groups
+        rows, width = layout.tokens, group.table.shape[1]
+        if group.stop != rows or group.positions.shape != (rows, 1) or group.visible is not None:
+            return None
+        fitting = [s for s in self._replays if s.rows >= rows and s.blocks >= width and s.merged == layout.merged]
+        return min(fitting, default=None)
+
+    @torch.inference_mode()
+    def run(self, layout: HostLayout, size: Size, tables: HostTables | None = None) -> Found:
+        """What ``layout`` computes: logits and hidden states of the rows it wants, and one token for each sequence of
+        ``tables``, whose rows are those of the logits."""
+        self._steps[size].fill(layout, tables)
+        found, rows = self._replays[size](), layout.tokens
+        if layout.logit_rows is not None:
+            wanted = send_one(layout.logit_rows, found.logits.device)
+            return Found(found.logits.index_select(0, wanted), found.hidden.index_select(0, wanted))
+        logits, hidden = found.logits[:rows], found.hidden[:rows]
+        if tables is None or found.tokens is None or found.logprobs is None:
+            return Found(logits, hidden)
+        count = len(tables.rows)
+        speakers = None if tables.routed is None or found.speakers is None else found.speakers[:, :count]
+        return Found(logits, hidden, found.tokens[:count], found.logprobs[:count], speakers)
+
+    @torch.inference_mode()
+    def agrees(self) -> bool:
+        """Whether every recording gives what its step gives. Clears the whole pool, so it is for the start."""
+        random = np.random.default_rng(0)
+        coefficients = self._table.coefficients
+        coefficients.copy_(torch.from_numpy(random.random(coefficients.shape)))
+        same = True
+        for size, replay in self._replays.items():
+            step = self._steps[size]
+            step.fill(self._example(size), self._plans(size, random))
+            one = replay()
+            own = step.draw(one) if one.tokens is not None else one
+            same &= _close(one.logprobs, own.logprobs) and _equal(one.tokens, own.tokens)
+            same &= _equal(one.speakers, own.speakers)
+            other = step.compute()
+            same &= _close(one.logits, other.logits) and _close(one.hidden, other.hidden)
+        coefficients.zero_()
+        self._cache.clear(list(range(self._cache.blocks)))
+        return same
+
+    def _example(self, size: Size) -> HostLayout:
+        """As many lanes as a recording has, each with its second block begun as far as there are two blocks for it;
+        what is left over stores in block 0."""
+        rows = np.arange(size.rows)
+        held = np.where(2 * rows + 1 < self._cache.blocks - 1, 2 * rows + 1, -1)
+        there = held > 0
+        positions = np.where(there, BLOCK_SIZE + rows % BLOCK_SIZE, 0)
+        slots = np.where(there, (held + 1) * BLOCK_SIZE + rows % BLOCK_SIZE, 0)
+        ids = np.where(there, (7919 * rows + 5) % self._vocabulary, 0)
+        blocks = np.stack((np.maximum(held, 0), np.maximum(held + 1, 0)), axis=1)[:, : size.blocks]
+        group = HostGroup(0, size.rows, 0, positions[:, None], blocks, size.blocks * BLOCK_SIZE)
+        return HostLayout(ids, positions, slots, rows % (self._table.rows + 1), size.merged, [group], None, [])
+
+    def _plans(self, size: Size, random: np.random.Generator) -> HostTables:
+        """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
+        rows, places = size.rows, np.arange(size.rows)
+        choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
+        choices[:, step_tables.ABSENT] = -1
+        choices[:, step_tables.KEYS] = random.integers(0, 2**31, (rows, 2))
+        choices[:, step_tables.TOP_K] = np.where(places % 3 == 2, 5, 0)
+        numbers = np.ones((rows, step_tables.NUMBERS), dtype=np.float32)
+        numbers[:, step_tables.TEMPERATURE] = places % 3 != 0
+        numbers[:, step_tables.MIN_P] = 0.0
+        weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
+        sources = random.integers(0, rows, (rows, 3))
+        routed = None
+        if self._router is not None:
+            experts = self._router.experts
+            routed = HostRoutes(
+                places % 2 == 1,
+                np.stack([random.integers(low, high, rows) for low, high in ((-1, experts), (0, 3), (1, 3))], axis=1),
+                random.integers(0, rows, (rows, experts)),
+                random.random((rows, 2)).astype(np.float32),
+                np.where(random.random(rows) < 0.5, -np.inf, 0.5),
+            )
+        return HostTables(sources, weights, choices, numbers, routed)
+
+
+def sizes_of(table: LaneTable) -> list[Size]:
+    """The sizes that are recorded for the lanes of ``table``."""
+    longest = max(table.blocks.shape[1], bucket_blocks(1))
+    widths, width = [longest], FIRST_BLOCKS
+    while width < longest:
+        widths.append(width)
+        width *= WIDER
+    kinds = (False, True) if table.coefficients.shape[1] else (False,)
+    rows = [count for count in ROWS if count <= table.rows]
+    return [Size(*size) for size in itertools.product(rows, widths, kinds)]
+
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.allclose(
+        one.float(), other.float(), rtol=1e-2, atol=1e-2 * float(other.float().abs().mean()), equal_nan=True
+    )
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
+
+
+def record_decoding(
+    model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, router: Router | None
+) -> DecodeGraphs | None:
+    """Recordings of ``model``; None where nothing can be recorded, or what was recorded gives something else."""
+    record = recorder_for(table.coefficients.device)
+    if record is None:
+        return None
+    try:
+        graphs = DecodeGraphs(model, cache, table, vocabulary, router, record)
+        if graphs.agrees():
+            return graphs
+        reason = "a recording gives other values than the step that it was made of"
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+    logger.warning("decoding is not recorded as CUDA graphs: %s", reason)
+    return None

@@ -1,0 +1,175 @@
+"""A decode step of one size on buffers that stay where they are: forward, choice of experts, and the draw of sequences
+that add sources.
+
+What a step needs of the host lies in one buffer of the device, so that one copy brings all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.kernels import dispatch, step_tables
+from ladle.server.engine.device.transfers import Array, Fields
+from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenPlaces
+from ladle.server.engine.forward.layout import HostLayout, StepLayout
+from ladle.server.engine.forward.loaded_model import LoadedModel
+from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.scores.router import Router
+from ladle.server.engine.scores.slot_tables import SOURCES
+from ladle.server.engine.scores.tables import HostTables
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """``rows`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients."""
+
+    rows: int
+    blocks: int
+    merged: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """``logits`` [rows, vocabulary] and ``hidden`` [rows, hidden] of a step's lanes. Of its sequences ``tokens`` [rows]
+    int64 and ``logprobs`` [rows], None where it has no draw; ``speakers`` [2, rows] int64, who speaks and how many in a
+    row with that, None where nobody is chosen. All hold until the next step."""
+
+    logits: Tensor
+    hidden: Tensor
+    tokens: Tensor | None = None
+    logprobs: Tensor | None = None
+    speakers: Tensor | None = None
+
+
+class RecordedStep:
+    """A step of ``size``: ``fill`` what it computes, then ``compute`` it or what was recorded of that."""
+
+    def __init__(
+        self,
+        size: Size,
+        model: LoadedModel,
+        cache: KVCache,
+        table: LaneTable,
+        vocabulary: int,
+        numbers: Tensor,
+        router: Router | None,
+    ) -> None:
+        """``vocabulary``: tokens that may be drawn; ``numbers`` 0, 1, 2, ... on the device, for as many keys."""
+        self._size = size
+        self._model = model
+        self._cache = cache
+        self._table = table
+        self._vocabulary = vocabulary
+        self._keys = numbers[: size.blocks * BLOCK_SIZE]
+        self._router = router
+        long, short, float32, float64 = (np.dtype(kind) for kind in (np.int64, np.int32, np.float32, np.float64))
+        rows = size.rows
+        routed = {
+            "routes": (np.dtype(np.bool_), (rows,)),
+            "history": (long, (rows, 3)),
+            "experts": (long, (rows, 0 if router is None else router.experts)),
+            "factors": (float32, (rows, 2)),
+            "thresholds": (float64, (rows,)),
+        }
+        self._fields = Fields(
+            {
+                **dict.fromkeys(("ids", "positions", "slots", "lanes"), (long, (rows,))),
+                "blocks": (long, (rows, size.blocks)),
+                "sources": (long, (rows, SOURCES)),
+                "weights": (float32, (rows, SOURCES)),
+                "choices": (short, (rows, step_tables.CHOICES)),
+                "numbers": (float32, (rows, step_tables.NUMBERS)),
+                **routed,
+            }
+        )
+        self._held = torch.zeros(self._fields.nbytes, dtype=torch.uint8, device=numbers.device)
+        self._tensors = self._fields.tensors(self._held)
+
+    def fill(self, layout: HostLayout, tables: HostTables | None) -> None:
+        """Compute ``layout``, of one group, and draw by ``tables`` or nothing that anybody wants.
+
+        Rows that are left over compute the base's first token at place 0, with coefficients 0, and store it in block 0,
+        which nobody has; sequences that are left over add up nothing.
+        """
+        staged, arrays = self._fields.staging(self._held.device)
+        (group,) = layout.groups
+        rows = layout.tokens
+        arrays["ids"][:rows] = layout.ids
+        arrays["positions"][:rows] = layout.positions
+        arrays["slots"][:rows] = layout.slots
+        arrays["lanes"][:rows] = layout.rows
+        arrays["lanes"][rows:] = self._table.rows
+        arrays["blocks"][:rows, : group.table.shape[1]] = group.table
+        arrays["choices"][:, step_tables.ABSENT] = -1
+        if tables is not None:
+            _draw(tables, arrays)
+        self._held.copy_(staged, non_blocking=True)
+
+    def compute(self) -> Found:
+        """What was filled in, computed on tensors that stay where they are: no call of it waits for the device."""
+        held = self._tensors
+        group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["blocks"], self._keys)
+        merged = self._table.coefficients.index_select(0, held["lanes"]) if self._size.merged else None
+        ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
+        layout = StepLayout(ids, positions, held["slots"], [group], merged, None, [], places)
+        logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slots, [group]))
+        if not dispatch.fuses(logits):
+            return Found(logits, hidden)
+        return self.draw(Found(logits, hidden))
+
+    def draw(self, found: Found) -> Found:
+        """``found`` with what its logits draw."""
+        held, logits = self._tensors, found.logits[:, : self._vocabulary]
+        sources, weights, speakers = self._chosen(found.hidden)
+        tables = step_tables.linear_tables(sources, weights, held["choices"], held["numbers"])
+        made = dispatch.fused_step(logits, replace(tables, truncates=True))
+        return Found(found.logits, found.hidden, made.tokens, made.logprobs, speakers)
+
+    def _chosen(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sources and weights of all sequences, those of routed ones as the router says; and who speaks."""
+        held = self._tensors
+        sources, weights = held["sources"], held["weights"]
+        if self._router is None:
+            return sources, weights, None
+        routers, history = sources[:, 0], held["history"]
+        scores, chances = self._router.judge(hidden.index_select(0, routers))
+        if not dispatch.routes(scores):
+            return sources, weights, None
+        asked = (chances.double() > held["thresholds"]) | (held["thresholds"] == -torch.inf)
+        ones = torch.ones_like(routers)
+        made = dispatch.route_rows(
+            scores,
+            *history.unbind(1),
+            ones,
+            1,
+            asked,
+            routers,
+            held["experts"],
+            *held["factors"].unbind(1),
+            torch.zeros_like(asked),
+        )
+        routes = held["routes"][:, None]
+        sources, weights = sources.clone(), weights.clone()
+        sources[:, :2] = torch.where(routes, made.rows, sources[:, :2])
+        weights[:, :2] = torch.where(routes, made.weights, weights[:, :2])
+        return sources, weights, torch.stack((made.leading, made.stayed))
+
+
+def _draw(tables: HostTables, arrays: dict[str, Array]) -> None:
+    count, width = tables.rows.shape
+    arrays["sources"][:count, :width] = tables.rows
+    arrays["weights"][:count, :width] = tables.weights
+    arrays["choices"][:count] = tables.choices
+    arrays["numbers"][:count] = tables.numbers
+    routed = tables.routed
+    if routed is not None:
+        arrays["routes"][:count] = routed.routes
+        arrays["history"][:count] = routed.history
+        arrays["experts"][:count] = routed.experts
+        arrays["factors"][:count] = routed.factors
+        arrays["thresholds"][:count] = routed.thresholds

@@ -1,0 +1,33 @@
+"""Names for computed KV blocks: chained hashes seeded with the weights that computed them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ladle.merging.preferences.weights_key import WeightsKey
+from ladle.server.engine.kv.cache import BLOCK_SIZE
+
+
+class BlockHashes:
+    """The hashes of the full blocks of one lane, extended as the lane grows.
+
+    The chain starts from the weights' digest: state computed under other weights never matches. 128-bit BLAKE2b,
+    because a collision would hand one user another's state.
+    """
+
+    def __init__(self, weights: WeightsKey) -> None:
+        self._last = weights.digest()
+        self._values: list[bytes] = []
+
+    def upto(self, tokens: Sequence[int], blocks: int) -> list[bytes]:
+        """Hashes of the first ``blocks`` full blocks of ``tokens`` (which only ever grows at its end)."""
+        start = len(self._values)
+        if blocks > start:
+            fresh = np.asarray(tokens[start * BLOCK_SIZE : blocks * BLOCK_SIZE], dtype="<u4")
+            for block in fresh.reshape(-1, BLOCK_SIZE):
+                self._last = hashlib.blake2b(self._last + block.tobytes(), digest_size=16).digest()
+                self._values.append(self._last)
+        return self._values[:blocks]

@@ -1,0 +1,79 @@
+"""The KV pool: one preallocated tensor a layer, addressed by slots of fixed-size blocks."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ladle.server.engine.device.transfers import send_one
+
+BLOCK_SIZE = 16
+"""Tokens a block. Also the query tile of prefill, so reuse of whole blocks never changes how a tile is computed."""
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What one layer keeps a token: ``heads`` key/value heads of ``head_dim`` each."""
+
+    heads: int
+    head_dim: int
+
+
+class KVCache:
+    """``layers`` pools of [blocks * BLOCK_SIZE, 2, heads, head_dim]; index 0 of the second axis is the key, 1 the
+    value.
+
+    Keys and values lie side by side so that one gather and one write serve both. Block 0 is never handed out: padded
+    table entries point at it, and what is read there is masked.
+    """
+
+    def __init__(self, shapes: list[KVShape], blocks: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.blocks = blocks
+        self.shapes = shapes
+        self.layers = [
+            torch.zeros(blocks * BLOCK_SIZE, 2, shape.heads, shape.head_dim, dtype=dtype, device=device)
+            for shape in shapes
+        ]
+
+    @functools.cached_property
+    def arrays(self) -> list[NDArray[np.float32]]:
+        """The layers' pools as arrays that share their memory; for a float32 pool on a CPU."""
+        return [layer.numpy() for layer in self.layers]
+
+    @staticmethod
+    def bytes_per_block(shapes: list[KVShape], dtype: torch.dtype) -> int:
+        elements = sum(2 * shape.heads * shape.head_dim for shape in shapes)
+        return elements * BLOCK_SIZE * dtype.itemsize
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero ``blocks``. What their last owner left is masked but not harmless: a NaN or an infinity of his, weighed
+        with 0, is NaN for the next owner."""
+        if not blocks:
+            return
+        index = send_one(blocks, self.layers[0].device, np.int64)
+        for layer in self.layers:
+            layer.view(self.blocks, -1).index_fill_(0, index, 0)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Store ``keys``, ``values`` [tokens, heads, head_dim] of ``layer`` at ``slots`` [tokens]."""
+        pair = torch.stack((keys, values), dim=1)
+        self.layers[layer].index_copy_(0, slots, pair.to(self.layers[layer].dtype))
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy the state at the slots ``source`` [n] to the slots ``target`` [n], in every layer."""
+        for layer in self.layers:
+            layer.index_copy_(0, target, layer.index_select(0, source))
+
+    def gather(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [lanes, heads, blocks * BLOCK_SIZE, head_dim] of the blocks ``table`` [lanes, blocks]."""
+        shape = self.shapes[layer]
+        blocks = self.layers[layer].view(self.blocks, -1)
+        lanes, width = table.shape
+        rows = blocks.index_select(0, table.reshape(-1))
+        rows = rows.view(lanes, width * BLOCK_SIZE, 2, shape.heads, shape.head_dim)
+        return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)

@@ -1,0 +1,112 @@
+"""What goes into the engine and what comes out of it, one value a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ladle.guidance.plan import Plan, PromptView, Source
+from ladle.server.engine.requests.grammar import Grammar
+from ladle.server.engine.requests.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
+
+    views: the prompt's token ids as the plan's sources with a view of their own see it.
+    grammar: what the continuation must follow, whatever the plan says of it.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    plan: Plan
+    sampling: SamplingParams
+    views: Mapping[PromptView, tuple[int, ...]] = field(default_factory=dict)
+    grammar: Grammar | None = None
+
+    def prompt_of(self, source: Source) -> tuple[int, ...]:
+        """The token ids that ``source`` continues. Raises KeyError for a view that was not given."""
+        return self.prompt if source.view is None else self.views[source.view]
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What guidance did at one position.
+
+    base_logprob: the token's logprob under the plain base, in nats.
+    shift: KL(base, final) in nats, infinite where guidance rules out what the base allows.
+    argmax_changed: whether the best token of the final score is not the base's.
+    outside: whether the best token of the final score lies outside the 20 best of the first source, the base that is
+        guided: a sign that base and guide do not fit. None without guidance.
+    candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
+    values: what each explicit value said of the token, by source; None where there are none or the token was no
+        candidate.
+    router: what the router's head says of every expert, by name; None for plans that do not route.
+    """
+
+    base_logprob: float
+    shift: float
+    argmax_changed: bool
+    outside: bool | None = None
+    candidate_mass: float | None = None
+    values: Mapping[str, float] | None = None
+    router: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """What the model would have said where the prompt has a token: ``logprob`` of that token and the best alternatives
+    (token id, logprob), best first; log-softmax of the combined score, in nats."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One generated token of one request.
+
+    token_text: the text of this token alone, for display.
+    text: what may be shown now. Text that could still become a stop string, or half a character, is held back; the
+        concatenation of all `text` is the final text.
+    logprob: log-softmax of the combined score before temperature and truncation, in nats; with a grammar, among the
+        tokens that it allows.
+    top: (token id, logprob) of the best alternatives, best first.
+    trace: what guidance did, when the plan is traced.
+    finish_reason: None until the last output, then "stop", "length", "abort" or "error" (with `error` set). The token
+        that hit the end-of-sequence id is included, with `text` empty. A grammar that comes to its end is a "stop".
+    cached_tokens: prompt tokens whose state was reused.
+    expert: who wrote the token, for plans that route; None for the router itself.
+    value: what explicit values say of the text so far, where they were asked about whole blocks.
+    prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
+    queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
+        several.
+    """
+
+    request_id: str
+    token: int
+    token_text: str
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    trace: TokenTrace | None
+    finish_reason: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    error: str | None = None
+    value: float | None = None
+    expert: str | None = None
+    prompt: tuple[PromptToken, ...] | None = None
+    queued_s: float | None = None
+
+    @property
+    def base_logprob(self) -> float | None:
+        """The same token's logprob under the plain base in nats, when the plan is traced."""
+        return None if self.trace is None else self.trace.base_logprob
+
+    @property
+    def shift(self) -> float | None:
+        """KL(base, final) at this position in nats, when the plan is traced."""
+        return None if self.trace is None else self.trace.shift

@@ -1,0 +1,126 @@
+"""One continuation being generated, and the lanes (one a source) that carry its state."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ladle.guidance.plan import Source
+from ladle.merging.preferences.weights_key import WeightsKey
+from ladle.server.engine.kv.block_hashes import BlockHashes
+from ladle.server.engine.requests.lane_head import ValueHead
+from ladle.server.engine.requests.queue import Ticket
+from ladle.server.engine.requests.request import GenerationRequest, PromptToken
+
+_arrivals = itertools.count()
+
+
+class Lane:
+    """The KV state of one source of one sequence.
+
+    ``row`` is its row in the lane table (None while it waits); ``blocks`` its KV blocks; ``scratch`` blocks for the
+    state of candidates, in a lane that scores; ``materialised`` the part of its weights that lives outside the bank.
+    ``lazy``: its tokens are computed when the router chooses it and not before; its blocks are there all the same, so
+    that it never lacks room then.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        weights: WeightsKey,
+        prompt: tuple[int, ...],
+        bank: frozenset[str],
+        head: ValueHead | None = None,
+    ) -> None:
+        self.source = source
+        self.lazy = False
+        self.weights = weights
+        self.prompt = prompt
+        self.head = head
+        self.coefficients: Mapping[str, float] = weights.coefficients()
+        self.materialised = WeightsKey(
+            weights.base_revision, tuple(term for term in weights.terms if term[0] not in bank)
+        )
+        self.hashes = BlockHashes(weights)
+        self.row: int | None = None
+        self.blocks: list[int] = []
+        self.scratch: list[int] = []
+        self.published = 0
+
+    @property
+    def scores(self) -> bool:
+        """Whether it gives values of candidates instead of logits.
+
+        Such a lane is never short of a last token whose logits are wanted: before a step it lacks nothing, or the one
+        token that was drawn from outside its candidates.
+        """
+        return self.head is not None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request with its progress. All lanes share the continuation ``output``; a lane may have its own prompt."""
+
+    request: GenerationRequest
+    lanes: list[Lane]
+    output: list[int] = field(default_factory=list)
+    slot: int | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+    finished: bool = False
+    arrival: int = field(default_factory=lambda: next(_arrivals))
+    submitted_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+    speaker: tuple[int, int] = (-1, 0)
+    """The expert of the last token and how many in a row it has written; no expert yet is -1."""
+    ticket: Ticket | None = None
+    """Its place in the queue, until it has had its turn."""
+    judged: list[PromptToken] = field(default_factory=list)
+    """What was said of the prompt's tokens from the second on, where that was asked for."""
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    def leave_queue(self) -> None:
+        """Its turn has come, or it is given up."""
+        if self.ticket is not None:
+            self.ticket.leave()
+
+    @property
+    def queued_s(self) -> float | None:
+        """Seconds from its arrival to the first step that it took part in; None before that."""
+        return None if self.admitted_at is None else self.admitted_at - self.submitted_at
+
+    def length(self, lane: Lane) -> int:
+        """Tokens of ``lane`` so far, prompt and continuation."""
+        return len(lane.prompt) + len(self.output)
+
+    @property
+    def eager(self) -> list[Lane]:
+        """The lanes that are never behind."""
+        return [lane for lane in self.lanes if not lane.lazy]
+
+    @property
+    def judging(self) -> bool:
+        """Whether the logits of prompt tokens are still wanted, so that none of them may come from a cache."""
+        return self.request.sampling.prompt_logprobs and len(self.judged) < len(self.request.prompt) - 1
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates get a value a step; 0 without a scorer."""
+        scorer = self.request.plan.scorer
+        return 0 if scorer is None else scorer.candidates
+
+    @property
+    def draws(self) -> bool:
+        """Whether it gets tokens; one without a language model asks only what its values say of the text."""
+        return any(not lane.scores for lane in self.lanes)
+
+    def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
+        """Tokens ``start`` to ``stop`` of ``lane``."""
+        split = len(lane.prompt)
+        head = list(lane.prompt[start:stop]) if start < split else []
+        return head + self.output[max(0, start - split) : max(0, stop - split)]

@@ -1,0 +1,39 @@
+"""What one step computes: pure data, laid out by the scheduler and run by the model runner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ladle.server.engine.requests.sequence import Lane, Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens ``start`` to ``start + count`` of ``lane`` are to be computed; ``final`` when the logits of the last one
+    are needed, ``judged`` when those of all of them are."""
+
+    sequence: Sequence
+    lane: Lane
+    start: int
+    count: int
+    final: bool
+    judged: bool = False
+
+
+@dataclass
+class StepPlan:
+    """``decode``: sequences that need one more token on their lanes, ``lanes`` those of their lanes that compute one.
+    ``chunks``: prefill. ``sampling``: sequences that get a token from this step, in the order decode, then finished
+    prefills."""
+
+    decode: list[Sequence] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    sampling: list[Sequence] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.decode or self.chunks)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return list(dict.fromkeys([*self.decode, *(chunk.sequence for chunk in self.chunks)]))

@@ -1,0 +1,110 @@
+"""Explicit values: the candidates of a step, and the second forward of the step that values them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.server.engine.device.transfers import send_one
+from ladle.server.engine.forward.layout import HostLayout
+from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
+from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.scores.grammar_masks import Allowed
+
+
+@dataclass(frozen=True)
+class CandidateValues:
+    """``tokens`` [k] int64, best first by the first source; ``values`` [k] by lane, as the heads gave them."""
+
+    tokens: Tensor
+    values: Mapping[Lane, Tensor]
+
+
+def value_candidates(
+    logits: Tensor,
+    rows: Mapping[Lane, int],
+    sequences: Seq[Sequence],
+    layout: Callable[[Seq[Lane], Seq[int], Seq[int]], HostLayout],
+    hidden: Callable[[Lane, HostLayout, Tensor], Tensor],
+    allowed: Mapping[Sequence, Allowed],
+) -> dict[Sequence, CandidateValues]:
+    """The candidates of every sequence with a scorer, and what its value lanes say of them.
+
+    Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and fewer where it
+    allows fewer.
+
+    All that lanes of one set of weights have to value goes through one forward: k new tokens a lane over the state it
+    has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane, with the candidates' ids, and
+    returns [tokens, hidden].
+    """
+    chosen: dict[Sequence, Tensor] = {}
+    counts: dict[Sequence, int] = {}
+    for sequence in sequences:
+        if sequence.request.plan.scorer is None:
+            continue
+        scores, counts[sequence] = logits[rows[sequence.lanes[0]]], sequence.candidates
+        if sequence in allowed:
+            scores = scores.masked_fill(~allowed[sequence].mask, -torch.inf)
+            counts[sequence] = min(sequence.candidates, allowed[sequence].count)
+        # What is not allowed comes last. It is valued, so that every forward has its full size, and then dropped.
+        chosen[sequence] = scores.topk(sequence.candidates).indices
+    groups: dict[object, list[tuple[Sequence, Lane]]] = {}
+    for sequence in chosen:
+        for lane in sequence.lanes:
+            if lane.scores:
+                groups.setdefault(lane.materialised, []).append((sequence, lane))
+    values: dict[Sequence, dict[Lane, Tensor]] = {sequence: {} for sequence in chosen}
+    owner = {lane: sequence for members in groups.values() for sequence, lane in members}
+    for members in groups.values():
+        lanes = [lane for _, lane in members]
+        plan = layout(lanes, [s.length(lane) for s, lane in members], [s.candidates for s, _ in members])
+        ordered = list(dict.fromkeys(plan.logit_lanes))
+        states = hidden(lanes[0], plan, torch.cat([chosen[owner[lane]] for lane in ordered]))
+        start = 0
+        for lane in ordered:
+            stop = start + owner[lane].candidates
+            assert lane.head is not None
+            values[owner[lane]][lane] = lane.head(states[start:stop])
+            start = stop
+    return {
+        sequence: CandidateValues(
+            tokens[: counts[sequence]],
+            {lane: values[sequence][lane][: counts[sequence]] for lane in sequence.lanes if lane.scores},
+        )
+        for sequence, tokens in chosen.items()
+    }
+
+
+def keep_chosen(
+    found: Mapping[Sequence, CandidateValues],
+    places: Mapping[Sequence, int | None],
+    table: LaneTable,
+    cache_of: Callable[[Lane], KVCache],
+) -> set[Sequence]:
+    """Keep the state of the candidates that were drawn, instead of computing it again; returns whose it was.
+
+    ``places``: which of its candidates a sequence drew. One that drew a token from outside them, None, computes it in
+    the next step.
+    """
+    kept: set[Sequence] = set()
+    moves: dict[KVCache, list[tuple[int, int]]] = {}
+    for sequence, candidates in found.items():
+        place = places[sequence]
+        if place is None:
+            continue
+        kept.add(sequence)
+        for lane in candidates.values:
+            position = sequence.length(lane)
+            source = lane.scratch[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
+            target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+            moves.setdefault(cache_of(lane), []).append((source, target))
+    for cache, pairs in moves.items():
+        slots = send_one(pairs, cache.layers[0].device, np.int64)
+        cache.copy(slots[:, 0], slots[:, 1])
+    return kept

@@ -1,0 +1,121 @@
+"""What guidance did to each token, for sequences that are traced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladle.guidance.diagnostics.compatibility import BEST
+from ladle.kernels import dispatch
+from ladle.server.engine.device.transfers import send
+from ladle.server.engine.requests.request import TokenTrace
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.scores.candidates import CandidateValues
+from ladle.server.engine.scores.combiner import Rows
+from ladle.server.engine.scores.router import Turn
+
+
+class Tracer:
+    """The traces of one step, in two parts: ``tensors`` are to be read together with the tokens, of them ``traces``
+    makes what users see."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        rows: Rows,
+        final: Tensor,
+        tokens: Tensor,
+        sequences: Seq[Sequence],
+        values: Mapping[Sequence, CandidateValues],
+        turns: Mapping[Sequence, Turn],
+    ) -> None:
+        """``final`` [sequences, vocabulary] combined scores, ``tokens`` [sequences] what was drawn."""
+        self._sequences = sequences
+        self._turns = turns
+        self._traced = [index for index, sequence in enumerate(sequences) if sequence.request.plan.trace]
+        self._valued = {i: values[sequences[i]] for i in self._traced if sequences[i] in values}
+        self.tensors: list[Tensor] = []
+        if not self._traced:
+            return
+        plain = [rows[_plain(sequences[index])] for index in self._traced]
+        leading = [rows[sequences[index].lanes[0]] for index in self._traced]
+        picked, own, firsts = send([np.array(part) for part in (self._traced, plain, leading)], final.device)
+        base = logits.index_select(0, own).to(final.dtype)
+        first = logits.index_select(0, firsts).to(final.dtype)
+        scores = final.index_select(0, picked)
+        self.tensors = [
+            dispatch.token_logprobs(base, tokens.index_select(0, picked)),
+            dispatch.guidance_shift(base, scores),
+            base.argmax(dim=-1) != scores.argmax(dim=-1),
+            _outside(first, scores),
+            _mass(first, scores, [self._valued.get(index) for index in self._traced]),
+            *(values for found in self._valued.values() for values in found.values.values()),
+        ]
+
+    def traces(self, found: Seq[Tensor], places: Mapping[Sequence, int | None]) -> dict[int, TokenTrace]:
+        """The traces of the traced sequences, by their place among all of them.
+
+        ``found``: ``tensors`` on the host; ``places``: which of its candidates a sequence drew.
+        """
+        if not self._traced:
+            return {}
+        columns = zip(self._traced, *(column.tolist() for column in found[:5]), strict=True)
+        rest = iter(found[5:])
+        values = {i: {lane.source.name: next(rest) for lane in own.values} for i, own in self._valued.items()}
+        return {
+            index: TokenTrace(
+                base_logprob=logprob,
+                shift=shift,
+                argmax_changed=changed,
+                outside=outside if _guided(self._sequences[index]) else None,
+                candidate_mass=mass if _chooses(self._sequences[index]) else None,
+                values=_values(values.get(index, {}), places.get(self._sequences[index])),
+                router=self._turns[self._sequences[index]].scores if self._sequences[index] in self._turns else None,
+            )
+            for index, logprob, shift, changed, outside, mass in columns
+        }
+
+
+def _plain(sequence: Sequence) -> Lane:
+    """The lane of the plain base; a plan without one is the base itself."""
+    return next((lane for lane in sequence.lanes if lane.source.plain), sequence.lanes[0])
+
+
+def _guided(sequence: Sequence) -> bool:
+    if sequence.request.plan.routing is not None:
+        return False  # experts take turns: there is no base that one of them guides
+    return sum(lane.source.weight != 0 for lane in sequence.lanes) > 1
+
+
+def _chooses(sequence: Sequence) -> bool:
+    plan = sequence.request.plan
+    return plan.mask is not None or plan.scorer is not None
+
+
+def _outside(first: Tensor, scores: Tensor) -> Tensor:
+    """Whether the best token of the combined score is none of the first source's best."""
+    best = scores.argmax(dim=-1, keepdim=True)
+    rank = (first > first.gather(1, best)).sum(dim=-1)
+    return rank >= BEST
+
+
+def _mass(first: Tensor, scores: Tensor, found: Seq[CandidateValues | None]) -> Tensor:
+    """The first source's probability of the candidates, or of the tokens that are not ruled out."""
+    probabilities = torch.softmax(first, dim=-1)
+    masses = probabilities.masked_fill(scores == -torch.inf, 0.0).sum(dim=-1)
+    for index, candidates in enumerate(found):
+        if candidates is not None:
+            masses[index] = probabilities[index].index_select(0, candidates.tokens).sum()
+    return masses
+
+
+def _values(found: Mapping[str, Tensor], place: int | None) -> dict[str, float] | None:
+    if place is None:
+        return None
+    values = {name: float(own[place]) for name, own in found.items()}
+    return None if any(math.isnan(value) for value in values.values()) else values

@@ -1,0 +1,75 @@
+"""What an engine's steps were like: counted on its thread, read from any."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from ladle.server.engine.requests.sequence import Sequence
+
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10)
+_MIXED = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How often a quantity was at most each of ``bounds``, and beyond the last (``counts`` has one more, and they are
+    not cumulative); ``total`` is the sum of all that was seen."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+
+class Tally:
+    """A distribution that grows. One thread adds, any may read: what is read may lack the last addition, no more."""
+
+    def __init__(self, bounds: Seq[float]) -> None:
+        """``bounds``: increasing."""
+        self._bounds = tuple(map(float, bounds))
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._total = 0.0
+
+    def add(self, value: float) -> None:
+        """Count ``value``."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def seen(self) -> Distribution:
+        """All so far."""
+        return Distribution(self._bounds, tuple(self._counts), self._total)
+
+
+class StepCounts:
+    """``steps``: computed so far. ``weights`` and ``preferences``: different sets of weights, and different wishes,
+    in the last one. ``rows`` (tokens of all lanes, and candidates), ``seconds`` and ``mixed`` (different wishes) of
+    every one. ``late``: by expert, tokens computed later than they came."""
+
+    def __init__(self, experts: Iterable[str]) -> None:
+        self.steps = 0
+        self.weights = 0
+        self.preferences = 0
+        self.rows = Tally(_ROWS)
+        self.seconds = Tally(_SECONDS)
+        self.mixed = Tally(_MIXED)
+        self.late = dict.fromkeys(experts, 0)
+
+    def step(self, sequences: Seq[Sequence], rows: int, seconds: float, late: Mapping[str, int]) -> None:
+        """Count a step over ``sequences``; ``late``: what experts made up for in it."""
+        self.steps += 1
+        self.weights = len({lane.weights for sequence in sequences for lane in sequence.lanes})
+        self.preferences = len({_wish(sequence) for sequence in sequences})
+        self.rows.add(rows)
+        self.seconds.add(seconds)
+        self.mixed.add(self.preferences)
+        for name, count in late.items():
+            self.late[name] += count
+
+
+def _wish(sequence: Sequence) -> object:
+    """What a request wants more of: its preference; where it gave none, the weights that it runs on."""
+    plan = sequence.request.plan
+    return plan.sources if plan.preference is None else plan.preference.weights

@@ -1,0 +1,135 @@
+"""The request fields that say what an answer must look like, and the grammars they stand for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ladle.merging.errors import InputError
+from ladle.server.engine.requests.grammar import Grammar, GrammarError, GrammarSpec
+from ladle.server.fields.json_schema_keywords import unknown_keyword
+from ladle.server.http.strict_model import StrictModel
+from ladle.server.serving import Serving
+
+_MAX_REGEX = 20_000  # characters
+_MAX_CHOICES = 1000
+_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$#&\-~/])")
+
+Schema = Annotated[dict[str, Any], Field(description="a JSON schema")]
+
+
+class JsonSchema(StrictModel):
+    """``response_format.json_schema``. Name and description are labels: nothing of it is put into the prompt. The
+    schema binds with ``strict`` and without."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[Schema, Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictModel):
+    """``response_format``: free text, any JSON object, or JSON that fulfils a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            given = "none" if self.json_schema is None else self.json_schema.name
+            allowed = 'a schema with type "json_schema", and with no other'
+            raise InputError("response_format.json_schema", given, allowed)
+        return self
+
+    def answer_schema(self) -> tuple[dict[str, Any], str] | None:
+        """The schema of the answer and the field that asks for it; None for text. Raises InputError."""
+        if self.type == "text":
+            return None
+        if self.json_schema is None:
+            return {"type": "object"}, "response_format"
+        field = "response_format.json_schema.schema"
+        check_schema(self.json_schema.schema_, field)
+        return self.json_schema.schema_, field
+
+
+class StructuredOutputs(StrictModel):
+    """``structured_outputs``, an extension that other servers have too: exactly one of a JSON schema, a regular
+    expression for the whole answer, and a list of answers to choose from."""
+
+    json_: Annotated[Schema | None, Field(alias="json")] = None
+    regex: Annotated[str, Field(max_length=_MAX_REGEX)] | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=_MAX_CHOICES)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        given = [name for name in ("json", "regex", "choice") if getattr(self, _field(name)) is not None]
+        if len(given) != 1:
+            raise InputError("structured_outputs", given, "exactly one of json, regex and choice")
+        return self
+
+
+def _field(name: str) -> str:
+    return "json_" if name == "json" else name
+
+
+class OutputFields(StrictModel):
+    """What the generating endpoints have in common here."""
+
+    response_format: ResponseFormat | None = Field(None, description="what the answer looks like; it always does")
+    structured_outputs: StructuredOutputs | None = Field(None, description="extension: a regex or a choice")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> OutputFields:
+        other = self.response_format is not None and self.response_format.type != "text"
+        if self.structured_outputs is not None and other:
+            allowed = "nothing beside a response_format of another type than text"
+            raise InputError("structured_outputs", "a grammar", allowed)
+        return self
+
+    def output_grammar(self) -> tuple[GrammarSpec, str] | None:
+        """The grammar of the answer and the field that asks for it; None for free text.
+
+        Raises:
+            InputError: a schema with a keyword that is none.
+        """
+        shaped = None if self.response_format is None else self.response_format.answer_schema()
+        if shaped is not None:
+            return GrammarSpec.json_schema(shaped[0]), shaped[1]
+        asked = self.structured_outputs
+        if asked is None:
+            return None
+        if asked.json_ is not None:
+            check_schema(asked.json_, "structured_outputs.json")
+            return GrammarSpec.json_schema(asked.json_), "structured_outputs.json"
+        if asked.regex is not None:
+            return GrammarSpec("regex", asked.regex), "structured_outputs.regex"
+        alternatives = "|".join(_SPECIAL.sub(r"\\\1", choice) for choice in asked.choice or ())
+        return GrammarSpec("regex", f"(?:{alternatives})"), "structured_outputs.choice"
+
+
+def check_schema(schema: dict[str, Any], field: str) -> None:
+    """Raise InputError for a keyword that is none."""
+    found = unknown_keyword(schema)
+    if found is not None:
+        path, keyword = found
+        inside = f"{field}.{path}" if path else field
+        raise InputError(inside, keyword, "keywords of JSON Schema, and notes whose names begin with x-")
+
+
+async def compile_grammar(serving: Serving, spec: GrammarSpec, field: str) -> Grammar:
+    """The grammar ready for use, compiled beside the event loop. Raises InputError: field and reason."""
+    try:
+        return await asyncio.get_running_loop().run_in_executor(serving.compiling, serving.grammars.compile, spec)
+    except GrammarError as error:
+        what = {"json_schema": "a JSON schema", "regex": "a regular expression", "lark": "functions"}[spec.kind]
+        raise InputError(field, spec.text, f"{what} that can be followed, which this cannot: {error}") from None
+
+
+async def grammar_of(serving: Serving, fields: OutputFields) -> Grammar | None:
+    """What the answer to a request must follow. Raises InputError."""
+    asked = fields.output_grammar()
+    return None if asked is None else await compile_grammar(serving, *asked)

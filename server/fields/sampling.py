@@ -1,0 +1,202 @@
+"""The request fields that say how to sample, shared by all generating endpoints, and what the engine makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from ladle.guidance.plan import Steering
+from ladle.guidance.steering_checks import (
+    DIVERGENCES,
+    MAX_ALPHA,
+    MAX_BLOCK_LENGTH,
+    MAX_BUDGET,
+    MAX_CANDIDATES,
+    MAX_STAY,
+    MAX_STRENGTH,
+    NORMALIZE,
+)
+from ladle.merging.errors import InputError
+from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.fields.output_format import OutputFields
+
+MAX_CHOICES = 128  # sequences one request may ask for
+MAX_TOP_LOGPROBS = 20
+_MAX_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
+_MAX_STOP_LENGTH = 512  # characters; what may be held back from a stream, and searched for at every token
+_SEED_RANGE = 1 << 63
+_T = TypeVar("_T", int, float)
+
+
+def _stops(value: Any) -> Any:
+    """``stop`` as a list."""
+    stops = [value] if isinstance(value, str) else value
+    if stops is None:
+        return []
+    if not isinstance(stops, list) or len(stops) > _MAX_STOPS:
+        raise ValueError(f"allowed: a string or a list of at most {_MAX_STOPS} strings")
+    for stop in stops:
+        if not isinstance(stop, str) or not 1 <= len(stop) <= _MAX_STOP_LENGTH:
+            raise ValueError(f"allowed: strings of 1 to {_MAX_STOP_LENGTH} characters")
+    return stops
+
+
+def _token_ids(value: dict[str, float]) -> dict[str, float]:
+    for key, bias in value.items():
+        if not (len(key) <= 10 and key.isascii() and key.isdecimal() and str(int(key)) == key):
+            raise ValueError(f"allowed: token ids as keys, which {key[:40]!r} is not")
+        if not -100 <= bias <= 100:
+            raise ValueError(f"{key}: allowed: numbers from -100 to 100, which {bias!r} is not")
+    return value
+
+
+def _steering(value: dict[str, Any]) -> dict[str, Any]:
+    """Check keys and types now, so that they are reported with the other fields; meanings are for the registry."""
+    Steering.parse(value)
+    return value
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same with null, which leaves a key at its default."""
+    described = {key: schema[key] for key in ("description",) if key in schema}
+    options = schema.get("anyOf", [{key: schema[key] for key in schema if key not in described}])
+    return {**described, "anyOf": [*options, {"type": "null"}]}
+
+
+_STEERING_KEYS: dict[str, dict[str, Any]] = {
+    "method": {"type": "string", "description": "default: the family's"},
+    "preference": {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": 0},
+        "description": "weights by objective; normalised to sum 1",
+    },
+    "target": {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
+        "description": "instead of a preference: wanted reward by objective, as a quantile; for a calibrated family",
+    },
+    "strength": {
+        "description": "a number; an object of two with value both",
+        "anyOf": [{"type": "number"}, {"type": "object", "additionalProperties": {"type": "number"}}],
+    },
+    "value": {"enum": ["implicit", "explicit", "both"]},
+    "combine": {"enum": ["merged", "ensemble"]},
+    "candidates": {"type": "integer", "minimum": 1, "maximum": MAX_CANDIDATES},
+    "block_length": {"type": "integer", "minimum": 1, "maximum": MAX_BLOCK_LENGTH},
+    "negative_prompt": {"type": "string"},
+    "divergence": {"enum": list(DIVERGENCES)},
+    "alpha": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_ALPHA},
+    "complement": {"type": "number", "minimum": 0, "maximum": MAX_STRENGTH},
+    "expert_weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_STRENGTH},
+    "top_experts": {"type": "integer", "minimum": 1},
+    "min_stay": {"type": "integer", "minimum": 1, "maximum": MAX_STAY},
+    "threshold": {"type": "number", "minimum": 0, "maximum": 1},
+    "kl_budget": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_BUDGET},
+    "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
+    "terms": {"type": "array", "items": {"type": "object"}},
+    "normalize": {"enum": list(NORMALIZE)},
+    "trace": {"type": "boolean", "description": "report per-token detail"},
+}
+_STEERING_SCHEMA = {
+    "type": "object",
+    "description": "How to steer. Which options a method understands: GET /v1/families/{name} and the documentation.",
+    "additionalProperties": False,
+    "properties": {key: _nullable(schema) for key, schema in _STEERING_KEYS.items()},
+}
+_STOP: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_LENGTH}
+_STOP_SCHEMA = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": _MAX_STOPS}, {"type": "null"}]}
+_BIAS_SCHEMA = {
+    "type": "object",
+    "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+}
+
+SteeringField = Annotated[dict[str, Any], AfterValidator(_steering), WithJsonSchema(_STEERING_SCHEMA)]
+StopField = Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
+LogitBias = Annotated[dict[str, float], AfterValidator(_token_ids), WithJsonSchema(_BIAS_SCHEMA)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+MaxTokens = Annotated[int, Field(ge=1)]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+
+
+class SamplingFields(OutputFields):
+    """Sampling fields of a request. null means the default everywhere, as in OpenAI's API."""
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None,
+        description="FAMILY[/METHOD][@objective=weight,...] or a preset; default: the served family",
+        examples=["demo", "demo@positive=0.8,concise=0.2"],
+    )
+    max_tokens: MaxTokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="default 1; 0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: StopField = Field([], validate_default=False)
+    stream: bool | None = None
+    seed: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = Field(None, description="default: a new one")
+    logit_bias: LogitBias | None = Field(None, description="token id -> bias from -100 to 100")
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    user: str | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = Field(None, description="0 is off; extension")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="extension")
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="1 is off; extension")
+    steering: SteeringField | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many continuations a prompt gets."""
+        return self.n or 1
+
+    def sampling(self, max_tokens: int, seed: int, vocabulary: int, logprobs: int | None) -> SamplingParams:
+        """What the engine gets.
+
+        Args:
+            max_tokens: the limit that applies, the request's own or the default.
+            seed: of this choice.
+            vocabulary: number of token ids.
+            logprobs: how many alternatives to report; None for none.
+
+        Raises:
+            InputError: ``logit_bias`` names a token that does not exist.
+        """
+        given: Mapping[str, float] = self.logit_bias or {}
+        for key, bias in given.items():
+            if int(key) >= vocabulary:
+                raise InputError(f"logit_bias.{key}", bias, f"token ids from 0 to {vocabulary - 1}")
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=_or(self.temperature, 1.0),
+            top_p=_or(self.top_p, 1.0),
+            top_k=_or(self.top_k, 0),
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            logit_bias=tuple((int(key), bias) for key, bias in given.items()),
+            stop=tuple(self.stop),
+            seed=seed,
+            logprobs=logprobs,
+        )
+
+
+def new_seed() -> int:
+    """A fresh seed; 32 bits, so that every JSON reader gives it back exactly."""
+    return secrets.randbits(32)
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of the n choices of a prompt. Choice 0 uses the request's own, so that n only adds choices;
+    which prompt of several it belongs to does not matter, so that prompts do not depend on their company."""
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

@@ -1,0 +1,91 @@
+"""The bodies of the endpoints that are our own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+
+from ladle.merging.errors import InputError
+from ladle.server.fields.messages import IDS, Message, TokenIds, only_with, token_ids
+from ladle.server.fields.sampling import SamplingFields, SteeringField, TopLogprobs
+from ladle.server.http.strict_model import StrictModel
+
+
+def _prompt(value: Any) -> str | TokenIds:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return token_ids(value)
+    raise ValueError("allowed: a string or a list of token ids")
+
+
+_PROMPT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, IDS]}
+
+
+def _only(given: str) -> dict[str, Any]:
+    """Of prompt and messages the one that is ``given``, as a schema."""
+    other = "messages" if given == "prompt" else "prompt"
+    return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
+
+
+class GenerateRequest(SamplingFields):
+    """``POST /v1/generate``: a prompt as it is, or messages through the base's chat template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [only_with("top_logprobs", "logprobs")],
+            "oneOf": [_only("prompt"), _only("messages")],
+        }
+    )
+
+    prompt: Annotated[str | TokenIds, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    logprobs: bool | None = Field(None, description="report the tokens with their logprobs even without a trace")
+    top_logprobs: TopLogprobs | None = Field(None, description="alternatives to report for every token")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerateRequest:
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither" if self.prompt is None else "both"
+            raise InputError("prompt", given, "exactly one of prompt and messages")
+        if self.top_logprobs and not self.logprobs:
+            raise InputError("top_logprobs", self.top_logprobs, "only together with logprobs: true")
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many top alternatives to report; None without logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether choices list their tokens."""
+        return bool(self.logprobs or (self.steering or {}).get("trace"))
+
+
+class CoefficientsRequest(StrictModel):
+    """``POST /v1/coefficients``: what a preference would become."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"steering": {"type": "null"}}},
+                {"properties": {"method": {"type": "null"}, "preference": {"type": "null"}}},
+            ]
+        }
+    )
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    method: str | None = None
+    preference: dict[str, float] | None = None
+    steering: SteeringField | None = Field(
+        None, description="in place of method and preference, where other options matter too"
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CoefficientsRequest:
+        if self.steering is not None and (self.method is not None or self.preference is not None):
+            allowed = "nothing beside method or preference, which stand inside it"
+            raise InputError("steering", self.steering, allowed)
+        return self

@@ -1,0 +1,195 @@
+"""OpenAI's chat completions as answers: whole and streamed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+
+from ladle.server.engine.requests.request import StepOutput
+from ladle.server.generation import Choice, Job, usage
+from ladle.server.openai.tool_calling import ToolCalling
+from ladle.server.replies.trace_summary import TraceSummary
+from ladle.server.replies.types import (
+    CalledFunction,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    SteeringReply,
+    TokenLogprob,
+    ToolCall,
+    TopLogprob,
+)
+from ladle.server.serving import Serving
+from ladle.server.steering import describe
+from ladle.server.token_text import TokenText, finite
+from ladle.server.tools.parser import Call
+
+
+def chat_completion(
+    serving: Serving,
+    job: Job,
+    model: str,
+    choices: Sequence[Choice],
+    logprobs: bool,
+    calling: ToolCalling | None = None,
+) -> ChatCompletion:
+    """The whole answer; with ``calling`` the calls in it are apart from its text."""
+    summary = TraceSummary(serving)
+    for index, choice in enumerate(choices):
+        summary.see(index, choice.outputs)
+    messages = [_message(choice.text, calling) for choice in choices]
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": serving.fingerprint,
+        "choices": [
+            {
+                "index": index,
+                "message": message,
+                "logprobs": chat_logprobs(serving.tokens, choice.outputs) if logprobs else None,
+                "finish_reason": _reason(choice.finish_reason, "tool_calls" in message),
+            }
+            for index, (choice, message) in enumerate(zip(choices, messages, strict=True))
+        ],
+        "usage": usage(job, [choice.last for choice in choices]),
+        "steering": summary.add_to(describe(job.plan), tokens=True),
+    }
+
+
+def _message(text: str, calling: ToolCalling | None) -> ChatMessage:
+    message: ChatMessage = {"role": "assistant", "content": text, "refusal": None}
+    if calling is not None:
+        parser = calling.parser()
+        parts = [*parser.push(text), *parser.finish()]
+        calls = [_call(part) for part in parts if isinstance(part, Call)]
+        if calls:
+            message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
+            message["tool_calls"] = calls
+    return message
+
+
+def _call(call: Call) -> ToolCall:
+    function: CalledFunction = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _reason(reason: str, calls: bool) -> str:
+    return "tool_calls" if calls and reason == "stop" else reason
+
+
+def chat_logprobs(tokens: TokenText, outputs: Sequence[StepOutput]) -> ChatLogprobs:
+    """``logprobs`` of a choice or of a chunk."""
+    content: list[TokenLogprob] = [
+        {
+            **_top(tokens, output.token, output.logprob),
+            "top_logprobs": [_top(tokens, token, logprob) for token, logprob in output.top],
+        }
+        for output in outputs
+        if not ends_text(tokens, output)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def ends_text(tokens: TokenText, output: StepOutput) -> bool:
+    """Whether an output is the end-of-text token, which is no content."""
+    return output.finish_reason == "stop" and tokens.is_special(output.token)
+
+
+def _top(tokens: TokenText, token: int, logprob: float) -> TopLogprob:
+    return {"token": tokens.text(token), "bytes": tokens.utf8(token), "logprob": finite(logprob)}
+
+
+class ChatStream:
+    """Events of a streamed chat completion: a role chunk a choice, deltas, a finish chunk a choice, the usage chunk."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        job: Job,
+        model: str,
+        logprobs: bool,
+        include_usage: bool,
+        calling: ToolCalling | None = None,
+    ) -> None:
+        self._parsers = [calling.parser() for _ in job.requests] if calling is not None else None
+        self._serving = serving
+        self._job = job
+        self._logprobs = logprobs
+        self._include_usage = include_usage
+        self._model = model
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._summary = TraceSummary(serving)
+
+    def opening(self) -> Iterator[ChatChunk]:
+        for index in range(len(self._job.requests)):
+            # An answer that may turn out to be calls has no content until it has some.
+            yield self._chunk(index, {"role": "assistant", "content": "" if self._parsers is None else None})
+
+    def step(self, index: int, output: StepOutput, last: bool) -> Iterator[ChatChunk]:
+        self._summary.see(index, [output])
+        logprobs = chat_logprobs(self._serving.tokens, [output]) if self._logprobs else None
+        deltas = list(self._deltas(index, output))
+        if logprobs and logprobs["content"] and not deltas:
+            deltas.append({"content": ""} if self._parsers is None else {})
+        for place, delta in enumerate(deltas):
+            yield self._chunk(index, delta, None if place else logprobs)
+        if output.finish_reason is not None:
+            calls = self._parsers is not None and self._parsers[index].calls > 0
+            chunk = self._chunk(index, {}, None, _reason(output.finish_reason, calls))
+            if last and not self._include_usage:
+                chunk["steering"] = self._steering()
+            yield chunk
+
+    def _deltas(self, index: int, output: StepOutput) -> Iterator[ChatDelta]:
+        """What ``output`` adds to choice ``index``."""
+        if self._parsers is None:
+            if output.text:
+                yield {"content": output.text}
+            return
+        parser = self._parsers[index]
+        calls = parser.calls
+        parts = parser.push(output.text)
+        if output.finish_reason is not None:
+            parts += parser.finish()
+        for part in parts:
+            if isinstance(part, str):
+                yield {"content": part}
+            else:
+                yield {"tool_calls": [{"index": calls, **_call(part)}]}
+                calls += 1
+
+    def closing(self, outputs: list[StepOutput]) -> Iterator[ChatChunk]:
+        if self._include_usage:
+            chunk = self._envelope([])
+            chunk["usage"] = usage(self._job, outputs)
+            chunk["steering"] = self._steering()
+            yield chunk
+
+    def _steering(self) -> SteeringReply:
+        return self._summary.add_to(describe(self._job.plan), tokens=True)
+
+    def _chunk(
+        self, index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: str | None = None
+    ) -> ChatChunk:
+        choice: ChatChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self._envelope([choice])
+
+    def _envelope(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        chunk: ChatChunk = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self._serving.fingerprint,
+            "choices": choices,
+        }
+        if self._include_usage:
+            chunk["usage"] = None
+        return chunk

@@ -1,0 +1,149 @@
+"""The bodies of OpenAI's two generating endpoints, as far as they are supported, with our extensions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from ladle.merging.errors import InputError
+from ladle.server.fields.known_fields import ChatFields, CompletionFields, only
+from ladle.server.fields.messages import IDS, Message, TokenIds, only_with, token_ids
+from ladle.server.fields.sampling import MAX_CHOICES, MaxTokens, TopLogprobs
+from ladle.server.http.strict_model import StrictModel
+from ladle.server.tools.schemas import ToolFields
+
+if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.fields.sampling import SamplingFields as ChatBase
+    from ladle.server.fields.sampling import SamplingFields as CompletionBase
+else:
+    ChatBase, CompletionBase = ChatFields, CompletionFields
+
+DEFAULT_COMPLETION_TOKENS = 16  # documented by OpenAI for /v1/completions
+
+
+def _prompts(value: Any) -> tuple[str | TokenIds, ...]:
+    """``prompt`` in any of its four forms, as several prompts."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise ValueError("allowed: a string, a list of strings, a list of token ids or a list of such lists")
+    if isinstance(value[0], int):
+        return (token_ids(value),)
+    if len(value) > MAX_CHOICES:
+        raise ValueError(f"allowed: at most {MAX_CHOICES} prompts, not {len(value)}")
+    if all(isinstance(prompt, str) for prompt in value):
+        return tuple(value)
+    if all(isinstance(prompt, list) for prompt in value):
+        return tuple(token_ids(prompt) for prompt in value)
+    raise ValueError("allowed: prompts of one kind, all strings or all lists of token ids")
+
+
+_PROMPTS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_CHOICES},
+        IDS,
+        {"type": "array", "items": IDS, "minItems": 1, "maxItems": MAX_CHOICES},
+    ]
+}
+
+
+class StreamOptions(StrictModel):
+    """``stream_options``."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _unsupported(cls, value: bool | None) -> bool | None:
+        only(False)(value)
+        return value
+
+
+class _Streamed(StrictModel):
+    """What both endpoints say about streams."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _only_with_stream(self) -> _Streamed:
+        if self.stream_options is not None and not self.stream:
+            raise InputError("stream_options", self.stream_options.model_dump(), "only together with stream: true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatCompletionRequest(_Streamed, ToolFields, ChatBase):
+    """``POST /v1/chat/completions``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [only_with("stream_options", "stream"), only_with("top_logprobs", "logprobs")]}
+    )
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChatCompletionRequest:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            allowed = f"the value of max_completion_tokens ({self.max_completion_tokens}), or only one of the two"
+            raise InputError("max_tokens", self.max_tokens, allowed)
+        if self.top_logprobs and not self.logprobs:
+            raise InputError("top_logprobs", self.top_logprobs, "only together with logprobs: true")
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many top alternatives to report; None without logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Streamed, CompletionBase):
+    """``POST /v1/completions``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                only_with("stream_options", "stream"),
+                {
+                    "anyOf": [
+                        {"properties": {"max_tokens": {"not": {"const": 0}}}},
+                        {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+                    ]
+                },
+            ]
+        }
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="default 16; 0 only together with echo")
+    prompt: Annotated[tuple[str | TokenIds, ...], PlainValidator(_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]
+    logprobs: TopLogprobs | None = None
+    echo: bool | None = Field(None, description="put the prompt in front of the answer, with its logprobs if asked for")
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise InputError("max_tokens", 0, "numbers greater than or equal to 1, or 0 together with echo: true")
+        if self.choices * len(self.prompt) > MAX_CHOICES:
+            allowed = f"at most {MAX_CHOICES} choices in all, here {MAX_CHOICES // len(self.prompt)}"
+            raise InputError("n", self.n, allowed)
+        return self
+
+    @property
+    def judges_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are asked for."""
+        return bool(self.echo) and self.logprobs is not None

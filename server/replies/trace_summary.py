@@ -1,0 +1,101 @@
+"""Traces as answers show them, token by token and summed up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from ladle.guidance.diagnostics.compatibility import BEST, OFTEN_OUTSIDE
+from ladle.server.engine.requests.request import StepOutput
+from ladle.server.replies.types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
+from ladle.server.serving import Serving
+from ladle.server.token_text import finite
+
+_FEWEST = 3  # tokens; fewer may be chance
+
+
+def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
+    """One token as traces show it; ``top`` lists its alternatives."""
+    reply: Token = {
+        "id": output.token,
+        "text": output.text,
+        "logprob": finite(output.logprob),
+        "base_logprob": None if output.base_logprob is None else finite(output.base_logprob),
+        "shift": None if output.shift is None else bounded(output.shift),
+        "expert": output.expert,
+    }
+    trace = output.trace
+    if trace is not None:
+        reply["argmax_changed"] = trace.argmax_changed
+        reply["outside"] = trace.outside
+        reply["candidate_mass"] = trace.candidate_mass
+        reply["values"] = None if trace.values is None else dict(trace.values)
+        if trace.router is not None:
+            reply["router"] = {name: finite(score) for name, score in trace.router.items()}
+    if top:
+        reply["top"] = [_alternative(serving, other, logprob) for other, logprob in output.top]
+    return reply
+
+
+def _alternative(serving: Serving, token: int, logprob: float) -> Alternative:
+    return {"id": token, "text": serving.tokens.text(token), "logprob": finite(logprob)}
+
+
+def bounded(shift: float) -> float:
+    """A divergence that JSON can carry; 9999 stands for infinite, as -9999 does for a logprob."""
+    return min(9999.0, shift)
+
+
+class TraceSummary:
+    """What the tokens of one answer say of how it was steered, gathered while they come: who wrote them and, with
+    traces, what guidance did."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._tokens: dict[int, list[Token]] = {}
+        self._shifts: list[float] = []
+        self._changed = 0
+        self._outside: list[bool] = []
+        self._experts: Counter[str | None] = Counter()
+
+    def see(self, index: int, outputs: Iterable[StepOutput]) -> None:
+        """Take in tokens of the choice ``index``."""
+        for output in outputs:
+            if output.token >= 0:
+                self._experts[output.expert] += 1
+            if output.trace is None:
+                continue
+            self._tokens.setdefault(index, []).append(token(self._serving, output))
+            self._shifts.append(bounded(output.trace.shift))
+            self._changed += output.trace.argmax_changed
+            if output.trace.outside is not None:
+                self._outside.append(output.trace.outside)
+
+    def add_to(self, reply: SteeringReply, tokens: bool = False) -> SteeringReply:
+        """``reply`` with diagnostics, and with the traced ``tokens`` where the answer has no other place for them."""
+        total = self._experts.total()
+        routed = {name: count / total for name, count in sorted(self._experts.items(), key=str) if name is not None}
+        if routed:
+            reply["experts"] = routed
+        if not self._shifts:
+            return reply
+        count = len(self._shifts)
+        diagnostics: Diagnostics = {
+            "tokens": count,
+            "mean_shift": sum(self._shifts) / count,
+            "argmax_changed": self._changed / count,
+            "outside": sum(self._outside) / len(self._outside) if self._outside else None,
+        }
+        reply["diagnostics"] = diagnostics
+        outside, guided = sum(self._outside), len(self._outside)
+        if outside >= _FEWEST and outside > OFTEN_OUTSIDE * guided:
+            reply["warnings"].append(
+                f"base and guide fit badly: at {outside} of {guided} tokens the best one was not among the guided "
+                f"base's {BEST} best; try a lower strength"
+            )
+        if tokens:
+            choices: list[TracedChoice] = [
+                {"index": index, "tokens": seen} for index, seen in sorted(self._tokens.items())
+            ]
+            reply["choices"] = choices
+        return reply

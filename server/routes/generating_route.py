@@ -1,0 +1,48 @@
+"""Routes that generate refuse what they cannot queue before they read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+
+from ladle.server.engine.requests.queue import QueueFull
+from ladle.server.errors import from_queue_full
+from ladle.server.http.json_request import JsonRoute
+from ladle.server.state import ServerState
+
+
+class GeneratingRoute(JsonRoute):
+    """A route whose requests need a place in the engine's queue.
+
+    Under overload most requests are refused. Reading, checking and encoding each of them first would take the
+    processor from those that were accepted, who share it.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def roomy(request: Request) -> Response:
+            state: ServerState = request.app.state.server
+            full = None if state.unready() else _nowhere(state)
+            if full is not None:
+                state.metrics.rejections.labels(reason="queue_full").inc()
+                return from_queue_full(full).response()
+            return await handler(request)
+
+        return roomy
+
+
+def _nowhere(state: ServerState) -> QueueFull | None:
+    """The refusal that ends soonest, where no family has a place in its queue: which one a request means is not known
+    before it is read."""
+    refusals = []
+    for hosted in state.hosting.families.values():
+        try:
+            hosted.live.engine.require_room()
+        except QueueFull as full:
+            refusals.append(full)
+        else:
+            return None
+    return min(refusals, key=lambda full: full.retry_after_s, default=None)

@@ -1,0 +1,85 @@
+"""A loaded family with the engine that runs it, as handlers see both."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerFast
+
+from ladle.merging.family.family import Family
+from ladle.server.engine.engine import EngineStats
+from ladle.server.engine.requests.grammar import GrammarCompiler
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.token_text import TokenText
+
+
+class TextEngine(Protocol):
+    """What the handlers need of an engine; ``AsyncEngine`` is one."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    @property
+    def eos(self) -> frozenset[int]: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def require_room(self) -> None:
+        """Raises QueueFull while no request at all can be queued."""
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
+        """The outputs of a request; closing the iterator cancels it. Raises InputError, QueueFull, RuntimeError."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A loaded family and the engine that runs it.
+
+    Attributes:
+        vocabulary: number of token ids a request may use.
+        created: Unix time at which it was loaded.
+        fingerprint: changes with the base's weights and with our version.
+        grammars: of the base's tokenizer; ``compiling`` is where they are compiled, so that neither the event loop nor
+            the threads that read prompts wait for them.
+    """
+
+    family: Family
+    engine: TextEngine
+    vocabulary: int
+    created: int
+    fingerprint: str
+    tokens: TokenText
+    grammars: GrammarCompiler
+    compiling: ThreadPoolExecutor
+
+    @classmethod
+    def of(cls, family: Family, engine: TextEngine, vocabulary: int) -> Serving:
+        """Wrap a running engine; ``vocabulary`` is the number of rows of its embedding."""
+        backend = engine.tokenizer.backend_tokenizer
+        # A tokenizer file may ask for truncation; prompts are refused when too long, never cut.
+        backend.no_truncation()
+        backend.no_padding()
+        identity = f"{family.base_revision} {version('ladle')}"
+        return cls(
+            family=family,
+            engine=engine,
+            # Rows beyond the tokenizer's tokens are padding; tokens beyond the rows have no embedding.
+            vocabulary=min(vocabulary, len(engine.tokenizer)),
+            created=int(time.time()),
+            fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
+            tokens=TokenText(engine.tokenizer),
+            grammars=GrammarCompiler(engine.tokenizer, engine.eos),
+            compiling=ThreadPoolExecutor(2, "ladle-compile"),
+        )

@@ -1,0 +1,165 @@
+"""Calls of functions in a growing text. A call is given out whole, once it is known to be one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ladle.server.tools.formats import ToolFormat
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call; ``arguments`` is a JSON object as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+Part = str | Call
+"""What an answer is made of: text and calls."""
+
+
+class ToolParser:
+    """Takes one answer piece by piece.
+
+    A call is an object with the name of an offered function and an object of arguments. Whatever looks like one and is
+    none stays text; white space around calls is dropped.
+    """
+
+    def __init__(self, style: ToolFormat, names: frozenset[str], several: bool) -> None:
+        """``several``: whether more calls than the first count."""
+        self._style = style
+        self._names = names
+        self._several = several
+        self._held = ""
+        self._inside = False
+        self._gap = ""
+        self._after_call = False
+        self.calls = 0
+
+    def push(self, text: str) -> list[Part]:
+        """Add ``text``; what is certain now."""
+        self._held += text
+        return list(self._tagged() if self._style.opening else self._bare())
+
+    def finish(self) -> list[Part]:
+        """The rest, when no more text comes."""
+        held, self._held = self._held, ""
+        if self._style.opening and not self._inside:
+            return self._text(held)
+        found = self._calls(held)
+        if found:
+            return list(self._count(found))
+        return self._text(self._gap + self._style.opening + held if self._inside else held)
+
+    def _tagged(self) -> Iterator[Part]:
+        while True:
+            if self._inside:
+                body, closing, rest = self._held.partition(self._style.closing)
+                if not closing:
+                    return
+                self._inside, self._held = False, rest
+                found = self._calls(body)
+                yield from self._count(found) if found else self._text(self._gap + self._style.opening + body + closing)
+                continue
+            before, opening, rest = self._held.partition(self._style.opening)
+            if opening:
+                shown = before.rstrip()
+                self._gap = before[len(shown) :]
+                yield from self._text(shown)
+                self._inside, self._held = True, rest
+                continue
+            keep = len(before) - len(before[: len(before) - self._tail(before)].rstrip())
+            shown, self._held = before[: len(before) - keep], before[len(before) - keep :]
+            yield from self._text(shown)
+            return
+
+    def _bare(self) -> Iterator[Part]:
+        start = self._held.lstrip()
+        if start and not start.startswith("{"):
+            text, self._held = self._held, ""
+            # From here on it is text: what begins in the middle of one is no call.
+            self._style = _TEXT
+            yield text
+
+    def _tail(self, text: str) -> int:
+        """Length of the longest end of ``text`` that begins the opening tag."""
+        tag = self._style.opening
+        return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
+
+    def _text(self, text: str) -> list[Part]:
+        text = text.lstrip() if self._after_call else text
+        self._after_call = self._after_call and not text
+        return [text] if text else []
+
+    def _count(self, found: list[Call]) -> Iterator[Part]:
+        self._after_call = True
+        for call in found:
+            if self._several or not self.calls:
+                self.calls += 1
+                yield call
+
+    def _calls(self, text: str) -> list[Call]:
+        """The calls that ``text`` consists of; none if anything in it is no call."""
+        found = []
+        try:
+            place = _space(text, 0)
+            while place < len(text):
+                fields, place = _fields(text, place)
+                name, arguments = (fields.pop(key, ("", None)) for key in ("name", self._style.arguments))
+                known = isinstance(name[1], str) and name[1] in self._names
+                if fields or not known or not isinstance(arguments[1], dict):
+                    return []
+                found.append(Call(str(name[1]), arguments[0]))
+                place = _space(text, place)
+                if text[place : place + 1] == ";" and not self._style.opening:
+                    place = _space(text, place + 1)
+        except ValueError:
+            return []
+        return found
+
+
+# A tag that no text holds: everything is text.
+_TEXT = ToolFormat("\x00\x00", "\x00\x00", "arguments", None)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)
+
+
+def _space(text: str, place: int) -> int:
+    while place < len(text) and text[place] in " \t\r\n":
+        place += 1
+    return place
+
+
+def _fields(text: str, place: int) -> tuple[dict[str, tuple[str, Any]], int]:
+    """The object at ``place``, by key each value as text and as what it means, and where it ends.
+
+    Raises:
+        ValueError: there is no object, or it is broken.
+    """
+    if text[place : place + 1] != "{":
+        raise ValueError("no object")
+    fields: dict[str, tuple[str, Any]] = {}
+    place = _space(text, place + 1)
+    while True:
+        key, place = _DECODER.raw_decode(text, place)
+        place = _space(text, place)
+        if not isinstance(key, str) or text[place : place + 1] != ":":
+            raise ValueError("no key")
+        start = _space(text, place + 1)
+        value, place = _DECODER.raw_decode(text, start)
+        fields[key] = (text[start:place], value)
+        place = _space(text, place)
+        if text[place : place + 1] == "}":
+            return fields, place + 1
+        if text[place : place + 1] != ",":
+            raise ValueError("no end")
+        place = _space(text, place + 1)

@@ -1,0 +1,140 @@
+"""``tools``, ``tool_choice`` and the messages that go with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
+
+from ladle.merging.errors import InputError
+from ladle.server.http.strict_model import StrictModel
+
+MAX_TOOLS = 128
+_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+class Function(StrictModel):
+    """A function that the model may call. ``strict`` changes nothing: calls that must be made always fit their schema,
+    calls that the model makes of its own accord are what it says."""
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    description: str | None = None
+    parameters: Annotated[dict[str, Any] | None, Field(description="a JSON schema of an object; default: none")] = None
+    strict: bool | None = None
+
+
+class Tool(StrictModel):
+    """An entry of ``tools``."""
+
+    type: Literal["function"]
+    function: Function
+
+    def definition(self) -> dict[str, Any]:
+        """As chat templates show it to the model."""
+        function: dict[str, Any] = {"name": self.function.name}
+        if self.function.description is not None:
+            function["description"] = self.function.description
+        return {"type": "function", "function": {**function, "parameters": self.function.parameters or NO_ARGUMENTS}}
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """Whether functions are called: ``mode`` is none, auto or required; ``name`` of the one that is."""
+
+    mode: str
+    name: str | None = None
+
+
+def _choice(value: Any) -> ToolChoice | None:
+    if value is None or value in ("none", "auto", "required"):
+        return None if value is None else ToolChoice(value)
+    if isinstance(value, dict) and set(value) == {"type", "function"} and value["type"] == "function":
+        function = value["function"]
+        if isinstance(function, dict) and set(function) == {"name"} and isinstance(function["name"], str):
+            return ToolChoice("required", function["name"])
+    raise ValueError('allowed: none, auto, required or {"type": "function", "function": {"name": "..."}}')
+
+
+_CHOICE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["name"],
+                    "properties": {"name": {"type": "string"}},
+                },
+            },
+        },
+        {"type": "null"},
+    ]
+}
+
+
+class ToolFields(StrictModel):
+    """What a chat says about functions."""
+
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Annotated[ToolChoice | None, PlainValidator(_choice), WithJsonSchema(_CHOICE_SCHEMA)] = None
+    parallel_tool_calls: bool | None = Field(None, description="default true: an answer may hold several calls")
+
+    @model_validator(mode="after")
+    def _fit(self) -> ToolFields:
+        names = [tool.function.name for tool in self.tools or ()]
+        twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+        if twice is not None:
+            raise InputError("tools", twice, "every name once")
+        choice = self.tool_choice
+        if choice is not None and choice.mode != "none" and not names:
+            raise InputError("tool_choice", choice.name or choice.mode, "none, because there are no tools")
+        if choice is not None and choice.name is not None and choice.name not in names:
+            raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
+        return self
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that may be called; none with tool_choice none."""
+        none = self.tool_choice is not None and self.tool_choice.mode == "none"
+        return [] if none else list(self.tools or ())
+
+
+def _arguments(value: str) -> str:
+    try:
+        found = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"allowed: a JSON object as text; {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError("allowed: a JSON object as text")
+    return value
+
+
+class CalledFunction(StrictModel):
+    """``function`` of a call."""
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    arguments: Annotated[str, AfterValidator(_arguments)]
+    # The official client's helpers put it there, and send it back.
+    parsed_arguments: Any = None
+
+
+class ToolCall(StrictModel):
+    """A call that the model made earlier in the conversation."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: int | None = None
+
+    def turn(self) -> dict[str, Any]:
+        """As chat templates take it: with the arguments themselves, not their text."""
+        arguments = json.loads(self.function.arguments)
+        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}

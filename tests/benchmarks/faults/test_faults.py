@@ -1,0 +1,179 @@
+"""Small versions of the runs that tell whether a server can be trusted, against one server; the full ones are
+``ladle bench faults``."""
+
+import asyncio
+import csv
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from seeds import fresh_seed
+
+from ladle.benchmarks.environment import write_csv
+from ladle.benchmarks.faults import cancelled_streams, overload, request_storm, soak
+from ladle.benchmarks.faults.faults import VOCABULARY, broken
+from ladle.benchmarks.faults.memory_watch import Look, MemoryWatch
+from ladle.benchmarks.faults.reply_check import WrongReply, check
+from ladle.benchmarks.faults.request_fuzzer import Drawn, RequestFuzzer
+from ladle.benchmarks.faults.server_under_test import ServerUnderTest, serve
+from ladle.benchmarks.faults.stress_family import write_stress_family
+from ladle.guidance.registry import METHODS
+
+OPTIONS = ["--kv-memory", "4MiB", "--weights-memory", "8MiB", "--max-sequences", "8", "--max-queue", "64"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+    folder = tmp_path_factory.mktemp("faults")
+    family = write_stress_family(folder / "family")
+    with serve(family, folder / "log", [*OPTIONS, "--default-max-tokens", "8"]) as running:
+        yield running
+
+
+def of_memory(problem: str) -> bool:
+    """Of a server that has just begun, memory says nothing."""
+    return problem.startswith(("resident_growth", "kept_growth"))
+
+
+def test_generated_requests(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(
+        request_storm.run(server, 80, 8, fresh_seed(), VOCABULARY, warm=40, rests=2, rest_s=0.5)
+    )
+    assert not [problem for problem in broken(row) if not of_memory(problem)]
+    assert (row["warm"], row["count"]) == (40, 80) and sum(row["outcomes"].values()) == 120
+    assert len(row["resident_at_rest_mb"]) == 3 and min(row["resident_at_rest_mb"]) > 100
+    assert row["sound_served"] > row["sound_refused"], "what is meant to be sound is"
+
+
+def test_streams_that_are_left(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(
+        cancelled_streams.run(server, 24, 6, fresh_seed(), VOCABULARY, ["mage", "cd", "fusion_route", "rewarded_soup"])
+    )
+    assert not broken(row)
+    assert row["count"] >= 24 and row["answers_compared"] >= 4
+
+
+def test_overload(server: ServerUnderTest) -> None:
+    """What is refused and what is served adds up; the pace is for the full run to judge."""
+    row: dict[str, Any] = asyncio.run(overload.run(server, 8, 10.0, 2.0, 4.0, 12, fresh_seed()))
+    assert not row["held_at_end"] and not row["tracebacks"] and row["loaded_requests_per_s"] > 0
+    other = json.loads(row["other"])
+    assert set(other) <= {"served after the end"}, other
+    assert row["refused"] == sum(row["retry_after_s"].values())
+
+
+def test_a_soak(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(soak.run(server, 0.06, 0.01, 4, fresh_seed(), VOCABULARY, sound=False))
+    assert not [problem for problem in broken(row) if not of_memory(problem)]
+    assert row["count"] > 0 and row["resident_by_minute_mb"][0] > 0
+
+
+def test_the_family_serves_every_method(server: ServerUnderTest) -> None:
+    async def described() -> dict[str, Any]:
+        async with request_storm.session_of(server) as session:
+            return await request_storm.family_of(session)
+
+    family = asyncio.run(described())
+    assert set(RequestFuzzer(random.Random(0), family, VOCABULARY).methods) == set(METHODS)
+
+
+WHOLE = {"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "total_tokens": 2}}
+ERROR = {"error": {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, json.dumps(ERROR)),
+        (503, json.dumps(ERROR)),
+        (200, '{"choices": [{"finish_reason": NaN}]}'),
+        (200, "no JSON"),
+        (200, json.dumps({**WHOLE, "choices": []})),
+        (200, json.dumps({**WHOLE, "choices": [{"finish_reason": "error"}]})),
+        (400, '{"error": "text"}'),
+    ],
+)
+def test_a_wrong_answer_is_one(status: int, body: str) -> None:
+    drawn = Drawn("/v1/generate", b"", "sound")
+    with pytest.raises(WrongReply):
+        check(drawn, status, "application/json", body.encode())
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        ['{"a": 1}'],
+        ['{"error": {}}', "[DONE]"],
+        [json.dumps({"error": {**ERROR["error"], "type": "server_error"}})],
+        ['{"a": Infinity}', "[DONE]"],
+    ],
+)
+def test_a_wrong_stream_is_one(events: list[str]) -> None:
+    body = "".join(f"data: {event}\n\n" for event in events).encode()
+    with pytest.raises(WrongReply):
+        check(Drawn("/v1/generate", b"", "sound", stream=True), 200, "text/event-stream", body)
+    with pytest.raises(WrongReply):
+        check(Drawn("/v1/generate", b"", "sound", stream=True), 200, "text/event-stream", b"data: {")
+
+
+def test_right_answers_pass() -> None:
+    drawn = Drawn("/v1/generate", b"", "sound")
+    assert check(drawn, 200, "application/json", json.dumps(WHOLE).encode()) == "200"
+    assert check(drawn, 400, "application/json", json.dumps(ERROR).encode()) == "400 c"
+    stream = b'data: {"a": 1}\n\n: keep-alive\n\ndata: [DONE]\n\n'
+    assert check(drawn, 200, "text/event-stream", stream) == "200"
+    ended = b'data: {"a": 1}\n\ndata: ' + json.dumps(ERROR).encode() + b"\n\n"
+    assert check(drawn, 200, "text/event-stream", ended) == "200, then c"
+
+
+def test_what_does_not_hold_is_said() -> None:
+    good = {"run": "requests", "wrong": 0, "tracebacks": 0, "held_at_end": {}, "resident_growth": 0.01}
+    assert not broken(good)
+    grown = ({"resident_growth": 0.03}, {"kept_growth": 0.03})
+    for change in ({"wrong": 1}, {"tracebacks": 2}, {"held_at_end": {"kv": 1.0}}, *grown):
+        assert len(broken({**good, **change})) == 1
+    over = {"run": "overload", "p99_ratio": 1.4, "refused": 3, "retry_after_s": {2: 3}}
+    assert not broken(over)
+    assert broken({**over, "p99_ratio": 1.6}) and broken({**over, "refused": 0, "retry_after_s": {}})
+
+
+def test_memory_is_compared_by_thirds_of_what_is_settled(server: ServerUnderTest) -> None:
+    """Medians, and the least of either: a saw-tooth does not grow, and what rises in its valleys does."""
+    watch = MemoryWatch(server)
+    sizes = [9e6, 1e6, 5e6, 3e6, 4e6, 8e6, 4e6, 8e6, 4e6, 5e6]
+    watch.looks = [Look(place / 4, int(size), place) for place, size in enumerate(sizes)]
+    found = watch.growth(lambda look: look.requests >= 1)
+    assert found == {"resident_warm_mb": 3.0, "resident_end_mb": 5.0, "resident_growth": 0.6667, "kept_growth": 3.0}
+    assert watch.by_minute() == {"resident_by_minute_mb": [9, 4, 4], "requests_by_minute": [0, 4, 8]}
+    assert watch.growth(lambda look: False)["kept_growth"] == 0.0, "never settled: the last look alone"
+    watch.looks = []
+    assert watch.growth(lambda look: True) == {}
+    asyncio.run(watch.run(lambda: False, lambda: 7, 60.0))
+    assert [look.requests for look in watch.looks] == [7] and watch.looks[0].resident > 1e6
+
+
+def test_a_run_is_added_to_those_before(tmp_path: Path) -> None:
+    """A later version's row may have columns that earlier ones lack."""
+    path = tmp_path / "deep" / "runs.csv"
+    write_csv(path, [{"run": "soak", "wrong": 0}], append=True)
+    write_csv(path, [{"run": "soak", "wrong": 1, "kept_growth": 0.01}], append=True)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["wrong"], row["kept_growth"]) for row in rows] == [("0", ""), ("1", "0.01")]
+    assert all(row["hardware"] and row["versions"] for row in rows)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    family = {
+        "name": "f",
+        "objectives": ["a", "b"],
+        "members": [{"name": "m"}],
+        "methods": {"x": {"available": True, "preference": "required", "options": ["strength"], "needs": []}},
+    }
+    seed = fresh_seed()
+    first, second = (RequestFuzzer(random.Random(seed), family, VOCABULARY) for _ in range(2))
+    assert [first.draw() for _ in range(200)] == [second.draw() for _ in range(200)]
+    assert {first.draw(sound=True).kind for _ in range(20)} == {"sound"}

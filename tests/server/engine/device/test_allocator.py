@@ -1,0 +1,39 @@
+"""Memory that is freed goes back to the system, but not at every step."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ladle.server.engine.device import allocator
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_it_is_time_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, trims = [0.0], []
+    monkeypatch.setattr(allocator, "trim", lambda: trims.append(now[0]))
+    trimmer = allocator.Trimmer(every_s=60.0, clock=lambda: now[0])
+    for now[0] in (0.0, 59.9, 60.0, 60.1, 119.0, 500.0, 501.0):
+        assert trimmer.tick() == (now[0] in (60.0, 500.0))
+    assert trims == [60.0, 500.0]
+    now[0] = 530.0
+    trimmer.trim()
+    now[0] = 570.0
+    assert not trimmer.tick() and trims[-1] == 530.0, "the period begins again"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of the C library there")
+def test_what_lies_between_blocks_in_use_is_given_back() -> None:
+    allocator.prepare()
+    blocks = [torch.ones(1 << 18) for _ in range(200)]  # a megabyte each
+    kept = blocks[::20]
+    full = resident()
+    del blocks
+    allocator.trim()
+    assert resident() < full - (100 << 20)
+    assert all(bool((block == 1).all()) for block in kept)

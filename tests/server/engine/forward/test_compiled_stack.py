@@ -1,0 +1,121 @@
+"""Compiled layers inside the engine: the same answers as the layers they stand for, and only where they can."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from guided_requests import World
+from seeds import fresh_seed
+from tiny_engine import alone, build, family_of, make_request, serve
+
+from ladle.kernels import dispatch
+from ladle.server.engine import config
+from ladle.server.engine.engine import Engine
+from ladle.server.engine.forward import compiled_stack as decoder_stack
+from ladle.server.engine.forward.compiled_stack import DecoderStack
+from ladle.server.engine.forward.loaded_model import LoadedModel
+
+COMPILED = {"llama": True, "mistral": True, "qwen2": True, "qwen3": False, "gemma2": False, "phi3": False}
+
+
+@pytest.fixture(autouse=True)
+def no_native_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that multiplies bfloat16 has no use for compiled layers; these tests run on it as well."""
+    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: False)
+
+
+def model_of(engine: Engine) -> LoadedModel:
+    return engine.runner.models.base
+
+
+def stacks(engine: Engine) -> list[DecoderStack]:
+    return [module for module in model_of(engine).model.modules() if isinstance(module, DecoderStack)]
+
+
+@pytest.fixture
+def rows_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every step that compiled layers took."""
+    seen: list[int] = []
+    run = DecoderStack._run
+
+    def spy(self: DecoderStack, hidden: Any, *rest: Any) -> Any:
+        seen.append(hidden.shape[1])
+        return run(self, hidden, *rest)
+
+    monkeypatch.setattr(DecoderStack, "_run", spy)
+    return seen
+
+
+@pytest.mark.parametrize("arch", COMPILED)
+def test_which_models_are_compiled(tmp_path: Path, arch: str) -> None:
+    engine = build(family_of(tmp_path, arch, full=()), dtype="bfloat16")
+    assert len(stacks(engine)) == COMPILED[arch]
+
+
+@pytest.mark.parametrize("options", [{"compiled_layers": False}, {"dtype": "float32"}, {"dtype": "float64"}])
+def test_they_can_be_turned_off_and_exact_dtypes_have_none(tmp_path: Path, options: dict[str, Any]) -> None:
+    assert not stacks(build(family_of(tmp_path), **{"dtype": "bfloat16", **options}))
+
+
+def test_large_models_and_missing_compilers_go_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_of(tmp_path)
+    plain = build(family, dtype="bfloat16", compiled_layers=False)
+    assert model_of(build(family, dtype="bfloat16")).nbytes > model_of(plain).nbytes
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_stack, "MOST_BYTES", 1000)
+        assert not stacks(build(family, dtype="bfloat16"))
+    monkeypatch.setattr(dispatch, "can_compile", lambda: False)
+    assert not stacks(build(family, dtype="bfloat16"))
+
+
+def test_a_stack_that_computes_something_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = DecoderStack._run
+    monkeypatch.setattr(DecoderStack, "_run", lambda *arguments: run(*arguments) * 1.1)
+    assert not stacks(build(family_of(tmp_path), dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2"])
+def test_every_method_scores_what_it_scores_without_them(tmp_path: Path, arch: str, rows_seen: list[int]) -> None:
+    """Decode, chunks of prompts and candidates, one batch of all methods: logprobs within float16's rounding."""
+    rng = random.Random(fresh_seed())
+    sliding = {"mistral": {"sliding_window": 11}}.get(arch, {})
+    world = World(tmp_path, rng, arch, **sliding)
+    plain, compiled = (
+        build(
+            world.family, dtype="bfloat16", compiled_layers=on, prefix_cache=False, max_batch_tokens=24,
+            max_lanes=200, max_sequences=40, kv_memory=32 << 20,
+        )
+        for on in (False, True)
+    )  # fmt: skip
+    assert stacks(compiled) and not stacks(plain)
+    steerings = [rng.choice(world.steerings(rng, [method])) for method in ("base", "bone_soup", "mage", "cfg", "vas")]
+    requests = [
+        world.request(str(index), steering, world.prompts(rng), max_tokens=6, temperature=0.0, logprobs=5)
+        for index, steering in enumerate(steerings)
+    ]
+    together = serve(compiled, requests, rng)
+    assert min(rows_seen) < max(rows_seen) <= decoder_stack.MOST_ROWS
+    for request in requests:
+        for got, wanted in zip(together[request.request_id], alone(plain, request), strict=True):
+            assert got.logprob == pytest.approx(wanted.logprob, abs=5e-3)
+            if got.token != wanted.token:  # as good as each other, and from here on another text
+                break
+
+
+def test_more_rows_take_the_plain_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_seen: list[int]) -> None:
+    family = family_of(tmp_path)
+    engine = build(family, dtype="bfloat16")
+    rows_seen.clear()
+    outputs = alone(engine, make_request("r", range(3, 190), max_tokens=3))
+    assert len(outputs) == 3 and rows_seen == [1, 1]
+
+
+def test_weights_that_give_no_numbers_are_that_requests_error(tmp_path: Path) -> None:
+    engine = build(family_of(tmp_path), dtype="bfloat16")
+    torch.nn.init.constant_(model_of(engine).model.get_input_embeddings().weight[7:8], torch.nan)
+    outputs = serve(engine, [make_request("bad", [7]), make_request("good", [8, 9])], random.Random(0))
+    assert outputs["bad"][-1].error and not outputs["good"][-1].error

@@ -28,6 +28,7 @@ format:
 	@$(PYTHON) tools/environment.py dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/modules.py
 
 bench:
 	@$(PYTHON) tools/environment.py dev

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 
-from ladle.guidance.method import Method
+from ladle.guidance.method import Availability, Method
 from ladle.guidance.methods.amplify import Amplify
 from ladle.guidance.methods.args import Args
 from ladle.guidance.methods.base import BaseMethod
@@ -71,16 +71,14 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.target is not None:
         found, reached = resolve_target(family, steering)
         return replace(resolve(family, found), target=reached.outcomes)
-    status = available(family)
     name = steering.method if steering.method is not None else default_method(family)
-    usable = ", ".join(method for method, (ready, _) in status.items() if ready)
     if name not in METHODS:
-        raise InputError("steering.method", name, usable)
+        raise InputError("steering.method", name, _usable(family))
     method = METHODS[name]
     # Stated coefficients need neither policies nor a matrix, only members to weigh.
     state = method.availability(family, steering.coefficients is not None and "coefficients" in method.options)
     if not state.available:
-        raise InputError("steering.method", name, f"{usable} ({name}: {state.reason})")
+        raise InputError("steering.method", name, f"{_usable(family)} ({name}: {state.reason})")
     for entry in fields(Steering):
         given = getattr(steering, entry.name)
         if entry.name in _UNIVERSAL | method.options or given == getattr(_DEFAULTS, entry.name):
@@ -100,6 +98,11 @@ def available(family: Family) -> dict[str, tuple[bool, str]]:
     return {name: (state.available, state.reason) for name, state in states.items()}
 
 
+def _usable(family: Family) -> str:
+    """The available methods, for an error: to ask all of them takes longer than most requests' own method."""
+    return ", ".join(method for method, (ready, _) in available(family).items() if ready)
+
+
 def usable_by_name(family: Family) -> tuple[str, ...]:
     """The available methods that need no option but a preference: those that a model string can ask for."""
     return tuple(name for name, (ready, _) in available(family).items() if ready and not METHODS[name].needs)
@@ -116,11 +119,10 @@ def default_method(family: Family) -> str:
     Raises:
         FamilyError: the manifest names a method that is unknown or that the family cannot serve.
     """
-    status = available(family)
     name = family.manifest.default_method
     if name is None:
-        return next(method for method, (ready, _) in status.items() if ready)
-    _require(family, "default_method", name, status)
+        return next(name for name, method in METHODS.items() if method.availability(family).available)
+    _require(family, "default_method", name)
     return name
 
 
@@ -131,10 +133,9 @@ def check_methods(family: Family) -> None:
         FamilyError: naming family.toml and the key.
     """
     default_method(family)
-    status = available(family)
     for name, preset in family.manifest.presets.items():
         if preset.method is not None:
-            _require(family, f"presets.{name}.method", preset.method, status)
+            _require(family, f"presets.{name}.method", preset.method)
         try:
             resolve(family, preset_steering(family, name))
         except InputError as error:
@@ -146,7 +147,8 @@ def preset_steering(family: Family, name: str) -> Steering:
     return Steering.parse(family.manifest.presets[name].model_dump(exclude_none=True))
 
 
-def _require(family: Family, key: str, name: str, status: dict[str, tuple[bool, str]]) -> None:
-    ready, reason = status.get(name, (False, f"unknown method; known: {', '.join(METHODS)}"))
-    if not ready:
-        raise FamilyError(family.root / MANIFEST_NAME, f"{key}: {name!r} is not available: {reason}")
+def _require(family: Family, key: str, name: str) -> None:
+    unknown = Availability(False, f"unknown method; known: {', '.join(METHODS)}")
+    state = METHODS[name].availability(family) if name in METHODS else unknown
+    if not state.available:
+        raise FamilyError(family.root / MANIFEST_NAME, f"{key}: {name!r} is not available: {state.reason}")

@@ -4,9 +4,11 @@ The folders of the repository are parts of one import package (see pyproject.tom
 as such with symbolic links, run mypy there, and report the paths of the repository.
 
     python tools/typecheck.py [mypy options]
+    python tools/typecheck.py --tree build/tree     # only lay them out, for editors and tools that read trees
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,15 @@ def lay_out(tree: Path) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--tree"]:
+        if len(sys.argv) != 3:
+            sys.exit("usage: python tools/typecheck.py --tree FOLDER")
+        tree = ROOT / sys.argv[2]
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir(parents=True)
+        lay_out(tree)
+        print(f"{tree / 'ladle'} looks like the installed package, by symbolic links")
+        return 0
     root_package = package_folders()["ladle"]
     with tempfile.TemporaryDirectory(prefix="ladle-types-") as folder:
         lay_out(Path(folder))

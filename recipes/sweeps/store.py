@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from ladle.recipes.sweeps.settings import Setting, setting_of
 # Everything is quoted: a text may hold line ends of any kind.
 _STYLE: dict[str, Any] = {"lineterminator": "\n", "quoting": csv.QUOTE_ALL}
 SAMPLES, ASKED = "samples.csv", "sweep.json"
+PACKED = "samples.csv.gz"
+"""The samples of a sweep that is finished, compressed by its owner; one that goes on has them plain again."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class SampleStore:
     def add(self, sample: Sample) -> None:
         """Keep a sample, on disk before anything else."""
         path = self.folder / SAMPLES
+        packed = self.folder / PACKED
+        if packed.exists() and not path.exists():
+            path.write_bytes(gzip.decompress(packed.read_bytes()))
+            packed.unlink()
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._fields, **_STYLE)
@@ -92,9 +99,12 @@ class SampleStore:
         self.samples[sample.key] = sample
 
     def _read(self) -> list[Sample]:
-        path = self.folder / SAMPLES
+        path, packed = self.folder / SAMPLES, self.folder / PACKED
         if not path.exists():
-            return []
+            if not packed.exists():
+                return []
+            with gzip.open(packed, "rt", newline="", encoding="utf-8") as file:
+                return [self._sample(row) for row in csv.DictReader(file)]
         # Stopped in the middle of a character, there is none to be read.
         text = path.read_bytes().decode("utf-8", errors="ignore")
         if not text.endswith("\n") or text.count('"') % 2:

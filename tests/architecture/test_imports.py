@@ -6,12 +6,11 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imports_of import ROOT, imports
 
-ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("kernels", "merging", "guidance", "server/engine", "server", "clients", "recipes", "benchmarks", "families")
 
@@ -53,21 +52,6 @@ def room_of(module: str) -> str | None:
     if not parts or parts[0] not in ROOMS:
         return None
     return "server/engine" if parts[:2] == ["server", "engine"] else parts[0]
-
-
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, module) of everything a module imports, absolute."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import; write it out"
-            # `from ladle.server import engine` imports a room as well as a module.
-            yield node.lineno, node.module or ""
-            yield from (
-                (node.lineno, f"{node.module}.{alias.name}") for alias in node.names if node.module == "ladle.server"
-            )
-            yield from ((node.lineno, f"ladle.{alias.name}") for alias in node.names if node.module == "ladle")
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -1,4 +1,5 @@
-"""What docs/control.md says of the committed sweeps follows from their samples."""
+"""What the record of control says of the committed sweeps follows from their samples, and the page of conclusions from
+the record."""
 
 import csv
 import json
@@ -23,8 +24,8 @@ from ladle.recipes.sweeps.join import join
 from ladle.recipes.sweeps.summary import Table, summarise
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "control"
-DOCUMENT = ROOT / "docs" / "control.md"
+RESULTS = ROOT / "studies" / "control"
+DOCUMENT = RESULTS / "README.md"
 COMPARISONS = sorted(file.parent.name for file in RESULTS.glob("*/tables.md"))
 JOINED = "joined.json"
 """Of a comparison that is not of a sweep beside it: FOLDER or NAME=FOLDER of every sweep, as for ``ladle compare``."""
@@ -62,6 +63,12 @@ def test_the_document_has_every_row(split: str) -> None:
     assert len(methods.splitlines()) > 2 and not missing, sorted(missing)
 
 
+def test_the_conclusions_have_rows_of_the_record() -> None:
+    page, record = ((file).read_text(encoding="utf-8") for file in (ROOT / "docs" / "control.md", DOCUMENT))
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) >= 6 and set(rows) <= set(record.splitlines())
+
+
 def test_the_family_of_the_comparison_loads() -> None:
     family = load_family("trio")
     assert family.objectives == ("positive", "simple", "concise") and len(family.backbones) == 3
@@ -80,7 +87,7 @@ def again(command: Callable[..., None], name: str, tmp_path: Path) -> tuple[dict
     (root / file).unlink()
     app = Typer()
     app.command()(command)
-    arguments = [str(ROOT / word) if word.startswith("benchmarks/") else word for word in words[1:]]
+    arguments = [str(ROOT / word) if word.startswith("studies/") else word for word in words[1:]]
     said = CliRunner().invoke(app, [str(root), *arguments])
     assert said.exit_code == 0, said.output
     return json.loads((root / file).read_text(encoding="utf-8")), committed

@@ -197,3 +197,21 @@ def test_model_strings_can_ask_for_what_needs_no_option(guided: Family) -> None:
     for name in names:
         assert resolve(guided, Steering(method=name, preference=MIX if takes_preference(name) else None)).method == name
     assert not takes_preference("cfg") and takes_preference("mage") and takes_preference("sorcery")
+
+
+def test_a_request_asks_no_other_method_whether_it_is_available(family: Family, monkeypatch) -> None:
+    """Whether others could be served is asked only to word an error."""
+    asked: list[str] = []
+    for name, method in METHODS.items():
+        own = method.availability
+
+        def availability(family: Family, stated: bool = False, name: str = name, own: Any = own) -> Any:
+            asked.append(name)
+            return own(family, stated)
+
+        monkeypatch.setattr(method, "availability", availability)
+    resolve(family, Steering(method="custom", terms=({"source": "base", "weight": 1.0},)))
+    assert set(asked) == {"custom"}
+    with pytest.raises(InputError, match="bone_soup"):
+        resolve(family, Steering(method="fusion_route"))
+    assert set(asked) == set(METHODS)

@@ -2,7 +2,7 @@
 
 Why that library: it compiles a schema that it has never seen in milliseconds, where those that precompute masks take
 seconds, and it refuses keywords that it does not keep to instead of passing over them. It runs in processes of its own
-(``grammar_worker.py``), because what a client sends may end the process that compiles it.
+(``worker.py``), because what a client sends may end the process that compiles it.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ class Ranks:
             threading.Thread(target=self._watch, args=(rank, process), name=f"ladle-rank-{rank}", daemon=True).start()
         try:
             for rank, process in enumerate(self._processes, start=1):
-                self._write(process, asked | {"rank": rank})
+                # One that has ended already takes nothing in; that it gives no answer names it.
+                with suppress(BrokenPipeError):
+                    self._write(process, asked | {"rank": rank})
             self._answers()  # they are there: waiting for the group has an end
             self.group = ProcessGroup(meeting, 0, size, device)
         except BaseException:

@@ -1,6 +1,7 @@
 """``ladle sweep`` from the command to its files, on a tiny family: figures, seeds, resuming, refusals."""
 
 import csv
+import gzip
 import json
 import random
 from pathlib import Path
@@ -238,3 +239,19 @@ def test_wherever_it_was_stopped_what_was_whole_is_kept(tmp_path: Path) -> None:
         (folder / "samples.csv").write_bytes(whole[:cut])
         kept = SampleStore(folder, facts, OBJECTIVES).samples
         assert [sample.text for sample in kept.values()] == texts[: sum(cut >= end for end in ends)], cut
+
+
+def test_samples_that_were_compressed_are_read_and_go_on(tmp_path: Path) -> None:
+    facts: dict[str, object] = {}
+    texts = ['one "quoted" text', "two\nlines, é and 雨\n"]
+    store = SampleStore(tmp_path, facts, OBJECTIVES)
+    for number, text in enumerate(texts):
+        store.add(Sample("base", 0, number, 7, text, 4, "stop", -8.0, dict.fromkeys(OBJECTIVES, 0.5)))
+    plain = tmp_path / "samples.csv"
+    (tmp_path / "samples.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    again = SampleStore(tmp_path, facts, OBJECTIVES)
+    assert again.samples == store.samples and not plain.exists(), "reading leaves the file as it is"
+    again.add(Sample("base", 0, 2, 7, "three", 4, "stop", -8.0, dict.fromkeys(OBJECTIVES, 0.5)))
+    assert len(SampleStore(tmp_path, facts, OBJECTIVES).samples) == 3
+    assert not (tmp_path / "samples.csv.gz").exists(), "the samples stand in one file"

@@ -34,7 +34,7 @@ from ladle.server.engine.scores.slot_tables import SOURCES
 
 CUDA = torch.cuda.is_available()
 pytestmark = MARKS
-HERE = "engine/transfers.py"
+HERE = "device/transfers.py"
 """Where a step may wait."""
 
 

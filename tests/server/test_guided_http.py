@@ -16,7 +16,7 @@ from ladle.guidance.registry import available
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
-from ladle.server.openai.requests import Message
+from ladle.server.fields.messages import Message
 from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings

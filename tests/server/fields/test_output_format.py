@@ -113,7 +113,7 @@ async def test_regexes_choices_and_any_object(real_state: ServerState) -> None:
         ({"structured_outputs": {"json": {"enum": [2**53 + 1]}}}, "structured_outputs.json.enum", "an integer that"),
         ({"structured_outputs": {"json": {"items": {"not": {}}}}}, "structured_outputs.json.items", "not"),
         ({"structured_outputs": {"regex": "ab\\"}}, "structured_outputs.regex", "lone backslash"),
-        ({"guided_regex": "a"}, "guided_regex", "unknown"),
+        ({"guided_regex": "a"}, "guided_regex", "guided_regex"),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_is_refused_by_name(

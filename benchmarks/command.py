@@ -92,6 +92,23 @@ def forms(
     _report("form of answers", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
 
 
+@command.command(epilog="Example: ladle bench reproducible --batches 1,4,16")
+def reproducible(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Steps and prompts of `ladle serve --reproducible` against those of a server without."""
+    from ladle.benchmarks import reproducible as benchmark
+    from ladle.merging.family.family import load_family
+
+    sizes = [int(size) for size in batches.split(",")]
+    _report("reproducible", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
+
+
 @command.command(epilog="Example: ladle bench serve --clients 8")
 def serve(
     family: FamilyOption = "demo",

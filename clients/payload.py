@@ -26,7 +26,7 @@ class Options(TypedDict, total=False):
         temperature, top_p, top_k, min_p: how the next token is drawn; temperature 0 is greedy.
         n: number of choices.
         stop: one string or several that end the text.
-        seed: the same request with the same seed gives the same tokens.
+        seed: the same request with the same seed gives the same tokens, as far as docs/reproducibility.md says.
         logprobs: report the tokens with their logprobs even without a trace.
         top_logprobs: how many alternatives to report for each token; needs ``logprobs``.
         logit_bias: added to the score, by token id.

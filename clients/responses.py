@@ -153,7 +153,8 @@ class SteeringReport(Response):
 
 
 class Generation(Response):
-    """A complete answer to ``generate`` or ``chat``. The same request with the same ``seed`` gives it again."""
+    """A complete answer to ``generate`` or ``chat``. The same request with the same ``seed`` gives it again,
+    on the servers that docs/reproducibility.md names."""
 
     id: str
     model: str

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerFast
@@ -51,7 +52,8 @@ class Serving:
     Attributes:
         vocabulary: number of token ids a request may use.
         created: Unix time at which it was loaded.
-        fingerprint: changes with the base's weights and with our version.
+        form: which forms of a step are in force, by name.
+        fingerprint: changes with the base's weights, with the form and with our version.
         controls: what names of special tokens in the texts of a chat are kept from becoming.
         grammars: of the base's tokenizer; ``compiling`` is where they are compiled, so that neither the event loop nor
             the threads that read prompts wait for them.
@@ -66,15 +68,19 @@ class Serving:
     controls: ControlTokens
     grammars: GrammarCompiler
     compiling: ThreadPoolExecutor
+    form: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, family: Family, engine: TextEngine, vocabulary: int) -> Serving:
+    def of(
+        cls, family: Family, engine: TextEngine, vocabulary: int, form: Mapping[str, str] = MappingProxyType({})
+    ) -> Serving:
         """Wrap a running engine; ``vocabulary`` is the number of rows of its embedding."""
         backend = engine.tokenizer.backend_tokenizer
         # A tokenizer file may ask for truncation; prompts are refused when too long, never cut.
         backend.no_truncation()
         backend.no_padding()
-        identity = f"{family.base_revision} {version('ladle')}"
+        said = [f"{name}={value}" for name, value in sorted(form.items())]
+        identity = " ".join([family.base_revision, version("ladle"), *said])
         return cls(
             family=family,
             engine=engine,
@@ -87,4 +93,5 @@ class Serving:
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
             # They wait for processes, which share the cores: what takes long there is not to hold others' grammars up.
             compiling=ThreadPoolExecutor(8, "ladle-compile"),
+            form=dict(form),
         )

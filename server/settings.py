@@ -71,6 +71,9 @@ class ServerSettings(BaseSettings):
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
     compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
     cuda_graphs: bool = Field(True, description="on a GPU, record decode steps and run the recordings")
+    reproducible: bool = Field(
+        False, description="on a CPU, let a request's tokens depend on the request alone, in bfloat16 too"
+    )
     tensor_parallel: int = Field(1, ge=1, description="processes that share the models, each on a GPU of its own")
     expert_schedule: Literal["auto", "eager", "lazy"] = Field(
         "auto", description="whether routed experts compute every token, or what they missed once they are chosen"
@@ -195,6 +198,7 @@ class ServerSettings(BaseSettings):
             max_queue_tokens=self.max_queue_tokens,
             prefix_cache=self.prefix_cache,
             compiled_layers=self.compiled_layers,
+            reproducible=self.reproducible,
             cuda_graphs=self.cuda_graphs,
             tensor_parallel=self.tensor_parallel,
             expert_schedule=self.expert_schedule,

@@ -93,7 +93,7 @@ class ServerState:
         self.hosting.add(hosted, first)
         if self.serving is not None:
             facts = {"family": self.serving.family.name, "fingerprint": self.serving.fingerprint}
-            self.metrics.server.info({"version": version("ladle"), **facts})
+            self.metrics.server.info({"version": version("ladle"), **facts, **self.serving.form})
 
     def unready(self) -> str | None:
         """Why no work can be taken now; None when it can."""

@@ -18,6 +18,10 @@ from torch import Tensor
 
 MIN_ROWS = 2
 """oneDNN takes another path (another order of summation) for one row; one row is therefore computed as two."""
+PIECE = 32
+"""Rows of a product in one call where the number of rows must leave no mark: two tiles of AMX."""
+_COUNTS = (1, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+"""Numbers of rows at which libraries are known to change how they multiply, and their neighbours."""
 
 
 @functools.cache
@@ -64,9 +68,20 @@ class PackedLinear:
     ``exact`` keeps the weight's values as they are. Without it a float32 weight may be packed in float16, for weights
     that were bfloat16: float16 holds three more bits of them, so nothing is lost but below 8e-6, where what is lost is
     less than 3e-8. A weight too large for float16 is packed in float32.
+
+    ``reproducible``: the value of a row depends on that row alone, whatever the dtype and the processor. Where the
+    library's product does not keep to that by itself, which is tried here on random rows, it is called with ``PIECE``
+    rows at a time, the last of them padding; a step of few rows then costs as much as one of ``PIECE``.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation_dtype: torch.dtype, exact: bool = True) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation_dtype: torch.dtype,
+        exact: bool = True,
+        reproducible: bool = False,
+    ) -> None:
         self.out_features, self.in_features = weight.shape
         self._packed: Tensor | None = None
         self._plain: Tensor | None = None
@@ -80,6 +95,7 @@ class PackedLinear:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         else:
             self._plain = weight.contiguous().clone()
+        self.in_pieces = reproducible and not self._rows_stand_alone(activation_dtype)
 
     @property
     def half(self) -> bool:
@@ -105,6 +121,29 @@ class PackedLinear:
 
     def __call__(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
         """``rows`` [n, in] -> [n, out]; ``addend`` [n, out] is added in the same pass."""
+        return self._by_pieces(rows, addend) if self.in_pieces else self._product(rows, addend)
+
+    def _rows_stand_alone(self, dtype: torch.dtype) -> bool:
+        """Whether the values of some rows are those that they have in a call with more of them."""
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(2 * _COUNTS[-1], self.in_features, generator=generator).to(dtype)
+        whole = self._product(rows)
+        # From the middle too: the first rows of a call may be computed otherwise than the last.
+        return all(
+            torch.equal(self._product(rows[start : start + count]), whole[start : start + count])
+            for count in _COUNTS
+            for start in (0, 3)
+        )
+
+    def _by_pieces(self, rows: Tensor, addend: Tensor | None) -> Tensor:
+        count = rows.shape[0]
+        spare = -count % PIECE
+        pieces = F.pad(rows, (0, 0, 0, spare)).split(PIECE)
+        addends = [None] * len(pieces) if addend is None else F.pad(addend, (0, 0, 0, spare)).split(PIECE)
+        made = [self._product(piece, part) for piece, part in zip(pieces, addends, strict=True)]
+        return torch.cat(made)[:count] if made else rows.new_zeros(0, self.out_features)
+
+    def _product(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
         if self._half is not None:
             product = torch.ops.quantized.linear_dynamic_fp16(rows, self._half)
             return product if addend is None else product.add_(addend)
@@ -124,7 +163,7 @@ class PackedLinear:
         rows = rows.expand(MIN_ROWS, -1).contiguous()
         if addend is not None:
             addend = addend.expand(MIN_ROWS, -1).contiguous()
-        return self(rows, addend)[:1]
+        return self._product(rows, addend)[:1]
 
 
 def _fits_half(weight: Tensor) -> bool:

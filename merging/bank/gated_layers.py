@@ -75,8 +75,10 @@ class GatedGroup:
         exact: bool,
         head: bool = False,
         split: Split | None = None,
+        reproducible: bool = False,
     ) -> None:
-        """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided."""
+        """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided.
+        ``reproducible``: see ``PackedLinear``."""
         # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
         weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
         self.dtype = activation_dtype
@@ -102,10 +104,10 @@ class GatedGroup:
                 bias = torch.cat([bias, bias.new_zeros(shrink.shape[0])])
             self.pattern = gate.pattern(factors.columns.to(weight.device), head)
             expand = factors.expand.to(weight)
-            self.expand = dispatch.PackedLinear(expand, None, activation_dtype, exact)
+            self.expand = dispatch.PackedLinear(expand, None, activation_dtype, exact, reproducible)
             if factors.blocks and dispatch.on_gpu(weight):
                 self.spans = dispatch.spans_of(factors.blocks, self.total, weight.device)
-        self.product = dispatch.PackedLinear(weight, bias, activation_dtype, exact)
+        self.product = dispatch.PackedLinear(weight, bias, activation_dtype, exact, reproducible)
         self._input: Tensor | None = None
         self._outputs: list[Tensor | None] = []
 
@@ -205,11 +207,13 @@ def install(
     activation_dtype: torch.dtype,
     exact: bool,
     splits: Mapping[str, Split] | None = None,
+    reproducible: bool = False,
 ) -> Gate:
     """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
 
     The plain weights are given back layer by layer, so the peak is one packed copy. ``splits``: of the layers that are
-    divided among several processes, by path. Raises ValueError when the bank names a module that is not a linear layer
+    divided among several processes, by path. ``reproducible``: a row's values depend on that row alone, whatever the
+    dtype. Raises ValueError when the bank names a module that is not a linear layer
     of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
     """
     gate = Gate()
@@ -233,7 +237,16 @@ def install(
             if split is not None:
                 factors = split.factors(factors, outputs)
         is_head = linears == [head]
-        group = GatedGroup(linears, factors, gate, activation_dtype, exact, is_head, split)  # type: ignore[arg-type]
+        group = GatedGroup(
+            linears,  # type: ignore[arg-type]
+            factors,
+            gate,
+            activation_dtype,
+            exact,
+            is_head,
+            split,
+            reproducible,
+        )
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")
             gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]

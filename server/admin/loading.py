@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ladle.server.engine.forward.servable import require_servable
 from ladle.server.hosting import Hosted
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class FamilyFiles:
@@ -56,7 +59,9 @@ class FamilyFiles:
         engine.start()
         if source == self._settings.family:
             self._own[family.name] = source
-        serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary)
+        form = engine.form()
+        logger.info("%s runs on: %s", family.name, ", ".join(f"{name} {value}" for name, value in form.items()))
+        serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary, form)
         # Beside whatever comes first, which is seldom a grammar; who asks for one waits for this or tries again.
         serving.compiling.submit(serving.grammars.warm)
         return Hosted(serving, EngineControls(engine), source, left_out)

@@ -70,6 +70,14 @@ def command(
             show_default="on",
         ),
     ] = None,
+    reproducible: Annotated[
+        bool | None,
+        typer.Option(
+            "--reproducible/--no-reproducible",
+            help="On a CPU, let a request's tokens depend on the request alone, in bfloat16 too.",
+            show_default="off",
+        ),
+    ] = None,
     tensor_parallel: Annotated[
         int | None,
         typer.Option(help="Processes that share the models, each on a GPU of its own.", show_default="1"),
@@ -203,6 +211,7 @@ def command(
         "max_queue_tokens": max_queue_tokens,
         "prefix_cache": prefix_cache,
         "compiled_layers": compiled_layers,
+        "reproducible": reproducible,
         "cuda_graphs": cuda_graphs,
         "tensor_parallel": tensor_parallel,
         "expert_schedule": expert_schedule,

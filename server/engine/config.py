@@ -35,6 +35,8 @@ class EngineConfig:
         for the results of every size.
     tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
         share of the processor's cores. Memory options count for each of them.
+    reproducible: on a CPU, a request's tokens depend on the request alone in bfloat16 too, not on what shares its batch
+        or on what the prefix cache holds. Takes the forms of a step that keep to that (docs/reproducibility.md).
     expert_schedule: when the experts of a routed request compute their tokens. "eager": with every token. "lazy": what
         they missed, once the router chooses them. "auto": lazy where an expert would take a forward of its own in every
         step, eager where it is some more rows of one that is computed anyway.
@@ -54,6 +56,7 @@ class EngineConfig:
     compiled_layers: bool = True
     cuda_graphs: bool = True
     tensor_parallel: int = 1
+    reproducible: bool = False
     expert_schedule: str = "auto"
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(name, value, "a number >= 1")
+        if self.reproducible and self.tensor_parallel > 1:
+            raise InputError("reproducible", True, "only without tensor_parallel: sums over processes were not tried")
         if self.expert_schedule not in _SCHEDULES:
             raise InputError("expert_schedule", self.expert_schedule, ", ".join(_SCHEDULES))
         if self.dtype != "auto" and self.dtype not in _DTYPES:
@@ -80,13 +85,15 @@ class EngineConfig:
     def resolve_device(self) -> torch.device:
         """The device to run on. Raises InputError when the asked one is not there."""
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return torch.device("cuda" if torch.cuda.is_available() and not self.reproducible else "cpu")
         try:
             device = torch.device(self.device)
         except RuntimeError:
             raise InputError("device", self.device, "auto, cpu, cuda or cuda:N") from None
         if device.type not in ("cpu", "cuda"):
             raise InputError("device", self.device, "auto, cpu, cuda or cuda:N")
+        if device.type == "cuda" and self.reproducible:
+            raise InputError("reproducible", True, "only on a CPU (device cpu): no GPU was tried yet")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise InputError("device", self.device, f"cpu ({torch.cuda.device_count()} CUDA devices are visible)")
         return device

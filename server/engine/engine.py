@@ -116,6 +116,19 @@ class Engine:
         """The lanes of a request. Raises InputError for one that can never run."""
         return check_request(request, self.models, self.config, self.max_context, self.blocks.total)
 
+    def form(self) -> dict[str, str]:
+        """Which forms of a step are in force, by name: what decides, beside the request, how scores are rounded."""
+        weights, activations = self.config.resolve_dtypes(self.device)
+        return {
+            "device": str(self.device),
+            "weights": str(weights).removeprefix("torch."),
+            "activations": str(activations).removeprefix("torch."),
+            "layers": "compiled" if self.models.base.compiled else "gated",
+            "cuda_graphs": "on" if self.runner.recorded else "off",
+            "processes": str(self.config.tensor_parallel),
+            "reproducible": "yes" if self.config.reproducible else "no",
+        }
+
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
         sequence = Sequence(request, self.check(request))

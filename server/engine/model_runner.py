@@ -76,6 +76,8 @@ class ModelRunner:
             found = record_decoding(model, cache, table, models.vocabulary, router)
             if found is not None:
                 self._recorded[key] = found
+        self.recorded = bool(self._recorded)
+        """Whether decode steps of some sizes are recorded."""
         self.rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
 
@@ -191,7 +193,8 @@ class ModelRunner:
         return self.models.store.models[lane.materialised].hidden(sent, self._context(lane, sent))
 
     def _context(self, lane: Lane, layout: StepLayout) -> PagedContext:
-        return PagedContext(self._cache(lane), layout.slots, layout.groups, layout.places)
+        widened = self.models.reproducible and self.models.activation_dtype == torch.bfloat16
+        return PagedContext(self._cache(lane), layout.slots, layout.groups, layout.places, widened)
 
     def _cache(self, lane: Lane) -> KVCache:
         return self.models.caches[lane.source.model]

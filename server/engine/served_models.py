@@ -65,6 +65,7 @@ class ServedModels:
         self._group = group
         self._weights_dtype, self.activation_dtype = config.resolve_dtypes(device)
         activation_dtype = self.activation_dtype
+        self.reproducible = config.reproducible
         self.score_dtype = torch.promote_types(activation_dtype, torch.float32)
         self._expert_schedule = config.expert_schedule
         self.names = tuple(family.models)
@@ -148,8 +149,9 @@ class ServedModels:
             self._weights_dtype,
             self.activation_dtype,
             merged,
-            self._config.compiled_layers,
+            self._config.compiled_layers and not self._config.reproducible,
             weights=(model.base, model.architecture),
+            reproducible=self._config.reproducible,
         )
         try:
             loaded = load(exchange=self._group)

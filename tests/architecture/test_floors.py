@@ -62,7 +62,7 @@ FLOORS: dict[str, list[str]] = {
     "benchmarks": [
         "command",
         "gpu serve",
-        "architectures decode faults forms guidance routing",
+        "architectures decode faults forms guidance reproducible routing",
         "bandwidth engine_side environment merge paired random_family tiny_config",
     ],
     "clients": [

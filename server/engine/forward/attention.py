@@ -103,6 +103,8 @@ class PagedContext:
     slots: Tensor
     groups: list[AttentionGroup]
     places: TokenPlaces | None = None
+    widened: bool = False
+    """Attend in float32 whatever the pool holds: how bfloat16 is multiplied may depend on how much of it there is."""
     rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
     """What fused layers made of this forward's position embeddings, and of which."""
 
@@ -213,6 +215,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
     for group in paged.groups:
         tiles, tile = group.positions.shape
         q = query[group.start : group.stop]
+        q = q.float() if paged.widened else q
         if tile == 1 and group.visible is None and dispatch.on_gpu(q):
             pool, places = paged.cache.layers[layer], group.positions[:, 0]
             options = (BLOCK_SIZE, attention.scaling, attention.window, attention.softcap)
@@ -231,7 +234,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
         if k.shape[0] != tiles:
             k, v = k.expand(tiles, -1, -1, -1), v.expand(tiles, -1, -1, -1)
         mask = group.mask(folded, attention.window, q.dtype)
-        o = _attend(q, k.to(q.dtype), v.to(q.dtype), mask, attention.scaling, attention.softcap)
+        o = _attend(q, k.to(q.dtype), v.to(q.dtype), mask, attention.scaling, attention.softcap).to(query.dtype)
         if tile > 1:
             o = o.view(tiles, kv_heads, folded, tile, -1).permute(0, 3, 1, 2, 4)
         o = o.reshape(tiles * tile, heads, -1)

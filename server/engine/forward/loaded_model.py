@@ -27,12 +27,14 @@ from ladle.server.engine.kv.cache import KVShape
 
 @dataclass
 class LoadedModel:
-    """One set of weights in memory. ``nbytes`` counts packed products and what is left plain."""
+    """One set of weights in memory. ``nbytes`` counts packed products and what is left plain; ``compiled``: whether
+    small steps go through compiled layers."""
 
     model: Any
     gate: gated.Gate
     kv_shapes: list[KVShape]
     nbytes: int
+    compiled: bool
 
     @property
     def vocabulary(self) -> int:
@@ -84,6 +86,7 @@ def load_model(
     compiled: bool = False,
     exchange: Exchange | None = None,
     weights: tuple[ConvertedReader, Architecture] | None = None,
+    reproducible: bool = False,
 ) -> LoadedModel:
     """Put the base in ``folder`` (or the weights ``merged``, which stand in its place) into a copy of its model, and
     gate it with ``bank``. Nothing here is a load of transformers' but for the first one of an architecture.
@@ -108,7 +111,9 @@ def load_model(
     model = model.to(device)
     attentions = learn_attention(model, config_file)
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
-    gate = gated.install(model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16, splits=splits)
+    gate = gated.install(
+        model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16, splits=splits, reproducible=reproducible
+    )
     # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(activation_dtype)
@@ -119,7 +124,7 @@ def load_model(
         link.open = True
     plain = sum(parameter.nbytes for parameter in model.parameters())
     kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
-    return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model))
+    return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model), copies > 0)
 
 
 def context_limit(config: Any, kv_tokens: int) -> int:

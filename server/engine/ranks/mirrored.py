@@ -25,7 +25,7 @@ class MirroredModel(LoadedModel):
 
     @classmethod
     def of(cls, model: LoadedModel, name: str, key: WeightsKey, ranks: Ranks) -> MirroredModel:
-        return cls(model.model, model.gate, model.kv_shapes, model.nbytes, name, key, ranks)
+        return cls(model.model, model.gate, model.kv_shapes, model.nbytes, model.compiled, name, key, ranks)
 
     def forward(self, layout: StepLayout, context: PagedContext) -> tuple[Tensor, Tensor]:
         with self.ranks.computing("forward", self.name, self.key, layout):

@@ -267,3 +267,25 @@ async def test_merges_and_loads_that_fail_again_and_again_are_told_by_ready(
     finally:
         await wait_until(lambda: not state.hosting.retiring, 60)
         state.hosting.close()
+
+
+async def test_the_forms_in_force_are_said(settings: ServerSettings, caplog: pytest.LogCaptureFixture) -> None:
+    """In the log, in a metric, and in the fingerprint: what decides, beside the request, how scores are rounded."""
+    prints = {}
+    for reproducible in (False, True):
+        own = settings.model_copy(update={"reproducible": reproducible})
+        state = ServerState(own)
+        with caplog.at_level("INFO", logger="ladle"):
+            state.publish(FamilyFiles(own).load(own.family))
+        assert state.serving is not None
+        prints[reproducible] = state.serving.fingerprint
+        said = "yes" if reproducible else "no"
+        assert (
+            f"tiny runs on: device cpu, weights float32, activations float32, layers gated, cuda_graphs off, "
+            f"processes 1, reproducible {said}" in caplog.messages
+        )
+        async with client_of(state) as client:
+            metrics = (await client.get("/metrics")).text
+        assert f'reproducible="{said}"' in metrics and 'layers="gated"' in metrics
+        state.hosting.close()
+    assert prints[False] != prints[True]

@@ -1,0 +1,67 @@
+"""What it costs that a request's tokens depend on that request alone: steps and prompts, with and without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from unittest.mock import patch
+
+import torch
+
+from ladle.benchmarks.engine_side import EngineSide
+from ladle.benchmarks.paired import interleave, medians, ratio
+from ladle.guidance.plan import Steering
+from ladle.guidance.registry import resolve
+from ladle.kernels.dispatch import PackedLinear
+from ladle.merging.family.family import Family
+from ladle.server.engine.requests.request import GenerationRequest
+from ladle.server.engine.requests.sampling_params import SamplingParams
+
+BURST = 12
+PROMPT = 512
+PLAIN = Steering(method="base")
+
+
+def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:
+    """A row per batch size and one for a prompt of 512 tokens, milliseconds and ratios paired by round.
+
+    ``reproducible``: as this processor needs it. ``pieces``: as a processor needs it whose products do not keep their
+    rows apart, so that every product is computed 32 rows at a time.
+    """
+    sides = {"plain": EngineSide(family, dtype), "reproducible": EngineSide(family, dtype, reproducible=True)}
+    with patch.object(PackedLinear, "_rows_stand_alone", lambda self, dtype: False):
+        sides["pieces"] = EngineSide(family, dtype, reproducible=True)
+    for batch in batches:
+        bursts: dict[str, Callable[[], Iterator[float]]] = {
+            name: lambda side=side, batch=batch: side.burst(batch, BURST, lambda row: PLAIN)  # type: ignore[misc]
+            for name, side in sides.items()
+        }
+        yield {"what": f"decode step, batch {batch}", **_compared(bursts, rounds, dtype)}
+    prompts: dict[str, Callable[[], Iterator[float]]] = {
+        name: lambda side=side: _prompt(side, family)  # type: ignore[misc]
+        for name, side in sides.items()
+    }
+    yield {"what": f"prompt of {PROMPT} tokens", **_compared(prompts, rounds, dtype)}
+
+
+def _compared(sides: dict[str, Callable[[], Iterator[float]]], rounds: int, dtype: str) -> dict[str, object]:
+    times = interleave(sides, rounds)
+    row: dict[str, object] = {"dtype": dtype, "rounds": rounds}
+    row |= {f"{name}_ms": round(1e3 * seconds, 2) for name, seconds in medians(times).items()}
+    for name in ("reproducible", "pieces"):
+        row[f"{name}_over_plain"], row[f"{name}_quartiles"] = ratio(times[name], times["plain"])
+    return row
+
+
+def _prompt(side: EngineSide, family: Family) -> Iterator[float]:
+    """Seconds from a prompt to its first token, three times."""
+    engine = side.engine
+    for turn in range(3):
+        ids = tuple(torch.randint(0, engine.vocabulary, (PROMPT,)).tolist())
+        sampling = SamplingParams(max_tokens=1, temperature=0.0)
+        request = GenerationRequest(f"prompt-{turn}", ids, resolve(family, PLAIN), sampling)
+        start = time.perf_counter()
+        engine.submit(request, lambda outputs: None)
+        while engine.step():
+            pass
+        yield time.perf_counter() - start

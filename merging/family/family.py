@@ -100,6 +100,7 @@ class Family:
         surface: how rewards follow merge coefficients, on the same terms.
         cache_dir: what ``load_family`` was asked, for whoever loads the same again.
         left_out: likewise.
+        warnings: what was read and is not used, or may not be what is meant, in sentences.
     """
 
     manifest: Manifest
@@ -121,6 +122,7 @@ class Family:
     surface: Surface | None = None
     cache_dir: Path | None = None
     left_out: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -264,6 +266,7 @@ def load_family(
         surface=load_surface(root, manifest),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         left_out=frozenset(left_out),
+        warnings=tuple(dict.fromkeys(loader.notes)),
     )
 
 

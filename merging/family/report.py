@@ -189,7 +189,7 @@ def build_report(
 ) -> Report:
     """The report of a loaded family; what methods say comes from the caller, for methods live above this package."""
     condition = None
-    warnings: list[str] = []
+    warnings: list[str] = list(family.warnings)
     if family.matrix is not None:
         _, condition, found = check_matrix(family.matrix)
         warnings += found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ladle.server.engine.forward.servable import require_servable
 from ladle.server.hosting import Hosted
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class FamilyFiles:
@@ -49,6 +52,8 @@ class FamilyFiles:
             FamilyError, InputError: why it cannot be served.
         """
         family = load_family(source, self._settings.cache_dir, self._progress, left_out)
+        for warning in family.warnings:
+            logger.warning("%s: %s", family.name, warning)
         check_methods(family)
         require_servable(family)
         self._progress(f"loading {family.name} into the engine")

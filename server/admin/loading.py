@@ -51,7 +51,9 @@ class FamilyFiles:
         Raises:
             FamilyError, InputError: why it cannot be served.
         """
-        family = load_family(source, self._settings.cache_dir, self._progress, left_out)
+        own = source == self._settings.family
+        template = self._settings.chat_template if own else None
+        family = load_family(source, self._settings.cache_dir, self._progress, left_out, template)
         for warning in family.warnings:
             logger.warning("%s: %s", family.name, warning)
         check_methods(family)
@@ -59,7 +61,7 @@ class FamilyFiles:
         self._progress(f"loading {family.name} into the engine")
         engine = Engine(family, self._settings.engine_config())
         engine.start()
-        if source == self._settings.family:
+        if own:
             self._own[family.name] = source
         serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary)
         # Beside whatever comes first, which is seldom a grammar; who asks for one waits for this or tries again.

@@ -130,7 +130,7 @@ def context_limit(config: Any, kv_tokens: int) -> int:
     """
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or math.inf
-    limits = [kv_tokens]
+    limits: list[float] = [kv_tokens]
     rope = getattr(text, "rope_parameters", None) or {}
     for entry in (rope, *rope.values()):
         if not isinstance(entry, dict):

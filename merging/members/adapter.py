@@ -11,7 +11,7 @@ import torch
 
 from ladle.merging.checkpoints.reader import read_json
 from ladle.merging.errors import FamilyError
-from ladle.merging.members.adapter_tensors import PREFIX, Weights, read_factors
+from ladle.merging.members.adapter_tensors import PREFIX, SERVE_WHOLE, Weights, read_factors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -132,16 +132,18 @@ def is_peft_folder(path: Path) -> bool:
 
 def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
     if config.get("peft_type") != "LORA":
-        raise FamilyError(file, f"peft_type: {config.get('peft_type')!r} is not supported; only 'LORA' is")
+        reason = f"peft_type: {config.get('peft_type')!r} is not supported; only 'LORA' is; {SERVE_WHOLE}"
+        raise FamilyError(file, reason)
     if config.get("bias", "none") != "none":
-        raise FamilyError(file, f"bias: {config['bias']!r} is not supported; only 'none' is")
+        raise FamilyError(file, f"bias: {config['bias']!r} is not supported; only 'none' is; {SERVE_WHOLE}")
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
-        raise FamilyError(file, f"init_lora_weights: {init!r} changes the base; convert it to plain LoRA first")
+        reason = f"init_lora_weights: {init!r} changes the base; convert it to plain LoRA first"
+        raise FamilyError(file, f"{reason} (path_initial_model_for_weight_conversion of PEFT's save_pretrained)")
     for key in sorted(config.keys() - _HARMLESS):
         # Whatever option PEFT has or will get: switched off it means plain LoRA, switched on we do not know it.
         if config[key] not in (None, False, [], {}, ""):
-            raise FamilyError(file, f"{key}: {config[key]!r} is not supported; only plain LoRA is")
+            raise FamilyError(file, f"{key}: {config[key]!r} is not supported; only plain LoRA is; {SERVE_WHOLE}")
     if not isinstance(config.get("r"), int) or config["r"] < 1:
         raise FamilyError(file, f"r: {config.get('r')!r} must be a whole number >= 1")
     alpha = config.get("lora_alpha")

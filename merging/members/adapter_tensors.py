@@ -13,7 +13,7 @@ from ladle.merging.members.head_names import HEAD_NAMES
 
 PREFIX = "base_model.model."
 _WRAPPERS = (".base_layer", ".modules_to_save.default", ".modules_to_save", ".original_module")
-_SERVE_WHOLE = "merge the adapter into its base (PEFT's merge_and_unload) and give the full checkpoint as the member"
+SERVE_WHOLE = "merge the adapter into its base (PEFT's merge_and_unload) and give the full checkpoint as the member"
 
 Weights = Callable[[str], torch.Tensor | None]
 """The base's weight of a name, of a tied one the weight that is stored; None where the base has none."""
@@ -48,7 +48,11 @@ def read_factors(file: Path, suffixes: Mapping[str, str], kind: str, base: Weigh
             nor head, NaN or infinity.
     """
     pickle = file.with_name("adapter_model.bin")
-    hint = f"; {pickle.name} is a pickle, which is never loaded" if pickle.is_file() else ""
+    hint = (
+        f"; {pickle.name} is a pickle, which is never loaded; save it again with PEFT's save_pretrained"
+        if pickle.is_file()
+        else ""
+    )
     tensors = read_tensors(file, hint)
     factors: dict[str, dict[str, torch.Tensor]] = {}
     notes = []
@@ -97,7 +101,7 @@ def _checked_copy(file: Path, name: str, tensor: torch.Tensor, base: Weights | N
         raise FamilyError(file, _why_not(name, kind), name)
     rows = tensor.ndim == 2 and tensor.shape[1:] == ours.shape[1:]
     if tuple(tensor.shape) != tuple(ours.shape) and not rows:
-        reason = f"shape {list(tensor.shape)}, but the base's {weight} has {list(ours.shape)}; {_SERVE_WHOLE}"
+        reason = f"shape {list(tensor.shape)}, but the base's {weight} has {list(ours.shape)}; {SERVE_WHOLE}"
         raise FamilyError(file, reason, name)
     # An adapter may be saved in another type than its base; the base rounded to that type is the copy then.
     shared = min(len(tensor), len(ours)) if tensor.ndim else 1
@@ -107,7 +111,7 @@ def _checked_copy(file: Path, name: str, tensor: torch.Tensor, base: Weights | N
         reason = (
             f"{differ} of {one.numel()} values differ from the base's {weight}: a layer that was trained as a whole"
         )
-        raise FamilyError(file, f"{reason}; {_SERVE_WHOLE}", name)
+        raise FamilyError(file, f"{reason}; {SERVE_WHOLE}", name)
     if tensor.ndim and len(tensor) != len(ours):
         return [
             f"{file}: {name} has {len(tensor)} rows and the base {len(ours)}; the {shared} that both have are equal"

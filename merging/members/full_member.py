@@ -8,7 +8,7 @@ import torch
 from ladle.merging.checkpoints.architecture import Architecture, check_weights, comparable, foreign_keys
 from ladle.merging.checkpoints.blueprint import load_config
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.reader import CheckpointReader
+from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.head_names import HEAD_NAMES
@@ -65,6 +65,7 @@ def load_full(
         FamilyError: naming file and tensor: config, tokenizer, tensor names or shapes differ, NaN or infinity.
     """
     folder = Path(path)
+    _require_plain(folder / "config.json")
     reader = ConvertedReader(CheckpointReader(folder), architecture.blueprint.conversion)
     notes = list(_require_same_config(architecture, folder)) if (folder / "config.json").is_file() else []
     notes += require_shared_vocabulary(base.folder, folder)
@@ -74,6 +75,15 @@ def load_full(
     if check_values:
         reader.check_finite()
     return FullMember(name, folder, reader, tuple(notes))
+
+
+def _require_plain(file: Path) -> None:
+    """Raise FamilyError for a config that means quantised weights, in transformers' words or in mlx-lm's."""
+    config = read_json(file) if file.is_file() else {}
+    for key in ("quantization_config", "quantization"):
+        if config.get(key):
+            reason = f"{key}: the weights must be plain, not quantised; save them again in bfloat16 (dequantise)"
+            raise FamilyError(file, reason)
 
 
 def _require_same_ties(architecture: Architecture, reader: ConvertedReader, headed: bool) -> None:
@@ -111,8 +121,6 @@ def _refuse_strangers(
 def _require_same_config(architecture: Architecture, folder: Path) -> list[str]:
     """Refuse a config that means another model; notes about keys that mean nothing and differ."""
     config, file = load_config(folder), folder / "config.json"
-    if getattr(config, "quantization_config", None):
-        raise FamilyError(file, "quantization_config: the weights must be plain, not quantised")
     if config.model_type != architecture.blueprint.config.model_type:
         ours = architecture.blueprint.config.model_type
         raise FamilyError(file, f"model_type: {config.model_type!r}, but the base has {ours!r}")

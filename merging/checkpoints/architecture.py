@@ -12,13 +12,14 @@ from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 
 # Keys of config.json that say nothing about shapes or arithmetic: two checkpoints that differ only here are one model.
+# Ties are compared by their weights.
 _NEUTRAL_KEYS = frozenset(
     {
         "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "bos_token_id",
         "eos_token_id", "pad_token_id", "sep_token_id", "output_attentions", "output_hidden_states", "return_dict",
         "initializer_range", "initializer_factor", "attn_implementation", "id2label", "label2id", "problem_type",
         "chunk_size_feed_forward", "is_encoder_decoder", "pretraining_tp", "tokenizer_class", "num_labels",
-        "output_router_logits", "router_aux_loss_coef", "keys_to_ignore_at_inference",
+        "tie_word_embeddings", "output_router_logits", "router_aux_loss_coef", "keys_to_ignore_at_inference",
     }
 )  # fmt: skip
 _DROPOUT = ("dropout", "pdrop")  # in whatever words: nothing is dropped outside of training

@@ -24,7 +24,9 @@ _RECOMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(bias|masked_bias)|position_ids)$"
 )
 _META = torch.device("meta")
-_LONGEST_REASON = 300  # characters: transformers lists every class that it knows
+_LONGEST_REASON = 300  # characters
+# transformers lists every architecture that it knows.
+_ALL_OF_THEM = re.compile(r"[.,;]? (should|must) (contain|be) one of .{200,}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -197,14 +199,14 @@ def load_config(folder: str | Path) -> Any:
 
     file = Path(folder) / "config.json"
     document = read_json(file)  # a clear message for a missing or malformed file
-    if "model_type" not in document:
-        # transformers would answer with a list of all that it knows.
-        raise FamilyError(file, "model_type: missing; without it nobody knows which architecture this is")
     with loading(f"reading {file}"):
         try:
             return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:  # config classes validate in their own ways
-            raise FamilyError(file, f"transformers does not accept it: {_reason(error)}") from error
+            reason = f"transformers does not accept it: {_reason(error)}"
+            if "model_type" not in document:
+                reason = "model_type: missing; without it transformers does not know which architecture this is"
+            raise FamilyError(file, reason) from error
 
 
 def _generation_config(file: Path) -> Any:
@@ -312,5 +314,6 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
     # A heading says nothing without what stands under it.
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [""])[0]
+    text = _ALL_OF_THEM.sub("", text)
     text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
     return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from ladle.merging.checkpoints.reader import read_json
 from ladle.merging.errors import FamilyError
 
 TOKENIZER = "tokenizer.json"
+# Names of tokens that a vocabulary holds in reserve; trainers rename them where they need one.
+_RESERVE = re.compile(r"reserved|unused|placeholder|extra_id|dummy", re.IGNORECASE)
 
 
 def require_same_vocabulary(base: Path, member: Path) -> None:
@@ -44,7 +47,7 @@ def require_shared_vocabulary(base: Path, member: Path) -> list[str]:
     if vocabulary_hash(ours) == vocabulary_hash(theirs):
         return []
     here, there = tokens_of(ours), tokens_of(theirs)
-    shared = here.keys() & there.keys()
+    shared = {number for number in here.keys() & there.keys() if not _RESERVE.search(here[number])}
     if difference := _first_difference({n: here[n] for n in shared}, {n: there[n] for n in shared}):
         reason = f"another tokenizer than the base's {ours}: {difference}; members must share the base's tokens"
         raise FamilyError(theirs, reason)
@@ -53,6 +56,9 @@ def require_shared_vocabulary(base: Path, member: Path) -> list[str]:
         if extra := sorted(other.keys() - mine.keys()):
             named = ", ".join(repr(other[number]) for number in extra[:3]) + (", ..." if len(extra) > 3 else "")
             notes.append(f"{theirs}: {len(extra)} tokens {what} than the base's tokenizer ({named}), which is used")
+    if renamed := sorted(n for n in here.keys() & there.keys() - shared if here[n] != there[n]):
+        named = ", ".join(f"{here[n]!r} to {there[n]!r}" for n in renamed[:3]) + (", ..." if len(renamed) > 3 else "")
+        notes.append(f"{theirs}: {len(renamed)} reserved tokens of the base's tokenizer are renamed ({named})")
     return notes or [f"{theirs}: other merges than the base's tokenizer, which is used"]
 
 

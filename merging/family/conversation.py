@@ -38,7 +38,8 @@ class Conversation:
             tokenizer.chat_template = self.template
         if self.eos_token is not None:
             tokenizer.eos_token = self.eos_token
-        return frozenset(tokenizer.backend_tokenizer.token_to_id(token) for token in self.ends)
+        ids = (tokenizer.backend_tokenizer.token_to_id(token) for token in self.ends)
+        return frozenset(number for number in ids if number is not None)
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ def read_conversation(
     Raises:
         FamilyError: a file that cannot be read, a template that is none, a stop token that the base lacks.
     """
-    known = set(tokens_of(base / TOKENIZER).values()) if (base / TOKENIZER).is_file() else set()
-    own = _manner(base, base)
-    others = [(name, _manner(folder, base)) for name, folder in members]
+    tokens = _tokens(base) or {}
+    known = set(tokens.values())
+    own = _manner(base, base, tokens)
+    others = [(name, _manner(folder, base, tokens)) for name, folder in members]
     spoken = Conversation()
     if template_file is not None:
         spoken = Conversation(_template_of(template_file), str(template_file))
@@ -150,9 +152,24 @@ def _disagreements(
     return told
 
 
-def _manner(folder: Path, base: Path) -> _Manner:
+def _tokens(folder: Path) -> dict[int, str] | None:
+    """Token by id; of a folder without ``tokenizer.json`` those that its configuration adds. None where it has none."""
+    if (folder / TOKENIZER).is_file():
+        return tokens_of(folder / TOKENIZER)
+    file = folder / "tokenizer_config.json"
+    added = read_json(file).get("added_tokens_decoder") if file.is_file() else None
+    if not isinstance(added, Mapping):
+        return None
+    return {int(number): name for number, token in added.items() if number.isdigit() and (name := _name(token))}
+
+
+def _manner(folder: Path, base: Path, tokens: dict[int, str]) -> _Manner:
+    """What ``folder`` says; ``tokens`` are those of ``base``."""
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    names = tokens_of(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
+    # Large files, and most members have the base's.
+    ours, theirs = base / TOKENIZER, folder / TOKENIZER
+    same = ours.is_file() and theirs.is_file() and ours.read_bytes() == theirs.read_bytes()
+    names = tokens if same else _tokens(folder)
     eos = _name(config.get("eos_token"))
     if eos is None and (folder / "special_tokens_map.json").is_file():
         eos = _name(read_json(folder / "special_tokens_map.json").get("eos_token"))
@@ -162,11 +179,10 @@ def _manner(folder: Path, base: Path) -> _Manner:
             found = read_json(folder / file).get("eos_token_id")
             ids = [number for number in (found if isinstance(found, list) else [found]) if isinstance(number, int)]
             break
-    if ids and names is None:
-        names = tokens_of(base / TOKENIZER) if (base / TOKENIZER).is_file() else {}
-    ends = {names[number] for number in ids if names is not None and number in names}
+    names = tokens if names is None else names
+    ends = {names[number] for number in ids if number in names}
     template = _template_in(folder, config)
-    turn = end_of_turn(template, set((names or {}).values()), eos) if template else None
+    turn = end_of_turn(template, set(names.values()), eos) if template else None
     return _Manner(template, eos, frozenset(ends | ({eos} if eos else set()) | ({turn} if turn else set())))
 
 

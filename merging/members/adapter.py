@@ -97,7 +97,7 @@ def load_peft(
         name: the member's name.
         base_shapes: (out, in) of every linear module of the base, by module path.
         rename: gives the path in the base of the module that the adapter calls so.
-        base: the base's weights, to compare copies in the adapter's file with; None refuses copies.
+        base: the base's weights, to compare copies in the adapter's file with; see ``read_factors``.
 
     Raises:
         FamilyError: naming file and tensor: another kind of adapter (DoRA, bias, embeddings, trained tokens, ...), a

@@ -41,7 +41,8 @@ def read_factors(file: Path, suffixes: Mapping[str, str], kind: str, base: Weigh
     Args:
         suffixes: part by the end of a tensor's name.
         kind: what a tensor must be, in words.
-        base: the base's weights, to compare copies with; None refuses copies.
+        base: the base's weights, to compare copies with; None passes over those that PEFT names ``base_layer`` and
+            refuses others.
 
     Raises:
         FamilyError: naming file and tensor: a copy that differs from the base, a tensor that is neither factor, copy
@@ -95,6 +96,8 @@ def _plain(name: str) -> str:
 
 def _checked_copy(file: Path, name: str, tensor: torch.Tensor, base: Weights | None, kind: str) -> list[str]:
     """Notes about a copy of one of the base's weights. Raises FamilyError for one that differs, or for no copy."""
+    if base is None and name.startswith(PREFIX) and name.rpartition(".")[0].endswith(".base_layer"):
+        return []
     weight = _plain(name.removeprefix(PREFIX))
     ours = base(weight) if base is not None and name.startswith(PREFIX) else None
     if ours is None:

@@ -81,9 +81,11 @@ def read_conversation(
     spoken = Conversation()
     if template_file is not None:
         spoken = Conversation(_template_of(template_file), str(template_file))
+        _require_template(spoken.template or "", template_file)
     elif own.template is None:
         for name, manner in others:
             if manner.template is not None:
+                _require_template(manner.template, dict(members)[name])
                 eos = manner.eos_token if manner.eos_token in known else None
                 spoken = Conversation(manner.template, f"member {name}", eos)
                 break
@@ -177,7 +179,8 @@ def _manner(folder: Path, base: Path, tokens: dict[int, str]) -> _Manner:
     for file in ("generation_config.json", "config.json"):
         if (folder / file).is_file():
             found = read_json(folder / file).get("eos_token_id")
-            ids = [number for number in (found if isinstance(found, list) else [found]) if isinstance(number, int)]
+            stated = found if isinstance(found, list) else [found]
+            ids = [number for number in stated if isinstance(number, int) and not isinstance(number, bool)]
             break
     names = tokens if names is None else names
     ends = {names[number] for number in ids if number in names}
@@ -204,7 +207,7 @@ def _template_in(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _template_of(file: Path) -> str:
-    """Raises FamilyError: no such file, or no template."""
+    """Raises FamilyError: no such file, or none that can be read."""
     if file.suffix == ".json":
         template = read_json(file).get("chat_template")
         if not isinstance(template, str):
@@ -216,8 +219,12 @@ def _template_of(file: Path) -> str:
             raise FamilyError(file, "no such file; a chat template is a Jinja file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise FamilyError(file, f"cannot be read as a chat template: {error}") from None
+    return template
+
+
+def _require_template(template: str, place: Path) -> None:
+    """Raise FamilyError, naming ``place``, for what is no Jinja."""
     try:
         _compiled(template)
     except Exception as error:
-        raise FamilyError(file, f"is no chat template in Jinja: {error}") from None
-    return template
+        raise FamilyError(place, f"chat template: is no chat template in Jinja: {error}") from None

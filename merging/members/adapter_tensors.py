@@ -102,7 +102,7 @@ def _checked_copy(file: Path, name: str, tensor: torch.Tensor, base: Weights | N
     ours = base(weight) if base is not None and name.startswith(PREFIX) else None
     if ours is None:
         raise FamilyError(file, _why_not(name, kind), name)
-    rows = tensor.ndim == 2 and tensor.shape[1:] == ours.shape[1:]
+    rows = tensor.ndim == 2 and len(tensor) > 0 and tensor.shape[1:] == ours.shape[1:]
     if tuple(tensor.shape) != tuple(ours.shape) and not rows:
         reason = f"shape {list(tensor.shape)}, but the base's {weight} has {list(ours.shape)}; {SERVE_WHOLE}"
         raise FamilyError(file, reason, name)

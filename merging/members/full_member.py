@@ -11,7 +11,7 @@ from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
-from ladle.merging.members.head_names import HEAD_NAMES
+from ladle.merging.members.head_names import EXPECTED, HEAD_NAMES
 
 OUTPUT_HEAD = "lm_head.weight"
 
@@ -113,8 +113,12 @@ def _refuse_strangers(
         if architecture.blueprint.recomputes(name):
             left.append(tensor)
         elif name in refused:
-            what = "a scalar head; only an explicit value may have one" if tensor in HEAD_NAMES else ""
-            raise FamilyError(reader.stored.file_of(tensor), what or "the base has no such tensor", tensor)
+            reason = "the base has no such tensor"
+            if tensor in HEAD_NAMES:
+                reason = "a scalar head; only an explicit value ([[values]]) may have one"
+            elif headed:
+                reason += f"; a scalar head is read from {EXPECTED}"
+            raise FamilyError(reader.stored.file_of(tensor), reason, tensor)
     return [f"{reader.folder}: {left[0]} is left out: the model computes it ({len(left)} of the kind)"] if left else []
 
 

@@ -116,6 +116,24 @@ def test_members_that_disagree_among_themselves(root: Path) -> None:
     assert len(family.warnings) == 1 and "member only-simple has another chat template" in family.warnings[0]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_broken_template_matters_where_it_is_used(root: Path, kept: bool) -> None:
+    (root / "adapters" / "bone-simple" / "chat_template.jinja").write_text("{% for m in")
+    if kept:
+        assert "another chat template" in load_family(root).warnings[0]
+        return
+    as_base_model(root / "base")
+    with pytest.raises(FamilyError, match="bone-simple: chat template: is no chat template in Jinja"):
+        load_family(root)
+
+
+@pytest.mark.parametrize("stated", ["x", None, True, [None, "2", 99999], {"2": 2}, 2.0])
+def test_end_tokens_that_are_none_are_passed_over(root: Path, stated: Any) -> None:
+    as_base_model(root / "base")
+    (root / "adapters" / "bone-simple" / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
+    assert load_family(root).conversation == Conversation()
+
+
 def test_full_members_count_too(root: Path, seed: int) -> None:
     as_base_model(root / "base")
     shutil.rmtree(root / "adapters" / "only-simple")

@@ -282,7 +282,7 @@ def load_family(
         surface=load_surface(root, manifest),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         left_out=frozenset(left_out),
-        warnings=tuple(dict.fromkeys((*loader.notes, *conversation.warnings))),
+        warnings=tuple(dict.fromkeys((*loader.notes, *loader.named_bases(), *conversation.warnings))),
         conversation=conversation,
     )
 

@@ -10,7 +10,7 @@ from ladle.merging.family.manifest_tables import Member, Router, Value
 from ladle.merging.members.adapter import CONFIG, LowRankMember, is_peft_folder, load_peft
 from ladle.merging.members.full_member import FullMember, load_full
 from ladle.merging.members.mlx_adapter import is_mlx_folder, load_mlx
-from ladle.merging.members.named_base import other_base
+from ladle.merging.members.named_base import other_bases
 from ladle.merging.members.pblora import PBLora, is_pblora_folder, load_pblora
 from ladle.merging.members.router_head import RouterMember, load_router_head
 from ladle.merging.members.value_head import ValueHead, load_value_head
@@ -79,6 +79,15 @@ class MemberLoader:
         rows = zip(self._order(value), pblora.rows, strict=True)
         return tuple((objective, member.name) for objective, (_, member) in rows)
 
+    def named_bases(self) -> list[str]:
+        """Notes about adapters that name another base than the model they were given to."""
+        notes = []
+        for model in self._models.values():
+            # A PBLoRA's rows, which are called NAME@OBJECTIVE, are one adapter.
+            adapters = {name: member.path for name, member in model.low_rank.items() if "@" not in name}
+            notes += other_bases(adapters, model.base_path, model.spec)
+        return notes
+
     def _order(self, value: Value) -> Sequence[str]:
         return self._objectives if value.objectives is None else value.objectives
 
@@ -102,7 +111,6 @@ class MemberLoader:
                 member = load_peft(path, name, linear, rename, model.weight)
             model.low_rank[name] = member
             self.notes += require_shared_vocabulary(model.base_path, path)
-            self.notes += other_base(path, model.base_path, model.spec)
         else:
             member = model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)
         self.notes += member.notes

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from ladle.guidance.outcome import Outcome
@@ -19,10 +20,12 @@ class PromptView:
         kind: ``system``: the request with ``text`` as its system message; ``prompt``: ``text`` in place of the whole
             prompt, nothing but the beginning of an answer where it is empty.
         text: see ``kind``.
+        field: what of the request gave the text; None where the family did.
     """
 
     kind: Literal["system", "prompt"]
     text: str
+    field: str | None = dataclass_field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

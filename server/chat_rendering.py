@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jinja2 import TemplateError
-
 from ladle.merging.errors import InputError
 from ladle.server.fields.messages import ChatForm
 from ladle.server.fields.token_ids import TokenIds
@@ -82,11 +80,13 @@ class ChatRenderer:
                 **options,
             )
         except RecursionError:
-            raise
-        # Templates are programs that were written for other conversations: they fail as programs do.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise  # of a body that is nested too deeply, which has an answer of its own
+        # Templates are programs that were written for other conversations: they fail as programs do, in any way.
+        except Exception as error:
             roles = ", ".join(turn["role"] for turn in turns[:20])
             field = "messages" if not self._form.continues else "continue_final_message"
-            raise InputError(field, roles, f"what the base's chat template takes ({error})") from None
+            raise InputError(
+                field, roles, f"what the base's chat template takes ({str(error) or type(error).__name__})"
+            ) from None
         assert isinstance(text, str)
         return text

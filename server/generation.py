@@ -103,11 +103,12 @@ def make_job(
     seed = fields.seed if fields.seed is not None else new_seed()
     requests = []
     for prompt in prompts:
-        limit = _limit(state, serving, len(plan.sources), prompt.longest, max_tokens, limit_field)
+        limit = _limit(state, serving, len(plan.sources), prompt, max_tokens, limit_field)
         for choice in range(fields.choices):
             sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
             judged = prompt_logprobs or fields.prompt_logprobs is not None
-            sampling = replace(sampling, prompt_logprobs=judged, stop=(*sampling.stop, *stop))
+            ends = sampling.stop_token_ids | serving.tokens.named(sampling.stop)
+            sampling = replace(sampling, prompt_logprobs=judged, stop=(*sampling.stop, *stop), stop_token_ids=ends)
             requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views, grammar))
     longest = sum(len(request.prompt) + request.sampling.max_tokens for request in requests)
     most = state.settings.max_request_tokens
@@ -148,16 +149,16 @@ def _fits_queue(state: ServerState, sources: int, prompts: Sequence[Prompt], cho
 
 
 def _limit(
-    state: ServerState, serving: Serving, lanes: int, prompt: int, max_tokens: int | None, limit_field: str
+    state: ServerState, serving: Serving, lanes: int, shown: Prompt, max_tokens: int | None, limit_field: str
 ) -> int:
-    context = serving.engine.max_context
+    context, prompt = serving.engine.max_context, shown.longest
     if max_tokens is None:
         # A sequence with several lanes may fill the KV pool before it fills the context.
         room = min(context, serving.engine.stats().blocks_total // lanes * BLOCK_SIZE)
         return max(1, min(room - prompt, state.settings.default_max_tokens))
     if prompt + max_tokens > context:
         asked = f"{limit_field} asks for {max_tokens}, of which there is room for {context - prompt}"
-        raise context_overflow(context, f"the prompt has {prompt} tokens and {asked}", limit_field)
+        raise context_overflow(context, f"{shown.longest_field} has {prompt} tokens and {asked}", limit_field)
     return max_tokens
 
 

@@ -17,6 +17,7 @@ from ladle.server.serving import Serving
 from ladle.server.tools.formats import format_of
 
 _CHARACTERS = 8  # of a token; ordinary text has fewer
+_USUAL = 4  # characters of a token on average
 _SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it
 _LONG = 2000  # characters from which work moves to a thread; below, the hand-over costs more than the work
 
@@ -35,6 +36,14 @@ class Prompt:
     def longest(self) -> int:
         """Tokens of the longest view, the client's included."""
         return max(map(len, (self.ids, *self.views.values())))
+
+    @property
+    def longest_field(self) -> str:
+        """What is to blame for the length of the longest view, in words."""
+        longest = max(self.views, key=lambda view: len(self.views[view]), default=None)
+        if longest is None or longest.field is None or len(self.views[longest]) <= 2 * len(self.ids):
+            return "the prompt"
+        return longest.field
 
 
 async def encode_prompt(
@@ -63,18 +72,20 @@ async def encode_prompt(
                 raise InputError(f"{field}[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
     _check(serving, ids, field)
     seen: dict[PromptView, TokenIds] = {}
+    size = len(prompt) if isinstance(prompt, str) else _USUAL * len(ids)
     for view in views:
+        blamed = _blamed(view, size, field)
         if view.kind == "system" and isinstance(prompt, str):
             text = f"{view.text}\n\n{prompt}"
-            seen[view] = await _off_loop(len(text), _encode, serving, text, special, field)
+            seen[view] = await _off_loop(len(text), _encode, serving, text, special, blamed)
         elif view.kind == "system":
-            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", special, field) + ids
+            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", special, blamed) + ids
         elif view.text:
-            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, special, field)
+            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, special, blamed)
         else:
             begin = serving.engine.tokenizer.bos_token_id
             seen[view] = (begin,) if isinstance(begin, int) else ids[-1:]
-        _check(serving, seen[view], field)
+        _check(serving, seen[view], blamed)
     return Prompt(ids, seen)
 
 
@@ -100,17 +111,19 @@ async def encode_chat(
     ids = _check(serving, await _off_loop(size, shown.ids, turns), "messages")
     seen = {}
     for view in views:
+        blamed = _blamed(view, size, "messages")
+        seen_by_it = _renderer(serving, messages, tools, form, blamed)[2]
         if view.kind == "system":
             others = [turn for turn in turns if turn["role"] != "system"]
             turned = [{"role": "system", "content": view.text}, *others]
-            rendered = await _off_loop(size + len(view.text), shown.ids, turned)
+            rendered = await _off_loop(size + len(view.text), seen_by_it.ids, turned)
         elif view.text:
             # What is continued is a part of the answer, whatever was asked.
             only = [{"role": "user", "content": view.text}, *(turns[-1:] if form.continues else ())]
-            rendered = await _off_loop(size + len(view.text), shown.without_tools().ids, only)
+            rendered = await _off_loop(size + len(view.text), seen_by_it.without_tools().ids, only)
         else:
             rendered = await _off_loop(size, shown.beginning_of_an_answer, turns)
-        seen[view] = _check(serving, rendered, "messages")
+        seen[view] = _check(serving, rendered, blamed)
     return Prompt(ids, seen)
 
 
@@ -128,9 +141,14 @@ async def tokens_of_chat(
 
 
 def _renderer(
-    serving: Serving, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+    serving: Serving,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]],
+    form: ChatForm,
+    field: str = "messages",
 ) -> tuple[list[dict[str, Any]], int, ChatRenderer]:
-    """The messages as templates take them, about how many characters they are, and what renders them."""
+    """The messages as templates take them, about how many characters they are, and what renders them; ``field`` is
+    blamed for a text that is too long."""
     if not serving.engine.tokenizer.chat_template:
         allowed = "nothing, because the base has no chat template; use /v1/completions or /v1/generate with a prompt"
         raise InputError("messages", f"{len(messages)} messages", allowed)
@@ -140,7 +158,7 @@ def _renderer(
             raise InputError(f"messages[{index}].{message.about_tools}", message.role, allowed)
 
     def encode(text: str, mark: str | None) -> TokenIds:
-        return _encode(serving, text, False, "messages", mark)
+        return _encode(serving, text, False, field, mark)
 
     turns = [message.turn() for message in messages]
     size = sum(len(str(turn)) for turn in turns) + (len(str(tools)) if tools else 0)
@@ -165,6 +183,12 @@ def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | 
         return serving.controls.encode(text, mark)
     except ValueError:
         raise InputError(field, "texts", "texts in which no names of special tokens stand") from None
+
+
+def _blamed(view: PromptView, size: int, field: str) -> str:
+    """The field to blame where a view is too long: its own text's, where that is longer than the ``size`` characters of
+    what the client asks."""
+    return view.field if view.field is not None and len(view.text) > size else field
 
 
 async def _off_loop(size: int, function: Any, *arguments: Any) -> TokenIds:

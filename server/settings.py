@@ -51,6 +51,9 @@ class ServerSettings(BaseSettings):
     families_dir: Path | None = Field(
         None, description="folder of further families, which an administrator may load by the names of their folders"
     )
+    chat_template: Path | None = Field(
+        None, description="file with the chat template of the family, instead of the base's, its members' or its own"
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     root_path: str = Field(
         "",

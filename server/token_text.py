@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +28,7 @@ class TokenText:
         self._special = frozenset(tokenizer.all_special_ids)
         added = self._backend.get_added_tokens_decoder()
         self._added = {index: token.content for index, token in added.items()}
+        self._ids_of_added = {content: index for index, content in self._added.items()}
         decoder = self._backend.decoder
         self._byte_level = byte_level_alphabet() if "ByteLevel" in repr(decoder) else None
         self._known: dict[int, tuple[str, tuple[int, ...]]] = {}
@@ -48,6 +50,10 @@ class TokenText:
     def raw(self, token: int) -> bytes:
         """The token's UTF-8 bytes; those of its name, for a special token."""
         return bytes(self._entry(token)[1])
+
+    def named(self, texts: Iterable[str]) -> frozenset[int]:
+        """The added tokens that are called as one of ``texts``: a special one gives no text that could match."""
+        return frozenset(self._ids_of_added[text] for text in texts if text in self._ids_of_added)
 
     def is_special(self, token: int) -> bool:
         """Whether the token gives no text, such as the one that ends a text."""

@@ -75,6 +75,7 @@ class Forwards:
             self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
                 family.base_path, local_files_only=True, trust_remote_code=False
             )
+        family.conversation.dress(self._tokenizer)
         self.answers = self._answer(self.rows(None))
 
     def rows(self, view: PromptView | None) -> list[list[int]]:

@@ -31,7 +31,7 @@ class Cfg(GuidanceMethod):
 
     def guidance(self, request: Request) -> Guidance:
         negative = request.steering.negative_prompt
-        view = PromptView("system", negative) if negative else PromptView("prompt", "")
+        view = PromptView("system", negative, "steering.negative_prompt") if negative else PromptView("prompt", "")
         name = "negative" if negative else "unconditional"
         other = replace(request.base, name=name, role="negative", weight=1.0 - request.strength, view=view)
         return Guidance((other,), base_weight=request.strength)

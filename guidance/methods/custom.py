@@ -72,7 +72,8 @@ def _term(family: Family, raw: Any, field: str) -> Source:
         raise InputError(f"{field}.system", system, "a text")
     name, terms, model, own = _weights(family, raw.get("source"), f"{field}.source")
     text = own if system is None else system
-    view = PromptView("system", text) if text is not None else None
+    given = None if system is None else f"{field}.system"
+    view = PromptView("system", text, given) if text is not None else None
     return Source(name, "term", float(weight), terms, model, view)
 
 

@@ -12,14 +12,17 @@ from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 
 # Keys of config.json that say nothing about shapes or arithmetic: two checkpoints that differ only here are one model.
+# Ties are compared by their weights.
 _NEUTRAL_KEYS = frozenset(
     {
         "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "bos_token_id",
-        "eos_token_id", "pad_token_id", "output_attentions", "output_hidden_states", "return_dict", "initializer_range",
-        "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_implementation", "id2label",
-        "label2id", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder", "pretraining_tp",
+        "eos_token_id", "pad_token_id", "sep_token_id", "output_attentions", "output_hidden_states", "return_dict",
+        "initializer_range", "initializer_factor", "attn_implementation", "id2label", "label2id", "problem_type",
+        "chunk_size_feed_forward", "is_encoder_decoder", "pretraining_tp", "tokenizer_class", "num_labels",
+        "tie_word_embeddings", "output_router_logits", "router_aux_loss_coef", "keys_to_ignore_at_inference",
     }
 )  # fmt: skip
+_DROPOUT = ("dropout", "pdrop")  # in whatever words: nothing is dropped outside of training
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,30 @@ def read_architecture(folder: str | Path) -> Architecture:
 
 
 def comparable(config: Any) -> dict[str, Any]:
-    """The part of a config that decides shapes and arithmetic."""
-    return {key: value for key, value in config.to_dict().items() if key not in _NEUTRAL_KEYS}
+    """The part of a config that decides shapes and arithmetic: keys that its class knows. Trainers and their tools
+    leave keys of their own in config.json, which no model reads."""
+    known: dict[str, Any] = {}
+    for key, value in config.to_dict().items():
+        if key not in type(config).__dataclass_fields__ or key in _NEUTRAL_KEYS or key.endswith(_DROPOUT):
+            continue
+        part = getattr(config, key, None)
+        known[key] = comparable(part) if key in config.sub_configs and hasattr(part, "to_dict") else value
+    if not _scales_with_length(config):
+        known.pop("max_position_embeddings", None)  # a limit; a table of so many positions has a shape that is compared
+    return known
+
+
+def foreign_keys(config: Any) -> set[str]:
+    """Keys of a config that its class does not know, without those that transformers writes itself."""
+    ours = {"model_type", "quantization_config"} | _NEUTRAL_KEYS
+    return {key for key in config.to_dict() if key not in type(config).__dataclass_fields__} - ours
+
+
+def _scales_with_length(config: Any) -> bool:
+    """Whether the number of positions takes part in the arithmetic of rotary frequencies."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    types = [entry.get("rope_type") for entry in (rope, *rope.values()) if isinstance(entry, dict)]
+    return any(kind not in (None, "default", "linear", "llama3") for kind in types)
 
 
 def open_weights(folder: str | Path, architecture: Architecture) -> tuple[ConvertedReader, Architecture]:

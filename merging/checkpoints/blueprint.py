@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,13 @@ from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
 
+_RECOMPUTED = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(bias|masked_bias)|position_ids)$"
+)
 _META = torch.device("meta")
+_LONGEST_REASON = 300  # characters
+# transformers lists every architecture that it knows.
+_ALL_OF_THEM = re.compile(r"[.,;]? (should|must) (contain|be) one of .{200,}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Blueprint:
         self._lock = threading.Lock()
         model, _ = self._on_meta({}, torch.float32, "eager")
         self.conversion = Conversion(model)
+        stored = model.state_dict().keys()
+        self._buffers = frozenset(name for name, _ in model.named_buffers() if name not in stored)
 
     @property
     def model(self) -> Any:
@@ -80,6 +89,11 @@ class Blueprint:
             raise FamilyError(reader.folder, f"transformers cannot load this checkpoint: {info['error_msgs'][0]}")
         mismatched = {name: (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
         return Report(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched)
+
+    def recomputes(self, name: str) -> bool:
+        """Whether the tensor ``name`` of a checkpoint is a buffer that the model computes for itself: one of today's,
+        or one that models of earlier versions of transformers saved (rotary frequencies, causal masks, positions)."""
+        return name in self._buffers or _RECOMPUTED.search(name) is not None
 
     def look(self, attention: str) -> Any:
         """A model on the meta device in eval mode, for forwards that only show what is called. ``attention``: the
@@ -184,12 +198,15 @@ def load_config(folder: str | Path) -> Any:
     from transformers import AutoConfig
 
     file = Path(folder) / "config.json"
-    read_json(file)  # a clear message for a missing or malformed file
+    document = read_json(file)  # a clear message for a missing or malformed file
     with loading(f"reading {file}"):
         try:
             return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:  # config classes validate in their own ways
-            raise FamilyError(file, f"transformers does not accept it: {error}") from error
+            reason = f"transformers does not accept it: {_reason(error)}"
+            if "model_type" not in document:
+                reason = "model_type: missing; without it transformers does not know which architecture this is"
+            raise FamilyError(file, reason) from error
 
 
 def _generation_config(file: Path) -> Any:
@@ -294,5 +311,9 @@ def _quiet() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """An error of transformers as one line that is a sentence."""
-    text = str(error).strip().split("\n")[0]
+    lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
+    # A heading says nothing without what stands under it.
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [""])[0]
+    text = _ALL_OF_THEM.sub("", text)
+    text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
     return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()

@@ -13,6 +13,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def weight_files(folder: Path) -> Iterator[tuple[Path, set[str] | None]]:
@@ -103,12 +104,24 @@ def _hint(folder: Path) -> str:
     return f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
 
 
+def refuse_pointer(file: Path) -> None:
+    """Raise FamilyError if ``file`` is what Git LFS leaves in the place of a file that was not fetched."""
+    try:
+        with file.open("rb") as stream:
+            found = stream.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return  # whoever reads it says why it cannot be read
+    if found:
+        raise FamilyError(file, "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")
+
+
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
     """The JSON header of a safetensors file: dtype, shape and data_offsets by tensor.
 
     Raises:
-        FamilyError: missing, truncated or malformed.
+        FamilyError: missing, a Git LFS pointer, truncated or malformed.
     """
+    refuse_pointer(file)
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -126,7 +139,8 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from ``file``. Raises FamilyError when missing, unreadable or no object."""
+    """A JSON object from ``file``. Raises FamilyError when missing, a Git LFS pointer, unreadable or no object."""
+    refuse_pointer(file)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

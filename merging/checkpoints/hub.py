@@ -1,6 +1,7 @@
-"""Bases from the hub: what is served of a repository, and nothing twice."""
+"""Repositories of the hub: what is served of one, and nothing twice."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,23 @@ from ladle.merging.errors import FamilyError
 
 # Weights come as safetensors only; "*.json" brings config, tokenizer, generation config and the shard index.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
-# The same weights once more, as their trainer had them.
-_TWICE = ["consolidated*", "original/*", "onnx/*", "*/consolidated*"]
+# The same weights once more, as their trainer had them, and on the way to them.
+_TWICE = ["consolidated*", "original/*", "onnx/*", "*/consolidated*", "checkpoint-*/*"]
+_FAMILY = ["*.toml"]
 _GGUF = ".gguf"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._/-]*)?")
+
+Progress = Callable[[str], None]
 
 
-def from_hub(spec: str, progress: Callable[[str], None] | None) -> Path:
-    """The folder of the repository ``ORG/NAME``, or the one GGUF that it has instead of safetensors, or the file that
-    ``ORG/NAME/FILE.gguf`` names. What was downloaded before is not asked for again.
+def is_hub_id(spec: str) -> bool:
+    """Whether ``spec`` could be ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
+    return _ID.fullmatch(spec) is not None
+
+
+def from_hub(spec: str, progress: Progress | None) -> Path:
+    """The folder of the repository ``ORG/NAME[@REVISION]``, or the one GGUF that it has instead of safetensors, or the
+    file that ``ORG/NAME[@REVISION]/FILE.gguf`` names. What was downloaded before is not asked for again.
 
     Raises:
         FamilyError: the hub does not give it, or it has several GGUFs and ``spec`` names none.
@@ -23,7 +33,7 @@ def from_hub(spec: str, progress: Callable[[str], None] | None) -> Path:
     if spec.endswith(_GGUF):
         repository, _, file = spec.rpartition("/")
         return _one_file(spec, repository, file, progress)
-    folder = _snapshot(spec, progress)
+    folder = _snapshot(spec, progress, _FILES)
     if any(folder.glob("*.safetensors")) or not (files := _ggufs(spec, folder)):
         return folder
     if len(files) > 1:
@@ -32,19 +42,37 @@ def from_hub(spec: str, progress: Callable[[str], None] | None) -> Path:
     return _one_file(spec, spec, files[0], progress)
 
 
-def _snapshot(spec: str, progress: Callable[[str], None] | None) -> Path:
+def member_from_hub(spec: str, progress: Progress | None) -> Path:
+    """The folder of a member's repository ``ORG/NAME[@REVISION]``. Raises FamilyError: the hub does not give it."""
+    return _snapshot(spec, progress, _FILES)
+
+
+def family_from_hub(spec: str, progress: Progress | None) -> Path:
+    """The folder of a family's repository ``ORG/NAME[@REVISION]``, with the members in it. Raises FamilyError: the hub
+    does not give it."""
+    return _snapshot(spec, progress, [*_FAMILY, *_FILES])
+
+
+def _parts(spec: str) -> tuple[str, str | None]:
+    """Repository and revision."""
+    repository, _, revision = spec.partition("@")
+    return repository, revision or None
+
+
+def _snapshot(spec: str, progress: Progress | None, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    options: dict[str, Any] = {"allow_patterns": _FILES, "ignore_patterns": _TWICE}
+    repository, revision = _parts(spec)
+    options: dict[str, Any] = {"allow_patterns": list(files), "ignore_patterns": _TWICE, "revision": revision}
     try:
-        return Path(snapshot_download(spec, local_files_only=True, **options))
+        return Path(snapshot_download(repository, local_files_only=True, **options))
     except (LocalEntryNotFoundError, ValueError, OSError):
         pass  # not there yet (or no valid id, which the next call explains)
     if progress:
         progress(f"downloading {spec} from the hub")
     try:
-        return Path(snapshot_download(spec, **options))
+        return Path(snapshot_download(repository, **options))
     except Exception as error:  # the hub client raises anything from HTTP errors to validation errors
         raise _refused(spec, error) from error
 
@@ -52,23 +80,26 @@ def _snapshot(spec: str, progress: Callable[[str], None] | None) -> Path:
 def _ggufs(spec: str, folder: Path) -> list[str]:
     from huggingface_hub import HfApi
 
+    repository, revision = _parts(spec)
     try:
-        return sorted(name for name in HfApi().list_repo_files(spec) if name.endswith(_GGUF))
+        at = {} if revision is None else {"revision": revision}
+        return sorted(name for name in HfApi().list_repo_files(repository, **at) if name.endswith(_GGUF))
     except Exception:  # not reachable: what was downloaded before
         return sorted(path.name for path in folder.glob(f"*{_GGUF}"))
 
 
-def _one_file(spec: str, repository: str, file: str, progress: Callable[[str], None] | None) -> Path:
+def _one_file(spec: str, repository: str, file: str, progress: Progress | None) -> Path:
     from huggingface_hub import hf_hub_download
 
+    repository, revision = _parts(repository)
     try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
+        return Path(hf_hub_download(repository, file, local_files_only=True, revision=revision))
     except Exception:  # not there yet, or the next call explains
         pass
     if progress:
         progress(f"downloading {file} of {repository} from the hub")
     try:
-        return Path(hf_hub_download(repository, file))
+        return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:
         raise _refused(spec, error) from error
 

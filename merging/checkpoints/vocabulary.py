@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,20 +12,74 @@ from ladle.merging.checkpoints.reader import read_json
 from ladle.merging.errors import FamilyError
 
 TOKENIZER = "tokenizer.json"
+# Names of tokens that a vocabulary holds in reserve; trainers rename them where they need one.
+_RESERVE = re.compile(r"reserved|unused|placeholder|extra_id|dummy", re.IGNORECASE)
 
 
 def require_same_vocabulary(base: Path, member: Path) -> None:
     """Compare ``tokenizer.json`` of two folders; a folder without one says nothing and passes.
 
     Raises:
-        FamilyError: naming the member's file, when tokens, ids or merges differ.
+        FamilyError: naming the member's file, when tokens, ids or merges differ, and the first token that does.
     """
     ours, theirs = base / TOKENIZER, member / TOKENIZER
     if not ours.is_file() or not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
         return
     if vocabulary_hash(ours) != vocabulary_hash(theirs):
-        reason = f"tokens, ids or merges differ from the base's {ours}; members must share its tokenizer"
+        difference = _first_difference(tokens_of(ours), tokens_of(theirs)) or "its merges differ"
+        reason = f"another tokenizer than the base's {ours}: {difference}; both must have the same tokens and merges"
         raise FamilyError(theirs, reason)
+
+
+def require_shared_vocabulary(base: Path, member: Path) -> list[str]:
+    """Compare ``tokenizer.json`` of a base and a member, whose own tokenizer is never used: an id that both have must
+    mean one token. A folder without one says nothing and passes.
+
+    Returns:
+        Notes about what differs and does not matter: tokens that only one of them has, other merges.
+
+    Raises:
+        FamilyError: naming the member's file and the first token whose ids differ.
+    """
+    ours, theirs = base / TOKENIZER, member / TOKENIZER
+    if not ours.is_file() or not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
+        return []
+    if vocabulary_hash(ours) == vocabulary_hash(theirs):
+        return []
+    here, there = tokens_of(ours), tokens_of(theirs)
+    shared = {number for number in here.keys() & there.keys() if not _RESERVE.search(here[number])}
+    if difference := _first_difference({n: here[n] for n in shared}, {n: there[n] for n in shared}):
+        reason = f"another tokenizer than the base's {ours}: {difference}; members must share the base's tokens"
+        raise FamilyError(theirs, reason)
+    notes = []
+    for other, mine, what in ((there, here, "more"), (here, there, "fewer")):
+        if extra := sorted(other.keys() - mine.keys()):
+            named = ", ".join(repr(other[number]) for number in extra[:3]) + (", ..." if len(extra) > 3 else "")
+            notes.append(f"{theirs}: {len(extra)} tokens {what} than the base's tokenizer ({named}), which is used")
+    if renamed := sorted(n for n in here.keys() & there.keys() - shared if here[n] != there[n]):
+        named = ", ".join(f"{here[n]!r} to {there[n]!r}" for n in renamed[:3]) + (", ..." if len(renamed) > 3 else "")
+        notes.append(f"{theirs}: {len(renamed)} reserved tokens of the base's tokenizer are renamed ({named})")
+    return notes or [f"{theirs}: other merges than the base's tokenizer, which is used"]
+
+
+def tokens_of(file: Path) -> dict[int, str]:
+    """Token by id of a ``tokenizer.json``. Raises FamilyError."""
+    with _understood(file):
+        document = read_json(file)
+        vocab = (document.get("model") or {}).get("vocab") or {}
+        pairs = vocab.items() if isinstance(vocab, dict) else ((piece[0], number) for number, piece in enumerate(vocab))
+        tokens = {int(number): str(token) for token, number in pairs}
+        return tokens | {int(token["id"]): str(token["content"]) for token in document.get("added_tokens") or []}
+
+
+def _first_difference(ours: Mapping[int, str], theirs: Mapping[int, str]) -> str:
+    """The smallest id that means another token in ``theirs``, in words; empty where there is none."""
+    for number in sorted(ours.keys() | theirs.keys()):
+        here, there = ours.get(number), theirs.get(number)
+        if here != there:
+            other = "no token" if there is None else repr(there)
+            return f"id {number} is {other} there and {'no token' if here is None else repr(here)} in the base's"
+    return ""
 
 
 def vocabulary_hash(file: Path) -> str:

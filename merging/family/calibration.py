@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.manifest import Manifest
 from ladle.merging.family.manifest_tables import Finite
@@ -131,7 +132,7 @@ def _distinct(quantiles: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[
 def weighed_folders(manifest: Manifest, root: Path) -> list[Path]:
     """Where the members lie that a preference weighs; a policy for one preference is none of them."""
     return [
-        root / entry.path
+        member_folder(entry.path, root)
         for kind, entry in manifest.members()
         if kind in ("backbone", "value") or getattr(entry, "objective", None) is not None
     ]

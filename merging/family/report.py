@@ -40,6 +40,7 @@ class Report:
         bank_bytes: what all low-rank members take as float32.
         merge_bytes: what one materialised merge takes, in the base's dtype.
         methods: (available, why not) by method.
+        chat: whose chat template is used, and the names of tokens that end an answer besides the base's own.
         corners: coefficients of every available merging method at the corners and in the middle.
     """
 
@@ -62,6 +63,7 @@ class Report:
     corners: tuple[Corner, ...]
     presets: tuple[str, ...]
     warnings: tuple[str, ...]
+    chat: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -94,7 +96,10 @@ class Report:
             ["bank of low-rank members", f"{_size(self.bank_bytes)} in float32"],
             ["one materialised merge", _size(self.merge_bytes)],
             ["default method", self.default_method],
+            ["chat template", f"of {self.chat['template']}"],
         ]
+        if self.chat["stop_tokens"]:
+            overview.append(["answers also end at", " ".join(self.chat["stop_tokens"])])
         if self.presets:
             overview.append(["presets", ", ".join(self.presets)])
         tables = [(f"family {self.name}", ["", ""], overview)]
@@ -189,7 +194,7 @@ def build_report(
 ) -> Report:
     """The report of a loaded family; what methods say comes from the caller, for methods live above this package."""
     condition = None
-    warnings: list[str] = []
+    warnings: list[str] = list(family.warnings)
     if family.matrix is not None:
         _, condition, found = check_matrix(family.matrix)
         warnings += found
@@ -228,6 +233,7 @@ def build_report(
         corners=tuple(corners),
         presets=tuple(family.manifest.presets),
         warnings=tuple(warnings),
+        chat={"template": family.conversation.origin, "stop_tokens": list(family.conversation.ends)},
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.manifest import Manifest
 from ladle.merging.family.manifest_tables import Finite
@@ -126,7 +127,7 @@ def quadratic_size(n: int) -> int:
 
 def folders_of(manifest: Manifest, root: Path, members: Sequence[str]) -> list[Path]:
     """Where ``members`` lie."""
-    return [root / entry.path for _, entry in manifest.members() if entry.name in members]
+    return [member_folder(entry.path, root) for _, entry in manifest.members() if entry.name in members]
 
 
 def load_surface(root: Path, manifest: Manifest) -> Surface | None:

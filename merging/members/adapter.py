@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ladle.merging.checkpoints.reader import read_json, require_finite
+from ladle.merging.checkpoints.reader import read_json
 from ladle.merging.errors import FamilyError
+from ladle.merging.members.adapter_tensors import PREFIX, SERVE_WHOLE, Weights, read_factors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 _SUFFIXES = {".lora_A.weight": "a", ".lora_B.weight": "b"}
 
 # Options that decide what was trained or how, but not what y = W x + scale * B (A x) computes from the saved tensors.
@@ -24,6 +23,8 @@ _HARMLESS = {
     "exclude_modules", "lora_dropout", "bias", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping",
     "peft_version", "layers_to_transform", "layers_pattern", "init_lora_weights", "eva_config", "loftq_config",
     "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
+    # Layers saved whole: the tensors decide, which may be copies of the base's.
+    "modules_to_save", "ensure_weight_tying",
 }  # fmt: skip
 # These start from a changed base (W - B0 A0), so the saved factors are not a delta from the base we serve.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -60,11 +61,13 @@ class LowRankMember:
         name: its name in the family.
         path: the PEFT folder.
         modules: delta by module path in the base, e.g. ``model.layers.0.self_attn.q_proj``.
+        notes: what is there and is not used, in sentences.
     """
 
     name: str
     path: Path
     modules: dict[str, LowRank]
+    notes: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -85,6 +88,7 @@ def load_peft(
     name: str,
     base_shapes: Mapping[str, tuple[int, int]],
     rename: Callable[[str], str] = str,
+    base: Weights | None = None,
 ) -> LowRankMember:
     """Load a PEFT LoRA folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
@@ -93,19 +97,22 @@ def load_peft(
         name: the member's name.
         base_shapes: (out, in) of every linear module of the base, by module path.
         rename: gives the path in the base of the module that the adapter calls so.
+        base: the base's weights, to compare copies in the adapter's file with; see ``read_factors``.
 
     Raises:
-        FamilyError: naming file and tensor: another kind of adapter (DoRA, bias, modules_to_save, embeddings, trained
-            tokens, ...), a module that the base lacks, shapes or ranks that do not agree, NaN or infinity.
+        FamilyError: naming file and tensor: another kind of adapter (DoRA, bias, embeddings, trained tokens, ...), a
+            layer saved whole that differs from the base's, a module that the base lacks, shapes or ranks that do not
+            agree, NaN or infinity.
     """
     folder = Path(path)
     config_file = folder / CONFIG
     config = read_json(config_file)
     _refuse_unsupported(config, config_file)
     weights_file = folder / WEIGHTS
-    factors = read_factors(weights_file, _SUFFIXES, "LoRA factor (MODULE.lora_A.weight or MODULE.lora_B.weight)")
+    kind = "LoRA factor (MODULE.lora_A.weight or MODULE.lora_B.weight)"
+    tensors = read_factors(weights_file, _SUFFIXES, kind, base)
     modules = {}
-    for module, pair in sorted(factors.items()):
+    for module, pair in sorted(tensors.factors.items()):
         for side, suffix in (("a", ".lora_A.weight"), ("b", ".lora_B.weight")):
             if side not in pair:
                 raise FamilyError(weights_file, "missing, though its other factor is there", PREFIX + module + suffix)
@@ -115,7 +122,7 @@ def load_peft(
             raise FamilyError(weights_file, reason, f"{PREFIX}{module}.lora_A.weight")
         shape = base_shapes[place]
         modules[place] = _low_rank(config, config_file, weights_file, module, pair["a"], pair["b"], shape)
-    return LowRankMember(name, folder, modules)
+    return LowRankMember(name, folder, modules, tensors.notes)
 
 
 def is_peft_folder(path: Path) -> bool:
@@ -125,66 +132,23 @@ def is_peft_folder(path: Path) -> bool:
 
 def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
     if config.get("peft_type") != "LORA":
-        raise FamilyError(file, f"peft_type: {config.get('peft_type')!r} is not supported; only 'LORA' is")
+        reason = f"peft_type: {config.get('peft_type')!r} is not supported; only 'LORA' is; {SERVE_WHOLE}"
+        raise FamilyError(file, reason)
     if config.get("bias", "none") != "none":
-        raise FamilyError(file, f"bias: {config['bias']!r} is not supported; only 'none' is")
+        raise FamilyError(file, f"bias: {config['bias']!r} is not supported; only 'none' is; {SERVE_WHOLE}")
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
-        raise FamilyError(file, f"init_lora_weights: {init!r} changes the base; convert it to plain LoRA first")
+        reason = f"init_lora_weights: {init!r} changes the base; convert it to plain LoRA first"
+        raise FamilyError(file, f"{reason} (path_initial_model_for_weight_conversion of PEFT's save_pretrained)")
     for key in sorted(config.keys() - _HARMLESS):
         # Whatever option PEFT has or will get: switched off it means plain LoRA, switched on we do not know it.
         if config[key] not in (None, False, [], {}, ""):
-            raise FamilyError(file, f"{key}: {config[key]!r} is not supported; only plain LoRA is")
+            raise FamilyError(file, f"{key}: {config[key]!r} is not supported; only plain LoRA is; {SERVE_WHOLE}")
     if not isinstance(config.get("r"), int) or config["r"] < 1:
         raise FamilyError(file, f"r: {config.get('r')!r} must be a whole number >= 1")
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise FamilyError(file, f"lora_alpha: {alpha!r} must be a finite number")
-
-
-def read_factors(file: Path, suffixes: Mapping[str, str], kind: str) -> dict[str, dict[str, torch.Tensor]]:
-    """{module path: {part: matrix}} of an adapter's safetensors, every tensor checked for what it is and for NaN.
-
-    Args:
-        suffixes: part by the end of a tensor's name.
-        kind: what a tensor must be, in words.
-    """
-    if not file.is_file():
-        pickle = file.with_name("adapter_model.bin")
-        hint = f"; {pickle.name} is a pickle, which is never loaded" if pickle.is_file() else ""
-        raise FamilyError(file, f"no such file{hint}")
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    try:
-        with safe_open(file, framework="pt") as stream:
-            names = list(stream.keys())
-            tensors = {name: stream.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
-    for name in sorted(names):
-        suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
-        if suffix is None or not name.startswith(PREFIX):
-            raise FamilyError(file, _why_not(name, kind), name)
-        tensor = tensors[name]
-        if tensor.ndim != 2 or not tensor.is_floating_point():
-            raise FamilyError(file, f"{tensor.dtype} of shape {list(tensor.shape)}; a floating matrix is needed", name)
-        require_finite(tensor, file, name)
-        # A copy: adapters are small, and the file may be replaced while the server runs.
-        factors.setdefault(name[len(PREFIX) : -len(suffix)], {})[suffixes[suffix]] = tensor.clone()
-    if not factors:
-        raise FamilyError(file, f"holds not one {kind}")
-    return factors
-
-
-def _why_not(name: str, kind: str) -> str:
-    for part, what in (
-        ("lora_magnitude_vector", "a DoRA magnitude"),
-        ("lora_embedding_", "a LoRA of an embedding"),
-        ("token_adapter", "trained tokens"),
-        (".bias", "a bias"),
-    ):
-        if part in name:
-            return f"{what} is not supported; only factors of linear layers are"
-    return f"not a {kind}, prefixed by {PREFIX}; modules_to_save is not supported"
 
 
 def _low_rank(
@@ -197,6 +161,9 @@ def _low_rank(
     shape: tuple[int, int],
 ) -> LowRank:
     rank = _by_pattern(config, config_file, "rank_pattern", module, config["r"])
+    if not isinstance(rank, int) or rank < 1:
+        reason = f"rank_pattern: {rank!r} for {module} must be a whole number >= 1; a rank of 0 leaves nothing to load"
+        raise FamilyError(config_file, reason)
     alpha = _by_pattern(config, config_file, "alpha_pattern", module, config["lora_alpha"])
     for label, tensor, wanted in (("lora_A", a, (rank, shape[1])), ("lora_B", b, (shape[0], rank))):
         if tuple(tensor.shape) != wanted:

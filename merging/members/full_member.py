@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ladle.merging.checkpoints.architecture import Architecture, check_weights, comparable
+from ladle.merging.checkpoints.architecture import Architecture, check_weights, comparable, foreign_keys
 from ladle.merging.checkpoints.blueprint import load_config
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.reader import CheckpointReader
-from ladle.merging.checkpoints.vocabulary import require_same_vocabulary
+from ladle.merging.checkpoints.reader import CheckpointReader, read_json
+from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
-from ladle.merging.members.value_head import SCORE
+from ladle.merging.members.head_names import EXPECTED, HEAD_NAMES
 
 OUTPUT_HEAD = "lm_head.weight"
 
@@ -24,11 +24,13 @@ class FullMember:
         name: its name in the family.
         path: the checkpoint folder.
         reader: its weights under the names that they have in the model.
+        notes: what is there and is not used, in sentences.
     """
 
     name: str
     path: Path
     reader: ConvertedReader
+    notes: tuple[str, ...] = ()
 
     def numel(self) -> int:
         """Number of parameters."""
@@ -47,8 +49,8 @@ def load_full(
     check_values: bool = True,
     headed: bool = False,
 ) -> FullMember:
-    """Open a full checkpoint and check it against the base; dtypes may differ, and the names under which the weights
-    are stored; nothing else may.
+    """Open a full checkpoint and check it against the base. Dtypes may differ, the names under which the weights are
+    stored, keys of config.json that change neither arithmetic nor shapes, and buffers that the model computes itself.
 
     Args:
         path: folder with safetensors and, where it has them, config.json and tokenizer.json.
@@ -63,16 +65,25 @@ def load_full(
         FamilyError: naming file and tensor: config, tokenizer, tensor names or shapes differ, NaN or infinity.
     """
     folder = Path(path)
+    _require_plain(folder / "config.json")
     reader = ConvertedReader(CheckpointReader(folder), architecture.blueprint.conversion)
-    if (folder / "config.json").is_file():
-        _require_same_config(architecture, folder)
-    require_same_vocabulary(base.folder, folder)
+    notes = list(_require_same_config(architecture, folder)) if (folder / "config.json").is_file() else []
+    notes += require_shared_vocabulary(base.folder, folder)
     check_weights(architecture, reader, frozenset({OUTPUT_HEAD}) if headed else frozenset(), "the base")
     _require_same_ties(architecture, reader, headed)
-    _refuse_strangers(architecture, reader, base, headed)
+    notes += _refuse_strangers(architecture, reader, base, headed)
     if check_values:
         reader.check_finite()
-    return FullMember(name, folder, reader)
+    return FullMember(name, folder, reader, tuple(notes))
+
+
+def _require_plain(file: Path) -> None:
+    """Raise FamilyError for a config that means quantised weights, in transformers' words or in mlx-lm's."""
+    config = read_json(file) if file.is_file() else {}
+    for key in ("quantization_config", "quantization"):
+        if config.get(key):
+            reason = f"{key}: the weights must be plain, not quantised; save them again in bfloat16 (dequantise)"
+            raise FamilyError(file, reason)
 
 
 def _require_same_ties(architecture: Architecture, reader: ConvertedReader, headed: bool) -> None:
@@ -90,18 +101,40 @@ def _require_same_ties(architecture: Architecture, reader: ConvertedReader, head
 
 def _refuse_strangers(
     architecture: Architecture, reader: ConvertedReader, base: CheckpointReader | ConvertedReader, headed: bool
-) -> None:
-    """Refuse tensors that belong to no weight, but for those that the base has too or transformers leaves out."""
-    known = set(base.strangers if isinstance(base, ConvertedReader) else base.names) | ({SCORE} if headed else set())
+) -> list[str]:
+    """Refuse tensors that belong to no weight, but for those that the base has too, transformers leaves out or the
+    model computes for itself; notes about the latter."""
+    known = set(base.strangers if isinstance(base, ConvertedReader) else base.names)
+    known |= HEAD_NAMES.keys() if headed else set()
     refused = set(architecture.blueprint.report(reader.stored).unexpected)
+    left = []
     for tensor in sorted(set(reader.strangers) - known):
-        if reader.conversion.rename(tensor)[0] in refused:
-            raise FamilyError(reader.stored.file_of(tensor), "the base has no such tensor", tensor)
+        name = reader.conversion.rename(tensor)[0]
+        if architecture.blueprint.recomputes(name):
+            left.append(tensor)
+        elif name in refused:
+            reason = "the base has no such tensor"
+            if tensor in HEAD_NAMES:
+                reason = "a scalar head; only an explicit value ([[values]]) may have one"
+            elif headed:
+                reason += f"; a scalar head is read from {EXPECTED}"
+            raise FamilyError(reader.stored.file_of(tensor), reason, tensor)
+    return [f"{reader.folder}: {left[0]} is left out: the model computes it ({len(left)} of the kind)"] if left else []
 
 
-def _require_same_config(architecture: Architecture, folder: Path) -> None:
-    theirs = comparable(load_config(folder))
+def _require_same_config(architecture: Architecture, folder: Path) -> list[str]:
+    """Refuse a config that means another model; notes about keys that mean nothing and differ."""
+    config, file = load_config(folder), folder / "config.json"
+    if config.model_type != architecture.blueprint.config.model_type:
+        ours = architecture.blueprint.config.model_type
+        raise FamilyError(file, f"model_type: {config.model_type!r}, but the base has {ours!r}")
+    theirs = comparable(config)
     for key in sorted(architecture.config.keys() | theirs.keys()):
         ours, given = architecture.config.get(key), theirs.get(key)
         if ours != given:
-            raise FamilyError(folder / "config.json", f"{key}: {given!r}, but the base has {ours!r}")
+            raise FamilyError(file, f"{key}: {given!r}, but the base has {ours!r}")
+    differ = foreign_keys(config) ^ foreign_keys(architecture.blueprint.config)
+    positions = [getattr(entry, "max_position_embeddings", None) for entry in (config, architecture.blueprint.config)]
+    if positions[0] != positions[1]:
+        differ.add("max_position_embeddings")
+    return [f"{file}: differs from the base's in what changes no result: {', '.join(sorted(differ))}"] if differ else []

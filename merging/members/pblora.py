@@ -17,7 +17,8 @@ from typing import Any
 
 from ladle.merging.checkpoints.reader import read_json
 from ladle.merging.errors import FamilyError
-from ladle.merging.members.adapter import CONFIG, PREFIX, WEIGHTS, LowRank, LowRankMember, read_factors
+from ladle.merging.members.adapter import CONFIG, WEIGHTS, LowRank, LowRankMember
+from ladle.merging.members.adapter_tensors import PREFIX, read_factors
 
 _PARTS = {".pblora_A": "A", ".pblora_B": "B", ".pblora_W1": "W1", ".pblora_W2": "W2"}
 
@@ -91,7 +92,7 @@ def load_pblora(
     if count != len(objectives):
         reason = f"obj_num: {count} objectives, but {len(objectives)} are expected: {', '.join(objectives) or 'none'}"
         raise FamilyError(config_file, reason)
-    modules = read_factors(weights_file, _PARTS, "PBLoRA factor (MODULE.pblora_A, _B, _W1 or _W2)")
+    modules = read_factors(weights_file, _PARTS, "PBLoRA factor (MODULE.pblora_A, _B, _W1 or _W2)").factors
     fixed: dict[str, LowRank] = {}
     rows: list[dict[str, LowRank]] = [{} for _ in objectives]
     for module, parts in sorted(modules.items()):

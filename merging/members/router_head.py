@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ladle.merging.checkpoints.reader import require_finite
+from ladle.merging.checkpoints.tensor_file import read_tensors
 from ladle.merging.errors import FamilyError
 
 ROUTER_HEAD = "router_head.safetensors"
@@ -61,7 +61,7 @@ def load_router_head(folder: Path, experts: int, hidden: int) -> RouterHead:
             is not float, NaN or infinity, a tensor that is not expected.
     """
     file = folder / ROUTER_HEAD
-    tensors = _read(file)
+    tensors = read_tensors(file, "; a router needs a head with one row for each expert")
     for name in sorted(tensors):
         if name not in _TENSORS:
             raise FamilyError(file, f"only {', '.join(_TENSORS)} are expected", name)
@@ -87,16 +87,6 @@ def copy_router_head(source: Path, target: Path) -> None:
     """Copy the head beside the checkpoint ``source``, if it has one, to the folder ``target``."""
     if (source / ROUTER_HEAD).is_file():
         shutil.copyfile(source / ROUTER_HEAD, target / ROUTER_HEAD)
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    if not file.is_file():
-        raise FamilyError(file, "no such file; a router needs a head with one row for each expert")
-    try:
-        with safe_open(file, framework="pt") as stream:
-            return {name: stream.get_tensor(name) for name in list(stream.keys())}
-    except (OSError, SafetensorError) as error:
-        raise FamilyError(file, f"cannot be read as safetensors: {error}") from None
 
 
 def _checked(

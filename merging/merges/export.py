@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.new_folder import new_folder, require_free, require_space
 from ladle.merging.checkpoints.reader import INDEX, SINGLE, read_json, require_finite
+from ladle.merging.checkpoints.vocabulary import TOKENIZER, tokens_of
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.merge import Merge, TensorSpec
 
 PROVENANCE = "merge.json"
+_MORE_TEMPLATES = "additional_chat_templates"
 # What is copied from the base beside its config: text and tokenizers, never weights or code.
 _COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
@@ -66,6 +68,10 @@ def export(
         for name in _COMPANIONS:
             if (family.base_path / name).is_file():
                 shutil.copyfile(family.base_path / name, folder / name)
+        for template in sorted((family.base_path / _MORE_TEMPLATES).glob("*.jinja")):
+            (folder / _MORE_TEMPLATES).mkdir(exist_ok=True)
+            shutil.copyfile(template, folder / _MORE_TEMPLATES / template.name)
+        _write_conversation(family, folder)
         document = {
             "family": family.name,
             "base": family.manifest.base.model,
@@ -131,6 +137,24 @@ def _unties(family: Family, merge: Merge, coefficients: Mapping[str, float]) -> 
     """Whether the config's ties do not hold: for this merge, or for the base itself, which has both weights."""
     means = family.architecture.blueprint.model.all_tied_weights_keys
     return bool(merge.unties(coefficients)) or len(family.architecture.tied) < len(means)
+
+
+def _write_conversation(family: Family, folder: Path) -> None:
+    """What the family says besides the base: its chat template, and the tokens that end an answer."""
+    spoken = family.conversation
+    if spoken.template is not None:
+        (folder / "chat_template.jinja").write_text(spoken.template, encoding="utf-8")
+        if spoken.eos_token is not None and (folder / "tokenizer_config.json").is_file():
+            config = read_json(folder / "tokenizer_config.json") | {"eos_token": spoken.eos_token}
+            (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if spoken.ends:
+        file = folder / "generation_config.json"
+        config = read_json(file) if file.is_file() else {}
+        stated = config.get("eos_token_id", read_json(family.base_path / "config.json").get("eos_token_id"))
+        ids = {token: number for number, token in tokens_of(family.base_path / TOKENIZER).items()}
+        ends = [] if stated is None else stated if isinstance(stated, list) else [stated]
+        config["eos_token_id"] = list(dict.fromkeys([*ends, *(ids[token] for token in spoken.ends)]))
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_config(family: Family, folder: Path, dtype: torch.dtype | None, untied: bool) -> None:

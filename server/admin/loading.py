@@ -51,13 +51,17 @@ class FamilyFiles:
         Raises:
             FamilyError, InputError: why it cannot be served.
         """
-        family = load_family(source, self._settings.cache_dir, self._progress, left_out)
+        own = source == self._settings.family
+        template = self._settings.chat_template if own else None
+        family = load_family(source, self._settings.cache_dir, self._progress, left_out, template)
+        for warning in family.warnings:
+            logger.warning("%s: %s", family.name, warning)
         check_methods(family)
         require_servable(family)
         self._progress(f"loading {family.name} into the engine")
         engine = Engine(family, self._settings.engine_config())
         engine.start()
-        if source == self._settings.family:
+        if own:
             self._own[family.name] = source
         form = engine.form()
         logger.info("%s runs on: %s", family.name, ", ".join(f"{name} {value}" for name, value in form.items()))

@@ -13,7 +13,7 @@ _WORST = 5  # tensors that are shown
 
 
 def command(
-    family: Annotated[str, typer.Argument(help="A built-in family, or a folder with family.toml.")],
+    family: Annotated[str, typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.")],
     member: Annotated[str, typer.Argument(help="A member that is a full checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],
     rank: Annotated[int | None, typer.Option(help="Rank to keep in every linear layer.")] = None,

@@ -29,7 +29,7 @@ class Normalize(StrEnum):
 
 
 def command(
-    family: Annotated[str, typer.Argument(help="A built-in family, or a folder with family.toml.")],
+    family: Annotated[str, typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],
     preference: Annotated[str | None, typer.Option(help="objective=weight,objective=weight")] = None,
     method: Annotated[str | None, typer.Option(help="Merging method.", show_default="the family's")] = None,

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 def command(
     family: Annotated[
-        str | None, typer.Argument(help="A built-in family, or a folder with family.toml.", show_default="demo")
+        str | None,
+        typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.", show_default="demo"),
     ] = None,
     families_dir: Annotated[
         Path | None, typer.Option(help="Folder of families that an administrator may load while the server runs.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="File with the chat template to use.", show_default="the base's, else a member's"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.", show_default="8000")] = None,
@@ -196,6 +201,7 @@ def command(
     options = {
         "family": family,
         "families_dir": families_dir,
+        "chat_template": chat_template,
         "host": host,
         "port": port,
         "root_path": root_path,

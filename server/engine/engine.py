@@ -57,7 +57,8 @@ class Engine:
         self.models = models = ServedModels.shared(family, config, self.device, self._weights_in_use, self._look_up)
         self.store = models.store
         self.vocabulary = models.vocabulary
-        self.eos = eos_ids(models.base.model, self.tokenizer)
+        # The base's own first: the family's template may bring another eos_token.
+        self.eos = eos_ids(models.base.model, self.tokenizer) | family.conversation.dress(self.tokenizer)
         self.max_context = models.max_context
         table = LaneTable(config.lanes, self.max_context, models.members, models.score_dtype, self.device)
         self.blocks = BlockManager(models.blocks)

@@ -175,7 +175,18 @@ async def test_a_prompt_too_long_for_one_view_only_is_refused(state: ServerState
     async with client_of(state) as client:
         body = {"prompt": [7] * (limit - 20), "max_tokens": 4, "steering": steering}
         reply = await client.post("/v1/generate", json=body)
-    assert reply.status_code == 400 and reply.json()["error"]["param"] == "prompt"
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "prompt"
+        # Neither does the prompt's own limit get the blame for what the negative prompt leaves no room for.
+        steering["negative_prompt"] = "much too long " * 400
+        for path, body in (
+            ("/v1/generate", {"prompt": "Hi"}),
+            ("/v1/completions", {"prompt": "Hi"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ):
+            reply = await client.post(path, json=body | {"max_tokens": 4, "steering": steering})
+            error = reply.json()["error"]
+            assert reply.status_code == 400 and error["param"] == "steering.negative_prompt", error
+            assert "steering.negative_prompt" in error["message"]
 
 
 async def test_families_say_what_they_can_do_and_why_not(tmp_path: Path, world: World, state: ServerState) -> None:

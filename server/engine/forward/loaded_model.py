@@ -134,9 +134,16 @@ def context_limit(config: Any, kv_tokens: int) -> int:
     length, where they are constant, so that no request changes another.
     """
     text = config.get_text_config()
-    limits = [kv_tokens, getattr(text, "max_position_embeddings", None) or math.inf]
+    positions = getattr(text, "max_position_embeddings", None) or math.inf
+    limits: list[float] = [kv_tokens]
     rope = getattr(text, "rope_parameters", None) or {}
     for entry in (rope, *rope.values()):
-        if isinstance(entry, dict) and entry.get("rope_type") == "longrope":
-            limits.append(entry.get("original_max_position_embeddings") or math.inf)
-    return int(min(limits))
+        if not isinstance(entry, dict):
+            continue
+        original = entry.get("original_max_position_embeddings")
+        if entry.get("rope_type") == "longrope":
+            limits.append(original or math.inf)
+        elif entry.get("rope_type") == "yarn":
+            # Added to a config as model cards tell it, it leaves the number of positions as it was.
+            positions = max(positions, (original or positions) * float(entry.get("factor") or 1.0))
+    return int(min(*limits, positions))

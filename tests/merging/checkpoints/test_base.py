@@ -16,6 +16,7 @@ from tiny_models import VOCAB_SIZE, tiny_model, tiny_tokenizer, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ladle.merging.checkpoints import base as base_module
+from ladle.merging.checkpoints.architecture import read_architecture
 from ladle.merging.checkpoints.base import default_cache_dir, resolve_base
 from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError
@@ -308,3 +309,22 @@ def test_a_repository_that_has_ggufs_only(
             resolve_base("org/repo", tmp_path / "cache")
     folder = resolve_base("org/repo" if len(files) == 1 else "org/repo/b.gguf", tmp_path / "cache")
     assert folder.name.startswith("a-" if len(files) == 1 else "b-")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "gemma3", "vision_config": {"model_type": "weird_vision"}}, "weird_vision"),
+        ({"model_type": "siglip_vision_model"}, "transformers has none for model_type 'siglip_vision_model'"),
+        ({"model_type": "no_such_type"}, "no_such_type"),
+        ({"model_type": None}, "model_type: missing"),
+    ],
+)
+def test_a_config_that_is_not_supported_is_one_line(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    base = write_tiny_base(tmp_path / "one", "llama")
+    document = json.loads((base / "config.json").read_text()) | changes
+    (base / "config.json").write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+    with pytest.raises(FamilyError) as caught:
+        read_architecture(base)
+    told = str(caught.value).removeprefix(str(tmp_path))
+    assert reason in told and "\n" not in told and len(told) < 350, told

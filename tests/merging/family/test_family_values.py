@@ -21,9 +21,10 @@ from tiny_models import (
 from ladle.merging.checkpoints.reader import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
-from ladle.merging.members.value_head import HEAD, SCORE
+from ladle.merging.members.value_head import HEAD
 from ladle.merging.merges.merge import Merge
 
+SCORE = "score.weight"
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 1}  # fmt: skip
 
@@ -178,7 +179,7 @@ def test_full_checkpoints_may_be_classifiers(tmp_path: Path, tie: bool, seed: in
         ({SCORE: torch.ones(2, 32)}, SCORE, "[2, 32]"),
         ({SCORE: torch.full((1, 32), torch.nan)}, SCORE, "NaN"),
         ({SCORE: torch.ones(1, 32), "model.norm.weight": None}, "model.norm.weight", "lacks"),
-        ({SCORE: torch.ones(1, 32), "v_head.weight": torch.ones(1, 32)}, "v_head.weight", "no such tensor"),
+        ({SCORE: torch.ones(1, 32), "v_head.weight": torch.ones(1, 32)}, "v_head.weight", "a second head"),
     ],
 )
 def test_classifiers_that_do_not_fit_are_named(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny_models import (
     ARCHITECTURES,
     rewrite_json,
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from ladle.merging.checkpoints.architecture import read_architecture
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import CONFIG, WEIGHTS, is_peft_folder, load_peft
+from ladle.merging.members.adapter_tensors import Weights
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -30,6 +32,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shapes(base: Path) -> dict[str, tuple[int, int]]:
     return read_architecture(base).linear
+
+
+def weights_of(base: Path) -> Weights:
+    """The base's weights by name, read by transformers; tied ones too."""
+    state: dict[str, torch.Tensor] = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    return state.get
 
 
 def merged_by_peft(base: Path, member: Path) -> dict[str, torch.Tensor]:
@@ -51,7 +59,7 @@ def merged_by_peft(base: Path, member: Path) -> dict[str, torch.Tensor]:
 )
 def test_deltas_equal_pefts(tmp_path: Path, base: Path, shapes: Any, options: dict[str, Any], seed: int) -> None:
     path = write_lora_member(tmp_path / "member", base, seed, **options)
-    member = load_peft(path, "m", shapes)
+    member = load_peft(path, "m", shapes, base=weights_of(base))
     before = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).state_dict()
     after = merged_by_peft(base, path)
     moved = {name.removesuffix(".weight") for name in after if not torch.equal(after[name], before[name])}
@@ -84,7 +92,6 @@ def test_rank_is_the_largest(tmp_path: Path, base: Path, shapes: Any) -> None:
         ({"bias": "all"}, "bias"),
         ({"bias": "lora_only"}, "bias"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     ],
 )
@@ -172,6 +179,90 @@ def test_broken_tensors_are_named_with_their_file(
     assert caught.value.file == str(path / WEIGHTS) and caught.value.tensor == tensor
     assert reason in caught.value.reason
     assert tensor in str(caught.value) and WEIGHTS in str(caught.value)
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [
+        ({"target_modules": ["lm_head", "q_proj"]}, ["lm_head.base_layer.weight"]),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, ["lm_head.weight"]),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+            ["lm_head.weight", "model.embed_tokens.weight"],
+        ),
+    ],
+)
+def test_copies_of_the_bases_layers_must_equal_them_bit_for_bit(
+    tmp_path: Path, tie: bool, options: dict[str, Any], copies: list[str], seed: int
+) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama", seed, tie=tie)
+    shapes, weights = read_architecture(base).linear, weights_of(base)
+    path = write_lora_member(tmp_path / "m", base, seed, **options)
+    saved = load_file(path / WEIGHTS)
+    assert {f"base_model.model.{copy}" for copy in copies} == {name for name in saved if ".lora_" not in name}
+    assert load_peft(path, "m", shapes, base=weights).rank == 4
+    for copy in copies:
+        tensor = saved[f"base_model.model.{copy}"].clone()
+        tensor[7, 3] += 1e-3
+        rewrite_tensors(path / WEIGHTS, {f"base_model.model.{copy}": tensor})
+        with pytest.raises(FamilyError, match="1 of 10240 values differ from the base's.*merge_and_unload") as caught:
+            load_peft(path, "m", shapes, base=weights)
+        assert caught.value.tensor == f"base_model.model.{copy}"
+        rewrite_tensors(path / WEIGHTS, {f"base_model.model.{copy}": saved[f"base_model.model.{copy}"]})
+
+
+@pytest.mark.parametrize("grow", [3, -2])
+def test_copies_may_have_rows_for_other_tokens_than_the_base(
+    tmp_path: Path, base: Path, shapes: Any, grow: int, seed: int
+) -> None:
+    path = write_lora_member(tmp_path / "m", base, seed, target_modules=["q_proj"])
+    embedding = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.detach()
+    rows = torch.cat([embedding, torch.randn(3, 32)])[: len(embedding) + grow].clone()
+    name = "base_model.model.model.embed_tokens.weight"
+    rewrite_tensors(path / WEIGHTS, {name: rows, "base_model.model.lm_head.weight": rows.to(torch.bfloat16)})
+    member = load_peft(path, "m", shapes, base=weights_of(base))
+    assert len(member.notes) == 2 and f"{len(rows)} rows" in member.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "does not begin with base_model.model."),
+        (f"{Q}.lora_A.default.weight", "save_pretrained"),
+        ("base_model.model.classifier.weight", "no such weight"),
+        (f"{Q}.lora_magnitude_vector", "DoRA"),
+        ("base_model.model.ranknum", "not a LoRA factor"),
+    ],
+)
+def test_unknown_names_are_told_why(tmp_path: Path, base: Path, shapes: Any, name: str, reason: str, seed: int) -> None:
+    path = write_lora_member(tmp_path / "m", base, seed, target_modules=["q_proj"])
+    rewrite_tensors(path / WEIGHTS, {name: torch.ones(4, 32)})
+    with pytest.raises(FamilyError) as caught:
+        load_peft(path, "m", shapes, base=weights_of(base))
+    assert caught.value.tensor == name and reason in caught.value.reason
+    assert "is not supported" in caught.value.reason or "modules_to_save is" not in caught.value.reason
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.5])
+def test_a_rank_of_nothing_is_a_clear_error(tmp_path: Path, base: Path, shapes: Any, rank: float, seed: int) -> None:
+    path = write_lora_member(tmp_path / "m", base, seed, target_modules=["q_proj", "v_proj"])
+    rewrite_json(path / CONFIG, rank_pattern={"q_proj": rank})
+    if rank == 0:
+        rewrite_tensors(
+            path / WEIGHTS, {f"{Q}.lora_A.weight": torch.ones(0, 32), f"{Q}.lora_B.weight": torch.ones(32, 0)}
+        )
+    with pytest.raises(FamilyError, match="rank_pattern: .* must be a whole number >= 1"):
+        load_peft(path, "m", shapes)
+
+
+def test_a_git_lfs_pointer_says_what_to_do(tmp_path: Path, base: Path, shapes: Any) -> None:
+    path = write_lora_member(tmp_path / "m", base, target_modules=["q_proj"])
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+    for name in (WEIGHTS, CONFIG):
+        (path / name).write_bytes(pointer)
+        with pytest.raises(FamilyError, match="git lfs pull"):
+            load_peft(path, "m", shapes)
 
 
 def test_pickles_truncation_and_missing_files(tmp_path: Path, base: Path, shapes: Any) -> None:

@@ -11,8 +11,9 @@ from tiny_models import rewrite_tensors, write_lora_member, write_tiny_base
 from ladle.merging.checkpoints.reader import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import CONFIG
-from ladle.merging.members.value_head import HEAD, SCORE, load_value_head
+from ladle.merging.members.value_head import HEAD, load_value_head
 
+SCORE = "score.weight"
 HIDDEN = 32
 
 

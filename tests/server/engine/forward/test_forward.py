@@ -18,15 +18,16 @@ from tiny_engine import (
     random_prompt,
     serve,
 )
-from tiny_models import ARCHITECTURES, write_lora_member
+from tiny_models import ARCHITECTURES, rewrite_json, write_lora_member, write_tiny_base
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.masking_utils import eager_mask
 
 from ladle.merging.bank.bank import Bank
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.forward.loaded_model import context_limit
 
 TOLERANCE = 1e-9
 SLIDING: dict[str, dict[str, Any]] = {
@@ -200,6 +201,20 @@ def test_bfloat16_keeps_rotary_frequencies_and_coefficients(tmp_path: Path, monk
         ours = recorder.logits["r"][step][0].double()
         correlation = torch.corrcoef(torch.stack((ours, expected[step])))[0, 1].item()
         assert correlation > 0.99, correlation
+
+
+def test_yarn_as_model_cards_add_it_raises_the_context(tmp_path: Path, seed: int) -> None:
+    base = write_tiny_base(tmp_path / "base", "qwen2", seed, max_position_embeddings=32768)
+    # Qwen2.5's card: this is added to config.json, and max_position_embeddings stays.
+    rewrite_json(
+        base / "config.json", rope_scaling={"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
+    )
+    config = AutoConfig.from_pretrained(base)
+    assert config.max_position_embeddings == 32768
+    assert context_limit(config, 10**9) == 4 * 32768
+    assert context_limit(config, 1000) == 1000
+    rewrite_json(base / "config.json", max_position_embeddings=131072)
+    assert context_limit(AutoConfig.from_pretrained(base), 10**9) == 131072, "a config that says it already"
 
 
 def test_longrope_is_limited_to_its_original_length(tmp_path: Path) -> None:

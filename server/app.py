@@ -29,6 +29,7 @@ from ladle.server.routes import (
     families,
     generate,
     health,
+    messages,
     metrics,
     models,
     playground,
@@ -42,6 +43,7 @@ _DESCRIPTION = "Language models steered by preference weights. OpenAI's endpoint
 _MODULES: tuple[Any, ...] = (
     chat_completions,
     completions,
+    messages,
     generate,
     coefficients,
     tokenize,

@@ -30,7 +30,7 @@ class Observed:
             return
         state: ServerState = scope["app"].state.server
         headers = Headers(scope=scope)
-        context = request_context.begin(headers.get("x-request-id", ""))
+        context = request_context.begin(headers.get("x-request-id", ""), scope["path"])
         start, status = time.monotonic(), 500
 
         async def labelled(message: Message) -> None:

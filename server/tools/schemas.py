@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -89,6 +90,17 @@ _CHOICE_SCHEMA: dict[str, Any] = {
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
 
 
+def require_fit(names: Sequence[str], choice: ToolChoice | None) -> None:
+    """Raise InputError where tools of these names are not told apart, or where there is nothing to choose from."""
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise InputError("tools", twice, "every name once")
+    if choice is not None and choice.mode != "none" and not names:
+        raise InputError("tool_choice", choice.name or choice.mode, "none, because there are no tools")
+    if choice is not None and choice.name is not None and choice.name not in names:
+        raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
+
+
 class ToolFields(StrictModel):
     """What a chat says about functions."""
 
@@ -98,15 +110,7 @@ class ToolFields(StrictModel):
 
     @model_validator(mode="after")
     def _fit(self) -> ToolFields:
-        names = [tool.function.name for tool in self.tools or ()]
-        twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-        if twice is not None:
-            raise InputError("tools", twice, "every name once")
-        choice = self.tool_choice
-        if choice is not None and choice.mode != "none" and not names:
-            raise InputError("tool_choice", choice.name or choice.mode, "none, because there are no tools")
-        if choice is not None and choice.name is not None and choice.name not in names:
-            raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
+        require_fit([tool.function.name for tool in self.tools or ()], self.tool_choice)
         return self
 
     @property

@@ -33,6 +33,7 @@ from ladle.server.routes import (
     metrics,
     models,
     playground,
+    responses,
     tokenize,
 )
 from ladle.server.state import ServerState
@@ -43,6 +44,7 @@ _DESCRIPTION = "Language models steered by preference weights. OpenAI's endpoint
 _MODULES: tuple[Any, ...] = (
     chat_completions,
     completions,
+    responses,
     messages,
     generate,
     coefficients,
@@ -71,7 +73,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "HEAD", "POST"],
+                allow_methods=["DELETE", "GET", "HEAD", "POST"],
                 # Clients for browsers send headers of their own, which say what they are and run on.
                 allow_headers=["*"],
                 expose_headers=["retry-after", "x-request-id"],

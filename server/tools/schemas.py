@@ -13,7 +13,7 @@ from ladle.server.http.strict_json import finite_object, strict_json
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 
 MAX_TOOLS = 128
-_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -21,7 +21,7 @@ class Function(StrictModel):
     """A function that the model may call. ``strict`` changes nothing: calls that must be made always fit their schema,
     calls that the model makes of its own accord are what it says."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     parameters: Annotated[dict[str, Any], AfterValidator(finite_object)] | None = Field(
         None, description="a JSON schema of an object; default: none"
@@ -120,7 +120,8 @@ class ToolFields(StrictModel):
         return [] if none else list(self.tools or ())
 
 
-def _arguments(value: str) -> str:
+def json_object(value: str) -> str:
+    """A validator of the arguments of a call, which are JSON as text."""
     try:
         found = strict_json(value) if value.strip() else {}
     except ValueError as error:
@@ -133,8 +134,8 @@ def _arguments(value: str) -> str:
 class CalledFunction(StrictModel):
     """``function`` of a call."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
-    arguments: Annotated[str, AfterValidator(_arguments)] = Field(description='a JSON object as text; "" is {}')
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    arguments: Annotated[str, AfterValidator(json_object)] = Field(description='a JSON object as text; "" is {}')
     # The official client's helpers put it there, and send it back.
     parsed_arguments: Unread = UNREAD
 

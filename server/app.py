@@ -76,7 +76,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
                 allow_methods=["DELETE", "GET", "HEAD", "POST"],
                 # Clients for browsers send headers of their own, which say what they are and run on.
                 allow_headers=["*"],
-                expose_headers=["retry-after", "x-request-id"],
+                expose_headers=["request-id", "retry-after", "x-request-id"],
             )
         )
     middleware += [

@@ -32,10 +32,15 @@ def anthropic_type(status: int) -> str:
     return _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
 
 
+def of_anthropic(path: str) -> bool:
+    """Whether Anthropic's API was called."""
+    return f"{path}/".startswith(f"{ANTHROPIC}/")
+
+
 def envelope(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
     """The body of an error answer to the request that is being worked on."""
     context = request_context.current()
-    if context is not None and f"{context.path}/".startswith(f"{ANTHROPIC}/"):
+    if context is not None and of_anthropic(context.path):
         error = {"type": anthropic_type(status), "message": message}
         return {"type": "error", "error": error, "request_id": context.id}
     return {"error": {"message": message, "type": error_type(status), "param": param, "code": code}}

@@ -9,6 +9,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ladle.server.envelopes import of_anthropic
 from ladle.server.state import ServerState
 from ladle.server.watch import request_context
 from ladle.server.watch.request_context import RequestContext
@@ -37,7 +38,10 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = context.id
+                added = MutableHeaders(scope=message)
+                added["x-request-id"] = context.id
+                if of_anthropic(context.path):  # where its clients look for it
+                    added["request-id"] = context.id
             await send(message)
 
         state.metrics.active.inc()

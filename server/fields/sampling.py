@@ -147,6 +147,10 @@ class SteeredFields(StrictModel):
     top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = Field(None, description="0 and -1 are off; extension")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="extension")
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="1 is off; extension")
+    min_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="nothing ends an answer before it has so many tokens; extension"
+    )
+    ignore_eos: bool | None = Field(None, description="go on after the token that ends a text; extension")
     steering: SteeringField | None = None
 
     def steered(self) -> dict[str, Any]:
@@ -165,10 +169,6 @@ class SamplingFields(OutputFields, SteeredFields):
     prompt_logprobs: TopLogprobs | None = Field(
         None, description="report the prompt's tokens with as many alternatives; not with stream; extension"
     )
-    min_tokens: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="nothing ends an answer before it has so many tokens; extension"
-    )
-    ignore_eos: bool | None = Field(None, description="go on after the token that ends a text; extension")
     stop_token_ids: StopIds | None = Field(None, description="tokens that end the text; extension")
     skip_special_tokens: bool | None = Field(
         None, description="default true; false shows special tokens by their names, but for the last; extension"

@@ -7,6 +7,7 @@ import pytest
 from guided_folder import write_guided_family
 from server_process import Server, serve_family
 from tiny_models import rewrite_json
+from tool_templates import HERMES_TEMPLATE
 
 PRESETS = """
 [presets.cheerful]
@@ -29,6 +30,16 @@ def write_demo(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo(tmp_path_factory.mktemp("conformance") / "demo")
+
+
+@pytest.fixture(scope="session")
+def tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose base has a chat template with tools."""
+    folder = write_demo(tmp_path_factory.mktemp("tools") / "demo")
+    for config in folder.rglob("tokenizer_config.json"):
+        config.with_name("chat_template.jinja").write_text(HERMES_TEMPLATE, encoding="utf-8")
+    with serve_family(folder, "--kv-memory", "24MiB", "--default-max-tokens", "64") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from ladle.server.access.callers import Caller
 from ladle.server.engine.stats.failure_streak import FailureStreak
 from ladle.server.errors import ApiError, unavailable
 from ladle.server.hosting import Hosted, Hosting, family_named
-from ladle.server.response_store import ResponseStore
+from ladle.server.replies.kept_responses import ResponseStore
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.watch.telemetry import Metrics

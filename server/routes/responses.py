@@ -14,8 +14,8 @@ from ladle.server.chat_jobs import chat_job
 from ladle.server.errors import ApiError
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
+from ladle.server.replies.kept_responses import Kept
 from ladle.server.replies.responses import DeletedReply, ResponseEvent, ResponseReply
-from ladle.server.response_store import Kept
 from ladle.server.responses.reply import ResponseStream, answer_of, response
 from ladle.server.responses.requests import SPELLING, ResponsesRequest
 from ladle.server.routes import answers, serving_of, state_of, streamed

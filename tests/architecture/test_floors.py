@@ -47,7 +47,6 @@ FLOORS: dict[str, list[str]] = {
         "admin chat_rendering job_record observed steering",
         "fields state",
         "settings tools",
-        "response_store",
         "access hosting http replies",
         "errors serving",
         "control_tokens envelopes start_error token_text",

@@ -7,7 +7,7 @@ from seeds import fresh_seed
 
 from ladle.server.access.callers import Caller
 from ladle.server.fields.messages import Message
-from ladle.server.response_store import Kept, ResponseStore
+from ladle.server.replies.kept_responses import Kept, ResponseStore
 
 
 def caller(name: str) -> Caller:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ladle.server.access.callers import Caller
-
 _OF_MESSAGE = 1000  # bytes that one takes beside its texts
 _OF_CHARACTER = 4  # bytes at most
 
@@ -37,7 +35,7 @@ def _characters(message: Any) -> int:
 
 
 class ResponseStore:
-    """The answers that are kept. For the event loop's thread.
+    """The answers that are kept, by who asked for them. For the event loop's thread.
 
     Args:
         most: answers of one caller; 0 keeps none.
@@ -48,9 +46,9 @@ class ResponseStore:
         self._most = most
         self._largest = largest
         # A key that is taken out of the file takes its answers along.
-        self._kept: WeakKeyDictionary[Caller, OrderedDict[str, Kept]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[object, OrderedDict[str, Kept]] = WeakKeyDictionary()
 
-    def put(self, caller: Caller, kept: Kept) -> None:
+    def put(self, caller: object, kept: Kept) -> None:
         """Keep an answer of ``caller``'s; the ones that were used least recently go."""
         if kept.size > self._largest or not self._most:
             return
@@ -60,18 +58,18 @@ class ResponseStore:
         while len(own) > self._most or total > self._largest:
             total -= own.popitem(last=False)[1].size
 
-    def get(self, caller: Caller, name: str) -> Kept | None:
+    def get(self, caller: object, name: str) -> Kept | None:
         """The answer of ``caller``'s with the id ``name``; None where there is none."""
         own = self._kept.get(caller, OrderedDict())
         if name in own:
             own.move_to_end(name)
         return own.get(name)
 
-    def item(self, caller: Caller, name: str) -> Mapping[str, Any] | None:
+    def item(self, caller: object, name: str) -> Mapping[str, Any] | None:
         """The item with the id ``name`` of an answer of ``caller``'s."""
         items = (item for kept in self._kept.get(caller, {}).values() for item in kept.reply["output"])
         return next((item for item in items if item["id"] == name), None)
 
-    def delete(self, caller: Caller, name: str) -> bool:
+    def delete(self, caller: object, name: str) -> bool:
         """Forget an answer; whether there was one."""
         return self._kept.get(caller, OrderedDict()).pop(name, None) is not None

@@ -1,23 +1,19 @@
-"""DSPy: a signature whose form the server keeps, steered by name and by a field."""
-
-from typing import Literal
+"""DSPy's language models, steered by name and by a field. What a signature makes of an answer is no business of the
+server's, and a model of random weights keeps to no signature."""
 
 import dspy
 
-from server import KEY, NAMED, STEERING, V1
+from server import KEY, NAMED, SAYING, STEERING, V1, Forecast
 
-
-class Rain(dspy.Signature):
-    """Say whether it rains."""
-
-    question: str = dspy.InputField()
-    town: Literal["Ur", "Bath"] = dspy.OutputField()
-    wet: bool = dspy.OutputField()
-
-
+form = {
+    "type": "json_schema",
+    "json_schema": {"name": "forecast", "schema": Forecast.model_json_schema(), "strict": True},
+}
 for model, more in ((f"openai/{NAMED}", {}), ("openai/demo", {"extra_body": STEERING})):
-    dspy.configure(lm=dspy.LM(model, api_base=V1, api_key=KEY, max_tokens=400, cache=False, temperature=1.0, **more),
-                   adapter=dspy.JSONAdapter())  # fmt: skip
-    found = dspy.Predict(Rain)(question="Will it rain?")
-    assert found.town in ("Ur", "Bath") and isinstance(found.wet, bool)
-    print(f"  {model}: {found.town} {found.wet}")
+    for kind in ("chat", "responses"):
+        there = dspy.LM(model, api_base=V1, api_key=KEY, max_tokens=12, cache=False, model_type=kind, **more)
+        (said,) = there(messages=SAYING)
+        assert isinstance(said if isinstance(said, str) else said["text"], str)
+    formed = dspy.LM(model, api_base=V1, api_key=KEY, max_tokens=400, cache=False, response_format=form, **more)
+    (found,) = formed(messages=SAYING)
+    print(f"  {model}: {Forecast.model_validate_json(found)}")

@@ -18,7 +18,7 @@ def weather(town: Literal["Ur", "Bath"]) -> str:
 
 for responses in (False, True):
     options = {"base_url": V1, "api_key": KEY, "use_responses_api": responses, "max_tokens": 200}
-    caller = ChatOpenAI(model=NAMED, **options).bind_tools([weather], tool_choice="weather")
+    caller = ChatOpenAI(model=NAMED, **options).bind_tools([weather], tool_choice="weather", strict=True)
     talker = ChatOpenAI(model="demo", extra_body=STEERING, **{**options, "max_tokens": 12})
     graph = StateGraph(MessagesState)
     graph.add_node("ask", lambda state, model=caller: {"messages": [model.invoke(state["messages"])]})

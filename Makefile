@@ -3,12 +3,13 @@
 #   make test    style, types, tests
 #   make bench   measure, on this machine
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
+#   make conformance   clients that need an environment of their own, against a server. Fetches them, takes minutes
 #   make ray     two replicas on Ray Serve, one of them killed; other people's clients in front of one. Fetches Ray, takes minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench gpu ray clean
+.PHONY: demo test lint format bench gpu ray conformance clean
 
 demo:
 	@$(PYTHON) tools/environment.py server
@@ -48,6 +49,10 @@ ray:
 	@$(PYTHON) tools/environment.py ray
 	LADLE_RAY=1 $(BIN)/pytest tests/server/scale_out
 	LADLE_SERVE_OPTIONS="--ray --replica-cpus 0.5" $(BIN)/pytest tests/conformance --ignore tests/conformance/test_schemathesis.py
+
+conformance:
+	@$(PYTHON) tools/environment.py dev
+	$(BIN)/python tools/conformance.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

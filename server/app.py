@@ -29,9 +29,11 @@ from ladle.server.routes import (
     families,
     generate,
     health,
+    messages,
     metrics,
     models,
     playground,
+    responses,
     tokenize,
 )
 from ladle.server.state import ServerState
@@ -42,6 +44,8 @@ _DESCRIPTION = "Language models steered by preference weights. OpenAI's endpoint
 _MODULES: tuple[Any, ...] = (
     chat_completions,
     completions,
+    responses,
+    messages,
     generate,
     coefficients,
     tokenize,
@@ -69,10 +73,10 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "HEAD", "POST"],
+                allow_methods=["DELETE", "GET", "HEAD", "POST"],
                 # Clients for browsers send headers of their own, which say what they are and run on.
                 allow_headers=["*"],
-                expose_headers=["retry-after", "x-request-id"],
+                expose_headers=["request-id", "retry-after", "x-request-id"],
             )
         )
     middleware += [

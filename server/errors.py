@@ -1,4 +1,5 @@
-"""Every failure as OpenAI's envelope: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Every failure as the envelope of the API that was called; OpenAI's is ``{"error": {"message", "type", "param",
+"code"}}``."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from starlette.routing import Match
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.requests.queue import QueueFull
+from ladle.server.envelopes import envelope, error_type
 from ladle.server.watch import request_context
 
 logger = logging.getLogger(__name__)
@@ -46,8 +48,7 @@ class ApiError(HTTPException):
 
     def envelope(self) -> dict[str, Any]:
         """The body of the response."""
-        kind = error_type(self.status_code)
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return envelope(self.status_code, self.message, self.param, self.code)
 
     def note(self) -> None:
         """Put the code and the field's name, but nothing of its value, among what is logged of the current request."""
@@ -61,17 +62,6 @@ class ApiError(HTTPException):
         """The response; the access log will name its reason."""
         self.note()
         return JSONResponse(self.envelope(), self.status_code, self.headers)
-
-
-def error_type(status: int) -> str:
-    """OpenAI's name for the class of error that a status code is."""
-    if status == 401:
-        return "authentication_error"
-    if status == 403:
-        return "permission_error"
-    if status == 429:
-        return "rate_limit_error"
-    return "invalid_request_error" if status < 500 else "server_error"
 
 
 def from_input_error(error: InputError, param: str | None = None) -> ApiError:
@@ -154,6 +144,8 @@ def _path(location: Sequence[int | str]) -> str:
     """``("body", "messages", 0, "role")`` -> ``messages[0].role``."""
     path = ""
     for part in location[1:] if location and location[0] in ("body", "query", "path", "header") else location:
+        if isinstance(part, str) and part.startswith("<"):
+            continue  # which of several types a value was taken for: see ``of_kinds``
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     return path
 

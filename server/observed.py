@@ -9,6 +9,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ladle.server.envelopes import of_anthropic
 from ladle.server.state import ServerState
 from ladle.server.watch import request_context
 from ladle.server.watch.request_context import RequestContext
@@ -30,14 +31,17 @@ class Observed:
             return
         state: ServerState = scope["app"].state.server
         headers = Headers(scope=scope)
-        context = request_context.begin(headers.get("x-request-id", ""))
+        context = request_context.begin(headers.get("x-request-id", ""), scope["path"])
         start, status = time.monotonic(), 500
 
         async def labelled(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = context.id
+                added = MutableHeaders(scope=message)
+                added["x-request-id"] = context.id
+                if of_anthropic(context.path):  # where its clients look for it
+                    added["request-id"] = context.id
             await send(message)
 
         state.metrics.active.inc()

@@ -86,6 +86,12 @@ class ServerSettings(BaseSettings):
     max_request_tokens: int | None = Field(
         None, ge=1, description="tokens that one request may take, its prompts and all its answers at their longest"
     )
+    kept_responses: int = Field(
+        1000,
+        ge=0,
+        description="answers of /v1/responses that are kept for each key, to go on from",
+    )
+    kept_responses_bytes: Bytes = Field(32 << 20, description="size of the answers that are kept for each key")
     special_tokens_in_messages: bool = Field(
         False, description="read the names of special tokens in the texts of messages as these tokens"
     )

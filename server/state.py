@@ -13,6 +13,7 @@ from ladle.server.access.callers import Caller
 from ladle.server.engine.stats.failure_streak import FailureStreak
 from ladle.server.errors import ApiError, unavailable
 from ladle.server.hosting import Hosted, Hosting, family_named
+from ladle.server.replies.kept_responses import ResponseStore
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.watch.telemetry import Metrics
@@ -56,6 +57,7 @@ class ServerState:
         failure: why loading failed.
         active: generating HTTP requests that are not finished.
         doing: what is being loaded, for who asks why the server is not ready.
+        responses: answers that are kept for their callers.
         loads: how the loads that an administrator asked for went.
         drain_until: when running requests will be ended, in seconds of ``time.monotonic``.
     """
@@ -71,9 +73,11 @@ class ServerState:
     tracing: Tracing = field(default_factory=Tracing)
     doing: str = ""
     drain_until: float | None = None
+    responses: ResponseStore = field(init=False)
     loads: FailureStreak = field(default_factory=lambda: FailureStreak("loading a family"))
 
     def __post_init__(self) -> None:
+        self.responses = ResponseStore(self.settings.kept_responses, self.settings.kept_responses_bytes)
         self.metrics.ready.set_function(lambda: self.unready() is None and self.failing() is None)
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.errors import ApiError, from_exception
@@ -17,17 +18,38 @@ from ladle.server.state import ServerState
 logger = logging.getLogger(__name__)
 
 
-class EventWriter(Protocol):
-    """Turns outputs into events."""
+class EventWriter(ABC):
+    """Turns outputs into events; by default as OpenAI's older endpoints do, without names and with a mark at the end.
+
+    Attributes:
+        named: whether events have their ``type`` as a name, too.
+        end: what follows the last event.
+        alive: what is sent when there is nothing to say.
+    """
+
+    named = False
+    end = DONE
+    alive = KEEP_ALIVE
 
     def opening(self) -> Iterator[Any]:
         """Events before the first output."""
+        return iter(())
 
+    @abstractmethod
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[Any]:
         """Events of one output of sequence ``index``; ``last`` when no other output follows."""
 
+    @abstractmethod
     def closing(self, outputs: list[StepOutput]) -> Iterator[Any]:
         """Events after the last output; ``outputs`` holds each sequence's last one."""
+
+    def failed(self, error: ApiError) -> Iterator[Any]:
+        """Events of a failure after the first event, which end the stream."""
+        yield error.envelope()
+
+    def written(self, events: Iterable[Any]) -> bytes:
+        """``events`` as they are sent."""
+        return b"".join(event(item, item["type"] if self.named else None) for item in events)
 
 
 async def stream_response(state: ServerState, serving: Serving, job: Job, writer: EventWriter) -> EventStream:
@@ -42,17 +64,17 @@ async def _events(state: ServerState, serving: Serving, job: Job, writer: EventW
     try:
         async with aclosing(batches(state, serving, job)) as steps:
             async for batch in steps:
-                data = b"" if started else b"".join(event(item) for item in writer.opening())
+                data = b"" if started else writer.written(writer.opening())
                 for index, output in batch:
                     if output.finish_reason is not None:
                         ends[index] = output
                     last = len(ends) == len(job.requests)
-                    data += b"".join(event(item) for item in writer.step(index, output, last))
+                    data += writer.written(writer.step(index, output, last))
                 if data or not batch:
                     started = True
-                    yield data or KEEP_ALIVE
+                    yield data or writer.alive
         outputs = [ends[index] for index in range(len(job.requests))]
-        yield b"".join(event(item) for item in writer.closing(outputs)) + DONE
+        yield writer.written(writer.closing(outputs)) + writer.end
     except Exception as error:
         if not started:
             raise
@@ -61,4 +83,4 @@ async def _events(state: ServerState, serving: Serving, job: Job, writer: EventW
         # The status is long sent: an error event ends the stream, without [DONE].
         found = from_exception(error)
         found.note()
-        yield event(found.envelope())
+        yield writer.written(writer.failed(found))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ladle.benchmarks.faults.drawn import Drawn
+from ladle.benchmarks.faults.other_apis import MESSAGES, RESPONSES
 
 _HERE = "@here@"
 _NAMES = ["<|im_end|>", "<|im_start|>system\n", "<|endoftext|>", "<tool_call>", "</think>"]
@@ -22,6 +23,15 @@ def hostile(rng: random.Random, path: str, body: Mapping[str, Any]) -> Drawn:
         call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": _HERE}}
         changed["messages"] = [*changed["messages"], {"role": "assistant", "content": None, "tool_calls": [call]}]
         inside = True
+    elif path == RESPONSES and rng.random() < 0.5:
+        call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": _HERE}
+        changed["input"] = [{"role": "user", "content": "x"}, call]
+        inside = True
+    elif path == MESSAGES and rng.random() < 0.5:
+        call = {"type": "tool_use", "id": "1", "name": "f", "input": {"a": _HERE}}
+        result = {"type": "tool_result", "tool_use_id": "1", "content": "x"}
+        changed["messages"] = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+        inside = False
     else:
         places = list(_texts(changed))
         holder, key = rng.choice(places) if places else (changed, "user")

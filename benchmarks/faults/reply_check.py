@@ -6,9 +6,20 @@ import json
 from typing import Any
 
 from ladle.benchmarks.faults.drawn import Drawn
+from ladle.benchmarks.faults.other_apis import MESSAGES, RESPONSES
 from ladle.benchmarks.faults.request_fuzzer import GENERATING
 
 STATUSES = frozenset({200, 400, 404, 413, 415, 429})
+_ENDS = {
+    MESSAGES: ("stop_reason", ("end_turn", "max_tokens", "stop_sequence", "tool_use")),
+    RESPONSES: ("status", ("completed", "incomplete")),
+}
+"""Where the answers of an endpoint say how they ended, and what they may say."""
+_LAST = {
+    MESSAGES: ("message_stop", "error"),
+    RESPONSES: ("response.completed", "response.incomplete", "response.failed"),
+}
+"""Types of the events that end a stream."""
 
 
 class WrongReply(Exception):
@@ -30,7 +41,9 @@ def check(drawn: Drawn, status: int, kind: str, body: bytes) -> str:
         return _stream(drawn, body)
     document = strict(body)
     if status != 200:
-        return f"{status} {_error(document)}"
+        return f"{status} {_error(drawn, document)}"
+    if drawn.path in _ENDS:
+        _ended(drawn, document)
     if drawn.path in GENERATING:
         choices = document["choices"]
         if drawn.kind == "sound" and len(choices) != drawn.sequences:
@@ -54,7 +67,20 @@ def strict(body: bytes) -> Any:
         raise WrongReply(f"no JSON ({error}): {body[:200]!r}") from None
 
 
-def _error(document: Any) -> str:
+def _ended(drawn: Drawn, document: Any) -> None:
+    name, allowed = _ENDS[drawn.path]
+    if document[name] not in allowed:
+        raise WrongReply(f"{name} {document[name]}")
+    if document["usage"]["input_tokens"] < 0 or document["usage"]["output_tokens"] < 0:
+        raise WrongReply(f"usage {document['usage']}")
+
+
+def _error(drawn: Drawn, document: Any) -> str:
+    if drawn.path.startswith(MESSAGES):
+        error = document.get("error") if isinstance(document, dict) else None
+        if not isinstance(error, dict) or set(error) != {"type", "message"} or not error["message"]:
+            raise WrongReply(f"no error envelope of Anthropic's: {document}")
+        return str(error["type"])
     error = document.get("error") if isinstance(document, dict) else None
     if not isinstance(error, dict) or set(error) != {"message", "type", "param", "code"} or not error["message"]:
         raise WrongReply(f"no error envelope: {document}")
@@ -65,6 +91,8 @@ def _stream(drawn: Drawn, body: bytes) -> str:
     events = [block for block in body.split(b"\n\n") if block and not block.startswith(b":")]
     if not body.endswith(b"\n\n") or not events:
         raise WrongReply(f"a stream that ends amid an event: {body[-200:]!r}")
+    if drawn.path in _LAST:
+        return _named_stream(drawn, events)
     if not all(event.startswith(b"data: ") for event in events):
         raise WrongReply("an event without data")
     *_, last = events
@@ -78,4 +106,23 @@ def _stream(drawn: Drawn, body: bytes) -> str:
         raise WrongReply(f"a stream without an end: {last[:200]!r}")
     if document["error"]["type"] == "server_error":
         raise WrongReply(f"a stream that failed: {document['error']}")
-    return f"200, then {_error(document)}"
+    return f"200, then {_error(drawn, document)}"
+
+
+def _named_stream(drawn: Drawn, events: list[bytes]) -> str:
+    documents = []
+    for event in events:
+        name, _, data = event.removeprefix(b"event: ").partition(b"\ndata: ")
+        documents.append(strict(data))
+        if documents[-1].get("type", "").encode() != name:
+            raise WrongReply(f"an event that is called otherwise than its type: {event[:200]!r}")
+    ends = [document["type"] for document in documents if document["type"] in _LAST[drawn.path]]
+    last = documents[-1]
+    if ends != [last["type"]]:
+        raise WrongReply(f"a stream that ends with {last['type']}, and has ends {ends}")
+    error = last["error"] if last["type"] == "error" else last.get("response", {}).get("error")
+    if error is None:
+        return "200"
+    if error.get("type") == "api_error" or error.get("code") == "server_error":
+        raise WrongReply(f"a stream that failed: {error}")
+    return f"200, then {error.get('type') or error.get('code')}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.hostile_bodies import hostile
+from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
 
 _WORDS = ["rain", "sea", "bread", "é", "雨", "🌧", "\n", " the", '"', "{", "\\", "\u2028", "a" * 40]
 _GENERATE, _CHAT, _COMPLETIONS = "/v1/generate", "/v1/chat/completions", "/v1/completions"
@@ -70,8 +71,8 @@ class RequestFuzzer:
         """The next request: half of all sound, a quarter mutated, one in seven hostile, one in ten garbage; or a
         ``sound`` one."""
         rng = self._rng
-        paths = [_GENERATE, _CHAT, _COMPLETIONS, _COEFFICIENTS, _TOKENIZE, _DETOKENIZE]
-        path = rng.choices(paths, [10, 6, 6, 2, 1, 1])[0]
+        paths = [_GENERATE, _CHAT, _COMPLETIONS, MESSAGES, RESPONSES, _COEFFICIENTS, _TOKENIZE, _DETOKENIZE, COUNT]
+        path = rng.choices(paths, [10, 6, 6, 5, 5, 2, 1, 1, 1])[0]
         body = copy.deepcopy(self._sound(path))  # of which parts are drawn again
         lot = 0.0 if sound else rng.random()
         if lot < 0.5:
@@ -127,7 +128,11 @@ class RequestFuzzer:
             return rng.choice([{"prompt": self._text(20)}, said, {**said, "add_generation_prompt": False}])
         if path == _DETOKENIZE:
             return {"tokens": [rng.randrange(self._vocabulary) for _ in range(rng.randint(0, 30))]}
-        body: dict[str, Any] = {"max_tokens": rng.randint(1, self._longest)}
+        if path in (MESSAGES, RESPONSES, COUNT):
+            body = sound_body(rng, path, lambda words: self._text(words) or "x", self._longest)
+            body["model"] = self._model()
+            return body | ({"steering": self.steering(rng.choice(self._methods))} if rng.random() < 0.85 else {})
+        body = {"max_tokens": rng.randint(1, self._longest)}
         if path == _CHAT:
             roles = ["system", "user", "assistant", "user"][rng.randint(0, 1) :]
             body["messages"] = [{"role": role, "content": self._text(6)} for role in roles]

@@ -104,6 +104,13 @@ def command(
         int | None,
         typer.Option(help="Tokens of one request, prompts and answers at their longest.", show_default="no limit"),
     ] = None,
+    kept_responses: Annotated[
+        int | None,
+        typer.Option(help="Answers of /v1/responses that are kept for each key.", show_default="1000"),
+    ] = None,
+    kept_responses_bytes: Annotated[
+        str | None, typer.Option(help="Size of the answers that are kept for each key.", show_default="32MiB")
+    ] = None,
     special_tokens_in_messages: Annotated[
         bool | None,
         typer.Option(
@@ -224,6 +231,8 @@ def command(
         "default_max_tokens": default_max_tokens,
         "max_choices": max_choices,
         "max_request_tokens": max_request_tokens,
+        "kept_responses": kept_responses,
+        "kept_responses_bytes": kept_responses_bytes,
         "special_tokens_in_messages": special_tokens_in_messages,
         "allow_trace": allow_trace,
         "api_key_file": api_key_file,

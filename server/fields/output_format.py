@@ -15,6 +15,7 @@ from ladle.server.fields.schema_binding import bind_schema, ends_in_lone_backsla
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.serving import Serving
 
+FORMAT_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _MAX_REGEX = 20_000  # characters
 _MAX_CHOICES = 1000
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$#&\-~/])")
@@ -26,7 +27,7 @@ class JsonSchema(StrictModel):
     """``response_format.json_schema``. Name and description are labels: nothing of it is put into the prompt. The
     schema binds with ``strict`` and without."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, Field(pattern=FORMAT_NAME)]
     description: str | None = None
     schema_: Annotated[Schema, Field(alias="schema")]
     strict: bool | None = None

@@ -23,6 +23,7 @@ from ladle.guidance.steering_checks import (
 from ladle.merging.errors import InputError
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.fields.output_format import OutputFields
+from ladle.server.http.strict_model import StrictModel
 
 MAX_CHOICES = 128  # sequences one request may ask for
 MAX_TOP_LOGPROBS = 20
@@ -132,31 +133,42 @@ StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_len
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
-class SamplingFields(OutputFields):
-    """Sampling fields of a request. null means the default everywhere, as in OpenAI's API."""
+class SteeredFields(StrictModel):
+    """Who answers, how it is steered and how it is sampled, on every generating endpoint. null means the default
+    everywhere, as in OpenAI's API."""
 
     model: ModelField = None
-    max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="default 1; 0 is greedy")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0 is greedy")
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: StopField = Field([], validate_default=False)
     stream: bool | None = None
     seed: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = Field(None, description="default: a new one")
-    logit_bias: LogitBias | None = Field(None, description="token id -> bias from -100 to 100")
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    user: str | None = None
     top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = Field(None, description="0 and -1 are off; extension")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="extension")
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="1 is off; extension")
-    prompt_logprobs: TopLogprobs | None = Field(
-        None, description="report the prompt's tokens with as many alternatives; not with stream; extension"
-    )
     min_tokens: Annotated[int, Field(ge=0)] | None = Field(
         None, description="nothing ends an answer before it has so many tokens; extension"
     )
     ignore_eos: bool | None = Field(None, description="go on after the token that ends a text; extension")
+    steering: SteeringField | None = None
+
+    def steered(self) -> dict[str, Any]:
+        """These fields by name."""
+        return {name: getattr(self, name) for name in SteeredFields.model_fields}
+
+
+class SamplingFields(OutputFields, SteeredFields):
+    """Sampling fields of a request to an endpoint that knows OpenAI's older ones."""
+
+    max_tokens: MaxTokens | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: StopField = Field([], validate_default=False)
+    logit_bias: LogitBias | None = Field(None, description="token id -> bias from -100 to 100")
+    user: str | None = None
+    prompt_logprobs: TopLogprobs | None = Field(
+        None, description="report the prompt's tokens with as many alternatives; not with stream; extension"
+    )
     stop_token_ids: StopIds | None = Field(None, description="tokens that end the text; extension")
     skip_special_tokens: bool | None = Field(
         None, description="default true; false shows special tokens by their names, but for the last; extension"
@@ -164,7 +176,6 @@ class SamplingFields(OutputFields):
     include_stop_str_in_output: bool | None = Field(
         None, description="the text holds what ended it, a stop string or a token of stop_token_ids; extension"
     )
-    steering: SteeringField | None = None
 
     @model_validator(mode="after")
     def _whole_or_streamed(self) -> SamplingFields:

@@ -18,10 +18,12 @@ _BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 """What JSON leaves as it is and some clients (httpx's ``iter_lines``, Python's ``splitlines``) end a line at."""
 
 
-def event(data: Mapping[str, Any]) -> bytes:
-    """One event, on one ``data:`` line whatever its reader takes for a line: what JSON does not escape, this does."""
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One event, on one ``data:`` line whatever its reader takes for a line: what JSON does not escape, this does.
+    ``name``: what the API calls it."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_BREAKS)
-    return b"data: " + text.encode() + b"\n\n"
+    front = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return front + b"data: " + text.encode() + b"\n\n"
 
 
 class EventStream(Response):

@@ -15,6 +15,7 @@ from ladle.server.replies.trace_summary import TraceSummary, token
 from ladle.server.replies.types import Generated, GeneratedChoice, TokenEvent
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
+from ladle.server.streaming import EventWriter
 
 
 def generated(
@@ -63,7 +64,7 @@ def _reply(
     }
 
 
-class GenerateStream:
+class GenerateStream(EventWriter):
     """Events of a streamed generation: one a token, as it was written, then one with everything but the texts; where
     calls were written, they stand in the last one."""
 
@@ -75,9 +76,6 @@ class GenerateStream:
         self._model = model
         self._top = top
         self._summary = TraceSummary(serving)
-
-    def opening(self) -> Iterator[TokenEvent]:
-        return iter(())
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[TokenEvent]:
         self._summary.see(index, [output])

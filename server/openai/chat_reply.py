@@ -27,6 +27,7 @@ from ladle.server.replies.types import (
 )
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
+from ladle.server.streaming import EventWriter
 from ladle.server.token_text import TokenText, finite
 from ladle.server.tools.parser import Call
 
@@ -122,7 +123,7 @@ def _top(tokens: TokenText, token: int, logprob: float) -> TopLogprob:
     return {"token": tokens.text(token), "bytes": tokens.utf8(token), "logprob": finite(logprob)}
 
 
-class ChatStream:
+class ChatStream(EventWriter):
     """Events of a streamed chat completion: a role chunk a choice, deltas, a finish chunk a choice, the usage chunk."""
 
     def __init__(

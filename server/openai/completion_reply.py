@@ -17,6 +17,7 @@ from ladle.server.replies.trace_summary import TraceSummary
 from ladle.server.replies.types import Completion, CompletionChoice, CompletionLogprobs
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
+from ladle.server.streaming import EventWriter
 from ladle.server.token_text import TokenText, finite
 
 
@@ -103,7 +104,7 @@ class _Envelope:
         }
 
 
-class CompletionStream:
+class CompletionStream(EventWriter):
     """Events of a streamed completion."""
 
     def __init__(
@@ -128,9 +129,6 @@ class CompletionStream:
             for index in range(len(job.requests))
         ]
         self._summary = TraceSummary(serving)
-
-    def opening(self) -> Iterator[Completion]:
-        return iter(())
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[Completion]:
         self._summary.see(index, [output])

@@ -15,9 +15,8 @@ from pydantic import (
 )
 
 from ladle.merging.errors import InputError
-from ladle.server.fields.form import FormFields
+from ladle.server.fields.conversation import Conversation
 from ladle.server.fields.known_fields import ChatFields, CompletionFields, only
-from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import MAX_CHOICES, MaxTokens, TopLogprobs
 from ladle.server.fields.schema_rules import only_with
 from ladle.server.fields.token_ids import IDS, TokenIds, token_ids
@@ -105,13 +104,12 @@ class _Streamed(StrictModel):
         return UsageInStream.ALWAYS if options.continuous_usage_stats else UsageInStream.AT_THE_END
 
 
-class ChatCompletionRequest(_Streamed, FormFields, ChatTemplateFields, ChatBase):
+class ChatCompletionRequest(_Streamed, Conversation, ChatBase):
     """``POST /v1/chat/completions``."""
 
     model_config = ConfigDict(
         json_schema_extra={"allOf": [only_with("stream_options", "stream"), only_with("top_logprobs", "logprobs")]}
     )
-    messages: Messages
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
@@ -126,8 +124,13 @@ class ChatCompletionRequest(_Streamed, FormFields, ChatTemplateFields, ChatBase)
         return self
 
     @property
+    def limit(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().limit
+
+    @property
     def alternatives(self) -> int | None:
-        """How many top alternatives to report; None without logprobs."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 

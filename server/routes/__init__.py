@@ -53,18 +53,18 @@ def serving_of(request: Request, model: str | None, generates: bool = True) -> S
     return state.hosting.hold(request.scope, hosted)
 
 
-def answers(shape: Any, *codes: int) -> dict[int | str, dict[str, Any]]:
-    """``responses=`` of a route: ``shape`` on success and the errors ``codes``."""
-    return {200: {"model": shape}, **{code: ERRORS[code] for code in codes}}
+def answers(shape: Any, *codes: int, error: Any = ErrorReply) -> dict[int | str, dict[str, Any]]:
+    """``responses=`` of a route: ``shape`` on success and the errors ``codes``, which have the shape ``error``."""
+    return {200: {"model": shape}, **{code: {**ERRORS[code], "model": error} for code in codes}}
 
 
-def streamed(shape: Any, event: Any, *codes: int) -> dict[int | str, dict[str, Any]]:
+def streamed(shape: Any, event: Any, *codes: int, error: Any = ErrorReply) -> dict[int | str, dict[str, Any]]:
     """``answers`` of a route that, where ``stream`` is true, sends events whose data are of the shape ``event``."""
-    schema = TypeAdapter(event | ErrorReply).json_schema(ref_template="#/components/schemas/{model}")
+    schema = TypeAdapter(event | error).json_schema(ref_template="#/components/schemas/{model}")
     EVENT_SHAPES.update(schema.pop("$defs", {}))
     data = [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": schema}]
     # Until OpenAPI 3.2 the schema of a stream is that of one event.
     one = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "anyOf": data}}}
-    found = answers(shape, *codes)
+    found = answers(shape, *codes, error=error)
     found[200]["content"] = {"text/event-stream": {"schema": one}}
     return found

@@ -6,16 +6,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ladle.server.access.security import caller_of
-from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
-from ladle.server.generation import collect, make_job, require_few
+from ladle.server.chat_jobs import chat_job
+from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.openai.chat_reply import ChatStream, chat_completion
 from ladle.server.openai.requests import ChatCompletionRequest
-from ladle.server.prompts import encode_chat
 from ladle.server.replies.types import ChatChunk, ChatCompletion
 from ladle.server.routes import serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
-from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
 router = APIRouter(route_class=GeneratingRoute)
@@ -30,33 +28,12 @@ router = APIRouter(route_class=GeneratingRoute)
 async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
     """OpenAI's chat completions. Fields are listed below; any other field is refused by name."""
     state = state_of(request)
-    caller = caller_of(request.scope)
     serving = serving_of(request, body.model)
-    plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
-    require_few(state.settings, body.choices, 1)
-    calling = ToolCalling.of(serving, body)
-    form = body.chat_form(state.settings.special_tokens_in_messages)
-    prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else (), form)
-    limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    grammar = await answer_grammar(serving, body, calling)
-    job = make_job(
-        state,
-        serving,
-        plan,
-        [prompt],
-        body,
-        limit,
-        body.alternatives,
-        limit_field,
-        grammar,
-        calling.stop if calling else (),
-        caller=caller,
-    )
-    model = body.model or serving.family.name
+    chat = await chat_job(state, serving, caller_of(request.scope), body)
+    job, logprobs = chat.job, bool(body.logprobs)
     if body.stream:
-        writer = ChatStream(serving, job, model, bool(body.logprobs), body.usage_in_stream, calling)
+        writer = ChatStream(serving, job, chat.model, logprobs, body.usage_in_stream, chat.calling)
         return await stream_response(state, serving, job, writer)
     choices = await unless_gone(request, collect(state, serving, job))
-    reply = chat_completion(serving, job, model, choices, bool(body.logprobs), calling, body.prompt_logprobs)
+    reply = chat_completion(serving, job, chat.model, choices, logprobs, chat.calling, body.prompt_logprobs)
     return JSONResponse(reply)

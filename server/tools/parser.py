@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ladle.server.http.strict_json import strict_json
 from ladle.server.tools.formats import ToolFormat
 
 
@@ -118,7 +119,11 @@ class ToolParser:
                 known = isinstance(name[1], str) and name[1] in self._names
                 if fields or not known or not isinstance(arguments[1], dict):
                     return []
-                found.append(Call(str(name[1]), _whole_characters(arguments[0])))
+                text_of_arguments = _whole_characters(arguments[0])
+                # What is given out can be sent back: nothing deeper or greater than histories may hold.
+                if not self._required:
+                    strict_json(text_of_arguments)
+                found.append(Call(str(name[1]), text_of_arguments))
                 place = _space(text, place)
                 if text[place : place + 1] == ";" and not self._style.opening:
                     place = _space(text, place + 1)

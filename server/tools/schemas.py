@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from ladle.server.http.strict_json import finite_object, strict_json
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 
 MAX_TOOLS = 128
-_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -20,7 +21,7 @@ class Function(StrictModel):
     """A function that the model may call. ``strict`` changes nothing: calls that must be made always fit their schema,
     calls that the model makes of its own accord are what it says."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     parameters: Annotated[dict[str, Any], AfterValidator(finite_object)] | None = Field(
         None, description="a JSON schema of an object; default: none"
@@ -89,6 +90,17 @@ _CHOICE_SCHEMA: dict[str, Any] = {
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
 
 
+def require_fit(names: Sequence[str], choice: ToolChoice | None) -> None:
+    """Raise InputError where tools of these names are not told apart, or where there is nothing to choose from."""
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise InputError("tools", twice, "every name once")
+    if choice is not None and choice.mode != "none" and not names:
+        raise InputError("tool_choice", choice.name or choice.mode, "none, because there are no tools")
+    if choice is not None and choice.name is not None and choice.name not in names:
+        raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
+
+
 class ToolFields(StrictModel):
     """What a chat says about functions."""
 
@@ -98,15 +110,7 @@ class ToolFields(StrictModel):
 
     @model_validator(mode="after")
     def _fit(self) -> ToolFields:
-        names = [tool.function.name for tool in self.tools or ()]
-        twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-        if twice is not None:
-            raise InputError("tools", twice, "every name once")
-        choice = self.tool_choice
-        if choice is not None and choice.mode != "none" and not names:
-            raise InputError("tool_choice", choice.name or choice.mode, "none, because there are no tools")
-        if choice is not None and choice.name is not None and choice.name not in names:
-            raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
+        require_fit([tool.function.name for tool in self.tools or ()], self.tool_choice)
         return self
 
     @property
@@ -116,7 +120,8 @@ class ToolFields(StrictModel):
         return [] if none else list(self.tools or ())
 
 
-def _arguments(value: str) -> str:
+def json_object(value: str) -> str:
+    """A validator of the arguments of a call, which are JSON as text."""
     try:
         found = strict_json(value) if value.strip() else {}
     except ValueError as error:
@@ -129,8 +134,8 @@ def _arguments(value: str) -> str:
 class CalledFunction(StrictModel):
     """``function`` of a call."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
-    arguments: Annotated[str, AfterValidator(_arguments)] = Field(description='a JSON object as text; "" is {}')
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    arguments: Annotated[str, AfterValidator(json_object)] = Field(description='a JSON object as text; "" is {}')
     # The official client's helpers put it there, and send it back.
     parsed_arguments: Unread = UNREAD
 

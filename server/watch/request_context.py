@@ -15,9 +15,10 @@ _GIVEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 @dataclass
 class RequestContext:
     """``id``: also sent as ``x-request-id``. ``facts``: what is to be logged of it when its answer has ended; never a
-    prompt or an answer, unless the operator asks for them."""
+    prompt or an answer, unless the operator asks for them. ``path``: what was called, without a proxy's prefix."""
 
     id: str
+    path: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -29,10 +30,10 @@ def current() -> RequestContext | None:
     return _CURRENT.get()
 
 
-def begin(given: str = "") -> RequestContext:
+def begin(given: str = "", path: str = "") -> RequestContext:
     """A new request, for this task and those that it starts. ``given``: its ``x-request-id``, kept if it is a plain
     word of at most 128 characters."""
-    context = RequestContext(given if _GIVEN.fullmatch(given) else f"req-{uuid.uuid4().hex}")
+    context = RequestContext(given if _GIVEN.fullmatch(given) else f"req-{uuid.uuid4().hex}", path)
     # Never taken back: the web server runs every request in a task of its own, and what it logs when that fails is
     # about this request.
     _CURRENT.set(context)

@@ -4,31 +4,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guided_folder import write_guided_family
+from conformance_families import write_demo, write_tool_demo
 from server_process import Server, serve_family
-from tiny_models import rewrite_json
-
-PRESETS = """
-[presets.cheerful]
-method = "bone_soup"
-preference = { positive = 1.0 }
-"""
-CONTEXT = 8192  # tokens; an answer of that many takes seconds, so that there is something to abandon
-
-
-def write_demo(folder: Path) -> Path:
-    """The demo's name, objectives and methods over random weights."""
-    root = write_guided_family(folder, "llama", seed=11, n=3, max_position_embeddings=CONTEXT)
-    rewrite_json(root / "amateur" / "config.json", max_position_embeddings=CONTEXT)
-    manifest = root / "family.toml"
-    text = manifest.read_text(encoding="utf-8").replace('name = "tiny"', 'name = "demo"', 1)
-    manifest.write_text(text + PRESETS, encoding="utf-8")
-    return root
 
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo(tmp_path_factory.mktemp("conformance") / "demo")
+
+
+@pytest.fixture(scope="session")
+def tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose base has a chat template with tools."""
+    folder = write_tool_demo(tmp_path_factory.mktemp("tools") / "demo")
+    with serve_family(folder, "--kv-memory", "24MiB", "--default-max-tokens", "64") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,25 @@ from hypothesis import strategies as st
 from tool_templates import HERMES_TEMPLATE
 
 from ladle.merging.family.family import Family
+from ladle.server.anthropic.requests import MessagesRequest
 from ladle.server.app import build_app
 from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
 from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
+from ladle.server.responses.requests import ResponsesRequest
 
 ENDPOINTS = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
     "/v1/generate": GenerateRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/responses": ResponsesRequest,
     "/v1/coefficients": CoefficientsRequest,
+}
+NEEDED = {
+    "/v1/chat/completions": ("messages",),
+    "/v1/coefficients": ("preference",),
+    "/v1/messages": ("messages", "max_tokens"),
+    "/v1/responses": ("input",),
 }
 NAMES = ["positive", "simple", "bone-positive", "only-simple", "tiny", "method", "preference", "coefficients", "trace"]
 WORDS = st.sampled_from([*NAMES, "user", "hi", "text", "bone_soup", "base", "tiny/base", "tiny@positive=1", "sum", ""])
@@ -46,6 +56,15 @@ SCHEMAS = st.recursive(
     max_leaves=5,
 )
 FUNCTIONS = st.fixed_dictionaries({"name": st.sampled_from(["f", "g"])}, optional={"parameters": SCHEMAS})
+ITEMS = st.one_of(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "developer", "assistant"]), "content": st.text(max_size=9)}
+    ),
+    st.fixed_dictionaries({"type": st.just("function_call_output"), "call_id": WORDS, "output": WORDS}),
+    st.fixed_dictionaries(
+        {"type": st.just("function_call"), "call_id": WORDS, "name": st.just("f"), "arguments": st.just("{}")}
+    ),
+)
 # Values that are likely to get past the schema and meet what lies behind it.
 LIKELY: dict[str, st.SearchStrategy] = {
     "messages": st.lists(
@@ -55,6 +74,10 @@ LIKELY: dict[str, st.SearchStrategy] = {
         min_size=1,
         max_size=3,
     ),
+    "input": st.one_of(st.text(max_size=9), st.lists(ITEMS, max_size=3)),
+    "system": st.one_of(st.text(max_size=9), st.lists(st.fixed_dictionaries({"type": WORDS, "text": WORDS}))),
+    "instructions": st.text(max_size=9),
+    "text": st.fixed_dictionaries({"format": st.fixed_dictionaries({"type": WORDS}, optional={"schema": SCHEMAS})}),
     "prompt": st.one_of(st.text(max_size=12), st.lists(st.integers(0, 400), max_size=4), st.lists(st.text(max_size=4))),
     "model": WORDS,
     "steering": st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
@@ -83,6 +106,7 @@ SOUND: dict[str, st.SearchStrategy] = {
         st.fixed_dictionaries({"role": st.just("user"), "content": st.text(min_size=1, max_size=9)}), min_size=1
     ),
     "prompt": st.text(min_size=1, max_size=12),
+    "input": st.text(min_size=1, max_size=12),
     "preference": st.fixed_dictionaries({name: st.floats(0.1, 1) for name in ("positive", "simple")}),
     "max_tokens": LIKELY["max_tokens"],
     "stop": st.text(min_size=1, max_size=3),
@@ -95,7 +119,7 @@ SOUND: dict[str, st.SearchStrategy] = {
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_random_bodies(family: Family, path: str) -> None:
     fields = [*ENDPOINTS[path].model_fields, "no_such_field"]
-    needed = "messages" if "chat" in path else "preference" if "coefficients" in path else "prompt"
+    needed = NEEDED.get(path, ("prompt",))
 
     @st.composite
     def bodies(draw: st.DrawFn) -> object:
@@ -105,13 +129,13 @@ def test_random_bodies(family: Family, path: str) -> None:
         if kind < 5:
             # A sound body, and at times something else in it: what is asked for then gets as far as it can.
             body = {
-                name: draw(SOUND[name]) for name in fields if name in SOUND and (name == needed or draw(st.booleans()))
+                name: draw(SOUND[name]) for name in fields if name in SOUND and (name in needed or draw(st.booleans()))
             }
             return body | ({draw(st.sampled_from(fields)): draw(VALUES)} if kind == 4 else {})
         chosen = draw(st.lists(st.sampled_from(fields), max_size=4, unique=True))
         body = {name: draw(st.one_of(LIKELY.get(name, VALUES), VALUES)) for name in chosen}
         if draw(st.integers(0, 3)):
-            body[needed] = draw(LIKELY[needed])
+            body |= {name: draw(LIKELY[name]) for name in needed}
         return body
 
     engine = FakeEngine()
@@ -136,7 +160,8 @@ def test_random_bodies(family: Family, path: str) -> None:
         assert response.status_code in (200, 400, 404), (response.status_code, response.text)
         if response.status_code != 200:
             error = response.json()["error"]
-            assert error["message"] and error["type"] == "invalid_request_error"
+            missing = path == "/v1/messages" and response.status_code == 404
+            assert error["message"] and error["type"] == ("not_found_error" if missing else "invalid_request_error")
         assert not engine.running
 
     check()

@@ -64,6 +64,7 @@ class Answer:
             cached_tokens=cached_tokens,
             completion_tokens=count,
             expert=expert,
+            stop=self._detokenizer.stop,
         )
 
     def finish(self) -> str:

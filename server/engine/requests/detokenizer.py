@@ -18,6 +18,8 @@ class StopStrings:
         self._stops = tuple(stops)
         self._include = include
         self._held = ""
+        self.met: str | None = None
+        """The stop string that ended the text."""
 
     def push(self, piece: str, stops: bool = True) -> tuple[str, bool]:
         """Add ``piece``; returns (text that may be shown now, whether a stop string was met).
@@ -33,6 +35,7 @@ class StopStrings:
         if found:
             self._held = ""
             position, stop = min(found, key=lambda entry: entry[0])
+            self.met = stop
             return text[: position + (len(stop) if self._include else 0)], True
         keep = max(self._tail(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :] if keep else ""
@@ -73,6 +76,11 @@ class Detokenizer:
         self._stream = DecodeStream(ids=tail, skip_special_tokens=self._skip)
         self._stops = StopStrings(stops, include_stop)
         self._pending: list[int] = []
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was met."""
+        return self._stops.met
 
     def push(self, token: int, stops: bool = True) -> tuple[str, str, bool]:
         """Add ``token``; returns (this token's own text, text that may be shown now, stop string met, if it

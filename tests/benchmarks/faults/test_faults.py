@@ -146,6 +146,39 @@ def test_right_answers_pass() -> None:
     assert check(drawn, 200, "text/event-stream", ended) == "200, then c"
 
 
+def named(*events: dict) -> bytes:
+    return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
+
+
+@pytest.mark.parametrize(
+    ("path", "end", "error"),
+    [
+        ("/v1/messages", {"type": "message_stop"}, {"type": "error", "error": {"type": "api_error", "message": "m"}}),
+        (
+            "/v1/responses",
+            {"type": "response.completed", "response": {"error": None}},
+            {"type": "response.failed", "response": {"error": {"code": "server_error"}}},
+        ),
+    ],
+)
+def test_streams_of_other_apis(path: str, end: dict, error: dict) -> None:
+    drawn, ping = Drawn(path, b"", "sound", stream=True), {"type": "ping"}
+
+    def judged(body: bytes) -> str:
+        return check(drawn, 200, "text/event-stream", body)
+
+    assert judged(named(ping, end)) == "200"
+    misnamed = named(end).replace(b"event: ", b"event: x")
+    for wrong in (named(ping), named(end, ping), named(end, end), named(ping, error), misnamed, b"data: {}\n\n"):
+        with pytest.raises(WrongReply):
+            judged(wrong)
+    whole = {"usage": {"input_tokens": 1, "output_tokens": 1}, "stop_reason": "end_turn", "status": "completed"}
+    assert check(drawn, 200, "application/json", json.dumps(whole).encode()) == "200"
+    with pytest.raises(WrongReply):
+        unsaid = {**whole, "stop_reason": None, "status": "in_progress"}
+        check(drawn, 200, "application/json", json.dumps(unsaid).encode())
+
+
 def test_what_does_not_hold_is_said() -> None:
     good = {"run": "requests", "wrong": 0, "tracebacks": 0, "held_at_end": {}, "resident_growth": 0.01}
     assert not broken(good)

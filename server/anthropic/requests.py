@@ -1,0 +1,171 @@
+"""The bodies of Anthropic's two endpoints, as far as they are supported, with our extensions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+
+from ladle.merging.errors import InputError
+from ladle.server.anthropic.blocks import TOOL_NAME, Texts, ToolUseBlock, Turn, conversation, text_of
+from ladle.server.fields.conversation import Conversation, Spelling
+from ladle.server.fields.known_fields import Defaults, only, with_known
+from ladle.server.fields.output_format import JsonSchema, ResponseFormat, Schema
+from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField
+from ladle.server.http.strict_json import finite_object
+from ladle.server.http.strict_model import StrictModel
+from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool, ToolChoice, require_fit
+
+SPELLING = Spelling(
+    {
+        r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
+        r"tool_choice\.function\.name": "tool_choice.name",
+        r"parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+        r"response_format(\.json_schema\.schema)?": "output_config.format.schema",
+        # Turns that are joined, and what calls gave, move the places of messages.
+        r"messages\[\d+\](\.\w+)*": "messages",
+        r"continue_final_message": "messages",
+        r"stop": "stop_sequences",
+    }
+)
+"""What the fields of a conversation are called here."""
+
+_NOT_SUPPORTED: Defaults = {
+    "container": (),
+    "context_management": ({"edits": []},),
+    "fallbacks": ([],),
+    "mcp_servers": ([],),
+    "output_format": (),
+    "task_budget": (),
+}
+_UNREAD = (
+    "cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "speed", "user_profile_id",
+    "workspace_id",
+)  # fmt: skip
+_TOOL: Defaults = {"allowed_callers": (["direct"],), "defer_loading": (False,), "input_examples": ([],)}
+
+if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.fields.sampling import SteeredFields as MessagesBase
+    from ladle.server.http.strict_model import StrictModel as ToolBase
+else:
+    MessagesBase = with_known(SteeredFields, "MessagesFields", _NOT_SUPPORTED, _UNREAD)
+    ToolBase = with_known(StrictModel, "ToolParamFields", _TOOL, ("cache_control", "eager_input_streaming"))
+
+
+def _custom(value: Any) -> Any:
+    if value not in (None, "custom"):
+        raise ValueError(f"{str(value)[:100]!r} is a tool that this server does not have; allowed: custom")
+    return value
+
+
+class ToolParam(ToolBase):
+    """An entry of ``tools``: a function of the client's."""
+
+    type: Annotated[str | None, AfterValidator(_custom), WithJsonSchema({"enum": [None, "custom"]})] = None
+    name: Annotated[str, Field(pattern=TOOL_NAME)]
+    description: str | None = None
+    input_schema: Annotated[dict[str, Any], AfterValidator(finite_object)] = Field(description="of an object")
+    strict: bool | None = None
+
+    def tool(self) -> Tool:
+        """As a conversation holds it."""
+        function = Function.model_construct(name=self.name, description=self.description, parameters=self.input_schema)
+        return Tool.model_construct(type="function", function=function)
+
+
+class ToolChoiceParam(StrictModel):
+    """``tool_choice``: whether tools are used; ``any`` is any one of them."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = Field(None, description="which, with type tool")
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> ToolChoiceParam:
+        if (self.type == "tool") != (self.name is not None):
+            raise InputError("name", self.name, "the name of a tool with type tool, and nothing with any other")
+        return self
+
+    def choice(self) -> ToolChoice:
+        """As a conversation holds it."""
+        return ToolChoice({"any": "required", "tool": "required"}.get(self.type, self.type), self.name)
+
+
+class JsonFormat(StrictModel):
+    """``output_config.format``."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[Schema, AfterValidator(finite_object), Field(alias="schema")]
+
+
+class OutputConfig(StrictModel):
+    """``output_config``."""
+
+    format: JsonFormat | None = Field(None, description="what the answer looks like; it always does")
+    effort: Annotated[Any, AfterValidator(only("high")), WithJsonSchema({"enum": [None, "high"]})] = Field(
+        None, description="not supported"
+    )
+
+
+def _no_thinking(value: dict[str, Any]) -> dict[str, Any]:
+    if value != {"type": "disabled"}:
+        raise ValueError('this server does not support it; allowed: null, {"type": "disabled"}')
+    return value
+
+
+_DISABLED = {"type": "object", "properties": {"type": {"const": "disabled"}}, "required": ["type"]}
+
+
+class CountTokensRequest(MessagesBase):
+    """``POST /v1/messages/count_tokens``."""
+
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=4096)]
+    system: Texts | None = None
+    tools: Annotated[list[ToolParam], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoiceParam | None = None
+    output_config: OutputConfig | None = None
+    thinking: (
+        Annotated[dict[str, Any], AfterValidator(_no_thinking), WithJsonSchema({**_DISABLED, "maxProperties": 1})]
+        | None
+    ) = Field(None, description="not supported")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CountTokensRequest:
+        choice = None if self.tool_choice is None else self.tool_choice.choice()
+        with SPELLING.applied():
+            require_fit([tool.name for tool in self.tools or ()], choice)
+        last = self.messages[-1]
+        if last.role == "assistant" and any(isinstance(block, ToolUseBlock) for block in last.blocks):
+            index = len(self.messages) - 1
+            raise InputError(f"messages[{index}].content", "tool_use", "no call that nothing comes after")
+        return self
+
+    def conversation(self) -> Conversation:
+        """The same as all endpoints understand it. An answer of the assistant that comes last is gone on with."""
+        choice = self.tool_choice
+        return Conversation.model_construct(
+            **self.steered(),
+            messages=conversation(text_of(self.system), self.messages),
+            continue_final_message=self.messages[-1].role == "assistant" or None,
+            tools=[tool.tool() for tool in self.tools] if self.tools else None,
+            tool_choice=None if choice is None else choice.choice(),
+            parallel_tool_calls=None if choice is None else not choice.disable_parallel_tool_use,
+            response_format=self._format(),
+        )
+
+    def _format(self) -> ResponseFormat | None:
+        found = None if self.output_config is None else self.output_config.format
+        if found is None:
+            return None
+        schema = JsonSchema.model_construct(name="answer", schema_=found.schema_)
+        return ResponseFormat.model_construct(type="json_schema", json_schema=schema)
+
+
+class MessagesRequest(CountTokensRequest):
+    """``POST /v1/messages``."""
+
+    max_tokens: MaxTokens
+    stop_sequences: StopField = Field([], validate_default=False)
+
+    def conversation(self) -> Conversation:
+        return super().conversation().model_copy(update={"max_tokens": self.max_tokens, "stop": self.stop_sequences})

@@ -1,0 +1,55 @@
+"""A conversation as work for the engine: what all endpoints with messages make of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ladle.server.access.callers import Caller
+from ladle.server.fields.conversation import Conversation
+from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
+from ladle.server.generation import Job, make_job, require_few
+from ladle.server.prompts import encode_chat
+from ladle.server.serving import Serving
+from ladle.server.state import ServerState
+from ladle.server.steering import plan_of
+
+
+@dataclass(frozen=True)
+class ChatJob:
+    """``job`` for the family that is ``serving``. ``calling``: the functions that its answers may call, if any.
+    ``model``: what replies call it."""
+
+    serving: Serving
+    job: Job
+    model: str
+    calling: ToolCalling | None
+
+
+async def chat_job(state: ServerState, serving: Serving, caller: Caller, body: Conversation) -> ChatJob:
+    """Prepare the answers to ``body``.
+
+    Raises:
+        ApiError: an unknown model, or more than fits the context.
+        InputError: what the family, its chat template or this server does not do.
+    """
+    plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    require_few(state.settings, body.choices, 1)
+    calling = ToolCalling.of(serving, body)
+    form = body.chat_form(state.settings.special_tokens_in_messages)
+    prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else (), form)
+    grammar = await answer_grammar(serving, body, calling)
+    limit_field, limit = body.limit
+    job = make_job(
+        state,
+        serving,
+        plan,
+        [prompt],
+        body,
+        limit,
+        body.alternatives,
+        limit_field,
+        grammar,
+        calling.stop if calling else (),
+        caller=caller,
+    )
+    return ChatJob(serving, job, body.model or serving.family.name, calling)

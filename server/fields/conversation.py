@@ -1,0 +1,67 @@
+"""A chat as all endpoints with messages understand it, whatever its fields are called in the request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ladle.merging.errors import InputError
+from ladle.server.errors import ApiError
+from ladle.server.fields.form import FormFields
+from ladle.server.fields.messages import ChatTemplateFields, Messages
+from ladle.server.fields.sampling import SamplingFields
+
+
+class Conversation(FormFields, ChatTemplateFields, SamplingFields):
+    """Messages, functions, the form of the answer, and how to sample it."""
+
+    messages: Messages
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """What the limit of the answer is called, and how many tokens it is; None for the server's own."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many top alternatives to report; None without logprobs."""
+        return None
+
+
+class Spelling:
+    """What the fields of a conversation are called in a request of another API.
+
+    Args:
+        names: patterns of whole beginnings of our fields, and what takes their place; the first that fits counts.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = [(re.compile(pattern), name) for pattern, name in names.items()]
+
+    def of(self, field: str) -> str:
+        """``field`` as the request calls it."""
+        for pattern, name in self._names:
+            found = pattern.match(field)
+            if found is not None and field[found.end() : found.end() + 1] in ("", ".", "["):
+                return found.expand(name) + field[found.end() :]
+        return field
+
+    def error(self, error: ApiError) -> ApiError:
+        """The same error about the field as the request calls it."""
+        field = error.param
+        if field is None or self.of(field) == field:
+            return error
+        spelt = self.of(field)
+        message = f"{spelt}{error.message[len(field) :]}" if error.message.startswith(f"{field}:") else error.message
+        return ApiError(error.status_code, message, param=spelt, code=error.code, headers=error.headers)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Errors that are raised inside name fields as the request does."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(self.of(error.field), error.value, error.allowed) from None
+        except ApiError as error:
+            raise self.error(error) from None

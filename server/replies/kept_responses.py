@@ -1,0 +1,75 @@
+"""Answers that are kept for a while, so that others may go on from them: each caller's newest ones, in memory."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_OF_MESSAGE = 1000  # bytes that one takes beside its texts
+_OF_CHARACTER = 4  # bytes at most
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An answer: the ``reply`` that was sent, and the ``messages`` of the conversation with it at the end, without
+    instructions."""
+
+    reply: Mapping[str, Any]
+    messages: tuple[Any, ...]
+    size: int
+
+    @classmethod
+    def of(cls, reply: Mapping[str, Any], messages: Sequence[Any]) -> Kept:
+        """Sizes count what is shared with other answers too, so that it never takes more than is counted."""
+        texts = sum(_OF_MESSAGE + _OF_CHARACTER * _characters(message) for message in messages)
+        return cls(reply, tuple(messages), texts + _OF_MESSAGE + _OF_CHARACTER * len(json.dumps(reply)))
+
+
+def _characters(message: Any) -> int:
+    calls = sum(len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or ())
+    return len(message.content or "") + len(message.reasoning_content or "") + calls
+
+
+class ResponseStore:
+    """The answers that are kept, by who asked for them. For the event loop's thread.
+
+    Args:
+        most: answers of one caller; 0 keeps none.
+        largest: bytes of one caller's answers.
+    """
+
+    def __init__(self, most: int, largest: int) -> None:
+        self._most = most
+        self._largest = largest
+        # A key that is taken out of the file takes its answers along.
+        self._kept: WeakKeyDictionary[object, OrderedDict[str, Kept]] = WeakKeyDictionary()
+
+    def put(self, caller: object, kept: Kept) -> None:
+        """Keep an answer of ``caller``'s; the ones that were used least recently go."""
+        if kept.size > self._largest or not self._most:
+            return
+        own = self._kept.setdefault(caller, OrderedDict())
+        own[kept.reply["id"]] = kept
+        total = sum(other.size for other in own.values())
+        while len(own) > self._most or total > self._largest:
+            total -= own.popitem(last=False)[1].size
+
+    def get(self, caller: object, name: str) -> Kept | None:
+        """The answer of ``caller``'s with the id ``name``; None where there is none."""
+        own = self._kept.get(caller, OrderedDict())
+        if name in own:
+            own.move_to_end(name)
+        return own.get(name)
+
+    def item(self, caller: object, name: str) -> Mapping[str, Any] | None:
+        """The item with the id ``name`` of an answer of ``caller``'s."""
+        items = (item for kept in self._kept.get(caller, {}).values() for item in kept.reply["output"])
+        return next((item for item in items if item["id"] == name), None)
+
+    def delete(self, caller: object, name: str) -> bool:
+        """Forget an answer; whether there was one."""
+        return self._kept.get(caller, OrderedDict()).pop(name, None) is not None

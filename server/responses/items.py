@@ -1,0 +1,203 @@
+"""The items of the Responses API, and what they are to a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, Tag, TypeAdapter
+
+from ladle.merging.errors import InputError
+from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
+from ladle.server.fields.messages import Message
+from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
+from ladle.server.tools.schemas import FUNCTION_NAME, CalledFunction, ToolCall, json_object
+
+
+class InputText(StrictModel):
+    """A text of whoever asks."""
+
+    type: Literal["input_text"]
+    text: str
+    prompt_cache_breakpoint: Unread = UNREAD
+
+
+class OutputText(StrictModel):
+    """A text of an answer."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Unread = UNREAD
+    logprobs: Unread = UNREAD
+    # The official client's helpers put it there, and send it back.
+    parsed: Unread = UNREAD
+
+
+class Refusal(StrictModel):
+    """A refusal of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        return self.refusal
+
+
+_Part = Annotated[
+    Annotated[InputText, Tag("<input_text>")]
+    | Annotated[OutputText, Tag("<output_text>")]
+    | Annotated[Refusal, Tag("<refusal>")],
+    OF_KINDS,
+    only_kinds("input_text", "output_text", "refusal"),
+]
+_InputOnly = Annotated[Annotated[InputText, Tag("<input_text>")], only_kinds("input_text")]
+Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[_Part], Tag("<list>")], TEXT_OR_LIST]
+Given = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[_InputOnly], Tag("<list>")], TEXT_OR_LIST]
+
+
+class MessageItem(StrictModel):
+    """A message. ``developer`` is the newer name of ``system``."""
+
+    type: Literal["message"]
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+    id: str | None = None
+    status: Unread = UNREAD
+    phase: Unread = UNREAD
+
+
+class FunctionCallItem(StrictModel):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    arguments: Annotated[str, AfterValidator(json_object)] = Field(description='a JSON object as text; "" is {}')
+    id: str | None = None
+    status: Unread = UNREAD
+    caller: Unread = UNREAD
+    namespace: Unread = UNREAD
+    parsed_arguments: Unread = UNREAD
+
+    def call(self) -> ToolCall:
+        """As a conversation holds it."""
+        function = CalledFunction.model_construct(name=self.name, arguments=self.arguments)
+        return ToolCall.model_construct(id=self.call_id, type="function", function=function)
+
+
+class FunctionOutputItem(StrictModel):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Given
+    id: str | None = None
+    status: Unread = UNREAD
+    name: Unread = UNREAD
+    caller: Unread = UNREAD
+    namespace: Unread = UNREAD
+
+
+class ReasoningText(StrictModel):
+    """A thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+_Thought = Annotated[Annotated[ReasoningText, Tag("<reasoning_text>")], only_kinds("reasoning_text")]
+
+
+class ReasoningItem(StrictModel):
+    """What the assistant thought before what follows; for chat templates that show it."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    content: list[_Thought] | None = None
+    summary: Unread = UNREAD
+    encrypted_content: Unread = UNREAD
+    status: Unread = UNREAD
+
+
+class ItemReference(StrictModel):
+    """An item of an answer that is kept."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+def _meant(item: dict[str, Any]) -> str | None:
+    if "role" in item:
+        return "message"
+    return "item_reference" if item.keys() <= {"id", "type"} and "id" in item else None
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[FunctionCallItem, Tag("<function_call>")]
+    | Annotated[FunctionOutputItem, Tag("<function_call_output>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")]
+    | Annotated[ItemReference, Tag("<item_reference>")],
+    OF_KINDS,
+    only_kinds("message", "function_call", "function_call_output", "reasoning", "item_reference", default=_meant),
+]
+AnyItem = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem | ItemReference
+_ITEM: TypeAdapter[AnyItem] = TypeAdapter(Item)
+Reference = Callable[[str], Mapping[str, Any] | None]
+"""The item of an answer that is kept, by its id; None where there is none."""
+
+
+def messages_of(items: Sequence[AnyItem], reference: Reference) -> list[Message]:
+    """The items as chat templates take them: calls are a part of the message that comes before them.
+
+    Raises:
+        InputError: field ``input``: a reference to nothing.
+    """
+    messages: list[Message] = []
+    thoughts: list[str] = []
+    for index, item in enumerate(items):
+        if isinstance(item, ItemReference):
+            found = reference(item.id)
+            if found is None:
+                raise InputError(f"input[{index}].id", item.id, "the id of an item of an answer that is kept")
+            item = _ITEM.validate_python(dict(found))
+        if isinstance(item, ReasoningItem):
+            thoughts += [thought.text for thought in item.content or ()]
+        elif isinstance(item, FunctionOutputItem):
+            text = text_of(item.output)
+            messages.append(Message.model_construct(role="tool", content=text, tool_call_id=item.call_id))
+        elif isinstance(item, FunctionCallItem):
+            if not messages or messages[-1].role != "assistant":
+                messages.append(_answer(None, thoughts))
+            calls = [*(messages[-1].tool_calls or ()), item.call()]
+            messages[-1] = messages[-1].model_copy(update={"tool_calls": calls})
+        elif isinstance(item, MessageItem):
+            text = text_of(item.content)
+            if item.role == "assistant":
+                messages.append(_answer(text, thoughts))
+            else:
+                role = "system" if item.role == "developer" else item.role
+                messages.append(Message.model_construct(role=role, content=text))
+    return messages
+
+
+def _answer(text: str | None, thoughts: list[str]) -> Message:
+    """A message of the assistant, who had ``thoughts``; they are taken."""
+    thought = "\n".join(thoughts) if thoughts else None
+    thoughts.clear()
+    return Message.model_construct(role="assistant", content=text, reasoning_content=thought)
+
+
+def text_of(content: str | Sequence[InputText | OutputText | Refusal]) -> str:
+    """A text, or the texts of parts, joined by newlines."""
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+def _items(value: Any) -> Any:
+    """``input`` as items: a string is a message of the user."""
+    return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
+
+
+Input = Annotated[list[Item], Field(max_length=4096), BeforeValidator(_items, json_schema_input_type=str | list[Item])]

@@ -1,0 +1,279 @@
+"""Answers of the Responses API: whole, and as the events of a stream."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ladle.server.chat_jobs import ChatJob
+from ladle.server.engine.requests.request import StepOutput
+from ladle.server.errors import ApiError
+from ladle.server.fields.messages import Message
+from ladle.server.generation import Choice, usage
+from ladle.server.http.strict_json import strict_json
+from ladle.server.openai.chat_reply import chat_logprobs
+from ladle.server.replies.responses import (
+    FunctionCallReply,
+    MessageItemReply,
+    OutputItem,
+    OutputTextReply,
+    ResponseEvent,
+    ResponseReply,
+    ResponseUsage,
+)
+from ladle.server.replies.trace_summary import TraceSummary
+from ladle.server.replies.types import TokenLogprob
+from ladle.server.responses.items import FunctionCallItem
+from ladle.server.responses.requests import SPELLING, ResponsesRequest
+from ladle.server.steering import describe
+from ladle.server.streaming import EventWriter
+from ladle.server.tools.parser import Call, Part
+
+_CUT = "max_output_tokens"
+
+
+class Response:
+    """One answer, as what it says of itself changes."""
+
+    def __init__(self, chat: ChatJob, body: ResponsesRequest) -> None:
+        self._chat = chat
+        self._body = body
+        self._id = f"resp_{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._summary = TraceSummary(chat.serving)
+
+    def see(self, outputs: Sequence[StepOutput]) -> None:
+        """Take in tokens, of which the answer says how they were steered."""
+        self._summary.see(0, outputs)
+
+    def logprobs(self, outputs: Sequence[StepOutput]) -> list[TokenLogprob]:
+        """Of tokens, where they are asked for."""
+        return chat_logprobs(self._chat.serving.tokens, outputs)["content"] if self._body.logprobs else []
+
+    def begun(self) -> ResponseReply:
+        """Before it has said anything."""
+        return self._reply("in_progress", [])
+
+    def ended(self, items: Sequence[OutputItem], last: StepOutput) -> ResponseReply:
+        """Once it is complete, or cut."""
+        cut = last.finish_reason == "length"
+        reply = self._reply("incomplete" if cut else "completed", items)
+        reply["incomplete_details"] = {"reason": _CUT} if cut else None
+        reply["completed_at"] = None if cut else int(time.time())
+        reply["usage"] = self._usage(last)
+        reply["steering"] = self._summary.add_to(describe(self._chat.job.plan), tokens=True)
+        return reply
+
+    def failed(self, items: Sequence[OutputItem], error: ApiError) -> ResponseReply:
+        """When it cannot go on."""
+        found = SPELLING.error(error)
+        reply = self._reply("failed", items)
+        codes = {429: "rate_limit_exceeded"}
+        code = codes.get(found.status_code, "server_error" if found.status_code >= 500 else "invalid_prompt")
+        reply["error"] = {"code": code, "message": found.message}
+        return reply
+
+    def _usage(self, last: StepOutput) -> ResponseUsage:
+        found = usage(self._chat.job, [last])
+        return {
+            "input_tokens": found["prompt_tokens"],
+            "input_tokens_details": {**found["prompt_tokens_details"], "cache_write_tokens": 0},
+            "output_tokens": found["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": found["total_tokens"],
+        }
+
+    def _reply(self, status: str, items: Sequence[OutputItem]) -> ResponseReply:
+        body = self._body
+        form = None if body.text is None else body.text.format
+        said = {"type": "text"} if form is None else form.echoed()
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": None,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": self._chat.model,
+            "output": list(items),
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": {"effort": None, "summary": None},
+            "store": body.keeps,
+            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "text": {"format": said, "verbosity": "medium"},
+            "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
+            "tools": [tool.echoed() for tool in body.tools or ()],
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "truncation": "disabled",
+            "usage": None,
+        }
+
+
+def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseReply:
+    """The whole answer."""
+    found = Response(chat, body)
+    found.see(choice.outputs)
+    parser = chat.calling.parser() if chat.calling else None
+    parts: list[Part] = [choice.text] if parser is None else [*parser.push(choice.text), *parser.finish()]
+    items: list[OutputItem] = []
+    text = ""
+    for part in [*parts, None]:
+        if isinstance(part, str):
+            text += part
+            continue
+        if text or (part is None and not items):
+            logprobs = [] if any(item["type"] == "message" for item in items) else found.logprobs(choice.outputs)
+            items.append(_message(text, logprobs, "completed"))
+            text = ""
+        if part is not None:
+            items.append(_call(part))
+    if choice.finish_reason == "length" and items[-1]["type"] == "message":
+        items[-1]["status"] = "incomplete"
+    return found.ended(items, choice.last)
+
+
+def answer_of(reply: ResponseReply) -> list[Message]:
+    """What the answer is to a conversation that goes on from it."""
+    texts = [part["text"] for item in reply["output"] if item["type"] == "message" for part in item["content"]]
+    calls = []
+    for item in reply["output"]:
+        if item["type"] == "function_call" and item["status"] == "completed":
+            made = FunctionCallItem.model_construct(
+                call_id=item["call_id"], name=item["name"], arguments=item["arguments"]
+            )
+            calls.append(made.call())
+    return [Message.model_construct(role="assistant", content="\n".join(texts), tool_calls=calls or None)]
+
+
+class ResponseStream(EventWriter):
+    """Events of a streamed response. ``keep`` gets it when it has ended."""
+
+    named = True
+    end = b""
+
+    def __init__(self, chat: ChatJob, body: ResponsesRequest, keep: Callable[[ResponseReply], None]) -> None:
+        self._response = Response(chat, body)
+        self._parser = chat.calling.parser() if chat.calling else None
+        self._keep = keep
+        self._number = 0
+        self._items: list[OutputItem] = []
+        self._open: MessageItemReply | None = None
+        self._waiting: list[TokenLogprob] = []
+
+    def opening(self) -> Iterator[ResponseEvent]:
+        for name in ("created", "in_progress"):
+            yield self._event(name, response=self._response.begun())
+
+    def step(self, index: int, output: StepOutput, last: bool) -> Iterator[ResponseEvent]:
+        self._response.see([output])
+        self._waiting += self._response.logprobs([output])
+        for part in self._parts(output):
+            yield from self._call(part) if isinstance(part, Call) else self._text(part)
+
+    def closing(self, outputs: list[StepOutput]) -> Iterator[ResponseEvent]:
+        cut = outputs[0].finish_reason == "length"
+        if not self._items and self._open is None:
+            yield from self._text("")
+        yield from self._close("incomplete" if cut else "completed")
+        reply = self._response.ended(self._items, outputs[0])
+        self._keep(reply)
+        yield self._event(reply["status"], response=reply)
+
+    def failed(self, error: ApiError) -> Iterator[ResponseEvent]:
+        items = [*self._items, *([self._open] if self._open is not None else [])]
+        yield self._event("failed", response=self._response.failed(items, error))
+
+    def _parts(self, output: StepOutput) -> list[Part]:
+        if self._parser is None:
+            return [output.text] if output.text else []
+        parts = self._parser.push(output.text)
+        if output.finish_reason is None:
+            return parts
+        return [*parts, *self._parser.finish()]
+
+    def _event(self, kind: str, /, **fields: Any) -> ResponseEvent:
+        event: ResponseEvent = {"type": f"response.{kind}", "sequence_number": self._number, **fields}  # type: ignore[typeddict-item]
+        self._number += 1
+        return event
+
+    def _text(self, text: str) -> Iterator[ResponseEvent]:
+        place = {"output_index": len(self._items), "content_index": 0}
+        if self._open is None:
+            self._open = _message("", [], "in_progress")
+            part = self._open["content"][0]
+            empty: MessageItemReply = {**self._open, "content": []}
+            yield self._event("output_item.added", output_index=len(self._items), item=empty)
+            yield self._event("content_part.added", item_id=self._open["id"], **place, part=_copy(part))
+        part = self._open["content"][0]
+        if text:
+            part["text"] += text
+            part["logprobs"] += self._waiting
+            delta = {"delta": text, "logprobs": self._waiting}
+            self._waiting = []
+            yield self._event("output_text.delta", item_id=self._open["id"], **place, **delta)
+
+    def _call(self, call: Call) -> Iterator[ResponseEvent]:
+        yield from self._close("completed")
+        self._waiting = []
+        item = _call(call)
+        place = {"item_id": item["id"], "output_index": len(self._items)}
+        begun: FunctionCallReply = {**item, "arguments": "", "status": "in_progress"}
+        yield self._event("output_item.added", output_index=len(self._items), item=begun)
+        yield self._event("function_call_arguments.delta", **place, delta=call.arguments)
+        yield self._event("function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+        yield self._event("output_item.done", output_index=len(self._items), item=item)
+        self._items.append(item)
+
+    def _close(self, status: str) -> Iterator[ResponseEvent]:
+        if self._open is None:
+            return
+        item, self._open = self._open, None
+        item["status"] = status
+        part = item["content"][0]
+        part["logprobs"] += self._waiting
+        place = {"item_id": item["id"], "output_index": len(self._items), "content_index": 0}
+        yield self._event("output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
+        yield self._event("content_part.done", **place, part=part)
+        yield self._event("output_item.done", output_index=len(self._items), item=item)
+        self._items.append(item)
+
+
+def _message(text: str, logprobs: list[TokenLogprob], status: str) -> MessageItemReply:
+    return {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}],
+    }
+
+
+def _copy(part: OutputTextReply) -> OutputTextReply:
+    """It grows after it was sent."""
+    return {**part, "logprobs": list(part["logprobs"])}
+
+
+def _call(call: Call) -> FunctionCallReply:
+    try:
+        strict_json(call.arguments)
+    except ValueError:  # it was cut
+        status = "incomplete"
+    else:
+        status = "completed"
+    return {
+        "id": f"fc_{uuid.uuid4().hex}",
+        "type": "function_call",
+        "call_id": f"call_{uuid.uuid4().hex[:24]}",
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": status,
+    }

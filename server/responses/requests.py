@@ -1,0 +1,304 @@
+"""The body of ``POST /v1/responses``, as far as it is supported, with our extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
+
+from ladle.merging.errors import InputError
+from ladle.server.fields.conversation import Conversation, Spelling
+from ladle.server.fields.known_fields import Defaults, only, with_known
+from ladle.server.fields.messages import Message
+from ladle.server.fields.output_format import FORMAT_NAME, JsonSchema, ResponseFormat, Schema
+from ladle.server.fields.sampling import MaxTokens, SteeredFields, TopLogprobs
+from ladle.server.http.strict_json import finite_object
+from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
+from ladle.server.responses.items import Input, Reference, messages_of
+from ladle.server.tools.schemas import FUNCTION_NAME, MAX_TOOLS, Function, Tool, ToolChoice, require_fit
+
+SPELLING = Spelling(
+    {
+        r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].parameters",
+        r"tool_choice\.function\.name": "tool_choice.name",
+        r"response_format\.json_schema\.schema": "text.format.schema",
+        r"response_format": "text.format",
+        # Calls that are joined move the places of messages.
+        r"messages(\[\d+\](\.\w+)*)?": "input",
+    }
+)
+"""What the fields of a conversation are called here."""
+
+LOGPROBS = "message.output_text.logprobs"
+_INCLUDED = frozenset(
+    {
+        LOGPROBS,
+        # Parts of items that no answer here has.
+        "reasoning.encrypted_content", "file_search_call.results", "web_search_call.results",
+        "web_search_call.action.sources", "message.input_image.image_url", "computer_call_output.output.image_url",
+        "code_interpreter_call.outputs",
+    }
+)  # fmt: skip
+_NOT_SUPPORTED: Defaults = {
+    "background": (False,),
+    "context_management": ([],),
+    "conversation": (),
+    "moderation": (),
+    "prompt": (),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "truncation": ("disabled",),
+}
+_UNREAD = (
+    # There are no built-in tools whose calls it would count.
+    "max_tool_calls",
+    "client_metadata", "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
+    "safety_identifier", "service_tier", "user",
+)  # fmt: skip
+_TOOL: Defaults = {
+    "allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,), "output_schema": (),
+}  # fmt: skip
+
+if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.fields.sampling import SteeredFields as ResponsesBase
+    from ladle.server.http.strict_model import StrictModel as ToolBase
+else:
+    ResponsesBase = with_known(SteeredFields, "ResponsesFields", _NOT_SUPPORTED, _UNREAD)
+    ToolBase = with_known(StrictModel, "FunctionToolFields", _TOOL, ("cache_control", "annotations"))
+
+
+def _function(value: Any) -> Any:
+    if value != "function":
+        raise ValueError(f"{str(value)[:100]!r} is a tool that this server does not have; allowed: function")
+    return value
+
+
+class FunctionTool(ToolBase):
+    """An entry of ``tools``: a function of the client's."""
+
+    type: Annotated[str, AfterValidator(_function), WithJsonSchema({"const": "function"})]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    description: str | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(finite_object)] | None = Field(
+        None, description="a JSON schema of an object; default: none"
+    )
+    strict: bool | None = None
+
+    def tool(self) -> Tool:
+        """As a conversation holds it."""
+        function = Function.model_construct(name=self.name, description=self.description, parameters=self.parameters)
+        return Tool.model_construct(type="function", function=function)
+
+    def echoed(self) -> dict[str, Any]:
+        """As replies repeat it."""
+        names = ("type", "name", "description", "parameters", "strict")
+        return {name: getattr(self, name) for name in names}
+
+
+def _is_function(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"type", "name"}
+        and value["type"] == "function"
+        and isinstance(value["name"], str)
+    )
+
+
+def _choice(value: Any) -> Any:
+    if value is None or value in ("none", "auto", "required") or _is_function(value):
+        return value
+    if (
+        isinstance(value, dict)
+        and set(value) == {"type", "mode", "tools"}
+        and value["type"] == "allowed_tools"
+        and value["mode"] in ("auto", "required")
+        and isinstance(value["tools"], list)
+        and value["tools"]
+        and all(map(_is_function, value["tools"]))
+    ):
+        return value
+    raise ValueError(
+        'allowed: none, auto, required, {"type": "function", "name": "..."} or {"type": "allowed_tools", '
+        '"mode": "auto" or "required", "tools": [{"type": "function", "name": "..."}]}'
+    )
+
+
+_FUNCTION_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["type", "name"],
+    "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+}
+_CHOICE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required", None]},
+        _FUNCTION_SCHEMA,
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["type", "mode", "tools"],
+            "properties": {
+                "type": {"const": "allowed_tools"},
+                "mode": {"enum": ["auto", "required"]},
+                "tools": {"type": "array", "items": _FUNCTION_SCHEMA, "minItems": 1},
+            },
+        },
+    ]
+}
+
+
+class TextFormat(StrictModel):
+    """``text.format``: free text, any JSON object, or JSON that fulfils a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Field(pattern=FORMAT_NAME)] | None = None
+    description: str | None = None
+    schema_: Annotated[Annotated[Schema, AfterValidator(finite_object)] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> TextFormat:
+        for name, value in (("name", self.name), ("schema", self.schema_)):
+            if (self.type == "json_schema") != (value is not None):
+                raise InputError(name, value, "one with type json_schema, and none with any other")
+        return self
+
+    def echoed(self) -> dict[str, Any]:
+        """As replies repeat it."""
+        if self.type != "json_schema":
+            return {"type": self.type}
+        return {
+            "type": self.type,
+            "name": self.name,
+            "description": self.description,
+            "schema": self.schema_,
+            "strict": self.strict,
+        }
+
+    def response_format(self) -> ResponseFormat:
+        """As a conversation holds it."""
+        schema = None
+        if self.schema_ is not None:
+            schema = JsonSchema.model_construct(name=self.name, schema_=self.schema_)
+        return ResponseFormat.model_construct(type=self.type, json_schema=schema)
+
+
+class TextConfig(StrictModel):
+    """``text``."""
+
+    format: TextFormat | None = None
+    verbosity: Annotated[Any, AfterValidator(only("medium")), WithJsonSchema({"enum": [None, "medium"]})] = Field(
+        None, description="not supported"
+    )
+
+
+class Reasoning(StrictModel):
+    """``reasoning``; there is none to be asked for, and so nothing to be said of it."""
+
+    effort: Annotated[Any, AfterValidator(only("none")), WithJsonSchema({"enum": [None, "none"]})] = Field(
+        None, description="not supported"
+    )
+    context: Unread = UNREAD
+    generate_summary: Unread = UNREAD
+    mode: Annotated[Any, AfterValidator(only("standard")), WithJsonSchema({"enum": [None, "standard"]})] = Field(
+        None, description="not supported"
+    )
+    summary: Unread = UNREAD
+
+
+def _included(value: list[str]) -> list[str]:
+    for name in value:
+        if name not in _INCLUDED:
+            raise ValueError(f"{name[:100]!r} is not known; allowed: {', '.join(sorted(_INCLUDED))}")
+    return value
+
+
+_MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], _MetadataValue], Field(max_length=16)]
+
+
+class ResponsesRequest(ResponsesBase):
+    """``POST /v1/responses``."""
+
+    input: Input = Field([], description="a string, or items; nothing only together with instructions")
+    instructions: str | None = Field(None, description="a system message, for this answer only")
+    previous_response_id: str | None = Field(None, description="an answer that is kept, which this one goes on from")
+    store: bool | None = Field(None, description="whether the answer is kept, for a while; default true")
+    max_output_tokens: MaxTokens | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Annotated[Any, PlainValidator(_choice), WithJsonSchema(_CHOICE_SCHEMA)] = None
+    parallel_tool_calls: bool | None = Field(None, description="default true: an answer may hold several calls")
+    text: TextConfig | None = None
+    reasoning: Reasoning | None = None
+    include: Annotated[list[str], AfterValidator(_included)] | None = None
+    top_logprobs: TopLogprobs | None = None
+    metadata: Metadata | None = Field(None, description="comes back with the answer")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ResponsesRequest:
+        names = [tool.name for tool in self.tools or ()]
+        with SPELLING.applied():
+            require_fit(names, self._chosen())
+        for name in self._allowed():
+            if name not in names:
+                raise InputError("tool_choice.tools", name, f"names of tools: {', '.join(names)}")
+        return self
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether log-probabilities are reported."""
+        return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the answer is kept."""
+        return self.store is not False
+
+    def chat(self, earlier: Sequence[Message], reference: Reference) -> Conversation:
+        """The same as all endpoints understand it, after what was said ``earlier``.
+
+        Raises:
+            InputError: there are no messages, or a reference to nothing.
+        """
+        told = [] if self.instructions is None else [Message.model_construct(role="system", content=self.instructions)]
+        messages = [*told, *earlier, *messages_of(self.input, reference)]
+        if not messages:
+            raise InputError("input", [], "a string, or at least one item")
+        allowed = self._allowed()
+        tools = [tool.tool() for tool in self.tools or () if not allowed or tool.name in allowed]
+        form = None if self.text is None or self.text.format is None else self.text.format.response_format()
+        return _ResponseConversation.model_construct(
+            **self.steered(),
+            messages=messages,
+            max_tokens=self.max_output_tokens,
+            tools=tools or None,
+            tool_choice=self._chosen(),
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_format=form,
+            reported=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+    def _chosen(self) -> ToolChoice | None:
+        choice = self.tool_choice
+        if choice is None or isinstance(choice, str):
+            return None if choice is None else ToolChoice(choice)
+        return ToolChoice("required", choice["name"]) if choice["type"] == "function" else ToolChoice(choice["mode"])
+
+    def _allowed(self) -> list[str]:
+        """The tools that ``tool_choice`` names as allowed; none where it names none."""
+        choice = self.tool_choice
+        return [tool["name"] for tool in choice["tools"]] if isinstance(choice, dict) and "tools" in choice else []
+
+
+class _ResponseConversation(Conversation):
+    """A conversation whose answer comes with log-probabilities of so many alternatives; None: without."""
+
+    reported: int | None = None
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        return "max_output_tokens", self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.reported

@@ -1,0 +1,66 @@
+"""``POST /v1/messages`` and ``POST /v1/messages/count_tokens``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from ladle.server.access.security import caller_of
+from ladle.server.anthropic.reply import MessageEvent, MessageStream, message
+from ladle.server.anthropic.requests import SPELLING, CountTokensRequest, MessagesRequest
+from ladle.server.chat_jobs import chat_job
+from ladle.server.fields.tool_calling import ToolCalling
+from ladle.server.generation import collect
+from ladle.server.http.disconnect import unless_gone
+from ladle.server.http.json_request import JsonRoute
+from ladle.server.prompts import tokens_of_chat
+from ladle.server.replies.anthropic import AnthropicError, MessageReply, TokenCount
+from ladle.server.routes import answers, serving_of, state_of, streamed
+from ladle.server.routes.generating_route import GeneratingRoute
+from ladle.server.steering import plan_of
+from ladle.server.streaming import stream_response
+
+generating = APIRouter(route_class=GeneratingRoute)
+router = APIRouter(route_class=JsonRoute)
+
+
+@generating.post(
+    "/v1/messages",
+    summary="Answer a conversation, in Anthropic's form",
+    responses=streamed(MessageReply, MessageEvent, 400, 401, 404, 413, 415, 429, 500, 503, error=AnthropicError),
+    response_model=None,
+)
+async def messages(body: MessagesRequest, request: Request) -> Response:
+    """Anthropic's Messages API. Fields are listed below; any other field is refused by name."""
+    state = state_of(request)
+    serving = serving_of(request, body.model)
+    with SPELLING.applied():
+        chat = await chat_job(state, serving, caller_of(request.scope), body.conversation())
+        if body.stream:
+            return await stream_response(state, serving, chat.job, MessageStream(chat))
+        (choice,) = await unless_gone(request, collect(state, serving, chat.job))
+    return JSONResponse(message(chat, choice))
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Count the tokens of a conversation, in Anthropic's form",
+    responses=answers(TokenCount, 400, 401, 404, 413, 415, 429, 503, error=AnthropicError),
+    response_model=None,
+)
+async def count_tokens(body: CountTokensRequest, request: Request) -> JSONResponse:
+    """The tokens of the prompt that `/v1/messages` would make of it. Nothing is generated."""
+    state = state_of(request)
+    serving = serving_of(request, body.model, generates=False)
+    asked = body.conversation()
+    with SPELLING.applied():
+        plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+        calling = ToolCalling.of(serving, asked)
+        form = asked.chat_form(state.settings.special_tokens_in_messages)
+        tools = calling.definitions if calling else ()
+        ids = await tokens_of_chat(serving, asked.messages, tools, form)
+    reply: TokenCount = {"input_tokens": len(ids)}
+    return JSONResponse(reply)
+
+
+router.include_router(generating)

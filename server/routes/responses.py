@@ -1,0 +1,106 @@
+"""``POST /v1/responses``, and ``GET`` and ``DELETE`` of answers that are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from ladle.merging.errors import InputError
+from ladle.server.access.callers import Caller
+from ladle.server.access.security import caller_of
+from ladle.server.chat_jobs import chat_job
+from ladle.server.errors import ApiError
+from ladle.server.generation import collect
+from ladle.server.http.disconnect import unless_gone
+from ladle.server.replies.kept_responses import Kept
+from ladle.server.replies.responses import DeletedReply, ResponseEvent, ResponseReply
+from ladle.server.responses.reply import ResponseStream, answer_of, response
+from ladle.server.responses.requests import SPELLING, ResponsesRequest
+from ladle.server.routes import answers, serving_of, state_of, streamed
+from ladle.server.routes.generating_route import GeneratingRoute
+from ladle.server.state import ServerState
+from ladle.server.streaming import stream_response
+
+generating = APIRouter(route_class=GeneratingRoute)
+router = APIRouter()
+Id = Annotated[str, Path(max_length=200)]
+
+
+@generating.post(
+    "/v1/responses",
+    summary="Answer items, or go on from an answer that is kept",
+    responses=streamed(ResponseReply, ResponseEvent, 400, 401, 404, 413, 415, 429, 500, 503),
+    response_model=None,
+)
+async def responses(body: ResponsesRequest, request: Request) -> Response:
+    """OpenAI's Responses API. Fields are listed below; any other field is refused by name."""
+    state, caller = state_of(request), caller_of(request.scope)
+    serving = serving_of(request, body.model)
+    earlier = () if body.previous_response_id is None else _previous(state, caller, body.previous_response_id).messages
+    asked = body.chat(earlier, lambda name: state.responses.item(caller, name))
+    said = asked.messages[body.instructions is not None :]
+
+    def keep(reply: ResponseReply) -> None:
+        if body.keeps:
+            state.responses.put(caller, Kept.of(reply, [*said, *answer_of(reply)]))
+
+    with SPELLING.applied():
+        chat = await chat_job(state, serving, caller, asked)
+        if body.stream:
+            return await stream_response(state, serving, chat.job, ResponseStream(chat, body, keep))
+        (choice,) = await unless_gone(request, collect(state, serving, chat.job))
+    reply = response(chat, body, choice)
+    keep(reply)
+    return JSONResponse(reply)
+
+
+@router.get(
+    "/v1/responses/{response_id}",
+    summary="An answer that is kept",
+    responses=answers(ResponseReply, 400, 401, 404),
+    response_model=None,
+)
+async def kept_response(
+    response_id: Id,
+    request: Request,
+    stream: Annotated[bool, Query(description="false: what is kept is complete")] = False,
+) -> JSONResponse:
+    """As it was sent. Each caller's newest answers are kept in memory, unless they were asked for with `store: false`;
+    another caller's are not found."""
+    if stream:
+        raise InputError("stream", True, "false")
+    kept = state_of(request).responses.get(caller_of(request.scope), response_id)
+    if kept is None:
+        raise _unknown(response_id)
+    return JSONResponse(kept.reply)
+
+
+@router.delete(
+    "/v1/responses/{response_id}",
+    summary="Forget an answer",
+    responses=answers(DeletedReply, 400, 401, 404),
+    response_model=None,
+)
+async def delete_response(response_id: Id, request: Request) -> JSONResponse:
+    """Answers that went on from it stay as they are."""
+    if not state_of(request).responses.delete(caller_of(request.scope), response_id):
+        raise _unknown(response_id)
+    reply: DeletedReply = {"id": response_id, "object": "response", "deleted": True}
+    return JSONResponse(reply)
+
+
+def _previous(state: ServerState, caller: Caller, name: str) -> Kept:
+    kept = state.responses.get(caller, name)
+    if kept is None:
+        message = f"previous_response_id: no answer {name[:200]!r} is kept here; send the conversation itself"
+        raise ApiError(400, message, param="previous_response_id", code="previous_response_not_found")
+    return kept
+
+
+def _unknown(name: str) -> ApiError:
+    return ApiError(404, f"no answer {name[:200]!r} is kept here", param="response_id", code="response_not_found")
+
+
+router.include_router(generating)

@@ -1,0 +1,19 @@
+"""DSPy's language models, steered by name and by a field. What a signature makes of an answer is no business of the
+server's, and a model of random weights keeps to no signature."""
+
+import dspy
+
+from server import KEY, NAMED, SAYING, STEERING, V1, Forecast
+
+form = {
+    "type": "json_schema",
+    "json_schema": {"name": "forecast", "schema": Forecast.model_json_schema(), "strict": True},
+}
+for model, more in ((f"openai/{NAMED}", {}), ("openai/demo", {"extra_body": STEERING})):
+    for kind in ("chat", "responses"):
+        there = dspy.LM(model, api_base=V1, api_key=KEY, max_tokens=12, cache=False, model_type=kind, **more)
+        (said,) = there(messages=SAYING)
+        assert isinstance(said if isinstance(said, str) else said["text"], str)
+    formed = dspy.LM(model, api_base=V1, api_key=KEY, max_tokens=400, cache=False, response_format=form, **more)
+    (found,) = formed(messages=SAYING)
+    print(f"  {model}: {Forecast.model_validate_json(found)}")

@@ -1,0 +1,71 @@
+"""Other people's clients that do not install beside our tests: each in an environment of its own, against a server.
+
+    .venv/bin/python tools/conformance.py            # all of them, or those that are named
+
+Environments lie in build/conformance, with the versions below; they are made on first use. What is tried of a client
+stands in tests/conformance/clients: a script that is told the server's address and key.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKS = ROOT / "tests" / "conformance" / "clients"
+PLACE = ROOT / "build" / "conformance"
+CLIENTS = {
+    "dspy": ("dspy==3.4.1",),
+    "instructor": ("instructor==1.17.0",),
+    "langgraph": ("langgraph==1.2.24", "langchain-openai==1.7.3"),
+    "litellm": ("litellm==1.110.2",),
+    "llama_index": ("llama-index-llms-openai-like==0.8.1",),
+    "llm": ("llm==0.36",),
+    "pydantic_ai": ("pydantic-ai-slim[openai,anthropic]==2.68.0",),
+}
+"""What is installed for each client."""
+
+
+def environment(name: str) -> Path:
+    """The interpreter of a client's environment, made where it is not there or holds something else."""
+    folder = PLACE / name
+    python, stamp, wanted = folder / "bin" / "python", folder / "installed", " ".join(CLIENTS[name])
+    if not stamp.exists() or stamp.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, *CLIENTS[name]], check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+def main(names: list[str]) -> int:
+    """Try the clients ``names``, or all; the number of those that failed."""
+    strange = [name for name in names if name not in CLIENTS]
+    if strange:
+        sys.exit(f"error: {strange[0]!r} is no client; known: {', '.join(CLIENTS)}")
+    # The fixtures of our tests write the family and run the server.
+    sys.path.insert(0, str(ROOT / "tests" / "fixtures"))
+    write_tool_demo = import_module("conformance_families").write_tool_demo
+    serve_family = import_module("server_process").serve_family
+
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        demo = write_tool_demo(Path(folder) / "demo")
+        with serve_family(demo, "--kv-memory", "24MiB", "--default-max-tokens", "64") as server:
+            for name in names or list(CLIENTS):
+                python = environment(name)
+                # Nothing but the server is asked: not a provider, not a page with prices, nobody who counts users.
+                told = {"PATH": os.environ["PATH"], "HOME": folder, "LADLE_URL": server.url, "LADLE_KEY": server.key}
+                told["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+                found = subprocess.run([str(python), str(CHECKS / f"check_{name}.py")], env=told, timeout=300)
+                print(f"{name}: {'failed' if found.returncode else 'passed'} ({', '.join(CLIENTS[name])})", flush=True)
+                failed += [name] if found.returncode else []
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

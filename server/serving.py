@@ -17,6 +17,7 @@ from ladle.server.control_tokens import ControlTokens
 from ladle.server.engine.engine import EngineStats
 from ladle.server.engine.grammars.grammar import GrammarCompiler
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.text_bound import TextBound
 from ladle.server.token_text import TokenText
 
 
@@ -52,6 +53,7 @@ class Serving:
         vocabulary: number of token ids a request may use.
         created: Unix time at which it was loaded.
         fingerprint: changes with the base's weights and with our version.
+        bound: how many tokens a text has at least.
         controls: what names of special tokens in the texts of a chat are kept from becoming.
         grammars: of the base's tokenizer; ``compiling`` is where they are compiled, so that neither the event loop nor
             the threads that read prompts wait for them.
@@ -63,6 +65,7 @@ class Serving:
     created: int
     fingerprint: str
     tokens: TokenText
+    bound: TextBound
     controls: ControlTokens
     grammars: GrammarCompiler
     compiling: ThreadPoolExecutor
@@ -83,6 +86,7 @@ class Serving:
             created=int(time.time()),
             fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
             tokens=TokenText(engine.tokenizer),
+            bound=TextBound(engine.tokenizer),
             controls=ControlTokens(engine.tokenizer),
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
             # They wait for processes, which share the cores: what takes long there is not to hold others' grammars up.

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import Caller
+from ladle.server.access.turns import FairPool
 from ladle.server.engine.stats.failure_streak import FailureStreak
 from ladle.server.errors import ApiError, unavailable
 from ladle.server.hosting import Hosted, Hosting, family_named
@@ -57,6 +58,7 @@ class ServerState:
         active: generating HTTP requests that are not finished.
         doing: what is being loaded, for who asks why the server is not ready.
         loads: how the loads that an administrator asked for went.
+        reading: where texts become tokens, the callers taking turns.
         drain_until: when running requests will be ended, in seconds of ``time.monotonic``.
     """
 
@@ -70,6 +72,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
     doing: str = ""
+    reading: FairPool = field(default_factory=FairPool)
     drain_until: float | None = None
     loads: FailureStreak = field(default_factory=lambda: FailureStreak("loading a family"))
 

@@ -13,7 +13,7 @@ from ladle.server.openai.chat_reply import ChatStream, chat_completion
 from ladle.server.openai.requests import ChatCompletionRequest
 from ladle.server.prompts import encode_chat
 from ladle.server.replies.types import ChatChunk, ChatCompletion
-from ladle.server.routes import serving_of, state_of, streamed
+from ladle.server.routes import reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
@@ -33,10 +33,11 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
     caller = caller_of(request.scope)
     serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    reader = reader_of(request)
     require_few(state.settings, body.choices, 1)
     calling = ToolCalling.of(serving, body)
     form = body.chat_form(state.settings.special_tokens_in_messages)
-    prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else (), form)
+    prompt = await encode_chat(serving, reader, body.messages, plan.views, calling.definitions if calling else (), form)
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     grammar = await answer_grammar(serving, body, calling)
@@ -52,6 +53,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
         grammar,
         calling.stop if calling else (),
         caller=caller,
+        meter=reader.meter,
     )
     model = body.model or serving.family.name
     if body.stream:

@@ -10,7 +10,7 @@ from ladle.server.http.json_request import JsonRoute
 from ladle.server.native.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from ladle.server.prompts import tokens_of_chat, tokens_of_text
 from ladle.server.replies.types import Detokenized, Tokenized
-from ladle.server.routes import answers, serving_of, state_of
+from ladle.server.routes import answers, reader_of, serving_of, state_of
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -24,12 +24,14 @@ router = APIRouter(route_class=JsonRoute)
 async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
     """The tokens that a generating endpoint would make of it. Nothing is generated."""
     serving = serving_of(request, body.model, generates=False)
+    reader = reader_of(request, generates=False)
     if body.messages is not None:
         form = body.chat_form(state_of(request).settings.special_tokens_in_messages)
-        ids = await tokens_of_chat(serving, body.messages, [tool.definition() for tool in body.tools or ()], form)
+        tools = [tool.definition() for tool in body.tools or ()]
+        ids = await tokens_of_chat(serving, reader, body.messages, tools, form)
     else:
         assert body.prompt is not None, "the schema has checked it"
-        ids = await tokens_of_text(serving, body.prompt, body.add_special_tokens is not False)
+        ids = await tokens_of_text(serving, reader, body.prompt, body.add_special_tokens is not False)
     reply: Tokenized = {
         "count": len(ids),
         "max_model_len": serving.engine.max_context,

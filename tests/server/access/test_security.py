@@ -178,8 +178,10 @@ async def test_a_body_whose_length_nobody_announced_is_counted(family: Family, e
     assert json.loads(call.body)["error"]["code"] == "body_too_large"
 
 
-async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, engine: FakeEngine) -> None:
-    """Megabytes would take seconds of a processor. What only looks long is encoded, and fits."""
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, engine: FakeEngine, bounded: bool) -> None:
+    """Megabytes would take seconds of a processor. What only looks long is encoded, and fits. Where it is known how
+    much text a token covers at most, what cannot fit is not encoded at all."""
     encoded: list[int] = []
 
     class Counting:
@@ -192,6 +194,9 @@ async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, eng
 
     backend = engine.tokenizer.backend_tokenizer
     state = fake_state(family, engine)
+    assert state.serving is not None and state.serving.bound.longest
+    if not bounded:
+        state.serving.bound.longest = None
     engine.tokenizer._tokenizer = Counting(backend)
     long = "gentle rain " * 200_000
     async with client_of(state) as client:
@@ -203,14 +208,15 @@ async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, eng
             error = (await client.post(path, json=body)).json()["error"]
             assert error["param"] == field and "more than" in error["message"]
             assert error["code"] == "context_length_exceeded"
-        assert len(encoded) == 3 and sum(encoded) < 10_000
+        assert len(encoded) == (0 if bounded else 3) and sum(encoded) < 10_000
         engine.max_context = 1000
         engine.tokenizer._tokenizer = backend
         short = "<|im_start|>" * 900  # one token each, of twelve characters
         assert (await client.post("/v1/completions", json={"prompt": short, "max_tokens": 1})).status_code == 200
         short *= 2
         refused = (await client.post("/v1/completions", json={"prompt": short})).json()["error"]
-        assert "1800 tokens" in refused["message"], "beginnings that fit prove nothing"
+        said = "more than" if bounded else "1800 tokens"
+        assert said in refused["message"], "beginnings that fit prove nothing"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])

@@ -1,0 +1,59 @@
+"""What turns the texts of one request into tokens: in turns with other callers, and no longer than its client stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from fastapi import Request
+
+from ladle.server.access.callers import ANYONE, Meter
+from ladle.server.access.security import caller_of
+from ladle.server.access.turns import FairPool
+from ladle.server.fields.token_ids import TokenIds
+from ladle.server.http.disconnect import unless_gone
+
+_SHORT = 2000  # characters of a request that are read on the event loop: the hand-over would cost more than the work
+
+
+class Reader:
+    """Reads one request.
+
+    Args:
+        request: whose client may leave; its body must have been read.
+        pool: where longer texts are read.
+        meter: pays for tokens; None for who pays nothing.
+    """
+
+    def __init__(self, request: Request, pool: FairPool, meter: Meter | None = None) -> None:
+        self._request = request
+        self._pool = pool
+        self._who = _who(request)
+        self._left = _SHORT
+        self.meter = meter
+
+    async def read(self, size: int, function: Callable[..., TokenIds], *arguments: Any) -> TokenIds:
+        """``function(*arguments)``, which turns about ``size`` characters into tokens.
+
+        Raises:
+            ClientGone: the client left before its turn came.
+            ApiError: 429; too much of this caller waits to be read.
+        """
+        if size <= self._left:
+            self._left -= size
+            ids = function(*arguments)
+        else:
+            ids = await self.off_loop(function, *arguments)
+        if self.meter is not None:
+            self.meter.read(len(ids))
+        return ids
+
+    async def off_loop(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(*arguments)`` when the caller's turn comes. Raises as ``read`` does."""
+        return await unless_gone(self._request, self._pool.run(self._who, function, *arguments))
+
+
+def _who(request: Request) -> Hashable:
+    """A caller with a key, or an address where nobody has any."""
+    caller = caller_of(request.scope)
+    return request.client.host if caller is ANYONE and request.client is not None else caller

@@ -71,7 +71,7 @@ class Service:
             faulthandler.enable(sys.__stderr__)
         bound_buffers(listener, self.settings.send_seconds)
         config = uvicorn.Config(
-            build_app(self.state, self._lifespan),
+            build_app(self.state, self._lifespan, self.settings.host_names),
             log_config=None,
             access_log=False,  # ours says more, see observed.py
             server_header=False,

@@ -124,7 +124,11 @@ def command(
         typer.Option(help="How long a connection without a request is kept open.", show_default="75"),
     ] = None,
     trusted_host: Annotated[
-        list[str] | None, typer.Option(help="Name that requests may ask for, or *.NAME; may be repeated. Default: any.")
+        list[str] | None,
+        typer.Option(
+            help="Name by which the server may be asked besides localhost and addresses: a name, *.NAME, or * for any; "
+            "may be repeated."
+        ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Browser origin that may call the API; may be repeated.")
@@ -238,6 +242,7 @@ def command(
         configure_logging(settings.log_level, settings.log_format, settings.log_prompts)
         with listen(settings.host, settings.port) as listener:
             url = url_of(listener)
+            say(f"it is to be asked by these names: {settings.host_names} (--trusted-host adds others)")
 
             def ready(serving: Serving) -> None:
                 if as_json:

@@ -14,7 +14,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ladle.server.access.security import BodyLimit
+from ladle.server.access.hosts import HostNames
+from ladle.server.access.security import BodyLimit, TrustedHosts
 from ladle.server.http.request_shape import WithoutPrefix
 from ladle.server.scale_out.front import Front
 from ladle.server.scale_out.ray_replicas import RayReplicas, application
@@ -45,7 +46,9 @@ class Entry:
         front = Front(lambda: None)
         front.replicas = RayReplicas(replicas)
         limited = BodyLimit(front, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-        self.limited = WithoutPrefix(limited, settings.root_path)
+        # Ray's proxies listen on all addresses, whatever ``host`` says.
+        known = TrustedHosts(limited, HostNames.of("0.0.0.0", settings.trusted_hosts))
+        self.limited = WithoutPrefix(known, settings.root_path)
 
 
 def build(options: dict[str, Any]) -> serve.Application:

@@ -127,6 +127,7 @@ def make_job(
     requests = []
     # What all choices have in common is checked once.
     samplings: dict[int, SamplingParams] = {}
+    salt = _salt(state, fields, caller)
     for prompt in prompts:
         limit = _limit(state, serving, len(plan.sources), prompt.longest, max_tokens, limit_field)
         if limit not in samplings:
@@ -135,12 +136,20 @@ def make_job(
             samplings[limit] = replace(sampling, prompt_logprobs=judged, stop=(*sampling.stop, *stop))
         for choice in range(fields.choices):
             own = replace(samplings[limit], seed=choice_seed(seed, choice))
-            requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, own, prompt.views, grammar))
+            request = GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, own, prompt.views, grammar, salt=salt)
+            requests.append(request)
     longest = sum(len(request.prompt) + request.sampling.max_tokens for request in requests)
     most = state.settings.max_request_tokens
     if most is not None and longest > most:
         raise InputError(limit_field, max_tokens, f"what keeps prompts and answers, now {longest}, to {most} tokens")
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller, meter)
+
+
+def _salt(state: ServerState, fields: SamplingFields, caller: Caller) -> bytes:
+    """What keeps the reusable state of a request apart: its key's, unless the operator shares it, and its own."""
+    key = b"" if state.settings.share_prefixes else caller.salt
+    own = fields.cache_salt
+    return key if own is None else b"%d:%s%s" % (len(key), key, own.encode("utf-8", "surrogatepass"))
 
 
 def _may_wait(serving: Serving, fields: SamplingFields, grammar: Grammar | None) -> None:

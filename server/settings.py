@@ -70,6 +70,9 @@ class ServerSettings(BaseSettings):
     max_queue: int = Field(256, ge=1, description="requests that may wait before new ones get 429")
     max_queue_tokens: int = Field(1 << 20, ge=1, description="prompt tokens that may wait before new requests get 429")
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
+    share_prefixes: bool = Field(
+        False, description="reuse the state of equal prefixes among keys too, which lets them find out what others sent"
+    )
     compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
     cuda_graphs: bool = Field(True, description="on a GPU, record decode steps and run the recordings")
     tensor_parallel: int = Field(1, ge=1, description="processes that share the models, each on a GPU of its own")

@@ -103,10 +103,13 @@ class Caller:
         scopes: frozenset[str],
         limits: Limits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
+        salt: bytes = b"",
     ) -> None:
         self.name = name
         self.scopes = scopes
         self.running = 0
+        self.salt = salt
+        """Keeps what is computed for it apart from what is computed for others; empty for who shares."""
         self._clock = clock
         self._limits = limits
         self._tokens = float(limits.tokens_per_minute or 0)

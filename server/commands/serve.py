@@ -54,6 +54,14 @@ def command(
         bool | None,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Reuse the state of equal prefixes.", show_default="on"),
     ] = None,
+    share_prefixes: Annotated[
+        bool | None,
+        typer.Option(
+            "--share-prefixes/--no-share-prefixes",
+            help="Reuse it among API keys too, which lets them find out what others sent.",
+            show_default="off",
+        ),
+    ] = None,
     compiled_layers: Annotated[
         bool | None,
         typer.Option(
@@ -206,6 +214,7 @@ def command(
         "max_queue": max_queue,
         "max_queue_tokens": max_queue_tokens,
         "prefix_cache": prefix_cache,
+        "share_prefixes": share_prefixes,
         "compiled_layers": compiled_layers,
         "cuda_graphs": cuda_graphs,
         "tensor_parallel": tensor_parallel,

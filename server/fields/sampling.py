@@ -29,6 +29,7 @@ MAX_TOP_LOGPROBS = 20
 _MAX_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 _MAX_STOP_LENGTH = 512  # characters; what may be held back from a stream, and searched for at every token
 _MAX_STOP_IDS = 1024
+_MAX_SALT = 256
 _SEED_RANGE = 1 << 63
 _T = TypeVar("_T", int, float)
 
@@ -163,6 +164,9 @@ class SamplingFields(OutputFields):
     )
     include_stop_str_in_output: bool | None = Field(
         None, description="the text holds what ended it, a stop string or a token of stop_token_ids; extension"
+    )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=_MAX_SALT)] | None = Field(
+        None, description="the state of the prompt is shared with requests of the same salt only; extension"
     )
     steering: SteeringField | None = None
 

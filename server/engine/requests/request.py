@@ -25,6 +25,7 @@ class GenerationRequest:
     views: the prompt's token ids as the plan's sources with a view of their own see it.
     grammar: what the continuation must follow, whatever the plan says of it.
     work: what has been computed for it.
+    salt: its state is reused by requests of the same salt only, and theirs by it.
     """
 
     request_id: str
@@ -34,6 +35,7 @@ class GenerationRequest:
     views: Mapping[PromptView, tuple[int, ...]] = field(default_factory=dict)
     grammar: Grammar | None = None
     work: Work = field(default_factory=Work, compare=False)
+    salt: bytes = b""
 
     def prompt_of(self, source: Source) -> tuple[int, ...]:
         """The token ids that ``source`` continues. Raises KeyError for a view that was not given."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -12,6 +13,8 @@ from ladle.server.access.security import caller_of
 from ladle.server.access.turns import FairPool
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.http.disconnect import unless_gone
+
+T = TypeVar("T")
 
 _SHORT = 2000  # characters of a request that are read on the event loop: the hand-over would cost more than the work
 
@@ -22,12 +25,16 @@ class Reader:
     Args:
         request: whose client may leave; its body must have been read.
         pool: where longer texts are read.
+        compiling: where grammars are compiled; they wait for processes, which is to hold no texts up.
         meter: pays for tokens; None for who pays nothing.
     """
 
-    def __init__(self, request: Request, pool: FairPool, meter: Meter | None = None) -> None:
+    def __init__(
+        self, request: Request, pool: FairPool, compiling: FairPool | None = None, meter: Meter | None = None
+    ) -> None:
         self._request = request
         self._pool = pool
+        self._compiling = compiling or pool
         self._who = _who(request)
         self._left = _SHORT
         self.meter = meter
@@ -43,14 +50,19 @@ class Reader:
             self._left -= size
             ids = function(*arguments)
         else:
-            ids = await self.off_loop(function, *arguments)
+            ids = await self._aside(self._pool, partial(function, *arguments))
         if self.meter is not None:
             self.meter.read(len(ids))
         return ids
 
-    async def off_loop(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(*arguments)`` when the caller's turn comes. Raises as ``read`` does."""
-        return await unless_gone(self._request, self._pool.run(self._who, function, *arguments))
+    async def compile(self, work: Callable[[], T]) -> T:
+        """``work()``, which compiles a grammar, when the caller's turn comes. Raises as ``read`` does."""
+        return await self._aside(self._compiling, work)
+
+    async def _aside(self, pool: FairPool, work: Callable[[], T]) -> T:
+        # In a tuple: nothing at all is what a client leaves behind that goes.
+        (found,) = await unless_gone(self._request, pool.run(self._who, lambda: (work(),)))
+        return found
 
 
 def _who(request: Request) -> Hashable:

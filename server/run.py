@@ -27,6 +27,7 @@ from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.start_error import EngineStopped, StartError
 from ladle.server.state import Phase, ServerState
+from ladle.server.watch.loop_lag import watched
 from ladle.server.watch.tracing import configured
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ class Service:
         if self.state.keys is not None and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload_keys)
         try:
-            yield
+            async with watched(self.state.metrics.loop_lag.observe):
+                yield
         finally:
             await asyncio.to_thread(self.state.hosting.close)
 

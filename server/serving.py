@@ -55,8 +55,7 @@ class Serving:
         fingerprint: changes with the base's weights and with our version.
         bound: how many tokens a text has at least.
         controls: what names of special tokens in the texts of a chat are kept from becoming.
-        grammars: of the base's tokenizer; ``compiling`` is where they are compiled, so that neither the event loop nor
-            the threads that read prompts wait for them.
+        grammars: of the base's tokenizer; ``compiling`` is where one is compiled before anybody asks.
     """
 
     family: Family
@@ -89,6 +88,5 @@ class Serving:
             bound=TextBound(engine.tokenizer),
             controls=ControlTokens(engine.tokenizer),
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
-            # They wait for processes, which share the cores: what takes long there is not to hold others' grammars up.
-            compiling=ThreadPoolExecutor(8, "ladle-compile"),
+            compiling=ThreadPoolExecutor(1, "ladle-compile"),
         )

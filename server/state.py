@@ -19,6 +19,8 @@ from ladle.server.settings import ServerSettings
 from ladle.server.watch.telemetry import Metrics
 from ladle.server.watch.tracing import Tracing
 
+_COMPILING = 8  # grammars at once
+
 
 class Phase(StrEnum):
     """Where a server is in its life."""
@@ -59,6 +61,7 @@ class ServerState:
         doing: what is being loaded, for who asks why the server is not ready.
         loads: how the loads that an administrator asked for went.
         reading: where texts become tokens, the callers taking turns.
+        compiling: where grammars are compiled, likewise: they wait for processes, which share the cores.
         drain_until: when running requests will be ended, in seconds of ``time.monotonic``.
     """
 
@@ -73,6 +76,7 @@ class ServerState:
     tracing: Tracing = field(default_factory=Tracing)
     doing: str = ""
     reading: FairPool = field(default_factory=FairPool)
+    compiling: FairPool = field(default_factory=lambda: FairPool(_COMPILING))
     drain_until: float | None = None
     loads: FailureStreak = field(default_factory=lambda: FailureStreak("loading a family"))
 

@@ -57,8 +57,9 @@ def serving_of(request: Request, model: str | None, generates: bool = True) -> S
 
 def reader_of(request: Request, generates: bool = True) -> Reader:
     """What reads the texts of a request, for which its caller pays where it ``generates``."""
+    state = state_of(request)
     meter = Meter(caller_of(request.scope)) if generates else None
-    return Reader(request, state_of(request).reading, meter)
+    return Reader(request, state.reading, state.compiling, meter)
 
 
 def answers(shape: Any, *codes: int) -> dict[int | str, dict[str, Any]]:

@@ -40,7 +40,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
     prompt = await encode_chat(serving, reader, body.messages, plan.views, calling.definitions if calling else (), form)
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    grammar = await answer_grammar(serving, body, calling)
+    grammar = await answer_grammar(serving, body, calling, reader.compile)
     job = make_job(
         state,
         serving,

@@ -54,7 +54,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     echo = None
     if body.echo:
         echo = echoes(serving, plan, body.prompt, prompts, body.judges_prompt, limit, body.logprobs)
-    grammar = await grammar_of(serving, body)
+    grammar = await grammar_of(serving, body, reader.compile)
     job = make_job(
         state,
         serving,

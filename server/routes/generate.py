@@ -43,7 +43,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     else:
         assert body.prompt is not None, "the schema has checked it"
         prompt = await encode_prompt(serving, reader, body.prompt, views=plan.views)
-    grammar = await answer_grammar(serving, body, calling)
+    grammar = await answer_grammar(serving, body, calling, reader.compile)
     job = make_job(
         state,
         serving,

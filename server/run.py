@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from ladle.merging.errors import InputError
 from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
+from ladle.server.http.listener import BoundedListener
 from ladle.server.http.slow_readers import bound_buffers
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
@@ -216,7 +217,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        return BoundedListener(socket.create_server(address[:2], family=family, backlog=2048))
     except socket.gaierror as error:
         reason = f"{error.strerror}; give a name or address of this machine"
         raise StartError(f"cannot listen on {host!r}: {reason}") from None

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ladle.guidance.registry import check_methods
 from ladle.merging.family.family import load_family
 from ladle.server.access.security import BodyLimit, TrustedHosts
-from ladle.server.http.request_shape import WithoutPrefix
+from ladle.server.http.request_shape import Failures, WithoutPrefix
 from ladle.server.http.slow_readers import SendTimeout, bound_buffers
 from ladle.server.run import DrainingServer
 from ladle.server.scale_out.front import Front
@@ -103,7 +103,7 @@ class RayService:
 
     def _app(self) -> ASGIApp:
         settings = self.settings
-        limited = BodyLimit(self.front, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+        limited = BodyLimit(Failures(self.front), limit=settings.max_body_bytes, seconds=settings.body_seconds)
         known = TrustedHosts(limited, settings.host_names)
         requests = WithoutPrefix(SendTimeout(known, seconds=settings.send_seconds), settings.root_path)
         life = Starlette(lifespan=self._lifespan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections import Counter
@@ -141,7 +142,7 @@ async def run(server: ServerUnderTest, size: int = 4 * _MIB - 4096, most_s: floa
 
 async def _send(session: aiohttp.ClientSession, path: str, body: bytes) -> int:
     try:
-        async with session.post(path, data=body, headers={"content-type": "application/json"}) as reply:
+        async with session.post(path, data=io.BytesIO(body), headers={"content-type": "application/json"}) as reply:
             await reply.read()
             return reply.status
     except (aiohttp.ClientError, TimeoutError):

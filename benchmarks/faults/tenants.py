@@ -22,7 +22,9 @@ async def run(keys: TwoKeys, count: int, seed: int) -> dict[str, object]:
     """
     rng = random.Random(seed)
     wrong = []
-    guessed, fresh, own = [], [], []
+    guessed: list[float] = []
+    fresh: list[float] = []
+    own: list[float] = []
     async with session_of(keys.server) as session:
         for _ in range(count):
             secret, nobody_s = (tuple(rng.randrange(3, 250) for _ in range(_PROMPT)) for _ in range(2))

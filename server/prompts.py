@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from ladle.server.serving import Serving
 from ladle.server.tools.formats import format_of
 
 _CHARACTERS = 8  # of a token; ordinary text has fewer
+_MANY = 500  # messages
 _SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it
 
 
@@ -99,6 +101,8 @@ async def encode_chat(
         InputError: field ``messages``: the template refuses them, or knows nothing of calls that stand in them. Field
             ``tools``: it does not show them.
     """
+    if len(messages) > _MANY:
+        await asyncio.sleep(0)  # checking them took a while: others come first
     turns, size, shown = _renderer(serving, messages, tools, form)
     ids = _check(serving, await reader.read(size, shown.ids, turns), "messages")
     seen = {}

@@ -50,16 +50,20 @@ class Reader:
             self._left -= size
             ids = function(*arguments)
         else:
-            ids = await self._aside(self._pool, partial(function, *arguments))
+            ids = await self.aside(partial(function, *arguments))
         if self.meter is not None:
             self.meter.read(len(ids))
         return ids
 
+    async def aside(self, work: Callable[[], T]) -> T:
+        """``work()``, beside the event loop, when the caller's turn comes. Raises as ``read`` does."""
+        return await self._in_turn(self._pool, work)
+
     async def compile(self, work: Callable[[], T]) -> T:
         """``work()``, which compiles a grammar, when the caller's turn comes. Raises as ``read`` does."""
-        return await self._aside(self._compiling, work)
+        return await self._in_turn(self._compiling, work)
 
-    async def _aside(self, pool: FairPool, work: Callable[[], T]) -> T:
+    async def _in_turn(self, pool: FairPool, work: Callable[[], T]) -> T:
         # In a tuple: nothing at all is what a client leaves behind that goes.
         (found,) = await unless_gone(self._request, pool.run(self._who, lambda: (work(),)))
         return found

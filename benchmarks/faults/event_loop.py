@@ -56,6 +56,7 @@ def attacks(size: int = 4 * _MIB - 4096) -> Iterator[tuple[str, str, bytes]]:
         "token ids": of(completions, {**plain, "prompt": [7] * (size // 3)}),
         "prompts of token ids": of(completions, {**plain, "prompt": [[7] * (size // 400)] * 128}),
         "wrong token ids": of("/detokenize", {"tokens": ["x"] * (size // 5)}),
+        "tokens": of("/detokenize", {"tokens": [70] * min(260_000, size // 4)}),
         "a large schema": of(chats, chat, _form(schema)),
         "a schema of numbers": of(chats, chat, _form({"enum": list(range(size // 9))})),
         "choices": of(completions, plain, {"structured_outputs": {"choice": ["*" * (size // 1010)] * 1000}}),

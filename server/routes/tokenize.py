@@ -12,6 +12,8 @@ from ladle.server.prompts import tokens_of_chat, tokens_of_text
 from ladle.server.replies.types import Detokenized, Tokenized
 from ladle.server.routes import answers, reader_of, serving_of, state_of
 
+_FEW = 1000  # tokens that are decoded on the event loop: the hand-over would cost more
+
 router = APIRouter(route_class=JsonRoute)
 
 
@@ -50,10 +52,14 @@ async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
 async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
     """Special tokens by their names."""
     serving = serving_of(request, body.model, generates=False)
-    for index, token in enumerate(body.tokens):
-        if token >= serving.vocabulary:
-            raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
-    reply: Detokenized = {
-        "prompt": serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=False)
-    }
+    if max(body.tokens, default=0) >= serving.vocabulary:
+        index, token = next((i, token) for i, token in enumerate(body.tokens) if token >= serving.vocabulary)
+        raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
+
+    def text() -> str:
+        decoded: str = serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=False)
+        return decoded
+
+    few = len(body.tokens) <= _FEW
+    reply: Detokenized = {"prompt": text() if few else await reader_of(request, generates=False).aside(text)}
     return JSONResponse(reply)

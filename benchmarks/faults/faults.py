@@ -165,7 +165,7 @@ def grammars(
 @faults.command(epilog="Example: ladle bench faults loop")
 def loop(family: FamilyOption = None, note: NoteOption = "", out: OutOption = None) -> None:
     """Requests that are made to keep the event loop busy: for how long each of them does."""
-    from ladle.benchmarks.faults import event_loop
+    from ladle.benchmarks.faults.callers import event_loop
 
     with _serving(family, "--default-max-tokens", "32", "--max-queue", "1024") as server:
         row = asyncio.run(event_loop.run(server))
@@ -207,7 +207,7 @@ def limits(
     out: OutOption = None,
 ) -> None:
     """A key that leaves its requests before they are answered: what is computed for it beyond its limit."""
-    from ladle.benchmarks.faults import token_limits, two_keys
+    from ladle.benchmarks.faults.callers import token_limits, two_keys
     from ladle.server.access.callers import Limits
 
     with two_keys.serving(family, Limits(None, token_limits.PER_MINUTE)) as keys:
@@ -218,7 +218,7 @@ def limits(
 @faults.command(epilog="Example: ladle bench faults rebinding")
 def rebinding(family: FamilyOption = None, note: NoteOption = "", out: OutOption = None) -> None:
     """What is answered under names that are not the server's."""
-    from ladle.benchmarks.faults import foreign_names
+    from ladle.benchmarks.faults.callers import foreign_names
 
     with _serving(family) as server:
         row = asyncio.run(foreign_names.run(server))
@@ -234,8 +234,8 @@ def tenants(
     out: OutOption = None,
 ) -> None:
     """One key guesses what another one has sent, by what is reused of it."""
-    from ladle.benchmarks.faults import tenants as benchmark
-    from ladle.benchmarks.faults import two_keys
+    from ladle.benchmarks.faults.callers import tenants as benchmark
+    from ladle.benchmarks.faults.callers import two_keys
 
     with two_keys.serving(family) as keys:
         row = asyncio.run(benchmark.run(keys, count, _seed(seed)))
@@ -250,7 +250,7 @@ def descriptors(
     out: OutOption = None,
 ) -> None:
     """More connections than a server has file descriptors for."""
-    from ladle.benchmarks.faults import descriptors as benchmark
+    from ladle.benchmarks.faults.callers import descriptors as benchmark
 
     with _serving(family) as server:
         row = asyncio.run(benchmark.run(server, connections))
@@ -258,8 +258,8 @@ def descriptors(
 
 
 def _attacked(kind: str, family: Path | None, seconds: float, clients: int, seed: int) -> dict[str, object]:
-    from ladle.benchmarks.faults import neighbours as benchmark
-    from ladle.benchmarks.faults import two_keys
+    from ladle.benchmarks.faults.callers import neighbours as benchmark
+    from ladle.benchmarks.faults.callers import two_keys
 
     with two_keys.serving(family, benchmark.LIMITS, ("--max-queue", "1024")) as keys:
         return asyncio.run(benchmark.run(keys, seconds, clients, seed, kind, 4 << 20, MOST_DELAYED))

@@ -15,9 +15,9 @@ from typing import Any
 
 import aiohttp
 
-from ladle.benchmarks.faults.event_loop import attacks
+from ladle.benchmarks.faults.callers.event_loop import attacks
+from ladle.benchmarks.faults.callers.two_keys import TwoKeys
 from ladle.benchmarks.faults.request_storm import session_of
-from ladle.benchmarks.faults.two_keys import TwoKeys
 from ladle.server.access.callers import Limits
 
 LIMITS = Limits(concurrent=2, tokens_per_minute=2000)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from seeds import fresh_seed
 
-from ladle.benchmarks.faults import (
+from ladle.benchmarks.faults.callers import (
     descriptors,
     event_loop,
     foreign_names,
@@ -17,10 +17,10 @@ from ladle.benchmarks.faults import (
     token_limits,
     two_keys,
 )
+from ladle.benchmarks.faults.callers.two_keys import TwoKeys
 from ladle.benchmarks.faults.faults import broken
 from ladle.benchmarks.faults.server_under_test import ServerUnderTest, serve
 from ladle.benchmarks.faults.stress_family import write_stress_family
-from ladle.benchmarks.faults.two_keys import TwoKeys
 from ladle.server.access.callers import Limits
 
 OPTIONS = ["--kv-memory", "8MiB", "--weights-memory", "8MiB", "--default-max-tokens", "8", "--max-queue", "1024"]

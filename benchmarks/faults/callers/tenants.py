@@ -9,8 +9,8 @@ from typing import Any
 
 import aiohttp
 
+from ladle.benchmarks.faults.callers.two_keys import TwoKeys
 from ladle.benchmarks.faults.request_storm import session_of
-from ladle.benchmarks.faults.two_keys import TwoKeys
 
 _PROMPT = 400  # tokens
 

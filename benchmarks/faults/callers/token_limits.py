@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 
+from ladle.benchmarks.faults.callers.two_keys import TwoKeys
 from ladle.benchmarks.faults.request_storm import session_of
-from ladle.benchmarks.faults.two_keys import TwoKeys
 
 PER_MINUTE = 2000
 """The limit of the hostile key."""

@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from ladle.server import errors
+from ladle.server.access.hosts import HostNames
 from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
 from ladle.server.hosting import Leases
 from ladle.server.http.disconnect import ClientGone
@@ -57,8 +58,11 @@ _MODULES: tuple[Any, ...] = (
 )
 
 
-def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
-    """The application over ``state``. It loads nothing and opens nothing; ``lifespan`` is for who does."""
+def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostNames | None = None) -> FastAPI:
+    """The application over ``state``. It loads nothing and opens nothing; ``lifespan`` is for who does.
+
+    ``names``: by which it may be asked; by default any, for what is reached through something that looks after it.
+    """
     settings = state.settings
     middleware = [
         Middleware(WithoutPrefix, prefix=settings.root_path),
@@ -66,8 +70,8 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None) -> FastAPI:
         Middleware(SendTimeout, seconds=settings.send_seconds),
         Middleware(Observed),
     ]
-    if settings.trusted_hosts:
-        middleware.append(Middleware(TrustedHosts, hosts=settings.trusted_hosts))
+    if names is not None:
+        middleware.append(Middleware(TrustedHosts, names=names))
     if settings.cors_origins:
         middleware.append(
             Middleware(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ladle.server.access.callers import Caller
 from ladle.server.fields.conversation import Conversation
 from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
 from ladle.server.generation import Job, make_job, require_few
 from ladle.server.prompts import encode_chat
+from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
 from ladle.server.steering import plan_of
@@ -25,19 +25,20 @@ class ChatJob:
     calling: ToolCalling | None
 
 
-async def chat_job(state: ServerState, serving: Serving, caller: Caller, body: Conversation) -> ChatJob:
-    """Prepare the answers to ``body``.
+async def chat_job(state: ServerState, serving: Serving, reader: Reader, body: Conversation) -> ChatJob:
+    """Prepare the answers to ``body``, whose texts go through ``reader``.
 
     Raises:
         ApiError: an unknown model, or more than fits the context.
+        ClientGone: the client left meanwhile.
         InputError: what the family, its chat template or this server does not do.
     """
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
     calling = ToolCalling.of(serving, body)
     form = body.chat_form(state.settings.special_tokens_in_messages)
-    prompt = await encode_chat(serving, body.messages, plan.views, calling.definitions if calling else (), form)
-    grammar = await answer_grammar(serving, body, calling)
+    prompt = await encode_chat(serving, reader, body.messages, plan.views, calling.definitions if calling else (), form)
+    grammar = await answer_grammar(serving, body, calling, reader.compile)
     limit_field, limit = body.limit
     job = make_job(
         state,
@@ -50,6 +51,7 @@ async def chat_job(state: ServerState, serving: Serving, caller: Caller, body: C
         limit_field,
         grammar,
         calling.stop if calling else (),
-        caller=caller,
+        caller=reader.caller,
+        meter=reader.meter,
     )
     return ChatJob(serving, job, body.model or serving.family.name, calling)

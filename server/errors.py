@@ -23,7 +23,7 @@ from ladle.server.watch import request_context
 logger = logging.getLogger(__name__)
 
 _SHOWN = 200  # characters of a refused value that are echoed
-_MOST_ERRORS = 5
+_MOST_ERRORS = 10
 
 
 class ApiError(HTTPException):
@@ -110,17 +110,39 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     described = [_describe(error) for error in errors[:_MOST_ERRORS]]
     message = "; ".join(text for _, text in described)
     if len(errors) > _MOST_ERRORS:
-        message += f"; and {len(errors) - _MOST_ERRORS} more"
+        message += "; and more"
     return ApiError(400, message, param=described[0][0] or None, code="invalid_value")
 
 
 def shown(value: object) -> str:
-    """A refused value as it is echoed: its repr, cut."""
+    """A refused value as it is echoed: its repr, cut. No more of it is written than is shown, however large it is."""
     try:
-        text = repr(value)
+        text = repr(_beginning(value, [_SHOWN]))
     except ValueError:  # an integer of more digits than Python prints
         text = f"a {type(value).__name__} too large to print"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _beginning(value: object, left: list[int]) -> object:
+    """``value`` with at most ``left`` parts, and strings of as many characters: enough for what is shown of it."""
+    left[0] -= 1
+    if isinstance(value, str):
+        return value[: _SHOWN + 1]
+    if isinstance(value, dict):
+        parts: dict[object, object] = {}
+        for key, item in value.items():
+            if left[0] < 0:
+                break
+            parts[_beginning(key, left)] = _beginning(item, left)
+        return parts
+    if isinstance(value, (list, tuple)):
+        some: list[object] = []
+        for item in value:
+            if left[0] < 0:
+                break
+            some.append(_beginning(item, left))
+        return some if isinstance(value, list) else tuple(some)
+    return value
 
 
 def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
@@ -146,7 +168,7 @@ def _path(location: Sequence[int | str]) -> str:
     for part in location[1:] if location and location[0] in ("body", "query", "path", "header") else location:
         if isinstance(part, str) and part.startswith("<"):
             continue  # which of several types a value was taken for: see ``of_kinds``
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:_SHOWN]}" if path else part[:_SHOWN]
     return path
 
 

@@ -19,6 +19,7 @@ from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.answer import NOT_FINITE
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
@@ -44,11 +45,31 @@ class Job:
     seed: int
     requests: tuple[GenerationRequest, ...]
     caller: Caller = ANYONE
+    meter: Meter | None = None
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompts; each counts once, however many choices it has."""
         return sum(map(len, self.prompts))
+
+    @property
+    def prompt_cost(self) -> int:
+        """Tokens that its prompts are charged as: those that each source of the plan sees."""
+        firsts = self.requests[:: self.choices]
+        return sum(len(request.prompt_of(source)) for request in firsts for source in self.plan.sources)
+
+    @property
+    def token_cost(self) -> int:
+        """Tokens that one token of an answer is charged as: one for each language model of the plan, one for each
+        candidate that a value judges, and all of it for each of the blocks that are drawn to keep one."""
+        models = sum(not source.head for source in self.plan.sources)
+        heads = len(self.plan.sources) - models
+        values = heads * (self.plan.scorer.candidates if self.plan.scorer is not None else 1)
+        return (models + values) * (self.plan.blocks.count if self.plan.blocks is not None else 1)
+
+    def computed(self) -> int:
+        """Tokens that the engine has computed for it so far, those of all lanes."""
+        return sum(request.work.tokens for request in self.requests)
 
 
 @dataclass
@@ -83,6 +104,7 @@ def make_job(
     stop: tuple[str, ...] = (),
     prompt_logprobs: bool = False,
     caller: Caller = ANYONE,
+    meter: Meter | None = None,
 ) -> Job:
     """Turn a validated request into engine requests.
 
@@ -93,28 +115,43 @@ def make_job(
         stop: ends it beside the request's own stop strings.
         prompt_logprobs: whether the prompt's own tokens are to be judged too.
         caller: who asks, and pays for the tokens.
+        meter: what has been paid for reading the prompts.
 
     Raises:
         ApiError: prompt and limit do not fit the context.
         InputError: the request is larger than this server lets one be.
     """
-    _fits_queue(state, len(plan.sources), prompts, fields.choices)
+    require_place(state, plan, prompts, fields.choices, len(prompts))
     _may_wait(serving, fields, grammar)
     seed = fields.seed if fields.seed is not None else new_seed()
     requests = []
+    # What all choices have in common is checked once.
+    samplings: dict[int, SamplingParams] = {}
+    salt = _salt(state, fields, caller)
     for prompt in prompts:
         limit = _limit(state, serving, len(plan.sources), prompt, max_tokens, limit_field)
-        for choice in range(fields.choices):
-            sampling = fields.sampling(limit, choice_seed(seed, choice), serving.vocabulary, logprobs)
+        if limit not in samplings:
+            sampling = fields.sampling(limit, seed, serving.vocabulary, logprobs)
             judged = prompt_logprobs or fields.prompt_logprobs is not None
             ends = sampling.stop_token_ids | serving.tokens.named(sampling.stop)
-            sampling = replace(sampling, prompt_logprobs=judged, stop=(*sampling.stop, *stop), stop_token_ids=ends)
-            requests.append(GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views, grammar))
+            stops = (*sampling.stop, *stop)
+            samplings[limit] = replace(sampling, prompt_logprobs=judged, stop=stops, stop_token_ids=ends)
+        for choice in range(fields.choices):
+            own = replace(samplings[limit], seed=choice_seed(seed, choice))
+            request = GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, own, prompt.views, grammar, salt=salt)
+            requests.append(request)
     longest = sum(len(request.prompt) + request.sampling.max_tokens for request in requests)
     most = state.settings.max_request_tokens
     if most is not None and longest > most:
         raise InputError(limit_field, max_tokens, f"what keeps prompts and answers, now {longest}, to {most} tokens")
-    return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller)
+    return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller, meter)
+
+
+def _salt(state: ServerState, fields: SamplingFields, caller: Caller) -> bytes:
+    """What keeps the reusable state of a request apart: its key's, unless the operator shares it, and its own."""
+    key = b"" if state.settings.share_prefixes else caller.salt
+    own = fields.cache_salt
+    return key if own is None else b"%d:%s%s" % (len(key), key, own.encode("utf-8", "surrogatepass"))
 
 
 def _may_wait(serving: Serving, fields: SamplingFields, grammar: Grammar | None) -> None:
@@ -135,12 +172,12 @@ def require_few(settings: ServerSettings, choices: int, prompts: int) -> None:
         raise InputError(name, value, f"what makes at most {settings.max_choices} answers")
 
 
-def _fits_queue(state: ServerState, sources: int, prompts: Sequence[Prompt], choices: int) -> None:
-    """The sequences of one request come together: those that the queue cannot hold would be told in vain to come
-    back."""
+def require_place(state: ServerState, plan: Plan, prompts: Sequence[Prompt], choices: int, in_all: int) -> None:
+    """Raise InputError for a request whose sequences the queue could not hold together: they would be told in vain to
+    come back. ``prompts``: those that have been read so far, of ``in_all``."""
     settings = state.settings
-    count, tokens = len(prompts) * choices, sum(map(len, prompts)) * choices * sources
-    name, value = ("n", choices) if choices > 1 else ("prompt", f"{len(prompts)} prompts")
+    count, tokens = in_all * choices, sum(map(len, prompts)) * choices * len(plan.sources)
+    name, value = ("n", choices) if choices > 1 else ("prompt", f"{in_all} prompts")
     if count > settings.max_queue:
         raise InputError(name, value, f"what makes at most {settings.max_queue} answers, all that may wait here")
     if count > 1 and tokens > settings.max_queue_tokens:
@@ -165,12 +202,13 @@ def _limit(
 class Outputs:
     """The outputs of a running job, in the order in which they come."""
 
-    def __init__(self, state: ServerState, serving: Serving, count: int, record: JobRecord, meter: Meter) -> None:
+    def __init__(self, state: ServerState, serving: Serving, job: Job, record: JobRecord, meter: Meter) -> None:
         self._state = state
         self._serving = serving
         self._record = record
         self._queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
-        self._unfinished = count
+        self._unfinished = len(job.requests)
+        self._token_cost = job.token_cost
         self._failure: Exception | None = None
         self._meter = meter
 
@@ -252,7 +290,7 @@ class Outputs:
             async for output in self._serving.engine.stream(request):
                 self._record.saw(index, output)
                 if output.finish_reason not in ("error", "abort"):
-                    self._meter.generated(output.token >= 0)
+                    self._meter.generated(self._token_cost if output.token >= 0 else 0)
                 finished = output.finish_reason is not None
                 self._queue.put_nowait((index, output))
             if not finished:
@@ -269,10 +307,16 @@ class Outputs:
 def _charged(state: ServerState, job: Job) -> Iterator[Meter]:
     with ExitStack() as stack:
         try:
-            meter = stack.enter_context(job.caller.using(len(job.requests), job.prompt_tokens))
+            meter = stack.enter_context(job.caller.using(len(job.requests), job.prompt_cost, job.meter))
         except ApiError as error:
             raise state.counted(error) from None
-        yield meter
+        meter.computed = job.computed
+        try:
+            yield meter
+        except ApiError as error:
+            if error.status_code in (429, 503):
+                meter.refuse()
+            raise
 
 
 @asynccontextmanager
@@ -281,7 +325,7 @@ async def running(state: ServerState, serving: Serving, job: Job) -> AsyncIterat
     who has to wait."""
     with _charged(state, job) as meter:
         record = JobRecord(state, serving, job.requests)
-        outputs = Outputs(state, serving, len(job.requests), record, meter)
+        outputs = Outputs(state, serving, job, record, meter)
         tasks = [asyncio.create_task(outputs.pump(index, request)) for index, request in enumerate(job.requests)]
         state.active += 1
         try:

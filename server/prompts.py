@@ -13,13 +13,14 @@ from ladle.server.chat_rendering import ChatRenderer
 from ladle.server.errors import ApiError, context_overflow
 from ladle.server.fields.messages import ChatForm, Message
 from ladle.server.fields.token_ids import TokenIds
+from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.tools.formats import format_of
 
 _CHARACTERS = 8  # of a token; ordinary text has fewer
 _USUAL = 4  # characters of a token on average
+_MANY = 500  # messages
 _SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it
-_LONG = 2000  # characters from which work moves to a thread; below, the hand-over costs more than the work
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Prompt:
 
 async def encode_prompt(
     serving: Serving,
+    reader: Reader,
     prompt: str | TokenIds,
     field: str = "prompt",
     views: Sequence[PromptView] = (),
@@ -61,15 +63,16 @@ async def encode_prompt(
 
     Raises:
         ApiError: more tokens than the context holds.
+        ClientGone: the client left meanwhile.
         InputError: no tokens, or a token that does not exist.
     """
     if isinstance(prompt, str):
-        ids = await _off_loop(len(prompt), _encode, serving, prompt, special, field)
+        ids = await reader.read(len(prompt), _encode, serving, prompt, special, field)
     else:
         ids = prompt
-        for index, token in enumerate(ids):
-            if token >= serving.vocabulary:
-                raise InputError(f"{field}[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
+        if max(ids) >= serving.vocabulary:
+            index, token = next((index, token) for index, token in enumerate(ids) if token >= serving.vocabulary)
+            raise InputError(f"{field}[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
     _check(serving, ids, field)
     seen: dict[PromptView, TokenIds] = {}
     size = len(prompt) if isinstance(prompt, str) else _USUAL * len(ids)
@@ -77,11 +80,11 @@ async def encode_prompt(
         blamed = _blamed(view, size, field)
         if view.kind == "system" and isinstance(prompt, str):
             text = f"{view.text}\n\n{prompt}"
-            seen[view] = await _off_loop(len(text), _encode, serving, text, special, blamed)
+            seen[view] = await reader.read(len(text), _encode, serving, text, special, blamed)
         elif view.kind == "system":
-            seen[view] = await _off_loop(len(view.text), _encode, serving, f"{view.text}\n\n", special, blamed) + ids
+            seen[view] = await reader.read(len(view.text), _encode, serving, f"{view.text}\n\n", special, blamed) + ids
         elif view.text:
-            seen[view] = await _off_loop(len(view.text), _encode, serving, view.text, special, blamed)
+            seen[view] = await reader.read(len(view.text), _encode, serving, view.text, special, blamed)
         else:
             begin = serving.engine.tokenizer.bos_token_id
             seen[view] = (begin,) if isinstance(begin, int) else ids[-1:]
@@ -91,6 +94,7 @@ async def encode_prompt(
 
 async def encode_chat(
     serving: Serving,
+    reader: Reader,
     messages: Sequence[Message],
     views: Sequence[PromptView] = (),
     tools: Sequence[dict[str, Any]] = (),
@@ -104,11 +108,14 @@ async def encode_chat(
 
     Raises:
         ApiError: more tokens than the context holds.
+        ClientGone: the client left meanwhile.
         InputError: field ``messages``: the template refuses them, or knows nothing of calls that stand in them. Field
             ``tools``: it does not show them.
     """
+    if len(messages) > _MANY:
+        await asyncio.sleep(0)  # checking them took a while: others come first
     turns, size, shown = _renderer(serving, messages, tools, form)
-    ids = _check(serving, await _off_loop(size, shown.ids, turns), "messages")
+    ids = _check(serving, await reader.read(size, shown.ids, turns), "messages")
     seen = {}
     for view in views:
         blamed = _blamed(view, size, "messages")
@@ -116,28 +123,29 @@ async def encode_chat(
         if view.kind == "system":
             others = [turn for turn in turns if turn["role"] != "system"]
             turned = [{"role": "system", "content": view.text}, *others]
-            rendered = await _off_loop(size + len(view.text), seen_by_it.ids, turned)
+            rendered = await reader.read(size + len(view.text), seen_by_it.ids, turned)
         elif view.text:
             # What is continued is a part of the answer, whatever was asked.
             only = [{"role": "user", "content": view.text}, *(turns[-1:] if form.continues else ())]
-            rendered = await _off_loop(size + len(view.text), seen_by_it.without_tools().ids, only)
+            rendered = await reader.read(size + len(view.text), seen_by_it.without_tools().ids, only)
         else:
-            rendered = await _off_loop(size, shown.beginning_of_an_answer, turns)
+            rendered = await reader.read(size, shown.beginning_of_an_answer, turns)
         seen[view] = _check(serving, rendered, blamed)
     return Prompt(ids, seen)
 
 
-async def tokens_of_text(serving: Serving, text: str, special: bool) -> TokenIds:
-    """The tokens of ``text``, which may be none, or somewhat more than the context holds. Raises ApiError."""
-    return await _off_loop(len(text), _encode, serving, text, special, "prompt")
+async def tokens_of_text(serving: Serving, reader: Reader, text: str, special: bool) -> TokenIds:
+    """The tokens of ``text``, which may be none, or somewhat more than the context holds. Raises ApiError,
+    ClientGone."""
+    return await reader.read(len(text), _encode, serving, text, special, "prompt")
 
 
 async def tokens_of_chat(
-    serving: Serving, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+    serving: Serving, reader: Reader, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
 ) -> TokenIds:
-    """The same of a conversation. Raises ApiError, and InputError as ``encode_chat`` does."""
+    """The same of a conversation. Raises ApiError, ClientGone, and InputError as ``encode_chat`` does."""
     turns, size, shown = _renderer(serving, messages, tools, form)
-    return await _off_loop(size, shown.ids, turns)
+    return await reader.read(size, shown.ids, turns)
 
 
 def _renderer(
@@ -160,9 +168,23 @@ def _renderer(
     def encode(text: str, mark: str | None) -> TokenIds:
         return _encode(serving, text, False, field, mark)
 
+    said = sum(len((message.content or "").strip()) for message in messages if message.role != "assistant")
+    # Templates leave out what an assistant thought, and show everybody else's words, but for spaces around them.
+    least = serving.bound.of_bytes(said)
+    if least > serving.engine.max_context:
+        raise _too_long(serving, f"more than {least - 1} tokens", "messages")
     turns = [message.turn() for message in messages]
-    size = sum(len(str(turn)) for turn in turns) + (len(str(tools)) if tools else 0)
+    size = sum(_size(turn) for turn in turns) + _size(list(tools)) + _size(dict(form.variables))
     return turns, size, ChatRenderer(serving, form, tools, encode)
+
+
+def _size(value: Any) -> int:
+    """About how many characters a JSON value has."""
+    if isinstance(value, str):
+        return len(value) + 2
+    if isinstance(value, dict):
+        return sum(len(key) + 6 + _size(item) for key, item in value.items())
+    return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | None = None) -> TokenIds:
@@ -172,6 +194,8 @@ def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | 
     # A batch of one: unlike a single encode it lets other threads run meanwhile.
     encode = serving.engine.tokenizer.backend_tokenizer.encode_batch_fast
     limit = serving.engine.max_context
+    if len(text) > limit and mark is None and (least := serving.bound.least_tokens(text)) > limit:
+        raise _too_long(serving, f"more than {least - 1} tokens", field)
     enough = _CHARACTERS * (limit + _SLACK)
     if len(text) > 2 * enough:
         tokens = len(encode([text[:enough]], add_special_tokens=False)[0].ids) - _SLACK
@@ -189,11 +213,6 @@ def _blamed(view: PromptView, size: int, field: str) -> str:
     """The field to blame where a view is too long: its own text's, where that is longer than the ``size`` characters of
     what the client asks."""
     return view.field if view.field is not None and len(view.text) > size else field
-
-
-async def _off_loop(size: int, function: Any, *arguments: Any) -> TokenIds:
-    ids: TokenIds = await asyncio.to_thread(function, *arguments) if size > _LONG else function(*arguments)
-    return ids
 
 
 def _check(serving: Serving, ids: TokenIds, field: str) -> TokenIds:

@@ -22,11 +22,13 @@ from fastapi import FastAPI
 from ladle.merging.errors import InputError
 from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
+from ladle.server.http.listener import BoundedListener
 from ladle.server.http.slow_readers import bound_buffers
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.start_error import EngineStopped, StartError
 from ladle.server.state import Phase, ServerState
+from ladle.server.watch.loop_lag import watched
 from ladle.server.watch.tracing import configured
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ class Service:
             faulthandler.enable(sys.__stderr__)
         bound_buffers(listener, self.settings.send_seconds)
         config = uvicorn.Config(
-            build_app(self.state, self._lifespan),
+            build_app(self.state, self._lifespan, self.settings.host_names),
             log_config=None,
             access_log=False,  # ours says more, see observed.py
             server_header=False,
@@ -111,7 +113,8 @@ class Service:
         if self.state.keys is not None and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload_keys)
         try:
-            yield
+            async with watched(self.state.metrics.loop_lag.observe):
+                yield
         finally:
             await asyncio.to_thread(self.state.hosting.close)
 
@@ -214,7 +217,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        return BoundedListener(socket.create_server(address[:2], family=family, backlog=2048))
     except socket.gaierror as error:
         reason = f"{error.strerror}; give a name or address of this machine"
         raise StartError(f"cannot listen on {host!r}: {reason}") from None

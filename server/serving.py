@@ -14,11 +14,12 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerFast
 
 from ladle.merging.family.family import Family
-from ladle.server.control_tokens import ControlTokens
 from ladle.server.engine.engine import EngineStats
 from ladle.server.engine.grammars.grammar import GrammarCompiler
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
-from ladle.server.token_text import TokenText
+from ladle.server.text.control_tokens import ControlTokens
+from ladle.server.text.text_bound import TextBound
+from ladle.server.text.token_text import TokenText
 
 
 class TextEngine(Protocol):
@@ -54,9 +55,9 @@ class Serving:
         created: Unix time at which it was loaded.
         form: which forms of a step are in force, by name.
         fingerprint: changes with the base's weights, with the form and with our version.
+        bound: how many tokens a text has at least.
         controls: what names of special tokens in the texts of a chat are kept from becoming.
-        grammars: of the base's tokenizer; ``compiling`` is where they are compiled, so that neither the event loop nor
-            the threads that read prompts wait for them.
+        grammars: of the base's tokenizer; ``compiling`` is where one is compiled before anybody asks.
     """
 
     family: Family
@@ -65,6 +66,7 @@ class Serving:
     created: int
     fingerprint: str
     tokens: TokenText
+    bound: TextBound
     controls: ControlTokens
     grammars: GrammarCompiler
     compiling: ThreadPoolExecutor
@@ -89,9 +91,9 @@ class Serving:
             created=int(time.time()),
             fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
             tokens=TokenText(engine.tokenizer),
+            bound=TextBound(engine.tokenizer),
             controls=ControlTokens(engine.tokenizer),
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
-            # They wait for processes, which share the cores: what takes long there is not to hold others' grammars up.
-            compiling=ThreadPoolExecutor(8, "ladle-compile"),
+            compiling=ThreadPoolExecutor(1, "ladle-compile"),
             form=dict(form),
         )

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ladle.merging.errors import InputError
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import Limits
+from ladle.server.access.hosts import ANY, HostNames
 from ladle.server.engine.config import EngineConfig
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -72,6 +73,9 @@ class ServerSettings(BaseSettings):
     max_queue: int = Field(256, ge=1, description="requests that may wait before new ones get 429")
     max_queue_tokens: int = Field(1 << 20, ge=1, description="prompt tokens that may wait before new requests get 429")
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
+    share_prefixes: bool = Field(
+        False, description="reuse the state of equal prefixes among keys too, which lets them find out what others sent"
+    )
     compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
     cuda_graphs: bool = Field(True, description="on a GPU, record decode steps and run the recordings")
     reproducible: bool = Field(
@@ -113,7 +117,8 @@ class ServerSettings(BaseSettings):
         75, ge=1, le=86400, description="how long a connection without a request is kept open"
     )
     trusted_hosts: list[str] = Field(
-        [], description="names that requests may ask for, or *.NAME; by default any: see docs/security.md"
+        [],
+        description="names by which the server may be asked besides localhost and addresses, *.NAME, or * for any",
     )
     cors_origins: list[str] = Field([], description="browser origins that may call the API; none by default")
     keep_alive_seconds: float = Field(15.0, gt=0, le=600, description="silence before a stream sends a comment")
@@ -154,8 +159,9 @@ class ServerSettings(BaseSettings):
     @classmethod
     def _host_names(cls, value: list[str]) -> list[str]:
         for host in value:
-            if not _HOST.fullmatch(host):
-                raise ValueError(f"{host!r} is not allowed; allowed: a host name or address without port, or *.NAME")
+            if host != ANY and not _HOST.fullmatch(host):
+                allowed = "a host name or address without port, *.NAME, or * for any"
+                raise ValueError(f"{host!r} is not allowed; allowed: {allowed}")
         return value
 
     @model_validator(mode="after")
@@ -164,6 +170,11 @@ class ServerSettings(BaseSettings):
             if getattr(self, name) is not None and self.api_key_file is None:
                 raise InputError(name, getattr(self, name), "only together with api_key_file")
         return self
+
+    @property
+    def host_names(self) -> HostNames:
+        """The names by which a server with these settings may be asked."""
+        return HostNames.of(self.host, self.trusted_hosts)
 
     def read_keys(self) -> ApiKeys | None:
         """The keys that are asked for; None: no keys. Raises InputError."""

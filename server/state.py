@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import Caller
+from ladle.server.access.turns import FairPool
 from ladle.server.engine.stats.failure_streak import FailureStreak
 from ladle.server.errors import ApiError, unavailable
 from ladle.server.hosting import Hosted, Hosting, family_named
@@ -18,6 +19,8 @@ from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.watch.telemetry import Metrics
 from ladle.server.watch.tracing import Tracing
+
+_COMPILING = 8  # grammars at once
 
 
 class Phase(StrEnum):
@@ -59,6 +62,8 @@ class ServerState:
         doing: what is being loaded, for who asks why the server is not ready.
         responses: answers that are kept for their callers.
         loads: how the loads that an administrator asked for went.
+        reading: where texts become tokens, the callers taking turns.
+        compiling: where grammars are compiled, likewise: they wait for processes, which share the cores.
         drain_until: when running requests will be ended, in seconds of ``time.monotonic``.
     """
 
@@ -72,6 +77,8 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
     doing: str = ""
+    reading: FairPool = field(default_factory=FairPool)
+    compiling: FairPool = field(default_factory=lambda: FairPool(_COMPILING))
     drain_until: float | None = None
     responses: ResponseStore = field(init=False)
     loads: FailureStreak = field(default_factory=lambda: FailureStreak("loading a family"))

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 faults = typer.Typer(
     no_args_is_help=True,
-    help="Generated requests, grammars, cancelled streams, overload and a soak, on the loopback interface; exit code "
-    "1 when something did not hold.",
+    help="Generated requests, grammars, cancelled streams, overload, hostile callers and a soak, on the loopback "
+    "interface; exit code 1 when something did not hold.",
 )
 
 VOCABULARY = 320
 """Of the family that is made for these runs."""
 MOST_GROWTH = 0.02
 """Of the memory of a server that is warm."""
+MOST_DELAYED = 2.0
+"""A short answer while another key does its worst, over its quiet time, one step not counted."""
 MOST_SLOWER = 1.5
 """The 99th percentile between tokens under overload, over that of a loaded server."""
 
@@ -158,6 +160,109 @@ def grammars(
     with _serving(family, "--default-max-tokens", "32", "--max-queue", "1024") as server:
         row = asyncio.run(grammar_storm.run(server, count, concurrency, _seed(seed)))
     _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults loop")
+def loop(family: FamilyOption = None, note: NoteOption = "", out: OutOption = None) -> None:
+    """Requests that are made to keep the event loop busy: for how long each of them does."""
+    from ladle.benchmarks.faults.callers import event_loop
+
+    with _serving(family, "--default-max-tokens", "32", "--max-queue", "1024") as server:
+        row = asyncio.run(event_loop.run(server))
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults tokenise --seconds 30")
+def tokenise(
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of the attack, in seconds.")] = 30.0,
+    clients: Annotated[int, typer.Option(min=1, help="Hostile clients.")] = 8,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """Megabytes of text under dozens of prompt views from one key, left while they are read; another key's pace."""
+    _report(_attacked("tokenise", family, seconds, clients, _seed(seed)), note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults neighbours --seconds 60")
+def neighbours(
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of the attack, in seconds.")] = 60.0,
+    clients: Annotated[int, typer.Option(min=1, help="Hostile clients.")] = 8,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """All that one key can do to keep others waiting, and how long another key's short answer takes meanwhile."""
+    _report(_attacked("neighbours", family, seconds, clients, _seed(seed)), note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults limits --count 60")
+def limits(
+    count: Annotated[int, typer.Option(min=1, help="Prompts that are sent and left.")] = 60,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """A key that leaves its requests before they are answered: what is computed for it beyond its limit."""
+    from ladle.benchmarks.faults.callers import token_limits, two_keys
+    from ladle.server.access.callers import Limits
+
+    with two_keys.serving(family, Limits(None, token_limits.PER_MINUTE)) as keys:
+        row = asyncio.run(token_limits.run(keys, count, _seed(seed)))
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults rebinding")
+def rebinding(family: FamilyOption = None, note: NoteOption = "", out: OutOption = None) -> None:
+    """What is answered under names that are not the server's."""
+    from ladle.benchmarks.faults.callers import foreign_names
+
+    with _serving(family) as server:
+        row = asyncio.run(foreign_names.run(server))
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults tenants --count 50")
+def tenants(
+    count: Annotated[int, typer.Option(min=1, help="Prompts that another key guesses.")] = 50,
+    family: FamilyOption = None,
+    seed: SeedOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """One key guesses what another one has sent, by what is reused of it."""
+    from ladle.benchmarks.faults.callers import tenants as benchmark
+    from ladle.benchmarks.faults.callers import two_keys
+
+    with two_keys.serving(family) as keys:
+        row = asyncio.run(benchmark.run(keys, count, _seed(seed)))
+    _report(row, note, out)
+
+
+@faults.command(epilog="Example: ladle bench faults descriptors --connections 600")
+def descriptors(
+    connections: Annotated[int, typer.Option(min=1, help="Connections that are opened at once.")] = 600,
+    family: FamilyOption = None,
+    note: NoteOption = "",
+    out: OutOption = None,
+) -> None:
+    """More connections than a server has file descriptors for."""
+    from ladle.benchmarks.faults.callers import descriptors as benchmark
+
+    with _serving(family) as server:
+        row = asyncio.run(benchmark.run(server, connections))
+    _report(row, note, out)
+
+
+def _attacked(kind: str, family: Path | None, seconds: float, clients: int, seed: int) -> dict[str, object]:
+    from ladle.benchmarks.faults.callers import neighbours as benchmark
+    from ladle.benchmarks.faults.callers import two_keys
+
+    with two_keys.serving(family, benchmark.LIMITS, ("--max-queue", "1024")) as keys:
+        return asyncio.run(benchmark.run(keys, seconds, clients, seed, kind, 4 << 20, MOST_DELAYED))
 
 
 def broken(row: Mapping[str, Any]) -> list[str]:

@@ -129,7 +129,7 @@ class ApiKeys:
         callers = {}
         for key in keys:
             limits = key.limits.otherwise(self._defaults)
-            caller = self._callers.get(key.digest) or Caller(key.name, key.scopes, limits)
+            caller = self._callers.get(key.digest) or Caller(key.name, key.scopes, limits, salt=key.digest)
             caller.change(key.name, key.scopes, limits)
             callers[key.digest] = caller
         self._callers = callers

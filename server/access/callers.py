@@ -39,21 +39,53 @@ NO_LIMITS = Limits()
 
 
 class Meter:
-    """What one request of a caller has used."""
+    """What one request of a caller has used.
 
-    def __init__(self, caller: Caller, prompt_tokens: int) -> None:
+    Its texts are paid for as they are read, its prompts as a whole when it begins, and its answers as they come. What
+    was paid for its prompts and not computed is given back at its end: where the server refused it that is all of it,
+    and where its client left before the first token, whatever exceeds the work that was done.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self.computed: Callable[[], int] = lambda: 0
+        """How many tokens the engine has computed so far, those of every source counted."""
         self._caller = caller
-        self._refund = prompt_tokens
+        self._read = 0
+        self._paid = 0
+        self._answered = False
+        self._refused = False
+
+    @property
+    def paid(self) -> int:
+        """Tokens that are paid for, but for those of answers."""
+        return self._paid
+
+    def read(self, tokens: int) -> None:
+        """A text was turned into ``tokens``."""
+        self._read += tokens
+        self._pay(self._paid + tokens)
+
+    def begin(self, prompt_tokens: int) -> None:
+        """The engine is to compute ``prompt_tokens``; what was read of them is paid for already."""
+        self._pay(max(self._paid, prompt_tokens))
 
     def generated(self, tokens: int) -> None:
         """``tokens`` came out; from the first one on the prompt is paid for."""
-        self._refund = 0
+        self._answered = True
         self._caller.spend(tokens)
 
+    def refuse(self) -> None:
+        """The server had no room for the request."""
+        self._refused = True
+
     def close(self) -> None:
-        """The request is over. One that got nothing, because the queue was full for instance, pays nothing."""
-        self._caller.spend(-self._refund)
-        self._refund = 0
+        """The request is over."""
+        if not self._answered:
+            self._pay(0 if self._refused else max(self._read, self.computed()))
+
+    def _pay(self, tokens: int) -> None:
+        self._caller.spend(tokens - self._paid)
+        self._paid = tokens
 
 
 class Caller:
@@ -61,8 +93,8 @@ class Caller:
 
     The tokens of a minute are a bucket that fills all the time and holds a minute's worth. A request may start while
     there is anything in it; it pays for its prompt at once and for its answer token by token, so that long answers need
-    not be foreseen. What goes beyond is owed, and nothing starts until it has been filled up again: over time a caller
-    gets its tokens a minute and no more.
+    not be foreseen. Who leaves early has paid for what was computed. What goes beyond is owed, and nothing starts until
+    it has been filled up again: over time a caller gets its tokens a minute and no more.
     """
 
     def __init__(
@@ -71,10 +103,13 @@ class Caller:
         scopes: frozenset[str],
         limits: Limits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
+        salt: bytes = b"",
     ) -> None:
         self.name = name
         self.scopes = scopes
         self.running = 0
+        self.salt = salt
+        """Keeps what is computed for it apart from what is computed for others; empty for who shares."""
         self._clock = clock
         self._limits = limits
         self._tokens = float(limits.tokens_per_minute or 0)
@@ -99,8 +134,8 @@ class Caller:
         self._require_tokens()
 
     @contextmanager
-    def using(self, answers: int, prompt_tokens: int) -> Iterator[Meter]:
-        """Make ``answers`` answers to prompts of ``prompt_tokens``.
+    def using(self, answers: int, prompt_tokens: int, meter: Meter | None = None) -> Iterator[Meter]:
+        """Make ``answers`` answers to prompts of ``prompt_tokens``; ``meter``: what the request has paid already.
 
         Raises:
             ApiError: 429 when that is too much now, 400 when it always is.
@@ -113,11 +148,12 @@ class Caller:
                 param="n",
                 code="invalid_value",
             )
+        meter = meter or Meter(self)
         self._require_room(answers)
-        self._require_tokens()
+        self._require_tokens(meter.paid)
         self.running += answers
-        self.spend(prompt_tokens)
-        meter, start = Meter(self, prompt_tokens), self._clock()
+        meter.begin(prompt_tokens)
+        start = self._clock()
         try:
             yield meter
         finally:
@@ -137,12 +173,13 @@ class Caller:
             message = f"{self.running} answers are being made for this key; allowed: {most} at once"
             raise _later(message, "too_many_at_once", self._typical)
 
-    def _require_tokens(self) -> None:
+    def _require_tokens(self, paid: int = 0) -> None:
+        """``paid``: what the request that wants to begin has itself taken out."""
         rate = self._limits.tokens_per_minute
         if rate is None:
             return
         self._fill()
-        if self._tokens <= 0:
+        if self._tokens + paid <= 0:
             wait = (1 - self._tokens) * 60 / rate
             raise _later(f"this key has used its {rate} tokens a minute", "tokens_per_minute", wait)
 

@@ -4,13 +4,13 @@ ASGI middleware, so that disconnects still reach the handlers."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import ADMIN, ANYONE, GENERATE, Caller
+from ladle.server.access.hosts import HostNames, without_port
 from ladle.server.errors import ApiError
 
 PROTECTED = ("/v1/", "/tokenize", "/detokenize")
@@ -71,30 +71,23 @@ class KeyCheck:
 
 
 class TrustedHosts:
-    """400 for requests that ask for another host than ``hosts``, names or ``*.NAME``: a page that makes a browser
-    believe its own name is this machine's (DNS rebinding) gets nothing. Probes ask by address, and are let through."""
+    """400 for requests that ask for a host which is not among ``names``: a page that makes a browser believe its own
+    name is this machine's (DNS rebinding) gets nothing. Probes are let through."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, names: HostNames) -> None:
         self._app = app
-        self._names = frozenset(host.lower() for host in hosts)
-        self._endings = tuple(host[1:].lower() for host in hosts if host.startswith("*."))
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _PROBES:
             given = Headers(scope=scope).getlist("host")
-            host = _without_port(given[0]) if len(given) == 1 else ""
-            if host not in self._names and not (host and host.endswith(self._endings)):
-                error = ApiError(400, f"Host: {host[:200]!r} is not served here", code="invalid_host")
+            host = without_port(given[0]) if len(given) == 1 else ""
+            if host not in self._names:
+                cure = "an operator lets names in with --trusted-host"
+                error = ApiError(400, f"Host: {host[:200]!r} is not served here; {cure}", code="invalid_host")
                 await error.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-def _without_port(host: str) -> str:
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].rstrip(".")
 
 
 class BodyLimit:

@@ -59,6 +59,14 @@ def command(
         bool | None,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Reuse the state of equal prefixes.", show_default="on"),
     ] = None,
+    share_prefixes: Annotated[
+        bool | None,
+        typer.Option(
+            "--share-prefixes/--no-share-prefixes",
+            help="Reuse it among API keys too, which lets them find out what others sent.",
+            show_default="off",
+        ),
+    ] = None,
     compiled_layers: Annotated[
         bool | None,
         typer.Option(
@@ -144,7 +152,11 @@ def command(
         typer.Option(help="How long a connection without a request is kept open.", show_default="75"),
     ] = None,
     trusted_host: Annotated[
-        list[str] | None, typer.Option(help="Name that requests may ask for, or *.NAME; may be repeated. Default: any.")
+        list[str] | None,
+        typer.Option(
+            help="Name by which the server may be asked besides localhost and addresses: a name, *.NAME, or * for any; "
+            "may be repeated."
+        ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Browser origin that may call the API; may be repeated.")
@@ -223,6 +235,7 @@ def command(
         "max_queue": max_queue,
         "max_queue_tokens": max_queue_tokens,
         "prefix_cache": prefix_cache,
+        "share_prefixes": share_prefixes,
         "compiled_layers": compiled_layers,
         "reproducible": reproducible,
         "cuda_graphs": cuda_graphs,
@@ -262,6 +275,7 @@ def command(
         configure_logging(settings.log_level, settings.log_format, settings.log_prompts)
         with listen(settings.host, settings.port) as listener:
             url = url_of(listener)
+            say(f"it is to be asked by these names: {settings.host_names} (--trusted-host adds others)")
 
             def ready(serving: Serving) -> None:
                 if as_json:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ladle.merging.errors import InputError
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.request import GenerationRequest
-from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.sequence import Lane
+from ladle.server.engine.requests.sequence import Sequence as Generated
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.scores.prompt_scores import why_not
 from ladle.server.engine.served_models import ServedModels
@@ -27,7 +30,8 @@ def check_request(
     lanes = models.lanes(request)
     prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in lanes)]))
     _check_lengths(request, prompts, max_context)
-    _check_ids("prompt", [token for prompt in prompts for token in prompt], models.vocabulary)
+    for prompt in prompts:
+        _check_ids("prompt", prompt, models.vocabulary)
     _check_ids("logit_bias", [token for token, _ in request.sampling.logit_bias], models.vocabulary)
     if len(lanes) > config.lanes:
         raise InputError("steering", f"{len(lanes)} sources", f"at most {config.lanes} sources")
@@ -44,7 +48,7 @@ def check_request(
     if sum(merged.values()) > config.weights_memory:
         allowed = f"{config.weights_memory} bytes (weights_memory) of merged weights; they take {sum(merged.values())}"
         raise InputError("steering", f"{len(merged)} sets of merged full weights", allowed)
-    needed = Scheduler.blocks_for(Sequence(request, lanes), request.sampling.max_tokens)
+    needed = Scheduler.blocks_for(Generated(request, lanes), request.sampling.max_tokens)
     if needed > blocks:
         allowed = (
             f"what fits {blocks} blocks of {BLOCK_SIZE} tokens, the size of the KV pool; with {len(lanes)} lanes and "
@@ -65,7 +69,8 @@ def _check_lengths(request: GenerationRequest, prompts: list[tuple[int, ...]], m
         raise InputError("max_tokens", wanted, allowed)
 
 
-def _check_ids(field: str, ids: list[int], vocabulary: int) -> None:
-    stranger = next((token for token in ids if not 0 <= token < vocabulary), None)
-    if stranger is not None:
+def _check_ids(field: str, ids: Sequence[int], vocabulary: int) -> None:
+    # On the event loop, for every sequence: by functions that are written in C.
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        stranger = next(token for token in ids if not 0 <= token < vocabulary)
         raise InputError(field, stranger, f"token ids from 0 to {vocabulary - 1}")

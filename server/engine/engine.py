@@ -323,6 +323,7 @@ class Engine:
             if sequence.admitted_at is None:
                 sequence.admitted_at = start
                 sequence.leave_queue()
+        plan.account()
         admitted = self.scheduler.take_admitted()
         try:
             self.runner.clear(self.scheduler.take_fresh())

@@ -180,6 +180,7 @@ class ServedModels:
                 _prompt(request, source),
                 self._bank,
                 ValueHead.of(source, self.family.heads, self.score_dtype, self.device),
+                request.salt,
             )
             for source in request.plan.sources
         ]

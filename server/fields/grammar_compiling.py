@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ladle.merging.errors import InputError
@@ -29,26 +29,47 @@ Parts = Sequence[tuple[str, Mapping[str, Any]]]
 """Fields with the schemas in them, bound as ``bind_schema`` does."""
 
 
-async def compile_grammar(serving: Serving, spec: GrammarSpec, field: str, parts: Parts = ()) -> Grammar:
-    """The grammar ready for use.
+Aside = Callable[[Callable[[], Grammar | None]], Awaitable[Grammar | None]]
+"""Runs what takes a while beside the event loop, in turns with other callers."""
 
-    Args:
+
+@dataclass(frozen=True)
+class AskedGrammar:
+    """A grammar as a request asks for it.
+
+    Attributes:
         field: that asks for it.
         parts: the schemas that it is made of.
+    """
+
+    spec: GrammarSpec
+    field: str
+    parts: Parts = ()
+
+
+async def compile_grammar(serving: Serving, ask: Callable[[], AskedGrammar | None], aside: Aside) -> Grammar | None:
+    """The grammar ready for use; None where there is nothing to follow.
+
+    Args:
+        ask: reads it from the request. Schemas may be large, so that this too is done ``aside``.
 
     Raises:
-        InputError: it cannot be followed; names the field and, of a schema, the path to the part that is at fault.
+        InputError: as ``ask`` does; or it cannot be followed, which names the field and, of a schema, the path to the
+            part that is at fault.
         ApiError: 400 ``grammar_too_complex``, or 503 where the system has no process for it.
     """
 
-    def work() -> Grammar:
+    def work() -> Grammar | None:
+        asked = ask()
+        if asked is None:
+            return None
         try:
-            return serving.grammars.compile(spec)
+            return serving.grammars.compile(asked.spec)
         except GrammarError as error:
-            raise _refusal(serving.grammars, spec, field, parts, error) from None
+            raise _refusal(serving.grammars, asked.spec, asked.field, asked.parts, error) from None
 
     try:
-        return await asyncio.get_running_loop().run_in_executor(serving.compiling, work)
+        return await aside(work)
     except GrammarsUnavailable as error:
         logger.error("a grammar could not be compiled: %s", error)
         raise unavailable(str(error), "grammars_unavailable") from None

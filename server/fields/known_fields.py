@@ -18,7 +18,6 @@ Defaults = Mapping[str, tuple[Any, ...]]
 _BOTH: Defaults = {
     "allowed_token_ids": (),
     "bad_words": ([],),
-    "cache_salt": (),
     "early_stopping": (False,),
     "guided_choice": (),
     "guided_decoding_backend": (),

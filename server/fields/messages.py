@@ -103,7 +103,7 @@ class Message(MessageBase):
         return turn | {key: value for key, value in others.items() if value is not None}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=4096)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.grammars.grammar import Grammar, GrammarSpec
-from ladle.server.fields.grammar_compiling import compile_grammar
+from ladle.server.fields.grammar_compiling import Aside, AskedGrammar, compile_grammar
 from ladle.server.fields.schema_binding import bind_schema, ends_in_lone_backslash
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.serving import Serving
@@ -18,6 +18,7 @@ from ladle.server.serving import Serving
 FORMAT_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _MAX_REGEX = 20_000  # characters
 _MAX_CHOICES = 1000
+_MAX_CHOICE_TEXT = 200_000  # characters of all of them; the compiler manages some tens of thousands in its time
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$#&\-~/])")
 
 Schema = Annotated[dict[str, Any], Field(description="a JSON schema")]
@@ -71,6 +72,13 @@ class StructuredOutputs(StrictModel):
         given = [name for name in ("json", "regex", "choice") if getattr(self, _field(name)) is not None]
         if len(given) != 1:
             raise InputError("structured_outputs", given, "exactly one of json, regex and choice")
+        size = sum(map(len, self.choice or ()))
+        if size > _MAX_CHOICE_TEXT:
+            raise InputError(
+                "structured_outputs.choice",
+                f"{size} characters",
+                f"choices of at most {_MAX_CHOICE_TEXT} characters together",
+            )
         return self
 
 
@@ -91,6 +99,13 @@ class OutputFields(StrictModel):
             allowed = "nothing beside a response_format of another type than text"
             raise InputError("structured_outputs", "a grammar", allowed)
         return self
+
+    @property
+    def binds(self) -> bool:
+        """Whether the answer has a form."""
+        return self.structured_outputs is not None or (
+            self.response_format is not None and self.response_format.type != "text"
+        )
 
     def output_grammar(self) -> tuple[GrammarSpec, str] | None:
         """The grammar of the answer and the field that asks for it; None for free text.
@@ -116,11 +131,14 @@ class OutputFields(StrictModel):
         return GrammarSpec("regex", f"(?:{alternatives})"), "structured_outputs.choice"
 
 
-async def grammar_of(serving: Serving, fields: OutputFields) -> Grammar | None:
+async def grammar_of(serving: Serving, fields: OutputFields, aside: Aside) -> Grammar | None:
     """What the answer to a request must follow. Raises InputError, ApiError."""
-    asked = fields.output_grammar()
-    if asked is None:
-        return None
-    spec, field = asked
-    parts = [(field, json.loads(spec.text))] if spec.kind == "json_schema" else []
-    return await compile_grammar(serving, spec, field, parts)
+
+    def ask() -> AskedGrammar | None:
+        found = fields.output_grammar()
+        if found is None:
+            return None
+        spec, field = found
+        return AskedGrammar(spec, field, [(field, json.loads(spec.text))] if spec.kind == "json_schema" else [])
+
+    return await compile_grammar(serving, ask, aside) if fields.binds else None

@@ -30,6 +30,8 @@ MAX_TOP_LOGPROBS = 20
 _MAX_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 _MAX_STOP_LENGTH = 512  # characters; what may be held back from a stream, and searched for at every token
 _MAX_STOP_IDS = 1024
+_MAX_BIASES = 4096  # validating as many takes a millisecond or two
+_MAX_SALT = 256
 _SEED_RANGE = 1 << 63
 _T = TypeVar("_T", int, float)
 
@@ -45,6 +47,13 @@ def _stops(value: Any) -> Any:
         if not isinstance(stop, str) or not 1 <= len(stop) <= _MAX_STOP_LENGTH:
             raise ValueError(f"allowed: strings of 1 to {_MAX_STOP_LENGTH} characters")
     return stops
+
+
+def _few_biases(value: Any) -> Any:
+    """Refuse what is too much before each of it is looked at."""
+    if isinstance(value, dict) and len(value) > _MAX_BIASES:
+        raise ValueError(f"allowed: at most {_MAX_BIASES} token ids, not {len(value)}")
+    return value
 
 
 def _token_ids(value: dict[str, float]) -> dict[str, float]:
@@ -113,13 +122,16 @@ _STOP: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": _MAX_STO
 _STOP_SCHEMA = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": _MAX_STOPS}, {"type": "null"}]}
 _BIAS_SCHEMA = {
     "type": "object",
+    "maxProperties": _MAX_BIASES,
     "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
 }
 
 SteeringField = Annotated[dict[str, Any], AfterValidator(_steering), WithJsonSchema(_STEERING_SCHEMA)]
 StopField = Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)]
-LogitBias = Annotated[dict[str, float], AfterValidator(_token_ids), WithJsonSchema(_BIAS_SCHEMA)]
+LogitBias = Annotated[
+    dict[str, float], AfterValidator(_token_ids), BeforeValidator(_few_biases), WithJsonSchema(_BIAS_SCHEMA)
+]
 ModelField = Annotated[
     Annotated[str, Field(min_length=1, max_length=4096)] | None,
     Field(
@@ -129,7 +141,7 @@ ModelField = Annotated[
 ]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[int, Field(ge=1)]
-StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=_MAX_STOP_IDS)]
+StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=_MAX_STOP_IDS, fail_fast=True)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
@@ -175,6 +187,9 @@ class SamplingFields(OutputFields, SteeredFields):
     )
     include_stop_str_in_output: bool | None = Field(
         None, description="the text holds what ended it, a stop string or a token of stop_token_ids; extension"
+    )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=_MAX_SALT)] | None = Field(
+        None, description="the state of the prompt is shared with requests of the same salt only; extension"
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,8 @@ from ladle.server.fields.schema_numbers import NumberError, bounds, check_consta
 
 # Those that the library keeps to. By the standard every other format is a note.
 FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
+_MOST_PARTS = 50_000  # objects, lists, texts and numbers in a schema
+_MOST_TEXT = 1 << 20  # characters of all names and texts in it
 _DEEP = 100  # schemas within schemas; the library's reader takes about as many
 # Names of a map that are dates and the like; every one that these match is one.
 _NAME_FORMATS = {
@@ -28,6 +30,7 @@ def bind_schema(schema: dict[str, Any], field: str) -> dict[str, Any]:
         InputError: an unknown keyword, a number that cannot be kept exactly, schemas nested without end; it names
             ``field`` and the path in the schema.
     """
+    _require_small(schema, field)
     found = unknown_keyword(schema)
     if found is not None:
         path, keyword = found
@@ -35,6 +38,25 @@ def bind_schema(schema: dict[str, Any], field: str) -> dict[str, Any]:
     bound = _Binder(field, schema).bind(schema, "", 0)
     assert isinstance(bound, dict)
     return bound
+
+
+def _require_small(schema: dict[str, Any], field: str) -> None:
+    """Raise InputError for a schema that takes long only to read: its compiler would not manage it in its time."""
+    parts, size = 0, 0
+    todo: list[Any] = [schema]
+    while todo and parts <= _MOST_PARTS and size <= _MOST_TEXT:
+        part = todo.pop()
+        parts += 1
+        if isinstance(part, str):
+            size += len(part)
+        elif isinstance(part, dict):
+            size += sum(map(len, part))
+            todo.extend(part.values())
+        elif isinstance(part, list):
+            todo.extend(part)
+    if todo:
+        allowed = f"schemas of at most {_MOST_PARTS} parts and {_MOST_TEXT} characters"
+        raise InputError(field, "a schema", allowed)
 
 
 class _Binder:

@@ -8,7 +8,7 @@ from typing import Any
 from ladle.merging.errors import InputError
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.fields.form import FormFields
-from ladle.server.fields.grammar_compiling import compile_grammar
+from ladle.server.fields.grammar_compiling import Aside, AskedGrammar, compile_grammar
 from ladle.server.fields.output_format import grammar_of
 from ladle.server.fields.schema_binding import bind_schema
 from ladle.server.serving import Serving
@@ -63,8 +63,13 @@ class ToolCalling:
         names = frozenset(tool.function.name for tool in self.tools if self.named in (None, tool.function.name))
         return ToolParser(self.style, names, self.several, self.required)
 
-    async def grammar(self, serving: Serving, body: FormFields) -> Grammar | None:
+    async def grammar(self, serving: Serving, body: FormFields, aside: Aside) -> Grammar | None:
         """What the answer must follow; None where the model decides. Raises InputError, ApiError."""
+        required = body.tool_choice is not None and body.tool_choice.mode == "required"
+        return await compile_grammar(serving, lambda: self._asked(body), aside) if required or body.binds else None
+
+    def _asked(self, body: FormFields) -> AskedGrammar | None:
+        """Raises InputError."""
         choice = body.tool_choice
         required = choice is not None and choice.mode == "required"
         answer = body.output_grammar()
@@ -89,9 +94,13 @@ class ToolCalling:
         if other is not None:
             parts.append((other[1], other[0]))
         spec = calls_grammar(self.style, functions, self.several, None if other is None else other[0])
-        return await compile_grammar(serving, spec, "tools", parts)
+        return AskedGrammar(spec, "tools", parts)
 
 
-async def answer_grammar(serving: Serving, body: FormFields, calling: ToolCalling | None) -> Grammar | None:
-    """What the answer to a chat must follow, with tools and without. Raises InputError."""
-    return await grammar_of(serving, body) if calling is None else await calling.grammar(serving, body)
+async def answer_grammar(
+    serving: Serving, body: FormFields, calling: ToolCalling | None, aside: Aside
+) -> Grammar | None:
+    """What the answer to a chat must follow, with tools and without. Raises InputError, ApiError."""
+    if calling is None:
+        return await grammar_of(serving, body, aside)
+    return await calling.grammar(serving, body, aside)

@@ -46,4 +46,4 @@ class DetokenizeRequest(StrictModel):
     """Token ids whose text is asked for."""
 
     model: ModelField = None
-    tokens: list[Annotated[int, Field(ge=0, lt=1 << 31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fast=True)]

@@ -28,7 +28,7 @@ from ladle.server.replies.types import (
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter
-from ladle.server.token_text import TokenText, finite
+from ladle.server.text.token_text import TokenText, finite
 from ladle.server.tools.parser import Call
 
 

@@ -18,7 +18,7 @@ from ladle.server.replies.types import Completion, CompletionChoice, CompletionL
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter
-from ladle.server.token_text import TokenText, finite
+from ladle.server.text.token_text import TokenText, finite
 
 
 def completion(

@@ -13,7 +13,7 @@ from ladle.server.openai.text_offsets import Utf8Count
 from ladle.server.prompts import Prompt
 from ladle.server.replies.types import CompletionLogprobs
 from ladle.server.serving import Serving
-from ladle.server.token_text import TokenText, finite
+from ladle.server.text.token_text import TokenText, finite
 
 
 class Echo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 
 from ladle.server.engine.requests.request import StepOutput
-from ladle.server.token_text import TokenText
+from ladle.server.text.token_text import TokenText
 
 
 class Utf8Count:

@@ -9,7 +9,7 @@ from ladle.guidance.diagnostics.compatibility import BEST, OFTEN_OUTSIDE
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.replies.types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.serving import Serving
-from ladle.server.token_text import finite
+from ladle.server.text.token_text import finite
 
 _FEWEST = 3  # tokens; fewer may be chance
 

@@ -7,8 +7,10 @@ from typing import Any
 from fastapi import Request
 from pydantic import TypeAdapter
 
+from ladle.server.access.callers import Meter
 from ladle.server.access.security import caller_of
 from ladle.server.fields.model_names import ModelName
+from ladle.server.reader import Reader
 from ladle.server.replies.types import ErrorReply
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
@@ -51,6 +53,13 @@ def serving_of(request: Request, model: str | None, generates: bool = True) -> S
     if generates:
         state.let(caller_of(request.scope))
     return state.hosting.hold(request.scope, hosted)
+
+
+def reader_of(request: Request, generates: bool = True) -> Reader:
+    """What reads the texts of a request, for which its caller pays where it ``generates``."""
+    state = state_of(request)
+    meter = Meter(caller_of(request.scope)) if generates else None
+    return Reader(request, state.reading, state.compiling, meter)
 
 
 def answers(shape: Any, *codes: int, error: Any = ErrorReply) -> dict[int | str, dict[str, Any]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladle.server.access.security import caller_of
 from ladle.server.chat_jobs import chat_job
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.openai.chat_reply import ChatStream, chat_completion
 from ladle.server.openai.requests import ChatCompletionRequest
 from ladle.server.replies.types import ChatChunk, ChatCompletion
-from ladle.server.routes import serving_of, state_of, streamed
+from ladle.server.routes import reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.streaming import stream_response
 
@@ -29,7 +28,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Res
     """OpenAI's chat completions. Fields are listed below; any other field is refused by name."""
     state = state_of(request)
     serving = serving_of(request, body.model)
-    chat = await chat_job(state, serving, caller_of(request.scope), body)
+    chat = await chat_job(state, serving, reader_of(request), body)
     job, logprobs = chat.job, bool(body.logprobs)
     if body.stream:
         writer = ChatStream(serving, job, chat.model, logprobs, body.usage_in_stream, chat.calling)

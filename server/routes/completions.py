@@ -7,14 +7,14 @@ from fastapi.responses import JSONResponse
 
 from ladle.server.access.security import caller_of
 from ladle.server.fields.output_format import grammar_of
-from ladle.server.generation import collect, make_job, require_few
+from ladle.server.generation import collect, make_job, require_few, require_place
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.openai.completion_reply import CompletionStream, completion
 from ladle.server.openai.echo import echoes
 from ladle.server.openai.requests import DEFAULT_COMPLETION_TOKENS, CompletionRequest
 from ladle.server.prompts import encode_prompt
 from ladle.server.replies.types import Completion
-from ladle.server.routes import serving_of, state_of, streamed
+from ladle.server.routes import reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
@@ -38,11 +38,15 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     caller = caller_of(request.scope)
     serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    reader = reader_of(request)
     require_few(state.settings, body.choices, len(body.prompt))
     prompts = []
     for index, prompt in enumerate(body.prompt):
         field = "prompt" if len(body.prompt) == 1 else f"prompt[{index}]"
-        prompts.append(await encode_prompt(serving, prompt, field, plan.views, body.add_special_tokens is not False))
+        special = body.add_special_tokens is not False
+        prompts.append(await encode_prompt(serving, reader, prompt, field, plan.views, special))
+        # Found out as soon as it is so: what is read beyond that would be read in vain.
+        require_place(state, plan, prompts, body.choices, len(body.prompt))
     limit = body.max_tokens
     if limit is None:
         longest = max(prompt.longest for prompt in prompts)
@@ -50,7 +54,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     echo = None
     if body.echo:
         echo = echoes(serving, plan, body.prompt, prompts, body.judges_prompt, limit, body.logprobs)
-    grammar = await grammar_of(serving, body)
+    grammar = await grammar_of(serving, body, reader.compile)
     job = make_job(
         state,
         serving,
@@ -62,6 +66,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         prompt_logprobs=body.judges_prompt,
         grammar=grammar,
         caller=caller,
+        meter=reader.meter,
     )
     model = body.model or serving.family.name
     if body.stream:

@@ -13,7 +13,7 @@ from ladle.server.native.reply import GenerateStream, generated
 from ladle.server.native.requests import GenerateRequest
 from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.replies.types import Generated, TokenEvent
-from ladle.server.routes import serving_of, state_of, streamed
+from ladle.server.routes import reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
@@ -33,16 +33,17 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     caller = caller_of(request.scope)
     serving = serving_of(request, body.model)
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    reader = reader_of(request)
     require_few(state.settings, body.choices, 1)
     calling = ToolCalling.of(serving, body)
     if body.messages is not None:
         form = body.chat_form(state.settings.special_tokens_in_messages)
         tools = calling.definitions if calling else ()
-        prompt = await encode_chat(serving, body.messages, plan.views, tools, form)
+        prompt = await encode_chat(serving, reader, body.messages, plan.views, tools, form)
     else:
         assert body.prompt is not None, "the schema has checked it"
-        prompt = await encode_prompt(serving, body.prompt, views=plan.views)
-    grammar = await answer_grammar(serving, body, calling)
+        prompt = await encode_prompt(serving, reader, body.prompt, views=plan.views)
+    grammar = await answer_grammar(serving, body, calling, reader.compile)
     job = make_job(
         state,
         serving,
@@ -54,6 +55,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         grammar=grammar,
         stop=calling.stop if calling else (),
         caller=caller,
+        meter=reader.meter,
     )
     model = body.model or serving.family.name
     if body.stream:

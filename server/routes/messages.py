@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladle.server.access.security import caller_of
 from ladle.server.anthropic.reply import MessageEvent, MessageStream, message
 from ladle.server.anthropic.requests import SPELLING, CountTokensRequest, MessagesRequest
 from ladle.server.chat_jobs import chat_job
@@ -15,7 +14,7 @@ from ladle.server.http.disconnect import unless_gone
 from ladle.server.http.json_request import JsonRoute
 from ladle.server.prompts import tokens_of_chat
 from ladle.server.replies.anthropic import AnthropicError, MessageReply, TokenCount
-from ladle.server.routes import answers, serving_of, state_of, streamed
+from ladle.server.routes import answers, reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
@@ -35,7 +34,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     state = state_of(request)
     serving = serving_of(request, body.model)
     with SPELLING.applied():
-        chat = await chat_job(state, serving, caller_of(request.scope), body.conversation())
+        chat = await chat_job(state, serving, reader_of(request), body.conversation())
         if body.stream:
             return await stream_response(state, serving, chat.job, MessageStream(chat))
         (choice,) = await unless_gone(request, collect(state, serving, chat.job))
@@ -58,7 +57,7 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> JSONRespon
         calling = ToolCalling.of(serving, asked)
         form = asked.chat_form(state.settings.special_tokens_in_messages)
         tools = calling.definitions if calling else ()
-        ids = await tokens_of_chat(serving, asked.messages, tools, form)
+        ids = await tokens_of_chat(serving, reader_of(request, generates=False), asked.messages, tools, form)
     reply: TokenCount = {"input_tokens": len(ids)}
     return JSONResponse(reply)
 

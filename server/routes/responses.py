@@ -18,7 +18,7 @@ from ladle.server.replies.kept_responses import Kept
 from ladle.server.replies.responses import DeletedReply, ResponseEvent, ResponseReply
 from ladle.server.responses.reply import ResponseStream, answer_of, response
 from ladle.server.responses.requests import SPELLING, ResponsesRequest
-from ladle.server.routes import answers, serving_of, state_of, streamed
+from ladle.server.routes import answers, reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.state import ServerState
 from ladle.server.streaming import stream_response
@@ -47,7 +47,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
             state.responses.put(caller, Kept.of(reply, [*said, *answer_of(reply)]))
 
     with SPELLING.applied():
-        chat = await chat_job(state, serving, caller, asked)
+        chat = await chat_job(state, serving, reader_of(request), asked)
         if body.stream:
             return await stream_response(state, serving, chat.job, ResponseStream(chat, body, keep))
         (choice,) = await unless_gone(request, collect(state, serving, chat.job))

@@ -10,7 +10,9 @@ from ladle.server.http.json_request import JsonRoute
 from ladle.server.native.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from ladle.server.prompts import tokens_of_chat, tokens_of_text
 from ladle.server.replies.types import Detokenized, Tokenized
-from ladle.server.routes import answers, serving_of, state_of
+from ladle.server.routes import answers, reader_of, serving_of, state_of
+
+_FEW = 1000  # tokens that are decoded on the event loop: the hand-over would cost more
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -24,12 +26,14 @@ router = APIRouter(route_class=JsonRoute)
 async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
     """The tokens that a generating endpoint would make of it. Nothing is generated."""
     serving = serving_of(request, body.model, generates=False)
+    reader = reader_of(request, generates=False)
     if body.messages is not None:
         form = body.chat_form(state_of(request).settings.special_tokens_in_messages)
-        ids = await tokens_of_chat(serving, body.messages, [tool.definition() for tool in body.tools or ()], form)
+        tools = [tool.definition() for tool in body.tools or ()]
+        ids = await tokens_of_chat(serving, reader, body.messages, tools, form)
     else:
         assert body.prompt is not None, "the schema has checked it"
-        ids = await tokens_of_text(serving, body.prompt, body.add_special_tokens is not False)
+        ids = await tokens_of_text(serving, reader, body.prompt, body.add_special_tokens is not False)
     reply: Tokenized = {
         "count": len(ids),
         "max_model_len": serving.engine.max_context,
@@ -48,10 +52,14 @@ async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
 async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
     """Special tokens by their names."""
     serving = serving_of(request, body.model, generates=False)
-    for index, token in enumerate(body.tokens):
-        if token >= serving.vocabulary:
-            raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
-    reply: Detokenized = {
-        "prompt": serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=False)
-    }
+    if max(body.tokens, default=0) >= serving.vocabulary:
+        index, token = next((i, token) for i, token in enumerate(body.tokens) if token >= serving.vocabulary)
+        raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
+
+    def text() -> str:
+        decoded: str = serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=False)
+        return decoded
+
+    few = len(body.tokens) <= _FEW
+    reply: Detokenized = {"prompt": text() if few else await reader_of(request, generates=False).aside(text)}
     return JSONResponse(reply)

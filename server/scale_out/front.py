@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -17,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ladle.server.access.security import ADMINISTRATION
 from ladle.server.errors import ApiError, unavailable
 from ladle.server.http.disconnect import first_of, gone
+from ladle.server.http.json_request import parse, require_few_values
 from ladle.server.http.sse import event
 from ladle.server.scale_out.affinity import affinity_keys
 from ladle.server.scale_out.merged_metrics import merged
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _TRIES = 5  # replicas that are asked for one answer
 _ANSWER_S = 5.0  # how long replicas may take to say that they are well
 _POSTED = "/v1/"
+_LONG = 1 << 18  # bytes from which reading a body leaves the event loop
 
 
 class ReplicaLost(Exception):
@@ -93,6 +94,8 @@ class Front:
         replicas = self._known()
         context = request_context.begin(Headers(scope=scope).get("x-request-id", ""))
         body = await _read(receive)
+        if body is None:
+            return  # the client left while it was sending
         keys = await self._keys(scope, body)
         asked = _portable(scope, context.id)
         answer = _Answer(send)
@@ -124,11 +127,10 @@ class Front:
             return []
         if self._materialised is None:
             self._materialised = bool((await self._one()).get("materialised"))
-        try:
-            found = json.loads(body)
-        except ValueError:
-            return []  # the replica says what is wrong with it
-        return affinity_keys(found, self._materialised) if isinstance(found, dict) else []
+        # Beside the event loop where it is long; whatever is wrong with it is for the replica to say.
+        if len(body) < _LONG:
+            return _names_of(body, self._materialised)
+        return await asyncio.to_thread(_names_of, body, self._materialised)
 
     async def _one(self) -> dict[str, Any]:
         for _ in range(_TRIES):
@@ -156,6 +158,16 @@ class Front:
             found = []
         text = merged(found) + generate_latest(self._registry)
         return Response(text, media_type="text/plain; version=0.0.4")
+
+
+def _names_of(body: bytes, materialised: bool) -> list[bytes]:
+    """What tells which replica knows the beginning of a request; nothing for a body that no replica takes."""
+    try:
+        require_few_values(body, len(body))
+        found = parse(body)
+        return affinity_keys(found, materialised) if isinstance(found, dict) else []
+    except (ApiError, ValueError, TypeError, RecursionError):
+        return []
 
 
 class _Answer:
@@ -194,16 +206,16 @@ def _is_stream(start: Message) -> bool:
     return headers.get("content-type", "").startswith("text/event-stream")
 
 
-async def _read(receive: Receive) -> bytes:
-    """The whole body. Raises ApiError where its limit, which is outside of this, does."""
-    body, more = b"", True
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None where its client left. Raises ApiError where its limit, which is outside of this, does."""
+    parts, more = [], True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            break
-        body += message.get("body", b"")
+            return None
+        parts.append(message.get("body", b""))
         more = message.get("more_body", False)
-    return body
+    return b"".join(parts)
 
 
 def _portable(scope: Scope, request_id: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ladle.server.access.security import BodyLimit
-from ladle.server.http.request_shape import WithoutPrefix
+from ladle.server.access.hosts import HostNames
+from ladle.server.access.security import BodyLimit, TrustedHosts
+from ladle.server.http.request_shape import Failures, WithoutPrefix
 from ladle.server.scale_out.front import Front
 from ladle.server.scale_out.ray_replicas import RayReplicas, application
 from ladle.server.settings import ServerSettings
@@ -44,8 +45,10 @@ class Entry:
         configure_logging(settings.log_level, settings.log_format, settings.log_prompts)
         front = Front(lambda: None)
         front.replicas = RayReplicas(replicas)
-        limited = BodyLimit(front, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-        self.limited = WithoutPrefix(limited, settings.root_path)
+        limited = BodyLimit(Failures(front), limit=settings.max_body_bytes, seconds=settings.body_seconds)
+        # Ray's proxies listen on all addresses, whatever ``host`` says.
+        known = TrustedHosts(limited, HostNames.of("0.0.0.0", settings.trusted_hosts))
+        self.limited = WithoutPrefix(known, settings.root_path)
 
 
 def build(options: dict[str, Any]) -> serve.Application:

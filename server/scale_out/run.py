@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ladle.guidance.registry import check_methods
 from ladle.merging.family.family import load_family
-from ladle.server.access.security import BodyLimit
-from ladle.server.http.request_shape import WithoutPrefix
+from ladle.server.access.security import BodyLimit, TrustedHosts
+from ladle.server.http.request_shape import Failures, WithoutPrefix
 from ladle.server.http.slow_readers import SendTimeout, bound_buffers
 from ladle.server.run import DrainingServer
 from ladle.server.scale_out.front import Front
@@ -103,8 +103,9 @@ class RayService:
 
     def _app(self) -> ASGIApp:
         settings = self.settings
-        limited = BodyLimit(self.front, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-        requests = WithoutPrefix(SendTimeout(limited, seconds=settings.send_seconds), settings.root_path)
+        limited = BodyLimit(Failures(self.front), limit=settings.max_body_bytes, seconds=settings.body_seconds)
+        known = TrustedHosts(limited, settings.host_names)
+        requests = WithoutPrefix(SendTimeout(known, seconds=settings.send_seconds), settings.root_path)
         life = Starlette(lifespan=self._lifespan)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

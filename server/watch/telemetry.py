@@ -15,6 +15,7 @@ from ladle.server.watch.sequence_times import SequenceTimes
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 240, 480)
 _FIRST = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 _NATS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
 _REASONS = ("stop", "length", "abort", "error")
@@ -57,6 +58,7 @@ class Metrics:
         self.http_seconds = histogram(
             "http_request_duration_seconds", "From the request to the end of its answer", _SLOW, labels=("path",)
         )
+        self.loop_lag = histogram("event_loop_lag_seconds", "How much later than due the event loop came round", _LAG)
         self.active = Gauge("ladle_http_requests_active", "Requests whose answer has not ended", registry=registry)
         self.ready = Gauge("ladle_ready", "1 while the server can take work", registry=registry)
         self.server = Info("ladle_server", "What is served", registry=registry)

@@ -14,7 +14,11 @@ from transformers import AutoModelForCausalLM
 from ladle.guidance.offline import merge_offline
 from ladle.guidance.plan import Steering
 from ladle.merging.family.family import Family
+from ladle.server.access.api_keys import ApiKeys
+from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.engine import Engine
+from ladle.server.serving import Serving
+from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("idle_after")]
@@ -155,6 +159,35 @@ async def test_a_prompt_that_was_seen_is_cached_under_the_same_weights_only(
     assert await cached({"positive": weight, "simple": 1 - weight}) == 0
     assert await cached({"positive": weight, "simple": 1 - weight}) == 64
     assert await cached({"positive": 1 - weight, "simple": weight}) == 0
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(
+    "steering",
+    [{"method": "base"}, {"preference": {"positive": 1}, "trace": True}, {"method": "cfg", "negative_prompt": "No."}],
+)
+async def test_keys_and_salts_keep_prefixes_apart(
+    family: Family, real_engine: Engine, rng: random.Random, share: bool, steering: dict
+) -> None:
+    """Nobody learns what another key has sent, nor, within a key, what was sent under another salt."""
+    state = ServerState(ServerSettings(share_prefixes=share), keys=ApiKeys.of("alice", "bob"))
+    state.publish(Serving.of(family, AsyncEngine(real_engine), real_engine.vocabulary))
+    prompt = prompt_of(rng, 70)
+
+    async def cached(key: str, salt: str | None) -> bool:
+        path, limit = rng.choice([("/v1/completions", "max_tokens"), ("/v1/generate", "max_tokens")])
+        body = {"prompt": prompt, limit: 1, "steering": steering, "cache_salt": salt}
+        async with client_of(state) as client:
+            reply = await client.post(path, json=body, headers={"authorization": f"Bearer {key}"})
+        return bool(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0)
+
+    order = [(key, salt) for key in ("alice", "bob") for salt in (None, "one", "two 😀")]
+    rng.shuffle(order)
+    seen: set[tuple[str, str | None]] = set()
+    for key, salt in [*order, *order]:
+        tenant = ("" if share else key, salt)
+        assert await cached(key, salt) == (tenant in seen), (key, salt)
+        seen.add(tenant)
 
 
 async def test_leaving_frees_lanes_and_blocks_at_once(real_state: ServerState, real_engine: Engine) -> None:

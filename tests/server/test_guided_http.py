@@ -9,15 +9,18 @@ from typing import Any
 import httpx
 import pytest
 from asgi import client_of, events_of
+from fastapi import Request
 from guided_requests import World
 
 from ladle.guidance.plan import PromptView
 from ladle.guidance.registry import available
+from ladle.server.access.turns import FairPool
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
 from ladle.server.fields.messages import Message
 from ladle.server.prompts import encode_chat, encode_prompt
+from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
@@ -120,18 +123,19 @@ async def test_openai_answers_carry_the_traced_tokens_on_request(world: World, s
 async def test_views_of_the_prompt(state: ServerState) -> None:
     serving = state.require()
     tokenizer = serving.engine.tokenizer
+    reader = Reader(Request({"type": "http", "headers": []}), FairPool())
     views = (PromptView("system", "Be kind."), PromptView("prompt", "other"), PromptView("prompt", ""))
-    raw = await encode_prompt(serving, "hello you", views=views)
+    raw = await encode_prompt(serving, reader, "hello you", views=views)
     assert [tokenizer.decode(raw.views[view], skip_special_tokens=True) for view in views[:2]] == [
         "Be kind.\n\nhello you",
         "other",
     ]
     begin = tokenizer.bos_token_id
     assert raw.views[views[2]] == ((begin,) if begin is not None else raw.ids[-1:])
-    ids = await encode_prompt(serving, raw.ids, views=views)
+    ids = await encode_prompt(serving, reader, raw.ids, views=views)
     assert ids.views[views[0]][-len(raw.ids) :] == raw.ids and raw.longest == max(map(len, raw.views.values()))
     turns = [Message(role="system", content="Be brief."), Message(role="user", content="hello")]
-    chat = await encode_chat(serving, turns, views)
+    chat = await encode_chat(serving, reader, turns, views)
     texts = [tokenizer.decode(chat.views[view]) for view in views]
     assert "Be kind." in texts[0] and "Be brief." not in texts[0] and "hello" in texts[0]
     assert "other" in texts[1] and "hello" not in texts[1] and "Be brief." not in texts[1]

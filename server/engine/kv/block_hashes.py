@@ -11,15 +11,25 @@ from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 
 
+def _key(salt: bytes) -> bytes:
+    """``salt`` as a key of BLAKE2b, which takes 64 bytes."""
+    return hashlib.blake2b(salt, digest_size=64).digest()
+
+
 class BlockHashes:
     """The hashes of the full blocks of one lane, extended as the lane grows.
 
     The chain starts from the weights' digest: state computed under other weights never matches. 128-bit BLAKE2b,
     because a collision would hand one user another's state.
+
+    Args:
+        salt: state computed under another salt never matches either, so that nobody learns from how much was reused
+            what others have sent.
     """
 
-    def __init__(self, weights: WeightsKey) -> None:
-        self._last = weights.digest()
+    def __init__(self, weights: WeightsKey, salt: bytes = b"") -> None:
+        digest = weights.digest()
+        self._last = hashlib.blake2b(digest, key=_key(salt), digest_size=16).digest() if salt else digest
         self._values: list[bytes] = []
 
     def upto(self, tokens: Sequence[int], blocks: int) -> list[bytes]:

@@ -10,12 +10,22 @@ from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.engine.requests.sampling_params import SamplingParams
 
 
+@dataclass(eq=False)
+class Work:
+    """How many ``tokens`` the engine has computed for a request, or has begun to: those of all its lanes, those of
+    draws that were not kept, and what it computed twice. The engine's thread adds to it."""
+
+    tokens: int = 0
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
 
     views: the prompt's token ids as the plan's sources with a view of their own see it.
     grammar: what the continuation must follow, whatever the plan says of it.
+    work: what has been computed for it.
+    salt: its state is reused by requests of the same salt only, and theirs by it.
     """
 
     request_id: str
@@ -24,6 +34,8 @@ class GenerationRequest:
     sampling: SamplingParams
     views: Mapping[PromptView, tuple[int, ...]] = field(default_factory=dict)
     grammar: Grammar | None = None
+    work: Work = field(default_factory=Work, compare=False)
+    salt: bytes = b""
 
     def prompt_of(self, source: Source) -> tuple[int, ...]:
         """The token ids that ``source`` continues. Raises KeyError for a view that was not given."""

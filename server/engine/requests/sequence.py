@@ -33,6 +33,7 @@ class Lane:
         prompt: tuple[int, ...],
         bank: frozenset[str],
         head: ValueHead | None = None,
+        salt: bytes = b"",
     ) -> None:
         self.source = source
         self.lazy = False
@@ -43,7 +44,7 @@ class Lane:
         self.materialised = WeightsKey(
             weights.base_revision, tuple(term for term in weights.terms if term[0] not in bank)
         )
-        self.hashes = BlockHashes(weights)
+        self.hashes = BlockHashes(weights, salt)
         self.row: int | None = None
         self.blocks: list[int] = []
         self.scratch: list[int] = []

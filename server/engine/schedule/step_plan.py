@@ -34,6 +34,14 @@ class StepPlan:
     def __bool__(self) -> bool:
         return bool(self.decode or self.chunks)
 
+    def account(self) -> None:
+        """Write the tokens of this step down with the requests that they are computed for: before it runs, because who
+        leaves while it does has had them computed."""
+        for chunk in self.chunks:
+            chunk.sequence.request.work.tokens += chunk.count
+        for sequence in self.decode:
+            sequence.request.work.tokens += sum(max(1, sequence.candidates * lane.scores) for lane in sequence.lanes)
+
     @property
     def sequences(self) -> list[Sequence]:
         return list(dict.fromkeys([*self.decode, *(chunk.sequence for chunk in self.chunks)]))

@@ -13,7 +13,7 @@ from seeds import fresh_seed
 
 from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKeys
-from ladle.server.access.callers import GENERATE, Caller, Limits
+from ladle.server.access.callers import GENERATE, Caller, Limits, Meter
 from ladle.server.app import build_app
 from ladle.server.errors import ApiError
 from ladle.server.state import ServerState
@@ -196,3 +196,55 @@ async def test_limits_of_a_request(family: Family, engine: FakeEngine) -> None:
         assert not engine.requests
         fits = await client.post("/v1/generate", json={"prompt": "hi", "max_tokens": 20})
         assert fits.status_code == 200
+
+
+def test_who_leaves_early_pays_for_what_was_computed() -> None:
+    """Of a prompt that was paid for at once, what was neither read nor computed is given back, and no more."""
+    rng = random.Random(fresh_seed())
+    for _ in range(50):
+        alice, _ = caller(tokens=100_000)
+        read, more, computed = rng.randint(0, 500), rng.randint(0, 500), rng.randint(0, 2000)
+        meter = Meter(alice)
+        meter.read(read)
+        assert alice._tokens == 100_000 - read, "as it is read"
+        with alice.using(1, read + more, meter):
+            meter.computed = lambda computed=computed: computed  # type: ignore[misc]
+            assert alice._tokens == 100_000 - read - more
+        assert alice._tokens == 100_000 - max(read, computed)
+        with alice.using(1, 1000, refused := Meter(alice)):
+            refused.refuse()
+        assert alice._tokens == 100_000 - max(read, computed), "the server had no room"
+
+
+def test_a_request_is_not_held_up_by_what_it_paid_itself() -> None:
+    alice, _ = caller(tokens=100)
+    own = Meter(alice)
+    own.read(300)
+    with alice.using(1, 300, own) as meter:
+        meter.generated(0)
+        assert waits(alice, "tokens_per_minute") > 1
+        with pytest.raises(ApiError), alice.using(1, 5, Meter(alice)):
+            pass
+    assert alice._tokens == -200
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_what_guidance_multiplies_is_paid_for(
+    family: Family, engine: FakeEngine, tmp_path: Path, path: str
+) -> None:
+    """Every source of a plan, and of a traced one the base besides."""
+    costs = []
+    for steering in ({"method": "base"}, {"method": "cfg", "negative_prompt": "Be dull.", "strength": 1.5}):
+        state = locked(family, engine, tmp_path, alice="tokens_per_minute=1000")
+        async with client_of(state) as client:
+            body = {**PATHS[path], "max_tokens": 4, "steering": steering}
+            answer = await client.post(path, json=body, headers=bearer("alice"))
+            assert answer.status_code == 200, answer.text
+        assert state.keys is not None
+        alice = state.keys.find("alice")
+        assert alice is not None
+        costs.append((1000 - alice._tokens, answer.json()["usage"], engine.requests[-1]))
+    (plain, usage, _), (guided, _, request) = costs
+    assert plain == pytest.approx(usage["prompt_tokens"] + 4, abs=2)
+    prompts = sum(len(request.prompt_of(source)) for source in request.plan.sources)
+    assert guided == pytest.approx(prompts + 8, abs=2) and len(request.plan.sources) == 2

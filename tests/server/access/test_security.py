@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKey, ApiKeys
 from ladle.server.access.callers import ADMIN, GENERATE
+from ladle.server.access.hosts import without_port
 from ladle.server.app import build_app
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
@@ -106,6 +108,65 @@ async def test_without_keys_nobody_administers(family: Family, engine: FakeEngin
         assert (await client.get("/v1/models", headers=header)).status_code == 200
 
 
+HOSTS: dict[str, dict[str, bool]] = {
+    "127.0.0.1": {
+        "localhost": True,
+        "LOCALHOST:8000": True,
+        "localhost.": True,
+        "a.localhost": True,
+        "127.0.0.1:8000": True,
+        "[::1]:8000": True,
+        "10.1.2.3": True,
+        "[fe80::1]": True,
+        "ladle": False,
+        "ladle.example": False,
+        "evil.example": False,
+        "localhost.evil.example": False,
+        "127.0.0.1.evil.example": False,
+        "notlocalhost": False,
+        "evil.example:8000": False,
+        "[evil.example]": False,
+        "": False,
+    },
+    "0.0.0.0": {
+        "ladle": True,
+        "ladle:8000": True,
+        "ladle.models.svc": True,
+        "ladle.models.svc.cluster.local:8000": True,
+        "localhost": True,
+        "192.168.0.7": True,
+        "evil.example": False,
+        "svc.example": False,
+        "cluster.local.evil.example": False,
+        "": False,
+    },
+    "ladle.example": {"Ladle.Example:1": True, "other.example": False, "ladle": False},
+}
+
+
+@pytest.mark.parametrize("bound", HOSTS)
+async def test_names_by_default(family: Family, engine: FakeEngine, bound: str) -> None:
+    """No name that somebody else could own; addresses are nobody's name."""
+    state = fake_state(family, engine)
+    app = build_app(state, names=ServerSettings(host=bound).host_names)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as client:
+        for host, served in HOSTS[bound].items():
+            response = await client.get("/v1/models", headers={"host": host})
+            assert response.status_code == (200 if served else 400), host
+            if not served:
+                error = response.json()["error"]
+                assert error["code"] == "invalid_host" and "--trusted-host" in error["message"]
+            for probe in ("/health", "/ready"):  # asked for by any name
+                assert (await client.get(probe, headers={"host": host})).status_code == 200
+        twice = await client.get("/v1/models", headers=[("host", "localhost"), ("host", "localhost")])
+        assert twice.status_code == 400
+
+
+def test_the_machine_s_own_names_where_it_listens_everywhere() -> None:
+    for bound in ("0.0.0.0", "::"):
+        assert socket.gethostname() in ServerSettings(host=bound).host_names
+
+
 @pytest.mark.parametrize(
     ("host", "served"),
     [
@@ -116,24 +177,24 @@ async def test_without_keys_nobody_administers(family: Family, engine: FakeEngin
         ("example.org", False),
         ("evilexample.org", False),
         ("ladle.example.evil", False),
-        ("127.0.0.1", False),
+        ("127.0.0.1", True),
         ("[::1]:8000", True),
-        ("[::2]:8000", False),
+        ("localhost", True),
         ("", False),
     ],
 )
-async def test_only_trusted_hosts(family: Family, engine: FakeEngine, host: str, served: bool) -> None:
-    hosts = ["Ladle.example", "*.example.org", "[::1]"]
-    async with client_of(fake_state(family, engine, trusted_hosts=hosts)) as client:
-        response = await client.get("/v1/models", headers={"host": host})
-        assert response.status_code == (200 if served else 400)
-        if not served:
-            assert response.json()["error"]["code"] == "invalid_host"
-        for probe in ("/health", "/ready"):  # asked for by address
-            assert (await client.get(probe, headers={"host": host})).status_code == 200
+def test_names_that_an_operator_trusts(host: str, served: bool) -> None:
+    names = ServerSettings(trusted_hosts=["Ladle.example", "*.example.org", "[::1]"]).host_names
+    assert (without_port(host) in names) is served
 
 
-@pytest.mark.parametrize("host", ["", "a b", "http://x", "x:80", "*", "*.", "x/y", "-x"])
+def test_any_name() -> None:
+    names = ServerSettings(trusted_hosts=["*"]).host_names
+    assert names.any and "evil.example" in names and str(names) == "any name"
+    assert "*.a.example" in str(ServerSettings(trusted_hosts=["*.a.example"]).host_names)
+
+
+@pytest.mark.parametrize("host", ["", "a b", "http://x", "x:80", "**", "*.", "x/y", "-x"])
 def test_names_that_no_host_has(host: str) -> None:
     with pytest.raises(ValidationError, match="trusted_hosts"):
         ServerSettings(trusted_hosts=[host])
@@ -178,8 +239,10 @@ async def test_a_body_whose_length_nobody_announced_is_counted(family: Family, e
     assert json.loads(call.body)["error"]["code"] == "body_too_large"
 
 
-async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, engine: FakeEngine) -> None:
-    """Megabytes would take seconds of a processor. What only looks long is encoded, and fits."""
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, engine: FakeEngine, bounded: bool) -> None:
+    """Megabytes would take seconds of a processor. What only looks long is encoded, and fits. Where it is known how
+    much text a token covers at most, what cannot fit is not encoded at all."""
     encoded: list[int] = []
 
     class Counting:
@@ -192,6 +255,9 @@ async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, eng
 
     backend = engine.tokenizer.backend_tokenizer
     state = fake_state(family, engine)
+    assert state.serving is not None and state.serving.bound.longest
+    if not bounded:
+        state.serving.bound.longest = None
     engine.tokenizer._tokenizer = Counting(backend)
     long = "gentle rain " * 200_000
     async with client_of(state) as client:
@@ -203,14 +269,15 @@ async def test_a_text_far_too_long_is_not_encoded_to_its_end(family: Family, eng
             error = (await client.post(path, json=body)).json()["error"]
             assert error["param"] == field and "more than" in error["message"]
             assert error["code"] == "context_length_exceeded"
-        assert len(encoded) == 3 and sum(encoded) < 10_000
+        assert len(encoded) == (0 if bounded else 3) and sum(encoded) < 10_000
         engine.max_context = 1000
         engine.tokenizer._tokenizer = backend
         short = "<|im_start|>" * 900  # one token each, of twelve characters
         assert (await client.post("/v1/completions", json={"prompt": short, "max_tokens": 1})).status_code == 200
         short *= 2
         refused = (await client.post("/v1/completions", json={"prompt": short})).json()["error"]
-        assert "1800 tokens" in refused["message"], "beginnings that fit prove nothing"
+        said = "more than" if bounded else "1800 tokens"
+        assert said in refused["message"], "beginnings that fit prove nothing"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])

@@ -9,7 +9,7 @@ from seeds import fresh_seed
 from tiny_models import VOCAB_SIZE
 
 from ladle.merging.family.family import Family
-from ladle.server.token_text import TokenText
+from ladle.server.text.token_text import TokenText
 
 pytestmark = pytest.mark.anyio
 SPECIAL = {0, 1, 2}

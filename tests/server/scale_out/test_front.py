@@ -2,16 +2,24 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+import random
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 import httpx
 import pytest
 from asgi import Call, events_of, wait_until
+from fake_engine import FakeEngine, fake_state
+from seeds import fresh_seed
 
+from ladle.benchmarks.faults.hostile_bodies import hostile
+from ladle.merging.family.family import Family
 from ladle.server.access.security import BodyLimit
+from ladle.server.app import build_app
 from ladle.server.scale_out.front import Front, ReplicaLost
 from ladle.server.scale_out.merged_metrics import merged
+from ladle.server.scale_out.replica import Replica
+from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
@@ -164,3 +172,80 @@ def test_samples_say_whose_they_are() -> None:
     ).decode()
     assert 'ladle_x_bucket{le="1.0",replica="a-1"} 1.0' in found and 'ladle_y{replica="b-1"} 3.0' in found
     assert found.count("# TYPE ladle_x histogram") == 1
+
+
+class Served:
+    """One replica, a whole server, without Ray between it and the front."""
+
+    def __init__(self, state: ServerState) -> None:
+        self.replica = Replica.__new__(Replica)
+        self.replica._state, self.replica._app = state, build_app(state)
+
+    def answer(self, scope: Mapping[str, Any], body: bytes, affinity: list[bytes]) -> AsyncGenerator[list[Any], None]:
+        return self.replica.answer(scope, body, affinity)  # type: ignore[arg-type]
+
+    async def about(self) -> dict[str, Any]:
+        return await self.replica.about()
+
+    async def metrics(self) -> list[tuple[str, bytes]]:
+        return [await self.replica.metrics()]
+
+
+def bodies(rng: random.Random) -> Iterator[bytes]:
+    yield from (b"", b"null", b"[]", b"{", b"\xff\xfe", b"\x80", b"NaN", b'"\\ud800"', b"1" * 5000, b"{}" * 2)
+    for depth in (150, 300, 5000, 500_000):
+        yield b"[" * depth + b"]" * depth
+        yield b'{"prompt": ' + b"[" * depth + b"]" * depth + b"}"
+        yield b'{"steering": ' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)
+        yield b'{"messages": [' + b'{"a":' * depth + b"1" + b"}" * depth + b"]}"
+    yield b'{"prompt": [%s, 1]}' % (b"9" * 5000)
+    yield b'{"model": %s, "prompt": "x"}' % (b"9" * 5000)
+    yield b'{"prompt": [true, "x", null, {}]}'
+    yield b'{"messages": {"role": 1}, "prompt": "\\ud83d", "steering": []}'
+    yield b'{"prompt": "\\ud83d", "steering": {"\\ud83d": 1e400}}'
+    yield json.dumps({"prompt": [7] * 300_000}).encode()
+    yield json.dumps({f"n{number}": 1 for number in range(50_000)}).encode()
+    plain = {"prompt": "rain", "messages": [{"role": "user", "content": "rain"}], "steering": {"preference": {"a": 1}}}
+    for path in ("/v1/chat/completions", "/v1/generate"):
+        yield from (hostile(rng, path, plain).body for _ in range(40))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/generate", "/v1/coefficients"])
+async def test_whatever_is_sent_the_front_answers_as_the_server_would(
+    family: Family, engine: FakeEngine, path: str
+) -> None:
+    state = fake_state(family, engine)
+    front = Front(lambda: None)
+    front.replicas = Served(state)
+    rng = random.Random(fresh_seed())
+    kinds = ["application/json", "application/json", "application/json", "text/plain", "", "application/x+json"]
+    async with (
+        client_of(front) as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=build_app(state)), base_url="http://front") as alone,
+    ):
+        for body in bodies(rng):
+            headers = {"content-type": rng.choice(kinds), "x-request-id": "same"}
+            if rng.random() < 0.1:
+                headers["content-encoding"] = rng.choice(["gzip", "br"])
+            said = await client.post(path, content=body, headers=headers)
+            expected = await alone.post(path, content=body, headers=headers)
+            assert said.status_code == expected.status_code < 500, (body[:100], said.text)
+            if said.status_code >= 400:
+                assert said.json() == expected.json()
+
+
+async def test_a_client_that_leaves_while_it_sends_is_asked_of_nobody() -> None:
+    replicas = Doubles([START, piece(b"", False)])
+    front = front_of(replicas)
+    messages = [{"type": "http.request", "body": b'{"pro', "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/generate", "headers": []}
+    await asyncio.wait_for(front(scope, receive, send), 20)
+    assert not replicas.asked and not sent

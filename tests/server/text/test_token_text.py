@@ -7,7 +7,7 @@ from tiny_models import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from ladle.server.token_text import TokenText, byte_level_alphabet, finite
+from ladle.server.text.token_text import TokenText, byte_level_alphabet, finite
 
 
 def test_the_bytes_of_byte_level_tokens_are_the_text() -> None:

@@ -1,0 +1,79 @@
+"""Small versions of the runs in which one caller means harm; the full ones are ``ladle bench faults``."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from seeds import fresh_seed
+
+from ladle.benchmarks.faults.callers import (
+    descriptors,
+    event_loop,
+    foreign_names,
+    neighbours,
+    tenants,
+    token_limits,
+    two_keys,
+)
+from ladle.benchmarks.faults.callers.two_keys import TwoKeys
+from ladle.benchmarks.faults.faults import broken
+from ladle.benchmarks.faults.server_under_test import ServerUnderTest, serve
+from ladle.benchmarks.faults.stress_family import write_stress_family
+from ladle.server.access.callers import Limits
+
+OPTIONS = ["--kv-memory", "8MiB", "--weights-memory", "8MiB", "--default-max-tokens", "8", "--max-queue", "1024"]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stress_family(tmp_path_factory.mktemp("hostile") / "family")
+
+
+@pytest.fixture(scope="module")
+def server(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+    with serve(family, tmp_path_factory.mktemp("open") / "log", OPTIONS) as running:
+        yield running
+
+
+def test_requests_that_hold_the_event_loop(server: ServerUnderTest) -> None:
+    """The pace is for the full run to judge; before bodies were bounded some of these took seconds."""
+    row: dict[str, Any] = asyncio.run(event_loop.run(server, 1 << 19, most_s=2.0))
+    assert not broken(row)
+    assert len(row["held_s"]) == len(list(event_loop.attacks(1000))) and row["outcomes"]["400"] > 10
+
+
+def test_names_that_are_not_the_server_s(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(foreign_names.run(server))
+    assert not broken(row) and row["count"] > 50
+
+
+def test_one_tenant_learns_nothing_of_another(family: Path) -> None:
+    with two_keys.serving(family, options=OPTIONS) as keys:
+        row: dict[str, Any] = asyncio.run(tenants.run(keys, 4, fresh_seed()))
+        assert not broken(row)
+        one = TwoKeys(keys.server, keys.other, keys.other)
+        row = asyncio.run(tenants.run(one, 6, fresh_seed()))
+        assert row["wrong"], "a key does learn of itself, which shows that the run can tell"
+
+
+def test_who_leaves_early_pays(family: Path) -> None:
+    with two_keys.serving(family, Limits(None, token_limits.PER_MINUTE), OPTIONS) as keys:
+        row: dict[str, Any] = asyncio.run(token_limits.run(keys, 20, fresh_seed()))
+    assert not broken(row), row
+    assert row["outcomes"]["left"] >= 2 and row["tokens_computed"] > 100
+
+
+def test_a_key_that_reads_without_end_delays_nobody(family: Path) -> None:
+    """The pace is for the full run to judge; that the other key is answered at all, and all is given back, is not."""
+    with two_keys.serving(family, neighbours.LIMITS, OPTIONS) as keys:
+        row: dict[str, Any] = asyncio.run(neighbours.run(keys, 4, 4, fresh_seed(), "neighbours", 300_000, 20.0))
+    assert not broken(row), row
+    assert row["answers"] >= 3 and sum(row["outcomes"].values()) > 5
+
+
+def test_more_connections_than_descriptors(family: Path, tmp_path: Path) -> None:
+    with serve(family, tmp_path / "log", OPTIONS) as server:
+        row: dict[str, Any] = asyncio.run(descriptors.run(server, 400))
+    assert not broken(row), row

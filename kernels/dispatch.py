@@ -23,7 +23,6 @@ from ladle.kernels.reference import routing
 from ladle.kernels.reference import scores as reference
 from ladle.kernels.reference import step as step_reference
 from ladle.kernels.reference.scores import guidance_shift
-from ladle.kernels.reference.trust_region import within_budget
 from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
 
@@ -46,6 +45,7 @@ __all__ = [
     "fuses",
     "gated_lora",
     "guidance_shift",
+    "guided_scores",
     "merge_weights",
     "mix_experts",
     "on_gpu",
@@ -60,7 +60,6 @@ __all__ = [
     "spans_of",
     "token_logprobs",
     "weighted_sum",
-    "within_budget",
 ]
 
 LARGEST_HEAD = 256
@@ -242,15 +241,40 @@ def route_rows(scores: Tensor, *rest: Any, **named: Any) -> RoutedRows:
     return made
 
 
+_OPERATIONS = step_reference.Operations(
+    combine_logits,
+    combine_divergence,
+    combine_routed,
+    add_candidate_values,
+    rule_out_implausible,
+    apply_penalties,
+    sample,
+    token_logprobs,
+    best_logprobs,
+)
+
+
 def fuses(logits: Tensor) -> bool:
-    """Whether ``fused_step`` on ``logits`` is one launch after another without the host, and so worth its tables."""
+    """Whether ``fused_step`` on ``logits`` is one launch after another without the host, and so can be recorded."""
     return _through_triton("fused_step", logits)
 
 
 def fused_step(logits: Tensor, tables: StepTables) -> StepResult:
-    """See ``ladle.kernels.reference.step.fused_step``."""
-    made: StepResult = _module("fused_step", step_reference, logits).fused_step(logits, tables)
-    return made
+    """See ``ladle.kernels.reference.step.fused_step``; in Triton all operations share a few passes."""
+    if not _through_triton("fused_step", logits):
+        return step_reference.fused_step(logits, tables, _OPERATIONS)
+    from ladle.kernels.gpu import fused_step
+
+    return fused_step.fused_step(logits, tables)
+
+
+def guided_scores(logits: Tensor, tables: StepTables) -> Tensor:
+    """See ``ladle.kernels.reference.step.guided_scores``."""
+    if not _through_triton("fused_step", logits):
+        return step_reference.guided_scores(logits, tables, _OPERATIONS)
+    from ladle.kernels.gpu import fused_step
+
+    return fused_step.guided_scores(logits, tables)
 
 
 def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spans: Tensor | None = None) -> Tensor:

@@ -25,21 +25,22 @@ NUMBERS = 9
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave n sequences.
+    """What a step gave n sequences. Scores and log-probabilities are float32, float64 for float64 logits.
 
     Attributes:
         tokens: [n] int64.
-        logprobs: [n] float32, nats, of the combined score before penalties, logit bias and temperature.
-        thresholds: [n] float32, the least score after temperature that could be drawn; -inf where nothing was cut.
-        other_tokens, other_logprobs: [n, wanted] int64 and float32, the best tokens by the combined score, best first;
+        logprobs: [n], nats, of the combined score before penalties, logit bias and temperature.
+        other_tokens, other_logprobs: [n, wanted], int64 and nats, the best tokens by the combined score, best first;
             -1 and -inf beyond what the sequence wants.
+        guided: [t, vocabulary], the combined scores of ``StepTables.traced`` as guidance left them: before ``allowed``
+            rules any token out.
     """
 
     tokens: Tensor
     logprobs: Tensor
-    thresholds: Tensor
     other_tokens: Tensor
     other_logprobs: Tensor
+    guided: Tensor
 
 
 class RoutedRows(NamedTuple):
@@ -59,26 +60,48 @@ class RoutedRows(NamedTuple):
     stayed: Tensor
 
 
+class Budgets(NamedTuple):
+    """The sequences of a step that have a KL budget (see ``within_budget``).
+
+    Attributes:
+        sequences: [b] int64, which these are.
+        bases: [b] int64, the rows of the logits from which their budgets count.
+        nats: [b] float64.
+    """
+
+    sequences: Tensor
+    bases: Tensor
+    nats: Tensor
+
+    def none(self) -> Budgets:
+        """No budget at all."""
+        return Budgets(*(part[:0] for part in self))
+
+
 @dataclass(frozen=True)
 class StepTables:
-    """The tables of n sequences, on the device of the logits. Sets of different sizes are padded.
+    """The tables of n sequences, on the device of the logits. Sets of different sizes are padded. Real numbers are
+    float32, float64 for float64 logits.
 
     Attributes:
         rows: [n, k] int64, the row of the logits of each source; whatever the padding holds must be a row.
-        weights: [n, k] float32, 0 for padding. LINEAR, DIVERGENCE: of the sources. ROUTED: the first source is the
+        weights: [n, k], 0 for padding. LINEAR, DIVERGENCE: of the sources. ROUTED: the first source is the
             router and its weight the complement, the others are experts and their weights shares that sum to 1.
         choices: [n, CHOICES] int32. RULE; TOP_K (0: off); KEY_0 and KEY_1, the key of the draw; BASE, the row of the
             logits that the plausibility mask asks (-1: no mask), with MASK_TOP_K (0: off); CANDIDATES and BIASES, how
             many entries the row's sparse tables have; RESTRICTED, whether all but the candidates are ruled out;
             COUNTED, the row of ``counts`` and ``seen`` (-1: no penalties); WANTED, how many alternatives are reported;
             ALLOWED, the row of ``allowed`` (-1: all tokens).
-        numbers: [n, NUMBERS] float32. SCALE, the alpha of DIVERGENCE or the weight of the experts of ROUTED;
-            TEMPERATURE, TOP_P, MIN_P; MASK_TOP_P (1: off), MASK_RELATIVE (0: off); REPETITION, PRESENCE, FREQUENCY.
-        candidates, values: [n, c] int64 and float32: what is added at which tokens before the mask, centred already.
-        biased, biases: [n, b] int64 and float32, the logit bias; a token stands there once.
+        numbers: [n, NUMBERS]. SCALE, the alpha of DIVERGENCE or the weight of the experts of ROUTED; TEMPERATURE,
+            TOP_P, MIN_P; MASK_TOP_P (1: off), MASK_RELATIVE (0: off); REPETITION, PRESENCE, FREQUENCY.
+        candidates, values: [n, c], int64 and what is added at these tokens before budget and mask, centred already;
+            c is 0 only where no sequence has candidates or is restricted to them.
+        budgets: the KL budgets that scores keep to, between candidate values and mask.
+        biased, biases: [n, b], int64 and the logit bias; a token stands there once.
         counts, seen: [m, vocabulary] int32 and bool, see ``apply_penalties``.
         allowed: [g, vocabulary] bool, which tokens may come at all; the others are ruled out after the mask, which is
             judged among those that are left.
+        traced: [t] int64, the sequences whose combined scores are wanted (see ``StepResult.guided``).
         linear: whether all rules are LINEAR. What the launch depends on is said here, and not read from the device.
         masks: whether a sequence may have a plausibility mask.
         truncates: whether a drawn sequence may have a top-k, top-p or min-p.
@@ -91,11 +114,13 @@ class StepTables:
     numbers: Tensor
     candidates: Tensor
     values: Tensor
+    budgets: Budgets
     biased: Tensor
     biases: Tensor
     counts: Tensor
     seen: Tensor
     allowed: Tensor
+    traced: Tensor
     linear: bool = False
     masks: bool = True
     truncates: bool = True
@@ -106,6 +131,12 @@ class StepTables:
         """Whether there is nothing but linear sums: no other rule, no sparse values, no penalties, no mask."""
         sparse = self.candidates.shape[1] + self.biased.shape[1] + self.counts.shape[0] + self.allowed.shape[0]
         return self.linear and not self.masks and sparse == 0
+
+    def of(self, sequences: Tensor) -> StepTables:
+        """The tables of some of the sequences, by index [m] int64, but for KL budgets and traces."""
+        own = ("rows", "weights", "choices", "numbers", "candidates", "values", "biased", "biases")
+        picked = {name: getattr(self, name).index_select(0, sequences) for name in own}
+        return replace(self, **picked, budgets=self.budgets.none(), traced=self.traced[:0])
 
     def changed(self, **columns: Tensor | float) -> StepTables:
         """A copy with columns of ``choices`` and ``numbers`` replaced, each named in lower case."""
@@ -141,24 +172,29 @@ def plain_tables(rows: Tensor, weights: Tensor) -> StepTables:
     return linear_tables(rows.contiguous(), weights.to(torch.float32).contiguous(), choices, numbers)
 
 
-def linear_tables(rows: Tensor, weights: Tensor, choices: Tensor, numbers: Tensor) -> StepTables:
-    """Linear sums, drawn as ``choices`` and ``numbers`` say without truncation: there is nothing else."""
-    n, device = len(rows), rows.device
+def linear_tables(
+    rows: Tensor, weights: Tensor, choices: Tensor, numbers: Tensor, truncates: bool = False
+) -> StepTables:
+    """Linear sums, drawn as ``choices`` and ``numbers`` say: there is nothing else."""
+    none, flags = rows.new_empty(0), torch.empty(0, 0, dtype=torch.bool, device=rows.device)
+    ids, reals = rows[:, :0], weights[:, :0]
     return StepTables(
         rows=rows,
         weights=weights,
         choices=choices,
         numbers=numbers,
-        candidates=torch.empty(n, 0, dtype=torch.int64, device=device),
-        values=torch.empty(n, 0, dtype=torch.float32, device=device),
-        biased=torch.empty(n, 0, dtype=torch.int64, device=device),
-        biases=torch.empty(n, 0, dtype=torch.float32, device=device),
-        counts=torch.empty(0, 0, dtype=torch.int32, device=device),
-        seen=torch.empty(0, 0, dtype=torch.bool, device=device),
-        allowed=torch.empty(0, 0, dtype=torch.bool, device=device),
+        candidates=ids,
+        values=reals,
+        budgets=Budgets(none, none, torch.empty(0, dtype=torch.float64, device=rows.device)),
+        biased=ids,
+        biases=reals,
+        counts=choices[:0, :0],
+        seen=flags,
+        allowed=flags,
+        traced=none,
         linear=True,
         masks=False,
-        truncates=False,
+        truncates=truncates,
     )
 
 

@@ -11,6 +11,8 @@ passes over the vocabulary as can be.
 4. ``_list_best``, a program a tile of a row that wants alternatives: lists its best tokens.
 5. ``_report``, a program a row: makes one tile again for the logprob, merges the lists.
 
+Before them come the KL budgets (``trust_region``); behind them the scores of traced sequences are written down.
+
 Minimum bytes of a step, V tokens of b bytes: every source of weight other than 0 is read once, and nothing of the size
 of the vocabulary is written: the sum over sequences of sources * V * b. Beside that minimum this reads
   - the sources of truncated sequences once more (from the GPU's cache where all logits of the step fit there);
@@ -35,6 +37,7 @@ from torch import Tensor
 
 from ladle.kernels import step_tables
 from ladle.kernels.gpu.draw import draw, width
+from ladle.kernels.gpu.score_rows import combine
 from ladle.kernels.gpu.score_tile import (
     BLOCK,
     DTYPES,
@@ -50,6 +53,7 @@ from ladle.kernels.gpu.score_tile import (
     tiling,
 )
 from ladle.kernels.gpu.survivors import GROUPS, SUMS, find_bounds, keep, order, scratch_signature, summarise, value_of
+from ladle.kernels.gpu.trust_region import keep_to_budgets
 from ladle.kernels.gpu.variant import POINTERS, Variant
 from ladle.kernels.step_tables import StepResult, StepTables, plain_tables
 
@@ -131,21 +135,27 @@ _FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
 def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> StepResult:
     """See ``step_reference.fused_step``; ``block``: tokens a tile (see ``tiling``)."""
-    logits = rows_apart(logits)
-    n, vocabulary = len(tables.rows), logits.shape[1]
-    if n == 0:
-        return _nothing(logits, 0)
-    launch = _Launch(logits, tables, tiling(vocabulary, block))
+    if len(tables.rows) == 0:
+        return _nothing(logits)
+    logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
+    launch = _Launch(logits, tables, tiling(logits.shape[1], block))
     launch.summarise()
-    tokens, thresholds = launch.draw()
-    return launch.report(tokens, thresholds)
+    return launch.report(launch.draw()[0])
+
+
+def guided_scores(logits: Tensor, tables: StepTables, *, block: int | None = None) -> Tensor:
+    """See ``step_reference.guided_scores``; ``block``: tokens a tile (see ``tiling``)."""
+    logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
+    floors = _floors(logits, tables, tiling(logits.shape[1], block).block) if tables.masks else None
+    return _guided(logits, tables, floors, block)
 
 
 def drawn(logits: Tensor, tables: StepTables, *, block: int | None = None) -> tuple[Tensor, Tensor]:
-    """``tokens`` and ``thresholds`` of a step whose logprobs nobody wants (see ``StepResult``)."""
+    """The tokens [n] of a step whose logprobs nobody wants, and the least scores after temperature that could be drawn
+    [n] float32, -inf where nothing was cut."""
     logits = rows_apart(logits)
     if len(tables.rows) == 0:
-        return _nothing(logits, 0).tokens, _nothing(logits, 0).thresholds
+        return _nothing(logits).tokens, _nothing(logits).logprobs
     launch = _Launch(logits, tables, tiling(logits.shape[1], block))
     launch.summarise()
     return launch.draw()
@@ -155,15 +165,15 @@ def reported(logits: Tensor, tables: StepTables, tokens: Tensor, *, block: int |
     """A step whose ``tokens`` [n] int64 are given."""
     logits = rows_apart(logits)
     if len(tables.rows) == 0:
-        return _nothing(logits, 0)
+        return _nothing(logits)
     launch = _Launch(logits, tables, tiling(logits.shape[1], block))
     launch.summarise()
-    return launch.report(tokens.contiguous(), tokens.new_empty(len(tokens), dtype=torch.float32))
+    return launch.report(tokens.contiguous())
 
 
-def _nothing(logits: Tensor, wanted: int) -> StepResult:
+def _nothing(logits: Tensor) -> StepResult:
     tokens, floats = logits.new_empty(0, dtype=torch.int64), logits.new_empty(0, dtype=torch.float32)
-    return StepResult(tokens, floats, floats, tokens.view(0, 1)[:, :wanted], floats.view(0, 1)[:, :wanted])
+    return StepResult(tokens, floats, tokens.view(0, 0), floats.view(0, 0), floats.view(0, logits.shape[1]))
 
 
 class _Launch:
@@ -174,8 +184,8 @@ class _Launch:
         self._logits = logits
         self._tiles = tiles
         self._n = len(tables.rows)
-        floors = _floors(logits, tables, tiles.block) if tables.masks else None
-        self._shared = sources_of(logits, tables, tiles, floors)
+        self._floors = _floors(logits, tables, tiles.block) if tables.masks else None
+        self._shared = sources_of(logits, tables, tiles, self._floors)
         self._shapes = {"BLOCK": tiles.block, "TILES": tiles.padded}
         self._sums = self._scratch(SUMS, tiles.tiles)
         self._best_ids = self._scratch(tiles.tiles, dtype=torch.int32)
@@ -214,7 +224,7 @@ class _Launch:
         )
         return tokens, thresholds
 
-    def report(self, tokens: Tensor, thresholds: Tensor) -> StepResult:
+    def report(self, tokens: Tensor) -> StepResult:
         wanted = min(self._tables.wanted, self._logits.shape[1])
         shared = {name: self._shared[name] for name in _REPORTED}
         lists = {
@@ -229,7 +239,22 @@ class _Launch:
         other_logprobs = self._scratch(wanted).fill_(-torch.inf)
         made = {"logprobs": logprobs, "other_tokens": others, "other_logprobs": other_logprobs}
         _report[(self._n,)](**shared, **lists, sums=self._sums, tokens=tokens, **made, **self._shapes, **_FULL)
-        return StepResult(tokens, logprobs, thresholds, others, other_logprobs)
+        return StepResult(tokens, logprobs, others, other_logprobs, self._traced())
+
+    def _traced(self) -> Tensor:
+        traced = self._tables.traced
+        if len(traced) == 0:
+            return self._logits.new_empty((0, self._logits.shape[1]), dtype=torch.float32)
+        floors = None if self._floors is None else self._floors.index_select(0, traced)
+        return _guided(self._logits, self._tables.of(traced), floors, self._tiles.block)
+
+
+def _guided(logits: Tensor, tables: StepTables, floors: Tensor | None, block: int | None) -> Tensor:
+    """The scores before ``allowed``, penalties and logit bias; ``floors``: what the plausibility masks leave."""
+    # A mask finds what is not allowed implausible, but what the kernel compares with the floors is the base as it is.
+    choices = tables.choices
+    allowed = torch.where(choices[:, step_tables.BASE] >= 0, choices[:, step_tables.ALLOWED], -1)
+    return combine(logits, tables.changed(allowed=allowed, counted=-1, biases=0), floors=floors, block=block)
 
 
 def _floors(logits: Tensor, tables: StepTables, block: int) -> Tensor:

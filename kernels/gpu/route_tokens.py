@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ladle.kernels import step_tables
-from ladle.kernels.gpu.combine_logits import combine
+from ladle.kernels.gpu.score_rows import combine
 from ladle.kernels.gpu.score_tile import DTYPES
 from ladle.kernels.gpu.survivors import order
 from ladle.kernels.gpu.variant import POINTERS, Variant

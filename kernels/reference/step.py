@@ -1,105 +1,136 @@
-"""The fused step in plain torch: the reference's functions one after the other, on tables of mixed plans."""
+"""The fused step as one operation after the other, on tables of mixed plans: its meaning, and what a CPU runs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ladle.kernels import step_tables
+from ladle.kernels.reference import scores as plain
 from ladle.kernels.reference.routing import combine_routed, mix_experts, route_tokens
-from ladle.kernels.reference.scores import (
-    add_candidate_values,
-    apply_penalties,
-    best_logprobs,
-    combine_divergence,
-    combine_logits,
-    rule_out_implausible,
-    sample,
-    token_logprobs,
-    truncation_threshold,
-)
 from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
+from ladle.kernels.trust_region import within_budget
 
 
-def fused_step(logits: Tensor, tables: StepTables) -> StepResult:
+class Operations(NamedTuple):
+    """What a step is made of: plain torch, or what a device has in its place with the same meaning."""
+
+    combine_logits: Callable[..., Tensor] = plain.combine_logits
+    combine_divergence: Callable[..., Tensor] = plain.combine_divergence
+    combine_routed: Callable[..., Tensor] = combine_routed
+    add_candidate_values: Callable[..., Tensor] = plain.add_candidate_values
+    rule_out_implausible: Callable[..., Tensor] = plain.rule_out_implausible
+    apply_penalties: Callable[..., Tensor] = plain.apply_penalties
+    sample: Callable[..., Tensor] = plain.sample
+    token_logprobs: Callable[..., Tensor] = plain.token_logprobs
+    best_logprobs: Callable[..., tuple[Tensor, Tensor]] = plain.best_logprobs
+
+
+_PLAIN = Operations()
+
+
+def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> StepResult:
     """One step of n sequences, from ``logits`` [rows, vocabulary] of all their sources to tokens and logprobs: the
-    functions of ``reference``, in the order said there, on what ``tables`` holds.
+    operations ``do`` one after the other, in the order said in ``reference.scores``, on what ``tables`` holds.
     """
-    final = _combined(logits, tables)
-    scores = _adjusted(final, tables)
+    scores = guided_scores(logits, tables, do)
+    guided = scores.index_select(0, tables.traced) if len(tables.traced) else scores[:0]
+    final = _allowed(scores, tables.choices, tables)
     numbers, choices = tables.numbers, tables.choices
-    temperature = numbers[:, step_tables.TEMPERATURE]
-    cuts = (
+    tokens = do.sample(
+        _adjusted(final, tables, do),
+        numbers[:, step_tables.TEMPERATURE],
         choices[:, step_tables.TOP_K].long(),
         numbers[:, step_tables.TOP_P],
         numbers[:, step_tables.MIN_P],
+        choices[:, step_tables.KEY_0 : step_tables.KEY_1 + 1],
     )
-    keys = choices[:, step_tables.KEY_0 : step_tables.KEY_1 + 1]
-    tokens = sample(scores, temperature, *cuts, keys)
-    drawn = temperature > 0
-    scaled = scores / torch.where(drawn, temperature, 1.0)[:, None].to(scores.dtype)
-    thresholds = torch.where(drawn, truncation_threshold(scaled, *cuts), -torch.inf)
-    logprobs, best = best_logprobs(final, tables.wanted)
-    beyond = torch.arange(best.shape[1], device=best.device) >= choices[:, step_tables.WANTED, None]
-    return StepResult(
-        tokens=tokens,
-        logprobs=token_logprobs(final, tokens),
-        thresholds=thresholds,
-        other_tokens=best.masked_fill_(beyond, -1),
-        other_logprobs=logprobs.masked_fill_(beyond, -torch.inf),
-    )
+    return StepResult(tokens, do.token_logprobs(final, tokens), *_alternatives(final, tables, do), guided)
 
 
-def _combined(logits: Tensor, tables: StepTables) -> Tensor:
-    """Rules, candidate values, masks."""
-    scores = combine_logits(logits, tables.rows, tables.weights)
-    scale = tables.numbers[:, step_tables.SCALE]
-    rules = tables.choices[:, step_tables.RULE]
-    other = (rules == step_tables.DIVERGENCE).nonzero()[:, 0]
-    if other.numel():
-        scores[other] = combine_divergence(logits, tables.rows[other], tables.weights[other], scale[other])
-    other = (rules == step_tables.ROUTED).nonzero()[:, 0]
-    if other.numel():
-        rows, weights = tables.rows[other], tables.weights[other]
-        never = torch.zeros(len(other), dtype=torch.bool, device=logits.device)
-        scores[other] = combine_routed(
-            logits[rows[:, 0]], logits[rows[:, 1:]], weights[:, 1:], weights[:, 0], scale[other], never
-        )
-    for index, count in enumerate(tables.choices[:, step_tables.CANDIDATES].tolist()):
-        restricted = tables.choices[index : index + 1, step_tables.RESTRICTED] != 0
-        if count or bool(restricted):
-            tokens, values = tables.candidates[index, None, :count], tables.values[index, None, :count]
-            add_candidate_values(scores[index : index + 1], tokens, values, restricted & False, restricted)
-    masked = (tables.choices[:, step_tables.BASE] >= 0).nonzero()[:, 0]
+def guided_scores(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> Tensor:
+    """The combined scores of n sequences as guidance leaves them: rules, candidate values, KL budgets, plausibility
+    masks. A mask is judged among the tokens that ``tables`` allow, so that it never rules out all of them, but the
+    others are not ruled out yet. Float32 (float64 for float64 logits), [n, vocabulary].
+    """
+    scores = _by_rule(logits, tables, do)
+    choices = tables.choices
+    counts = choices[:, step_tables.CANDIDATES].tolist() if tables.candidates.shape[1] else ()
+    for index, count in enumerate(counts):
+        # One by one: the number of candidates differs, and there are few such sequences.
+        restricted = choices[index, None, step_tables.RESTRICTED] != 0
+        if count == 0 and not bool(restricted):
+            continue
+        tokens, values = tables.candidates[index, None, :count], tables.values[index, None, :count]
+        do.add_candidate_values(scores[index : index + 1], tokens, values, restricted & False, restricted)
+    sequences, bases, nats = tables.budgets
+    if len(sequences):
+        base = logits.index_select(0, bases).to(scores.dtype)
+        scores[sequences] = within_budget(scores.index_select(0, sequences), base, nats)
+    masked = (choices[:, step_tables.BASE] >= 0).nonzero()[:, 0] if tables.masks else choices[:0, 0]
     if masked.numel():
-        choices, numbers = tables.choices[masked], tables.numbers[masked]
-        base = logits[choices[:, step_tables.BASE].long()].to(scores.dtype)
-        scores[masked] = rule_out_implausible(
-            scores[masked],
-            _allowed(base, choices, tables),
-            choices[:, step_tables.MASK_TOP_K].long(),
+        own, numbers = choices.index_select(0, masked), tables.numbers.index_select(0, masked)
+        base = logits.index_select(0, own[:, step_tables.BASE].long()).to(scores.dtype)
+        scores[masked] = do.rule_out_implausible(
+            scores.index_select(0, masked),
+            _allowed(base, own, tables),
+            own[:, step_tables.MASK_TOP_K].long(),
             numbers[:, step_tables.MASK_TOP_P],
             numbers[:, step_tables.MASK_RELATIVE],
         )
-    return _allowed(scores, tables.choices, tables)
-
-
-def _allowed(scores: Tensor, choices: Tensor, tables: StepTables) -> Tensor:
-    """``scores``, -inf in place where a row's ``choices`` do not allow a token."""
-    limited = (choices[:, step_tables.ALLOWED] >= 0).nonzero()[:, 0]
-    if limited.numel():
-        held = choices[limited, step_tables.ALLOWED].long()
-        scores[limited] = scores[limited].masked_fill(~tables.allowed[held], -torch.inf)
     return scores
 
 
-def _adjusted(final: Tensor, tables: StepTables) -> Tensor:
-    """A copy with penalties and logit bias."""
+def _by_rule(logits: Tensor, tables: StepTables, do: Operations) -> Tensor:
+    """A fresh tensor [n, vocabulary]: the sources of every sequence under its rule."""
+    if tables.linear:
+        return do.combine_logits(logits, tables.rows, tables.weights)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    scores = logits.new_empty((len(tables.rows), logits.shape[1]), dtype=dtype)
+    rules, scale = tables.choices[:, step_tables.RULE], tables.numbers[:, step_tables.SCALE]
+    for rule in rules.unique().tolist():
+        own = (rules == rule).nonzero()[:, 0]
+        rows, weights = tables.rows.index_select(0, own), tables.weights.index_select(0, own)
+        if rule == step_tables.LINEAR:
+            scores[own] = do.combine_logits(logits, rows, weights)
+        elif rule == step_tables.DIVERGENCE:
+            scores[own] = do.combine_divergence(logits, rows, weights, scale[own])
+        else:
+            experts = 1 + int((weights[:, 1:] != 0).any(dim=0).nonzero().max())
+            scores[own] = do.combine_routed(
+                logits.index_select(0, rows[:, 0]),
+                logits[rows[:, 1 : 1 + experts]],
+                weights[:, 1 : 1 + experts],
+                weights[:, 0],
+                scale[own],
+                torch.zeros(len(own), dtype=torch.bool, device=logits.device),
+            )
+    return scores
+
+
+def _allowed(scores: Tensor, choices: Tensor, tables: StepTables) -> Tensor:
+    """``scores``, -inf in place where a row's ``choices`` do not allow a token. NaN stays where a token may come."""
+    if len(tables.allowed) == 0:
+        return scores
+    limited = (choices[:, step_tables.ALLOWED] >= 0).nonzero()[:, 0]
+    if limited.numel():
+        held = choices[limited, step_tables.ALLOWED].long()
+        scores[limited] = scores[limited].masked_fill_(~tables.allowed[held], -torch.inf)
+    return scores
+
+
+def _adjusted(final: Tensor, tables: StepTables, do: Operations) -> Tensor:
+    """``final`` with penalties and logit bias; a copy only where there are any, because logprobs are of ``final``."""
+    if len(tables.counts) == 0 and tables.biased.shape[1] == 0:
+        return final
     scores = final.clone()
     counted = (tables.choices[:, step_tables.COUNTED] >= 0).nonzero()[:, 0]
     if counted.numel():
         held, numbers = tables.choices[counted, step_tables.COUNTED].long(), tables.numbers[counted].to(scores.dtype)
-        scores[counted] = apply_penalties(
+        scores[counted] = do.apply_penalties(
             scores[counted],
             tables.counts[held],
             tables.seen[held],
@@ -108,8 +139,24 @@ def _adjusted(final: Tensor, tables: StepTables) -> Tensor:
             numbers[:, step_tables.FREQUENCY],
         )
     for index, count in enumerate(tables.choices[:, step_tables.BIASES].tolist()):
-        scores[index, tables.biased[index, :count]] += tables.biases[index, :count].to(scores.dtype)
+        if count:
+            scores[index, tables.biased[index, :count]] += tables.biases[index, :count].to(scores.dtype)
     return scores
+
+
+def _alternatives(final: Tensor, tables: StepTables, do: Operations) -> tuple[Tensor, Tensor]:
+    """Tokens and logprobs [n, wanted], best first."""
+    n, most = len(final), min(tables.wanted, final.shape[1])
+    if most == 0:
+        return tables.choices.new_empty((n, 0), dtype=torch.int64), final.new_empty((n, 0))
+    tokens = torch.full((n, most), -1, dtype=torch.int64, device=final.device)
+    logprobs = final.new_full((n, most), -torch.inf)
+    wanted = tables.choices[:, step_tables.WANTED]
+    own = wanted.nonzero()[:, 0]
+    best, ids = do.best_logprobs(final.index_select(0, own), most)
+    beyond = torch.arange(most, device=final.device) >= wanted[own, None]
+    tokens[own], logprobs[own] = ids.masked_fill_(beyond, -1), best.masked_fill_(beyond, -torch.inf)
+    return tokens, logprobs
 
 
 def route_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ladle.guidance.plan import Source
 from ladle.kernels import dispatch
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.device.transfers import read
+from ladle.server.engine.device.transfers import Array, read
 from ladle.server.engine.forward.attention import PagedContext
 from ladle.server.engine.forward.layout import HostLayout, StepLayout
 from ladle.server.engine.forward.layout_builder import LayoutBuilder
@@ -22,8 +23,9 @@ from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.schedule.catch_up import CatchUp, plan_catch_up
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
-from ladle.server.engine.scores.candidates import keep_chosen, value_candidates
+from ladle.server.engine.scores.candidates import CandidateValues, keep_chosen, value_candidates
 from ladle.server.engine.scores.prompt_scores import PromptJudge
+from ladle.server.engine.scores.router import Turn
 from ladle.server.engine.scores.sampler import Draw, Sampler
 from ladle.server.engine.served_models import ServedModels
 
@@ -41,19 +43,34 @@ class StepResult:
 
 
 @dataclass
-class _Found:
-    """Logits of a step's forwards, part by part; the last row of each lane in them, and its last hidden state
-    [hidden]."""
+class _Logits:
+    """What the forwards of a step give.
 
-    logits: list[Tensor] = field(default_factory=list)
-    rows: dict[Lane, int] = field(default_factory=dict)
-    states: dict[Lane, Tensor] = field(default_factory=dict)
+    Attributes:
+        rows: [rows of the lane table] int64, the row of the logits that is of each lane's last token.
+        parts: [n, vocabulary] of each forward.
+        states: last hidden states [hidden] by lane; None where nobody asks for them.
+    """
+
+    rows: Array
+    parts: list[Tensor] = field(default_factory=list)
+    states: dict[Lane, Tensor] | None = None
+
+    def add(self, layout: HostLayout, logits: Tensor, hidden: Tensor) -> None:
+        """What the forward of ``layout`` gave for the tokens whose logits are wanted."""
+        if not layout.logit_lanes:
+            return
+        before = sum(part.shape[0] for part in self.parts)
+        self.rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
+        self.parts.append(logits)
+        if self.states is not None:
+            self.states.update(zip(layout.logit_lanes, hidden, strict=True))
 
     def joined(self) -> Tensor:
         """All logits so far, [rows, vocabulary]."""
-        if len(self.logits) > 1:
-            self.logits = [torch.cat(self.logits)]
-        return self.logits[0]
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts)]
+        return self.parts[0]
 
 
 class ModelRunner:
@@ -69,17 +86,20 @@ class ModelRunner:
         self.sampler = sampler
         self._layouts = LayoutBuilder(table, together=dispatch.on_gpu(table.coefficients))
         self._numbers = torch.arange(self._layouts.most_keys, device=device)
-        self._judge = PromptJudge(device)
+        self._judge = PromptJudge(sampler.slots, device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
             model, cache, router = models.store.models[key], models.caches[name], None if name else models.router
             found = record_decoding(model, cache, table, models.vocabulary, router)
             if found is not None:
                 self._recorded[key] = found
-        self.recorded = bool(self._recorded)
-        """Whether decode steps of some sizes are recorded."""
         self.rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
+
+    @property
+    def recorded(self) -> bool:
+        """Whether decode steps of some sizes are recorded."""
+        return bool(self._recorded)
 
     def clear(self, blocks: list[int]) -> None:
         """Zero what the last owners of ``blocks`` left."""
@@ -91,55 +111,71 @@ class ModelRunner:
         """Compute ``plan``; the weights of its lanes must be ready."""
         result = StepResult()
         self.rows = 0
-        draws = self._at_once(plan)
+        draws = self._replayed(plan)
         if draws is not None:
             result.draws = dict(zip(plan.sampling, draws, strict=True))
             return result
-        found = _Found()
+        drawing = [sequence for sequence in plan.sampling if sequence.draws]
+        routed = [sequence for sequence in drawing if sequence.request.plan.routing is not None]
+        found = _Logits(np.zeros(self.table.rows, dtype=np.int64), states={} if routed else None)
         self._forward(plan.lanes, [chunk for chunk in plan.chunks if chunk.sequence.draws], found)
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
         judged = [chunk for chunk in plan.chunks if chunk.judged]
         if judged:
             self._judge.judge(found.joined(), found.rows, judged)
-        drawing = [sequence for sequence in plan.sampling if sequence.draws]
-        if not drawing:
-            return result
-        turns = {} if self.models.router is None else self.models.router.choose(drawing, found.states)
+        turns = self._route(routed, found, result) if routed else {}
+        if turns:
+            drawing = [sequence for sequence in drawing if sequence not in result.caught_up.behind]
+        if drawing:
+            self._draw(drawing, turns, found, result)
+        return result
+
+    def _route(self, routed: Seq[Sequence], found: _Logits, result: StepResult) -> dict[Sequence, Turn]:
+        """Whose turn it is in ``routed``, and the logits of experts that had missed something."""
+        assert self.models.router is not None and found.states is not None
+        turns = self.models.router.choose(routed, found.states)
         result.caught_up = late = plan_catch_up(self.scheduler, {s: turn.lanes for s, turn in turns.items()})
         # What was recorded has its results in the same place every time, where this step's first ones still are.
         self._forward(*late.split(), found, recorded=False)
-        drawing = [sequence for sequence in drawing if sequence not in late.behind]
-        if not drawing:
-            return result
-        turns = {sequence: turn for sequence, turn in turns.items() if sequence not in late.behind}
+        return turns
+
+    def _draw(self, drawing: Seq[Sequence], turns: Mapping[Sequence, Turn], found: _Logits, result: StepResult) -> None:
+        """One token for each of ``drawing``, whose logits are all there; first the candidates are valued."""
         logits = found.joined()
-        allowed = self.sampler.allowed(drawing, self.models.vocabulary)
-        lay_out = self._layouts.build_candidates
-        values = value_candidates(logits, found.rows, drawing, lay_out, self._hidden, allowed)
+        scored = [sequence for sequence in drawing if sequence.request.plan.scorer is not None]
+        values: dict[Sequence, CandidateValues] = {}
+        if scored:
+            allowed = self.sampler.allowed(scored, self.models.vocabulary)
+            lay_out = self._layouts.build_candidates
+            values = value_candidates(logits, found.rows, scored, lay_out, self._hidden, allowed)
         draws = self.sampler.draw(logits, found.rows, drawing, values, turns)
         result.draws = dict(zip(drawing, draws, strict=True))
-        places = {sequence: draw.place for sequence, draw in result.draws.items()}
-        result.kept = keep_chosen(values, places, self.table, self._cache)
-        for sequence, turn in turns.items():
-            sequence.speaker = turn.speaker
-        return result
+        if values:
+            places = {sequence: result.draws[sequence].place for sequence in scored}
+            result.kept = keep_chosen(values, places, self.table, self._cache)
+        for sequence in drawing if turns else ():
+            if sequence in turns:
+                sequence.speaker = turns[sequence].speaker
 
-    def _at_once(self, plan: StepPlan) -> list[Draw] | None:
+    def _replayed(self, plan: StepPlan) -> list[Draw] | None:
         """The draws of a step that is one recording from its first layer to its tokens; None where it is not."""
+        if not self._recorded or plan.chunks:
+            return None
         keys = {lane.materialised for lane in plan.lanes}
-        graphs = self._recorded.get(keys.pop()) if len(keys) == 1 and not plan.chunks else None
+        graphs = self._recorded.get(keys.pop()) if len(keys) == 1 else None
         if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_rows:
             return None
-        if not self.sampler.slots.adds(plan.sampling, graphs.routes):
+        slots = self.sampler.slots
+        if not slots.recordable(plan.sampling, graphs.routes):
             return None
         layout = self._layouts.build(plan.lanes, [])
         size = graphs.size_for(layout)
         if size is None:
             return None
         self.rows += layout.tokens
-        places = np.zeros(self.table.rows, dtype=np.int64)
-        places[layout.rows] = np.arange(layout.tokens)
-        found = graphs.run(layout, size, self.sampler.slots.tables(plan.sampling, places))
+        rows = np.zeros(self.table.rows, dtype=np.int64)
+        rows[layout.rows] = np.arange(layout.tokens)
+        found = graphs.run(layout, size, slots.tables(plan.sampling, rows), slots.routes(plan.sampling, rows))
         assert found.tokens is not None and found.logprobs is not None
         wanted = [found.tokens, found.logprobs, *([] if found.speakers is None else [found.speakers])]
         tokens, logprobs, *speakers = (part.tolist() for part in read(*wanted))
@@ -149,7 +185,7 @@ class ModelRunner:
                 draws[index] = _spoken(plan.sampling[index], speaker, draws[index])
         return draws
 
-    def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Found, recorded: bool = True) -> None:
+    def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Logits, recorded: bool = True) -> None:
         """One forward a set of weights, ``recorded`` if that can be; what it gives is added to ``found``."""
         decode, prefill = _by_weights(chunks, lanes)
         for key in dict.fromkeys([*decode, *prefill]):
@@ -164,12 +200,7 @@ class ModelRunner:
             else:
                 run = graphs.run(layout, size)
                 logits, hidden = run.logits, run.hidden
-            before = sum(part.shape[0] for part in found.logits)
-            for row, (lane, state) in enumerate(zip(layout.logit_lanes, hidden, strict=True), start=before):
-                found.rows[lane] = row
-                found.states[lane] = state
-            if layout.logit_lanes:
-                found.logits.append(logits[:, : self.models.vocabulary])
+            found.add(layout, logits[:, : self.models.vocabulary], hidden)
 
     def _value(self, chunks: Seq[Chunk], result: StepResult) -> None:
         """Values of whole texts: the head on the last state of every lane."""

@@ -17,8 +17,8 @@ class StepLayout:
     """What one forward reads, on its device.
 
     ``ids``, ``positions`` [1, tokens] int64; ``slots`` [tokens] int64; ``coefficients`` [tokens, members] or None when
-    every token runs on plain weights; ``logit_rows`` [n] int64 tokens whose logits are wanted (None: all);
-    ``logit_lanes``: the lane each of them belongs to. ``places``: where each token is.
+    every token runs on plain weights; ``logit_rows`` [n] int64 tokens whose logits are wanted (None: all). ``places``:
+    where each token is.
     """
 
     ids: Tensor
@@ -27,7 +27,6 @@ class StepLayout:
     groups: list[AttentionGroup]
     coefficients: Tensor | None
     logit_rows: Tensor | None
-    logit_lanes: list[Lane]
     places: TokenPlaces
 
 
@@ -61,7 +60,8 @@ class HostGroup:
 @dataclass
 class HostLayout:
     """A ``StepLayout`` of arrays: ``rows`` [tokens] int64 of the lane table in place of coefficients, and ``merged``,
-    whether any of them are needed. ``ids`` None: the tokens are on the device already."""
+    whether any of them are needed. ``ids`` None: the tokens are on the device already. ``logit_lanes``: the lanes of
+    the tokens whose logits are wanted."""
 
     ids: Array | None
     positions: Array
@@ -75,6 +75,11 @@ class HostLayout:
     @property
     def tokens(self) -> int:
         return len(self.slots)
+
+    @property
+    def logit_table_rows(self) -> Array:
+        """[n] int64, rows of the lane table, of ``logit_lanes``."""
+        return self.rows if self.logit_rows is None else self.rows[self.logit_rows]
 
     def send(self, table: LaneTable, numbers: Tensor, ids: Tensor | None = None) -> StepLayout:
         """It on the device of ``numbers`` (0, 1, 2, ..., as many as a group may have keys), in one copy; ``ids``
@@ -94,6 +99,4 @@ class HostLayout:
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
         places = TokenPlaces(table.blocks, self.rows, self.positions)
-        return StepLayout(
-            tokens[None], positions[None], slots, groups, coefficients, logit_rows, self.logit_lanes, places
-        )
+        return StepLayout(tokens[None], positions[None], slots, groups, coefficients, logit_rows, places)

@@ -23,8 +23,8 @@ from ladle.server.engine.graphs.recorded_step import Found, RecordedStep, Size
 from ladle.server.engine.graphs.recorder import Recorder, recorder_for
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.scores.host_tables import HostRoutes, HostTables
 from ladle.server.engine.scores.router import Router
-from ladle.server.engine.scores.tables import HostRoutes, HostTables
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class DecodeGraphs:
         with torch.inference_mode():
             for size in sizes:
                 step = RecordedStep(size, model, cache, table, self._vocabulary, numbers, router)
-                step.fill(self._example(size), None)
+                step.fill(self._example(size))
                 self._steps[size] = step
                 self._replays[size] = record(step.compute)
             found = [replay() for replay in self._replays.values()]
@@ -85,10 +85,12 @@ class DecodeGraphs:
         return min(fitting, default=None)
 
     @torch.inference_mode()
-    def run(self, layout: HostLayout, size: Size, tables: HostTables | None = None) -> Found:
+    def run(
+        self, layout: HostLayout, size: Size, tables: HostTables | None = None, routes: HostRoutes | None = None
+    ) -> Found:
         """What ``layout`` computes: logits and hidden states of the rows it wants, and one token for each sequence of
-        ``tables``, whose rows are those of the logits."""
-        self._steps[size].fill(layout, tables)
+        ``tables``, whose rows are those of the logits. ``routes``: of the same sequences, where any of them routes."""
+        self._steps[size].fill(layout, tables, routes)
         found, rows = self._replays[size](), layout.tokens
         if layout.logit_rows is not None:
             wanted = send_one(layout.logit_rows, found.logits.device)
@@ -97,7 +99,7 @@ class DecodeGraphs:
         if tables is None or found.tokens is None or found.logprobs is None:
             return Found(logits, hidden)
         count = len(tables.rows)
-        speakers = None if tables.routed is None or found.speakers is None else found.speakers[:, :count]
+        speakers = None if routes is None or found.speakers is None else found.speakers[:, :count]
         return Found(logits, hidden, found.tokens[:count], found.logprobs[:count], speakers)
 
     @torch.inference_mode()
@@ -109,7 +111,7 @@ class DecodeGraphs:
         same = True
         for size, replay in self._replays.items():
             step = self._steps[size]
-            step.fill(self._example(size), self._plans(size, random))
+            step.fill(self._example(size), *self._plans(size, random))
             one = replay()
             own = step.draw(one) if one.tokens is not None else one
             same &= _close(one.logprobs, own.logprobs) and _equal(one.tokens, own.tokens)
@@ -133,7 +135,7 @@ class DecodeGraphs:
         group = HostGroup(0, size.rows, 0, positions[:, None], blocks, size.blocks * BLOCK_SIZE)
         return HostLayout(ids, positions, slots, rows % (self._table.rows + 1), size.merged, [group], None, [])
 
-    def _plans(self, size: Size, random: np.random.Generator) -> HostTables:
+    def _plans(self, size: Size, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
         """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
         rows, places = size.rows, np.arange(size.rows)
         choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
@@ -145,17 +147,17 @@ class DecodeGraphs:
         numbers[:, step_tables.MIN_P] = 0.0
         weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
         sources = random.integers(0, rows, (rows, 3))
-        routed = None
+        routes = None
         if self._router is not None:
             experts = self._router.experts
-            routed = HostRoutes(
+            routes = HostRoutes(
                 places % 2 == 1,
                 np.stack([random.integers(low, high, rows) for low, high in ((-1, experts), (0, 3), (1, 3))], axis=1),
                 random.integers(0, rows, (rows, experts)),
                 random.random((rows, 2)).astype(np.float32),
                 np.where(random.random(rows) < 0.5, -np.inf, 0.5),
             )
-        return HostTables(sources, weights, choices, numbers, routed)
+        return HostTables(sources, weights, choices, numbers), routes
 
 
 def sizes_of(table: LaneTable) -> list[Size]:

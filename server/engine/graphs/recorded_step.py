@@ -19,9 +19,9 @@ from ladle.server.engine.forward.layout import HostLayout, StepLayout
 from ladle.server.engine.forward.loaded_model import LoadedModel
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.scores.host_tables import HostRoutes, HostTables
 from ladle.server.engine.scores.router import Router
 from ladle.server.engine.scores.slot_tables import SOURCES
-from ladle.server.engine.scores.tables import HostTables
 
 
 @dataclass(frozen=True, order=True)
@@ -90,8 +90,9 @@ class RecordedStep:
         self._held = torch.zeros(self._fields.nbytes, dtype=torch.uint8, device=numbers.device)
         self._tensors = self._fields.tensors(self._held)
 
-    def fill(self, layout: HostLayout, tables: HostTables | None) -> None:
-        """Compute ``layout``, of one group, and draw by ``tables`` or nothing that anybody wants.
+    def fill(self, layout: HostLayout, tables: HostTables | None = None, routes: HostRoutes | None = None) -> None:
+        """Compute ``layout``, of one group, and draw by ``tables``, with experts by ``routes``, or nothing that anybody
+        wants.
 
         Rows that are left over compute the base's first token at place 0, with coefficients 0, and store it in block 0,
         which nobody has; sequences that are left over add up nothing.
@@ -107,7 +108,7 @@ class RecordedStep:
         arrays["blocks"][:rows, : group.table.shape[1]] = group.table
         arrays["choices"][:, step_tables.ABSENT] = -1
         if tables is not None:
-            _draw(tables, arrays)
+            _draw(tables, routes, arrays)
         self._held.copy_(staged, non_blocking=True)
 
     def compute(self) -> Found:
@@ -116,7 +117,7 @@ class RecordedStep:
         group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["blocks"], self._keys)
         merged = self._table.coefficients.index_select(0, held["lanes"]) if self._size.merged else None
         ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
-        layout = StepLayout(ids, positions, held["slots"], [group], merged, None, [], places)
+        layout = StepLayout(ids, positions, held["slots"], [group], merged, None, places)
         logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slots, [group]))
         if not dispatch.fuses(logits):
             return Found(logits, hidden)
@@ -160,16 +161,12 @@ class RecordedStep:
         return sources, weights, torch.stack((made.leading, made.stayed))
 
 
-def _draw(tables: HostTables, arrays: dict[str, Array]) -> None:
+def _draw(tables: HostTables, routes: HostRoutes | None, arrays: dict[str, Array]) -> None:
     count, width = tables.rows.shape
     arrays["sources"][:count, :width] = tables.rows
     arrays["weights"][:count, :width] = tables.weights
     arrays["choices"][:count] = tables.choices
     arrays["numbers"][:count] = tables.numbers
-    routed = tables.routed
-    if routed is not None:
-        arrays["routes"][:count] = routed.routes
-        arrays["history"][:count] = routed.history
-        arrays["experts"][:count] = routed.experts
-        arrays["factors"][:count] = routed.factors
-        arrays["thresholds"][:count] = routed.thresholds
+    if routes is not None:
+        for name, array in vars(routes).items():
+            arrays[name][:count] = array

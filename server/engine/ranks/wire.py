@@ -40,7 +40,7 @@ def pack(layout: StepLayout) -> tuple[dict[str, Any], list[Tensor]]:
 
 
 def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor], keys: Tensor) -> StepLayout:
-    """What ``pack`` was given, but for whose logits they are and where each token is.
+    """What ``pack`` was given, but for where each token is.
 
     Args:
         receive: the next flat tensor, of that dtype and number of elements.
@@ -72,7 +72,6 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         groups,
         there.get("coefficients"),
         there.get("logit_rows"),
-        [],
         TokenPlaces.none(),
     )
 

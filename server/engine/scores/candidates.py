@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ladle.server.engine.device.transfers import send_one
+from ladle.guidance.plan import Scorer
+from ladle.server.engine.device.transfers import Array, send_one
 from ladle.server.engine.forward.layout import HostLayout
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.kv.lane_table import LaneTable
@@ -28,13 +30,15 @@ class CandidateValues:
 
 def value_candidates(
     logits: Tensor,
-    rows: Mapping[Lane, int],
+    rows: Array,
     sequences: Seq[Sequence],
     layout: Callable[[Seq[Lane], Seq[int], Seq[int]], HostLayout],
     hidden: Callable[[Lane, HostLayout, Tensor], Tensor],
     allowed: Mapping[Sequence, Allowed],
 ) -> dict[Sequence, CandidateValues]:
-    """The candidates of every sequence with a scorer, and what its value lanes say of them.
+    """The candidates of ``sequences``, which have a scorer, and what the value lanes of each say of them.
+
+    ``rows`` [rows of the lane table] int64: the row of ``logits`` [rows, vocabulary] that each lane gave.
 
     Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and fewer where it
     allows fewer.
@@ -46,13 +50,11 @@ def value_candidates(
     chosen: dict[Sequence, Tensor] = {}
     counts: dict[Sequence, int] = {}
     for sequence in sequences:
-        if sequence.request.plan.scorer is None:
-            continue
-        scores, counts[sequence] = logits[rows[sequence.lanes[0]]], sequence.candidates
+        scores, counts[sequence] = logits[int(rows[sequence.lanes[0].row])], sequence.candidates
         if sequence in allowed:
             scores = scores.masked_fill(~allowed[sequence].mask, -torch.inf)
             counts[sequence] = min(sequence.candidates, allowed[sequence].count)
-        # What is not allowed comes last. It is valued, so that every forward has its full size, and then dropped.
+        # Tokens that are not allowed sort last; they are valued to keep the forward's size fixed, and then dropped.
         chosen[sequence] = scores.topk(sequence.candidates).indices
     groups: dict[object, list[tuple[Sequence, Lane]]] = {}
     for sequence in chosen:
@@ -108,3 +110,15 @@ def keep_chosen(
         slots = send_one(pairs, cache.layers[0].device, np.int64)
         cache.copy(slots[:, 0], slots[:, 1])
     return kept
+
+
+def added_values(scorer: Scorer, found: CandidateValues) -> Tensor:
+    """What is added to the scores of the candidates, [k]: strength * sum_s weight_s f(V_s), minus its mean where values
+    are centred (see ``Scorer``)."""
+    total: Tensor | None = None
+    for lane, values in found.values.items():
+        part = F.logsigmoid(values) if scorer.transform == "log_sigmoid" else values
+        part = part * (scorer.strength * lane.source.weight)
+        total = part if total is None else total + part
+    assert total is not None, "a scorer comes with sources that have a head"
+    return total - total.mean(dim=-1, keepdim=True) if scorer.centred else total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -114,15 +113,3 @@ def _by_pool(followed: Seq[_Followed]) -> dict[GrammarPool, list[_Followed]]:
     for one in followed:
         found.setdefault(one.grammar.pool, []).append(one)
     return found
-
-
-def restrict(scores: Tensor, places: Mapping[int, Allowed]) -> Tensor:
-    """A copy of ``scores`` [rows, vocabulary] with -inf wherever the mask of a row, by its place, does not allow;
-    ``scores`` itself where there are no masks. NaN stays what it is where it may be chosen."""
-    if not places:
-        return scores
-    rows = send_one(list(places), scores.device, np.int64)
-    forbidden = ~torch.stack([allowed.mask for allowed in places.values()])
-    masked = scores.clone()
-    masked[rows] = scores.index_select(0, rows).masked_fill_(forbidden, -torch.inf)
-    return masked

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ladle.guidance.plan import Plan
-from ladle.server.engine.device.transfers import read, send_one
+from ladle.kernels import dispatch
+from ladle.kernels import step_tables as columns
+from ladle.server.engine.device.transfers import Array, read, send_one
 from ladle.server.engine.requests.request import PromptToken
-from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.schedule.step_plan import Chunk
-from ladle.server.engine.scores.combiner import Combiner, Rows
+from ladle.server.engine.scores.host_tables import HostTables
+from ladle.server.engine.scores.slot_tables import SlotTables
+from ladle.server.engine.scores.tables import Step, lay_out
 
 ROW_BYTES = 64 << 20
 """Logits of prompt tokens, in float32, that a step may hold."""
@@ -36,45 +40,51 @@ def why_not(plan: Plan) -> str | None:
 class PromptJudge:
     """Turns the logits of prompt tokens into log-probabilities."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, slots: SlotTables, device: torch.device) -> None:
+        self._slots = slots
         self._device = device
-        self._combiner = Combiner(device)
 
-    def judge(self, logits: Tensor, rows: Rows, chunks: Seq[Chunk]) -> None:
+    def judge(self, logits: Tensor, rows: Array, chunks: Seq[Chunk]) -> None:
         """Add to every judged sequence of ``chunks`` what the combined score says of its next prompt tokens.
 
-        ``logits`` [rows, vocabulary]; ``rows``: that of the last token of each chunk, before which lie those of the
-        chunk's other tokens.
+        ``logits`` [rows, vocabulary]; ``rows`` [rows of the lane table] int64: that of the last token of each chunk,
+        before which lie those of the chunk's other tokens.
         """
         for sequence, own in _by_sequence(chunks).items():
             start, count, prompt = own[0].start, own[0].count, sequence.request.prompt
             targets = prompt[start + 1 : start + count + 1]
             if targets:
-                firsts = [rows[chunk.lane] - count + 1 for chunk in own]
-                sequence.judged[start:] = self._tokens(logits, firsts, sequence, targets)
+                sequence.judged[start:] = self._tokens(logits, rows - (count - 1), sequence, targets)
 
-    def _tokens(self, logits: Tensor, firsts: Seq[int], sequence: Sequence, targets: Seq[int]) -> list[PromptToken]:
-        """``firsts``: row of every lane's first token; what follows token i is ``targets[i]``."""
-        places: dict[Lane, int] = {}
-        stand_ins = []
-        for offset in range(len(targets)):
-            # The combiner knows one row a lane: every position gets lanes of its own.
-            lanes = [copy.copy(lane) for lane in sequence.lanes]
-            places.update(zip(lanes, (first + offset for first in firsts), strict=True))
-            stand_ins.append(Sequence(sequence.request, lanes))
-        scores = self._combiner.combine(logits, places, stand_ins, {}, {})
-        logprobs = torch.log_softmax(scores, dim=-1)
-        own = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]
-        better = (logprobs > own[:, None]).sum(dim=-1)
+    def _tokens(self, logits: Tensor, firsts: Array, sequence: Sequence, targets: Seq[int]) -> list[PromptToken]:
+        """``firsts``: the row of every lane's first token, by lane; what follows token i is ``targets[i]``."""
+        repeated = [sequence] * len(targets)
+        tables = _at_positions(self._slots.tables(repeated, firsts))
+        own = lay_out(tables, repeated, Step(firsts), logits.dtype, self._device)
+        logprobs = torch.log_softmax(dispatch.guided_scores(logits, own), dim=-1)
+        said = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]
+        better = (logprobs > said[:, None]).sum(dim=-1)
         sampling = sequence.request.sampling
         most = max(sampling.logprobs or 0, sampling.prompt_alternatives)
-        found, ahead, best, ids = read(own, better, *logprobs.topk(most, dim=-1))
+        found, ahead, best, ids = read(said, better, *logprobs.topk(most, dim=-1))
         return [
             PromptToken(logprob, tuple(zip(top_ids, top, strict=True)), place + 1)
             for logprob, place, top_ids, top in zip(
                 found.tolist(), ahead.tolist(), ids.tolist(), best.tolist(), strict=True
             )
         ]
+
+
+def _at_positions(tables: HostTables) -> HostTables:
+    """From ``tables`` that say the same n times those of n positions side by side: the i-th reads i rows further on."""
+    further = np.arange(len(tables.rows))
+    choices, budgets = tables.choices, tables.budgets
+    choices[:, columns.BASE] += np.where(choices[:, columns.BASE] >= 0, further, 0).astype(choices.dtype)
+    return replace(
+        tables,
+        rows=np.maximum(tables.rows, 0) + further[:, None],
+        budgets=budgets._replace(bases=budgets.bases + further[budgets.sequences]),
+    )
 
 
 def _by_sequence(chunks: Seq[Chunk]) -> dict[Sequence, list[Chunk]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ladle.guidance.plan import Routing
 from ladle.kernels import dispatch
 from ladle.merging.members.router_head import RouterHead
-from ladle.server.engine.device.transfers import read, send, send_one
+from ladle.server.engine.device.transfers import read, send_one
 from ladle.server.engine.requests.sequence import Lane, Sequence
 
 
@@ -51,14 +51,13 @@ class Router:
         self.experts = len(self._weight)
 
     def choose(self, sequences: Seq[Sequence], states: Mapping[Lane, Tensor]) -> dict[Sequence, Turn]:
-        """The turns of the routed ones of ``sequences``; ``states`` [hidden] of their routers' lanes. Asking changes
-        nothing: a turn counts once its token is drawn (``Turn.speaker``).
+        """The turns of ``sequences``, at least one, which all route; ``states`` [hidden] of their routers' lanes.
+
+        Asking changes nothing: a turn counts once its token is drawn (``Turn.speaker``).
 
         Scores that are not finite give a turn whose shares are NaN, which makes the sequence's scores NaN.
         """
         routed = [(s, s.request.plan.routing) for s in sequences if s.request.plan.routing is not None]
-        if not routed:
-            return {}
         scores, likely = self.judge(torch.stack([states[s.lanes[routing.source]] for s, routing in routed]))
         history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)
         chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2])
@@ -67,7 +66,7 @@ class Router:
             for index, (_, routing) in enumerate(routed)
             if routing.top > 1
         }
-        # Who speaks decides what is computed next, so that a step which routes so waits twice.
+        # The next forward depends on the chosen experts, so that a step which routes here waits twice.
         found = read(chosen, scores, likely, *(part[0] for parts in mixed.values() for part in parts))
         leading, said, chances, *mixes = (part.tolist() for part in found)
         soft = dict(zip(mixed, zip(mixes[::2], mixes[1::2], strict=True), strict=True))
@@ -102,37 +101,3 @@ class Router:
 
 def _names(sequence: Sequence, routing: Routing) -> list[str]:
     return [sequence.lanes[index].source.name for index in routing.experts]
-
-
-def combine_turns(logits: Tensor, rows: Mapping[Lane, int], turns: Mapping[Sequence, Turn]) -> dict[Sequence, Tensor]:
-    """Scores [vocabulary] of the routed sequences from ``logits`` [rows, vocabulary] (see ``Routing``)."""
-    scores = {}
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    for sequence, turn in turns.items():
-        plan = sequence.request.plan
-        routing = plan.routing
-        assert routing is not None
-        own = logits[rows[sequence.lanes[routing.source]]][None]
-        if not turn.lanes:
-            scores[sequence] = own[0].to(dtype)
-            continue
-        spoken, shares, weights, normalize = send(
-            [
-                np.array([rows[lane] for lane in turn.lanes]),
-                np.array(turn.shares),
-                np.array([routing.complement, routing.weight]),
-                np.array([plan.normalize == "sum"]),
-            ],
-            logits.device,
-        )
-        combined = dispatch.combine_routed(
-            own,
-            logits.index_select(0, spoken)[None],
-            shares[None].to(dtype),
-            weights[:1],
-            weights[1:],
-            normalize,
-        )[0]
-        finite = all(map(math.isfinite, turn.shares))
-        scores[sequence] = combined if finite else torch.full_like(combined, torch.nan)
-    return scores

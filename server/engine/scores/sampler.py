@@ -1,6 +1,4 @@
-"""From source logits to one token a sequence: combine, penalise, draw, report. The parameters lie side by side by
-slot.
-"""
+"""From source logits to one token per sequence, and what is told about it."""
 
 from __future__ import annotations
 
@@ -14,13 +12,11 @@ import torch
 from torch import Tensor
 
 from ladle.kernels import dispatch
-from ladle.kernels import step_tables as columns
-from ladle.server.engine.device.transfers import read, send, send_one
+from ladle.server.engine.device.transfers import Array, read, send
 from ladle.server.engine.requests.request import TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues
-from ladle.server.engine.scores.combiner import Combiner, Rows
-from ladle.server.engine.scores.grammar_masks import Allowed, GrammarMasks, restrict
+from ladle.server.engine.scores.grammar_masks import Allowed, GrammarMasks
 from ladle.server.engine.scores.least_length import LeastLength
 from ladle.server.engine.scores.router import Turn
 from ladle.server.engine.scores.slot_tables import SlotTables
@@ -46,18 +42,6 @@ class Draw:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class _Made:
-    """``tokens`` and ``logprobs`` [sequences]; ``guided`` [sequences, vocabulary], combined scores for the trace;
-    ``listed``: the sequences, by place, of which ``others`` are the best tokens and their logprobs [listed, most]."""
-
-    tokens: Tensor
-    logprobs: Tensor
-    guided: Tensor
-    listed: Seq[int] = ()
-    others: tuple[Tensor, ...] = ()
-
-
 class Sampler:
     """Draws tokens; their counts are kept only for sequences with penalties. ``slots``: the parameters of all."""
 
@@ -65,7 +49,6 @@ class Sampler:
         """``slots``: sequences at once; ``experts``: of the family's router; ``eos``: the ids that end a text."""
         dispatch.prepare_draws(device)
         self._device = device
-        self._combiner = Combiner(device)
         self._grammars = GrammarMasks(device)
         self._least = LeastLength(device, eos)
         self.slots = SlotTables(slots, experts)
@@ -98,41 +81,48 @@ class Sampler:
     def draw(
         self,
         logits: Tensor,
-        rows: Rows,
+        rows: Array,
         sequences: Seq[Sequence],
         values: Mapping[Sequence, CandidateValues],
         turns: Mapping[Sequence, Turn],
     ) -> list[Draw]:
-        """One token for each of ``sequences``; ``logits`` [rows, vocabulary] of all their lanes, ``values`` of the
-        candidates of those whose plan has a scorer, ``turns`` of those that are routed."""
-        allowed = self.allowed(sequences, logits.shape[1])
-        counted = self._penalties(sequences)
-        step = Step(rows, values, turns, allowed, counted, *self.slots.columns_of(sequences))
-        # A budget is found by trial, for which the fused step has no place.
-        fused = dispatch.fuses(logits) and all(s.request.plan.kl_budget is None for s in sequences)
-        made = (self._draw_fused if fused else self._draw_stepwise)(logits, sequences, step)
-        # A trace tells what guidance did; that a grammar rules most tokens out is no news.
-        tracer = Tracer(logits, rows, made.guided, made.tokens, sequences, values, turns)
-        valued = [s for s in sequences if s in values]
+        """One token for each of ``sequences``, at least one.
+
+        Args:
+            logits: [rows, vocabulary] of all their lanes.
+            rows: [rows of the lane table] int64, the row of ``logits`` that each lane gave.
+            values: of the candidates of those whose plan has a scorer.
+            turns: of those that are routed.
+        """
+        step = Step(rows, values, turns, self.allowed(sequences, logits.shape[1]), self._penalties(sequences))
+        host = self.slots.tables(sequences, rows)
+        made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
+        traced = {index: sequences[index] for index in host.traced.tolist()}
+        tracer = Tracer(logits, step, made.guided, made.tokens, traced) if traced else None
+        valued = [s for s in sequences if s in values] if values else []
+        reported = [] if tracer is None else tracer.tensors
         found = iter(
-            read(made.tokens, made.logprobs, *made.others, *(values[s].tokens for s in valued), *tracer.tensors)
+            read(
+                *(made.tokens, made.logprobs, made.other_tokens, made.other_logprobs),
+                *(values[s].tokens for s in valued),
+                *reported,
+            )
         )
-        tokens, logprobs = next(found).tolist(), next(found).tolist()
-        top = {}
-        if made.listed:
-            ids, values_of = next(found).tolist(), next(found).tolist()
-            for index, own, beside in zip(made.listed, ids, values_of, strict=True):
-                count = sequences[index].request.sampling.logprobs or 0
-                top[index] = tuple(zip(own[:count], beside[:count], strict=True))
+        tokens, logprobs, other_tokens, other_logprobs = (next(found).tolist() for _ in range(4))
         known = {s: next(found).tolist() for s in valued}
         drawn = dict(zip(sequences, tokens, strict=True))
         places = {s: ids.index(drawn[s]) if drawn[s] in ids else None for s, ids in known.items()}
-        traces = tracer.traces(list(found), places)
+        traces = {} if tracer is None else tracer.traces(list(found), places)
+        counts = [s.request.sampling.logprobs or 0 for s in sequences]
+        tops = [
+            tuple(zip(ids[:count], beside[:count], strict=True))
+            for ids, beside, count in zip(other_tokens, other_logprobs, counts, strict=True)
+        ]
         draws = self.follow(sequences, tokens, logprobs)
         return [
             replace(
                 draw,
-                top=top.get(index, ()),
+                top=tops[index],
                 trace=traces.get(index),
                 expert=turns[s].expert if s in turns else None,
                 place=places.get(s),
@@ -162,68 +152,5 @@ class Sampler:
             for s, token, logprob in zip(sequences, tokens, logprobs, strict=True)
         ]
 
-    def _draw_fused(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Made:
-        """All in one; the combined scores are written down only for a trace."""
-        made = dispatch.fused_step(logits, lay_out(sequences, step, self._device))
-        guided = made.logprobs[:, None]
-        if any(sequence.request.plan.trace for sequence in sequences):
-            guided = self._combiner.combine(logits, step.rows, sequences, step.values, step.turns, step.allowed)
-        if not any(sequence.request.sampling.logprobs for sequence in sequences):
-            return _Made(made.tokens, made.logprobs, guided)
-        every = list(range(len(sequences)))
-        return _Made(made.tokens, made.logprobs, guided, every, (made.other_tokens, made.other_logprobs))
-
-    def _draw_stepwise(self, logits: Tensor, sequences: Seq[Sequence], step: Step) -> _Made:
-        """One operation after the other, each on all sequences."""
-        guided = self._combiner.combine(logits, step.rows, sequences, step.values, step.turns, step.allowed)
-        masks = {place: step.allowed[s] for place, s in enumerate(sequences) if s in step.allowed}
-        final = restrict(guided, masks)
-        temperature, top_p, min_p = (step.numbers[:, c] for c in (columns.TEMPERATURE, columns.TOP_P, columns.MIN_P))
-        top_k, keys = step.choices[:, columns.TOP_K].astype(np.int64), step.choices[:, columns.KEYS]
-        options = send([temperature, top_k, top_p, min_p, keys], self._device)
-        tokens = dispatch.sample(self._penalised(final, sequences, step.counted), *options)
-        logprobs = dispatch.token_logprobs(final, tokens)
-        wanted = {i: s.request.sampling.logprobs for i, s in enumerate(sequences) if s.request.sampling.logprobs}
-        if not wanted:
-            return _Made(tokens, logprobs, guided)
-        part = final.index_select(0, send_one(list(wanted), self._device, np.int64))
-        best, ids = dispatch.best_logprobs(part, max(count or 0 for count in wanted.values()))
-        return _Made(tokens, logprobs, guided, list(wanted), (ids, best))
-
     def _penalties(self, sequences: Seq[Sequence]) -> dict[Sequence, tuple[Tensor, Tensor]]:
         return {s: self._counts[s.slot] for s in sequences if s.slot is not None and s.slot in self._counts}
-
-    def _penalised(
-        self, final: Tensor, sequences: Seq[Sequence], penalties: Mapping[Sequence, tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        """``final`` with logit bias and penalties; a copy only where there are any, because logprobs are of
-        ``final``.
-        """
-        biased = [(i, s.request.sampling) for i, s in enumerate(sequences) if s.request.sampling.logit_bias]
-        counted = [(i, s) for i, s in enumerate(sequences) if s in penalties]
-        if not biased and not counted:
-            return final
-        scores = final.clone()
-        if counted:
-            held = [penalties[s] for _, s in counted]
-            options = [s.request.sampling for _, s in counted]
-            rows, *factors = send(
-                [
-                    np.array([i for i, _ in counted]),
-                    np.array([o.repetition_penalty for o in options]),
-                    np.array([o.presence_penalty for o in options]),
-                    np.array([o.frequency_penalty for o in options]),
-                ],
-                self._device,
-            )
-            scores[rows] = dispatch.apply_penalties(
-                scores[rows],
-                torch.stack([counts for counts, _ in held]),
-                torch.stack([seen for _, seen in held]),
-                *(factor.to(scores.dtype) for factor in factors),
-            )
-        for index, params in biased:
-            pairs = np.array(params.logit_bias, dtype=np.float64)
-            ids, bias = send([pairs[:, 0].astype(np.int64), pairs[:, 1]], self._device)
-            scores[index, ids] += bias.to(scores.dtype)
-        return scores

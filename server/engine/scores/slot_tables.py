@@ -4,19 +4,20 @@ instead of asking each sequence anew."""
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import numpy as np
 
-from ladle.guidance.plan import Routing
+from ladle.guidance.plan import Plan
 from ladle.kernels import step_tables as columns
 from ladle.server.engine.device.transfers import Array
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.requests.sequence import Lane, Sequence
-from ladle.server.engine.scores.combiner import added_lanes
-from ladle.server.engine.scores.tables import HostRoutes, HostTables
+from ladle.server.engine.scores.host_tables import HostBudgets, HostRoutes, HostTables
 
 SOURCES = 8
-"""Sources that a sequence may add up for its slot to hold all of its plan; those of weight 0 are not read."""
+"""Sources that a recorded step adds up for a sequence; those of weight 0 are not read."""
+_RULES = {"linear": columns.LINEAR, "forward_kl": columns.DIVERGENCE, "alpha": columns.DIVERGENCE}
 _MASK = (1 << 64) - 1
 
 
@@ -33,17 +34,26 @@ def draw_keys(seeds: Array, positions: Array) -> Array:
 
 
 class SlotTables:
-    """Columns of ``StepTables`` for up to ``slots`` sequences: ``choices`` [slots, CHOICES] int32 and ``numbers``
-    [slots, NUMBERS] float32, as far as sampling parameters decide them; all else is off."""
+    """Columns of ``StepTables`` for up to ``slots`` sequences, as far as plan and sampling parameters decide them.
+
+    Where the tables have a row of the logits, slots have a row of the lane table: a step says which is whose.
+    """
 
     def __init__(self, slots: int, experts: int = 0) -> None:
         """``experts``: of the family's router."""
-        self.choices = np.zeros((slots, columns.CHOICES), dtype=np.int32)
-        self.numbers = np.zeros((slots, columns.NUMBERS), dtype=np.float32)
+        self._choices = np.zeros((slots, columns.CHOICES), dtype=np.int32)
+        self._numbers = np.zeros((slots, columns.NUMBERS), dtype=np.float64)
         self._seeds = np.zeros(slots, dtype=np.uint64)
-        self._adds = np.zeros(slots, dtype=bool)
-        self._lanes = np.zeros((slots, SOURCES), dtype=np.int64)
-        self._weights = np.zeros((slots, SOURCES), dtype=np.float32)
+        self._sources = np.zeros((slots, SOURCES), dtype=np.int64)
+        self._weights = np.zeros((slots, SOURCES), dtype=np.float64)
+        self._counts = np.zeros(slots, dtype=np.int64)
+        self._firsts = np.zeros(slots, dtype=np.int64)
+        self._masked = np.zeros(slots, dtype=bool)
+        self._budgets = np.zeros(slots, dtype=np.float64)
+        self._traced = np.zeros(slots, dtype=bool)
+        self._plain = np.ones(slots, dtype=bool)
+        self._truncates = np.zeros(slots, dtype=bool)
+        self._recordable = np.zeros(slots, dtype=bool)
         self._routes = np.zeros(slots, dtype=bool)
         self._experts = np.zeros((slots, experts), dtype=np.int64)
         self._factors = np.zeros((slots, 2), dtype=np.float32)
@@ -51,64 +61,79 @@ class SlotTables:
         self._stays = np.ones(slots, dtype=np.int64)
 
     def admit(self, sequence: Sequence) -> None:
-        """Take over the parameters of ``sequence``, which holds a slot and rows of the lane table."""
-        slot, params = sequence.slot, sequence.request.sampling
+        """Take over plan and parameters of ``sequence``, which holds a slot and rows of the lane table."""
+        slot, params, plan = sequence.slot, sequence.request.sampling, sequence.request.plan
         assert slot is not None
         self._seeds[slot] = params.seed & _MASK
-        _fill(params, self.choices[slot], self.numbers[slot])
-        only = _only_draws(sequence)
-        routing = sequence.request.plan.routing
-        self._routes[slot] = only and routing is not None and _adds_one(sequence, routing)
-        lanes = added_lanes(sequence)
-        self._adds[slot] = only and routing is None and len(lanes) <= SOURCES
-        self._lanes[slot] = 0
-        self._weights[slot] = 0.0
-        if self._adds[slot]:
-            self._lanes[slot, : len(lanes)] = _rows(lanes)
-            self._weights[slot, : len(lanes)] = [lane.source.weight for lane in lanes]
-        if self._routes[slot]:
-            assert routing is not None
-            self._lanes[slot, :1] = _rows([sequence.lanes[routing.source]])
-            self._experts[slot] = _rows([sequence.lanes[index] for index in routing.experts])
-            self._factors[slot] = routing.factors(sequence.request.plan.normalize)
-            self._thresholds[slot] = -np.inf if routing.threshold is None else routing.threshold
-            self._stays[slot] = routing.stay
+        _fill(params, plan, self._choices[slot], self._numbers[slot])
+        lanes = _added_lanes(sequence)
+        if len(lanes) > self._sources.shape[1]:
+            more = ((0, 0), (0, len(lanes) - self._sources.shape[1]))
+            self._sources, self._weights = np.pad(self._sources, more), np.pad(self._weights, more)
+        self._sources[slot], self._weights[slot], self._counts[slot] = 0, 0.0, len(lanes)
+        self._sources[slot, : len(lanes)] = _rows(lanes)
+        self._weights[slot, : len(lanes)] = [lane.source.weight for lane in lanes]
+        (self._firsts[slot],) = _rows(sequence.lanes[:1])
+        self._masked[slot] = plan.mask is not None
+        self._budgets[slot] = 0.0 if plan.kl_budget is None else plan.kl_budget
+        self._traced[slot] = plan.trace
+        self._plain[slot] = not (
+            plan.trace or plan.mask or plan.kl_budget or plan.rule != "linear" or params.logit_bias or params.logprobs
+        )
+        self._truncates[slot] = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+        self._recordable[slot] = recordable = _recordable(sequence)
+        self._routes[slot] = recordable and plan.routing is not None
+        if recordable and plan.routing is not None:
+            (self._sources[slot, 0],) = _rows([sequence.lanes[plan.routing.source]])
+            self._experts[slot] = _rows([sequence.lanes[index] for index in plan.routing.experts])
+            self._factors[slot] = plan.routing.factors(plan.normalize)
+            self._thresholds[slot] = -np.inf if plan.routing.threshold is None else plan.routing.threshold
+            self._stays[slot] = plan.routing.stay
 
-    def columns_of(self, sequences: Seq[Sequence]) -> tuple[Array, Array]:
-        """Fresh rows of ``choices``, with the keys of the next draws, and of ``numbers``."""
-        slots = slots_of(sequences)
-        positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-        choices = self.choices[slots]
-        choices[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
-        return choices, self.numbers[slots]
+    def recordable(self, sequences: Seq[Sequence], routes: bool) -> bool:
+        """Whether a recorded step draws what each of ``sequences`` draws: from a sum of at most ``SOURCES`` sources,
+        nothing ruled out before temperature and truncation, nothing asked for but the token. With ``routes`` the sum
+        may be that of a router and the expert that it chooses."""
+        slots = _slots(sequences)
+        return bool((self._recordable[slots] & (routes | ~self._routes[slots])).all())
 
-    def adds(self, sequences: Seq[Sequence], routes: bool) -> bool:
-        """Whether each draws from a sum of at most ``SOURCES`` sources and nothing else: nothing rules tokens out
-        before temperature and truncation, nothing but the token is asked for. With ``routes`` the sum may be that of
-        a router and the expert it chooses."""
-        slots = slots_of(sequences)
-        return bool((self._adds[slots] | (self._routes[slots] & routes)).all())
+    def tables(self, sequences: Seq[Sequence], rows: Array) -> HostTables:
+        """What ``sequences``, at least one, draw from logits of which ``rows`` [rows of the lane table] int64 says the
+        row of each lane. Fresh arrays."""
+        slots = _slots(sequences)
+        choices, numbers = self._choices[slots], self._numbers[slots]
+        if numbers[:, columns.TEMPERATURE].any():
+            positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
+            choices[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
+        width = max(1, int(self._counts[slots].max()))
+        plain, truncates = bool(self._plain[slots].all()), bool(self._truncates[slots].any())
+        sources, weights = rows[self._sources[slots, :width]], self._weights[slots, :width]
+        tables = HostTables(sources, weights, choices, numbers, plain=plain, truncates=truncates)
+        if plain:
+            return tables
+        firsts, budgets = rows[self._firsts[slots]], self._budgets[slots]
+        choices[:, columns.BASE] = np.where(self._masked[slots], firsts, -1)
+        limited = np.flatnonzero(budgets)
+        kept = HostBudgets(limited, firsts[limited], budgets[limited])
+        return replace(tables, budgets=kept, traced=np.flatnonzero(self._traced[slots]))
 
-    def tables(self, sequences: Seq[Sequence], places: Array) -> HostTables:
-        """What ``sequences``, which add sources, draw from logits in which ``places`` is the row of each lane, by its
-        row of the lane table."""
-        slots = slots_of(sequences)
-        choices, numbers = self.columns_of(sequences)
-        routed = None
-        if self._routes[slots].any():
-            spoken = np.array([s.speaker for s in sequences], dtype=np.int64)
-            routed = HostRoutes(
-                self._routes[slots],
-                np.concatenate((spoken, self._stays[slots, None]), axis=1),
-                places[self._experts[slots]],
-                self._factors[slots],
-                self._thresholds[slots],
-            )
-        sources = places[self._lanes[slots]]
-        return HostTables(sources, self._weights[slots], choices, numbers, routed)
+    def routes(self, sequences: Seq[Sequence], rows: Array) -> HostRoutes | None:
+        """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``rows`` as in
+        ``tables``."""
+        slots = _slots(sequences)
+        if not self._routes[slots].any():
+            return None
+        spoken = np.array([s.speaker for s in sequences], dtype=np.int64)
+        return HostRoutes(
+            self._routes[slots],
+            np.concatenate((spoken, self._stays[slots, None]), axis=1),
+            rows[self._experts[slots]],
+            self._factors[slots],
+            self._thresholds[slots],
+        )
 
 
-def slots_of(sequences: Seq[Sequence]) -> Array:
+def _slots(sequences: Seq[Sequence]) -> Array:
     """[sequences] int64."""
     return np.fromiter((s.slot for s in sequences), dtype=np.int64, count=len(sequences))
 
@@ -117,34 +142,44 @@ def _rows(lanes: Seq[Lane]) -> Array:
     return np.fromiter((lane.row for lane in lanes), dtype=np.int64, count=len(lanes))
 
 
-def _only_draws(sequence: Sequence) -> bool:
-    """Whether there is nothing between the sum of its sources and the draw of ``sequence``, and nobody asks for more
-    than the token."""
+def _added_lanes(sequence: Sequence) -> list[Lane]:
+    """The language models whose scores are added up; those of a routed sequence take turns instead."""
+    if sequence.request.plan.routing is not None:
+        return []
+    return [lane for lane in sequence.lanes if not lane.scores and lane.source.weight != 0]
+
+
+def _recordable(sequence: Sequence) -> bool:
+    """Whether there is nothing between the sum of few sources and the draw of ``sequence``, and nobody asks for more
+    than the token. Experts may be among the sources if each has computed what it lacks when it is chosen."""
     plan, params = sequence.request.plan, sequence.request.sampling
     more = (plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
     if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
         return False
+    if plan.routing is not None and (plan.routing.top != 1 or any(lane.lazy for lane in sequence.lanes)):
+        return False
     held = params.min_tokens and not (params.ignore_eos and not params.stop_token_ids)
-    return sequence.draws and not (params.penalises or params.logit_bias or params.logprobs or held)
+    asks = params.penalises or params.logit_bias or params.logprobs or held
+    return sequence.draws and not asks and len(_added_lanes(sequence)) <= SOURCES
 
 
-def _adds_one(sequence: Sequence, routing: Routing) -> bool:
-    """Whether every expert has computed what it lacks when the router chooses one of them, so that a sum of logits does
-    (a constant off, which nothing but a repetition penalty sees)."""
-    return routing.top == 1 and not any(lane.lazy for lane in sequence.lanes)
-
-
-def _fill(params: SamplingParams, choices: Array, numbers: Array) -> None:
+def _fill(params: SamplingParams, plan: Plan, choices: Array, numbers: Array) -> None:
     choices[:] = 0
     choices[columns.ABSENT] = -1
+    choices[columns.RULE] = _RULES[plan.rule]
     choices[columns.TOP_K] = min(params.top_k, 2**31 - 1)
     choices[columns.WANTED] = params.logprobs or 0
     choices[columns.BIASES] = len(params.logit_bias)
     numbers[:] = 0.0
-    numbers[[columns.SCALE, columns.MASK_TOP_P]] = 1.0
+    numbers[columns.SCALE] = plan.alpha if plan.rule == "alpha" else 1.0
     numbers[columns.TEMPERATURE] = params.temperature
     numbers[columns.TOP_P] = params.top_p
     numbers[columns.MIN_P] = params.min_p
     numbers[columns.REPETITION] = params.repetition_penalty
     numbers[columns.PRESENCE] = params.presence_penalty
     numbers[columns.FREQUENCY] = params.frequency_penalty
+    numbers[columns.MASK_TOP_P] = 1.0
+    if plan.mask is not None and plan.mask.kind == "top_k":
+        choices[columns.MASK_TOP_K] = plan.mask.value
+    elif plan.mask is not None:
+        numbers[columns.MASK_TOP_P if plan.mask.kind == "top_p" else columns.MASK_RELATIVE] = plan.mask.value

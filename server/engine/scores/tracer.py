@@ -16,8 +16,7 @@ from ladle.server.engine.device.transfers import send
 from ladle.server.engine.requests.request import TokenTrace
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.scores.candidates import CandidateValues
-from ladle.server.engine.scores.combiner import Rows
-from ladle.server.engine.scores.router import Turn
+from ladle.server.engine.scores.tables import Step
 
 
 class Tracer:
@@ -25,46 +24,33 @@ class Tracer:
     makes what users see."""
 
     def __init__(
-        self,
-        logits: Tensor,
-        rows: Rows,
-        final: Tensor,
-        tokens: Tensor,
-        sequences: Seq[Sequence],
-        values: Mapping[Sequence, CandidateValues],
-        turns: Mapping[Sequence, Turn],
+        self, logits: Tensor, step: Step, guided: Tensor, tokens: Tensor, traced: Mapping[int, Sequence]
     ) -> None:
-        """``final`` [sequences, vocabulary] combined scores, ``tokens`` [sequences] what was drawn."""
-        self._sequences = sequences
-        self._turns = turns
-        self._traced = [index for index, sequence in enumerate(sequences) if sequence.request.plan.trace]
-        self._valued = {i: values[sequences[i]] for i in self._traced if sequences[i] in values}
-        self.tensors: list[Tensor] = []
-        if not self._traced:
-            return
-        plain = [rows[_plain(sequences[index])] for index in self._traced]
-        leading = [rows[sequences[index].lanes[0]] for index in self._traced]
-        picked, own, firsts = send([np.array(part) for part in (self._traced, plain, leading)], final.device)
-        base = logits.index_select(0, own).to(final.dtype)
-        first = logits.index_select(0, firsts).to(final.dtype)
-        scores = final.index_select(0, picked)
+        """``traced``: the traced sequences, at least one, by their place in the step; ``guided`` [traced, vocabulary]
+        their combined scores, before a grammar rules tokens out: a trace reports guidance. ``tokens`` [sequences]."""
+        self._turns = step.turns
+        self._traced = traced
+        self._valued = {i: step.values[s] for i, s in traced.items() if s in step.values}
+        plain = [step.rows[_plain(sequence).row] for sequence in traced.values()]
+        leading = [step.rows[sequence.lanes[0].row] for sequence in traced.values()]
+        picked, own, firsts = send([np.array(part) for part in (list(traced), plain, leading)], guided.device)
+        base = logits.index_select(0, own).to(guided.dtype)
+        first = logits.index_select(0, firsts).to(guided.dtype)
         self.tensors = [
             dispatch.token_logprobs(base, tokens.index_select(0, picked)),
-            dispatch.guidance_shift(base, scores),
-            base.argmax(dim=-1) != scores.argmax(dim=-1),
-            _outside(first, scores),
-            _mass(first, scores, [self._valued.get(index) for index in self._traced]),
+            dispatch.guidance_shift(base, guided),
+            base.argmax(dim=-1) != guided.argmax(dim=-1),
+            _outside(first, guided),
+            _mass(first, guided, [self._valued.get(index) for index in traced]),
             *(values for found in self._valued.values() for values in found.values.values()),
         ]
 
     def traces(self, found: Seq[Tensor], places: Mapping[Sequence, int | None]) -> dict[int, TokenTrace]:
-        """The traces of the traced sequences, by their place among all of them.
+        """The traces of the traced sequences, by their place in the step.
 
         ``found``: ``tensors`` on the host; ``places``: which of its candidates a sequence drew.
         """
-        if not self._traced:
-            return {}
-        columns = zip(self._traced, *(column.tolist() for column in found[:5]), strict=True)
+        columns = zip(self._traced.items(), *(column.tolist() for column in found[:5]), strict=True)
         rest = iter(found[5:])
         values = {i: {lane.source.name: next(rest) for lane in own.values} for i, own in self._valued.items()}
         return {
@@ -72,12 +58,12 @@ class Tracer:
                 base_logprob=logprob,
                 shift=shift,
                 argmax_changed=changed,
-                outside=outside if _guided(self._sequences[index]) else None,
-                candidate_mass=mass if _chooses(self._sequences[index]) else None,
-                values=_values(values.get(index, {}), places.get(self._sequences[index])),
-                router=self._turns[self._sequences[index]].scores if self._sequences[index] in self._turns else None,
+                outside=outside if _guided(sequence) else None,
+                candidate_mass=mass if _chooses(sequence) else None,
+                values=_values(values.get(index, {}), places.get(sequence)),
+                router=self._turns[sequence].scores if sequence in self._turns else None,
             )
-            for index, logprob, shift, changed, outside, mass in columns
+            for (index, sequence), logprob, shift, changed, outside, mass in columns
         }
 
 

@@ -17,10 +17,10 @@ from kernel_device import DEVICE
 from triton_interpreter import MARKS
 
 from ladle.kernels import step_tables
-from ladle.kernels.gpu.fused_step import fused_step
+from ladle.kernels.gpu.fused_step import fused_step, guided_scores
 from ladle.kernels.reference import scores as reference
 from ladle.kernels.reference import step as step_reference
-from ladle.kernels.step_tables import StepTables, plain_tables
+from ladle.kernels.step_tables import Budgets, StepTables, plain_tables
 from ladle.server.engine.scores.slot_tables import draw_keys
 
 pytestmark = MARKS
@@ -63,6 +63,7 @@ def draw_plan(rng: random.Random, vocabulary: int) -> dict[str, Any]:
         "scale": some(1.0, 0.5, 2.0),
         "candidates": dict.fromkeys(tokens[: rng.randint(1, 5)], 0.0) if rng.random() < 0.3 else {},
         "restricted": False,
+        "budget": (rng.randrange(ROWS), rng.choice([0.01, 0.3])) if rng.random() < 0.3 else None,
         "base": rng.randrange(ROWS) if mask else -1,
         "mask_top_k": mask[1] if mask and mask[0] == "mask_top_k" else 0,
         "mask_top_p": mask[1] if mask and mask[0] == "mask_top_p" else 1.0,
@@ -109,10 +110,15 @@ def lay_out(plans: list[dict[str, Any]], vocabulary: int) -> StepTables:
     made = plain_tables(padded("rows", 0).long(), padded("weights", 0.0)).changed(
         **{name: torch.tensor(column) for name, column in columns.items()}
     )
+    budgets = [(i, *plan["budget"]) for i, plan in enumerate(plans) if plan["budget"]]
+    index, bases, nats = zip(*budgets, strict=True) if budgets else ((), (), ())
+    limited, based = (torch.tensor(part, dtype=torch.int64, device=DEVICE) for part in (index, bases))
     made = replace(
         made, candidates=padded("candidates", 0).long(), values=padded("values", 0.0).float(),
         biased=padded("biases", 0).long(), biases=padded("bias_values", 0.0).float(), counts=counts, seen=seen,
         allowed=allowed, linear=False, masks=True, truncates=True, wanted=max(columns["wanted"]),
+        traced=torch.arange(0, n, 2),
+        budgets=Budgets(limited, based, torch.tensor(nats, dtype=torch.float64, device=DEVICE)),
     )  # fmt: skip
     moved = {name: value.to(DEVICE) for name, value in vars(made).items() if isinstance(value, Tensor)}
     return replace(made, **moved)
@@ -138,8 +144,9 @@ def cut(scores: np.ndarray, top_k: int, top_p: float, min_p: float) -> tuple[np.
     return (scores >= floor) & (ratio >= min_p), float(margin)
 
 
-def expected_step(logits: Tensor, plan: dict[str, Any]) -> tuple[np.ndarray, int, float]:
-    """(combined scores, token, by how much it was decided) of one sequence, in float64."""
+def expected_step(logits: Tensor, plan: dict[str, Any]) -> tuple[np.ndarray, int, float, np.ndarray]:
+    """(combined scores, token, by how much it was decided, combined scores before a grammar) of one sequence, in
+    float64."""
     rows = logits.double().cpu().numpy()
     logprobs = torch.log_softmax(logits.double().cpu(), -1).numpy()
     own, weights, scale = plan["rows"], np.array(plan["weights"]), plan["scale"]
@@ -164,6 +171,7 @@ def expected_step(logits: Tensor, plan: dict[str, Any]) -> tuple[np.ndarray, int
         base = np.where(limited, rows[plan["base"]], -np.inf)
         plausible, margin = cut(base, plan["mask_top_k"], plan["mask_top_p"], plan["mask_relative"])
         scores = np.where(plausible, scores, -np.inf)
+    guided = scores
     final = np.where(limited, scores, -np.inf)
     drawn = final.copy()
     for token, count in (plan["counts"] or {}).items():
@@ -181,7 +189,7 @@ def expected_step(logits: Tensor, plan: dict[str, Any]) -> tuple[np.ndarray, int
     best = np.sort(drawn)[::-1]
     if len(best) > 1 and np.isfinite(best[1]):
         margin = min(margin, best[0] - best[1])
-    return final, int(drawn.argmax()), float(margin)
+    return final, int(drawn.argmax()), float(margin), guided
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -195,18 +203,22 @@ def test_mixed_plans_equal_float64_and_the_reference(dtype: torch.dtype, rng: ra
         plan["restricted"] = rng.random() < (0.5 if plan["candidates"] else 0.05)
         if plan["allowed"] is not None and plan["candidates"]:
             plan["allowed"] |= set(plan["candidates"])
+        plan["budget"] = None
     tables = lay_out(plans, vocabulary)
     made, torchs = fused_step(logits, tables, block=BLOCK), step_reference.fused_step(logits, tables)
     compared = 0
     for i, plan in enumerate(plans):
         with np.errstate(all="ignore"):
-            final, token, margin = expected_step(logits, plan)
+            final, token, margin, guided = expected_step(logits, plan)
         if not np.isfinite(final).any():
             assert made.logprobs[i].isnan() and torchs.logprobs[i].isnan()
             continue
         if margin < CLOSE:
             continue
         compared += 1
+        for ours in (made.guided, torchs.guided) if i % 2 == 0 else ():
+            scores = ours[i // 2].double().cpu()
+            torch.testing.assert_close(scores, torch.from_numpy(guided), rtol=2e-6, atol=BOUND)
         assert int(made.tokens[i]) == int(torchs.tokens[i]) == token, plan
         exact = torch.log_softmax(torch.from_numpy(final), -1)
         assert float(made.logprobs[i]) == pytest.approx(float(exact[token]), rel=2e-6, abs=BOUND), plan
@@ -217,6 +229,25 @@ def test_mixed_plans_equal_float64_and_the_reference(dtype: torch.dtype, rng: ra
         torch.testing.assert_close(values, exact.sort(descending=True).values[:count], rtol=2e-6, atol=BOUND)
         torch.testing.assert_close(values, exact[others], rtol=2e-6, atol=BOUND)
     assert compared >= 2
+
+
+def test_budgets_are_kept_before_masks(rng: random.Random) -> None:
+    """Between candidate values and masks; and whatever else the batch holds."""
+    logits = torch.randn(ROWS, 2 * BLOCK - 3, device=DEVICE) * 4
+    plans = [draw_plan(rng, 2 * BLOCK - 3) for _ in range(PLANS)]
+    base, nats = rng.randrange(ROWS), rng.choice([0.01, 0.3])
+    for plan in plans[::2]:
+        plan["budget"] = (base, nats)
+    tables = lay_out(plans, 2 * BLOCK - 3)
+    for plain in (tables, replace(tables.changed(base=-1), masks=False)):
+        made, torchs = fused_step(logits, plain, block=BLOCK), step_reference.fused_step(logits, plain)
+        torch.testing.assert_close(made.guided, torchs.guided, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made.logprobs, torchs.logprobs, rtol=1e-4, atol=1e-4)
+        for scores in (guided_scores(logits, plain, block=BLOCK), step_reference.guided_scores(logits, plain)):
+            torch.testing.assert_close(scores[::2], torchs.guided, rtol=1e-4, atol=1e-4)
+    final, start = (torch.log_softmax(x.double(), -1) for x in (torchs.guided, logits[base]))
+    moved = (final.exp() * (final - start)).sum(-1)
+    assert (moved <= nats * 1.001).all() and moved.max() > nats * 0.99
 
 
 def test_plain_rows_take_the_same_way_alone_and_together(rng: random.Random) -> None:

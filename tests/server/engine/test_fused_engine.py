@@ -73,7 +73,8 @@ def assert_alike(pairs: Sequence[tuple[StepOutput, StepOutput]]) -> None:
 
 
 def test_guided_requests_of_every_rule(tmp_path: Path, launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linear sums, a divergence, a plausibility mask, values of candidates, penalties, bias, truncation, traces."""
+    """Linear sums, a divergence, a plausibility mask, values of candidates, penalties, bias, truncation, traces, a KL
+    budget."""
     rng = random.Random(fresh_seed())
     world = World(tmp_path, rng)
     prompts = world.prompts(rng)
@@ -90,8 +91,8 @@ def test_guided_requests_of_every_rule(tmp_path: Path, launches: list[int], monk
         # Its linear rule is that of the others.
         apart = [s for s in steerings if s.get("divergence") in ("forward_kl", "alpha")]
         steering = rng.choice(apart or steerings)
-        trace = {"trace": method == "cfg"}
-        requests.append(world.request(method, {**steering, **trace}, prompts, **sampling(rng, **options)))
+        more = {"trace": method in ("cfg", "contrastive"), "kl_budget": 0.05 if method == "mage" else None}
+        requests.append(world.request(method, {**steering, **more}, prompts, **sampling(rng, **options)))
     assert_alike(both_ways(world.family, requests, monkeypatch))
     # Those that wait for merged weights begin later, so how many a step has is left open.
     assert sum(launches) == 3 * len(requests) and max(launches) > 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from seeds import fresh_seed
 
-from ladle.kernels.reference.trust_region import within_budget
+from ladle.kernels.trust_region import within_budget
 
 
 def kl(scores: torch.Tensor, base: torch.Tensor) -> float:

@@ -88,27 +88,25 @@ def _by_rule(logits: Tensor, tables: StepTables, do: Operations) -> Tensor:
     """A fresh tensor [n, vocabulary]: the sources of every sequence under its rule."""
     if tables.linear:
         return do.combine_logits(logits, tables.rows, tables.weights)
+    rules, scale = tables.choices[:, step_tables.RULE].tolist(), tables.numbers[:, step_tables.SCALE]
+    if len(set(rules)) == 1:
+        return _under(rules[0], logits, tables.rows, tables.weights, scale, do)
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    scores = logits.new_empty((len(tables.rows), logits.shape[1]), dtype=dtype)
-    rules, scale = tables.choices[:, step_tables.RULE], tables.numbers[:, step_tables.SCALE]
-    for rule in rules.unique().tolist():
-        own = (rules == rule).nonzero()[:, 0]
-        rows, weights = tables.rows.index_select(0, own), tables.weights.index_select(0, own)
-        if rule == step_tables.LINEAR:
-            scores[own] = do.combine_logits(logits, rows, weights)
-        elif rule == step_tables.DIVERGENCE:
-            scores[own] = do.combine_divergence(logits, rows, weights, scale[own])
-        else:
-            experts = 1 + int((weights[:, 1:] != 0).any(dim=0).nonzero().max())
-            scores[own] = do.combine_routed(
-                logits.index_select(0, rows[:, 0]),
-                logits[rows[:, 1 : 1 + experts]],
-                weights[:, 1 : 1 + experts],
-                weights[:, 0],
-                scale[own],
-                torch.zeros(len(own), dtype=torch.bool, device=logits.device),
-            )
+    scores = logits.new_empty((len(rules), logits.shape[1]), dtype=dtype)
+    for rule in set(rules):
+        own = torch.tensor([i for i, other in enumerate(rules) if other == rule], device=logits.device)
+        scores[own] = _under(rule, logits, tables.rows[own], tables.weights[own], scale[own], do)
     return scores
+
+
+def _under(rule: int, logits: Tensor, rows: Tensor, weights: Tensor, scale: Tensor, do: Operations) -> Tensor:
+    """The sources of sequences under one ``rule``."""
+    if rule == step_tables.LINEAR:
+        return do.combine_logits(logits, rows, weights)
+    if rule == step_tables.DIVERGENCE:
+        return do.combine_divergence(logits, rows, weights, scale)
+    normalize = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
+    return do.combine_routed(logits[rows[:, 0]], logits[rows[:, 1:]], weights[:, 1:], weights[:, 0], scale, normalize)
 
 
 def _allowed(scores: Tensor, choices: Tensor, tables: StepTables) -> Tensor:
@@ -149,9 +147,11 @@ def _alternatives(final: Tensor, tables: StepTables, do: Operations) -> tuple[Te
     n, most = len(final), min(tables.wanted, final.shape[1])
     if most == 0:
         return tables.choices.new_empty((n, 0), dtype=torch.int64), final.new_empty((n, 0))
+    wanted = tables.choices[:, step_tables.WANTED]
+    if min(wanted.tolist()) >= most:
+        return do.best_logprobs(final, most)[::-1]
     tokens = torch.full((n, most), -1, dtype=torch.int64, device=final.device)
     logprobs = final.new_full((n, most), -torch.inf)
-    wanted = tables.choices[:, step_tables.WANTED]
     own = wanted.nonzero()[:, 0]
     best, ids = do.best_logprobs(final.index_select(0, own), most)
     beyond = torch.arange(most, device=final.device) >= wanted[own, None]

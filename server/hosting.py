@@ -17,8 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ladle.server.engine.controls import CacheStats
 from ladle.server.engine.device import allocator
-from ladle.server.engine.stats.stats import EngineStats
-from ladle.server.engine.stats.stats_sum import NONE, past, total
+from ladle.server.engine.stats.stats import NONE, EngineStats, past, total
 
 if TYPE_CHECKING:
     from ladle.server.serving import Serving

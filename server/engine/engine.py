@@ -16,18 +16,16 @@ from ladle.server.engine.admission import check_request
 from ladle.server.engine.block_search import BlockSearch, worth
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
-from ladle.server.engine.device.device import require_working
-from ladle.server.engine.device.device_thread import make_current
+from ladle.server.engine.device.device import make_current, require_working
 from ladle.server.engine.kv.block_manager import BlockManager
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.requests.answer import Answer, not_finite, without_token
-from ladle.server.engine.requests.eos import eos_ids
 from ladle.server.engine.requests.queue import WaitingRoom
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Lane, Sequence
-from ladle.server.engine.requests.tokenizer import load_tokenizer
+from ladle.server.engine.requests.tokenizer import eos_ids, load_tokenizer
 from ladle.server.engine.roster import Roster, Sink
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan

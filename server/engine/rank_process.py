@@ -22,7 +22,7 @@ from ladle.merging.family.family import load_family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
-from ladle.server.engine.device.device_thread import make_current
+from ladle.server.engine.device.device import make_current
 from ladle.server.engine.forward.attention import PagedContext
 from ladle.server.engine.forward.loaded_model import LoadedModel
 from ladle.server.engine.kv.cache import BLOCK_SIZE

@@ -16,7 +16,7 @@ from ladle.merging.family.family import Family
 from ladle.merging.merges.merge import Merge
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
-from ladle.server.engine.device.device_thread import beside_steps
+from ladle.server.engine.device.device import beside_steps
 from ladle.server.engine.forward.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache, KVShape
 from ladle.server.engine.ranks.mirrored import MirroredCache, MirroredModel

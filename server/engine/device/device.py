@@ -1,6 +1,9 @@
-"""Whether a device still computes after a step failed on it."""
+"""The device of an engine: the threads that launch on it, and whether it still computes after a step failed."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,3 +27,23 @@ def require_working(device: torch.device) -> None:
         return
     except RuntimeError as error:
         raise DeviceLost(str(error).partition("\n")[0]) from error
+
+
+def make_current(device: torch.device) -> None:
+    """Let kernels that this thread launches go to ``device``: Triton asks for the thread's own, not the tensors'."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
+@contextmanager
+def beside_steps(device: torch.device) -> Iterator[None]:
+    """Work whose results are there when it ends, and which no step has to wait for on the way: on a stream of its own,
+    where a step's kernels would else queue behind copies of whole models."""
+    if device.type != "cuda":
+        yield
+        return
+    make_current(device)
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

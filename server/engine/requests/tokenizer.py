@@ -1,9 +1,10 @@
-"""The tokenizer of a base, as its folder has it."""
+"""The tokenizer of a base, as its folder has it, and the ids that end a text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ladle.merging.checkpoints.library_lock import loading
@@ -26,3 +27,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise FamilyError(file, f"{type(tokenizer).__name__} is no fast tokenizer; a tokenizer.json makes it one")
     return tokenizer
+
+
+def eos_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Every id that ends a text, from the generation config and the tokenizer."""
+    ids: set[int] = set()
+    for value in (getattr(model, "generation_config", None), tokenizer):
+        eos = getattr(value, "eos_token_id", None)
+        ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    return frozenset(int(value) for value in ids)

@@ -1,9 +1,10 @@
-"""What the engine tells metrics and health checks."""
+"""What an engine tells metrics and health checks, and the figures of several engines as those of one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from ladle.server.engine.stats.step_counts import Distribution
 
@@ -47,3 +48,46 @@ class EngineStats:
     preferences: Distribution | None = None
     integrity_checks: int = 0
     """How often the bookkeeping was looked over while nothing ran."""
+
+
+NONE = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def total(engines: Iterable[EngineStats]) -> EngineStats:
+    """Their sum, figure by figure."""
+    result = NONE
+    for stats in engines:
+        result = _add(result, stats)
+    return result
+
+
+def past(stats: EngineStats) -> EngineStats:
+    """What stays of an engine that is gone: counters, which must not go back, but nothing of what it held."""
+    merges: MergeStats = replace(stats.merges, used=0, budget=0, failing=None)
+    return replace(
+        stats,
+        running=0,
+        waiting=0,
+        blocks_total=0,
+        blocks_free=0,
+        lanes_free=0,
+        distinct_weights=0,
+        distinct_preferences=0,
+        merges=merges,
+    )
+
+
+def _add(one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, str):
+        return one
+    if isinstance(one, Distribution):
+        counts = tuple(map(sum, zip(one.counts, other.counts, strict=True)))
+        return Distribution(one.bounds, counts, one.total + other.total)
+    if is_dataclass(one) and not isinstance(one, type):
+        parts = {part.name: _add(getattr(one, part.name), getattr(other, part.name)) for part in fields(one)}
+        return replace(one, **parts)
+    if isinstance(one, Mapping):
+        return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+    return one + other

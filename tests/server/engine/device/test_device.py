@@ -11,7 +11,7 @@ from tiny_engine import Collector, build, family_of, make_request, wait_for
 
 from ladle.server.engine import engine as engine_module
 from ladle.server.engine import served_models
-from ladle.server.engine.device.device_thread import beside_steps, make_current
+from ladle.server.engine.device.device import beside_steps, make_current
 
 
 @pytest.fixture

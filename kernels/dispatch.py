@@ -24,7 +24,7 @@ from ladle.kernels.reference import scores as reference
 from ladle.kernels.reference import step as step_reference
 from ladle.kernels.reference.scores import guidance_shift
 from ladle.kernels.spans import Block, spans_of
-from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
+from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 
 __all__ = [
     "Block",
@@ -259,7 +259,7 @@ def fuses(logits: Tensor) -> bool:
     return _through_triton("fused_step", logits)
 
 
-def fused_step(logits: Tensor, tables: StepTables) -> StepResult:
+def fused_step(logits: Tensor, tables: StepTables) -> SampledTokens:
     """See ``ladle.kernels.reference.step.fused_step``; in Triton all operations share a few passes."""
     if not _through_triton("fused_step", logits):
         return step_reference.fused_step(logits, tables, _OPERATIONS)

@@ -24,7 +24,7 @@ NUMBERS = 9
 
 
 @dataclass(frozen=True)
-class StepResult:
+class SampledTokens:
     """What a step gave n sequences. Scores and log-probabilities are float32, float64 for float64 logits.
 
     Attributes:
@@ -101,7 +101,7 @@ class StepTables:
         counts, seen: [m, vocabulary] int32 and bool, see ``apply_penalties``.
         allowed: [g, vocabulary] bool, which tokens may come at all; the others are ruled out after the mask, which is
             judged among those that are left.
-        traced: [t] int64, the sequences whose combined scores are wanted (see ``StepResult.guided``).
+        traced: [t] int64, the sequences whose combined scores are wanted (see ``SampledTokens.guided``).
         linear: whether all rules are LINEAR. What the launch depends on is said here, and not read from the device.
         masks: whether a sequence may have a plausibility mask.
         truncates: whether a drawn sequence may have a top-k, top-p or min-p.

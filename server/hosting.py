@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ladle.server.engine.controls import CacheStats
 from ladle.server.engine.device import allocator
+from ladle.server.engine.engine_admin import CacheStats
 from ladle.server.engine.stats.stats import NONE, EngineStats, past, total
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Controls(Protocol):
-    """What an operator may do to an engine; ``EngineControls`` is one."""
+    """What an operator may do to an engine; ``EngineAdmin`` is one."""
 
     @property
     def alive(self) -> bool: ...

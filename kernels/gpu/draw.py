@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ladle.kernels.gpu.score_tile import BLOCK, PADDED, WARPS, merge_parts
-from ladle.kernels.gpu.survivors import SUMS, noise, options_of, order, scratch_signature, value_of
+from ladle.kernels.gpu.truncation import SUMS, noise, options_of, order, scratch_signature, value_of
 from ladle.kernels.gpu.variant import POINTERS, Variant
 
 _SUMS = tl.constexpr(SUMS)
@@ -77,6 +77,10 @@ def _draw_kept(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """(token, threshold) of a truncated row, from the list of what may survive."""
+    # The threshold is the greatest of three: min-p's, which follows from the maximum; the k-th best score; and the
+    # least score of the nucleus, a share of the mass that top-k left. The latter two are found by narrowing an interval
+    # of integers that are ordered as the scores are. Then noise is added to what survives, WIDTH of each tile's list at
+    # a time, and the best wins; ties go to the lower id.
     _temperature, top_k, top_p, min_p, _cut = options_of(choices, numbers, sequence, vocabulary)
     lane = tl.arange(0, TILES)
     place = sums + (sequence * _SUMS + 2) * tiles

@@ -52,10 +52,10 @@ from ladle.kernels.gpu.score_tile import (
     sources_of,
     tiling,
 )
-from ladle.kernels.gpu.survivors import GROUPS, SUMS, find_bounds, keep, order, scratch_signature, summarise, value_of
+from ladle.kernels.gpu.truncation import GROUPS, SUMS, find_bounds, keep, order, scratch_signature, summarise, value_of
 from ladle.kernels.gpu.trust_region import keep_to_budgets
 from ladle.kernels.gpu.variant import POINTERS, Variant
-from ladle.kernels.step_tables import StepResult, StepTables, plain_tables
+from ladle.kernels.step_tables import SampledTokens, StepTables, plain_tables
 
 _CHOICES = tl.constexpr(step_tables.CHOICES)
 _WANTED = tl.constexpr(step_tables.WANTED)
@@ -79,6 +79,7 @@ def _list_best(  # type: ignore[no-untyped-def]
         first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
         values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
+    # Scores as integers of the same order: taking the best and striking it out is exact, and ties go to the lower id.
     key = tl.where(inside, order(tl.where(score == score, score, float("-inf"))), _LOWEST)
     place = (sequence * tiles + tile) * most_wanted
     for turn in range(0, wanted):
@@ -109,7 +110,7 @@ def _report(  # type: ignore[no-untyped-def]
     tl.store(logprobs + sequence, (own - best) - mass)
     wanted = tl.minimum(tl.load(choices + sequence * _CHOICES + _WANTED), most_wanted)
     place = (sequence * tiles + lane) * most_wanted
-    # The best that each tile has left.
+    # The tiles' lists are merged: at is how many of each have been taken, key the best that each has left.
     at = tl.full([TILES], 0, tl.int32)
     for turn in range(0, wanted):
         left = (lane < tiles) & (at < wanted)
@@ -133,7 +134,7 @@ _LEAN = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
 _FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
 
-def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> StepResult:
+def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> SampledTokens:
     """See ``step_reference.fused_step``; ``block``: tokens a tile (see ``tiling``)."""
     if len(tables.rows) == 0:
         return _nothing(logits)
@@ -161,7 +162,7 @@ def drawn(logits: Tensor, tables: StepTables, *, block: int | None = None) -> tu
     return launch.draw()
 
 
-def reported(logits: Tensor, tables: StepTables, tokens: Tensor, *, block: int | None = None) -> StepResult:
+def reported(logits: Tensor, tables: StepTables, tokens: Tensor, *, block: int | None = None) -> SampledTokens:
     """A step whose ``tokens`` [n] int64 are given."""
     logits = rows_apart(logits)
     if len(tables.rows) == 0:
@@ -171,9 +172,9 @@ def reported(logits: Tensor, tables: StepTables, tokens: Tensor, *, block: int |
     return launch.report(tokens.contiguous())
 
 
-def _nothing(logits: Tensor) -> StepResult:
+def _nothing(logits: Tensor) -> SampledTokens:
     tokens, floats = logits.new_empty(0, dtype=torch.int64), logits.new_empty(0, dtype=torch.float32)
-    return StepResult(tokens, floats, tokens.view(0, 0), floats.view(0, 0), floats.view(0, logits.shape[1]))
+    return SampledTokens(tokens, floats, tokens.view(0, 0), floats.view(0, 0), floats.view(0, logits.shape[1]))
 
 
 class _Launch:
@@ -224,7 +225,7 @@ class _Launch:
         )
         return tokens, thresholds
 
-    def report(self, tokens: Tensor) -> StepResult:
+    def report(self, tokens: Tensor) -> SampledTokens:
         wanted = min(self._tables.wanted, self._logits.shape[1])
         shared = {name: self._shared[name] for name in _REPORTED}
         lists = {
@@ -239,7 +240,7 @@ class _Launch:
         other_logprobs = self._scratch(wanted).fill_(-torch.inf)
         made = {"logprobs": logprobs, "other_tokens": others, "other_logprobs": other_logprobs}
         _report[(self._n,)](**shared, **lists, sums=self._sums, tokens=tokens, **made, **self._shapes, **_FULL)
-        return StepResult(tokens, logprobs, others, other_logprobs, self._traced())
+        return SampledTokens(tokens, logprobs, others, other_logprobs, self._traced())
 
     def _traced(self) -> Tensor:
         traced = self._tables.traced

@@ -16,7 +16,7 @@ from torch import Tensor
 from ladle.kernels import step_tables
 from ladle.kernels.gpu.score_rows import combine
 from ladle.kernels.gpu.score_tile import DTYPES
-from ladle.kernels.gpu.survivors import order
+from ladle.kernels.gpu.truncation import order
 from ladle.kernels.gpu.variant import POINTERS, Variant
 from ladle.kernels.step_tables import RoutedRows, plain_tables
 
@@ -69,6 +69,8 @@ def _lay_out(  # type: ignore[no-untyped-def]
     scores, stride, previous, stayed, stay, top, asked, router_rows, expert_rows, complement, weight, exact, rows,
     weights, rules, leading, lasting, experts, most, EXPERTS: tl.constexpr,
 ):  # fmt: skip
+    # Two passes over the experts by score, each time taking the best that is left: the first sums up the softmax of the
+    # chosen ones, the second writes their rows of the logits and their shares into the tables, behind the router's.
     row = tl.program_id(0).to(tl.int64)
     x, key = _keys(scores, stride, row, experts, EXPERTS)
     expert = tl.arange(0, EXPERTS)

@@ -47,7 +47,7 @@ _NEAR = tl.constexpr(16)
 def _source(logits, stride, rows, at, weight, columns, inside, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """A tile of logits[rows[at]] as float32; 0, and not read, where ``weight`` is 0."""
     row = tl.load(rows + at)
-    # Spread before it is compared: the interpreter takes a spread comparison for what was compared.
+    # Broadcast first, then compare: Triton's interpreter mishandles a broadcast of the comparison's result.
     there = inside & (tl.full([BLOCK], weight, tl.float32) != 0.0)
     # Upcast at once: half precision is only how the numbers lie in memory.
     return tl.load(logits + row * stride + columns, mask=there, other=0.0).to(tl.float32)
@@ -58,6 +58,8 @@ def _linear(  # type: ignore[no-untyped-def]
     first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK: tl.constexpr
 ):
     """w_0 l_0 + (sum_{k>0} w_k l_k); sources of weight 0 are not read."""
+    # The first source by itself, the others summed up apart: where a guide and its reference agree, their weights
+    # cancel, and what is left is the first source bit for bit.
     start = sequence * sources
     weight = tl.load(weights + start)
     score = _source(first, first_stride, rows, start, weight, columns, inside, BLOCK) * weight
@@ -94,6 +96,9 @@ def _logarithmic(  # type: ignore[no-untyped-def]
     tiles, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The rules that need log-probabilities: DIVERGENCE over all sources, ROUTED over all but the first."""
+    # Both rules are a logsumexp over sources of slope * lp_k + ln w_k, with lp_k = x - logsumexp(x) from the maxima and
+    # masses that _measure found. It is taken online: top is the running maximum, total the mass relative to it. ROUTED
+    # adds its first source, the router, outside of the sum.
     start = sequence * sources
     routed = rule == _ROUTED
     slope = tl.where(routed, 1.0, -scale)
@@ -128,6 +133,7 @@ def _logarithmic(  # type: ignore[no-untyped-def]
 @triton.jit
 def _sparse(ids, values, count, columns, start, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """(values at their tokens, whether a token has one) of a tile from ``count`` pairs."""
+    # The ids are read sixteen at once; only where one of them lies in this tile are they compared one by one.
     total = tl.full([BLOCK], 0.0, tl.float32)
     hit = tl.full([BLOCK], 0, tl.int32)
     for begin in range(0, count, _NEAR):
@@ -167,18 +173,21 @@ def final_tile(  # type: ignore[no-untyped-def]
                 first, first_stride, logits, stride, rows, weights, sources, parts, scale, rule, sequence, columns,
                 inside, tiles, BLOCK, TILES,
             )  # fmt: skip
+        # Values of candidates; with RESTRICTED everything else is ruled out.
         count = tl.load(chosen + _CANDIDATES)
         restricted = tl.load(chosen + _RESTRICTED)
         if (count > 0) | (restricted != 0):
             start = sequence * most
             added, hit = _sparse(candidates + start, values + start, count, columns, tile * BLOCK, BLOCK)
             score = tl.where(hit != 0, score + added, tl.where(restricted != 0, float("-inf"), score))
+        # The plausibility mask: the base's own logits against the floor that was found for this sequence.
         base = tl.load(chosen + _BASE)
         if base >= 0:
             plausible = tl.load(logits + base.to(tl.int64) * stride + columns, mask=inside, other=0.0).to(tl.float32)
             # NaN stays
             ruled_out = (plausible < tl.load(floors + sequence)) & (score == score)
             score = tl.where(ruled_out, float("-inf"), score)
+        # What a grammar allows, one byte per token.
         limits = tl.load(chosen + _ALLOWED)
         if limits >= 0:
             place = limits.to(tl.int64) * vocabulary + columns
@@ -196,6 +205,7 @@ def drawn_tile(  # type: ignore[no-untyped-def]
     """What tokens are drawn from, before temperature: ``score`` with penalties and logit bias."""
     sequence = sequence.to(tl.int64)
     chosen = choices + sequence * _CHOICES
+    # Repetition divides positive scores and multiplies negative ones; presence and frequency are subtracted after it.
     counted = tl.load(chosen + _COUNTED)
     if counted >= 0:
         place = counted.to(tl.int64) * counts_stride + columns

@@ -11,7 +11,7 @@ from torch import Tensor
 from ladle.kernels import step_tables
 from ladle.kernels.reference import scores as plain
 from ladle.kernels.reference.routing import combine_routed, mix_experts, route_tokens
-from ladle.kernels.step_tables import RoutedRows, StepResult, StepTables
+from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 from ladle.kernels.trust_region import within_budget
 
 
@@ -32,7 +32,7 @@ class Operations(NamedTuple):
 _PLAIN = Operations()
 
 
-def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> StepResult:
+def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> SampledTokens:
     """One step of n sequences, from ``logits`` [rows, vocabulary] of all their sources to tokens and logprobs: the
     operations ``do`` one after the other, in the order said in ``reference.scores``, on what ``tables`` holds.
     """
@@ -48,7 +48,7 @@ def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> S
         numbers[:, step_tables.MIN_P],
         choices[:, step_tables.KEY_0 : step_tables.KEY_1 + 1],
     )
-    return StepResult(tokens, do.token_logprobs(final, tokens), *_alternatives(final, tables, do), guided)
+    return SampledTokens(tokens, do.token_logprobs(final, tokens), *_alternatives(final, tables, do), guided)
 
 
 def guided_scores(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> Tensor:

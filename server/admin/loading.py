@@ -10,8 +10,8 @@ from ladle.guidance.registry import check_methods
 from ladle.merging.family.family import built_in_families, find_manifest, load_family
 from ladle.merging.family.manifest import MANIFEST_NAME, load_manifest
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.controls import EngineControls
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_admin import EngineAdmin
 from ladle.server.engine.forward.servable import require_servable
 from ladle.server.hosting import Hosted
 from ladle.server.serving import Serving
@@ -68,7 +68,7 @@ class FamilyFiles:
         serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary, form)
         # Beside whatever comes first, which is seldom a grammar; who asks for one waits for this or tries again.
         serving.compiling.submit(serving.grammars.warm)
-        return Hosted(serving, EngineControls(engine), source, left_out)
+        return Hosted(serving, EngineAdmin(engine), source, left_out)
 
     def _sources(self) -> dict[str, str]:
         found = {name: name for name in built_in_families()}

@@ -21,12 +21,12 @@ from ladle.server.engine.kv.block_manager import BlockManager
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
+from ladle.server.engine.request_tracker import RequestTracker, Sink
 from ladle.server.engine.requests.answer import Answer, not_finite, without_token
 from ladle.server.engine.requests.queue import WaitingRoom
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.requests.tokenizer import eos_ids, load_tokenizer
-from ladle.server.engine.roster import Roster, Sink
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan
 from ladle.server.engine.scores.prompt_scores import ROW_BYTES
@@ -73,8 +73,8 @@ class Engine:
         self.sampler = Sampler(config.max_sequences, self.device, experts, self.eos)
         graphs = config.cuda_graphs and config.tensor_parallel == 1
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, graphs)
-        self.roster = Roster(self.scheduler, self.cancel)
-        self._sequences = self.roster.entries
+        self.tracker = RequestTracker(self.scheduler, self.cancel)
+        self._sequences = self.tracker.entries
         self._searches: dict[str, BlockSearch] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
         self._stopping = False
@@ -101,7 +101,7 @@ class Engine:
         A step and a merge cannot be interrupted; whether one still runs after ``patience_s`` seconds, ``alive`` says.
         """
         until = time.monotonic() + deadline_s
-        while self.alive and (self.roster or self._inbox) and time.monotonic() < until:
+        while self.alive and (self.tracker or self._inbox) and time.monotonic() < until:
             time.sleep(0.02)
         with self._wake:
             self._stopping = True
@@ -200,7 +200,7 @@ class Engine:
             self._stopping = True
             inbox, self._inbox = list(self._inbox), deque()
         self._receive(inbox)
-        self.roster.end_all(reason, error)
+        self.tracker.end_all(reason, error)
         self.models.leave()
 
     def _loop(self) -> None:
@@ -234,7 +234,7 @@ class Engine:
         plan = self.scheduler.schedule()
         while self._failed:
             sequence, error = self._failed.pop()
-            self.roster.end(sequence, "error", error)
+            self.tracker.end(sequence, "error", error)
         if plan:
             self._step(plan)
         self._trimmer.tick()
@@ -268,9 +268,9 @@ class Engine:
                 item()
                 continue
             sequence, sink = item
-            if sequence.request_id in self.roster or sequence.request_id in self._searches:
+            if sequence.request_id in self.tracker or sequence.request_id in self._searches:
                 sequence.leave_queue()
-                self.roster.deliver(sink, [without_token(sequence, "error", "a request with this id is running", "")])
+                self.tracker.deliver(sink, [without_token(sequence, "error", "a request with this id is running", "")])
                 continue
             try:
                 self._begin(sequence, sink)
@@ -278,7 +278,7 @@ class Engine:
                 logger.exception("a request could not begin")
                 self._drop(sequence.request_id)
                 sequence.leave_queue()
-                self.roster.deliver(
+                self.tracker.deliver(
                     sink, [without_token(sequence, "error", f"{type(error).__name__} in the engine", "")]
                 )
 
@@ -289,7 +289,7 @@ class Engine:
             self._add(sequence, sink)
 
     def _add(self, sequence: Sequence, sink: Sink) -> None:
-        self.roster.add(sequence, Answer(sequence.request, self.tokenizer, self.eos), sink)
+        self.tracker.add(sequence, Answer(sequence.request, self.tokenizer, self.eos), sink)
 
     def _search(self, whole: Sequence, sink: Sink) -> None:
         request = whole.request
@@ -297,7 +297,7 @@ class Engine:
         def deliver(outputs: list[StepOutput]) -> None:
             if outputs[-1].finish_reason is not None:
                 self._searches.pop(request.request_id, None)
-            self.roster.deliver(sink, outputs)
+            self.tracker.deliver(sink, outputs)
 
         def run(part: Sequence, sink: Sink) -> None:
             part.ticket = whole.ticket  # it has had its turn when the first of its parts has
@@ -310,8 +310,8 @@ class Engine:
 
     def _drop(self, request_id: str) -> None:
         """Forget a request without a word."""
-        if request_id in self.roster:
-            self.roster.drop(request_id)
+        if request_id in self.tracker:
+            self.tracker.drop(request_id)
         elif request_id in self._searches:
             self._searches.pop(request_id).cancel()
 
@@ -333,7 +333,7 @@ class Engine:
             # Only the requests of this step are lost; the engine goes on with the others.
             logger.exception("a step failed")
             for sequence in dict.fromkeys([*plan.sequences, *admitted]):
-                self.roster.end(sequence, "error", f"{type(error).__name__} in the engine")
+                self.tracker.end(sequence, "error", f"{type(error).__name__} in the engine")
             require_working(self.device)
             self.models.require_all()
             return
@@ -347,24 +347,24 @@ class Engine:
                 continue
             value = worth(result.values[sequence]) if sequence in result.values else None
             if value is None and (refused := result.draws[sequence].error) is not None:
-                self.roster.end(sequence, "error", refused)
+                self.tracker.end(sequence, "error", refused)
                 continue
             if math.isnan(result.draws[sequence].logprob if value is None else value):
-                self.roster.end(sequence, "error", not_finite(sequence.request.plan))
+                self.tracker.end(sequence, "error", not_finite(sequence.request.plan))
                 continue
-            sink = self.roster.sink(sequence)
+            sink = self.tracker.sink(sequence)
             try:
                 if value is None:
-                    output = self.roster.emit(sequence, result.draws[sequence], sequence in result.kept)
+                    output = self.tracker.emit(sequence, result.draws[sequence], sequence in result.kept)
                 else:
-                    self.roster.forget(sequence)
+                    self.tracker.forget(sequence)
                     output = replace(without_token(sequence, "stop", None, ""), value=value)
                 outputs.setdefault(sink, []).append(output)
             except Exception as error:
                 logger.exception("a token could not be turned into text")
-                self.roster.end(sequence, "error", f"{type(error).__name__} in the engine")
+                self.tracker.end(sequence, "error", f"{type(error).__name__} in the engine")
         for sink, batch in outputs.items():
-            self.roster.deliver(sink, batch)
+            self.tracker.deliver(sink, batch)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks, rows and slots add up. For the thread that steps."""
@@ -377,7 +377,7 @@ class Engine:
         held = {
             "blocks": self.blocks.total - self.blocks.free,
             "lane rows": self.config.lanes - self.scheduler.table.free,
-            "sequences": len(self.roster),
+            "sequences": len(self.tracker),
             "block searches": len(self._searches),
         }
         if any(held.values()):

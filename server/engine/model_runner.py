@@ -24,17 +24,22 @@ from ladle.server.engine.schedule.catch_up import CatchUp, plan_catch_up
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
 from ladle.server.engine.scores.candidates import CandidateValues, keep_chosen, value_candidates
+from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.prompt_scores import PromptJudge
-from ladle.server.engine.scores.router import Turn
 from ladle.server.engine.scores.sampler import Draw, Sampler
 from ladle.server.engine.served_models import ServedModels
 
 
 @dataclass
 class StepResult:
-    """``draws``: of the sequences that got a token. ``values``: of the lanes of those that only asked for values, by
-    source. ``kept``: the sequences whose value lanes have the state of the drawn token already. ``caught_up``: what
-    experts computed that had missed something, and who gets no token because of it."""
+    """What one step gave.
+
+    Attributes:
+        draws: the token of each sequence that got one.
+        values: of each sequence that only asked for values, by source.
+        kept: the sequences whose value lanes have the state of the drawn token already.
+        caught_up: what experts computed that had missed something, and which sequences get no token because of it.
+    """
 
     draws: dict[Sequence, Draw] = field(default_factory=dict)
     values: dict[Sequence, dict[Source, float]] = field(default_factory=dict)
@@ -85,7 +90,7 @@ class ModelRunner:
         self.table = table = scheduler.table
         self.sampler = sampler
         self._layouts = LayoutBuilder(table, together=dispatch.on_gpu(table.coefficients))
-        self._numbers = torch.arange(self._layouts.most_keys, device=device)
+        self._arange = torch.arange(self._layouts.most_keys, device=device)
         self._judge = PromptJudge(sampler.slots, device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
@@ -136,7 +141,7 @@ class ModelRunner:
         turns = self.models.router.choose(routed, found.states)
         result.caught_up = late = plan_catch_up(self.scheduler, {s: turn.lanes for s, turn in turns.items()})
         # What was recorded has its results in the same place every time, where this step's first ones still are.
-        self._forward(*late.split(), found, recorded=False)
+        self._forward(*late.decode_and_prefill(), found, recorded=False)
         return turns
 
     def _draw(self, drawing: Seq[Sequence], turns: Mapping[Sequence, Turn], found: _Logits, result: StepResult) -> None:
@@ -195,7 +200,7 @@ class ModelRunner:
             size = None if graphs is None else graphs.size_for(layout)
             self.rows += layout.tokens
             if graphs is None or size is None:
-                sent = layout.send(self.table, self._numbers)
+                sent = layout.send(self.table, self._arange)
                 logits, hidden = self.models.store.models[key].forward(sent, self._context(lane, sent))
             else:
                 run = graphs.run(layout, size)
@@ -220,7 +225,7 @@ class ModelRunner:
 
     def _hidden(self, lane: Lane, layout: HostLayout, ids: Tensor | None = None) -> Tensor:
         self.rows += layout.tokens
-        sent = layout.send(self.table, self._numbers, ids)
+        sent = layout.send(self.table, self._arange, ids)
         return self.models.store.models[lane.materialised].hidden(sent, self._context(lane, sent))
 
     def _context(self, lane: Lane, layout: StepLayout) -> PagedContext:

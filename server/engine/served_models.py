@@ -19,13 +19,13 @@ from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device.device import beside_steps
 from ladle.server.engine.forward.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache, KVShape
-from ladle.server.engine.ranks.mirrored import MirroredCache, MirroredModel
+from ladle.server.engine.ranks.broadcast import BroadcastCache, BroadcastModel
 from ladle.server.engine.ranks.process_group import ProcessGroup
 from ladle.server.engine.ranks.ranks import Ranks
-from ladle.server.engine.requests.lane_head import ValueHead
+from ladle.server.engine.requests.lane_head import LaneHead
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sequence import Lane
-from ladle.server.engine.scores.router import Router
+from ladle.server.engine.scores.expert_router import ExpertRouter
 from ladle.server.engine.weights_store import WeightsStore
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class ServedModels:
         self.base = plain[self.plain[""]]
         self.router = None
         if family.router is not None:
-            self.router = Router(family.router.head, self.score_dtype, device)
+            self.router = ExpertRouter(family.router.head, self.score_dtype, device)
         self.vocabulary = min(model.vocabulary for model in plain.values())
         shapes = [model.kv_shapes for model in plain.values()]
         per_block = sum(KVCache.bytes_per_block(layers, activation_dtype) for layers in shapes)
@@ -161,11 +161,11 @@ class ServedModels:
             # A further model is a small one as a rule: each process may as well have all of it.
             logger.info("model %r is not divided: %s", name, error)
             loaded = load(exchange=None)
-        return loaded if self._ranks is None else MirroredModel.of(loaded, name, key, self._ranks)
+        return loaded if self._ranks is None else BroadcastModel.of(loaded, name, key, self._ranks)
 
     def _cache(self, name: str, layers: list[KVShape]) -> KVCache:
         pool = (layers, self.blocks, self.activation_dtype, self.device)
-        return KVCache(*pool) if self._ranks is None else MirroredCache(*pool, name, self._ranks)
+        return KVCache(*pool) if self._ranks is None else BroadcastCache(*pool, name, self._ranks)
 
     def facts(self) -> dict[str, Any]:
         """What processes that share the models must have in common."""
@@ -179,7 +179,7 @@ class ServedModels:
                 self._weights(source),
                 _prompt(request, source),
                 self._bank,
-                ValueHead.of(source, self.family.heads, self.score_dtype, self.device),
+                LaneHead.of(source, self.family.heads, self.score_dtype, self.device),
                 request.salt,
             )
             for source in request.plan.sources

@@ -22,10 +22,10 @@ FLOORS: dict[str, list[str]] = {
         "outcome steering_checks",
     ],
     "server/engine": [
-        "async_engine controls",
+        "async_engine engine_admin",
         "engine",
         "admission model_runner rank_process",
-        "block_search graphs roster served_models",
+        "block_search graphs request_tracker served_models",
         "ranks scores weights_store",
         "forward",
         "schedule stats",

@@ -19,12 +19,12 @@ from ladle.server.engine.device.transfers import send_one
 from ladle.server.engine.forward.attention import bucket_blocks
 from ladle.server.engine.forward.layout import HostGroup, HostLayout
 from ladle.server.engine.forward.loaded_model import LoadedModel
-from ladle.server.engine.graphs.recorded_step import Found, RecordedStep, Size
+from ladle.server.engine.graphs.recorded_step import RecordedOutput, RecordedStep, Size
 from ladle.server.engine.graphs.recorder import Recorder, recorder_for
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.scores.expert_router import ExpertRouter
 from ladle.server.engine.scores.host_tables import HostRoutes, HostTables
-from ladle.server.engine.scores.router import Router
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class DecodeGraphs:
         cache: KVCache,
         table: LaneTable,
         vocabulary: int,
-        router: Router | None,
-        record: Recorder[Found],
+        router: ExpertRouter | None,
+        record: Recorder[RecordedOutput],
     ) -> None:
         """Records all sizes. ``vocabulary``: tokens that may be drawn. Raises RuntimeError where a step cannot be
         recorded."""
@@ -56,12 +56,12 @@ class DecodeGraphs:
         self._vocabulary = min(vocabulary, model.vocabulary)
         sizes = sorted(sizes_of(table), reverse=True)  # see CudaRecorder
         widest = max(size.blocks for size in sizes)
-        numbers = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
+        arange = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
         self._steps: dict[Size, RecordedStep] = {}
-        self._replays: dict[Size, Callable[[], Found]] = {}
+        self._replays: dict[Size, Callable[[], RecordedOutput]] = {}
         with torch.inference_mode():
             for size in sizes:
-                step = RecordedStep(size, model, cache, table, self._vocabulary, numbers, router)
+                step = RecordedStep(size, model, cache, table, self._vocabulary, arange, router)
                 step.fill(self._example(size))
                 self._steps[size] = step
                 self._replays[size] = record(step.compute)
@@ -87,25 +87,27 @@ class DecodeGraphs:
     @torch.inference_mode()
     def run(
         self, layout: HostLayout, size: Size, tables: HostTables | None = None, routes: HostRoutes | None = None
-    ) -> Found:
+    ) -> RecordedOutput:
         """What ``layout`` computes: logits and hidden states of the rows it wants, and one token for each sequence of
         ``tables``, whose rows are those of the logits. ``routes``: of the same sequences, where any of them routes."""
         self._steps[size].fill(layout, tables, routes)
         found, rows = self._replays[size](), layout.tokens
         if layout.logit_rows is not None:
             wanted = send_one(layout.logit_rows, found.logits.device)
-            return Found(found.logits.index_select(0, wanted), found.hidden.index_select(0, wanted))
+            return RecordedOutput(found.logits.index_select(0, wanted), found.hidden.index_select(0, wanted))
         logits, hidden = found.logits[:rows], found.hidden[:rows]
         if tables is None or found.tokens is None or found.logprobs is None:
-            return Found(logits, hidden)
+            return RecordedOutput(logits, hidden)
         count = len(tables.rows)
         speakers = None if routes is None or found.speakers is None else found.speakers[:, :count]
-        return Found(logits, hidden, found.tokens[:count], found.logprobs[:count], speakers)
+        return RecordedOutput(logits, hidden, found.tokens[:count], found.logprobs[:count], speakers)
 
     @torch.inference_mode()
     def agrees(self) -> bool:
         """Whether every recording gives what its step gives. Clears the whole pool, so it is for the start."""
         random = np.random.default_rng(0)
+        # Random coefficients and random plans on made-up lanes: what a replay gives is compared with the same kernels
+        # launched one by one. Draws are compared on the replay's own logits: rounding may decide between two tokens.
         coefficients = self._table.coefficients
         coefficients.copy_(torch.from_numpy(random.random(coefficients.shape)))
         same = True
@@ -185,7 +187,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def record_decoding(
-    model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, router: Router | None
+    model: LoadedModel, cache: KVCache, table: LaneTable, vocabulary: int, router: ExpertRouter | None
 ) -> DecodeGraphs | None:
     """Recordings of ``model``; None where nothing can be recorded, or what was recorded gives something else."""
     record = recorder_for(table.coefficients.device)

@@ -19,8 +19,8 @@ from ladle.server.engine.forward.layout import HostLayout, StepLayout
 from ladle.server.engine.forward.loaded_model import LoadedModel
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.scores.expert_router import ExpertRouter
 from ladle.server.engine.scores.host_tables import HostRoutes, HostTables
-from ladle.server.engine.scores.router import Router
 from ladle.server.engine.scores.slot_tables import SOURCES
 
 
@@ -34,10 +34,17 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Found:
-    """``logits`` [rows, vocabulary] and ``hidden`` [rows, hidden] of a step's lanes. Of its sequences ``tokens`` [rows]
-    int64 and ``logprobs`` [rows], None where it has no draw; ``speakers`` [2, rows] int64, who speaks and how many in a
-    row with that, None where nobody is chosen. All hold until the next step."""
+class RecordedOutput:
+    """What a step gives; all of it holds until the next step.
+
+    Attributes:
+        logits: [rows, vocabulary] of the step's lanes.
+        hidden: [rows, hidden], their last hidden states.
+        tokens: [rows] int64 of its sequences; None if the step draws nothing.
+        logprobs: [rows] of these tokens, nats; None likewise.
+        speakers: [2, rows] int64, which expert speaks and how many tokens in a row it has with this one; None if no
+            expert is chosen.
+    """
 
     logits: Tensor
     hidden: Tensor
@@ -56,16 +63,16 @@ class RecordedStep:
         cache: KVCache,
         table: LaneTable,
         vocabulary: int,
-        numbers: Tensor,
-        router: Router | None,
+        arange: Tensor,
+        router: ExpertRouter | None,
     ) -> None:
-        """``vocabulary``: tokens that may be drawn; ``numbers`` 0, 1, 2, ... on the device, for as many keys."""
+        """``vocabulary``: tokens that may be drawn; ``arange``: 0, 1, 2, ... on the device, for as many keys."""
         self._size = size
         self._model = model
         self._cache = cache
         self._table = table
         self._vocabulary = vocabulary
-        self._keys = numbers[: size.blocks * BLOCK_SIZE]
+        self._keys = arange[: size.blocks * BLOCK_SIZE]
         self._router = router
         long, short, float32, float64 = (np.dtype(kind) for kind in (np.int64, np.int32, np.float32, np.float64))
         rows = size.rows
@@ -78,8 +85,8 @@ class RecordedStep:
         }
         self._fields = Fields(
             {
-                **dict.fromkeys(("ids", "positions", "slots", "lanes"), (long, (rows,))),
-                "blocks": (long, (rows, size.blocks)),
+                **dict.fromkeys(("ids", "positions", "slot_mapping", "lane_rows"), (long, (rows,))),
+                "block_table": (long, (rows, size.blocks)),
                 "sources": (long, (rows, SOURCES)),
                 "weights": (float32, (rows, SOURCES)),
                 "choices": (short, (rows, step_tables.CHOICES)),
@@ -87,7 +94,7 @@ class RecordedStep:
                 **routed,
             }
         )
-        self._held = torch.zeros(self._fields.nbytes, dtype=torch.uint8, device=numbers.device)
+        self._held = torch.zeros(self._fields.nbytes, dtype=torch.uint8, device=arange.device)
         self._tensors = self._fields.tensors(self._held)
 
     def fill(self, layout: HostLayout, tables: HostTables | None = None, routes: HostRoutes | None = None) -> None:
@@ -97,39 +104,44 @@ class RecordedStep:
         Rows that are left over compute the base's first token at place 0, with coefficients 0, and store it in block 0,
         which nobody has; sequences that are left over add up nothing.
         """
+        # Everything that changes from step to step is written into one pinned buffer of zeros, which goes to the device
+        # in one copy that the host does not wait for: the replay is queued behind it.
         staged, arrays = self._fields.staging(self._held.device)
         (group,) = layout.groups
         rows = layout.tokens
         arrays["ids"][:rows] = layout.ids
         arrays["positions"][:rows] = layout.positions
-        arrays["slots"][:rows] = layout.slots
-        arrays["lanes"][:rows] = layout.rows
-        arrays["lanes"][rows:] = self._table.rows
-        arrays["blocks"][:rows, : group.table.shape[1]] = group.table
+        arrays["slot_mapping"][:rows] = layout.slots
+        arrays["lane_rows"][:rows] = layout.rows
+        arrays["lane_rows"][rows:] = self._table.rows  # the row whose coefficients are 0
+        arrays["block_table"][:rows, : group.table.shape[1]] = group.table
         arrays["choices"][:, step_tables.ABSENT] = -1
         if tables is not None:
             _draw(tables, routes, arrays)
         self._held.copy_(staged, non_blocking=True)
 
-    def compute(self) -> Found:
+    def compute(self) -> RecordedOutput:
         """What was filled in, computed on tensors that stay where they are: no call of it waits for the device."""
+        # A recording replays kernels with the addresses that they were given here. So all input lies in _held (ids,
+        # positions, slot mapping and block table of the rows; their coefficients are gathered on the device), and all
+        # output in tensors that were allocated while this ran.
         held = self._tensors
-        group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["blocks"], self._keys)
-        merged = self._table.coefficients.index_select(0, held["lanes"]) if self._size.merged else None
+        group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["block_table"], self._keys)
+        merged = self._table.coefficients.index_select(0, held["lane_rows"]) if self._size.merged else None
         ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
-        layout = StepLayout(ids, positions, held["slots"], [group], merged, None, places)
+        layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, places)
         logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slots, [group]))
         if not dispatch.fuses(logits):
-            return Found(logits, hidden)
-        return self.draw(Found(logits, hidden))
+            return RecordedOutput(logits, hidden)
+        return self.draw(RecordedOutput(logits, hidden))
 
-    def draw(self, found: Found) -> Found:
+    def draw(self, found: RecordedOutput) -> RecordedOutput:
         """``found`` with what its logits draw."""
         held, logits = self._tensors, found.logits[:, : self._vocabulary]
         sources, weights, speakers = self._chosen(found.hidden)
         tables = step_tables.linear_tables(sources, weights, held["choices"], held["numbers"])
         made = dispatch.fused_step(logits, replace(tables, truncates=True))
-        return Found(found.logits, found.hidden, made.tokens, made.logprobs, speakers)
+        return RecordedOutput(found.logits, found.hidden, made.tokens, made.logprobs, speakers)
 
     def _chosen(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sources and weights of all sequences, those of routed ones as the router says; and who speaks."""
@@ -137,6 +149,9 @@ class RecordedStep:
         sources, weights = held["sources"], held["weights"]
         if self._router is None:
             return sources, weights, None
+        # The router's head reads the last hidden state of the lane that is the first source. Which expert it chooses
+        # becomes a row of the logits and a weight of the tables, beside the router's own, without the host: sequences
+        # that do not route keep the sources that they had.
         routers, history = sources[:, 0], held["history"]
         scores, chances = self._router.judge(hidden.index_select(0, routers))
         if not dispatch.routes(scores):
@@ -152,7 +167,7 @@ class RecordedStep:
             routers,
             held["experts"],
             *held["factors"].unbind(1),
-            torch.zeros_like(asked),
+            torch.zeros_like(asked),  # not exact: sequences with a repetition penalty are not recorded
         )
         routes = held["routes"][:, None]
         sources, weights = sources.clone(), weights.clone()

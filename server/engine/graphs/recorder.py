@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
-Found = TypeVar("Found")
-Recorder = Callable[[Callable[[], Found]], Callable[[], Found]]
+Output = TypeVar("Output")
+Recorder = Callable[[Callable[[], Output]], Callable[[], Output]]
 """From work on tensors that stay where they are to what does it again; its results are overwritten each time."""
 _WARM = 2
 
@@ -22,7 +22,7 @@ class CudaRecorder:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device)
 
-    def __call__(self, work: Callable[[], Found]) -> Callable[[], Found]:
+    def __call__(self, work: Callable[[], Output]) -> Callable[[], Output]:
         """Raises RuntimeError: something in ``work`` waits for the GPU, or allocates where it cannot."""
         with torch.cuda.device(self._device):
             # Kernels are compiled, and libraries choose theirs, before anything is recorded.
@@ -36,7 +36,7 @@ class CudaRecorder:
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 found = work()
 
-        def replay() -> Found:
+        def replay() -> Output:
             graph.replay()
             return found
 

@@ -13,7 +13,7 @@ from ladle.merging.members.value_head import ValueHead as SavedHead
 
 
 @dataclass(frozen=True)
-class ValueHead:
+class LaneHead:
     """V = weight . h + bias on the last hidden state h, after the final norm. ``weight`` [hidden] on the device."""
 
     weight: Tensor
@@ -22,7 +22,7 @@ class ValueHead:
     @classmethod
     def of(
         cls, source: Source, heads: Mapping[str, SavedHead], dtype: torch.dtype, device: torch.device
-    ) -> ValueHead | None:
+    ) -> LaneHead | None:
         """The head of ``source``, merged in float64 like the weights under it (MAGE, arXiv 2510.03782; that the head
         is merged too is our reconstruction); None for a language model."""
         if not source.head:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ladle.guidance.plan import Source
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.kv.block_hashes import BlockHashes
-from ladle.server.engine.requests.lane_head import ValueHead
+from ladle.server.engine.requests.lane_head import LaneHead
 from ladle.server.engine.requests.queue import Ticket
 from ladle.server.engine.requests.request import GenerationRequest, PromptToken
 
@@ -32,7 +32,7 @@ class Lane:
         weights: WeightsKey,
         prompt: tuple[int, ...],
         bank: frozenset[str],
-        head: ValueHead | None = None,
+        head: LaneHead | None = None,
         salt: bytes = b"",
     ) -> None:
         self.source = source

@@ -24,7 +24,7 @@ class CatchUp:
     chunks: list[Chunk] = field(default_factory=list)
     behind: set[Sequence] = field(default_factory=set)
 
-    def split(self) -> tuple[list[Lane], list[Chunk]]:
+    def decode_and_prefill(self) -> tuple[list[Lane], list[Chunk]]:
         """The lanes that lack but the last token, and the other chunks."""
         due = [chunk.final and chunk.count == 1 for chunk in self.chunks]
         single = [chunk.lane for chunk, alone in zip(self.chunks, due, strict=True) if alone]

@@ -81,17 +81,21 @@ class Scheduler:
         """Lay out the next step; empty when nothing can run."""
         plan = StepPlan()
         budget = self.max_batch_tokens
+        # Decode goes first: every running sequence past its prompt computes one token per eager lane, each into a block
+        # of its lane's block table. Where the pool has none left, the youngest sequence gives its blocks back.
         for sequence in list(self.running):
             if sequence.slot is None or not self._is_decoding(sequence):
                 continue
             if self._grow_or_preempt(sequence):
                 plan.decode.append(sequence)
                 budget -= len(sequence.eager)
-        # Growing one sequence may have preempted another that was already planned.
+        # Growing one sequence may have preempted another that was already planned; it has lost its slot.
         plan.decode = [sequence for sequence in plan.decode if sequence.slot is not None]
         plan.lanes = [lane for sequence in plan.decode for lane in sequence.eager if self.missing(sequence, lane)]
+        # What is left of the token budget goes to prompts, those of sequences that are admitted now among them.
         self._admit(budget)
         self._share_prefill(plan, budget)
+        # Sampled are the sequences whose last token is computed by this step, on all of their lanes.
         finishing = [c.sequence for c in plan.chunks if c.final]
         plan.sampling = [*plan.decode, *dict.fromkeys(finishing)]
         return plan
@@ -152,6 +156,8 @@ class Scheduler:
     # -- admission ------------------------------------------------------------------------------------------------
 
     def _admit(self, budget: int) -> None:
+        # First come, first served, with one exception: who waits for weights, or for a prefix that is being computed,
+        # is passed over and keeps its place. Who lacks lane rows or blocks holds up everybody behind it.
         passed_over = []
         while self.waiting and self._slots and budget > 0:
             sequence = self.waiting[0]
@@ -190,6 +196,8 @@ class Scheduler:
 
     def _take(self, sequence: Sequence) -> bool:
         """Rows, reused prefixes and room for the whole prompt; False (and nothing taken) when blocks are short."""
+        # Blocks of every lane: those whose hashes the prefix cache knows are shared, the rest of the prompt has to find
+        # room, with one more place in a lane that scores and scratch blocks for its candidates.
         reused = []
         wanted = 0
         for lane in sequence.lanes:
@@ -204,6 +212,8 @@ class Scheduler:
             for matched in reused:
                 self.blocks.release(matched)
             return False
+        # From here on nothing fails: each lane gets its row of the lane table, with the shared blocks at the head of
+        # its block table, and the token that decode continues from.
         for lane, matched in zip(sequence.lanes, reused, strict=True):
             lane.row = self.table.take(lane.coefficients)
             lane.blocks = matched
@@ -264,6 +274,8 @@ class Scheduler:
         """Plan up to ``share`` tokens of ``sequence``. The last token of every lane is computed in one step, because
         the combined score needs the logits of all of them together; lanes that score may be there before. Returns the
         tokens planned."""
+        # Chunked prefill: either all that the eager lanes lack fits into the share, and the sequence is sampled from
+        # this step, or lanes advance as far as the share lasts, and keep their last token back.
         missing = [0 if lane.lazy else self.missing(sequence, lane) for lane in sequence.lanes]
         final = sum(missing) <= share
         chunks = []
@@ -289,6 +301,8 @@ class Scheduler:
         else:
             plan.chunks.extend(chunks)
             return share - left
+        # A lane found no block. Chunks that do not end in sampled tokens stand by themselves; final ones would be
+        # sampled without the others, so they wait. Where the step would be empty, the youngest sequence makes room.
         plan.chunks.extend(chunk for chunk in chunks if not chunk.final)
         if not plan and len(self.running) > 1:
             self._preempt(self.running[-1])

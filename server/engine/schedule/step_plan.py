@@ -9,8 +9,16 @@ from ladle.server.engine.requests.sequence import Lane, Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens ``start`` to ``start + count`` of ``lane`` are to be computed; ``final`` when the logits of the last one
-    are needed, ``judged`` when those of all of them are."""
+    """Prompt tokens to compute: those of ``lane`` from ``start`` to ``start + count``.
+
+    Attributes:
+        sequence: whose lane it is.
+        lane: where they are computed.
+        start: position of the first one.
+        count: how many they are.
+        final: whether the logits of the last one are needed.
+        judged: whether the logits of all of them are.
+    """
 
     sequence: Sequence
     lane: Lane
@@ -22,9 +30,14 @@ class Chunk:
 
 @dataclass
 class StepPlan:
-    """``decode``: sequences that need one more token on their lanes, ``lanes`` those of their lanes that compute one.
-    ``chunks``: prefill. ``sampling``: sequences that get a token from this step, in the order decode, then finished
-    prefills."""
+    """What one step computes.
+
+    Attributes:
+        decode: the sequences that need one more token on their lanes.
+        lanes: those of their lanes that compute one.
+        chunks: prefill.
+        sampling: the sequences that get a token from this step: first those in decode, then finished prefills.
+    """
 
     decode: list[Sequence] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)

@@ -18,7 +18,7 @@ from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.schedule.step_plan import Chunk
 from ladle.server.engine.scores.host_tables import HostTables
 from ladle.server.engine.scores.slot_tables import SlotTables
-from ladle.server.engine.scores.tables import Step, lay_out
+from ladle.server.engine.scores.tables import StepInputs, lay_out
 
 ROW_BYTES = 64 << 20
 """Logits of prompt tokens, in float32, that a step may hold."""
@@ -60,7 +60,7 @@ class PromptJudge:
         """``firsts``: the row of every lane's first token, by lane; what follows token i is ``targets[i]``."""
         repeated = [sequence] * len(targets)
         tables = _at_positions(self._slots.tables(repeated, firsts))
-        own = lay_out(tables, repeated, Step(firsts), logits.dtype, self._device)
+        own = lay_out(tables, repeated, StepInputs(firsts), logits.dtype, self._device)
         logprobs = torch.log_softmax(dispatch.guided_scores(logits, own), dim=-1)
         said = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]
         better = (logprobs > said[:, None]).sum(dim=-1)

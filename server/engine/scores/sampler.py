@@ -16,20 +16,27 @@ from ladle.server.engine.device.transfers import Array, read, send
 from ladle.server.engine.requests.request import TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues
+from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.grammar_masks import Allowed, GrammarMasks
 from ladle.server.engine.scores.least_length import LeastLength
-from ladle.server.engine.scores.router import Turn
 from ladle.server.engine.scores.slot_tables import SlotTables
-from ladle.server.engine.scores.tables import Step, lay_out
+from ladle.server.engine.scores.tables import StepInputs, lay_out
 from ladle.server.engine.scores.tracer import Tracer
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one sequence got from a step; logprobs in nats of the combined score before bias, penalties and
-    temperature, among what its grammar allows. ``expert``: who wrote the token, for plans that route. ``place``: of the
-    token among its candidates, for plans that value some. ``ended``: its grammar allows no more text. ``error``: why
-    there is no token, where its grammar cannot be followed.
+    """What one sequence got from a step.
+
+    Attributes:
+        token: its id.
+        logprob: nats, of the combined score before bias, penalties and temperature, among what the grammar allows.
+        top: (id, logprob) of the best alternatives, best first, as many as were asked for.
+        trace: what guidance did, if the plan is traced.
+        expert: who wrote the token, for plans that route; None for the router itself.
+        place: of the token among its candidates, for plans that value some; None for one from outside them.
+        ended: whether the grammar allows no more text.
+        error: why there is no token, if the grammar cannot be followed.
     """
 
     token: int
@@ -94,7 +101,7 @@ class Sampler:
             values: of the candidates of those whose plan has a scorer.
             turns: of those that are routed.
         """
-        step = Step(rows, values, turns, self.allowed(sequences, logits.shape[1]), self._penalties(sequences))
+        step = StepInputs(rows, values, turns, self.allowed(sequences, logits.shape[1]), self._penalties(sequences))
         host = self.slots.tables(sequences, rows)
         made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
         traced = {index: sequences[index] for index in host.traced.tolist()}

@@ -18,13 +18,13 @@ from ladle.kernels.step_tables import Budgets, StepTables, linear_tables
 from ladle.server.engine.device.transfers import Array, send
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues, added_values
+from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.grammar_masks import Allowed
 from ladle.server.engine.scores.host_tables import HostTables
-from ladle.server.engine.scores.router import Turn
 
 
 @dataclass(frozen=True)
-class Step:
+class StepInputs:
     """What the sequences of a step have besides their slots.
 
     Attributes:
@@ -43,7 +43,7 @@ class Step:
 
 
 def lay_out(
-    host: HostTables, sequences: Seq[Sequence], step: Step, dtype: torch.dtype, device: torch.device
+    host: HostTables, sequences: Seq[Sequence], step: StepInputs, dtype: torch.dtype, device: torch.device
 ) -> StepTables:
     """The tables of ``sequences``, at least one, on ``device``, for logits of ``dtype``; writes into their ``host``."""
     choices, real = host.choices, np.float64 if dtype == torch.float64 else np.float32
@@ -78,7 +78,7 @@ def lay_out(
     )
 
 
-def _with_turns(host: HostTables, sequences: Seq[Sequence], step: Step) -> tuple[Array, Array]:
+def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) -> tuple[Array, Array]:
     """Rows and weights of all sources: of sequences that route the router and the experts whose turn it is."""
     rows, weights = host.rows, host.weights
     most = max((len(turn.lanes) for turn in step.turns.values()), default=0)

@@ -16,7 +16,7 @@ from ladle.server.engine.device.transfers import send
 from ladle.server.engine.requests.request import TokenTrace
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.scores.candidates import CandidateValues
-from ladle.server.engine.scores.tables import Step
+from ladle.server.engine.scores.tables import StepInputs
 
 
 class Tracer:
@@ -24,7 +24,7 @@ class Tracer:
     makes what users see."""
 
     def __init__(
-        self, logits: Tensor, step: Step, guided: Tensor, tokens: Tensor, traced: Mapping[int, Sequence]
+        self, logits: Tensor, step: StepInputs, guided: Tensor, tokens: Tensor, traced: Mapping[int, Sequence]
     ) -> None:
         """``traced``: the traced sequences, at least one, by their place in the step; ``guided`` [traced, vocabulary]
         their combined scores, before a grammar rules tokens out: a trace reports guidance. ``tokens`` [sequences]."""

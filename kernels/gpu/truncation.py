@@ -104,6 +104,9 @@ def summarise(  # type: ignore[no-untyped-def]
             score, columns, inside, choices, numbers, biased, biases, most_biases, counts, seen, counts_stride,
             sequence, tile, BLOCK,
         )  # fmt: skip
+    # From here on the score is what is drawn from. A truncated row keeps its maximum, its mass and the maxima of GROUPS
+    # parts of the tile, from which find_bounds takes a bound on the k-th best. Any other row is decided by the best
+    # token of each tile after Gumbel noise (none for greedy rows), so that its scores are never written.
     temperature, _top_k, _top_p, _min_p, cut = options_of(choices, numbers, sequence, vocabulary)
     if temperature > 0.0:
         score = tl.math.div_rn(score, temperature)
@@ -138,7 +141,7 @@ def find_bounds(  # type: ignore[no-untyped-def]
     least = tl.where(min_p > 0.0, best + tl.log(tl.where(min_p > 0.0, min_p, 1.0)), float("-inf"))
     bound = least
     if top_k > 0:
-        # The k-th best is no less than the k-th best of the groups' maxima.
+        # The k-th best is no less than the k-th best of the groups' maxima, which is found by halving an interval.
         group = tl.arange(0, TILES * GROUPS)
         top = tl.load(tops + sequence * tiles * GROUPS + group, mask=group < tiles * GROUPS, other=float("-inf"))
         low = tl.min(tl.where(top == float("-inf"), float("inf"), top), 0)
@@ -170,6 +173,8 @@ def keep(  # type: ignore[no-untyped-def]
     temperature, _top_k, _top_p, _min_p, cut = options_of(choices, numbers, sequence, vocabulary)
     if not cut:
         return
+    # Tiles whose best lies below the row's bound are passed over. The others are made again, and the tokens from the
+    # bound on are packed at the head of the tile's list, in the order of their ids.
     bound = tl.load(bounds + sequence)
     place = sequence * tiles + tile
     if tl.load(sums + (sequence * _SUMS + 2) * tiles + tile) < bound:
@@ -202,15 +207,15 @@ def variants() -> list[Variant]:
     sizes = {"TILES": PADDED, "GROUPS": GROUPS}
     signature = scratch_signature("numbers", "sums", "tops", "bounds")
     signature |= {"choices": POINTERS[torch.int32], "vocabulary": "i32", "tiles": "i32"}
-    found = [Variant("survivors bounds", find_bounds, signature, sizes, WARPS, 1, fp_fusion=False)]
+    found = [Variant("truncation bounds", find_bounds, signature, sizes, WARPS, 1, fp_fusion=False)]
     for dtype in DTYPES:
         name, shared = str(dtype)[6:], shared_signature(dtype)
         signature = shared | scratch_signature("sums", "best_ids", "tops")
         for full in (False, True):
             constants, warps = {"BLOCK": BLOCK, "FULL": full, **sizes}, WARPS_FULL if full else WARPS
-            title = f"survivors summaries {'full' if full else 'linear'} {name}"
+            title = f"truncation summaries {'full' if full else 'linear'} {name}"
             found.append(Variant(title, summarise, signature, constants, warps, 1, fp_fusion=False))
         signature = shared | scratch_signature("sums", "bounds", "kept", "kept_ids", "kept_counts")
         constants = {"BLOCK": BLOCK, "TILES": PADDED}
-        found.append(Variant(f"survivors kept {name}", keep, signature, constants, WARPS_FULL, 1, fp_fusion=False))
+        found.append(Variant(f"truncation kept {name}", keep, signature, constants, WARPS_FULL, 1, fp_fusion=False))
     return found

@@ -16,7 +16,7 @@ from ladle.server.engine.ranks.ranks import Ranks
 
 
 @dataclass
-class MirroredModel(LoadedModel):
+class BroadcastModel(LoadedModel):
     """The part that this process has of model ``name``, with the weights ``key``."""
 
     name: str
@@ -24,7 +24,7 @@ class MirroredModel(LoadedModel):
     ranks: Ranks
 
     @classmethod
-    def of(cls, model: LoadedModel, name: str, key: WeightsKey, ranks: Ranks) -> MirroredModel:
+    def of(cls, model: LoadedModel, name: str, key: WeightsKey, ranks: Ranks) -> BroadcastModel:
         return cls(model.model, model.gate, model.kv_shapes, model.nbytes, model.compiled, name, key, ranks)
 
     def forward(self, layout: StepLayout, context: PagedContext) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ class MirroredModel(LoadedModel):
             return super().hidden(layout, context)
 
 
-class MirroredCache(KVCache):
+class BroadcastCache(KVCache):
     """The KV pool of model ``name``, with the heads that this process has."""
 
     def __init__(

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 Sink = Callable[[list[StepOutput]], None]
 
 
-class Roster:
+class RequestTracker:
     """For the engine's thread.
 
     Args:

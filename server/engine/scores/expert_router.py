@@ -39,7 +39,7 @@ class Turn:
         return self.lanes[0].source.name if self.lanes else None
 
 
-class Router:
+class ExpertRouter:
     """Takes turns for all routed sequences of a step. The last expert and how long it has spoken are the sequence's,
     so that a preempted one goes on as it would have."""
 

@@ -33,7 +33,7 @@ class CacheStats:
     merged_evictions: int
 
 
-class EngineControls:
+class EngineAdmin:
     """For any thread. What touches the engine's own books is done on its thread, between two steps."""
 
     def __init__(self, engine: Engine) -> None:

@@ -143,7 +143,8 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
     for key in sorted(config.keys() - _HARMLESS):
         # Whatever option PEFT has or will get: switched off it means plain LoRA, switched on we do not know it.
         if config[key] not in (None, False, [], {}, ""):
-            raise FamilyError(file, f"{key}: {config[key]!r} is not supported; only plain LoRA is; {SERVE_WHOLE}")
+            value = sorted(config[key], key=str) if isinstance(config[key], list) else config[key]  # PEFT writes sets
+            raise FamilyError(file, f"{key}: {value!r} is not supported; only plain LoRA is; {SERVE_WHOLE}")
     if not isinstance(config.get("r"), int) or config["r"] < 1:
         raise FamilyError(file, f"r: {config.get('r')!r} must be a whole number >= 1")
     alpha = config.get("lora_alpha")

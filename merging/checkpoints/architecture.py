@@ -53,9 +53,26 @@ class Architecture:
         """The name under which a checkpoint stores the weight ``name``."""
         return self.tied.get(name, name)
 
+    @property
+    def head(self) -> str | None:
+        """Module path of the output head; None where the model has none."""
+        model = self.blueprint.model
+        head = model.get_output_embeddings()
+        return (
+            next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
+        )
+
     def module(self, path: str) -> str:
         """The linear module that an adapter calls ``path``, by its path in the model."""
         return self.blueprint.conversion.module(path)
+
+    def untied_by(self, reader: ConvertedReader) -> set[str]:
+        """Those of the tied weights that the checkpoint ``reader`` has with values of their own."""
+        return {
+            name
+            for name, source in self.tied.items()
+            if name in reader and source in reader and not torch.equal(reader.tensor(name), reader.tensor(source))
+        }
 
     def without_ties(self, names: frozenset[str]) -> "Architecture":
         """The same where the weights ``names`` are weights of their own."""
@@ -134,11 +151,9 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
     stored = CheckpointReader(folder)
     weights = ConvertedReader(stored, architecture.blueprint.conversion)
     check_weights(architecture, weights)
-    apart = set()
+    apart = architecture.untied_by(weights)
     for name, source in architecture.tied.items():
-        if name in weights and source in weights and not torch.equal(weights.tensor(name), weights.tensor(source)):
-            apart.add(name)
-        elif name in weights and source not in weights:
+        if name in weights and source not in weights:
             weights.call(name, source)
     return weights, architecture.without_ties(frozenset(apart)) if apart else architecture
 

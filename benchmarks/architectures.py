@@ -3,6 +3,7 @@ check with the reason. One tiny random model each; what check lets through and t
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ladle.benchmarks.random_family import write_tokenizer
 from ladle.benchmarks.tiny_config import VOCABULARY, tiny_config
@@ -23,7 +25,7 @@ from ladle.server.engine.forward.servable import require_servable
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 
-MOST_PARAMETERS = 4_000_000
+MOST_PARAMETERS = 8_000_000
 TOLERANCE = 1e-4
 """Nats, of any token's log-probability in float32."""
 _PROMPT, _ANSWER = 30, 5
@@ -106,30 +108,51 @@ def _one(root: Path, kind: str, config: type, model: Any, seed: int) -> Outcome:
 
 
 def _write_base(folder: Path, config: type, model: Any) -> Any:
-    """A random model on disk and in memory; None for one that is too large."""
+    """A random model on disk and in memory, as transformers loads it; None for one that is too large.
+
+    Checkpoints of a config with parts (text, vision) hold all of them, although the causal language model that reads
+    them is the text alone.
+    """
+    from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForCausalLM
+
     small = tiny_config(config)
+    whole = model if model.config_class is config else MODEL_FOR_MULTIMODAL_LM_MAPPING.get(config, model)
     with torch.device("meta"):
-        if sum(parameter.numel() for parameter in model(small).parameters()) > MOST_PARAMETERS:
+        if sum(parameter.numel() for parameter in whole(small).parameters()) > MOST_PARAMETERS:
             return None
-    built = model(small).float().eval()
+    built = whole(small).float().eval()
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.is_floating_point():
                 one = parameter.ndim == 1
                 parameter.copy_(torch.randn_like(parameter) * (0.05 if one else 0.15) + (parameter if one else 0))
     with torch.inference_mode():
-        built(input_ids=torch.randint(3, VOCABULARY - 20, (1, _PROMPT)))
+        built(input_ids=torch.randint(3, VOCABULARY - 20, (1, _PROMPT)), use_cache=False)
     built.save_pretrained(folder)
     write_tokenizer(folder, VOCABULARY)
-    return type(built).from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _with_member(root: Path, built: Any) -> tuple[Any, str]:
-    """PEFT's model of a random LoRA, which is the family's member from now on; or None and why there is no such."""
+    """PEFT's model of a random LoRA, which is the family's member from now on; or None and why there is no such.
+
+    On every linear layer but the head; where that is refused (experts are no linear layers), on those that attend.
+    """
+    head = built.get_output_embeddings()
+    kinds = (nn.Linear, Conv1D)
+    linear = [name for name, module in built.named_modules() if type(module) in kinds and module is not head]
+    adapted, reason = _adapted(root, built, linear)
+    attending = [name for name in linear if "attn" in name or "attention" in name]
+    if adapted is None and attending and len(attending) < len(linear):
+        adapted, _ = _adapted(root, built, attending)
+        reason = f"{reason.split(';')[0]}; compared with one on its attention" if adapted is not None else reason
+    return adapted, reason
+
+
+def _adapted(root: Path, built: Any, modules: list[str]) -> tuple[Any, str]:
     from peft import LoraConfig, get_peft_model
 
-    head = built.get_output_embeddings()
-    modules = {name for name, module in built.named_modules() if type(module) is nn.Linear and module is not head}
+    shutil.rmtree(root / "m", ignore_errors=True)
     try:
         plain = type(built).from_pretrained(root / "base", dtype=torch.float32)
         options: Any = {"target_modules": sorted(modules), "task_type": "CAUSAL_LM"}
@@ -182,7 +205,7 @@ def _difference(engine: Engine, prompt: list[int], terms: tuple[tuple[str, float
         raise RuntimeError(outputs[-1].error if outputs else "no answer")
     tokens = torch.tensor([prompt + [output.token for output in outputs]])
     with torch.inference_mode():
-        expected = torch.log_softmax(reference(input_ids=tokens).logits[0].float(), dim=-1)
+        expected = torch.log_softmax(reference(input_ids=tokens, use_cache=False).logits[0].float(), dim=-1)
     expected = expected[:-1].gather(1, tokens[0, 1:, None])[:, 0]
     ours = [token.logprob for token in outputs[0].prompt or ()] + [output.logprob for output in outputs]
     return float((torch.tensor(ours) - expected).abs().max())

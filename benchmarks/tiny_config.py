@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from ladle.benchmarks.tiny_overrides import OVERRIDES, PARTS
+
 VOCABULARY = 320
 _WIDTH, _HEADS, _LAYERS, _POSITIONS = 32, 4, 2, 128
 
@@ -33,13 +35,20 @@ _FIELDS: dict[str, Any] = {
 def tiny_config(kind: type) -> Any:
     """A small config of the class ``kind``, the configs inside it small as well. Raises whatever the class raises for
     values that it does not like."""
+    from transformers import CONFIG_MAPPING
+
     known = set(inspect.signature(kind).parameters)
     for base in kind.__mro__:
         known |= set(getattr(base, "__annotations__", {}))
     values = {name: value for name, value in _FIELDS.items() if name in known}
-    for name, part in (getattr(kind, "sub_configs", None) or {}).items():
+    model_type = getattr(kind, "model_type", "")
+    parts = dict(getattr(kind, "sub_configs", None) or {})
+    parts |= {name: CONFIG_MAPPING[part] for name, part in PARTS.get(model_type, {}).items()}
+    for name, part in parts.items():
         if hasattr(part, "to_dict"):
             values[name] = tiny_config(part).to_dict()
+    for name, value in OVERRIDES.get(model_type, {}).items():
+        values[name] = values[name] | value if isinstance(values.get(name), dict) else value
     try:
         return kind(**values)
     except Exception:  # a head size of its own is what most of them do not like

@@ -1,13 +1,16 @@
-"""A conversation as work for the engine: what all endpoints with messages make of it."""
+"""A conversation, or a prompt as it is, as work for the engine: what all endpoints but text completions make of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ladle.server.fields.conversation import Conversation
+from ladle.server.fields.conversation import Conversation, Question
+from ladle.server.fields.messages import Message
+from ladle.server.fields.token_ids import TokenIds
 from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
 from ladle.server.generation import Job, make_job, require_few
-from ladle.server.prompts import encode_chat
+from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
@@ -26,7 +29,19 @@ class ChatJob:
 
 
 async def chat_job(state: ServerState, serving: Serving, reader: Reader, body: Conversation) -> ChatJob:
-    """Prepare the answers to ``body``, whose texts go through ``reader``.
+    """Prepare the answers to a conversation, whose texts go through ``reader``. Raises what ``answer_job`` does."""
+    return await answer_job(state, serving, reader, body, body.messages)
+
+
+async def answer_job(
+    state: ServerState,
+    serving: Serving,
+    reader: Reader,
+    body: Question,
+    messages: Sequence[Message] | None,
+    prompt: str | TokenIds | None = None,
+) -> ChatJob:
+    """Prepare the answers to ``messages``, or to a ``prompt`` as it is.
 
     Raises:
         ApiError: an unknown model, or more than fits the context.
@@ -36,15 +51,20 @@ async def chat_job(state: ServerState, serving: Serving, reader: Reader, body: C
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
     calling = ToolCalling.of(serving, body)
-    form = body.chat_form(state.settings.special_tokens_in_messages)
-    prompt = await encode_chat(serving, reader, body.messages, plan.views, calling.definitions if calling else (), form)
+    if messages is None:
+        assert prompt is not None, "the schema has checked it"
+        encoded = await encode_prompt(serving, reader, prompt, views=plan.views)
+    else:
+        form = body.chat_form(state.settings.special_tokens_in_messages)
+        tools = calling.definitions if calling else ()
+        encoded = await encode_chat(serving, reader, messages, plan.views, tools, form)
     grammar = await answer_grammar(serving, body, calling, reader.compile)
     limit_field, limit = body.limit
     job = make_job(
         state,
         serving,
         plan,
-        [prompt],
+        [encoded],
         body,
         limit,
         body.alternatives,

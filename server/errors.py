@@ -184,6 +184,16 @@ def _hint(request: Request) -> str:
     return ""
 
 
+def _methods(request: Request) -> str:
+    """What may be done with the path of ``request``, by all routes that it has; HEAD goes with GET."""
+    found = {
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    }
+    return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
+
+
 def install(app: FastAPI) -> None:
     """Make every failure of ``app`` answer with the envelope."""
 
@@ -197,8 +207,10 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404:
             message = f"no such path: {request.method} {request.url.path[:_SHOWN]}{_hint(request)}"
         elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = _methods(request) or (error.headers or {}).get("Allow", "")
             message = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"
+            headers = {**(error.headers or {}), "Allow": allowed}
+            return ApiError(error.status_code, message, code=code, headers=headers).response()
         return ApiError(error.status_code, message, code=code, headers=error.headers).response()
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:

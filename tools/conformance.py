@@ -8,7 +8,9 @@ stands in tests/conformance/clients: a script that is told the server's address 
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,11 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CHECKS = ROOT / "tests" / "conformance" / "clients"
 PLACE = ROOT / "build" / "conformance"
+NODE = ("langchain_js", "vercel_ai")
+"""Clients of node. Their packages are one folder, as the lock file beside their scripts says."""
 CLIENTS = {
+    "autogen": ("autogen-agentchat==0.7.5", "autogen-ext[openai]==0.7.5"),
     "dspy": ("dspy==3.4.1",),
+    "guidellm": ("guidellm==0.8.1",),
     "instructor": ("instructor==1.17.0",),
     "langgraph": ("langgraph==1.2.24", "langchain-openai==1.7.3"),
     "litellm": ("litellm==1.110.2",),
+    "litellm_proxy": ("litellm[proxy]==1.108.7",),
     "llama_index": ("llama-index-llms-openai-like==0.8.1",),
     "llm": ("llm==0.36",),
     "pydantic_ai": ("pydantic-ai-slim[openai,anthropic]==2.68.0",),
@@ -42,11 +49,25 @@ def environment(name: str) -> Path:
     return python
 
 
+def modules() -> Path:
+    """The folder with the packages of the clients of node, made where it is not there or holds something else."""
+    lock = (CHECKS / "package-lock.json").read_bytes()
+    folder = PLACE / f"node-{hashlib.sha256(lock).hexdigest()[:12]}"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(CHECKS / name, folder)
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, check=True)
+        (folder / "complete").touch()
+    return folder
+
+
 def main(names: list[str]) -> int:
     """Try the clients ``names``, or all; the number of those that failed."""
-    strange = [name for name in names if name not in CLIENTS]
+    known = [*CLIENTS, *NODE]
+    strange = [name for name in names if name not in known]
     if strange:
-        sys.exit(f"error: {strange[0]!r} is no client; known: {', '.join(CLIENTS)}")
+        sys.exit(f"error: {strange[0]!r} is no client; known: {', '.join(known)}")
     # The fixtures of our tests write the family and run the server.
     sys.path.insert(0, str(ROOT / "tests" / "fixtures"))
     write_tool_demo = import_module("conformance_families").write_tool_demo
@@ -56,13 +77,19 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         demo = write_tool_demo(Path(folder) / "demo")
         with serve_family(demo, "--kv-memory", "24MiB", "--default-max-tokens", "64") as server:
-            for name in names or list(CLIENTS):
-                python = environment(name)
+            for name in names or known:
                 # Nothing but the server is asked: not a provider, not a page with prices, nobody who counts users.
                 told = {"PATH": os.environ["PATH"], "HOME": folder, "LADLE_URL": server.url, "LADLE_KEY": server.key}
                 told["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-                found = subprocess.run([str(python), str(CHECKS / f"check_{name}.py")], env=told, timeout=300)
-                print(f"{name}: {'failed' if found.returncode else 'passed'} ({', '.join(CLIENTS[name])})", flush=True)
+                told["LADLE_TOKENIZER"] = str(demo / "base")
+                if name in NODE:
+                    command = ["node", str(CHECKS / f"check_{name}.mjs")]
+                    told["LADLE_MODULES"] = str(modules())
+                else:
+                    command = [str(environment(name)), str(CHECKS / f"check_{name}.py")]
+                found = subprocess.run(command, env=told, timeout=300)
+                versions = ", ".join(CLIENTS.get(name, ("package-lock.json",)))
+                print(f"{name}: {'failed' if found.returncode else 'passed'} ({versions})", flush=True)
                 failed += [name] if found.returncode else []
     return len(failed)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ladle.kernels.dispatch import Block
@@ -32,6 +33,14 @@ class StackedFactors:
     columns: Tensor
     blocks: tuple[Block, ...] = ()
 
+    def padded(self, outputs: int) -> StackedFactors:
+        """The same with a rank column of zeros more if ``outputs`` and the ranks come to an odd number: models that
+        turn pairs as complex numbers need rows of even length."""
+        if (outputs + self.shrink.shape[0]) % 2 == 0:
+            return self
+        shrink, expand = F.pad(self.shrink, (0, 0, 0, 1)), F.pad(self.expand, (0, 1))
+        return StackedFactors(shrink, expand, F.pad(self.columns, (0, 1)), self.blocks)
+
 
 class Bank:
     """Stacked factors of ``members``; a coefficient row has one entry for each of ``names``.
@@ -49,6 +58,10 @@ class Bank:
     def index(self) -> dict[str, int]:
         """Member name -> its entry in a coefficient row."""
         return {name: position for position, name in enumerate(self.members)}
+
+    def folder_of(self, module: str) -> str:
+        """Where the first member lies that changes the module ``module``. Raises StopIteration where none does."""
+        return str(next(self._paths[name] for name, modules in self._factors.items() if module in modules))
 
     def stack(self, paths: Sequence[str], out_features: Sequence[int], dtype: torch.dtype) -> StackedFactors | None:
         """The factors of the modules ``paths`` (with ``out_features`` rows each) as one pair of matrices.

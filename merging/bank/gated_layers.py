@@ -6,15 +6,18 @@ bank's shrink products, so a merge costs one multiplication by the coefficient r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ladle.kernels import dispatch
 from ladle.merging.bank.bank import Bank, StackedFactors
 from ladle.merging.bank.tensor_parallel import COLUMNS_GATHERED, Split
+from ladle.merging.errors import FamilyError
 
 
 class Gate:
@@ -98,6 +101,7 @@ class GatedGroup:
         self.expand: dispatch.PackedLinear | None = None
         self.spans: Tensor | None = None
         if factors is not None:
+            factors = factors.padded(self.total)
             shrink = factors.shrink.to(weight)
             weight = torch.cat([weight, shrink])
             if bias is not None:
@@ -153,6 +157,39 @@ class GatedGroup:
         return output
 
 
+class _Valueless(Tensor):
+    """A weight whose values lie in a packed product. Only its attributes can be asked for: torch's products on a CPU
+    read whatever memory is there for a tensor on the meta device."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.__name__ not in _ATTRIBUTES:
+            raise RuntimeError("the values of this layer's weight are in a packed product: the layer has to be called")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+_ATTRIBUTES = frozenset({"__get__", "size", "dim", "stride", "numel", "element_size", "is_floating_point"})
+
+
+class _Readers(TorchFunctionMode):
+    """Notes which linear layers have their weight read by others than themselves, while ``inside`` has who runs now."""
+
+    def __init__(self, paths: Mapping[nn.Linear, str]) -> None:
+        super().__init__()
+        self.inside: list[nn.Module] = []
+        self.read: set[str] = set()
+        self._owners = {id(linear.weight): linear for linear in paths}
+        self._paths = paths
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.__name__ not in _ATTRIBUTES:
+            for value in (*args, *(kwargs or {}).values()):
+                owner = self._owners.get(id(value))
+                if owner is not None and owner not in self.inside:
+                    self.read.add(self._paths[owner])
+        return function(*args, **(kwargs or {}))
+
+
 class GatedLinear(nn.Module):
     """Stands where a linear layer stood; asks its group for its share of the common product."""
 
@@ -166,7 +203,8 @@ class GatedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's weight [out, in] without its values, for models that ask for its dtype or its shape."""
-        return torch.empty(self.out_features, self.in_features, dtype=self.group.dtype, device="meta")
+        empty = torch.empty(self.out_features, self.in_features, dtype=self.group.dtype, device="meta")
+        return empty.as_subclass(_Valueless)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.group.member(self.position, x)
@@ -175,19 +213,28 @@ class GatedLinear(nn.Module):
 def shared_inputs(model: nn.Module) -> list[list[str]]:
     """Paths of the linear layers of ``model``, grouped by parent and input tensor as one probing forward shows it.
 
-    Found by running, not by name, so it holds for any decoder; a layer that the probe does not reach stands alone.
+    Found by running, not by name, so it holds for any decoder; a layer that the probe does not reach, or that it
+    reaches with several inputs, stands alone. A layer whose weight the model reads past it (a router that multiplies
+    with ``gate.weight``) is in no group: it has to stay as it is.
     """
-    paths: dict[nn.Module, str] = {module: path for path, module in model.named_modules() if type(module) is nn.Linear}
+    paths: dict[Any, str] = {module: path for path, module in model.named_modules() if type(module) is nn.Linear}
     seen: list[tuple[str, Tensor, str]] = []
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    readers = _Readers({module: path for module, path in paths.items() if id(module.weight) not in shared})
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         path = paths[module]
         seen.append((path.rpartition(".")[0], inputs[0], path))
+        readers.inside.append(module)
 
-    hooks = [module.register_forward_pre_hook(note) for module in paths]
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        readers.inside.remove(module)
+
+    hooks = [hook for module in paths for hook in (module.register_forward_pre_hook(before),
+                                                   module.register_forward_hook(after))]  # fmt: skip
     device = next(model.parameters()).device
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), readers:
             model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device), use_cache=False)
     finally:
         for hook in hooks:
@@ -196,9 +243,13 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     for parent, tensor, path in seen:
         # `seen` keeps the tensors alive, so an id names one tensor.
         groups.setdefault((parent, id(tensor)), []).append(path)
-    grouped = [list(dict.fromkeys(group)) for group in groups.values()]
-    reached = {path for group in grouped for path in group}
-    return grouped + [[path] for path in paths.values() if path not in reached]
+    distinct = [list(dict.fromkeys(group)) for group in groups.values()]
+    times = Counter(path for group in distinct for path in group)
+    # What is made for one of several inputs is no use for the others.
+    alone = {path for path, inputs in times.items() if inputs > 1} | readers.read
+    grouped = [together for group in distinct if (together := [path for path in group if path not in alone])]
+    known = {path for group in grouped for path in group} | readers.read
+    return grouped + [[path] for path in paths.values() if path not in known]
 
 
 def install(
@@ -213,18 +264,14 @@ def install(
 
     The plain weights are given back layer by layer, so the peak is one packed copy. ``splits``: of the layers that are
     divided among several processes, by path. ``reproducible``: a row's values depend on that row alone, whatever the
-    dtype. Raises ValueError when the bank names a module that is not a linear layer
-    of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
+    dtype. Raises what ``require_called`` raises, and FamilyError when a factor is beyond ``activation_dtype``.
     """
     gate = Gate()
     splits = splits or {}
     groups = [part for group in shared_inputs(model) for part in _divided_alike(group, splits)]
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head is not None else None
-    known = {path for group in groups for path in group}
-    strangers = sorted(bank.modules - known)
-    if strangers:
-        raise ValueError(f"the bank changes {strangers[0]}, which is not a linear layer of the base")
+    require_called(model, bank, groups)
     for paths in groups:
         linears = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
@@ -252,6 +299,23 @@ def install(
             gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]
             setattr(model.get_submodule(parent), name, gated)
     return gate
+
+
+def require_called(model: nn.Module, bank: Bank, groups: Sequence[Sequence[str]]) -> None:
+    """Every module that the bank changes must be one of ``groups`` (see ``shared_inputs``).
+
+    Raises:
+        ValueError: the bank names a module that is not a linear layer of ``model``.
+        FamilyError: it names one whose weight the model reads without calling the layer, so that an adapter on it
+            would change nothing.
+    """
+    known = {path for group in groups for path in group}
+    linear = {path for path, module in model.named_modules() if type(module) is nn.Linear}
+    for stranger in sorted(bank.modules - known):
+        if stranger not in linear:
+            raise ValueError(f"the bank changes {stranger}, which is not a linear layer of the base")
+        reason = "the base reads this layer's weight without calling the layer, so that a LoRA on it changes nothing"
+        raise FamilyError(bank.folder_of(stranger), f"{reason}; leave it out of target_modules", stranger)
 
 
 def _divided_alike(paths: list[str], splits: Mapping[str, Split]) -> list[list[str]]:

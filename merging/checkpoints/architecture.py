@@ -53,9 +53,26 @@ class Architecture:
         """The name under which a checkpoint stores the weight ``name``."""
         return self.tied.get(name, name)
 
+    @property
+    def head(self) -> str | None:
+        """Module path of the output head; None where the model has none."""
+        model = self.blueprint.model
+        head = model.get_output_embeddings()
+        return (
+            next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
+        )
+
     def module(self, path: str) -> str:
         """The linear module that an adapter calls ``path``, by its path in the model."""
         return self.blueprint.conversion.module(path)
+
+    def untied_by(self, reader: ConvertedReader) -> set[str]:
+        """Those of the tied weights that the checkpoint ``reader`` has with values of their own."""
+        return {
+            name
+            for name, source in self.tied.items()
+            if name in reader and source in reader and not torch.equal(reader.tensor(name), reader.tensor(source))
+        }
 
     def without_ties(self, names: frozenset[str]) -> "Architecture":
         """The same where the weights ``names`` are weights of their own."""
@@ -96,11 +113,13 @@ def comparable(config: Any) -> dict[str, Any]:
     """The part of a config that decides shapes and arithmetic: keys that its class knows. Trainers and their tools
     leave keys of their own in config.json, which no model reads."""
     known: dict[str, Any] = {}
+    fields = type(config).__dataclass_fields__.keys() | {"per_layer_config"}
     for key, value in config.to_dict().items():
-        if key not in type(config).__dataclass_fields__ or key in _NEUTRAL_KEYS or key.endswith(_DROPOUT):
+        if key not in fields or key in _NEUTRAL_KEYS or key.endswith(_DROPOUT):
             continue
-        part = getattr(config, key, None)
-        known[key] = comparable(part) if key in config.sub_configs and hasattr(part, "to_dict") else value
+        # Only parts are asked for: a value that differs between the layers has no one value, and its config says so.
+        part = getattr(config, key, None) if key in config.sub_configs else None
+        known[key] = comparable(part) if hasattr(part, "to_dict") else value
     if not _scales_with_length(config):
         known.pop("max_position_embeddings", None)  # a limit; a table of so many positions has a shape that is compared
     return known
@@ -132,11 +151,9 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
     stored = CheckpointReader(folder)
     weights = ConvertedReader(stored, architecture.blueprint.conversion)
     check_weights(architecture, weights)
-    apart = set()
+    apart = architecture.untied_by(weights)
     for name, source in architecture.tied.items():
-        if name in weights and source in weights and not torch.equal(weights.tensor(name), weights.tensor(source)):
-            apart.add(name)
-        elif name in weights and source not in weights:
+        if name in weights and source not in weights:
             weights.call(name, source)
     return weights, architecture.without_ties(frozenset(apart)) if apart else architecture
 

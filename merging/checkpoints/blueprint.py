@@ -167,11 +167,14 @@ class Blueprint:
             except KeyError:
                 reason = f"no causal language model: transformers has none for model_type {self.config.model_type!r}"
                 raise FamilyError(file, reason) from None
+            config = self.config
+            if architecture.config_class is config.sub_configs.get("text_config"):
+                config = config.get_text_config()  # the model of one part of what the checkpoint holds
             try:
                 # The dtype of the whole process stays what it is: other threads compute meanwhile.
                 model, info = architecture.from_pretrained(
                     None,
-                    config=copy.deepcopy(self.config),
+                    config=copy.deepcopy(config),
                     state_dict=dict(state),
                     device_map={"": _META},
                     dtype=torch.float32,

@@ -100,6 +100,9 @@ def _hint(folder: Path) -> str:
     variants = [name for name in names if name.endswith((".safetensors", _INDEX_SUFFIX)) and name != _ADAPTER]
     if variants:
         return f"; {variants[0]} is there: name it in config.json as transformers_weights"
+    inside = [name for name in names if any((folder / name / file).is_file() for file in (SINGLE, INDEX, _ADAPTER))]
+    if inside:
+        return f"; name one of the folders in it that have: {', '.join(inside[:5])}"
     pickles = [name for name in names if name.endswith(".bin")]
     return f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ class ConvertedReader:
         self._pieces: dict[str, Piece] = {}
         self._layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._own: dict[str, str] = {}  # what the conversion calls a weight that is called otherwise here
+        self._shared: set[str] = set()
         for piece in pieces.values():
             self._add(piece)
 
@@ -236,6 +237,8 @@ class ConvertedReader:
     def as_stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One of ``groups`` under the checkpoint's names for it; under its own where there is no way back."""
         piece = self._pieces[next(iter(weights))]
+        if not self._shared.isdisjoint(weights):
+            return dict(weights)
         try:
             return self.conversion.revert(piece, {self._own.get(name, name): weights[name] for name in weights})
         except (ValueError, KeyError, RuntimeError, NotImplementedError):
@@ -246,6 +249,13 @@ class ConvertedReader:
         self._pieces[other] = self._pieces.pop(name)
         self._layout[other] = self._layout.pop(name)
         self._own[other] = self._own.pop(name, name)
+
+    def share(self, name: str, other: str) -> None:
+        """Have the weight ``name`` under the name ``other`` as well: a tied one that another checkpoint has apart."""
+        self._pieces[other] = replace(self._pieces[name])  # written apart, too: see ``groups``
+        self._layout[other] = self._layout[name]
+        self._own[other] = self._own.get(name, name)
+        self._shared.add(other)
 
 
 def _one_line(error: Exception) -> str:

@@ -240,15 +240,19 @@ def load_family(
     speakers: list[tuple[str, Path]] = []
     loader = MemberLoader(models, manifest.objectives, len(manifest.experts))
     kinds: dict[str, str] = {}
+    places: list[tuple[Member, Path]] = []
     for kind, entry in manifest.members():
         try:
-            path = member_folder(entry.path, root, progress)
+            places.append((entry, member_folder(entry.path, root, progress)))
         except FamilyError as error:
             raise FamilyError(file, f"{kind} {entry.name!r}: {error.reason}") from error
+        kinds[entry.name] = kind
+    loader.untie(places)
+    for entry, path in places:
+        kind = kinds[entry.name]
         if progress:
             progress(f"reading {kind} {entry.name}")
         loader.load(entry, path)
-        kinds[entry.name] = kind
         if kind in ("backbone", "policy", "expert") and loader.members_of[entry.name] == entry.name:
             speakers.append((entry.name, path))
     own_template = None if manifest.chat_template is None else root / Path(manifest.chat_template).expanduser()

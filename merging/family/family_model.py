@@ -1,7 +1,7 @@
 """One model of a family with the members that were grown from it: the base, or a further model beside it."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,12 @@ class FamilyModel:
     spec: str = ""
     low_rank: dict[str, LowRankMember] = field(default_factory=dict)
     full: dict[str, FullMember] = field(default_factory=dict)
+
+    def untied(self, names: frozenset[str]) -> "FamilyModel":
+        """The same where the tied weights ``names`` are weights of their own, of equal values in the base."""
+        for name in names:
+            self.base.share(self.architecture.tied[name], name)
+        return replace(self, architecture=self.architecture.without_ties(names))
 
     def weight(self, name: str) -> torch.Tensor | None:
         """The weight ``name``, of a tied one what is stored for it; None where there is none."""

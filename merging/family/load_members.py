@@ -1,6 +1,7 @@
 """Loading members: each goes to the model it was grown from, and a folder that several entries name is read once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
@@ -8,7 +9,7 @@ from ladle.merging.errors import FamilyError
 from ladle.merging.family.family_model import FamilyModel
 from ladle.merging.family.manifest_tables import Member, Router, Value
 from ladle.merging.members.adapter import CONFIG, LowRankMember, is_peft_folder, load_peft
-from ladle.merging.members.full_member import FullMember, load_full
+from ladle.merging.members.full_member import FullMember, load_full, unties
 from ladle.merging.members.mlx_adapter import is_mlx_folder, load_mlx
 from ladle.merging.members.named_base import other_bases
 from ladle.merging.members.pblora import PBLora, is_pblora_folder, load_pblora
@@ -27,7 +28,7 @@ class MemberLoader:
         notes: what members hold and is not used, in sentences.
     """
 
-    def __init__(self, models: Mapping[str, FamilyModel], objectives: Sequence[str], experts: int = 0) -> None:
+    def __init__(self, models: MutableMapping[str, FamilyModel], objectives: Sequence[str], experts: int = 0) -> None:
         self.members_of: dict[str, str] = {}
         self.heads: dict[str, ValueHead] = {}
         self.pbloras: dict[str, PBLora] = {}
@@ -37,6 +38,22 @@ class MemberLoader:
         self._experts = experts
         self._objectives = tuple(objectives)
         self._loaded: dict[tuple[str, Path], str] = {}
+
+    def untie(self, entries: Sequence[tuple[Member, Path]]) -> None:
+        """Let the models have apart what they tie and any of these members, all of them full, has apart. Before they
+        are loaded, which says what is wrong with one that cannot be read.
+        """
+        for entry, path in entries:
+            value = entry if isinstance(entry, Value) else None
+            if is_peft_folder(path) or (value is not None and value.kind == "explicit"):
+                continue  # no head of an explicit value is ever asked for
+            name = value.base or "" if value is not None else ""
+            model = self._models[name]
+            if not model.architecture.tied:
+                continue
+            with suppress(FamilyError):
+                if apart := unties(path, model.architecture):
+                    self._models[name] = model.untied(frozenset(apart))
 
     def load(self, entry: Member, path: Path) -> None:
         """Read the member of a manifest entry from ``path``, or share what an earlier entry read from there.
@@ -108,7 +125,7 @@ class MemberLoader:
             if is_mlx_folder(path):
                 member = load_mlx(path, name, linear, rename)
             else:
-                member = load_peft(path, name, linear, rename, model.weight)
+                member = load_peft(path, name, linear, rename, model.weight, model.architecture.head)
             model.low_rank[name] = member
             self.notes += require_shared_vocabulary(model.base_path, path)
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ladle.merging.checkpoints.reader import read_json
 from ladle.merging.errors import FamilyError
@@ -89,6 +90,7 @@ def load_peft(
     base_shapes: Mapping[str, tuple[int, int]],
     rename: Callable[[str], str] = str,
     base: Weights | None = None,
+    head: str | None = None,
 ) -> LowRankMember:
     """Load a PEFT LoRA folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
@@ -98,6 +100,8 @@ def load_peft(
         base_shapes: (out, in) of every linear module of the base, by module path.
         rename: gives the path in the base of the module that the adapter calls so.
         base: the base's weights, to compare copies in the adapter's file with; see ``read_factors``.
+        head: module path of the base's output head, whose rows are tokens: an adapter that was trained after the
+            embeddings were resized may have other rows than the base has.
 
     Raises:
         FamilyError: naming file and tensor: another kind of adapter (DoRA, bias, embeddings, trained tokens, ...), a
@@ -112,6 +116,7 @@ def load_peft(
     kind = "LoRA factor (MODULE.lora_A.weight or MODULE.lora_B.weight)"
     tensors = read_factors(weights_file, _SUFFIXES, kind, base)
     modules = {}
+    notes = list(tensors.notes)
     for module, pair in sorted(tensors.factors.items()):
         for side, suffix in (("a", ".lora_A.weight"), ("b", ".lora_B.weight")):
             if side not in pair:
@@ -121,8 +126,14 @@ def load_peft(
             reason = f"the base has no linear module {module}"
             raise FamilyError(weights_file, reason, f"{PREFIX}{module}.lora_A.weight")
         shape = base_shapes[place]
+        if place == head and len(pair["b"]) != shape[0]:
+            shared = min(len(pair["b"]), shape[0])
+            notes.append(
+                f"{weights_file}: {module} has {len(pair['b'])} rows and the base {shape[0]}; {shared} are used"
+            )
+            pair["b"] = F.pad(pair["b"][:shared], (0, 0, 0, shape[0] - shared))
         modules[place] = _low_rank(config, config_file, weights_file, module, pair["a"], pair["b"], shape)
-    return LowRankMember(name, folder, modules, tensors.notes)
+    return LowRankMember(name, folder, modules, tuple(notes))
 
 
 def is_peft_folder(path: Path) -> bool:
@@ -143,7 +154,8 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
     for key in sorted(config.keys() - _HARMLESS):
         # Whatever option PEFT has or will get: switched off it means plain LoRA, switched on we do not know it.
         if config[key] not in (None, False, [], {}, ""):
-            raise FamilyError(file, f"{key}: {config[key]!r} is not supported; only plain LoRA is; {SERVE_WHOLE}")
+            value = sorted(config[key], key=str) if isinstance(config[key], list) else config[key]  # PEFT writes sets
+            raise FamilyError(file, f"{key}: {value!r} is not supported; only plain LoRA is; {SERVE_WHOLE}")
     if not isinstance(config.get("r"), int) or config["r"] < 1:
         raise FamilyError(file, f"r: {config.get('r')!r} must be a whole number >= 1")
     alpha = config.get("lora_alpha")

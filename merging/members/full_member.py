@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ladle.merging.checkpoints.architecture import Architecture, check_weights, comparable, foreign_keys
 from ladle.merging.checkpoints.blueprint import load_config
 from ladle.merging.checkpoints.conversion import ConvertedReader
@@ -69,7 +67,8 @@ def load_full(
     reader = ConvertedReader(CheckpointReader(folder), architecture.blueprint.conversion)
     notes = list(_require_same_config(architecture, folder)) if (folder / "config.json").is_file() else []
     notes += require_shared_vocabulary(base.folder, folder)
-    check_weights(architecture, reader, frozenset({OUTPUT_HEAD}) if headed else frozenset(), "the base")
+    tied = _tie(architecture, reader)
+    check_weights(architecture, reader, tied | {OUTPUT_HEAD} if headed else tied, "the base")
     _require_same_ties(architecture, reader, headed)
     notes += _refuse_strangers(architecture, reader, base, headed)
     if check_values:
@@ -86,14 +85,29 @@ def _require_plain(file: Path) -> None:
             raise FamilyError(file, reason)
 
 
+def unties(folder: Path, architecture: Architecture) -> set[str]:
+    """Weights that the base ties and the checkpoint in ``folder`` has with values of their own. Raises FamilyError for
+    a checkpoint that cannot be read."""
+    return architecture.untied_by(ConvertedReader(CheckpointReader(folder), architecture.blueprint.conversion))
+
+
+def _tie(architecture: Architecture, reader: ConvertedReader) -> frozenset[str]:
+    """Give ``reader`` the output head that the base has apart and the member ties to its embeddings; its name."""
+    if OUTPUT_HEAD not in architecture.weights or OUTPUT_HEAD in reader or architecture.embedding not in reader:
+        return frozenset()
+    ours = (reader.folder / "config.json").is_file()
+    config = load_config(reader.folder) if ours else architecture.blueprint.config
+    if not getattr(config.get_text_config(), "tie_word_embeddings", False):
+        return frozenset()
+    reader.share(architecture.embedding, OUTPUT_HEAD)
+    return frozenset({OUTPUT_HEAD})
+
+
 def _require_same_ties(architecture: Architecture, reader: ConvertedReader, headed: bool) -> None:
-    """A weight that the base ties must not have another value in the member, and one that it does not must be there."""
+    """Weights that the base ties are one in the member, and those that it does not must be there."""
     for name, source in architecture.tied.items():
         if name in reader and source not in reader:
             reader.call(name, source)
-        elif name in reader and not torch.equal(reader.tensor(name), reader.tensor(source)):
-            reason = f"differs from {source}, but the base has one weight for both"
-            raise FamilyError(reader.file_of(name), reason, name)
     for name in architecture.weights:
         if name not in reader and not (headed and name == OUTPUT_HEAD):
             raise FamilyError(reader.folder, "the base has this tensor, the member lacks it", name)

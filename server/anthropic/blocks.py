@@ -10,10 +10,10 @@ from pydantic import AfterValidator, Field, Tag, model_validator
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
-from ladle.server.fields.messages import Message
+from ladle.server.fields.messages import Message, text_of
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
-from ladle.server.tools.schemas import CalledFunction, ToolCall
+from ladle.server.tools.schemas import ToolCall
 
 TOOL_NAME = r"^[a-zA-Z0-9_-]{1,128}$"
 
@@ -42,10 +42,7 @@ class ToolUseBlock(StrictModel):
 
     def call(self) -> ToolCall:
         """As a conversation holds it."""
-        function = CalledFunction.model_construct(
-            name=self.name, arguments=json.dumps(self.input, ensure_ascii=False, allow_nan=False)
-        )
-        return ToolCall.model_construct(id=self.id, type="function", function=function)
+        return ToolCall.of(self.id, self.name, json.dumps(self.input, ensure_ascii=False, allow_nan=False))
 
 
 _TextOnly = Annotated[Annotated[TextBlock, Tag("<text>")], only_kinds("text")]
@@ -67,7 +64,7 @@ class ToolResultBlock(StrictModel):
         text = text_of(self.content) or ""
         if self.is_error and not text.lower().startswith("error"):
             text = f"Error: {text}"
-        return Message.model_construct(role="tool", content=text, tool_call_id=self.tool_use_id)
+        return Message.result(self.tool_use_id, text)
 
 
 class ThinkingBlock(StrictModel):
@@ -123,13 +120,6 @@ class Turn(StrictModel):
         return list(self.content)
 
 
-def text_of(content: str | Sequence[TextBlock] | None) -> str | None:
-    """A text, or the texts of blocks, joined by newlines; None for none."""
-    if content is None or isinstance(content, str):
-        return content
-    return "\n".join(block.text for block in content) if content else None
-
-
 def conversation(system: str | None, turns: Sequence[Turn]) -> list[Message]:
     """The messages as chat templates take them. Turns of one role that follow each other are one, as in Anthropic's
     API; what calls gave are messages of their own."""
@@ -149,12 +139,7 @@ def _answer(blocks: Sequence[Any]) -> Message:
     texts = [block for block in blocks if isinstance(block, TextBlock)]
     thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
     calls = [block.call() for block in blocks if isinstance(block, ToolUseBlock)]
-    return Message.model_construct(
-        role="assistant",
-        content=text_of(texts),
-        tool_calls=calls or None,
-        reasoning_content="\n".join(thoughts) if thoughts else None,
-    )
+    return Message.answer(text_of(texts), calls, thoughts)
 
 
 def _said(role: str, blocks: Sequence[Any]) -> Iterator[Message]:

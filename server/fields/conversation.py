@@ -13,20 +13,19 @@ from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import SamplingFields
 
 
-class Conversation(FormFields, ChatTemplateFields, SamplingFields):
-    """Messages, functions, the form of the answer, and how to sample it."""
-
-    messages: Messages
-
-    @property
-    def limit(self) -> tuple[str, int | None]:
-        """What the limit of the answer is called, and how many tokens it is; None for the server's own."""
-        return "max_tokens", self.max_tokens
+class Question(FormFields, ChatTemplateFields, SamplingFields):
+    """Functions, the form of the answer, and how to sample it."""
 
     @property
     def alternatives(self) -> int | None:
         """How many top alternatives to report; None without logprobs."""
         return None
+
+
+class Conversation(Question):
+    """Messages, and what is said of the answer to them."""
+
+    messages: Messages
 
 
 class Spelling:

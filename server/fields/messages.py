@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from transformers import PreTrainedTokenizerBase
@@ -35,10 +35,10 @@ def _text(value: Any) -> Any:
         return value
     if not isinstance(value, list):
         raise ValueError(_PARTS)
-    return "\n".join(_part(index, part) for index, part in enumerate(value)) if value else None
+    return "\n".join(_text_of_part(index, part) for index, part in enumerate(value)) if value else None
 
 
-def _part(index: int, part: Any) -> str:
+def _text_of_part(index: int, part: Any) -> str:
     if not isinstance(part, dict):
         raise ValueError(f"part {index} is no object; {_PARTS}")
     if part.get("type") != "text":
@@ -88,6 +88,19 @@ class Message(MessageBase):
             raise InputError("content", None, "a string, or a list of text parts")
         return self
 
+    @classmethod
+    def answer(cls, text: str | None, calls: Sequence[ToolCall] = (), thoughts: Sequence[str] = ()) -> Message:
+        """What an assistant said; nothing is checked."""
+        thought = "\n".join(thoughts) if thoughts else None
+        return cls.model_construct(
+            role="assistant", content=text, tool_calls=list(calls) or None, reasoning_content=thought
+        )
+
+    @classmethod
+    def result(cls, call: str, text: str) -> Message:
+        """What the call with the id ``call`` gave; nothing is checked."""
+        return cls.model_construct(role="tool", content=text, tool_call_id=call)
+
     @property
     def about_tools(self) -> str | None:
         """The field that only chat templates with tools understand; None where there is none."""
@@ -101,6 +114,18 @@ class Message(MessageBase):
         thought = self.reasoning_content if self.reasoning_content is not None else self.reasoning
         others = {"tool_call_id": self.tool_call_id, "name": self.name, "reasoning_content": thought}
         return turn | {key: value for key, value in others.items() if value is not None}
+
+
+class _Part(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+def text_of(content: str | Sequence[_Part] | None) -> str | None:
+    """A text, or the texts of parts, joined by newlines; None for none."""
+    if content is None or isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content) if content else None
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]

@@ -199,6 +199,11 @@ class SamplingFields(OutputFields, SteeredFields):
         return self
 
     @property
+    def limit(self) -> tuple[str, int | None]:
+        """What the limit of the answer is called, and how many tokens it is; None for the server's own."""
+        return "max_tokens", self.max_tokens
+
+    @property
     def choices(self) -> int:
         """How many continuations a prompt gets."""
         return self.n or 1

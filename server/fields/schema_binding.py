@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from ladle.merging.errors import InputError
@@ -20,6 +21,11 @@ _NAME_FORMATS = {
     "time": r"^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
     "date-time": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
 }
+_SCALARS: dict[str | None, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,),
+    None: (str, int, float, bool, type(None)),
+}  # fmt: skip
+_MOST_UNIQUE = 5  # values of which lists without repetition are written out: 326 lists
 _NOTHING: tuple[Any, ...] = (True, {})  # a schema that everything fulfils
 
 
@@ -104,6 +110,8 @@ class _Binder:
             del part["format"]
         if part.get("uniqueItems") is False or (part.get("uniqueItems") is True and _few(part)):
             del part["uniqueItems"]
+        if part.get("uniqueItems") is True:
+            self._unique(part)
         if "contains" not in part or (part.get("minContains") == 0 and "maxContains" not in part):
             for keyword in ("contains", "minContains", "maxContains"):
                 part.pop(keyword, None)
@@ -127,6 +135,35 @@ class _Binder:
             if apart is not None:
                 del part["oneOf"]
                 part["anyOf"] = apart
+
+    def _unique(self, part: dict[str, Any]) -> None:
+        """Lists without repetition of a few values written out, each order of each choice of them."""
+        if part.get("type") != "array" or part.keys() - {"type", "items", "minItems", "maxItems", "uniqueItems"}:
+            return
+        values = self._values(part.get("items"))
+        least, most = part.get("minItems", 0), part.get("maxItems", _MOST_UNIQUE)
+        if not 0 < len(values) <= _MOST_UNIQUE or type(least) is not int or type(most) is not int:
+            return
+        lengths = range(max(least, 0), min(most, len(values)) + 1)
+        lists = [list(found) for length in lengths for found in itertools.permutations(values, length)]
+        if lists:
+            part.clear()
+            part["enum"] = lists
+
+    def _values(self, schema: Any) -> list[Any]:
+        """All values that ``schema`` allows, no two equal; none where they cannot be seen, or are many."""
+        found = self._meant(schema)
+        found = {key: value for key, value in found.items() if key not in NOTES and not key.startswith("x-")}
+        kind = found.pop("type", None)
+        if not found and kind in ("boolean", "null"):
+            return [False, True] if kind == "boolean" else [None]
+        values = [found["const"]] if set(found) == {"const"} else found.get("enum") if set(found) == {"enum"} else None
+        if not isinstance(values, list) or len(values) > 2 * _MOST_UNIQUE:
+            return []
+        types = _SCALARS.get(kind) if kind is None or isinstance(kind, str) else None
+        if types is None or not all(type(value) in types for value in values):
+            return []
+        return list({(isinstance(value, bool), value): value for value in values}.values())
 
     def _apart(self, branches: list[Any]) -> list[Any] | None:
         """The branches of a ``oneOf`` of which no two can be fulfilled at once, as those of an ``anyOf``.

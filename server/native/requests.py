@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
-from ladle.server.fields.form import FormFields
-from ladle.server.fields.messages import ChatTemplateFields, Messages
-from ladle.server.fields.sampling import SamplingFields, SteeringField, TopLogprobs
+from ladle.server.fields.conversation import Question
+from ladle.server.fields.messages import Messages
+from ladle.server.fields.sampling import SteeringField, TopLogprobs
 from ladle.server.fields.schema_rules import only_with
 from ladle.server.fields.token_ids import IDS, TokenIds, token_ids
 from ladle.server.http.strict_model import StrictModel
@@ -32,7 +32,7 @@ def only_one_of(given: str) -> dict[str, Any]:
     return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
 
 
-class GenerateRequest(FormFields, ChatTemplateFields, SamplingFields):
+class GenerateRequest(Question):
     """``POST /v1/generate``: a prompt as it is, or messages through the base's chat template."""
 
     model_config = ConfigDict(

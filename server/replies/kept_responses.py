@@ -16,17 +16,27 @@ _OF_CHARACTER = 4  # bytes at most
 @dataclass(frozen=True)
 class Kept:
     """An answer: the ``reply`` that was sent, and the ``messages`` of the conversation with it at the end, without
-    instructions."""
+    instructions; the last ``said`` of them are the answer's."""
 
     reply: Mapping[str, Any]
     messages: tuple[Any, ...]
+    said: int
     size: int
 
+    @property
+    def asked(self) -> tuple[Any, ...]:
+        """The messages that were answered."""
+        return self.messages[: len(self.messages) - self.said]
+
     @classmethod
-    def of(cls, reply: Mapping[str, Any], messages: Sequence[Any]) -> Kept:
-        """Sizes count what is shared with other answers too, so that it never takes more than is counted."""
+    def of(cls, reply: Mapping[str, Any], asked: Sequence[Any], said: Sequence[Any]) -> Kept:
+        """Of the messages that were ``asked`` and those that were ``said``.
+
+        Sizes count what is shared with other answers too, so that it never takes more than is counted.
+        """
+        messages = (*asked, *said)
         texts = sum(_OF_MESSAGE + _OF_CHARACTER * _characters(message) for message in messages)
-        return cls(reply, tuple(messages), texts + _OF_MESSAGE + _OF_CHARACTER * len(json.dumps(reply)))
+        return cls(reply, messages, len(said), texts + _OF_MESSAGE + _OF_CHARACTER * len(json.dumps(reply)))
 
 
 def _characters(message: Any) -> int:

@@ -122,6 +122,62 @@ class ResponseEvent(TypedDict):
     logprobs: NotRequired[list[TokenLogprob]]
 
 
+class InputTextReply(TypedDict):
+    """A text of a question."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class InputMessageReply(TypedDict):
+    """A message of a conversation."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["user", "assistant", "system"]
+    status: str
+    content: list[InputTextReply | OutputTextReply]
+
+
+class ReasoningTextReply(TypedDict):
+    """A thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningReply(TypedDict):
+    """What the assistant thought."""
+
+    id: str
+    type: Literal["reasoning"]
+    summary: list[Any]
+    content: list[ReasoningTextReply]
+
+
+class FunctionOutputReply(TypedDict):
+    """What a call gave."""
+
+    id: str
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str
+    status: str
+
+
+InputItem = InputMessageReply | FunctionCallReply | FunctionOutputReply | ReasoningReply
+
+
+class InputItemsReply(TypedDict):
+    """Answer of ``GET /v1/responses/{id}/input_items``."""
+
+    object: Literal["list"]
+    data: list[InputItem]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class DeletedReply(TypedDict):
     """Answer of ``DELETE /v1/responses/{id}``."""
 

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, Tag, TypeAdapter
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
-from ladle.server.fields.messages import Message
+from ladle.server.fields.messages import Message, text_of
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
-from ladle.server.tools.schemas import FUNCTION_NAME, CalledFunction, ToolCall, json_object
+from ladle.server.tools.schemas import FUNCTION_NAME, ToolCall, json_object
 
 
 class InputText(StrictModel):
@@ -83,8 +83,7 @@ class FunctionCallItem(StrictModel):
 
     def call(self) -> ToolCall:
         """As a conversation holds it."""
-        function = CalledFunction.model_construct(name=self.name, arguments=self.arguments)
-        return ToolCall.model_construct(id=self.call_id, type="function", function=function)
+        return ToolCall.of(self.call_id, self.name, self.arguments)
 
 
 class FunctionOutputItem(StrictModel):
@@ -166,33 +165,22 @@ def messages_of(items: Sequence[AnyItem], reference: Reference) -> list[Message]
         if isinstance(item, ReasoningItem):
             thoughts += [thought.text for thought in item.content or ()]
         elif isinstance(item, FunctionOutputItem):
-            text = text_of(item.output)
-            messages.append(Message.model_construct(role="tool", content=text, tool_call_id=item.call_id))
+            messages.append(Message.result(item.call_id, text_of(item.output) or ""))
         elif isinstance(item, FunctionCallItem):
             if not messages or messages[-1].role != "assistant":
-                messages.append(_answer(None, thoughts))
+                messages.append(Message.answer(None, thoughts=thoughts))
+                thoughts = []
             calls = [*(messages[-1].tool_calls or ()), item.call()]
             messages[-1] = messages[-1].model_copy(update={"tool_calls": calls})
         elif isinstance(item, MessageItem):
-            text = text_of(item.content)
+            text = text_of(item.content) or ""
             if item.role == "assistant":
-                messages.append(_answer(text, thoughts))
+                messages.append(Message.answer(text, thoughts=thoughts))
+                thoughts = []
             else:
                 role = "system" if item.role == "developer" else item.role
                 messages.append(Message.model_construct(role=role, content=text))
     return messages
-
-
-def _answer(text: str | None, thoughts: list[str]) -> Message:
-    """A message of the assistant, who had ``thoughts``; they are taken."""
-    thought = "\n".join(thoughts) if thoughts else None
-    thoughts.clear()
-    return Message.model_construct(role="assistant", content=text, reasoning_content=thought)
-
-
-def text_of(content: str | Sequence[InputText | OutputText | Refusal]) -> str:
-    """A text, or the texts of parts, joined by newlines."""
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
 def _items(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -15,7 +15,8 @@ from ladle.server.errors import ApiError
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.replies.kept_responses import Kept
-from ladle.server.replies.responses import DeletedReply, ResponseEvent, ResponseReply
+from ladle.server.replies.responses import DeletedReply, InputItemsReply, ResponseEvent, ResponseReply
+from ladle.server.responses.input_items import input_items, page
 from ladle.server.responses.reply import ResponseStream, answer_of, response
 from ladle.server.responses.requests import SPELLING, ResponsesRequest
 from ladle.server.routes import answers, reader_of, serving_of, state_of, streamed
@@ -40,11 +41,11 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     serving = serving_of(request, body.model)
     earlier = () if body.previous_response_id is None else _previous(state, caller, body.previous_response_id).messages
     asked = body.chat(earlier, lambda name: state.responses.item(caller, name))
-    said = asked.messages[body.instructions is not None :]
+    asked_for = asked.messages[body.instructions is not None :]
 
     def keep(reply: ResponseReply) -> None:
         if body.keeps:
-            state.responses.put(caller, Kept.of(reply, [*said, *answer_of(reply)]))
+            state.responses.put(caller, Kept.of(reply, asked_for, answer_of(reply)))
 
     with SPELLING.applied():
         chat = await chat_job(state, serving, reader_of(request), asked)
@@ -75,6 +76,27 @@ async def kept_response(
     if kept is None:
         raise _unknown(response_id)
     return JSONResponse(kept.reply)
+
+
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    summary="What an answer that is kept was asked",
+    responses=answers(InputItemsReply, 400, 401, 404),
+    response_model=None,
+)
+async def input_items_of(
+    response_id: Id,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100, description="how many items, at most")] = 20,
+    order: Annotated[Literal["asc", "desc"], Query(description="desc: the newest comes first")] = "desc",
+    after: Annotated[str | None, Query(max_length=200, description="the id of the item before the first one")] = None,
+    include: Annotated[list[str] | None, Query(description="parts of items that none here has")] = None,
+) -> JSONResponse:
+    """All items of the conversation before the answer, those of answers that it went on from too."""
+    kept = state_of(request).responses.get(caller_of(request.scope), response_id)
+    if kept is None:
+        raise _unknown(response_id)
+    return JSONResponse(page(input_items(response_id, kept.asked), limit, order == "desc", after))
 
 
 @router.delete(

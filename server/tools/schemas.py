@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import from_json
 
 from ladle.merging.errors import InputError
-from ladle.server.http.strict_json import finite_object, strict_json
+from ladle.server.http.strict_json import finite, finite_object, strict_json
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 
 MAX_TOOLS = 128
@@ -121,14 +122,25 @@ class ToolFields(StrictModel):
 
 
 def json_object(value: str) -> str:
-    """A validator of the arguments of a call, which are JSON as text."""
+    """A validator of the arguments of a call, which are JSON as text; of a call that was cut, the beginning of it."""
     try:
         found = strict_json(value) if value.strip() else {}
     except ValueError as error:
+        if value.lstrip()[:1] == "{" and _is_cut(value):
+            return value
         raise ValueError(f"allowed: a JSON object as text; {error}") from None
     if not isinstance(found, dict):
         raise ValueError("allowed: a JSON object as text")
     return value
+
+
+def _is_cut(text: str) -> bool:
+    """Whether ``text``, which is no JSON by the standard, only wants its end."""
+    try:
+        from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        return str(error).startswith("EOF") and finite(from_json(text, allow_inf_nan=False, allow_partial=True))
+    return False
 
 
 class CalledFunction(StrictModel):
@@ -151,8 +163,17 @@ class ToolCall(StrictModel):
     provider_specific_fields: Unread = UNREAD
     extra_content: Unread = UNREAD
 
+    @classmethod
+    def of(cls, name: str, function: str, arguments: str) -> ToolCall:
+        """The call ``name`` of ``function``; nothing is checked."""
+        called = CalledFunction.model_construct(name=function, arguments=arguments)
+        return cls.model_construct(id=name, type="function", function=called)
+
     def turn(self) -> dict[str, Any]:
-        """As chat templates take it: with the arguments themselves, not their text."""
+        """As chat templates take it: with the arguments themselves, not their text, unless the call was cut."""
         text = self.function.arguments
-        arguments = strict_json(text) if text.strip() else {}
+        try:
+            arguments = strict_json(text) if text.strip() else {}
+        except ValueError:
+            arguments = text
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}

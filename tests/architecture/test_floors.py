@@ -65,6 +65,7 @@ FLOORS: dict[str, list[str]] = {
         "gpu serve",
         "architectures decode faults forms guidance reproducible routing",
         "bandwidth engine_side environment merge paired random_family tiny_config",
+        "tiny_overrides",
     ],
     "clients": [
         "cli",

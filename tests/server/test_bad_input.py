@@ -319,6 +319,7 @@ async def test_paths_and_methods(family: Family, engine: FakeEngine) -> None:
             assert response.status_code == status
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
         assert (await client.get("/v1/chat/completions")).headers["allow"] == "POST"
+        assert (await client.put("/v1/responses/resp_1")).headers["allow"] == "DELETE, GET, HEAD"
 
 
 async def test_several_problems_are_all_named(family: Family, engine: FakeEngine) -> None:

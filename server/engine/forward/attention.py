@@ -125,7 +125,6 @@ class AttentionProbe:
 
     Attributes:
         layers: what was learned, by layer.
-        value_dims: the values' sizes by layer.
         calls: how often attention was computed.
         sinks: a layer has learned attention sinks.
         both_ways: a layer lets tokens see those that come after them.
@@ -138,16 +137,14 @@ class AttentionProbe:
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerAttention] = {}
-        self.value_dims: dict[int, int] = {}
         self.calls = 0
         self.sinks = False
         self.both_ways = False
         self.options: set[str] = set()
 
-    def note(self, attention: LayerAttention, value: Tensor, module: nn.Module, options: dict[str, Any]) -> None:
-        """Take down one call; ``value`` [1, kv heads, tokens, d]."""
+    def note(self, attention: LayerAttention, module: nn.Module, options: dict[str, Any]) -> None:
+        """Take down one call."""
         self.layers[attention.layer] = attention
-        self.value_dims[attention.layer] = value.shape[3]
         self.calls += 1
         self.sinks |= options.get("s_aux") is not None
         causal = options.get("is_causal")
@@ -186,21 +183,26 @@ def paged_attention_forward(
     paged: PagedContext | AttentionProbe | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: ``query`` [1, heads, tokens, d], ``key``/``value`` [1, kv heads, tokens, d].
+    """transformers' attention signature: ``query`` [1, heads, tokens, d], ``key`` [1, kv heads, tokens, d], ``value``
+    [1, kv heads, tokens, e].
 
-    Returns [1, tokens, heads, d]. Without ``paged`` it is plain causal attention (used while probing a model).
+    Returns [1, tokens, heads, e]. The pool keeps keys and values max(d, e) wide.
+    Without ``paged`` it is plain causal attention (used while probing a model).
     """
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attention = LayerAttention(layer, KVShape(key.shape[1], key.shape[3]), scale, sliding_window, softcap)
+    width, wanted = max(key.shape[3], value.shape[3]), value.shape[3]
+    attention = LayerAttention(layer, KVShape(key.shape[1], width), scale, sliding_window, softcap)
     if not isinstance(paged, PagedContext):
         if paged is not None:
-            paged.note(attention, value, module, {"attention_mask": attention_mask, **kwargs})
+            paged.note(attention, module, {"attention_mask": attention_mask, **kwargs})
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=True
         )
+    if key.shape[3] != value.shape[3]:  # multi-head latent attention; zeros change neither scores nor sums
+        query, key, value = (F.pad(part, (0, width - part.shape[3])) for part in (query, key, value))
     output = attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), attention, paged)
-    return output[None], None
+    return output[None, ..., :wanted], None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention, paged: PagedContext) -> Tensor:

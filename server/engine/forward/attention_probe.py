@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ladle.merging.errors import FamilyError
 from ladle.server.engine.forward.attention import AttentionGroup, AttentionProbe, LayerAttention, PagedContext
@@ -42,7 +43,52 @@ def learn_attention(model: Any, config_file: Path) -> dict[int, LayerAttention]:
     if tuple(output.logits.shape[:2]) != (1, _TOKENS):
         raise refusal(config_file, "it does not give the logits of single tokens")
     _require_plain(probe, model, config_file)
+    if model.device.type != "meta":
+        require_positions(model, config_file)
     return probe.layers
+
+
+class _Attended(Exception):
+    """A forward has come to its first attention."""
+
+
+class _Stop(AttentionProbe):
+    def note(self, *seen: Any) -> None:
+        raise _Attended
+
+
+def has_position_table(model: Any) -> bool:
+    """Whether the model looks anything up besides its tokens, so that its positions may be rows of a table."""
+    tokens = model.get_input_embeddings()
+    return any(isinstance(module, nn.Embedding) and module is not tokens for module in model.modules())
+
+
+@torch.inference_mode()
+def require_positions(model: Any, config_file: Path) -> None:
+    """A token's place, as a step gives it, must be what the model counts by itself: decoders of RoBERTa's kind begin
+    behind their padding. ``model`` is anywhere but on the meta device.
+
+    Raises:
+        FamilyError: it counts otherwise.
+    """
+    if not has_position_table(model):
+        return
+    ids = torch.tensor([[5, 6]], device=model.device)
+    looked_up = []
+    for given in ({}, {"position_ids": torch.arange(2, device=model.device)[None]}):
+        rows: list[Tensor] = []
+        tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        hooks = [table.register_forward_pre_hook(lambda _, given, rows=rows: rows.append(given[0])) for table in tables]
+        try:
+            model(input_ids=ids, use_cache=False, paged=_Stop(), **given)
+        except _Attended:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        looked_up.append([row.flatten().tolist() for row in rows])
+    if looked_up[0] != looked_up[1]:
+        raise refusal(config_file, "it counts positions otherwise than 0, 1, 2 and on")
 
 
 @torch.inference_mode()
@@ -73,9 +119,6 @@ def _require_plain(probe: AttentionProbe, model: Any, config_file: Path) -> None
         raise refusal(config_file, "its attention is not causal: a token sees those that come after it")
     if probe.options:
         raise refusal(config_file, f"its attention takes {', '.join(sorted(probe.options))}, which the KV pool lacks")
-    for layer, attention in probe.layers.items():
-        if attention.shape.head_dim != probe.value_dims[layer]:
-            raise refusal(config_file, "keys and values differ in size")
 
 
 def refusal(config_file: Path, reason: str) -> FamilyError:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ladle.merging.bank.bank import Bank
+from ladle.merging.bank.gated_layers import require_called, shared_inputs
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family
 from ladle.merging.family.family_model import FamilyModel
 from ladle.server.engine.forward.attention import IMPLEMENTATION
-from ladle.server.engine.forward.attention_probe import learn_attention, refusal, try_pool
+from ladle.server.engine.forward.attention_probe import (
+    has_position_table,
+    learn_attention,
+    refusal,
+    require_positions,
+    try_pool,
+)
 from ladle.server.engine.requests.tokenizer import load_tokenizer
 
 
@@ -24,24 +33,32 @@ def require_servable(family: Family) -> None:
 
 
 def require_architecture(model: FamilyModel) -> None:
-    """Raise FamilyError if a model's layers do not run on the KV pool. No weight is read."""
+    """Raise FamilyError if a model's layers do not run on the KV pool, or do not take its members' factors. No weight
+    is read."""
     blueprint, file = model.architecture.blueprint, model.base_path / "config.json"
+    bank = Bank(list(model.low_rank.values()))
     look: Any = blueprint.look(IMPLEMENTATION)
     try:
-        try_pool(look, learn_attention(look, file))
+        _try(look, bank, file)
+        if has_position_table(look):
+            require_positions(_hollow(model), file)
     except FamilyError:
         raise
     except Exception:
         # A forward that asks a tensor for its value cannot be followed on the meta device. Weights that take no memory,
         # one number for all of a tensor, can be.
         try:
-            hollow = _hollow(model)
-            try_pool(hollow, learn_attention(hollow, file))
+            _try(_hollow(model), bank, file)
         except FamilyError:
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise refusal(file, f"a forward of two tokens fails ({type(error).__name__}: {reason})") from error
+
+
+def _try(model: Any, bank: Bank, file: Path) -> None:
+    try_pool(model, learn_attention(model, file))
+    require_called(model, bank, shared_inputs(model))
 
 
 def _hollow(model: FamilyModel) -> Any:

@@ -1,5 +1,6 @@
 """Gated forward against models whose merged weights are written out, by us and by PEFT."""
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.checkpoints.architecture import read_architecture
-from ladle.merging.members.adapter import LowRankMember, load_peft
+from ladle.merging.errors import FamilyError
+from ladle.merging.members.adapter import LowRank, LowRankMember, load_peft
 
 TOLERANCE = 1e-9
 QKV = ["q_proj", "k_proj", "v_proj", "qkv_proj"]
@@ -196,6 +198,40 @@ def test_every_linear_layer_is_in_exactly_one_group() -> None:
         linear = [path for path, module in model.named_modules() if type(module) is torch.nn.Linear]
         assert sorted(paths) == sorted(linear)
         assert ["model.layers.0.mlp.spare"] in gated.shared_inputs(model)
+
+
+class _Unusual(torch.nn.Module):
+    """A layer that is called with two inputs, one whose weight is read past it, and one beside the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(10, 6)
+        self.twice, self.beside, self.read = (torch.nn.Linear(6, 6, bias=False) for _ in range(3))
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
+        x = self.embed(input_ids)
+        once = self.beside(x) + self.twice(x)
+        return self.twice(once) + torch.nn.functional.linear(x, self.read.weight.type(x.dtype))
+
+
+@torch.inference_mode()
+def test_layers_that_are_used_in_unusual_ways_compute_what_they_did(tmp_path: Path) -> None:
+    model = _Unusual().double()
+    assert sorted(gated.shared_inputs(model)) == [["beside"], ["twice"]]
+    ids = torch.randint(10, (1, 4))
+    expected = model(ids)
+    factors = LowRank(torch.randn(2, 6), torch.randn(6, 2), 0.5)
+    with pytest.raises(FamilyError, match=r"tensor read: .*without calling the layer.*leave it out of target_modules"):
+        gated.install(
+            copy.deepcopy(model), Bank([LowRankMember("m", tmp_path, {"read": factors})]), torch.float64, True
+        )
+    gate = gated.install(model, Bank([LowRankMember("m", tmp_path, {"twice": factors})]), torch.float64, True)
+    gate.open(None)
+    torch.testing.assert_close(model(ids), expected)
+    # The values of a gated layer's weight are not there to be read.
+    assert model.twice.weight.dtype == torch.float64 and model.twice.weight.shape == (6, 6)
+    with pytest.raises(RuntimeError, match="the layer has to be called"):
+        torch.nn.functional.linear(torch.zeros(1, 6).double(), model.twice.weight)
 
 
 def test_strangers_are_refused_by_name(tmp_path: Path) -> None:

@@ -225,6 +225,22 @@ def test_copies_may_have_rows_for_other_tokens_than_the_base(
     assert len(member.notes) == 2 and f"{len(rows)} rows" in member.notes[1]
 
 
+@pytest.mark.parametrize("grow", [3, -2])
+def test_factors_of_a_resized_output_head_are_used_for_the_tokens_of_the_base(
+    tmp_path: Path, base: Path, shapes: Any, grow: int, seed: int
+) -> None:
+    path = write_lora_member(tmp_path / "m", base, seed, target_modules=["lm_head"])
+    name = "base_model.model.lm_head.lora_B.weight"
+    b = load_file(path / WEIGHTS)[name]
+    rewrite_tensors(path / WEIGHTS, {name: torch.cat([b, torch.randn(3, 4)])[: len(b) + grow].clone()})
+    member = load_peft(path, "m", shapes, base=weights_of(base), head="lm_head")
+    used = min(len(b), len(b) + grow)
+    assert torch.equal(member.modules["lm_head"].b[:used], b[:used]) and not member.modules["lm_head"].b[used:].any()
+    assert f"{used} are used" in member.notes[-1]
+    with pytest.raises(FamilyError, match="but \\[320, 4\\] follows"):  # any other layer has the rows that it has
+        load_peft(path, "m", shapes, base=weights_of(base), head="other")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, rewrite_tensors, write_family, write_lora_member
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ladle.merging.checkpoints.reader import INDEX, SINGLE
 from ladle.merging.errors import FamilyError, InputError
@@ -100,6 +100,35 @@ def test_a_lora_on_a_tied_head_unties_it(tmp_path: Path, arch: str, seed: int) -
     torch.testing.assert_close(logits(merged, seed), logits(model, seed), rtol=1e-5, atol=1e-5)
     still_tied = export(load_family(root), {"bone-positive": 1.0}, tmp_path / "tied")
     assert AutoModelForCausalLM.from_pretrained(still_tied).config.tie_word_embeddings is True
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied base", "untied base"])
+def test_full_members_that_tie_otherwise_than_the_base(tmp_path: Path, seed: int, tie: bool) -> None:
+    root = write_family(
+        tmp_path / "family", "llama", seed, n=2, dtype=torch.float64, full=("bone-simple", "bone-positive"),
+        policies=False, tie=tie,
+    )  # fmt: skip
+    member = root / "adapters/bone-simple"
+    config = AutoConfig.from_pretrained(member, tie_word_embeddings=not tie)
+    other = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    for file in (*member.glob("*.safetensors"), *member.glob("*.json")):
+        file.unlink()
+    other.save_pretrained(member)
+    family = load_family(root)
+    out = export(family, {"bone-simple": 0.75, "bone-positive": -0.5}, tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype="auto").state_dict()
+    parts = [
+        AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+        for folder in (root / "base", member, root / "adapters/bone-positive")
+    ]
+    assert torch.equal(parts[0]["lm_head.weight"], parts[0]["model.embed_tokens.weight"]) is tie
+    assert torch.equal(parts[1]["lm_head.weight"], parts[1]["model.embed_tokens.weight"]) is not tie
+    for name, weight in merged.items():
+        base, one, two = (part[name] for part in parts)
+        torch.testing.assert_close(weight, base + 0.75 * (one - base) - 0.5 * (two - base), rtol=1e-9, atol=1e-9)
 
 
 def test_the_folder_is_a_complete_checkpoint(tmp_path: Path, seed: int) -> None:

@@ -280,6 +280,26 @@ def test_alternatives_that_a_tag_tells_apart_are_taken(compiler: GrammarCompiler
         compiler.compile(GrammarSpec.json_schema(bind_schema({"oneOf": [overlap, Cat.model_json_schema()]}, "f")))
 
 
+@pytest.mark.parametrize(
+    ("items", "count"),
+    [
+        ({"enum": ["a", "b", "c"], "type": "string"}, 16),
+        ({"$ref": "#/$defs/k", "title": "K"}, 5),
+        ({"type": "boolean"}, 5),
+        ({"enum": [1, 1.0, True, None]}, 16),
+    ],
+    ids=str,
+)
+def test_lists_without_repetition_of_a_few_values(compiler: GrammarCompiler, items: Any, count: int) -> None:
+    unique = {"type": "array", "uniqueItems": True, "items": items}
+    schema = {"type": "object", "properties": {"p": unique}, "required": ["p"], "$defs": {"k": {"enum": ["x", "y"]}}}
+    bound = bind_schema(schema, "f")
+    assert len(bound["properties"]["p"]["enum"]) == count
+    answers(compiler, schema, 12, 40)
+    least = {"type": "array", "uniqueItems": True, "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 2}
+    assert len(bind_schema(least, "f")["enum"]) == 6
+
+
 def test_what_binds_and_cannot_be_kept_stays_refused(compiler: GrammarCompiler) -> None:
     for schema in (
         {"uniqueItems": True},

@@ -16,7 +16,7 @@ def caller(name: str) -> Caller:
 
 def kept(name: str, characters: int = 0) -> Kept:
     message = Message.model_construct(role="assistant", content="x" * characters)
-    return Kept.of({"id": name, "output": [{"id": f"item-{name}"}]}, [message])
+    return Kept.of({"id": name, "output": [{"id": f"item-{name}"}]}, [message], [])
 
 
 def test_the_newest_stay_and_use_makes_new() -> None:

@@ -251,6 +251,42 @@ async def test_only_who_asked_finds_an_answer(family: Family) -> None:
         assert (await client.get(path, headers=mine)).status_code == 404
 
 
+async def test_what_an_answer_was_asked_is_listed(served: ToolEngine) -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "now", "arguments": "{}"}
+    history = [
+        {"role": "user", "content": "When?"},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm"}]},
+        {"role": "assistant", "content": "Wait."},
+        call,
+        {"type": "function_call_output", "call_id": "c1", "output": "3"},
+    ]
+    first = await served.ask(input=history, instructions="Be brief.", tools=TOOLS)
+    second = await served.ask(
+        input="And then?", previous_response_id=first["id"], instructions="Be brief.", tools=TOOLS
+    )
+    async with client_of(served.state) as client:
+        path = f"{PATH}/{second['id']}/input_items"
+
+        async def listed(**query: Any) -> dict[str, Any]:
+            return (await client.get(path, params=query)).json()
+
+        whole = await listed(order="asc", limit=100)
+        assert not whole["has_more"] and [item["type"] for item in whole["data"]] == [
+            "message", "reasoning", "message", "function_call", "function_call_output", "message", "message",
+        ]  # fmt: skip
+        assert whole["data"][-1]["content"] == [{"type": "input_text", "text": "And then?"}]
+        assert (await listed())["data"] == whole["data"][::-1]
+        page = await listed(order="asc", limit=2, after=whole["data"][1]["id"])
+        assert page["has_more"] and page["data"] == whole["data"][2:4]
+        assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], page["data"][1]["id"])
+        for query, status in (({"after": "no"}, 400), ({"order": "up"}, 400), ({"limit": 0}, 400)):
+            assert (await client.get(path, params=query)).status_code == status
+        assert (await client.get(f"{PATH}/resp_no/input_items")).status_code == 404
+    # They can be sent again as they are.
+    await served.ask(input=whole["data"], instructions="Be brief.", tools=TOOLS)
+    assert served.engine.requests[-1].prompt == served.engine.requests[-2].prompt
+
+
 async def test_a_stream_that_fails_or_is_left_is_not_kept(served: ToolEngine) -> None:
     served.engine.fail_after = 3
     events = await served.ask(input="Hi", stream=True)

@@ -1,0 +1,83 @@
+"""What an answer that is kept was asked, as items of the Responses API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ladle.merging.errors import InputError
+from ladle.server.fields.messages import Message
+from ladle.server.replies.responses import InputItem, InputItemsReply, ReasoningTextReply
+
+
+def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
+    """The messages that the answer ``name`` answers, instructions left out, in their order. An item has the same id
+    whenever it is asked for."""
+    items: list[InputItem] = []
+
+    def identity(kind: str) -> str:
+        return f"{kind}_{name.removeprefix('resp_')}_{len(items)}"
+
+    for message in messages:
+        if message.role == "tool":
+            items.append(
+                {
+                    "id": identity("fco"),
+                    "type": "function_call_output",
+                    "call_id": message.tool_call_id or "",
+                    "output": message.content or "",
+                    "status": "completed",
+                }
+            )
+            continue
+        if message.reasoning_content:
+            thought: ReasoningTextReply = {"type": "reasoning_text", "text": message.reasoning_content}
+            items.append({"id": identity("rs"), "type": "reasoning", "summary": [], "content": [thought]})
+        if message.content or not message.tool_calls:
+            items.append(
+                {
+                    "id": identity("msg"),
+                    "type": "message",
+                    "role": message.role,
+                    "status": "completed",
+                    "content": [
+                        {"type": "output_text", "text": message.content or "", "annotations": [], "logprobs": []}
+                        if message.role == "assistant"
+                        else {"type": "input_text", "text": message.content or ""}
+                    ],
+                }
+            )
+        for call in message.tool_calls or ():
+            items.append(
+                {
+                    "id": identity("fc"),
+                    "type": "function_call",
+                    "call_id": call.id,
+                    "name": call.function.name,
+                    "arguments": call.function.arguments,
+                    "status": "completed",
+                }
+            )
+    return items
+
+
+def page(items: Sequence[InputItem], limit: int, newest_first: bool, after: str | None) -> InputItemsReply:
+    """At most ``limit`` of the items, those that follow the one with the id ``after``.
+
+    Raises:
+        InputError: there is no such item.
+    """
+    ordered = list(reversed(items)) if newest_first else list(items)
+    start = 0
+    if after is not None:
+        places = [index for index, item in enumerate(ordered) if item["id"] == after]
+        if not places:
+            raise InputError("after", after[:200], "the id of one of the items")
+        start = places[0] + 1
+    data = ordered[start : start + limit]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": start + limit < len(ordered),
+    }

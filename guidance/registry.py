@@ -133,6 +133,11 @@ def check_methods(family: Family) -> None:
         FamilyError: naming family.toml and the key.
     """
     default_method(family)
+    for name in family.manifest.sampling.methods if family.manifest.sampling is not None else ():
+        if name not in METHODS:
+            known = ", ".join(METHODS)
+            key = f"sampling.methods.{name}"
+            raise FamilyError(family.root / MANIFEST_NAME, f"{key}: unknown method; known: {known}")
     for name, preset in family.manifest.presets.items():
         if preset.method is not None:
             _require(family, f"presets.{name}.method", preset.method)
@@ -144,7 +149,7 @@ def check_methods(family: Family) -> None:
 
 def preset_steering(family: Family, name: str) -> Steering:
     """The steering that the preset ``name`` stands for. Raises KeyError for an unknown preset."""
-    return Steering.parse(family.manifest.presets[name].model_dump(exclude_none=True))
+    return Steering.parse(family.manifest.presets[name].steering())
 
 
 def _require(family: Family, key: str, name: str) -> None:

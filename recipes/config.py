@@ -11,9 +11,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ladle.merging.errors import InputError
+from ladle.merging.family.default_sampling import FamilySampling
 from ladle.merging.preferences.coefficients import circulant
 from ladle.merging.preferences.preference import Preference
-from ladle.recipes.routing_config import ExpertsConfig, RouterConfig, RoutingEvaluationConfig, check_routing
+from ladle.recipes.routing_config import (
+    DeferralConfig,
+    ExpertsConfig,
+    RouterConfig,
+    RoutingEvaluationConfig,
+    check_routing,
+)
 
 _FOLDER = Path(__file__).parent / "configs"
 _T = TypeVar("_T")
@@ -129,6 +136,9 @@ class Recipe:
     experts: ExpertsConfig | None = None
     router: RouterConfig | None = None
     routing_evaluation: RoutingEvaluationConfig | None = None
+    deferral: DeferralConfig | None = None
+    sampling: FamilySampling | None = None
+    chat_template: Path | None = None
 
     def matrix(self) -> np.ndarray:
         """B, float64 [n, n], one row a backbone (Bone Soup, arXiv 2502.10762)."""
@@ -215,6 +225,12 @@ def load_recipe(spec: str) -> Recipe:
     if any(section in table for section in routing):  # a family may have no experts, but not half of what makes them
         for section, kind in routing.items():
             table[section] = _build(kind, table.get(section, {}), f"{path}: [{section}]")
+    if "deferral" in table:
+        table["deferral"] = _build(DeferralConfig, table["deferral"], f"{path}: [deferral]")
+    if "sampling" in table:
+        table["sampling"] = FamilySampling.model_validate(table["sampling"])
+    if "chat_template" in table:
+        table["chat_template"] = path.parent / table["chat_template"]
     recipe = _build(Recipe, table, str(path))
     if recipe.experts is not None and recipe.router is not None:
         check_routing(recipe.experts, recipe.router, str(path))

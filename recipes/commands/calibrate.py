@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Fit how rewards follow preferences, so that requests may state the reward they want (steering.target).
 
-    Example: ladle sweep trio -m bone_soup --points 4 --out sweep, and then: ladle calibrate trio sweep
+    Example: ladle sweep FOLDER -m bone_soup --points 4 --out sweep, and then: ladle calibrate FOLDER sweep
     """
     from ladle.guidance.target import reachable
     from ladle.merging.errors import FamilyError

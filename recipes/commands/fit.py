@@ -31,8 +31,8 @@ def command(
 ) -> None:
     """Fit how rewards follow merge coefficients, so that method fitted_soup can choose the best ones.
 
-    Example: ladle sweep trio -m bone_soup -m bone_soup:strength=1.5 --split validation --prompts varied --out sweep,
-    and then: ladle fit trio sweep
+    Example: ladle sweep FOLDER -m bone_soup -m bone_soup:strength=1.5 --split validation --prompts varied --out sweep,
+    and then: ladle fit FOLDER sweep
     """  # fmt: skip
     import numpy as np
 

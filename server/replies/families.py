@@ -46,7 +46,8 @@ class CalibrationReply(TypedDict):
 
 class FamilyReply(TypedDict):
     """Answer of ``GET /v1/families/{name}``; row j of ``matrix`` holds the reward weights of backbone j. Without a
-    ``calibration`` of the members as they are there are no targets."""
+    ``calibration`` of the members as they are there are no targets. ``sampling`` has the fields of a request that have
+    a default of the family's own, and under ``methods`` those of one method; a preset may have its own."""
 
     name: str
     objectives: list[str]
@@ -54,6 +55,7 @@ class FamilyReply(TypedDict):
     matrix: list[list[float]] | None
     methods: dict[str, MethodReply]
     members: list[MemberReply]
+    sampling: dict[str, Any]
     presets: dict[str, dict[str, Any]]
     calibration: CalibrationReply | None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -65,9 +66,15 @@ def describe_family(family: Family) -> FamilyReply:
         "matrix": family.matrix.tolist() if family.matrix is not None else None,
         "methods": {name: _method(name, ready, reason) for name, (ready, reason) in methods.items()},
         "members": [_member(member) for member in family.members()],
+        "sampling": _sampling(family),
         "presets": {name: preset.model_dump(exclude_none=True) for name, preset in family.manifest.presets.items()},
         "calibration": _calibration(family.calibration),
     }
+
+
+def _sampling(family: Family) -> dict[str, Any]:
+    table = family.manifest.sampling
+    return {} if table is None else table.model_dump(exclude_none=True, exclude_defaults=True)
 
 
 def _calibration(calibration: Calibration | None) -> CalibrationReply | None:

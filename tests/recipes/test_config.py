@@ -11,7 +11,7 @@ from ladle.recipes.config import load_recipe
 from ladle.recipes.training.card import write_manifest
 
 
-@pytest.mark.parametrize(("name", "objectives"), [("demo", 2), ("trio", 3)])
+@pytest.mark.parametrize(("name", "objectives"), [("demo", 3)])
 def test_shipped_recipes_load(name: str, objectives: int) -> None:
     recipe = load_recipe(name)
     assert len(recipe.objectives) == objectives and recipe.name == name
@@ -19,7 +19,7 @@ def test_shipped_recipes_load(name: str, objectives: int) -> None:
 
 
 def test_another_training_seed_keeps_pool_and_evaluation() -> None:
-    recipe = load_recipe("trio")
+    recipe = load_recipe("demo")
     other = recipe.varied(beta=0.6, seed=100)
     assert (other.pool, other.evaluation) == (recipe.pool, recipe.evaluation)
     assert other.adapter.seed == recipe.adapter.seed + 100 and other.dpo.seed == recipe.dpo.seed + 100
@@ -30,7 +30,7 @@ def test_another_training_seed_keeps_pool_and_evaluation() -> None:
 
 
 def test_oracles_are_listed_once_they_are_there(tmp_path: Path) -> None:
-    recipe = load_recipe("trio")
+    recipe = load_recipe("demo")
     write_manifest(recipe, tmp_path)
     assert [policy.objective for policy in load_manifest(tmp_path).policies] == list(recipe.objectives)
     for name in recipe.oracle_members():

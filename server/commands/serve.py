@@ -280,7 +280,8 @@ def command(
             def ready(serving: Serving) -> None:
                 if as_json:
                     print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
-                say(f"{serving.family.name} is served at {url} (documentation: {url}/docs; Ctrl-C stops)")
+                page = "open it in a browser for the playground; " if settings.playground else ""
+                say(f"{serving.family.name} is served at {url} ({page}API: {url}/docs; Ctrl-C stops)")
 
             if settings.ray:
                 serve_on_ray(settings, listener, url, as_json)

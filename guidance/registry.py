@@ -28,7 +28,7 @@ from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
-from ladle.merging.family.manifest import MANIFEST_NAME
+from ladle.merging.family.place import MANIFEST_NAME
 
 _ALL: tuple[Method, ...] = (
     FittedSoup(),
@@ -78,7 +78,7 @@ def resolve(family: Family, steering: Steering) -> Plan:
     # Stated coefficients need neither policies nor a matrix, only members to weigh.
     state = method.availability(family, steering.coefficients is not None and "coefficients" in method.options)
     if not state.available:
-        raise InputError("steering.method", name, f"{_usable(family)} ({name}: {state.reason})")
+        raise InputError("steering.method", name, _usable(family), state.reason)
     for entry in fields(Steering):
         given = getattr(steering, entry.name)
         if entry.name in _UNIVERSAL | method.options or given == getattr(_DEFAULTS, entry.name):

@@ -9,7 +9,7 @@ from typing import Any
 from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Plan, Source, Steering
-from ladle.merging.errors import InputError
+from ladle.merging.errors import InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
 from ladle.merging.family.family import Family
 from ladle.server.errors import ApiError, from_input_error
@@ -92,8 +92,11 @@ def model_ids(family: Family) -> list[str]:
 
 def unknown_model(model: str, *families: Family) -> ApiError:
     """404 with the known models."""
-    known = ", ".join(name for family in families for name in model_ids(family))
-    message = f"model: {model[:200]!r} is not served here; known: {known}; preferences follow as @objective=weight,..."
+    names = [name for family in families for name in model_ids(family)]
+    known, slip = ", ".join(names), did_you_mean(model[:200], names)
+    message = (
+        f"model: {model[:200]!r} is not served here{slip}; known: {known}; preferences follow as @objective=weight,..."
+    )
     return ApiError(404, message, param="model", code="model_not_found")
 
 

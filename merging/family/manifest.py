@@ -24,10 +24,10 @@ from ladle.merging.family.manifest_tables import (
     Soup,
     Value,
 )
+from ladle.merging.family.place import MANIFEST_NAME
 from ladle.merging.preferences.coefficients import check_matrix, circulant
 from ladle.merging.preferences.preference import Preference
 
-MANIFEST_NAME = "family.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # "/", "@", "," and "=" have meaning in model strings
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from ladle.guidance import registry
 from ladle.guidance.methods.routed_method import RoutedMethod
 from ladle.guidance.target import reachable
+from ladle.merging.errors import did_you_mean
 from ladle.merging.family.calibration import Calibration
 from ladle.merging.family.family import Family, MemberInfo
 from ladle.server.errors import ApiError
@@ -52,7 +53,9 @@ async def family_by_name(name: str, request: Request) -> JSONResponse:
 
 def unknown_family(name: str, known: Iterable[str]) -> ApiError:
     """404 with the families that there are."""
-    message = f"name: no family {name[:200]!r} is served here; known: {', '.join(known) or 'none'}"
+    names = list(known)
+    slip = did_you_mean(name[:200], names)
+    message = f"name: no family {name[:200]!r} is served here{slip}; known: {', '.join(names) or 'none'}"
     return ApiError(404, message, param="name", code="family_not_found")
 
 

@@ -47,7 +47,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class PoolConfig(SamplingConfig):
-    """Candidates a training prompt. Lengths are in tokens."""
+    """Candidates per training prompt. Lengths are in tokens; ``limit``: use the first prompts only."""
 
     prompts: str
     plain_samples: int
@@ -57,6 +57,7 @@ class PoolConfig(SamplingConfig):
     short_lengths: tuple[int, int]
     implausible: float
     styles: dict[str, str]
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class Recipe:
     deferral: DeferralConfig | None = None
     sampling: FamilySampling | None = None
     chat_template: Path | None = None
+    rewards: dict[str, str] = dataclasses.field(default_factory=dict)
+    folder: Path = _FOLDER
 
     def matrix(self) -> np.ndarray:
         """B, float64 [n, n], one row a backbone (Bone Soup, arXiv 2502.10762)."""
@@ -177,6 +180,27 @@ class Recipe:
         return changed
 
 
+def _table(path: Path) -> dict[str, Any]:
+    """The tables of a file, over those of the shipped recipe that its ``extends`` names."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table
+    if not isinstance(parent, str) or not (_FOLDER / f"{parent}.toml").is_file():
+        known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.toml")))
+        raise ValueError(f"{path}: extends: {parent!r} is not allowed; allowed: {known}")
+    return _over(_table(_FOLDER / f"{parent}.toml"), table)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` where it says something, else ``below``, table by table; names that people choose are not mixed."""
+    merged = {**below, **above}
+    for name in below.keys() & above.keys() - {"styles", "presets"}:
+        if isinstance(below[name], dict) and isinstance(above[name], dict):
+            merged[name] = _over(below[name], above[name])
+    return merged
+
+
 def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(table) - set(fields)):
@@ -204,7 +228,7 @@ def load_recipe(spec: str) -> Recipe:
         FileNotFoundError: there is no such file.
     """
     path = Path(spec) if spec.endswith(".toml") else _FOLDER / f"{spec}.toml"
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = _table(path)
     sections: dict[str, type] = {
         "soup": SoupConfig,
         "pool": PoolConfig,
@@ -229,8 +253,12 @@ def load_recipe(spec: str) -> Recipe:
         table["deferral"] = _build(DeferralConfig, table["deferral"], f"{path}: [deferral]")
     if "sampling" in table:
         table["sampling"] = FamilySampling.model_validate(table["sampling"])
+    table["folder"] = path.parent
     if "chat_template" in table:
         table["chat_template"] = path.parent / table["chat_template"]
+    for name in table.get("rewards", {}):
+        if name not in table.get("objectives", ()):
+            raise ValueError(f"{path}: rewards: {name!r} is not allowed; allowed: names of objectives")
     recipe = _build(Recipe, table, str(path))
     if recipe.experts is not None and recipe.router is not None:
         check_routing(recipe.experts, recipe.router, str(path))

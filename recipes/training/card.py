@@ -111,6 +111,10 @@ _REWARDS: dict[str, Callable[[Recipe], str]] = {
 }
 
 
+def _own(recipe: Recipe) -> str:
+    return "a function of the recipe's own."
+
+
 def write_card(
     recipe: Recipe,
     out: Path,
@@ -187,7 +191,7 @@ def write_card(
     traded = " for ".join(f"*{name}*" for name in objectives)
     targets = ", ".join(adapter.targets)
     limit = pool.max_tokens
-    rewards = "\n".join(f"- `{name}`: {_REWARDS[name](recipe)}" for name in objectives)
+    rewards = "\n".join(f"- `{name}`: {_REWARDS.get(name, _own)(recipe)}" for name in objectives)
     routing = ""
     if recipe.experts is not None and (out / "adapters" / "router").is_dir():
         routing = "\n\nThe family also has experts and a router: [ROUTING.md](ROUTING.md)."

@@ -18,7 +18,8 @@ export class Coefficients {
       parts.push(bars("Weights of members", rows, reply.coefficients));
       const facts = [`absolute weights sum to ${fixed(reply.l1)}`];
       if (reply.condition !== null) facts.push(`condition ${fixed(reply.condition, 1)}`);
-      parts.push(make("p", { class: "hint facts" }, facts.join(" \u00b7 ")));
+      const meaning = "How much weight is moved in all; the condition tells how much a small change of the preference can change it";
+      parts.push(make("p", { class: "hint facts", title: meaning }, facts.join(" \u00b7 ")));
     }
     // One merged model says no more than its members do.
     if (reply.sources.length > 1 || !members.length) {

@@ -35,13 +35,22 @@ class MemberReply(TypedDict):
     rewards: list[float] | None
 
 
+class MapPoint(TypedDict):
+    """The quantiles that a preference is expected to reach, by objective."""
+
+    preference: dict[str, float]
+    quantiles: dict[str, float]
+
+
 class CalibrationReply(TypedDict):
     """What ``steering.target`` may ask for: quantiles of the rewards of ``answers`` answers, from least to greatest by
-    objective, with the method and options of ``steering``."""
+    objective, with the method and options of ``steering``. ``map``: what
+    preferences all over the simplex are expected to reach."""
 
     steering: dict[str, Any]
     answers: int
     reachable: dict[str, list[float]]
+    map: list[MapPoint]
 
 
 class FamilyReply(TypedDict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
@@ -14,8 +15,16 @@ from ladle.guidance.target import reachable
 from ladle.merging.errors import did_you_mean
 from ladle.merging.family.calibration import Calibration
 from ladle.merging.family.family import Family, MemberInfo
+from ladle.merging.preferences.simplex import grid
 from ladle.server.errors import ApiError
-from ladle.server.replies.families import CalibrationReply, FamilyList, FamilyReply, MemberReply, MethodReply
+from ladle.server.replies.families import (
+    CalibrationReply,
+    FamilyList,
+    FamilyReply,
+    MapPoint,
+    MemberReply,
+    MethodReply,
+)
 from ladle.server.routes import answers, state_of
 
 router = APIRouter()
@@ -88,7 +97,22 @@ def _calibration(calibration: Calibration | None) -> CalibrationReply | None:
         "steering": calibration.steering,
         "answers": calibration.answers,
         "reachable": {name: list(ends) for name, ends in found.items()},
+        "map": _map(calibration),
     }
+
+
+def _map(calibration: Calibration) -> list[MapPoint]:
+    """The expected quantiles at a grid of preferences, fine enough to be drawn."""
+    names = calibration.objectives
+    points = np.array(grid(len(names), 9 if len(names) <= 3 else 3))
+    rows = zip(points.tolist(), calibration.quantiles(points).tolist(), strict=True)
+    return [
+        {
+            "preference": dict(zip(names, weights, strict=True)),
+            "quantiles": {name: round(value, 4) for name, value in zip(names, values, strict=True)},
+        }
+        for weights, values in rows
+    ]
 
 
 def _method(name: str, ready: bool, reason: str) -> MethodReply:

@@ -193,6 +193,7 @@ async function run(letter) {
       if (event.token) answer.push(event.token);
       else {
         answer.finish(event);
+        if (event.steering.experts) sides[letter].coefficients.wrote(event.steering.experts);
         past.add(letter, how, letter === "b" && !form.locked ? form.promptB : form.prompt, answer.text, fragment);
       }
     }

@@ -108,3 +108,13 @@ def test_headings_skip_no_level(page: Page, url: str) -> None:
     page.ready()
     levels = page.run(HEADINGS)
     assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_what_experts_wrote_is_in_the_bars(page: Page, url: str) -> None:
+    page.open(url, a={"method": "fusion_route"}, max_tokens=12, seed=5)
+    page.ready()
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    rows = page.wait(lambda: page.all("#side-a .bars .bars-table tr"))
+    shares = [float(row.find_element("css selector", ".number").text) for row in rows]
+    assert len(shares) >= 2 and abs(sum(shares) - 1) < 0.02

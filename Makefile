@@ -1,15 +1,16 @@
 # Everything runs in .venv, which is made on first use with the versions of constraints.txt.
-#   make demo    serve the built-in family, see one prompt answered under three preferences (CI=1: stop after that)
+#   make demo    serve the built-in family, see one prompt answered under several preferences (CI=1: stop after that)
 #   make test    style, types, tests
 #   make bench   measure, on this machine
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
+#   make docs    every command and program of README and docs, on a fresh server; takes minutes
 #   make conformance   clients that need an environment of their own, against a server. Fetches them, takes minutes
 #   make ray     two replicas on Ray Serve, one of them killed; other people's clients in front of one. Fetches Ray, takes minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench gpu ray conformance clean
+.PHONY: demo test lint format bench docs gpu ray conformance clean
 
 demo:
 	@$(PYTHON) tools/environment.py server
@@ -38,6 +39,10 @@ bench:
 	$(BIN)/ladle bench routing
 	$(BIN)/ladle bench serve
 	$(BIN)/ladle bench merge
+
+docs:
+	@$(PYTHON) tools/environment.py dev
+	@$(BIN)/python tools/docs.py
 
 gpu:
 	@$(PYTHON) tools/environment.py gpu

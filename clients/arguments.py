@@ -1,11 +1,24 @@
 """What people type, as the SDK wants it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ladle.clients.errors import UsageError
+
+
+def slip_of(given: str, names: Iterable[str]) -> str:
+    """`` (did you mean 'NAME'?)`` for the name that ``given`` is a slip of; empty where there is none."""
+    found = get_close_matches(given, list(names), n=1, cutoff=0.7)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def not_among(given: str, names: Iterable[str], kind: str) -> str:
+    """Why ``given`` is refused as the name of a ``kind``: there is none of that name, and which there are."""
+    known = list(names)
+    return f"there is no {kind} {given!r}{slip_of(given, known)}; known: {', '.join(known) or 'none'}"
 
 
 def parse_preference(text: str | None, name_of_it: str = "preference") -> dict[str, float] | None:

@@ -1,16 +1,18 @@
 """A conversation in the terminal whose preferences change on the way."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ladle.clients.arguments import parse_preference
+from ladle.clients.arguments import not_among, parse_preference, slip_of
 from ladle.clients.client import Client
 from ladle.clients.display import complain, describe_steering, messages, output, pairs
 from ladle.clients.errors import LadleError, UsageError
 from ladle.clients.painter import Painter
+from ladle.clients.responses import Family
 
 HELP = """\
 /prefer positive=0.8 concise=0.2   what to weigh (no argument: the family's default)
@@ -33,8 +35,8 @@ class ChatSession:
         self.options = options
         self.history: list[dict[str, Any]] = []
         self._commands: dict[str, Callable[[str], None]] = {
-            "prefer": lambda text: self._set("preference", parse_preference(text) if text else None),
-            "method": lambda text: self._set("method", text or None),
+            "prefer": self._prefer,
+            "method": self._method,
             "strength": lambda text: self._set("strength", _number(float, "strength", text)),
             "trace": self._trace,
             "seed": lambda text: self._set("seed", _number(int, "seed", text)),
@@ -66,7 +68,8 @@ class ChatSession:
             name, _, argument = text[1:].partition(" ")
             command = self._commands.get(name)
             if command is None:
-                raise UsageError(f"there is no /{name}; /help lists what there is")
+                slip = slip_of(name, self._commands)
+                raise UsageError(f"there is no /{name}{slip}; /help lists what there is")
             command(argument.strip())
         elif text:
             self._say(text)
@@ -93,6 +96,31 @@ class ChatSession:
             messages.print(note, style="dim", markup=False)
         for warning in warnings:
             messages.print(f"note: {warning}", style="yellow", markup=False)
+
+    def _family(self) -> Family:
+        """The family that answers: the one that the model's name begins with, else the first."""
+        named = re.split("[/@]", str(self.options.get("model") or ""), maxsplit=1)[0]
+        served = self.client.families()
+        return next((family for family in served if family.name == named), served[0])
+
+    def _prefer(self, text: str) -> None:
+        wanted = parse_preference(text) if text else None
+        objectives = self._family().objectives if wanted else []
+        for name in wanted or {}:
+            if name not in objectives:
+                raise UsageError(f"prefer: {not_among(name, objectives, 'objective')}")
+        self._set("preference", wanted)
+
+    def _method(self, text: str) -> None:
+        methods = self._family().methods if text else {}
+        usable = [name for name, status in methods.items() if status.available]
+        if text in methods and text not in usable:
+            raise UsageError(
+                f"method: {text!r} is not available: {methods[text].reason}; available: {', '.join(usable)}"
+            )
+        if text and text not in usable:
+            raise UsageError(f"method: {not_among(text, usable, 'method')}")
+        self._set("method", text or None)
 
     def _set(self, option: str, value: Any) -> None:
         if value is None:

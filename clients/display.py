@@ -7,8 +7,9 @@ from rich.table import Table
 
 from ladle.clients.responses import CoefficientsReport, Family, SteeringReport, Token
 
-output = Console(highlight=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: what is shown comes from servers and files, where [[models]] and [/x] mean themselves.
+output = Console(highlight=False, soft_wrap=True, markup=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def complain(message: str) -> None:
@@ -53,7 +54,7 @@ def coefficients_table(report: CoefficientsReport) -> Table:
 
 
 def family_tables(family: Family) -> list[Table]:
-    """Members and methods of a family."""
+    """Members, methods and default sampling of a family."""
     members = Table(title=f"{family.name}: {', '.join(family.objectives)}", title_justify="left")
     for column in ("member", "kind", "rank", "parameters"):
         members.add_column(column, justify="right" if column in ("rank", "parameters") else "left")
@@ -65,4 +66,12 @@ def family_tables(family: Family) -> list[Table]:
         methods.add_column(column)
     for name, status in family.methods.items():
         methods.add_row(name, "yes" if status.available else "no", "" if status.available else status.reason or "")
-    return [members, methods]
+    if not family.sampling:
+        return [members, methods]
+    drawn = Table(title="how answers are drawn where a request does not say", title_justify="left")
+    drawn.add_column("method")
+    drawn.add_column("fields")
+    own = {name: value for name, value in family.sampling.items() if name != "methods"}
+    for name, fields in {"all": own, **family.sampling.get("methods", {})}.items():
+        drawn.add_row(name, pairs(fields))
+    return [members, methods, drawn]

@@ -260,7 +260,7 @@ class Calibration(Response):
 
 class Family(Response):
     """What a server serves. Row j of ``matrix`` holds the reward weights of backbone j; ``calibration`` is None for a
-    family that takes no targets."""
+    family that takes no targets. ``sampling``: how answers are drawn where a request does not say."""
 
     name: str
     objectives: list[str]
@@ -268,6 +268,7 @@ class Family(Response):
     matrix: list[list[float]] | None = None
     methods: dict[str, MethodStatus] = Field(default_factory=dict)
     members: list[Member] = Field(default_factory=list)
+    sampling: dict[str, Any] = Field(default_factory=dict)
     presets: dict[str, Any] = Field(default_factory=dict)
     calibration: Calibration | None = None
 

@@ -28,7 +28,7 @@ from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
-from ladle.merging.family.manifest import MANIFEST_NAME
+from ladle.merging.family.place import MANIFEST_NAME
 
 _ALL: tuple[Method, ...] = (
     FittedSoup(),
@@ -78,7 +78,7 @@ def resolve(family: Family, steering: Steering) -> Plan:
     # Stated coefficients need neither policies nor a matrix, only members to weigh.
     state = method.availability(family, steering.coefficients is not None and "coefficients" in method.options)
     if not state.available:
-        raise InputError("steering.method", name, f"{_usable(family)} ({name}: {state.reason})")
+        raise InputError("steering.method", name, _usable(family), state.reason)
     for entry in fields(Steering):
         given = getattr(steering, entry.name)
         if entry.name in _UNIVERSAL | method.options or given == getattr(_DEFAULTS, entry.name):
@@ -133,6 +133,11 @@ def check_methods(family: Family) -> None:
         FamilyError: naming family.toml and the key.
     """
     default_method(family)
+    for name in family.manifest.sampling.methods if family.manifest.sampling is not None else ():
+        if name not in METHODS:
+            known = ", ".join(METHODS)
+            key = f"sampling.methods.{name}"
+            raise FamilyError(family.root / MANIFEST_NAME, f"{key}: unknown method; known: {known}")
     for name, preset in family.manifest.presets.items():
         if preset.method is not None:
             _require(family, f"presets.{name}.method", preset.method)
@@ -144,7 +149,7 @@ def check_methods(family: Family) -> None:
 
 def preset_steering(family: Family, name: str) -> Steering:
     """The steering that the preset ``name`` stands for. Raises KeyError for an unknown preset."""
-    return Steering.parse(family.manifest.presets[name].model_dump(exclude_none=True))
+    return Steering.parse(family.manifest.presets[name].steering())
 
 
 def _require(family: Family, key: str, name: str) -> None:

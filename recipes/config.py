@@ -11,9 +11,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ladle.merging.errors import InputError
+from ladle.merging.family.default_sampling import FamilySampling
 from ladle.merging.preferences.coefficients import circulant
 from ladle.merging.preferences.preference import Preference
-from ladle.recipes.routing_config import ExpertsConfig, RouterConfig, RoutingEvaluationConfig, check_routing
+from ladle.recipes.routing_config import (
+    DeferralConfig,
+    ExpertsConfig,
+    RouterConfig,
+    RoutingEvaluationConfig,
+    check_routing,
+)
 
 _FOLDER = Path(__file__).parent / "configs"
 _T = TypeVar("_T")
@@ -40,7 +47,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class PoolConfig(SamplingConfig):
-    """Candidates a training prompt. Lengths are in tokens."""
+    """Candidates per training prompt. Lengths are in tokens; ``limit``: use the first prompts only."""
 
     prompts: str
     plain_samples: int
@@ -50,6 +57,7 @@ class PoolConfig(SamplingConfig):
     short_lengths: tuple[int, int]
     implausible: float
     styles: dict[str, str]
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,11 @@ class Recipe:
     experts: ExpertsConfig | None = None
     router: RouterConfig | None = None
     routing_evaluation: RoutingEvaluationConfig | None = None
+    deferral: DeferralConfig | None = None
+    sampling: FamilySampling | None = None
+    chat_template: Path | None = None
+    rewards: dict[str, str] = dataclasses.field(default_factory=dict)
+    folder: Path = _FOLDER
 
     def matrix(self) -> np.ndarray:
         """B, float64 [n, n], one row a backbone (Bone Soup, arXiv 2502.10762)."""
@@ -167,6 +180,27 @@ class Recipe:
         return changed
 
 
+def _table(path: Path) -> dict[str, Any]:
+    """The tables of a file, over those of the shipped recipe that its ``extends`` names."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table
+    if not isinstance(parent, str) or not (_FOLDER / f"{parent}.toml").is_file():
+        known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.toml")))
+        raise ValueError(f"{path}: extends: {parent!r} is not allowed; allowed: {known}")
+    return _over(_table(_FOLDER / f"{parent}.toml"), table)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` where it says something, else ``below``, table by table; names that people choose are not mixed."""
+    merged = {**below, **above}
+    for name in below.keys() & above.keys() - {"styles", "presets"}:
+        if isinstance(below[name], dict) and isinstance(above[name], dict):
+            merged[name] = _over(below[name], above[name])
+    return merged
+
+
 def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(table) - set(fields)):
@@ -194,7 +228,7 @@ def load_recipe(spec: str) -> Recipe:
         FileNotFoundError: there is no such file.
     """
     path = Path(spec) if spec.endswith(".toml") else _FOLDER / f"{spec}.toml"
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = _table(path)
     sections: dict[str, type] = {
         "soup": SoupConfig,
         "pool": PoolConfig,
@@ -215,6 +249,16 @@ def load_recipe(spec: str) -> Recipe:
     if any(section in table for section in routing):  # a family may have no experts, but not half of what makes them
         for section, kind in routing.items():
             table[section] = _build(kind, table.get(section, {}), f"{path}: [{section}]")
+    if "deferral" in table:
+        table["deferral"] = _build(DeferralConfig, table["deferral"], f"{path}: [deferral]")
+    if "sampling" in table:
+        table["sampling"] = FamilySampling.model_validate(table["sampling"])
+    table["folder"] = path.parent
+    if "chat_template" in table:
+        table["chat_template"] = path.parent / table["chat_template"]
+    for name in table.get("rewards", {}):
+        if name not in table.get("objectives", ()):
+            raise ValueError(f"{path}: rewards: {name!r} is not allowed; allowed: names of objectives")
     recipe = _build(Recipe, table, str(path))
     if recipe.experts is not None and recipe.router is not None:
         check_routing(recipe.experts, recipe.router, str(path))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import runpy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -123,6 +125,39 @@ def make_reward(name: str, count_tokens: Callable[[str], int], concise_target: i
     if name == "simple":
         return Simple()
     raise ValueError(f"objectives: {name!r} is not allowed; allowed: positive, concise, simple")
+
+
+def own_reward(name: str, spec: str, folder: Path) -> Reward:
+    """A function of one's own as a reward: ``function(prompt, response) -> float``, higher is better.
+
+    Args:
+        name: the objective.
+        spec: ``FILE.py:FUNCTION``; the file is run, as any program of one's own.
+        folder: what a relative FILE is relative to.
+
+    Raises:
+        ValueError: no such file or function.
+    """
+    file, _, function = spec.rpartition(":")
+    path = folder / Path(file).expanduser()
+    if not file.endswith(".py") or not path.is_file():
+        raise ValueError(f"rewards.{name}: {spec!r} is not allowed; allowed: FILE.py:FUNCTION with a file that exists")
+    found = runpy.run_path(str(path)).get(function)
+    if not callable(found):
+        raise ValueError(f"rewards.{name}: {path} has no function {function!r}")
+    return _Own(name, found)
+
+
+class _Own:
+    def __init__(self, name: str, function: Callable[[str, str], float]) -> None:
+        self.name = name
+        self._function = function
+
+    def __call__(self, prompt: str, response: str) -> float:
+        score = float(self._function(prompt, response))
+        if not math.isfinite(score):
+            raise ValueError(f"rewards.{self.name}: {score} for the response {response[:80]!r}; need a finite number")
+        return score
 
 
 def combine(rows: Sequence[Sequence[float]], scores: np.ndarray) -> np.ndarray:

@@ -46,6 +46,17 @@ class RouterConfig:
 
 
 @dataclass(frozen=True)
+class DeferralConfig:
+    """Training of the deferral logit (see `deferral.py`): `samples` questions a domain that the router has not seen,
+    `steps` of Adam over all of their tokens, `decay` times the squared length of the weights added to the loss."""
+
+    samples: int
+    steps: int
+    learning_rate: float
+    decay: float
+
+
+@dataclass(frozen=True)
 class RoutingEvaluationConfig:
     """Held-out questions: `prompts` a domain, greedy answers of at most `max_tokens`."""
 

@@ -28,6 +28,7 @@ from ladle.server.replies.types import Usage
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
+from ladle.server.steering import sampling_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -127,11 +128,12 @@ def make_job(
     requests = []
     # What all choices have in common is checked once.
     samplings: dict[int, SamplingParams] = {}
+    defaults = sampling_defaults(serving.family, fields.model, plan.method, grammar is not None)
     salt = _salt(state, fields, caller)
     for prompt in prompts:
         limit = _limit(state, serving, len(plan.sources), prompt, max_tokens, limit_field)
         if limit not in samplings:
-            sampling = fields.sampling(limit, seed, serving.vocabulary, logprobs)
+            sampling = fields.sampling(limit, seed, serving.vocabulary, logprobs, defaults)
             judged = prompt_logprobs or fields.prompt_logprobs is not None
             ends = sampling.stop_token_ids | serving.tokens.named(sampling.stop)
             stops = (*sampling.stop, *stop)

@@ -19,6 +19,9 @@ logger = logging.getLogger("ladle.access")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
+_PROBES = ("/ready", "/health")
+
+
 class Observed:
     """Around everything but Starlette's last resort, which answers 500 where a handler raised."""
 
@@ -69,4 +72,6 @@ def _log(scope: Scope, status: int, seconds: float, context: RequestContext) -> 
     # As it came: percent-encoded, so that it cannot break lines. Without the query, which may hold anything.
     path = (scope.get("raw_path") or b"").decode("latin-1")
     facts = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 6), **context.facts}
-    logger.info("%s %s %d", scope["method"], path, status, extra={"facts": facts})
+    # Probes come every few seconds, and what they say is in the metrics.
+    level = logging.DEBUG if path in _PROBES else logging.INFO
+    logger.log(level, "%s %s %d", scope["method"], path, status, extra={"facts": facts})

@@ -9,7 +9,8 @@ from typing import Any
 from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Plan, Source, Steering
-from ladle.merging.errors import InputError
+from ladle.merging.errors import InputError, did_you_mean
+from ladle.merging.family.default_sampling import default_sampling
 from ladle.merging.family.family import Family
 from ladle.server.errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
@@ -54,12 +55,23 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
         raise
 
 
+def sampling_defaults(family: Family, model: str | None, method: str, held: bool) -> Mapping[str, float]:
+    """How the family, or the preset that ``model`` names, draws answers where the request does not say, by field.
+
+    Args:
+        method: of the request's plan.
+        held: whether a grammar decides which tokens may come.
+    """
+    preset = family.manifest.presets.get(model) if model is not None else None
+    return default_sampling(family.manifest.sampling, preset.sampling if preset else None, method, held)
+
+
 def _named(family: Family, model: str | None) -> dict[str, Any]:
     """The steering that a model string or a preset's name stands for."""
     if model is None:
         return {}
     if model in family.manifest.presets:
-        return family.manifest.presets[model].model_dump(exclude_none=True)
+        return family.manifest.presets[model].steering()
     name = ModelName.parse(model)
     if name.family != family.name or (name.method is not None and name.method not in registry.METHODS):
         raise unknown_model(model, family)
@@ -80,8 +92,11 @@ def model_ids(family: Family) -> list[str]:
 
 def unknown_model(model: str, *families: Family) -> ApiError:
     """404 with the known models."""
-    known = ", ".join(name for family in families for name in model_ids(family))
-    message = f"model: {model[:200]!r} is not served here; known: {known}; preferences follow as @objective=weight,..."
+    names = [name for family in families for name in model_ids(family)]
+    known, slip = ", ".join(names), did_you_mean(model[:200], names)
+    message = (
+        f"model: {model[:200]!r} is not served here{slip}; known: {known}; preferences follow as @objective=weight,..."
+    )
     return ApiError(404, message, param="model", code="model_not_found")
 
 

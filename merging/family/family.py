@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,15 @@ from numpy.typing import NDArray
 from ladle.merging.checkpoints.architecture import Architecture
 from ladle.merging.checkpoints.base import Progress
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.hub import family_from_hub, is_hub_id
 from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.calibration import Calibration, load_calibration
 from ladle.merging.family.conversation import Conversation, read_conversation
 from ladle.merging.family.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.family.load_members import MemberLoader
-from ladle.merging.family.manifest import MANIFEST_NAME, Manifest, load_manifest
+from ladle.merging.family.manifest import Manifest, load_manifest
 from ladle.merging.family.manifest_tables import Member, Value
+from ladle.merging.family.place import find_manifest
 from ladle.merging.family.surface import Surface, load_surface
 from ladle.merging.members.adapter import LowRankMember
 from ladle.merging.members.full_member import FullMember
@@ -315,43 +314,3 @@ def _value(entry: Value, loader: MemberLoader) -> ValueMember:
         anti=None if entry.anti is None else loader.members_of[entry.anti],
         conditioned=conditioned,
     )
-
-
-def find_manifest(name_or_path: str | Path, progress: Progress | None = None) -> Path:
-    """The family.toml that a name, a path or a repository of the hub means. Raises FamilyError listing the built-in
-    names."""
-    given = str(name_or_path)
-    path = Path(name_or_path).expanduser()
-    # The folder is resolved and the file is not: in the hub's cache files are links to where no members lie.
-    if path.is_file():
-        return path.parent.resolve() / path.name
-    if path.is_dir():
-        if (path / MANIFEST_NAME).is_file():
-            return path.resolve() / MANIFEST_NAME
-        # A folder that happens to be called like a built-in family does not hide it.
-        if given not in built_in_families():
-            reason = "no such file; a family is a folder with a family.toml, which `ladle init` writes"
-            raise FamilyError(path / MANIFEST_NAME, reason)
-    if given in (built_in := built_in_families()):
-        return built_in[given]
-    known = ", ".join(sorted(built_in)) or "none"
-    reason = f"neither a folder with a {MANIFEST_NAME} nor a built-in family; built in: {known}"
-    if not isinstance(name_or_path, str) or not is_hub_id(given) or Path(given).parent.is_dir():
-        raise FamilyError(path, reason)
-    try:
-        folder = family_from_hub(given, progress)
-    except FamilyError as error:
-        raise FamilyError(given, f"{reason}; {error.reason.removeprefix('model: ')}") from error
-    if not (folder / MANIFEST_NAME).is_file():
-        raise FamilyError(given, f"this repository has no {MANIFEST_NAME}; `ladle init {given}` writes one of your own")
-    return folder / MANIFEST_NAME
-
-
-def built_in_families() -> dict[str, Path]:
-    """family.toml by name of the families that come with the package."""
-    folder = resources.files("ladle.families")
-    return {
-        entry.name: Path(str(entry)) / MANIFEST_NAME
-        for entry in folder.iterdir()
-        if entry.is_dir() and (entry / MANIFEST_NAME).is_file()
-    }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.family.default_sampling import FamilySampling
 from ladle.merging.family.manifest_tables import (
     Backbone,
     Base,
@@ -23,10 +24,10 @@ from ladle.merging.family.manifest_tables import (
     Soup,
     Value,
 )
+from ladle.merging.family.place import MANIFEST_NAME
 from ladle.merging.preferences.coefficients import check_matrix, circulant
 from ladle.merging.preferences.preference import Preference
 
-MANIFEST_NAME = "family.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # "/", "@", "," and "=" have meaning in model strings
 
 
@@ -34,7 +35,7 @@ class Manifest(BaseModel):
     """A validated ``family.toml``.
 
     ``chat_template``: a file relative to the manifest, which replaces the base's own. ``stop_tokens``: names of tokens
-    that end an answer besides the base's own.
+    that end an answer besides the base's own. ``sampling``: how answers are drawn where a request does not say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +45,7 @@ class Manifest(BaseModel):
     default_method: str | None = None
     chat_template: str | None = Field(default=None, min_length=1)
     stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
+    sampling: FamilySampling | None = None
     base: Base
     soup: Soup | None = None
     backbones: list[Backbone] = []

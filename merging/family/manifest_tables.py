@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
@@ -109,9 +109,27 @@ class Router(Member):
     name: str = "router"
 
 
-class Preset(Table):
-    """``[presets.NAME]``: steering options under a name that clients may send as ``model``."""
+class Sampling(Table):
+    """How answers are drawn where a request does not say, with the names and bounds of a request's own fields."""
 
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, le=1 << 31)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+
+    def given(self) -> dict[str, float]:
+        """The fields that are set, by name."""
+        return {name: value for name in Sampling.model_fields if (value := getattr(self, name)) is not None}
+
+
+class Preset(Table):
+    """``[presets.NAME]``: steering options under a name that clients may send as ``model``; ``sampling``: how its
+    answers are drawn where a request does not say, before what the family says."""
+
+    sampling: Sampling | None = None
     method: str | None = None
     preference: dict[str, Finite] | None = None
     target: dict[str, Finite] | None = None
@@ -132,3 +150,7 @@ class Preset(Table):
     min_stay: int | None = None
     threshold: Finite | None = None
     kl_budget: Finite | None = None
+
+    def steering(self) -> dict[str, Any]:
+        """The steering options that are set, as a request would send them."""
+        return self.model_dump(exclude_none=True, exclude={"sampling"})

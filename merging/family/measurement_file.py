@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,12 +51,19 @@ def read_measured(file: Path, kind: type[Measured]) -> Measured | None:
         raise FamilyError(file, f"{where}: {first['msg']}") from None
 
 
-def write_measured(measured: BaseModel, file: Path) -> None:
-    """Write it, whole or not at all. Raises OSError."""
+def write_measured(measured: BaseModel, file: Path) -> Path | None:
+    """Write it, whole or not at all, and keep what was there before as ``NAME.bak``, whose path is returned; None where
+    nothing was there, or the same. Raises OSError."""
     text = json.dumps(_short(measured.model_dump()), indent=1)
     part = file.with_suffix(".part")
     part.write_text(text + "\n", encoding="utf-8")
+    kept = file.with_name(file.name + ".bak")
+    if not file.exists() or file.read_bytes() == part.read_bytes():
+        part.replace(file)
+        return None
+    shutil.copyfile(file, kept)
     part.replace(file)
+    return kept
 
 
 def _short(value: Any) -> Any:

@@ -23,19 +23,23 @@ def command(
     ] = None,
     draws: Annotated[int, typer.Option(min=100, help="Resamples for the uncertainty of the fit.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the calibration even where it explains nothing of a reward.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the calibration and --check as JSON.")] = False,
 ) -> None:
     """Fit how rewards follow preferences, so that requests may state the reward they want (steering.target).
 
-    Example: ladle sweep trio -m bone_soup --points 4 --out sweep, and then: ladle calibrate trio sweep
+    Example: ladle sweep FOLDER -m bone_soup --points 4 --out sweep, and then: ladle calibrate FOLDER sweep
     """
     from ladle.guidance.target import reachable
     from ladle.merging.errors import FamilyError
     from ladle.merging.family.calibration import CALIBRATION_NAME, calibrated_on
-    from ladle.merging.family.family import find_manifest
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.measurement_file import write_measured
+    from ladle.merging.family.place import find_manifest
     from ladle.recipes.fits.calibrate import check, fit, lines
+    from ladle.recipes.fits.regression import require_explained
     from ladle.recipes.sweeps.settings import parse_method
     from ladle.recipes.sweeps.table import table_of
 
@@ -47,7 +51,9 @@ def command(
         fingerprint = calibrated_on(manifest, file.parent, parse_method(chosen)["method"])
         calibration = fit(table, chosen, fingerprint=fingerprint, sampling=asked["sampling"], draws=draws, seed=seed)
         agreements = check(calibration, table_of(checked, manifest)[0]) if checked else {}
-        write_measured(calibration, file.parent / CALIBRATION_NAME)
+        shares = {name: response.explained for name, response in calibration.responses.items()}
+        require_explained(shares, manifest.objectives, force)
+        kept = write_measured(calibration, file.parent / CALIBRATION_NAME)
     except (ValueError, OSError, FamilyError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
@@ -63,3 +69,5 @@ def command(
             f" of {checked}, {found.inside} of them within two standard errors"
         )
     typer.echo(f"written to {file.parent / CALIBRATION_NAME}; a running server reads it when it starts again")
+    if kept is not None:
+        typer.echo(f"the calibration that was there before is {kept}")

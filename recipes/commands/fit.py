@@ -27,22 +27,26 @@ def command(
     order: Annotated[
         float, typer.Option(min=0.0, help="How much it weighs that rewards keep the order of their weights; 0: not.")
     ] = 0.3,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the surface even where it explains nothing of a reward.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was fitted as JSON.")] = False,
 ) -> None:
     """Fit how rewards follow merge coefficients, so that method fitted_soup can choose the best ones.
 
-    Example: ladle sweep trio -m bone_soup -m bone_soup:strength=1.5 --split validation --prompts varied --out sweep,
-    and then: ladle fit trio sweep
+    Example: ladle sweep FOLDER -m bone_soup -m bone_soup:strength=1.5 --split validation --prompts varied --out sweep,
+    and then: ladle fit FOLDER sweep
     """  # fmt: skip
     import numpy as np
 
     from ladle.merging.errors import FamilyError
-    from ladle.merging.family.family import find_manifest
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.measurement_file import write_measured
+    from ladle.merging.family.place import find_manifest
     from ladle.merging.family.surface import SURFACE_NAME
     from ladle.merging.preferences.simplex import grid
     from ladle.recipes.fits.fit import choose, fit_surface, lines, measurements
+    from ladle.recipes.fits.regression import require_explained
     from ladle.recipes.sweeps.table import table_of
 
     try:
@@ -61,7 +65,8 @@ def command(
             measured += measurements(table, asked["coefficients"], chosen, own)
         bounds = {"most_surprise": math.log(perplexity), "order": order}
         surface = fit_surface(measured, manifest, file.parent, **bounds, sampling=sampling)
-        write_measured(surface, file.parent / SURFACE_NAME)
+        require_explained(surface.explained, manifest.objectives, force)
+        kept = write_measured(surface, file.parent / SURFACE_NAME)
     except (ValueError, OSError, FamilyError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
@@ -71,3 +76,5 @@ def command(
     for line in lines(surface, grid(len(surface.rewards), 3)):
         typer.echo(line)
     typer.echo(f"written to {file.parent / SURFACE_NAME}; a running server reads it when it starts again")
+    if kept is not None:
+        typer.echo(f"the surface that was there before is {kept}")

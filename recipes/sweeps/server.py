@@ -13,6 +13,15 @@ from typing import Any
 
 from ladle.clients import AsyncClient
 
+PLAIN = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""What a sweep asks for besides temperature and top-p, so that no default of a family's own enters a measurement."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -38,7 +47,7 @@ async def ask(
         LadleError: what came of it.
     """
     options = {**steering, "trace": True} if judged else steering
-    answer = await client.chat(prompt, steering=options, seed=seed, **sampling)
+    answer = await client.chat(prompt, steering=options, seed=seed, **{**PLAIN, **sampling})
     choice = answer.choices[0]
     logprobs = [token.base_logprob for token in choice.tokens or []]
     known = bool(judged and logprobs and all(value is not None for value in logprobs))

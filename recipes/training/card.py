@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
     lines = [
         f'name = "{recipe.name}"',
         f"objectives = {_list(recipe.objectives)}",
+        *([f'chat_template = "{recipe.chat_template.name}"'] if recipe.chat_template else []),
         "",
+        *_sampling(recipe),
         "[base]",
         f'model = "{recipe.base}"',
         "",
@@ -76,9 +79,23 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
         lines += ["", "[router]", 'path = "adapters/router"']
     for name, preference in recipe.presets.items():
         weights = ", ".join(f"{objective} = {weight}" for objective, weight in preference.items())
-        lines += ["", f"[presets.{name}]", 'method = "bone_soup"', f"preference = {{ {weights} }}"]
+        lines += ["", f"[presets.{name}]", f"preference = {{ {weights} }}"]
     out.mkdir(parents=True, exist_ok=True)
+    if recipe.chat_template is not None:
+        shutil.copyfile(recipe.chat_template, out / recipe.chat_template.name)
     (out / "family.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _sampling(recipe: Recipe) -> list[str]:
+    """``[sampling]`` and the tables below it, each with an empty line behind it."""
+    if recipe.sampling is None:
+        return []
+    tables = {"sampling": recipe.sampling} | {f"sampling.methods.{n}": t for n, t in recipe.sampling.methods.items()}
+    return [
+        line
+        for name, table in tables.items()
+        for line in (f"[{name}]", *(f"{field} = {value}" for field, value in table.given().items()), "")
+    ]
 
 
 _REWARDS: dict[str, Callable[[Recipe], str]] = {
@@ -92,6 +109,10 @@ _REWARDS: dict[str, Callable[[Recipe], str]] = {
         f"{recipe.concise_target - recipe.pool.max_tokens - 6}."
     ),
 }
+
+
+def _own(recipe: Recipe) -> str:
+    return "a function of the recipe's own."
 
 
 def write_card(
@@ -170,7 +191,7 @@ def write_card(
     traded = " for ".join(f"*{name}*" for name in objectives)
     targets = ", ".join(adapter.targets)
     limit = pool.max_tokens
-    rewards = "\n".join(f"- `{name}`: {_REWARDS[name](recipe)}" for name in objectives)
+    rewards = "\n".join(f"- `{name}`: {_REWARDS.get(name, _own)(recipe)}" for name in objectives)
     routing = ""
     if recipe.experts is not None and (out / "adapters" / "router").is_dir():
         routing = "\n\nThe family also has experts and a router: [ROUTING.md](ROUTING.md)."

@@ -18,7 +18,7 @@ from ladle.merging.checkpoints.base import default_cache_dir
 from ladle.recipes.config import Recipe, load_recipe
 from ladle.recipes.model import Base, load_base
 from ladle.recipes.prompts import Prompt, load_prompts
-from ladle.recipes.rewards import Reward, make_reward
+from ladle.recipes.rewards import Reward, make_reward, own_reward
 from ladle.recipes.soup import load_members
 from ladle.recipes.training.card import write_card, write_manifest
 from ladle.recipes.training.dpo import train_member
@@ -63,12 +63,18 @@ class Workshop:
     def open(cls, recipe: Recipe, folder: Path) -> Workshop:
         """Loads the base and the rewards."""
         base = load_base(recipe.base)
-        rewards = tuple(make_reward(name, base.count_tokens, recipe.concise_target) for name in recipe.objectives)
+        rewards = tuple(
+            own_reward(name, recipe.rewards[name], recipe.folder)
+            if name in recipe.rewards
+            else make_reward(name, base.count_tokens, recipe.concise_target)
+            for name in recipe.objectives
+        )
         return cls(recipe, base, rewards, folder)
 
     def prompts(self, split: str) -> list[Prompt]:
         """The recipe's prompts of one split."""
-        return load_prompts(self.recipe.pool.prompts, split)
+        found = load_prompts(self.recipe.pool.prompts, split)
+        return found[: self.recipe.pool.limit] if split == "train" else found
 
     @property
     def pool_key(self) -> str:

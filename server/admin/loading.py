@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ladle.guidance.registry import check_methods
-from ladle.merging.family.family import built_in_families, find_manifest, load_family
-from ladle.merging.family.manifest import MANIFEST_NAME, load_manifest
+from ladle.merging.family.family import load_family
+from ladle.merging.family.manifest import load_manifest
+from ladle.merging.family.place import MANIFEST_NAME, built_in_families, find_manifest
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_admin import EngineAdmin

@@ -61,3 +61,6 @@ def command(
             console.print(table)
         for warning in report.warnings + (() if found is None else found.warnings):
             say(f"warning: {warning}")
+        count = len(report.warnings) + (0 if found is None else len(found.warnings))
+        noted = "" if not count else f", with {count} warning{'s' if count > 1 else ''} above"
+        Console(highlight=False, markup=False, soft_wrap=True).print(f"{loaded.name} can be served{noted}")

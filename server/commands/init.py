@@ -72,7 +72,7 @@ def command(
         from ladle.merging.errors import InputError
         from ladle.merging.family.draft import Draft, draft_manifest
         from ladle.merging.family.family import load_family
-        from ladle.merging.family.manifest import MANIFEST_NAME
+        from ladle.merging.family.place import MANIFEST_NAME
         from ladle.server.engine.forward.servable import require_servable
 
         kinds = {"backbone": backbone, "policy": policy, "value": value, "expert": expert}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ladle.merging.errors import FamilyError, InputError
 from ladle.server.start_error import EngineStopped, StartError
 
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, markup=False)
 
 FAILED, MISUSED = 1, 2  # exit codes: it did not work; it was asked for in a way that cannot work
 
@@ -30,28 +30,34 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 
+def complain(message: str) -> None:
+    """An error, on stderr."""
+    messages.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
+
+
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn expected errors into one line and an exit code; anything else is a bug and keeps its traceback."""
+def clear_errors(tell: Callable[[str], None] = complain) -> Iterator[None]:
+    """Turn expected errors into one line and an exit code; anything else is a bug and keeps its traceback. ``tell``
+    gets the line."""
+
+    def fail(message: str, code: int) -> None:
+        tell(message)
+        raise typer.Exit(code)
+
     try:
         yield
     except InputError as error:
-        _fail(str(error).removeprefix("steering."), MISUSED)
+        fail(str(error).removeprefix("steering."), MISUSED)
     except (FamilyError, StartError, EngineStopped) as error:
-        _fail(str(error), FAILED)
+        fail(str(error), FAILED)
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors()
         )
-        _fail("; ".join(problems), MISUSED)
+        fail("; ".join(problems), MISUSED)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED)
-
-
-def _fail(message: str, code: int) -> None:
-    messages.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
-    raise typer.Exit(code)
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED)
 
 
 @contextmanager

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ladle.server.commands.output import clear_errors, given, print_json, say
+from ladle.merging.family.place import local_manifest
+from ladle.server.commands.output import clear_errors, complain, given, print_json, say
+from ladle.server.watch.logs import configure_logging
 
 if TYPE_CHECKING:
     from ladle.server.settings import ServerSettings
+
+logger = logging.getLogger("ladle.serve")
 
 
 def command(
@@ -200,6 +206,15 @@ def command(
 
     Example: ladle serve demo --port 8000 --kv-memory 2GiB
     """
+    as_lines = (log_format or os.environ.get("LADLE_LOG_FORMAT", "")).lower() == "json"
+    if as_lines:
+        # From the first line to the last: what is said, what fails and what other packages show as bars.
+        configure_logging("info", "json")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    tell, fail = (logger.info, logger.error) if as_lines else (say, complain)
+    with clear_errors(fail):
+        # Before anything heavy is imported: a slip is told at once.
+        local_manifest(family or os.environ.get("LADLE_FAMILY") or "demo")
     # torch's threads wait for each other by spinning, which takes the cores from requests being parsed and from other
     # processes. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -214,7 +229,6 @@ def command(
     from ladle.server.run import Service, listen, url_of
     from ladle.server.serving import Serving
     from ladle.server.settings import ServerSettings
-    from ladle.server.watch.logs import configure_logging
 
     prepare()
     options = {
@@ -270,22 +284,23 @@ def command(
         "log_prompts": log_prompts,
         "otlp_traces_endpoint": otlp_traces_endpoint,
     }
-    with clear_errors():
+    with clear_errors(fail):
         settings = ServerSettings(**given(options))
         configure_logging(settings.log_level, settings.log_format, settings.log_prompts)
         with listen(settings.host, settings.port) as listener:
             url = url_of(listener)
-            say(f"it is to be asked by these names: {settings.host_names} (--trusted-host adds others)")
+            tell(f"it is to be asked by these names: {settings.host_names} (--trusted-host adds others)")
 
             def ready(serving: Serving) -> None:
                 if as_json:
                     print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
-                say(f"{serving.family.name} is served at {url} (documentation: {url}/docs; Ctrl-C stops)")
+                page = "open it in a browser for the playground; " if settings.playground else ""
+                tell(f"{serving.family.name} is served at {url} ({page}API: {url}/docs; Ctrl-C stops)")
 
             if settings.ray:
-                serve_on_ray(settings, listener, url, as_json)
+                serve_on_ray(settings, listener, url, as_json, tell)
                 return
-            service = Service(settings, progress=say, on_ready=ready)
+            service = Service(settings, progress=tell, on_ready=ready)
             service.run(listener)
     if service.busy:
         # The interpreter cannot end under a thread that computes in torch: the process would abort. A load cannot be
@@ -295,7 +310,9 @@ def command(
         os._exit(0)
 
 
-def serve_on_ray(settings: ServerSettings, listener: socket.socket, url: str, as_json: bool) -> None:
+def serve_on_ray(
+    settings: ServerSettings, listener: socket.socket, url: str, as_json: bool, tell: Callable[[str], None] = say
+) -> None:
     """The same with replicas. Raises StartError where Ray is not installed."""
     from ladle.server.start_error import StartError
 
@@ -308,6 +325,6 @@ def serve_on_ray(settings: ServerSettings, listener: socket.socket, url: str, as
     def ready(about: dict[str, Any]) -> None:
         if as_json:
             print_json({"url": url, "family": about["family"], "max_context": about["max_context"]})
-        say(f"{about['family']} is served at {url} by {settings.replicas} replicas (Ctrl-C stops)")
+        tell(f"{about['family']} is served at {url} by {settings.replicas} replicas (Ctrl-C stops)")
 
     RayService(settings, on_ready=ready).run(listener)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
@@ -145,13 +146,16 @@ StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_len
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
+_DEFAULT = "default: the family's, else 1"
+
+
 class SteeredFields(StrictModel):
     """Who answers, how it is steered and how it is sampled, on every generating endpoint. null means the default
     everywhere, as in OpenAI's API."""
 
     model: ModelField = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="default 1; 0 is greedy")
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0 is greedy")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description=f"{_DEFAULT}; 0 is greedy")
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description=f"{_DEFAULT}; 0 is greedy")
     stream: bool | None = None
     seed: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = Field(None, description="default: a new one")
     presence_penalty: Penalty | None = None
@@ -208,7 +212,14 @@ class SamplingFields(OutputFields, SteeredFields):
         """How many continuations a prompt gets."""
         return self.n or 1
 
-    def sampling(self, max_tokens: int, seed: int, vocabulary: int, logprobs: int | None) -> SamplingParams:
+    def sampling(
+        self,
+        max_tokens: int,
+        seed: int,
+        vocabulary: int,
+        logprobs: int | None,
+        defaults: Mapping[str, float] = MappingProxyType({}),
+    ) -> SamplingParams:
         """What the engine gets.
 
         Args:
@@ -216,6 +227,7 @@ class SamplingFields(OutputFields, SteeredFields):
             seed: of this choice.
             vocabulary: number of token ids.
             logprobs: how many alternatives to report; None for none.
+            defaults: the family's, by field, for fields that the request leaves out.
 
         Raises:
             InputError: ``logit_bias`` or ``stop_token_ids`` names a token that does not exist, or ``min_tokens`` is
@@ -230,16 +242,21 @@ class SamplingFields(OutputFields, SteeredFields):
         for key, bias in given.items():
             if int(key) >= vocabulary:
                 raise InputError(f"logit_bias.{key}", bias, f"token ids from 0 to {vocabulary - 1}")
+
+        def drawn(name: str, neutral: float) -> float:
+            return _or(getattr(self, name), _or(defaults.get(name), neutral))
+
+        top_p = drawn("top_p", 1.0)
         return SamplingParams(
             max_tokens=max_tokens,
             # The smallest set of tokens that holds a probability of 0 is the best one alone.
-            temperature=0.0 if self.top_p == 0 else _or(self.temperature, 1.0),
-            top_p=self.top_p or 1.0,
-            top_k=max(0, _or(self.top_k, 0)),
-            min_p=_or(self.min_p, 0.0),
-            repetition_penalty=_or(self.repetition_penalty, 1.0),
-            presence_penalty=_or(self.presence_penalty, 0.0),
-            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            temperature=0.0 if top_p == 0 else drawn("temperature", 1.0),
+            top_p=top_p or 1.0,
+            top_k=max(0, int(drawn("top_k", 0))),
+            min_p=drawn("min_p", 0.0),
+            repetition_penalty=drawn("repetition_penalty", 1.0),
+            presence_penalty=drawn("presence_penalty", 0.0),
+            frequency_penalty=drawn("frequency_penalty", 0.0),
             logit_bias=tuple((int(key), bias) for key, bias in given.items()),
             stop=tuple(self.stop),
             seed=seed,

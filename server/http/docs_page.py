@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
@@ -20,6 +21,17 @@ a{color:#8ab4f8}td,th{border-color:#333}section{border-color:#444}}
 """
 
 
+# Titles of groups, and what their paths begin with.
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "Answers": ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/generate"),
+    "What is served": ("/v1/models", "/v1/families", "/v1/coefficients"),
+    "Tokens": ("/v1/tokenize", "/v1/detokenize", "/tokenize", "/detokenize"),
+    "Administration": ("/v1/admin",),
+    "Health": ("/health", "/ready", "/metrics"),
+}
+_REST = "Other"
+
+
 def render(openapi: Schema) -> str:
     """The page for an OpenAPI document."""
     info = openapi["info"]
@@ -30,22 +42,50 @@ def render(openapi: Schema) -> str:
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>",
         '<p>The same as a machine reads it: <a href="openapi.json">openapi.json</a></p>',
     ]
-    for path, methods in openapi["paths"].items():
-        for method, operation in methods.items():
+    groups = _groups(openapi)
+    parts.append('<nav aria-label="Contents">')
+    for title, operations in groups.items():
+        links = "".join(
+            f'<li><a href="#{_anchor(method, path)}"><code>{method.upper()} {escape(path)}</code></a> '
+            f"{escape(operation.get('summary', ''))}</li>"
+            for path, method, operation in operations
+        )
+        parts.append(f"<h2>{title}</h2><ul>{links}</ul>")
+    parts.append('<p><a href="#types">Types</a></p></nav>')
+    for title, operations in groups.items():
+        parts.append(f"<h2>{title}</h2>")
+        for path, method, operation in operations:
             parts.extend(_operation(openapi, path, method, operation))
-    parts.append("<h2>Types</h2>")
+    parts.append('<h2 id="types">Types</h2>')
     for name, schema in sorted(openapi.get("components", {}).get("schemas", {}).items()):
-        parts.append(f'<section id="{escape(name)}"><h3>{escape(name)}</h3>{_text(schema)}{_fields(schema)}</section>')
+        parts.append(
+            # The id is inside: a link to it opens the details around it.
+            f"<details><summary><code>{escape(name)}</code></summary>"
+            f'<div id="{escape(name)}">{_text(schema)}{_fields(schema)}</div></details>'
+        )
     parts.append("</body></html>")
     return "".join(parts)
 
 
+def _groups(openapi: Schema) -> dict[str, list[tuple[str, str, Schema]]]:
+    """(path, method, operation) by the title of their group, in the order of ``_GROUPS``; the rest comes last."""
+    found: dict[str, list[tuple[str, str, Schema]]] = {title: [] for title in (*_GROUPS, _REST)}
+    for path, methods in openapi["paths"].items():
+        title = next((title for title, starts in _GROUPS.items() if path.startswith(starts)), _REST)
+        found[title] += [(path, method, operation) for method, operation in methods.items()]
+    return {title: operations for title, operations in found.items() if operations}
+
+
+def _anchor(method: str, path: str) -> str:
+    return method + re.sub(r"[^a-z0-9]+", "-", path.lower()).rstrip("-")
+
+
 def _operation(openapi: Schema, path: str, method: str, operation: Schema) -> Iterator[str]:
-    yield f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
+    yield f'<section id="{_anchor(method, path)}"><h3><code>{method.upper()} {escape(path)}</code></h3>'
     yield f"<p><b>{escape(operation.get('summary', ''))}.</b></p>{_text(operation)}"
     if "requestBody" in operation:
         schema = _content(operation["requestBody"])
-        yield f"<details open><summary>Body: {_type(schema)}</summary>{_fields(_resolve(openapi, schema))}</details>"
+        yield f"<details><summary>Body: {_type(schema)}</summary>{_fields(_resolve(openapi, schema))}</details>"
     yield "<details><summary>Answers</summary><table>"
     for status, response in operation.get("responses", {}).items():
         kind = _type(_content(response)) if response.get("content") else ""

@@ -2,6 +2,7 @@
 
 import { fixed, fromTemplate, make, percent } from "./dom.js";
 import { binOf, fillLegend } from "./legend.js";
+import { spark } from "./spark.js";
 
 /** One side's answer. `actions`: toggle(letter). */
 export class Answer {
@@ -19,6 +20,7 @@ export class Answer {
     this.page = this.find(".page");
     this.button = this.find(".toggle");
     this.button.addEventListener("click", () => actions.toggle(letter));
+    this.find(".retry").addEventListener("click", () => actions.toggle(letter));
     this.colours = "auto";
     this.experts = [];
     this.listen();
@@ -40,6 +42,9 @@ export class Answer {
     this.box.removeAttribute("role");
     this.find(".plain").textContent = "";
     this.find(".problem").hidden = true;
+    this.find(".retry").hidden = true;
+    this.setStale(false);
+    spark(this.find(".spark"), []);
     this.find(".warnings").hidden = true;
     this.find(".meter").textContent = "";
     this.root.dataset.state = "idle";
@@ -125,6 +130,13 @@ export class Answer {
     const box = this.find(".problem");
     box.textContent = message;
     box.hidden = false;
+    this.find(".retry").hidden = false;
+  }
+
+  /** Whether the settings are no longer those that made this answer. */
+  setStale(stale) {
+    this.root.toggleAttribute("data-stale", stale);
+    this.find(".stale-note").hidden = !stale;
   }
 
   get text() {
@@ -172,8 +184,10 @@ export class Answer {
     const { tokens, shift } = this.numbers;
     const parts = [];
     if (this.root.dataset.state === "stopped") parts.push("stopped");
-    if (tokens) parts.push(`${tokens}\u00a0tokens`);
+    const words = this.text.split(/\s+/).filter(Boolean).length;
+    if (tokens) parts.push(`${words}\u00a0words`, `${tokens}\u00a0tokens`);
     if (shift !== null) parts.push(`shift\u00a0${fixed(shift)}`);
+    if (!this.running) spark(this.find(".spark"), this.tokens);
     this.find(".meter").textContent = parts.join(" \u00b7 ");
   }
 

@@ -11,6 +11,7 @@ export class Coefficients {
 
   /** An answer of POST /v1/coefficients. */
   show(reply) {
+    this.reply = reply;
     const parts = [];
     const members = Object.entries(reply.coefficients);
     if (members.length) {
@@ -18,10 +19,17 @@ export class Coefficients {
       parts.push(bars("Weights of members", rows, reply.coefficients));
       const facts = [`absolute weights sum to ${fixed(reply.l1)}`];
       if (reply.condition !== null) facts.push(`condition ${fixed(reply.condition, 1)}`);
-      parts.push(make("p", { class: "hint facts" }, facts.join(" \u00b7 ")));
+      const meaning = "How much weight is moved in all; the condition tells how much a small change of the preference can change it";
+      parts.push(make("p", { class: "hint facts", title: meaning }, facts.join(" \u00b7 ")));
     }
-    // One merged model says no more than its members do.
-    if (reply.sources.length > 1 || !members.length) {
+    const experts = reply.sources.filter(({ role }) => role === "expert").map(({ name }) => name);
+    if (experts.length) {
+      // Every expert has the same weight where it is chosen: what tells them apart is how often that is.
+      parts.push(make("p", { class: "hint" }, `Each token comes from the router and one expert: ${experts.join(", ")}.`));
+      const rows = experts.map((name) => [name, this.shares?.[name] ?? 0]);
+      if (this.shares) parts.push(bars("Share of the last answer's tokens", rows, {}));
+    } else if (reply.sources.length > 1 || !members.length) {
+      // One merged model says no more than its members do.
       const rows = reply.sources.map((source) => [labelOf(source), source.weight]);
       parts.push(bars("Weights of sources at every token", rows, {}));
     }
@@ -31,8 +39,15 @@ export class Coefficients {
     this.box.replaceChildren(...parts);
   }
 
+  /** Which share of an answer's tokens each expert wrote; nothing for methods that do not route. */
+  wrote(shares) {
+    this.shares = shares;
+    if (this.reply) this.show(this.reply);
+  }
+
   /** Why there are none. */
   fail(message) {
+    this.reply = null;
     this.box.replaceChildren(make("p", { class: "problem", role: "status" }, message));
   }
 }

@@ -8,7 +8,7 @@ export const FIELDS = {
   ],
   "coefficients": ["model", "steering"],
   "steering": [
-    "method", "preference", "strength", "value", "combine", "candidates", "block_length", "negative_prompt",
+    "method", "preference", "target", "strength", "value", "combine", "candidates", "block_length", "negative_prompt",
     "divergence", "alpha", "complement", "expert_weight", "top_experts", "min_stay", "threshold", "kl_budget",
     "coefficients", "terms", "normalize", "trace"
   ]

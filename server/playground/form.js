@@ -11,7 +11,7 @@ const NUMBERS = {
 /** What the page begins with. A number that is undefined is left to the server. */
 export function newForm() {
   return {
-    prompt: "Tell me about rain.", promptB: "", system: "", format: "chat", temperature: 0.7, topP: undefined,
+    prompt: "What is a computer?", promptB: "", system: "", format: "chat", temperature: undefined, topP: undefined,
     maxTokens: 160, alternatives: 3, seed: 7, seedB: undefined, locked: true, colours: "auto",
   };
 }

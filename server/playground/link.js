@@ -77,7 +77,7 @@ function sideIn(text, family, label, problems) {
     problems.push(`the setting of ${label} cannot be read`);
     return newSide(family);
   }
-  const { method, preference, strength: _, ...rest } = steering;
+  const { method, preference, target: __, strength: _, ...rest } = steering;
   if (method !== undefined && !family.methods[method]?.available) {
     problems.push(`method ${method} of ${label} is not available in family ${family.name}`);
     delete steering.method;

@@ -3,17 +3,23 @@
 import { Answer } from "./answer.js";
 import { apiKey, call, generate, serverUrl, setApiKey } from "./api.js";
 import { compare } from "./compare.js";
-import { byId, confirmOn, copy, debounced } from "./dom.js";
+import { byId, confirmOn, copy, debounced, make } from "./dom.js";
 import { listenToForm, newForm, writeForm } from "./form.js";
+import { Grid } from "./grid.js";
 import { Inspector } from "./inspector.js";
 import { familyIn, fragmentOf, readFragment } from "./link.js";
 import { title } from "./methods.js";
-import { coefficientsBody, generateBody } from "./request.js";
+import { Past } from "./past.js";
+import { cellBody, coefficientsBody, generateBody } from "./request.js";
 import { Side } from "./side.js";
 import { asCurl, asPython } from "./snippets.js";
 import { newSide } from "./steering.js";
 
 const LETTERS = ["a", "b"];
+const EXAMPLES = [
+  "What is a computer?", "What is a good way to spend a Sunday?", "Why do people keep cats?",
+  "Ben has 12 coins, gives 4 to Tom and then finds 6. How many coins does Ben have now?",
+];
 const form = newForm();
 const state = { family: null, form, sides: {}, trace: true };
 const running = {}; // letter -> AbortController
@@ -24,6 +30,13 @@ const sides = Object.fromEntries(
   LETTERS.map((letter) => [letter, new Side(letter, { changed: sideChanged, copy: copySide, code: showCode })]),
 );
 const answers = Object.fromEntries(LETTERS.map((letter) => [letter, new Answer(letter, inspector, { toggle })]));
+
+const grid = new Grid({ ask: (steering, signal) => generate(cellBody(state, steering), signal), use });
+const past = new Past((fragment) => {
+  history.replaceState(null, "", `#${fragment}`);
+  show(fragment);
+});
+const asked = {}; // letter -> what the answer that is shown was asked with
 
 // -- what the server has ------------------------------------------------------------------------------------------
 
@@ -52,6 +65,9 @@ async function choose(name, names) {
   const { members, objectives } = state.family;
   byId("about").textContent = `${count(members.length, "member")}, ${count(objectives.length, "objective")}`;
   notice("");
+  for (const [field, id] of [["temperature", "temperature"], ["top_p", "top-p"]]) {
+    byId(id).placeholder = state.family.sampling[field] ?? "default";
+  }
   for (const letter of LETTERS) {
     sides[letter].setFamily(state.family);
     answers[letter].experts = members.filter(({ kind }) => kind === "expert").map((member) => member.name);
@@ -94,10 +110,37 @@ function leaning(family, index) {
 
 const remember = debounced(() => history.replaceState(null, "", `#${fragmentOf(state)}`), 250);
 
+/** Mark what is shown and was asked with other settings than there are now. */
+function age() {
+  for (const letter of LETTERS) answers[letter].setStale(letter in asked && asked[letter] !== signature(letter));
+  grid.compare(shared());
+}
+
+function signature(letter) {
+  try {
+    return JSON.stringify(generateBody(state, letter, true));
+  } catch {
+    return ""; // an option that is being typed
+  }
+}
+
+/** What all cells of the grid have in common, in words. */
+function shared() {
+  const sampling = form.temperature === undefined ? "the family's sampling" : `temperature ${form.temperature}`;
+  return `\u201c${form.prompt}\u201d, ${sampling}, seed ${form.seed ?? "new"}`;
+}
+
+function use(letter, weights) {
+  state.sides[letter] = newSide(state.family, { preference: weights });
+  sides[letter].show(state.sides[letter]);
+  sideChanged(letter);
+}
+
 function sideChanged(letter) {
   state.sides[letter] = sides[letter].state;
   preview(letter);
   remember();
+  age();
 }
 
 function copySide(from) {
@@ -106,6 +149,7 @@ function copySide(from) {
   sides[to].show(state.sides[to]);
   preview(to);
   remember();
+  age();
   confirmOn(sides[from].find(".copy-side"), "Copied");
 }
 
@@ -138,13 +182,20 @@ async function run(letter) {
   const answer = answers[letter];
   const controller = (running[letter] = new AbortController());
   const traced = state.trace;
+  const how = sides[letter].brief;
+  const fragment = fragmentOf(state);
   answer.start(title(state.sides[letter].method));
+  asked[letter] = signature(letter);
   update();
   try {
     for await (const event of generate(generateBody(state, letter, true), controller.signal)) {
       if (running[letter] !== controller) return;
       if (event.token) answer.push(event.token);
-      else answer.finish(event);
+      else {
+        answer.finish(event);
+        if (event.steering.experts) sides[letter].coefficients.wrote(event.steering.experts);
+        past.add(letter, how, letter === "b" && !form.locked ? form.promptB : form.prompt, answer.text, fragment);
+      }
     }
   } catch (error) {
     if (running[letter] !== controller) return;
@@ -162,6 +213,8 @@ async function run(letter) {
 }
 
 function failure(error) {
+  // What fetch says of a connection that nobody answers, or that broke, is not for people.
+  if (error instanceof TypeError) return "The server cannot be reached: it has stopped, or the network is down.";
   return error.retryAfter ? `${error.message} (try again in ${error.retryAfter} s)` : error.message;
 }
 
@@ -172,11 +225,18 @@ function update() {
 
 function ready(yes) {
   byId("answer-both").disabled = !yes;
+  byId("answer-grid").disabled = !yes || !state.family?.objectives.length;
   for (const letter of LETTERS) answers[letter].button.disabled = !yes;
+}
+
+/** Scroll to what is out of sight but for its edge: the answers that were asked for are to be seen. */
+function intoView(element) {
+  if (element.getBoundingClientRect().top > innerHeight - 160) element.scrollIntoView({ block: "start" });
 }
 
 function stopAll() {
   for (const controller of Object.values(running)) controller.abort();
+  grid.stop();
 }
 
 // -- the rest of the page -----------------------------------------------------------------------------------------
@@ -214,11 +274,27 @@ function wire() {
   writeForm(form);
   listenToForm(form, (name) => {
     if (name === "colours") for (const letter of LETTERS) answers[letter].paint(form.colours);
-    if (state.family) remember();
+    if (!state.family) return;
+    remember();
+    age();
+  });
+  for (const text of EXAMPLES) {
+    const chip = make("button", { type: "button", class: "chip" }, text.length > 40 ? `${text.slice(0, 38)}\u2026` : text);
+    chip.addEventListener("click", () => {
+      byId("prompt").value = text;
+      byId("prompt").dispatchEvent(new Event("input"));
+    });
+    byId("examples").append(chip);
+  }
+  byId("answer-grid").addEventListener("click", () => {
+    byId("grid").hidden = false;
+    intoView(byId("grid"));
+    grid.answer(state.family, shared());
   });
   byId("run").addEventListener("submit", (event) => {
     event.preventDefault();
     for (const letter of LETTERS) run(letter);
+    intoView(byId("answer-list"));
   });
   byId("stop-both").addEventListener("click", stopAll);
   // A browser may keep a page that is left for later, its connections with it.

@@ -5,6 +5,15 @@ import { steeringOf } from "./steering.js";
 
 /** The body of POST /v1/generate for one side. Throws an Error where an option cannot be read. */
 export function generateBody(state, letter, stream) {
+  return bodyOf(state, letter, stream, steeringOf(state.family, state.sides[letter], state.trace));
+}
+
+/** The same for A's prompt, seed and sampling with a `steering` of its own. */
+export function cellBody(state, steering) {
+  return bodyOf(state, "a", true, only("steering", steering));
+}
+
+function bodyOf(state, letter, stream, steering) {
   const form = state.form;
   const own = letter === "b" && !form.locked;
   const prompt = own ? form.promptB : form.prompt;
@@ -22,7 +31,7 @@ export function generateBody(state, letter, stream) {
     logprobs: form.alternatives ? true : undefined,
     top_logprobs: form.alternatives || undefined,
     stream: stream || undefined,
-    steering: steeringOf(state.family, state.sides[letter], state.trace),
+    steering,
   });
 }
 

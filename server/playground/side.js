@@ -5,6 +5,8 @@ import { fromTemplate, make } from "./dom.js";
 import { summary, title } from "./methods.js";
 import { parsed, showOptions } from "./options.js";
 import { asSent, equal } from "./preference.js";
+import { canTarget, middle, Targets } from "./targets.js";
+import { Triangle } from "./triangle.js";
 import { Sliders, strengthRow } from "./sliders.js";
 import { hasTwoStrengths, newSide, prefers } from "./steering.js";
 
@@ -26,6 +28,23 @@ export class Side {
     this.method = this.find(".method");
     this.sliders = new Sliders(this.find(".preference"), (weights) => {
       this.state.weights = weights;
+      this.triangle.show(weights);
+      this.edited();
+    });
+    this.triangle = new Triangle(this.find(".triangle"), (weights) => {
+      this.state.weights = weights;
+      this.sliders.show(weights);
+      this.edited();
+    });
+    this.targets = new Targets(this.find(".targets"), (target) => {
+      this.state.target = target;
+      this.edited();
+    });
+    this.aim = this.find(".aim input");
+    this.aim.addEventListener("change", () => {
+      this.state.target = this.aim.checked ? middle(this.family) : undefined;
+      if (this.aim.checked) delete this.state.target[this.family.objectives.at(-1)];
+      this.show(this.state);
       this.edited();
     });
     this.coefficients = new Coefficients(this.find(".bars"));
@@ -54,6 +73,7 @@ export class Side {
   /** Offer what a family can do. */
   setFamily(family) {
     this.family = family;
+    this.triangle.setFamily(family);
     const entries = Object.entries(family.methods);
     const ready = entries.filter(([, method]) => method.available);
     const missing = entries.filter(([, method]) => !method.available);
@@ -106,8 +126,17 @@ export class Side {
     this.find(".about-method").textContent = summary(state.method);
     this.find(".lean").hidden = method.preference !== "optional" || !this.family.objectives.length;
     this.lean.checked = state.lean;
-    this.find(".preference").hidden = !prefers(this.family, state);
+    const aims = canTarget(this.family, state.method);
+    if (!aims) state.target = undefined;
+    this.find(".aim").hidden = !aims;
+    this.aim.checked = Boolean(state.target);
+    this.find(".targets").hidden = !state.target;
+    if (state.target) this.targets.show(this.family, state.target);
+    const weighs = prefers(this.family, state) && !state.target;
+    this.find(".preference").hidden = !weighs;
+    this.find(".triangle").hidden = !weighs || this.family.objectives.length !== 3;
     this.sliders.show(state.weights);
+    this.triangle.show(state.weights);
     this.showStrengths();
     showOptions(this.find(".options"), method.options, state.texts, `option-${this.letter}`, () => this.optionEdited());
     this.find(".more").hidden = !this.find(".options").childElementCount;
@@ -152,7 +181,9 @@ export class Side {
   describe() {
     const { family, state } = this;
     const parts = [title(state.method)];
-    if (prefers(family, state)) {
+    if (state.target) {
+      parts.push(...Object.entries(state.target).map(([name, wanted]) => `${name} \u2192 ${wanted.toFixed(2)}`));
+    } else if (prefers(family, state)) {
       const sent = Object.entries(asSent(state.weights)).filter(([, weight]) => weight > 0);
       parts.push(...sent.map(([name, weight]) => `${name} ${weight.toFixed(2)}`));
     }

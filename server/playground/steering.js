@@ -3,13 +3,14 @@
 import { only } from "./fields.js";
 import { asText, OPTIONS, parsed } from "./options.js";
 import { asSent, normalised } from "./preference.js";
+import { canTarget } from "./targets.js";
 
 /**
  * A side's state: method; weights over the objectives; lean, whether a method that can do without gets the preference;
  * strength (undefined: the method's default); strengths by kind of value, where both guide; texts of the options.
  */
 export function newSide(family, given = {}) {
-  const { method, preference, strength, ...rest } = given;
+  const { method, preference, strength, target, ...rest } = given;
   const name = family.methods[method] ? method : family.default_method;
   const both = typeof strength === "object" && strength !== null;
   const texts = {};
@@ -18,6 +19,7 @@ export function newSide(family, given = {}) {
   }
   return {
     method: name,
+    target: target && canTarget(family, name) ? { ...target } : undefined,
     weights: normalised(family.objectives, preference),
     lean: Boolean(preference) && family.methods[name].preference === "optional",
     strength: typeof strength === "number" ? strength : undefined,
@@ -42,7 +44,8 @@ export function hasTwoStrengths(family, side) {
 export function steeringOf(family, side, trace) {
   const { options } = family.methods[side.method];
   const steering = { method: side.method };
-  if (prefers(family, side)) steering.preference = asSent(side.weights);
+  if (side.target && Object.keys(side.target).length) steering.target = { ...side.target };
+  else if (prefers(family, side)) steering.preference = asSent(side.weights);
   if (options.includes("strength")) {
     if (!hasTwoStrengths(family, side)) steering.strength = side.strength;
     else if (Object.keys(side.strengths).length) steering.strength = { ...side.strengths };

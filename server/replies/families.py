@@ -35,18 +35,28 @@ class MemberReply(TypedDict):
     rewards: list[float] | None
 
 
+class MapPoint(TypedDict):
+    """The quantiles that a preference is expected to reach, by objective."""
+
+    preference: dict[str, float]
+    quantiles: dict[str, float]
+
+
 class CalibrationReply(TypedDict):
     """What ``steering.target`` may ask for: quantiles of the rewards of ``answers`` answers, from least to greatest by
-    objective, with the method and options of ``steering``."""
+    objective, with the method and options of ``steering``. ``map``: what
+    preferences all over the simplex are expected to reach."""
 
     steering: dict[str, Any]
     answers: int
     reachable: dict[str, list[float]]
+    map: list[MapPoint]
 
 
 class FamilyReply(TypedDict):
     """Answer of ``GET /v1/families/{name}``; row j of ``matrix`` holds the reward weights of backbone j. Without a
-    ``calibration`` of the members as they are there are no targets."""
+    ``calibration`` of the members as they are there are no targets. ``sampling`` has the fields of a request that have
+    a default of the family's own, and under ``methods`` those of one method; a preset may have its own."""
 
     name: str
     objectives: list[str]
@@ -54,6 +64,7 @@ class FamilyReply(TypedDict):
     matrix: list[list[float]] | None
     methods: dict[str, MethodReply]
     members: list[MemberReply]
+    sampling: dict[str, Any]
     presets: dict[str, dict[str, Any]]
     calibration: CalibrationReply | None
 

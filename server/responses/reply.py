@@ -87,6 +87,7 @@ class Response:
 
     def _reply(self, status: str, items: Sequence[OutputItem]) -> ResponseReply:
         body = self._body
+        drawn = self._chat.job.requests[0].sampling
         form = None if body.text is None else body.text.format
         said = {"type": "text"} if form is None else form.echoed()
         return {
@@ -107,12 +108,12 @@ class Response:
             "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": None, "summary": None},
             "store": body.keeps,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "temperature": drawn.temperature if body.temperature is None else body.temperature,
             "text": {"format": said, "verbosity": "medium"},
             "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
             "tools": [tool.echoed() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
-            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "top_p": drawn.top_p if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "usage": None,
         }

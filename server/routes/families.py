@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ladle.guidance import registry
 from ladle.guidance.methods.routed_method import RoutedMethod
 from ladle.guidance.target import reachable
+from ladle.merging.errors import did_you_mean
 from ladle.merging.family.calibration import Calibration
 from ladle.merging.family.family import Family, MemberInfo
+from ladle.merging.preferences.simplex import grid
 from ladle.server.errors import ApiError
-from ladle.server.replies.families import CalibrationReply, FamilyList, FamilyReply, MemberReply, MethodReply
+from ladle.server.replies.families import (
+    CalibrationReply,
+    FamilyList,
+    FamilyReply,
+    MapPoint,
+    MemberReply,
+    MethodReply,
+)
 from ladle.server.routes import answers, state_of
 
 router = APIRouter()
@@ -51,7 +62,9 @@ async def family_by_name(name: str, request: Request) -> JSONResponse:
 
 def unknown_family(name: str, known: Iterable[str]) -> ApiError:
     """404 with the families that there are."""
-    message = f"name: no family {name[:200]!r} is served here; known: {', '.join(known) or 'none'}"
+    names = list(known)
+    slip = did_you_mean(name[:200], names)
+    message = f"name: no family {name[:200]!r} is served here{slip}; known: {', '.join(names) or 'none'}"
     return ApiError(404, message, param="name", code="family_not_found")
 
 
@@ -65,9 +78,15 @@ def describe_family(family: Family) -> FamilyReply:
         "matrix": family.matrix.tolist() if family.matrix is not None else None,
         "methods": {name: _method(name, ready, reason) for name, (ready, reason) in methods.items()},
         "members": [_member(member) for member in family.members()],
+        "sampling": _sampling(family),
         "presets": {name: preset.model_dump(exclude_none=True) for name, preset in family.manifest.presets.items()},
         "calibration": _calibration(family.calibration),
     }
+
+
+def _sampling(family: Family) -> dict[str, Any]:
+    table = family.manifest.sampling
+    return {} if table is None else table.model_dump(exclude_none=True, exclude_defaults=True)
 
 
 def _calibration(calibration: Calibration | None) -> CalibrationReply | None:
@@ -78,7 +97,22 @@ def _calibration(calibration: Calibration | None) -> CalibrationReply | None:
         "steering": calibration.steering,
         "answers": calibration.answers,
         "reachable": {name: list(ends) for name, ends in found.items()},
+        "map": _map(calibration),
     }
+
+
+def _map(calibration: Calibration) -> list[MapPoint]:
+    """The expected quantiles at a grid of preferences, fine enough to be drawn."""
+    names = calibration.objectives
+    points = np.array(grid(len(names), 9 if len(names) <= 3 else 3))
+    rows = zip(points.tolist(), calibration.quantiles(points).tolist(), strict=True)
+    return [
+        {
+            "preference": dict(zip(names, weights, strict=True)),
+            "quantiles": {name: round(value, 4) for name, value in zip(names, values, strict=True)},
+        }
+        for weights, values in rows
+    ]
 
 
 def _method(name: str, ready: bool, reason: str) -> MethodReply:

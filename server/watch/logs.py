@@ -32,6 +32,8 @@ def configure_logging(level: str, layout: Literal["text", "json"] = "text", prom
     handler.addFilter(_about)
     handler.setFormatter(JsonLines(prompts) if layout == "json" else TextLines(prompts))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    if layout == "json":
+        logging.captureWarnings(True)
     for name in ("ladle", "uvicorn"):
         logging.getLogger(name).setLevel(level.upper())
 

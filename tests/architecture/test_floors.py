@@ -53,7 +53,7 @@ FLOORS: dict[str, list[str]] = {
         "watch",
     ],
     "recipes": [
-        "experts",
+        "everyday experts",
         "training",
         "commands config",
         "fits routing_config",

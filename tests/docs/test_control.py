@@ -70,18 +70,18 @@ def test_the_conclusions_have_rows_of_the_record() -> None:
 
 
 def test_the_family_of_the_comparison_loads() -> None:
-    family = load_family("trio")
+    family = load_family("demo")
     assert family.objectives == ("positive", "simple", "concise") and len(family.backbones) == 3
     ready = {name for name, (usable, _) in available(family).items() if usable}
     assert {"bone_soup", "fitted_soup", "rewarded_soup", "mage", "amplify", "mod", "genarm"} <= ready
 
 
 def again(command: Callable[..., None], name: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a command of the document writes into a copy of trio, and the file that is committed."""
+    """What a command of the document writes into a copy of the family, and the file that is committed."""
     stated = re.search(rf"^ladle {name} (.*)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert stated
     words = shlex.split(stated[1], comments=True)
-    root, file = tmp_path / "trio", {"fit": SURFACE_NAME, "calibrate": CALIBRATION_NAME}[name]
+    root, file = tmp_path / "demo", {"fit": SURFACE_NAME, "calibrate": CALIBRATION_NAME}[name]
     shutil.copytree(ROOT / words[0], root)
     committed = json.loads((root / file).read_text(encoding="utf-8"))
     (root / file).unlink()
@@ -108,4 +108,4 @@ def test_the_family_s_calibration_follows_from_the_samples(tmp_path: Path) -> No
         assert fitted["responses"][name]["degree"] == response["degree"]
         assert fitted["responses"][name]["coefficients"] == pytest.approx(response["coefficients"], rel=1e-5, abs=1e-5)
     assert fitted["fingerprint"] == committed["fingerprint"]
-    assert load_family("trio").calibration is not None
+    assert load_family("demo").calibration is not None

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from calibrations import calibrate_identically
-from doc_blocks import ROOT, Block, blocks
+from doc_blocks import ROOT, Block, blocks, commands
 from live_server import served
 from playground_folder import write_playground_family
 from tool_templates import HERMES_TEMPLATE
@@ -75,25 +75,6 @@ def test_programs(block: Block, url: str, monkeypatch: pytest.MonkeyPatch) -> No
         for value in names.values():
             if not isinstance(value, type) and callable(close := getattr(value, "close", None)):
                 close()
-
-
-def commands(block: Block) -> list[str]:
-    """Its commands, comments and line breaks within a command taken out."""
-    found, words = [], ""
-    for line in block.text.splitlines():
-        words = f"{words}\n{line}" if words else line
-        try:
-            shlex.split(words, comments=True)
-        except ValueError:  # a quotation goes on
-            continue
-        if words.endswith("\\"):
-            words = words[:-1]
-            continue
-        if shlex.split(words, comments=True):
-            found.append(words)
-        words = ""
-    assert not words, f"{block.place} ends in the middle of a command"
-    return found
 
 
 COMMANDS = [

@@ -68,6 +68,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(built: Path, tracked: lis
     about = {name for name in inside if ".dist-info/" in name}
     assert inside - about == published(tracked)
     assert any(name.endswith("licenses/LICENSE") for name in about)
+    assert wheel.stat().st_size < 30 << 20, "the built-in family is to stay small"
 
 
 def test_the_sdist_holds_what_it_is_built_with(built: Path) -> None:

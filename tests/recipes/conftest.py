@@ -86,6 +86,10 @@ def recipe(base_folder: Path, tmp_path: Path) -> Recipe:
     return replace(
         shipped,
         base=str(base_folder),
+        chat_template=None,
+        objectives=("positive", "concise"),
+        oracles={},
+        presets={"cheerful": {"positive": 1.0}, "balanced": {"positive": 0.5, "concise": 0.5}},
         pool=pool,
         adapter=replace(shipped.adapter, rank=2, alpha=4),
         dpo=replace(shipped.dpo, prompts_per_step=2, epochs=2),

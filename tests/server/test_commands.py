@@ -31,6 +31,7 @@ def test_check_reports(family_folder: Path) -> None:
     assert document["name"] == "tiny" and document["condition"] == pytest.approx(2.5)
     assert {member["name"] for member in document["members"]} >= {"bone-positive", "only-simple"}
     text, progress = run("check", family_folder)
+    assert text.strip().splitlines()[-1].startswith("tiny can be served")
     assert "bone-positive" in text and "2.5" in text and "reading" in progress
 
 

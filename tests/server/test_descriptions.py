@@ -1,6 +1,7 @@
 """Endpoints that describe: coefficients, families, models, health, docs, metrics."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -165,3 +166,14 @@ async def test_metrics(family: Family, engine: FakeEngine) -> None:
     assert samples["ladle_e2e_request_latency_seconds_count",] == 3
     assert samples["ladle_prefix_cache_hits_total",] == 40 and samples["ladle_num_requests_running",] == 0
     assert all(name.startswith("ladle_") for name, *_ in samples)
+
+
+async def test_the_page_at_docs_has_a_table_of_contents_by_group(family: Family, engine: FakeEngine) -> None:
+    async with client_of(fake_state(family, engine)) as client:
+        page = (await client.get("/docs")).text
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    nav = page[page.index("<nav") : page.index("</nav>")]
+    links = re.findall(r'href="#([^"]+)"><code>', nav)
+    assert len(links) == sum(map(len, paths.values())) == len(set(links))
+    assert all(f'<section id="{link}">' in page for link in links)
+    assert "<h2>Answers</h2>" in nav and "<h2>Other</h2>" not in nav and "<details open" not in page

@@ -212,6 +212,18 @@ def test_prefixes_that_make_no_sense(prefix: str) -> None:
         ServerSettings(root_path=prefix)
 
 
+async def test_probes_are_not_in_the_access_log(
+    family: Family, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ladle.access")
+    async with client_of(fake_state(family, engine, access_log=True)) as client:
+        for path in ("/ready", "/health", "/v1/models", "/ready"):
+            await client.get(path)
+    assert [record.__dict__["facts"]["path"] for record in caplog.records if record.name == "ladle.access"] == [
+        "/v1/models"
+    ]
+
+
 async def test_the_access_log_names_the_reason(
     family: Family, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:

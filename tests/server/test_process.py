@@ -55,6 +55,26 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
         process.communicate()
 
 
+def test_a_slip_is_told_before_anything_heavy_is_imported() -> None:
+    code = (
+        "import sys, typer\nfrom typer.testing import CliRunner\nfrom ladle.server.commands.serve import command\n"
+        "app = typer.Typer(); app.command()(command)\nsaid = CliRunner().invoke(app, sys.argv[1:])\n"
+        "assert said.exit_code == 1 and not {'torch', 'fastapi'} & set(sys.modules)\nprint(said.stderr)"
+    )
+    arguments = [sys.executable, "-c", code, "/nonexistent"]
+    plain = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    assert plain.startswith("error: /nonexistent: neither a folder with a family.toml nor")
+
+
+def test_with_json_every_line_is_json(family_folder: Path) -> None:
+    with serving(str(family_folder), *FAST, "--log-format", "json") as (process, url):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    lines = [json.loads(line)["message"] for line in said.splitlines()]
+    assert lines[0].startswith("it is to be asked by") and any("is served at" in line for line in lines)
+
+
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(family_folder: Path) -> None:
     with serving(str(family_folder), *FAST) as (process, url):
         assert httpx.get(f"{url}/ready").json()["family"] == "tiny"

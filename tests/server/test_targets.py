@@ -40,6 +40,10 @@ async def test_an_answer_says_what_was_found_for_its_target(family: Family, engi
 async def test_families_say_what_can_be_asked_for(family: Family, engine: FakeEngine) -> None:
     async with client_of(fake_state(calibrated(family), engine)) as client:
         found = (await client.get("/v1/families/tiny")).json()["calibration"]
+    drawn = found.pop("map")
+    assert len(drawn) == 10 and all(
+        point["quantiles"] == pytest.approx(point["preference"], abs=1e-3) for point in drawn
+    )
     assert found == {
         "steering": {"method": "bone_soup"}, "answers": 60,
         "reachable": {name: [pytest.approx(0.0), pytest.approx(1.0)] for name in family.objectives},

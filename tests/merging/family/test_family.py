@@ -18,7 +18,8 @@ from tiny_models import (
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.merging.checkpoints.reader import SINGLE
 from ladle.merging.errors import FamilyError
-from ladle.merging.family.family import find_manifest, load_family
+from ladle.merging.family.family import load_family
+from ladle.merging.family.place import find_manifest
 from ladle.merging.members.adapter import WEIGHTS
 from ladle.merging.preferences.preference import Preference
 

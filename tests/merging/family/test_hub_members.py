@@ -9,7 +9,8 @@ from tiny_models import write_family, write_lora_member
 
 from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.errors import FamilyError
-from ladle.merging.family.family import find_manifest, load_family
+from ladle.merging.family.family import load_family
+from ladle.merging.family.place import find_manifest
 
 
 @pytest.fixture

@@ -106,11 +106,28 @@ def test_degenerate_answers_count_as_nothing(root: Path, tmp_path: Path, random:
     write_sweep(root, tmp_path / "worse", random, worse=1.0)
     assert run(root, tmp_path / "sound").exit_code == 0
     sound = load_family(root).surface
-    assert run(root, tmp_path / "worse").exit_code == 0
+    assert run(root, tmp_path / "worse", "--force").exit_code == 0  # nothing is left to explain
     worse = load_family(root).surface
     assert sound is not None and worse is not None
     point = np.array([[1.2, 0.0]])
     assert sound.heights(point)[0, 0] > 2 and worse.heights(point)[0, 0] < 0.5
+
+
+def test_a_fit_that_explains_nothing_is_refused_and_the_former_one_is_kept(
+    root: Path, tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sweep(root, tmp_path / "sweep", random)
+    assert run(root, tmp_path / "sweep").exit_code == 0
+    file = root / SURFACE_NAME
+    before = file.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("ladle.recipes.fits.fit.explained", lambda *_: -14.73)
+        said = run(root, tmp_path / "sweep", "--order", 0.2)
+        assert said.exit_code == 1 and "the fit explains nothing of" in said.output and "-1473 %" in said.output
+        assert file.read_bytes() == before
+        said = run(root, tmp_path / "sweep", "--order", 0.2, "--force")
+    assert said.exit_code == 0 and f"{SURFACE_NAME}.bak" in said.output
+    assert file.read_bytes() != before and file.with_name(f"{SURFACE_NAME}.bak").read_bytes() == before
 
 
 def test_sweeps_add_up(root: Path, tmp_path: Path, random: np.random.Generator) -> None:

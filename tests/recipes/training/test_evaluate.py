@@ -102,7 +102,7 @@ def test_front_by_hand() -> None:
 
 
 def test_corners_scale_the_coefficients() -> None:
-    recipe = load_recipe("demo")
+    recipe = replace(load_recipe("demo"), objectives=("positive", "concise"))
     corners = {setting.label: setting.coefficients for setting in corner_settings(recipe, [1.0, 1.25])}
     assert list(corners) == ["base", "k=1 (1, 0)", "k=1.25 (1, 0)", "k=1 (0, 1)", "k=1.25 (0, 1)"]
     np.testing.assert_allclose(list(corners["k=1 (1, 0)"].values()), [1.75, -0.75], atol=1e-12)

@@ -89,7 +89,7 @@ def test_three_objectives_are_judged_over_their_simplex(
 
 
 def test_settings_are_solved_not_clipped() -> None:
-    recipe = load_recipe("demo")
+    recipe = replace(load_recipe("demo"), objectives=("positive", "concise"))
     settings = {setting.label: setting.coefficients for setting in grid_settings(recipe, 5)}
     assert settings["base"] == {}
     for k in range(5):
@@ -111,17 +111,18 @@ def test_fingerprint_sees_every_setting() -> None:
 
 def test_members_are_the_rows_of_b_and_the_unit_rows() -> None:
     members = load_recipe("demo").members()
-    np.testing.assert_allclose(np.stack(list(members.values())), [[0.7, 0.3], [0.3, 0.7], [1, 0], [0, 1]])
+    mixed = [[0.7, 0.15, 0.15], [0.15, 0.7, 0.15], [0.15, 0.15, 0.7]]
+    np.testing.assert_allclose(np.stack(list(members.values())), [*mixed, *np.eye(3)])
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("beta = 0.7", "beta = 0.5", r"soup.beta: 0.5 is not allowed"),
+        ("beta = 0.7", "beta = 0.3", r"soup.beta: 0.3 is not allowed"),
         ("warmup =", "warm =", r"\[dpo\]: unknown key 'warm'"),
-        ("rank = 8", "", r"\[adapter\]: the key 'rank' is missing"),
+        ("rank = 4", "", r"\[adapter\]: the key 'rank' is missing"),
         ("td_lambda = 1.0", "td_lambda = 1.5", r"value.td_lambda: 1.5 is not allowed; allowed: 0 to 1"),
-        ("held_out = 6", "held_out = 0", r"value.held_out: 0 is not allowed; allowed: 1 or more"),
+        ("held_out = 8", "held_out = 0", r"value.held_out: 0 is not allowed; allowed: 1 or more"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -14,7 +14,7 @@ from asgi import client_of, wait_until
 from seeds import fresh_seed
 from tiny_models import write_family, write_lora_member
 
-from ladle.merging.family.family import built_in_families
+from ladle.merging.family.place import built_in_families
 from ladle.server.access.api_keys import ApiKey, ApiKeys
 from ladle.server.access.callers import ADMIN, GENERATE
 from ladle.server.admin.loading import FamilyFiles

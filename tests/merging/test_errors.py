@@ -1,0 +1,33 @@
+"""Errors say what was wrong, what was probably meant, and what is allowed, in this order."""
+
+import pytest
+
+from ladle.merging.errors import InputError, did_you_mean
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            InputError("steering.method", "bone_soop", "fitted_soup, bone_soup, base"),
+            "steering.method: 'bone_soop' is not allowed (did you mean 'bone_soup'?); "
+            "allowed: fitted_soup, bone_soup, base",
+        ),
+        (
+            InputError("steering.preference.concice", 1.0, "positive, concise (family demo)"),
+            "steering.preference.concice: 1.0 is not allowed (did you mean 'concise'?); "
+            "allowed: positive, concise (family demo)",
+        ),
+        (
+            InputError("steering.method", "parm", "base, pad", "the family has no PBLoRA"),
+            "steering.method: 'parm' is not allowed: the family has no PBLoRA; allowed: base, pad",
+        ),
+        (InputError("top_p", 2, "numbers from 0 to 1"), "top_p: 2 is not allowed; allowed: numbers from 0 to 1"),
+    ],
+)  # fmt: skip
+def test_messages(error: InputError, message: str) -> None:
+    assert str(error) == message
+
+
+def test_nothing_is_guessed_from_afar() -> None:
+    assert did_you_mean("rain", ["base", "mage"]) == "" and did_you_mean("base", ["base"]) == ""

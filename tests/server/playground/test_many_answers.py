@@ -1,0 +1,120 @@
+"""What the page does beyond two answers: the grid, targets, the triangle, earlier answers, and answers that are out of
+date or broke off."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from calibrations import identity_calibration
+from playground_view import Page
+
+from ladle.server.run import Service
+
+HEADINGS = "return [...document.querySelectorAll('h1, h2, h3, h4')].map(one => Number(one.tagName[1]))"
+SOUP = {"method": "bone_soup", "preference": {"positive": 0.5, "simple": 0.3, "concise": 0.2}}
+
+
+@pytest.fixture
+def calibrated(running: tuple[str, Service]) -> Iterator[str]:
+    """The server's family with a calibration, as if one had been measured."""
+    url, service = running
+    (hosted,) = service.state.hosting.families.values()
+    live = hosted.serving
+    assert live is not None
+    measured = dataclasses.replace(live.family, calibration=identity_calibration(live.family.objectives))
+    hosted.serving = dataclasses.replace(live, family=measured)
+    yield url
+    hosted.serving = live
+
+
+def test_the_grid_answers_under_five_preferences_and_the_base(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, max_tokens=6, temperature=0, seed=3)
+    page.ready()
+    page.one("#answer-grid").click()
+    page.wait(lambda: page.one("#grid").get_attribute("data-state") == "done")
+    titles = [cell.text for cell in page.all("#grid .cell h3")]
+    assert titles[:4] == ["Base", "positive 1.00", "simple 1.00", "concise 1.00"] and len(titles) == 6
+    assert all("6 tokens" in cell.text for cell in page.all("#grid .cell .hint"))
+    assert "seed 3" in page.one("#grid-shared").text and not page.one("#grid-stale").is_displayed()
+    page.one("#prompt").send_keys(" And?")
+    assert page.one("#grid-stale").is_displayed()
+    page.all("#grid .cell")[3].find_elements("css selector", "button")[1].click()
+    assert page.shares("b") == {"positive": 0, "simple": 0, "concise": 100}
+    assert page.complaints() == []
+
+
+def test_an_answer_says_when_its_settings_have_changed_and_can_be_brought_back(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, b=SOUP, max_tokens=6)
+    page.ready()
+    page.one("#answer-both").click()
+    page.finished()
+    note = "#answer-a .stale-note"
+    assert not page.one(note).is_displayed()
+    page.sliders("a")[0].send_keys("\ue010")
+    page.wait(lambda: page.one(note).is_displayed())
+    assert not page.one("#answer-b .stale-note").is_displayed()
+    page.one("#past summary").click()
+    entries = page.all("#past-list li")
+    assert len(entries) == 2 and "positive 0.50" in entries[0].text
+    entries[0].find_element("css selector", "button").click()
+    page.wait(lambda: page.shares("a") == {"positive": 50, "simple": 30, "concise": 20})
+    assert "words" in page.one("#answer-a .meter").text and page.all("#answer-a .spark polyline")
+
+
+def test_the_triangle_sets_weights(page: Page, url: str) -> None:
+    page.open(url, a=SOUP)
+    page.ready()
+    box = page.one("#side-a .triangle svg")
+    assert box.is_displayed()
+    page.run(
+        "const svg = arguments[0], box = svg.getBoundingClientRect();"
+        "svg.setPointerCapture = () => {};"
+        "svg.dispatchEvent(new PointerEvent('pointerdown', {clientX: box.left + box.width / 2, clientY: box.top + 2, "
+        "pointerId: 1, buttons: 1}))",
+        box,
+    )
+    assert page.shares("a")["concise"] == 100
+
+
+def test_targets_of_a_calibrated_family(page: Page, calibrated: str) -> None:
+    page.open(calibrated, a=SOUP, max_tokens=4)
+    page.ready()
+    assert page.all("#side-a .heat circle")
+    page.one("#side-a .aim input").click()
+    assert page.one("#side-a .targets").is_displayed() and not page.one("#side-a .preference").is_displayed()
+    assert "\u2192" in page.one("#side-a .brief").text
+    page.wait(lambda: page.all("#side-a .bars .bars-table"))
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    assert "target" in page.run("return decodeURIComponent(location.hash)")
+
+
+def test_a_server_that_is_gone_is_told_and_asked_again(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, max_tokens=4)
+    page.ready()
+    page.run("window.real = window.fetch; window.fetch = async () => { throw new TypeError('Failed to fetch'); }")
+    page.one("#answer-a .toggle").click()
+    problem = page.wait(lambda: page.one("#answer-a .problem").text)
+    assert "cannot be reached" in problem and "fetch" not in problem
+    page.run("window.fetch = window.real")
+    page.one("#answer-a .retry").click()
+    page.wait(lambda: page.state("a") == "done")
+    assert not page.one("#answer-a .retry").is_displayed()
+
+
+def test_headings_skip_no_level(page: Page, url: str) -> None:
+    page.open(url)
+    page.ready()
+    levels = page.run(HEADINGS)
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_what_experts_wrote_is_in_the_bars(page: Page, url: str) -> None:
+    page.open(url, a={"method": "fusion_route"}, max_tokens=12, seed=5)
+    page.ready()
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    rows = page.wait(lambda: page.all("#side-a .bars .bars-table tr"))
+    shares = [float(row.find_element("css selector", ".number").text) for row in rows]
+    assert len(shares) >= 2 and abs(sum(shares) - 1) < 0.02

@@ -96,8 +96,9 @@ def randomise(engine: Engine) -> None:
     for loaded in engine.store.models.values():
         model: nn.Module = loaded.model
         for module in model.modules():
-            if isinstance(module, GatedLinear) and module.group.product.plain is not None:
-                weight = module.group.product.plain
+            product = module.group.product if isinstance(module, GatedLinear) else None
+            if product is not None and product.plain is not None:
+                weight = product.plain
                 weight.normal_(std=1 / math.sqrt(weight.shape[1]))
                 if module.group.expand is not None and module.group.expand.plain is not None:
                     module.group.expand.plain.normal_(std=0.1 / math.sqrt(RANK))

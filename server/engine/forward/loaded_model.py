@@ -119,12 +119,12 @@ def load_model(
         parameter.data = parameter.data.to(activation_dtype)
     fuse_norms(model)
     fuse_layers(model, attentions, activation_dtype)
-    copies = compile_layers(model) if compiled and not splits else 0
+    stacked = compiled and not splits and compile_layers(model, activation_dtype)
     if link is not None:
         link.open = True
     plain = sum(parameter.nbytes for parameter in model.parameters())
     kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
-    return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model), copies > 0)
+    return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model), stacked)
 
 
 def context_limit(config: Any, kv_tokens: int) -> int:

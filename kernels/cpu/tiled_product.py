@@ -43,7 +43,7 @@ def _sweep(rows: int) -> Any:
     return sweep
 
 
-_one, _two, _three, _four, _five, _six = (_sweep(rows) for rows in range(1, _MOST_ROWS + 1))
+_one, _two, _four, _six = (_sweep(rows) for rows in (1, 2, 4, _MOST_ROWS))
 
 
 @njit(**INNER)
@@ -56,16 +56,13 @@ def multiply(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
         while rows - row >= _MOST_ROWS:
             _six(weight, x, y, start, stop, row)
             row += _MOST_ROWS
-        left = rows - row
-        if left == 5:
-            _five(weight, x, y, start, stop, row)
-        elif left == 4:
+        if rows - row >= 4:
             _four(weight, x, y, start, stop, row)
-        elif left == 3:
-            _three(weight, x, y, start, stop, row)
-        elif left == 2:
+            row += 4
+        if rows - row >= 2:
             _two(weight, x, y, start, stop, row)
-        elif left == 1:
+            row += 2
+        if rows - row == 1:
             _one(weight, x, y, start, stop, row)
 
 

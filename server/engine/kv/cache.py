@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class KVCache:
         self._pool: Tensor | None = None
         if len(set(shapes)) == 1:
             rows = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
-            self._pool = torch.zeros(rows, dtype=dtype, device=device)
+            self._pool = _zeros(rows, dtype, device)
             self.layers = list(self._pool.unbind())
         else:
             self.layers = [
@@ -86,3 +87,12 @@ class KVCache:
         rows = blocks.index_select(0, table.reshape(-1))
         rows = rows.view(lanes, width * BLOCK_SIZE, 2, shape.heads, shape.head_dim)
         return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, on a CPU in memory that numpy asks the kernel to map in huge pages: reading it is bound by how many pages
+    there are."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8))
+    return memory.view(dtype).view(shape)

@@ -115,13 +115,15 @@ def tiled_product(
     rows: int,
     exact: bool,
 ) -> Any:
-    """A ``ladle.kernels.cpu.tiled_product.TiledProduct``, or None where there can be none or ``rows`` is 0."""
-    if not rows or not can_compile():
+    """A ``ladle.kernels.cpu.tiled_product.TiledProduct``, or None where ``rows`` is 0 or there can be none.
+
+    ``exact``: the weights' values have to be kept as they are, so that none can be held in 16 bits."""
+    if exact or not rows or not can_compile():
         return None
     from ladle.kernels.cpu import tiled_product as cpu
 
     parts = [part for part in (weight, shrink, expand) if part is not None]
-    if exact or not all(cpu.can_hold(part, dtype) for part in parts) or weight.shape[1] % 2:
+    if not all(cpu.can_hold(part, dtype) for part in parts):
         return None
     return cpu.TiledProduct(weight, bias, shrink, expand, dtype)
 

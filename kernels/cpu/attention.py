@@ -12,13 +12,13 @@ from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow, widen
 from ladle.kernels.cpu.key_loops import add_values, dot_keys
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.types import Floats, LayerRows
+from ladle.kernels.cpu.types import Floats, LayerRows, Places
 
 _MOST_FOLDED = 2
-"""Query heads that read keys and values together. More of them would be a little quicker, and take longer to compile."""
+"""Query heads that read keys and values together. With more of them it would take longer to compile."""
 SEGMENT = 128
-"""Tokens that one thread attends to at a time. Where a segment begins depends on places in the sequence alone, so that
-a row is summed in the same order whatever shares its step."""
+"""Tokens that one thread attends to at a time. Where a segment begins follows from places in the sequence alone, so
+that a row is summed in the same order whatever shares its step."""
 
 
 def _heads(folded: int) -> Any:
@@ -82,41 +82,42 @@ def _widened(numbers: Any, wide: Floats) -> None:
 
 
 @njit(**INNER)
+def _hold(rows: LayerRows, t: int, kv: Any, block: int, start: int, known: int, stop: int, held: Floats) -> None:
+    """The keys and values of the tokens ``known`` to ``stop`` that row ``t`` sees into ``held``, whose first token is
+    ``start``.
+
+    Blocks are read from end to end: keys of one head lie too far apart for the processor to foresee the next one, and
+    read from the pool one by one they come at a fraction of the memory's pace.
+    """
+    position, table = rows.positions[t], rows.blocks[rows.tables[t]]
+    before = min(stop, position)
+    for number in range(known // block, (before + block - 1) // block):
+        begin, end = max(known, number * block), min(before, (number + 1) * block)
+        slot = (table[number] - number) * block
+        _widened(kv[slot + begin : slot + end], held[begin - start : end - start])
+    if position < stop:
+        # The row's own key lies at its slot, which for a candidate is not where its position is.
+        slot = rows.slots[t]
+        _widened(kv[slot : slot + 1], held[position - start : position - start + 1])
+
+
+@njit(**INNER)
 def _segment(
     query: Floats,
-    rows: LayerRows,
-    t: int,
-    kv: Any,
-    block: int,
+    held: Floats,
+    count: int,
     folded: int,
     scaling: float,
-    start: int,
-    stop: int,
-    held: Floats,
     seen: Floats,
     sums: Floats,
     best: Floats,
     weight: Floats,
 ) -> None:
-    """What the heads of row ``t`` see of the tokens ``start`` to ``stop``: their weighted values ``sums`` [heads, d],
-    relative to the largest score ``best`` [heads], and the sum of the weights ``weight`` [heads].
-
-    Blocks are first read from end to end into ``held``: keys of one head lie too far apart for the processor to foresee
-    the next one, and read from the pool one by one they come at a fraction of the memory's pace.
-    """
-    position, table = rows.positions[t], rows.blocks[rows.tables[t]]
-    # The row's own key lies at its slot, which for a candidate is not where its position is.
-    before = min(stop, position)
-    for number in range(start // block, (before + block - 1) // block):
-        begin, end = max(start, number * block), min(before, (number + 1) * block)
-        slot = (table[number] - number) * block
-        _widened(kv[slot + begin : slot + end], held[begin - start : end - start])
-    if position < stop:
-        slot = rows.slots[t]
-        _widened(kv[slot : slot + 1], held[position - start : position - start + 1])
-    _dot(query, held, stop - start, folded, seen)
+    """What the heads of a row see of the first ``count`` tokens of ``held``: their weighted values ``sums`` [heads, d],
+    relative to the largest score ``best`` [heads], and the sum of the weights ``weight`` [heads]."""
+    _dot(query, held, count, folded, seen)
     for h in range(query.shape[0]):
-        own, total = seen[h, : stop - start], sums[h]
+        own, total = seen[h, :count], sums[h]
         most = np.float32(-np.inf)
         for i in range(own.shape[0]):
             own[i] *= np.float32(scaling)
@@ -128,7 +129,39 @@ def _segment(
         best[h], weight[h] = most, together
         for i in range(total.shape[0]):
             total[i] = 0
-    _add(seen, held, stop - start, folded, sums)
+    _add(seen, held, count, folded, sums)
+
+
+@njit(**INNER)
+def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
+    """[tasks, 4] row, first token, last token, place of the result: every segment of every row.
+
+    Rows of one sequence that follow each other take a segment in turns, so that it is read once for all of them.
+    ``firsts`` [rows + 1] takes the number of segments before those of each row.
+    """
+    tokens = rows.positions.shape[0]
+    firsts[0] = 0
+    for t in range(tokens):
+        start = max(0, rows.positions[t] - window + 1) if window > 0 else 0
+        firsts[t + 1] = firsts[t] + rows.positions[t] // SEGMENT - start // SEGMENT + 1
+    tasks = np.empty((firsts[tokens], 4), np.int64)
+    made, t = 0, 0
+    while t < tokens:
+        end, last = t + 1, rows.positions[t]
+        while end < tokens and rows.tables[end] == rows.tables[t]:
+            last = max(last, rows.positions[end])
+            end += 1
+        for number in range(last // SEGMENT + 1):
+            for row in range(t, end):
+                position = rows.positions[row]
+                first = max(0, position - window + 1) if window > 0 else 0
+                start, stop = max(first, number * SEGMENT), min(position + 1, (number + 1) * SEGMENT)
+                if start < stop:
+                    tasks[made, 0], tasks[made, 1], tasks[made, 2] = row, start, stop
+                    tasks[made, 3] = firsts[row] + number - first // SEGMENT
+                    made += 1
+        t = end
+    return tasks
 
 
 @njit(**INNER)
@@ -174,47 +207,32 @@ def attend(
     kv_heads, dim = kv.shape[2], kv.shape[3]
     folded = heads // kv_heads
     tokens = queries.shape[0]
-    firsts = np.empty(tokens + 1, np.int64)  # segments before those of a row
-    firsts[0] = 0
-    for t in range(tokens):
-        start = max(0, rows.positions[t] - window + 1) if window > 0 else 0
-        firsts[t + 1] = firsts[t] + rows.positions[t] // SEGMENT - start // SEGMENT + 1
-    tasks = firsts[tokens]
+    firsts = np.empty(tokens + 1, np.int64)
+    tasks = _tasks(rows, window, firsts)
+    count = tasks.shape[0]
     wide = (dim + LANES - 1) // LANES * LANES
-    sums = np.empty((tasks, heads, wide), np.float32)
-    best = np.empty((tasks, heads), np.float32)
-    weight = np.empty((tasks, heads), np.float32)
-    scores = np.empty((threads, heads, SEGMENT + 16), np.float32)
+    sums = np.empty((count, heads, wide), np.float32)
+    best = np.empty((count, heads), np.float32)
+    weight = np.empty((count, heads), np.float32)
+    scores = np.empty((threads, heads, SEGMENT + 16), np.float32)  # a cache line apart
     asked = np.zeros((threads, heads, wide), np.float32)
     held = np.empty((threads, SEGMENT, 2, kv_heads, wide), np.float32)
     for part in prange(threads):
-        t = 0
-        for task in range(part * tasks // threads, (part + 1) * tasks // threads):
-            while firsts[t + 1] <= task:
-                t += 1
+        query = asked[part]
+        table, begin, known = -1, -1, -1  # what is held: tokens of a sequence from ``begin`` to ``known``
+        for task in range(part * count // threads, (part + 1) * count // threads):
+            t, start, stop, place = tasks[task]
+            if rows.tables[t] != table or start != begin or stop < known:
+                table, begin, known = rows.tables[t], start, start
+            _hold(rows, t, kv, block, start, known, stop, held[part])
             position = rows.positions[t]
-            first = max(0, position - window + 1) if window > 0 else 0
-            number = first // SEGMENT + task - firsts[t]
-            start, stop = max(first, number * SEGMENT), min(position + 1, (number + 1) * SEGMENT)
-            query = asked[part]
+            at = rows.blocks[table, position // block] * block + position % block
+            known = stop if position >= stop or rows.slots[t] == at else position
             for head in range(heads):
                 for i in range(dim):
                     query[head, i] = queries[t, head * dim + i]
             _segment(
-                query,
-                rows,
-                t,
-                kv,
-                block,
-                folded,
-                scaling,
-                start,
-                stop,
-                held[part],
-                scores[part],
-                sums[task],
-                best[task],
-                weight[task],
+                query, held[part], stop - start, folded, scaling, scores[part], sums[place], best[place], weight[place]
             )
     for part in prange(threads):
         for t in range(part * tokens // threads, (part + 1) * tokens // threads):

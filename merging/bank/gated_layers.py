@@ -106,7 +106,7 @@ class GatedGroup:
         self.tiled = dispatch.tiled_product(weight, bias, shrink, expand, activation_dtype, tiled_rows, exact)
         self.tiled_rows = 0 if self.tiled is None else dispatch.ALL_ROWS if reproducible else tiled_rows
         if self.tiled_rows < dispatch.ALL_ROWS:
-            self._pack(weight, bias, shrink, expand, exact, reproducible)
+            self._pack(weight, bias, shrink, expand, reproducible)
             if factors is not None and factors.blocks and dispatch.on_gpu(weight):
                 self.spans = dispatch.spans_of(factors.blocks, self.total, weight.device)
         self._input: Tensor | None = None
@@ -118,14 +118,13 @@ class GatedGroup:
         bias: Tensor | None,
         shrink: Tensor | None,
         expand: Tensor | None,
-        exact: bool,
         reproducible: bool,
     ) -> None:
         if shrink is not None and expand is not None:
             weight = torch.cat([weight, shrink])
             bias = None if bias is None else torch.cat([bias, bias.new_zeros(shrink.shape[0])])
-            self.expand = dispatch.PackedLinear(expand, None, self.dtype, exact, reproducible)
-        self.product = dispatch.PackedLinear(weight, bias, self.dtype, exact, reproducible)
+            self.expand = dispatch.PackedLinear(expand, None, self.dtype, reproducible)
+        self.product = dispatch.PackedLinear(weight, bias, self.dtype, reproducible)
 
     @property
     def nbytes(self) -> int:
@@ -243,7 +242,7 @@ def install(
     head = find_head() if find_head is not None else None
     known = {path for group in groups for path in group}
     elements = sum(parameter.numel() for path in known for parameter in model.get_submodule(path).parameters())
-    tiled_rows = dispatch.tiled_rows(activation_dtype, elements) if next(model.parameters()).device.type == "cpu" else 0
+    tiled_rows = 0 if dispatch.on_gpu(next(model.parameters())) else dispatch.tiled_rows(activation_dtype, elements)
     strangers = sorted(bank.modules - known)
     if strangers:
         raise ValueError(f"the bank changes {strangers[0]}, which is not a linear layer of the base")

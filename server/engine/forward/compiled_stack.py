@@ -1,7 +1,8 @@
-"""All decoder layers as one module: a few rows go through compiled layers, more of them through the layers as they are.
+"""All decoder layers as one module, compiled for the processor.
 
 On a CPU a small step spends as long between its products as in them. Where every layer is of Llama's shape, the
-compiled form of ``kernels.cpu.decoder_stack`` takes the steps whose rows fit. Both read the same weights.
+compiled form of ``kernels.cpu.decoder_stack`` takes its steps, but for those of so many rows that another product is
+the quicker one. Both read the same weights.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from ladle.server.engine.forward.fused_layer import FusedDecoderLayer, rotary
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 
 CPU = torch.device("cpu")
-MOST_ROWS = 64
-"""Rows up to which compiled layers are the quicker ones."""
+TOGETHER = 512
+"""Rows a call: what the layers hold of a row between their products should stay in the processor's caches."""
 
 
 class DecoderStack(nn.Module):
@@ -34,6 +35,8 @@ class DecoderStack(nn.Module):
         self._dtype = dtype
         self._layers = layers
         self._compiled = _compiled(layers, dtype)
+        self.most_rows = min(group.tiled_rows for layer in layers for group in layer.groups)
+        """Rows beyond which the layers as they are have the quicker products."""
 
     def forward(
         self,
@@ -43,7 +46,7 @@ class DecoderStack(nn.Module):
         **ignored: Any,
     ) -> Tensor:
         """``hidden_states`` [1, tokens, hidden] -> the same shape."""
-        if paged is not None and paged.places is not None and hidden_states.shape[1] <= MOST_ROWS:
+        if paged is not None and paged.places is not None and hidden_states.shape[1] <= self.most_rows:
             return self._run(hidden_states, position_embeddings, paged)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings=position_embeddings, paged=paged)
@@ -83,12 +86,17 @@ class DecoderStack(nn.Module):
         assert places is not None
         x = hidden_states[0].float().numpy().copy()
         cos, sin = (part[:, 0].float().numpy() for part in rotary(position_embeddings, paged))
-        rows = dispatch.LayerRows(cos, sin, places.blocks, places.tables, places.positions, paged.slots.numpy())
-        first, second, third, fourth = (self._scales(index, x.shape[0]) for index in range(4))
-        scales = (first, second, third, fourth)
-        kv = paged.cache.array[part]
-        layers = _part(self._compiled, part)
-        dispatch.run_layers(x, layers, scales, rows, kv, BLOCK_SIZE, torch.get_num_threads())
+        slots = paged.slots.numpy()
+        scales = [self._scales(index, x.shape[0]) for index in range(4)]
+        kv, layers, threads = paged.cache.array[part], _part(self._compiled, part), torch.get_num_threads()
+        # A token sees those before it, which come before it here too: so all layers of the first rows go first.
+        for start in range(0, x.shape[0], TOGETHER):
+            some = slice(start, start + TOGETHER)
+            rows = dispatch.LayerRows(
+                cos[some], sin[some], places.blocks, places.tables[some], places.positions[some], slots[some]
+            )
+            first, second, third, fourth = (np.ascontiguousarray(scale[:, some]) for scale in scales)
+            dispatch.run_layers(x[some], layers, (first, second, third, fourth), rows, kv, BLOCK_SIZE, threads)
         return torch.from_numpy(x).to(hidden_states.dtype)[None]
 
     def _scales(self, index: int, count: int) -> NDArray[np.float32]:
@@ -115,8 +123,10 @@ def _part(layers: dispatch.Layers, part: slice) -> dispatch.Layers:
     """Some of the layers, in the same memory."""
     if part == slice(None):
         return layers
-    products = (layers.qkv, layers.out, layers.gate_up, layers.down)
-    qkv, out, gate_up, down = (dispatch.Product(*(array[part] for array in product)) for product in products)
+    qkv, out, gate_up, down = (
+        dispatch.Product._make(array[part] for array in product)
+        for product in (layers.qkv, layers.out, layers.gate_up, layers.down)
+    )
     return layers._replace(
         norms=layers.norms[part], windows=layers.windows[part], qkv=qkv, out=out, gate_up=gate_up, down=down
     )

@@ -76,7 +76,9 @@ class ServerSettings(BaseSettings):
     share_prefixes: bool = Field(
         False, description="reuse the state of equal prefixes among keys too, which lets them find out what others sent"
     )
-    compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
+    compiled_layers: bool = Field(
+        True, description="on a CPU, compute the layers of a bfloat16 model as one compiled call"
+    )
     cuda_graphs: bool = Field(True, description="on a GPU, record decode steps and run the recordings")
     reproducible: bool = Field(
         False, description="on a CPU, let a request's tokens depend on the request alone, in bfloat16 too"

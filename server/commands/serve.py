@@ -71,7 +71,7 @@ def command(
         bool | None,
         typer.Option(
             "--compiled-layers/--no-compiled-layers",
-            help="On a CPU, compile the layers of a small bfloat16 model.",
+            help="On a CPU, compute the layers of a bfloat16 model as one compiled call.",
             show_default="on",
         ),
     ] = None,

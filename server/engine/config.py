@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ladle.kernels.dispatch import cpu_has_bfloat16
+from ladle.kernels.dispatch import can_compile, cpu_has_bfloat16
 from ladle.merging.errors import InputError
 
 GIB = 1 << 30
@@ -19,8 +19,8 @@ class EngineConfig:
     """Engine options; "auto" and None are resolved from the machine.
 
     device: "auto", "cpu", "cuda" or "cuda:N".
-    dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 where the processor
-        multiplies it natively, else float32.
+    dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 on a GPU and where
+        the processor multiplies it natively or loops can be compiled for it, else float32.
     max_sequences: sequences running at once. max_lanes: KV lanes at once (a traced or guided sequence has several);
         None: four times max_sequences.
     max_batch_tokens: token budget of one step, all lanes together.
@@ -29,8 +29,8 @@ class EngineConfig:
     max_queue: requests waiting before new ones are refused. max_queue_tokens: their prompt tokens, those of every
         source counted.
     prefix_cache: reuse KV state of equal prefixes under equal weights.
-    compiled_layers: on a CPU, take small steps through compiled layers where the model allows it (bfloat16 weights,
-        Llama's shape, at most 1 GiB); costs a copy of the weights.
+    compiled_layers: on a CPU, compute all decoder layers as one compiled call where the model allows it (bfloat16
+        weights, Llama's shape).
     cuda_graphs: on a GPU, record decode steps of some sizes at the start, and run these; costs memory
         for the results of every size.
     tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
@@ -101,7 +101,8 @@ class EngineConfig:
     def resolve_dtypes(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
         """(weights, activations). A CPU without bfloat16 instructions computes bfloat16 weights in float32."""
         native = device.type == "cuda" or cpu_has_bfloat16()
-        weights = (torch.bfloat16 if native else torch.float32) if self.dtype == "auto" else _DTYPES[self.dtype]
+        quick = native or can_compile()
+        weights = (torch.bfloat16 if quick else torch.float32) if self.dtype == "auto" else _DTYPES[self.dtype]
         activations = torch.float32 if weights == torch.bfloat16 and not native else weights
         return weights, activations
 

@@ -149,7 +149,7 @@ class ServedModels:
             self._weights_dtype,
             self.activation_dtype,
             merged,
-            self._config.compiled_layers and not self._config.reproducible,
+            self._config.compiled_layers,
             weights=(model.base, model.architecture),
             reproducible=self._config.reproducible,
         )

@@ -114,18 +114,22 @@ def tiled_product(
     dtype: torch.dtype,
     rows: int,
     exact: bool,
+    quantized: bool = False,
 ) -> Any:
     """A ``ladle.kernels.cpu.tiled_product.TiledProduct``, or None where ``rows`` is 0 or there can be none.
 
-    ``exact``: the weights' values have to be kept as they are, so that none can be held in 16 bits."""
+    ``exact``: the weights' values have to be kept as they are, so that none can be held in 16 bits; ``quantized``: in 8
+    bits."""
     if exact or not rows or not can_compile():
         return None
     from ladle.kernels.cpu import tiled_product as cpu
 
-    parts = [part for part in (weight, shrink, expand) if part is not None]
+    parts = [part for part in (weight, shrink) if part is not None]
     if not all(cpu.can_hold(part, dtype) for part in parts):
         return None
-    return cpu.TiledProduct(weight, bias, shrink, expand, dtype)
+    if expand is not None and not cpu.can_hold(expand, torch.float32):
+        return None
+    return cpu.TiledProduct(weight, bias, shrink, expand, dtype, quantized)
 
 
 def tiled_rows(dtype: torch.dtype, elements: int) -> int:

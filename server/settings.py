@@ -64,6 +64,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of the weights")
+    quantize: Literal["none", "int8"] = Field("none", description="on a CPU, hold the base's weights in int8")
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
     max_lanes: int | None = Field(None, ge=1, description="KV lanes at once; a traced or guided sequence has several")
     max_batch_tokens: int = Field(512, ge=1, description="token budget of one step")
@@ -219,6 +220,7 @@ class ServerSettings(BaseSettings):
             max_queue=self.max_queue,
             max_queue_tokens=self.max_queue_tokens,
             prefix_cache=self.prefix_cache,
+            quantize=self.quantize,
             compiled_layers=self.compiled_layers,
             reproducible=self.reproducible,
             cuda_graphs=self.cuda_graphs,

@@ -25,7 +25,7 @@ _AS_QUICK = 1.4
 def tiled_rows(dtype: torch.dtype, elements: int) -> int:
     """Rows up to which a model with ``elements`` weights takes tiles for activations in ``dtype``; 0: none at all,
     ``sys.maxsize``: all."""
-    if not can_hold(torch.zeros(0), dtype):
+    if not can_hold(torch.zeros(0, 0), dtype):
         return 0
     rows = _quickest(dtype)
     return rows if rows == sys.maxsize or elements <= LARGEST else 0

@@ -172,12 +172,19 @@ def pack(weight: Tensor) -> Any:
     return packed.view(np.uint16) if weight.dtype == torch.float16 else packed
 
 
+def quantise(weight: Tensor) -> tuple[Tensor, Floats]:
+    """``weight`` [out, in] as int8, and what one step of each output counts [out] float32: the largest weight of an
+    output is 127 steps, and every one is the nearest whole number of them."""
+    steps = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (weight.float() / steps[:, None]).round().to(torch.int8), steps.numpy()
+
+
 class TiledProduct:
     """A linear layer, or several that read the same input, with a bank's factors for them.
 
     Takes and gives the dtype ``dtype``: bfloat16 where the processor multiplies pairs of it, or float32, for which
-    weights are held in float16 or, ``quantized``, in int8 with a scale per output. ``weight`` [out, in] and ``bias``
-    [out] or None; ``shrink`` [R, in] and ``expand`` [out, R] or None.
+    weights are held in float16 or, ``quantized``, in int8 (``quantise``), the bank's factors in float16.
+    ``weight`` [out, in] and ``bias`` [out] or None; ``shrink`` [R, in] and ``expand`` [out, R] or None.
     """
 
     def __init__(
@@ -187,16 +194,19 @@ class TiledProduct:
         shrink: Tensor | None,
         expand: Tensor | None,
         dtype: torch.dtype,
+        quantized: bool = False,
     ) -> None:
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
         held = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
-        nothing = np.zeros(0, dtype=np.float32)
+        nothing = steps = np.zeros(0, dtype=np.float32)
         shrink = weight.new_zeros(0, self.in_features) if shrink is None else shrink
         expand = weight.new_zeros(self.out_features, 0) if expand is None else expand
+        if quantized:
+            weight, steps = quantise(weight)
         self.product = Product(
-            pack(weight.to(held)),
-            nothing,
+            pack(weight if quantized else weight.to(held)),
+            steps,
             nothing if bias is None else bias.float().numpy().copy(),
             pack(shrink.to(held)),
             expand.half().T.contiguous().view(torch.int16).numpy().view(np.uint16),
@@ -240,13 +250,12 @@ def array(tensor: Tensor) -> Any:
 
 
 def can_hold(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether ``weight`` can be held for activations in ``dtype``."""
-    if weight.device.type != "cpu":
+    """Whether a layer with ``weight`` [out, in] can be held for activations in ``dtype``."""
+    if weight.device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
         return False
-    if dtype == torch.bfloat16 and not has_pairs():
+    if dtype == torch.bfloat16 and (not has_pairs() or weight.shape[-1] % 2):
         return False
-    fits = weight.numel() == 0 or float(weight.abs().max()) <= torch.finfo(torch.float16).max
-    return dtype in (torch.bfloat16, torch.float32) and fits
+    return weight.numel() == 0 or float(weight.abs().max()) <= torch.finfo(torch.float16).max
 
 
 def stack(products: Sequence[TiledProduct]) -> Product:

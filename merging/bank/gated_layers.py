@@ -77,9 +77,11 @@ class GatedGroup:
         split: Split | None = None,
         reproducible: bool = False,
         tiled_rows: int = 0,
+        quantized: bool = False,
     ) -> None:
         """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided.
-        ``reproducible``: see ``PackedLinear``. ``tiled_rows``: up to how many rows go through a ``TiledProduct``."""
+        ``reproducible``: see ``PackedLinear``. ``tiled_rows``: up to how many rows go through a ``TiledProduct``.
+        ``quantized``: hold the layers' weights in int8; all rows do then."""
         # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
         weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
         self.dtype = activation_dtype
@@ -103,8 +105,13 @@ class GatedGroup:
         if factors is not None:
             shrink, expand = factors.shrink.to(weight), factors.expand.to(weight)
             self.pattern = gate.pattern(factors.columns.to(weight.device), head)
-        self.tiled = dispatch.tiled_product(weight, bias, shrink, expand, activation_dtype, tiled_rows, exact)
-        self.tiled_rows = 0 if self.tiled is None else dispatch.ALL_ROWS if reproducible else tiled_rows
+        tiled_rows = dispatch.ALL_ROWS if reproducible or quantized else tiled_rows
+        self.tiled = dispatch.tiled_product(
+            weight, bias, shrink, expand, activation_dtype, tiled_rows, exact and not quantized, quantized
+        )
+        if quantized and self.tiled is None:
+            raise ValueError("no compiler for int8 products on this machine")
+        self.tiled_rows = 0 if self.tiled is None else tiled_rows
         if self.tiled_rows < dispatch.ALL_ROWS:
             self._pack(weight, bias, shrink, expand, reproducible)
             if factors is not None and factors.blocks and dispatch.on_gpu(weight):
@@ -227,13 +234,14 @@ def install(
     exact: bool,
     splits: Mapping[str, Split] | None = None,
     reproducible: bool = False,
+    quantized: bool = False,
 ) -> Gate:
     """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
 
     The plain weights are given back layer by layer, so the peak is one packed copy. ``splits``: of the layers that are
     divided among several processes, by path. ``reproducible``: a row's values depend on that row alone, whatever the
-    dtype. Raises ValueError when the bank names a module that is not a linear layer
-    of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
+    dtype. ``quantized``: hold the weights in int8, with the bank beside them. Raises ValueError when the bank names a
+    module that is not a linear layer of ``model``, FamilyError when a factor is beyond ``activation_dtype``.
     """
     gate = Gate()
     splits = splits or {}
@@ -268,6 +276,7 @@ def install(
             split,
             reproducible,
             tiled_rows,
+            quantized,
         )
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")

@@ -11,6 +11,7 @@ from ladle.merging.errors import InputError
 
 GIB = 1 << 30
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_QUANTISED = ("none", "int8")
 _SCHEDULES = ("auto", "eager", "lazy")
 
 
@@ -28,6 +29,8 @@ class EngineConfig:
     max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
     max_queue: requests waiting before new ones are refused. max_queue_tokens: their prompt tokens, those of every
         source counted.
+    quantize: "none", or "int8": on a CPU, hold the weights of linear layers in int8 with a scale per output, and
+        compute in float32. Members stay as they are, so they have to be low-rank ones.
     prefix_cache: reuse KV state of equal prefixes under equal weights.
     compiled_layers: on a CPU, compute all decoder layers as one compiled call where the model allows it (bfloat16
         weights, Llama's shape).
@@ -52,6 +55,7 @@ class EngineConfig:
     max_context: int | None = None
     max_queue: int = 256
     max_queue_tokens: int = 1 << 20
+    quantize: str = "none"
     prefix_cache: bool = True
     compiled_layers: bool = True
     cuda_graphs: bool = True
@@ -75,6 +79,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(name, value, "a number >= 1")
+        if self.quantize not in _QUANTISED:
+            raise InputError("quantize", self.quantize, ", ".join(_QUANTISED))
+        if self.quantize != "none" and self.tensor_parallel > 1:
+            raise InputError("quantize", self.quantize, "none with tensor_parallel: a divided product is not quantised")
         if self.reproducible and self.tensor_parallel > 1:
             raise InputError("reproducible", True, "only without tensor_parallel: sums over processes were not tried")
         if self.expert_schedule not in _SCHEDULES:
@@ -84,8 +92,9 @@ class EngineConfig:
 
     def resolve_device(self) -> torch.device:
         """The device to run on. Raises InputError when the asked one is not there."""
+        only_here = self.reproducible or self.quantize != "none"
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() and not self.reproducible else "cpu")
+            return torch.device("cuda" if torch.cuda.is_available() and not only_here else "cpu")
         try:
             device = torch.device(self.device)
         except RuntimeError:
@@ -94,6 +103,8 @@ class EngineConfig:
             raise InputError("device", self.device, "auto, cpu, cuda or cuda:N")
         if device.type == "cuda" and self.reproducible:
             raise InputError("reproducible", True, "only on a CPU (device cpu): no GPU was tried yet")
+        if device.type == "cuda" and self.quantize != "none":
+            raise InputError("quantize", self.quantize, "none on a GPU (device cpu has int8)")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise InputError("device", self.device, f"cpu ({torch.cuda.device_count()} CUDA devices are visible)")
         return device
@@ -103,7 +114,8 @@ class EngineConfig:
         native = device.type == "cuda" or cpu_has_bfloat16()
         quick = native or can_compile()
         weights = (torch.bfloat16 if quick else torch.float32) if self.dtype == "auto" else _DTYPES[self.dtype]
-        activations = torch.float32 if weights == torch.bfloat16 and not native else weights
+        widened = not native or self.quantize != "none"  # int8 is multiplied with float32
+        activations = torch.float32 if weights == torch.bfloat16 and widened else weights
         return weights, activations
 
     @property

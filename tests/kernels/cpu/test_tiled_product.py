@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ladle.kernels import dispatch
 from ladle.kernels.cpu import row_limit
-from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold, stack
+from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold, quantise, stack
 from ladle.kernels.cpu.tiles import has_pairs
 
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not has_pairs(), reason="no pairs"))]
@@ -44,6 +44,7 @@ class Case:
 @pytest.mark.parametrize(("out", "size", "ranks"), [(64, 48, 0), (33, 17, 3), (200, 72, 40), (5, 2, 1)])
 def test_product_equals_float64(dtype: torch.dtype, out: int, size: int, ranks: int) -> None:
     torch.manual_seed(fresh_seed())
+    size += size % 2 * (dtype == torch.bfloat16)  # it takes pairs
     case = Case(out, size, ranks, bool(out % 2), dtype)
     bound = 1e-5 if dtype == torch.float32 else 1e-2
     for count in ROWS:
@@ -52,6 +53,21 @@ def test_product_equals_float64(dtype: torch.dtype, out: int, size: int, ranks: 
             y, expected = case.product(x, given), case.expected(x, given)
             assert y.dtype == dtype and y.shape == expected.shape
             assert torch.linalg.vector_norm(y.double() - expected) <= bound * torch.linalg.vector_norm(expected)
+
+
+def test_int8_is_the_nearest_step_of_each_output() -> None:
+    torch.manual_seed(fresh_seed())
+    weight, shrink, expand = torch.randn(50, 36), torch.randn(5, 36).half().float(), torch.randn(50, 5).half().float()
+    weight[7] = 0
+    held, steps = quantise(weight)
+    rounded = held.double() * torch.from_numpy(steps).double()[:, None]
+    assert ((rounded - weight).abs() <= torch.from_numpy(steps)[:, None] * 0.5001).all() and held.abs().max() == 127
+    product = TiledProduct(weight, torch.ones(50), shrink, expand, torch.float32, quantized=True)
+    for count in (1, 3, 9):
+        x, scale = torch.randn(count, 36), torch.randn(count, 5)
+        expected = x.double() @ rounded.T + 1 + (x.double() @ shrink.double().T * scale.double()) @ expand.double().T
+        assert torch.allclose(product(x, scale).double(), expected, rtol=1e-4, atol=1e-4)
+    assert product.product.weight.nbytes == 64 * 36
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -90,7 +106,7 @@ def test_what_cannot_be_held_is_not() -> None:
     weight = torch.randn(8, 8)
     assert can_hold(weight, torch.float32) and not can_hold(weight, torch.float64)
     weight[1, 1] = 1e6
-    assert not can_hold(weight, torch.float32)
+    assert not can_hold(weight, torch.float32) and not can_hold(torch.randn(8, 7), torch.bfloat16)
     assert dispatch.tiled_product(torch.randn(8, 8), None, None, None, torch.float32, 0, False) is None
     assert dispatch.tiled_product(torch.randn(8, 8), None, None, None, torch.float32, 9, True) is None
     assert dispatch.tiled_product(weight, None, None, None, torch.float32, 9, False) is None

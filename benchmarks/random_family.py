@@ -96,11 +96,12 @@ def randomise(engine: Engine) -> None:
     for loaded in engine.store.models.values():
         model: nn.Module = loaded.model
         for module in model.modules():
-            if isinstance(module, GatedLinear) and module.group.product.plain is not None:
-                weight = module.group.product.plain
-                weight.normal_(std=1 / math.sqrt(weight.shape[1]))
-                if module.group.expand is not None and module.group.expand.plain is not None:
-                    module.group.expand.plain.normal_(std=0.1 / math.sqrt(RANK))
+            if isinstance(module, GatedLinear):
+                product, expand = module.group.product, module.group.expand
+                if product is not None and product.plain is not None:
+                    product.plain.normal_(std=1 / math.sqrt(product.plain.shape[1]))
+                if expand is not None and expand.plain is not None:
+                    expand.plain.normal_(std=0.1 / math.sqrt(RANK))
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_()
             elif isinstance(module, FusedRMSNorm):

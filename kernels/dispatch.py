@@ -9,6 +9,7 @@ stand before Triton is imported.
 import functools
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
-from ladle.kernels.cpu.types import Floats, Layer, LayerRows, Product
+from ladle.kernels.cpu.types import Floats, LayerRows, Layers, Product
 from ladle.kernels.reference import model as model_reference
 from ladle.kernels.reference import routing
 from ladle.kernels.reference import scores as reference
@@ -27,9 +28,10 @@ from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 
 __all__ = [
+    "ALL_ROWS",
     "Block",
-    "Layer",
     "LayerRows",
+    "Layers",
     "PackedLinear",
     "Product",
     "add_candidate_values",
@@ -55,13 +57,17 @@ __all__ = [
     "route_tokens",
     "routes",
     "rule_out_implausible",
-    "run_layer",
+    "run_layers",
     "sample",
     "spans_of",
+    "stack_products",
+    "tiled_product",
+    "tiled_rows",
     "token_logprobs",
     "weighted_sum",
 ]
 
+ALL_ROWS = sys.maxsize
 LARGEST_HEAD = 256
 """Values a head up to which the kernel for decode attention takes it."""
 
@@ -84,19 +90,61 @@ def prepare_draws(device: torch.device) -> None:
         token_logprobs(scores, sample(scores, one, one.long(), one, one, keys))
 
 
-def run_layer(
+def run_layers(
     x: Floats,
-    layer: Layer,
+    layers: Layers,
     scales: tuple[Floats, Floats, Floats, Floats],
     rows: LayerRows,
-    kv: Floats,
+    kv: Any,
     block: int,
     threads: int,
 ) -> None:
-    """See ``ladle.kernels.cpu.decoder_layer.run_layer``; compiled on first use, which takes some seconds."""
-    from ladle.kernels.cpu import decoder_layer as cpu_layer
+    """See ``ladle.kernels.cpu.decoder_stack.run_layers``; compiled on first use, which takes some seconds."""
+    from ladle.kernels.cpu import decoder_stack
 
-    cpu_layer.run_layer(x, layer, scales, rows, kv, block, threads)
+    decoder_stack.run_layers(x, layers, scales, rows, kv, block, threads)
+
+
+def tiled_product(
+    weight: Tensor,
+    bias: Tensor | None,
+    shrink: Tensor | None,
+    expand: Tensor | None,
+    dtype: torch.dtype,
+    rows: int,
+    exact: bool,
+    quantized: bool = False,
+) -> Any:
+    """A ``ladle.kernels.cpu.tiled_product.TiledProduct``, or None where ``rows`` is 0 or there can be none.
+
+    ``exact``: the weights' values have to be kept as they are, so that none can be held in 16 bits; ``quantized``: in 8
+    bits."""
+    if exact or not rows or not can_compile():
+        return None
+    from ladle.kernels.cpu import tiled_product as cpu
+
+    parts = [part for part in (weight, shrink) if part is not None]
+    if not all(cpu.can_hold(part, dtype) for part in parts):
+        return None
+    if expand is not None and not cpu.can_hold(expand, torch.float32):
+        return None
+    return cpu.TiledProduct(weight, bias, shrink, expand, dtype, quantized)
+
+
+def tiled_rows(dtype: torch.dtype, elements: int) -> int:
+    """Up to how many rows a tiled product is the quickest here, of a model with so many weights; 0: never."""
+    if not can_compile():
+        return 0
+    from ladle.kernels.cpu import row_limit
+
+    return row_limit.tiled_rows(dtype, elements)
+
+
+def stack_products(products: Sequence[Any]) -> Product:
+    """See ``ladle.kernels.cpu.tiled_product.stack``."""
+    from ladle.kernels.cpu import tiled_product as cpu
+
+    return cpu.stack(products)
 
 
 def weighted_sum(out: Floats, terms: list[tuple[float, Floats]]) -> None:

@@ -64,6 +64,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of the weights")
+    quantize: Literal["none", "int8"] = Field("none", description="on a CPU, hold the base's weights in int8")
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
     max_lanes: int | None = Field(None, ge=1, description="KV lanes at once; a traced or guided sequence has several")
     max_batch_tokens: int = Field(512, ge=1, description="token budget of one step")
@@ -76,7 +77,9 @@ class ServerSettings(BaseSettings):
     share_prefixes: bool = Field(
         False, description="reuse the state of equal prefixes among keys too, which lets them find out what others sent"
     )
-    compiled_layers: bool = Field(True, description="compile small bfloat16 models for a CPU that lacks it natively")
+    compiled_layers: bool = Field(
+        True, description="on a CPU, compute the layers of a bfloat16 model as one compiled call"
+    )
     cuda_graphs: bool = Field(True, description="on a GPU, record decode steps and run the recordings")
     reproducible: bool = Field(
         False, description="on a CPU, let a request's tokens depend on the request alone, in bfloat16 too"
@@ -217,6 +220,7 @@ class ServerSettings(BaseSettings):
             max_queue=self.max_queue,
             max_queue_tokens=self.max_queue_tokens,
             prefix_cache=self.prefix_cache,
+            quantize=self.quantize,
             compiled_layers=self.compiled_layers,
             reproducible=self.reproducible,
             cuda_graphs=self.cuda_graphs,

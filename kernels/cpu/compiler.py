@@ -13,7 +13,8 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-_SOURCES = ("compiler.py", "intrinsics.py", "half_dots.py", "decoder_layer.py", "sample.py", "weighted_sum.py")
+_SOURCES = ("compiler.py", "intrinsics.py", "elementary.py", "tiles.py", "tiled_product.py", "key_loops.py",
+            "attention.py",             "decoder_stack.py", "sample.py", "weighted_sum.py")  # fmt: skip
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
 must be seen."""

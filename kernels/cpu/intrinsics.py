@@ -9,11 +9,34 @@ from numba import types
 from numba.extending import intrinsic
 
 
-def _widen(typing_context: Any, pattern: Any) -> Any:
+def _widen(typing_context: Any, number: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        (number,) = arguments
+        if signature.args[0] == types.uint16:
+            return builder.fpext(builder.bitcast(number, ir.HalfType()), ir.FloatType())
+        if signature.args[0] == types.int16:
+            word = builder.zext(number, ir.IntType(32))
+            return builder.bitcast(builder.shl(word, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+        return number
 
-    return types.float32(types.uint16), generate
+    return types.float32(number), generate
+
+
+def _narrow(typing_context: Any, number: Any, like: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, _ = arguments
+        if like != types.int16:
+            return number
+        word = ir.IntType(32)
+        bits = builder.bitcast(number, word)
+        # To the nearest, the even one of two; what is no number stays none, which rounding could make an infinity of.
+        odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
+        rounded = builder.add(bits, builder.add(odd, ir.Constant(word, 0x7FFF)))
+        none = builder.fcmp_unordered("uno", number, number)
+        quiet = builder.or_(bits, ir.Constant(word, 0x400000))
+        return builder.trunc(builder.lshr(builder.select(none, quiet, rounded), ir.Constant(word, 16)), ir.IntType(16))
+
+    return like(types.float32, like), generate
 
 
 def _power_of_two(typing_context: Any, exponent: Any) -> Any:
@@ -37,7 +60,9 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
 
 
 widen: Any = intrinsic(_widen)
-"""widen(pattern): float32 of a float16 bit pattern."""
+"""widen(number): float32 of a float16 bit pattern (uint16), of a bfloat16 bit pattern (int16), or of a float32."""
+narrow: Any = intrinsic(_narrow)
+"""narrow(number, like): the float32 ``number`` as what ``like`` is, a bfloat16 bit pattern (int16) or a float32."""
 power_of_two: Any = intrinsic(_power_of_two)
 """power_of_two(exponent): 2^exponent as float32, -126 <= exponent <= 127."""
 prefetch: Any = intrinsic(_prefetch)

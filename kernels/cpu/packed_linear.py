@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 MIN_ROWS = 2
@@ -45,29 +43,10 @@ def can_pack() -> bool:
         return False
 
 
-@functools.cache
-def can_pack_half() -> bool:
-    """Whether FBGEMM's float16 product exists and is right here; probed once.
-
-    It reads float16 weights, multiplies and sums in float32, and on a CPU without bfloat16 instructions it is the
-    quickest product of all up to some 64 rows. Its rows do not depend on each other, one row included.
-    """
-    try:
-        packed = torch.ops.quantized.linear_prepack_fp16(torch.eye(16), None)
-        rows = torch.arange(32, dtype=torch.float32).view(2, 16)
-        return torch.equal(torch.ops.quantized.linear_dynamic_fp16(rows, packed), rows)
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-
-
 class PackedLinear:
     """``y = x W^T + b (+ addend)`` for a weight that never changes.
 
     ``weight`` is [out, in], ``bias`` [out] or None. Activations have the dtype ``activation_dtype``.
-
-    ``exact`` keeps the weight's values as they are. Without it a float32 weight may be packed in float16, for weights
-    that were bfloat16: float16 holds three more bits of them, so nothing is lost but below 8e-6, where what is lost is
-    less than 3e-8. A weight too large for float16 is packed in float32.
 
     ``reproducible``: the value of a row depends on that row alone, whatever the dtype and the processor. Where the
     library's product does not keep to that by itself, which is tried here on random rows, it is called with ``PIECE``
@@ -79,45 +58,31 @@ class PackedLinear:
         weight: Tensor,
         bias: Tensor | None,
         activation_dtype: torch.dtype,
-        exact: bool = True,
         reproducible: bool = False,
     ) -> None:
         self.out_features, self.in_features = weight.shape
         self._packed: Tensor | None = None
         self._plain: Tensor | None = None
-        self._half: torch.ScriptObject | None = None
         self.bias = None if bias is None else bias.to(activation_dtype)
         weight = weight.to(activation_dtype)
         on_cpu = weight.device.type == "cpu"
-        if on_cpu and activation_dtype == torch.float32 and not exact and can_pack_half() and _fits_half(weight):
-            self._half = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), self.bias)
-        elif on_cpu and activation_dtype in (torch.float32, torch.bfloat16) and can_pack():
+        if on_cpu and activation_dtype in (torch.float32, torch.bfloat16) and can_pack():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         else:
             self._plain = weight.contiguous().clone()
         self.in_pieces = reproducible and not self._rows_stand_alone(activation_dtype)
 
     @property
-    def half(self) -> bool:
-        """Whether it is held in float16."""
-        return self._half is not None
-
-    @property
     def plain(self) -> Tensor | None:
         """The weight [out, in] in the activations' dtype where it is held as it is, as on a GPU."""
         return self._plain
-
-    def half_weight(self) -> NDArray[np.float16]:
-        """The weight [out, in] of one that is held in float16, copied."""
-        assert self._half is not None
-        weight, _ = torch.ops.quantized.linear_unpack_fp16(self._half)
-        return weight.half().numpy()
 
     @property
     def nbytes(self) -> int:
         """Bytes held. What is packed is opaque: as many elements as the weight, up to padding of its blocks."""
         held = self._packed if self._packed is not None else self._plain
-        return self.out_features * self.in_features * (2 if held is None else held.element_size())
+        assert held is not None
+        return self.out_features * self.in_features * held.element_size()
 
     def __call__(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
         """``rows`` [n, in] -> [n, out]; ``addend`` [n, out] is added in the same pass."""
@@ -144,9 +109,6 @@ class PackedLinear:
         return torch.cat(made)[:count] if made else rows.new_zeros(0, self.out_features)
 
     def _product(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
-        if self._half is not None:
-            product = torch.ops.quantized.linear_dynamic_fp16(rows, self._half)
-            return product if addend is None else product.add_(addend)
         if self._packed is None:
             assert self._plain is not None
             product = F.linear(rows, self._plain, self.bias)
@@ -164,7 +126,3 @@ class PackedLinear:
         if addend is not None:
             addend = addend.expand(MIN_ROWS, -1).contiguous()
         return self._product(rows, addend)[:1]
-
-
-def _fits_half(weight: Tensor) -> bool:
-    return weight.numel() == 0 or float(weight.abs().max()) <= torch.finfo(torch.float16).max

@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ladle.kernels.cpu.compiler import EXACT, INNER, OUTER
-from ladle.kernels.cpu.half_dots import exp
+from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.types import Floats
 
 BUCKETS = 2048

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,23 @@ Places = NDArray[np.int64]
 class Product(NamedTuple):
     """One or more linear layers with the same input, and the bank's factors for them.
 
-    ``weight`` [out + R, in] float16 patterns, the last R rows the shrink factors; ``bias`` [out] float32, or [0];
-    ``expand`` [R, out] float16 patterns.
+    ``weight`` [blocks, steps, numbers a step] of ``out`` outputs as ``tiled_product.pack`` makes it; ``steps`` [out]
+    float32, what an output's quantised weights count, or [0]; ``bias`` [out] float32, or [0]; ``shrink`` the R shrink
+    factors, packed like ``weight``; ``expand`` [R, out] float16 patterns.
     """
 
-    weight: Halves
+    weight: Any
+    steps: Floats
     bias: Floats
+    shrink: Any
     expand: Halves
 
 
-class Layer(NamedTuple):
-    """``norms`` [2, hidden] float32 weights before attention and before the MLP, ``eps`` theirs; the products; the
-    attention's scale, and its window (0 for none)."""
+class Layers(NamedTuple):
+    """All layers of a model: ``norms`` [layers, 2, hidden] float32 weights before attention and before the MLP, ``eps``
+    theirs; the products, whose arrays have a first axis of layers; ``attended``, inputs of the product ``out``; the
+    attention's scale, and ``windows`` [layers] int64 (0 for none); ``inputs`` [0] of the dtype that the products read.
+    """
 
     norms: Floats
     eps: float
@@ -35,8 +40,10 @@ class Layer(NamedTuple):
     out: Product
     gate_up: Product
     down: Product
+    attended: int
     scaling: float
-    window: int
+    windows: Places
+    inputs: Any
 
 
 class LayerRows(NamedTuple):

@@ -79,9 +79,12 @@ class GatedGroup:
         head: bool = False,
         split: Split | None = None,
         reproducible: bool = False,
+        tiled_rows: int = 0,
+        quantized: bool = False,
     ) -> None:
         """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided.
-        ``reproducible``: see ``PackedLinear``."""
+        ``reproducible``: see ``PackedLinear``. ``tiled_rows``: up to how many rows go through a ``TiledProduct``.
+        ``quantized``: hold the layers' weights in int8; all rows do then."""
         # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
         weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
         self.dtype = activation_dtype
@@ -99,25 +102,44 @@ class GatedGroup:
             ).to(activation_dtype)
         self.pattern: int | None = None
         self.expand: dispatch.PackedLinear | None = None
+        self.product: dispatch.PackedLinear | None = None
         self.spans: Tensor | None = None
+        shrink = expand = None
         if factors is not None:
             factors = factors.padded(self.total)
-            shrink = factors.shrink.to(weight)
-            weight = torch.cat([weight, shrink])
-            if bias is not None:
-                bias = torch.cat([bias, bias.new_zeros(shrink.shape[0])])
+            shrink, expand = factors.shrink.to(weight), factors.expand.to(weight)
             self.pattern = gate.pattern(factors.columns.to(weight.device), head)
-            expand = factors.expand.to(weight)
-            self.expand = dispatch.PackedLinear(expand, None, activation_dtype, exact, reproducible)
-            if factors.blocks and dispatch.on_gpu(weight):
+        tiled_rows = dispatch.ALL_ROWS if quantized or (reproducible and tiled_rows) else tiled_rows
+        self.tiled = dispatch.tiled_product(
+            weight, bias, shrink, expand, activation_dtype, tiled_rows, exact and not quantized, quantized
+        )
+        if quantized and self.tiled is None:
+            raise ValueError("no compiler for int8 products on this machine")
+        self.tiled_rows = 0 if self.tiled is None else tiled_rows
+        if self.tiled_rows < dispatch.ALL_ROWS:
+            self._pack(weight, bias, shrink, expand, reproducible)
+            if factors is not None and factors.blocks and dispatch.on_gpu(weight):
                 self.spans = dispatch.spans_of(factors.blocks, self.total, weight.device)
-        self.product = dispatch.PackedLinear(weight, bias, activation_dtype, exact, reproducible)
         self._input: Tensor | None = None
         self._outputs: list[Tensor | None] = []
 
+    def _pack(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        shrink: Tensor | None,
+        expand: Tensor | None,
+        reproducible: bool,
+    ) -> None:
+        if shrink is not None and expand is not None:
+            weight = torch.cat([weight, shrink])
+            bias = None if bias is None else torch.cat([bias, bias.new_zeros(shrink.shape[0])])
+            self.expand = dispatch.PackedLinear(expand, None, self.dtype, reproducible)
+        self.product = dispatch.PackedLinear(weight, bias, self.dtype, reproducible)
+
     @property
     def nbytes(self) -> int:
-        return self.product.nbytes + (self.expand.nbytes if self.expand is not None else 0)
+        return sum(part.nbytes for part in (self.product, self.expand, self.tiled) if part is not None)
 
     def forward(self, rows: Tensor) -> Tensor:
         """``rows`` [n, in] -> [n, out of all layers side by side], merged as the gate says."""
@@ -126,13 +148,17 @@ class GatedGroup:
         return self.split.after(self._merged(self.split.before(rows)))
 
     def _merged(self, rows: Tensor) -> Tensor:
+        merges = self.pattern is not None and not self.gate.closed
+        if self.tiled is not None and rows.shape[0] <= self.tiled_rows:
+            return self.tiled(rows, self.gate.scale(self.pattern) if merges and self.pattern is not None else None)
+        assert self.product is not None
         y = self.product(rows)
         if self.expand is None:
             return y
-        assert self.pattern is not None
         base = y[:, : self.total]
-        if self.gate.closed:
+        if not merges:
             return base
+        assert self.pattern is not None
         if self.expand.plain is not None and dispatch.on_gpu(y):
             scale = self.gate.scale(self.pattern)
             return dispatch.expand_gated(base, y[:, self.total :], scale, self.expand.plain, self.spans)
@@ -259,12 +285,14 @@ def install(
     exact: bool,
     splits: Mapping[str, Split] | None = None,
     reproducible: bool = False,
+    quantized: bool = False,
 ) -> Gate:
     """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
 
     The plain weights are given back layer by layer, so the peak is one packed copy. ``splits``: of the layers that are
     divided among several processes, by path. ``reproducible``: a row's values depend on that row alone, whatever the
-    dtype. Raises what ``require_called`` raises, and FamilyError when a factor is beyond ``activation_dtype``.
+    dtype. ``quantized``: hold the weights in int8, with the bank beside them. Raises what ``require_called`` raises,
+    and FamilyError when a factor is beyond ``activation_dtype``.
     """
     gate = Gate()
     splits = splits or {}
@@ -272,6 +300,9 @@ def install(
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head is not None else None
     require_called(model, bank, groups)
+    paths_of_all = {path for group in groups for path in group}
+    elements = sum(weight.numel() for path in paths_of_all for weight in model.get_submodule(path).parameters())
+    tiled_rows = 0 if dispatch.on_gpu(next(model.parameters())) else dispatch.tiled_rows(activation_dtype, elements)
     for paths in groups:
         linears = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
@@ -293,6 +324,8 @@ def install(
             is_head,
             split,
             reproducible,
+            tiled_rows,
+            quantized,
         )
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")

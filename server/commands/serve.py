@@ -41,6 +41,10 @@ def command(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
+    quantize: Annotated[
+        Literal["none", "int8"] | None,
+        typer.Option(help="On a CPU, hold the base's weights in int8.", show_default="none"),
+    ] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Sequences that run at once.", show_default="64")] = None,
     max_lanes: Annotated[
         int | None,
@@ -77,7 +81,7 @@ def command(
         bool | None,
         typer.Option(
             "--compiled-layers/--no-compiled-layers",
-            help="On a CPU, compile the layers of a small bfloat16 model.",
+            help="On a CPU, compute the layers of a bfloat16 model as one compiled call.",
             show_default="on",
         ),
     ] = None,
@@ -250,6 +254,7 @@ def command(
         "max_queue_tokens": max_queue_tokens,
         "prefix_cache": prefix_cache,
         "share_prefixes": share_prefixes,
+        "quantize": quantize,
         "compiled_layers": compiled_layers,
         "reproducible": reproducible,
         "cuda_graphs": cuda_graphs,

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ladle.kernels.dispatch import cpu_has_bfloat16
+from ladle.kernels.dispatch import can_compile, cpu_has_bfloat16
 from ladle.merging.errors import InputError
 
 GIB = 1 << 30
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_QUANTISED = ("none", "int8")
 _SCHEDULES = ("auto", "eager", "lazy")
 
 
@@ -19,8 +20,8 @@ class EngineConfig:
     """Engine options; "auto" and None are resolved from the machine.
 
     device: "auto", "cpu", "cuda" or "cuda:N".
-    dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 where the processor
-        multiplies it natively, else float32.
+    dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 on a GPU and where
+        the processor multiplies it natively or loops can be compiled for it, else float32.
     max_sequences: sequences running at once. max_lanes: KV lanes at once (a traced or guided sequence has several);
         None: four times max_sequences.
     max_batch_tokens: token budget of one step, all lanes together.
@@ -28,9 +29,11 @@ class EngineConfig:
     max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
     max_queue: requests waiting before new ones are refused. max_queue_tokens: their prompt tokens, those of every
         source counted.
+    quantize: "none", or "int8": on a CPU, hold the weights of linear layers in int8 with a scale per output, and
+        compute in float32. Members stay as they are, so they have to be low-rank ones.
     prefix_cache: reuse KV state of equal prefixes under equal weights.
-    compiled_layers: on a CPU, take small steps through compiled layers where the model allows it (bfloat16 weights,
-        Llama's shape, at most 1 GiB); costs a copy of the weights.
+    compiled_layers: on a CPU, compute all decoder layers as one compiled call where the model allows it (bfloat16
+        weights, Llama's shape).
     cuda_graphs: on a GPU, record decode steps of some sizes at the start, and run these; costs memory
         for the results of every size.
     tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
@@ -52,6 +55,7 @@ class EngineConfig:
     max_context: int | None = None
     max_queue: int = 256
     max_queue_tokens: int = 1 << 20
+    quantize: str = "none"
     prefix_cache: bool = True
     compiled_layers: bool = True
     cuda_graphs: bool = True
@@ -75,6 +79,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(name, value, "a number >= 1")
+        if self.quantize not in _QUANTISED:
+            raise InputError("quantize", self.quantize, ", ".join(_QUANTISED))
+        if self.quantize != "none" and self.tensor_parallel > 1:
+            raise InputError("quantize", self.quantize, "none with tensor_parallel: a divided product is not quantised")
         if self.reproducible and self.tensor_parallel > 1:
             raise InputError("reproducible", True, "only without tensor_parallel: sums over processes were not tried")
         if self.expert_schedule not in _SCHEDULES:
@@ -84,8 +92,9 @@ class EngineConfig:
 
     def resolve_device(self) -> torch.device:
         """The device to run on. Raises InputError when the asked one is not there."""
+        only_here = self.reproducible or self.quantize != "none"
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() and not self.reproducible else "cpu")
+            return torch.device("cuda" if torch.cuda.is_available() and not only_here else "cpu")
         try:
             device = torch.device(self.device)
         except RuntimeError:
@@ -94,6 +103,8 @@ class EngineConfig:
             raise InputError("device", self.device, "auto, cpu, cuda or cuda:N")
         if device.type == "cuda" and self.reproducible:
             raise InputError("reproducible", True, "only on a CPU (device cpu): no GPU was tried yet")
+        if device.type == "cuda" and self.quantize != "none":
+            raise InputError("quantize", self.quantize, "none on a GPU (device cpu has int8)")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise InputError("device", self.device, f"cpu ({torch.cuda.device_count()} CUDA devices are visible)")
         return device
@@ -101,8 +112,10 @@ class EngineConfig:
     def resolve_dtypes(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
         """(weights, activations). A CPU without bfloat16 instructions computes bfloat16 weights in float32."""
         native = device.type == "cuda" or cpu_has_bfloat16()
-        weights = (torch.bfloat16 if native else torch.float32) if self.dtype == "auto" else _DTYPES[self.dtype]
-        activations = torch.float32 if weights == torch.bfloat16 and not native else weights
+        quick = native or can_compile()
+        weights = (torch.bfloat16 if quick else torch.float32) if self.dtype == "auto" else _DTYPES[self.dtype]
+        widened = not native or self.quantize != "none"  # int8 is multiplied with float32
+        activations = torch.float32 if weights == torch.bfloat16 and widened else weights
         return weights, activations
 
     @property

@@ -122,6 +122,7 @@ class Engine:
             "device": str(self.device),
             "weights": str(weights).removeprefix("torch."),
             "activations": str(activations).removeprefix("torch."),
+            "quantized": self.config.quantize,
             "layers": "compiled" if self.models.base.compiled else "gated",
             "cuda_graphs": "on" if self.runner.recorded else "off",
             "processes": str(self.config.tensor_parallel),

@@ -58,6 +58,10 @@ class ServedModels:
         Raises:
             FamilyError, InputError.
         """
+        full = next((name for model in family.models.values() for name in model.full), None)
+        if config.quantize != "none" and full is not None:
+            allowed = f"none beside {full}, which has full weights; low-rank members (ladle compress) keep theirs"
+            raise InputError("quantize", config.quantize, allowed)
         self.family = family
         self.device = device
         self._ranks = ranks
@@ -149,9 +153,10 @@ class ServedModels:
             self._weights_dtype,
             self.activation_dtype,
             merged,
-            self._config.compiled_layers and not self._config.reproducible,
+            self._config.compiled_layers,
             weights=(model.base, model.architecture),
             reproducible=self._config.reproducible,
+            quantized=self._config.quantize == "int8",
         )
         try:
             loaded = load(exchange=self._group)

@@ -1,7 +1,8 @@
-"""All decoder layers as one module: a few rows go through compiled layers, more of them through the layers as they are.
+"""All decoder layers as one module, compiled for the processor.
 
 On a CPU a small step spends as long between its products as in them. Where every layer is of Llama's shape, the
-compiled form of ``kernels.cpu_layer`` takes the steps whose rows fit; it holds a copy of its own of the weights.
+compiled form of ``kernels.cpu.decoder_stack`` takes its steps, but for those of so many rows that another product is
+the quicker one. Both read the same weights.
 """
 
 from __future__ import annotations
@@ -20,29 +21,22 @@ from ladle.server.engine.forward.fused_layer import FusedDecoderLayer, rotary
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 
 CPU = torch.device("cpu")
-MOST_ROWS = 64
-"""Rows up to which compiled layers are the quicker ones."""
-MOST_BYTES = 1 << 30
-"""Weights up to which they are used: reading takes most of a larger model's time, and a copy of it is dear."""
+TOGETHER = 512
+"""Rows a call: what the layers hold of a row between their products should stay in the processor's caches."""
 
 
 class DecoderStack(nn.Module):
-    """Stands for the decoder layers of a model, all of them fused ones, in its list of layers.
+    """Stands for the decoder layers of a model, all of them fused ones, in its list of layers."""
 
-    ``nbytes``: of the compiled layers' weights.
-    """
-
-    def __init__(self, layers: list[FusedDecoderLayer]) -> None:
+    def __init__(self, layers: list[FusedDecoderLayer], dtype: torch.dtype) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.attention_type = layers[0].attention_type
+        self._dtype = dtype
         self._layers = layers
-        self._compiled = [_compiled(layer) for layer in layers]
-        self.nbytes = sum(
-            product.weight.nbytes + product.expand.nbytes
-            for layer in self._compiled
-            for product in (layer.qkv, layer.out, layer.gate_up, layer.down)
-        )
+        self._compiled = _compiled(layers, dtype)
+        self.most_rows = min(group.tiled_rows for layer in layers for group in layer.groups)
+        """Rows beyond which the layers as they are have the quicker products."""
 
     def forward(
         self,
@@ -52,7 +46,7 @@ class DecoderStack(nn.Module):
         **ignored: Any,
     ) -> Tensor:
         """``hidden_states`` [1, tokens, hidden] -> the same shape."""
-        if paged is not None and paged.places is not None and hidden_states.shape[1] <= MOST_ROWS:
+        if paged is not None and paged.places is not None and hidden_states.shape[1] <= self.most_rows:
             return self._run(hidden_states, position_embeddings, paged)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings=position_embeddings, paged=paged)
@@ -60,85 +54,129 @@ class DecoderStack(nn.Module):
 
     @torch.inference_mode()
     def agrees(self) -> bool:
-        """Compiles the layers, and compares them with what they stand for: two rows on a pool of their own."""
+        """Compiles the layers, and compares each with what it stands for: two rows on a pool of their own."""
         first = self._layers[0]
-        caches = [KVCache([layer.attention.shape for layer in self._layers], 3, torch.float32, CPU) for _ in range(2)]
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, 2, first.qkv.product.in_features, generator=generator)
-        angles = torch.rand(1, 2, first.attention.shape.head_dim // 2, generator=generator).repeat(1, 1, 2)
+        dim = first.attention.shape.head_dim
+        caches = [KVCache([layer.attention.shape for layer in self._layers], 3, self._dtype, CPU) for _ in range(2)]
         slots, positions = torch.tensor([16, 17]), torch.tensor([0, 1])
         group = AttentionGroup(0, 2, 0, positions[None], torch.tensor([[1]]), torch.arange(BLOCK_SIZE))
         places = TokenPlaces(np.array([[1]]), np.zeros(2, dtype=np.int64), positions.numpy())
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 2, first.hidden, generator=generator).to(self._dtype)
+        angles = torch.rand(1, 2, dim // 2, generator=generator).repeat(1, 1, 2)
+        turns = angles.cos().to(self._dtype), angles.sin().to(self._dtype)
         first.qkv.gate.open(None)
-        plain, compiled = (
-            self(x, (angles.cos(), angles.sin()), PagedContext(cache, slots, [group], given))
-            for cache, given in zip(caches, (None, places), strict=True)
-        )
-        return torch.allclose(plain, compiled, rtol=1e-2, atol=1e-2 * float(plain.abs().mean()))
+        bound = 1e-2 if self._dtype == torch.float32 else 3e-2
+        for index, layer in enumerate(self._layers):
+            plain = layer(x, turns, PagedContext(caches[0], slots, [group])).float()
+            context = PagedContext(caches[1], slots, [group], places)
+            compiled = self._run(x, turns, context, slice(index, index + 1)).float()
+            if not torch.linalg.vector_norm(compiled - plain) <= bound * torch.linalg.vector_norm(plain):
+                return False
+        return True
 
-    def _run(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], paged: PagedContext) -> Tensor:
+    def _run(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        paged: PagedContext,
+        part: slice = slice(None),
+    ) -> Tensor:
         places = paged.places
         assert places is not None
-        x = hidden_states[0].numpy().copy()
-        cos, sin = rotary(position_embeddings, paged)
-        rows = dispatch.LayerRows(
-            cos[:, 0].numpy(), sin[:, 0].numpy(), places.blocks, places.tables, places.positions, paged.slots.numpy()
-        )
-        threads = torch.get_num_threads()
-        nothing = np.zeros((x.shape[0], 0), dtype=np.float32)
-        known: dict[int | None, NDArray[np.float32]] = {None: nothing}
+        x = hidden_states[0].float().numpy().copy()
+        cos, sin = (part[:, 0].float().numpy() for part in rotary(position_embeddings, paged))
+        slots = paged.slots.numpy()
+        scales = [self._scales(index, x.shape[0]) for index in range(4)]
+        kv, layers, threads = paged.cache.array[part], _part(self._compiled, part), torch.get_num_threads()
+        # A token sees those before it, which come before it here too: so all layers of the first rows go first.
+        for start in range(0, x.shape[0], TOGETHER):
+            some = slice(start, start + TOGETHER)
+            rows = dispatch.LayerRows(
+                cos[some], sin[some], places.blocks, places.tables[some], places.positions[some], slots[some]
+            )
+            first, second, third, fourth = (np.ascontiguousarray(scale[:, some]) for scale in scales)
+            dispatch.run_layers(x[some], layers, (first, second, third, fourth), rows, kv, BLOCK_SIZE, threads)
+        return torch.from_numpy(x).to(hidden_states.dtype)[None]
 
-        def scale(group: GatedGroup) -> NDArray[np.float32]:
-            pattern = None if group.gate.closed else group.pattern
-            if pattern not in known:
-                assert pattern is not None
-                known[pattern] = group.gate.scale(pattern).numpy()
-            return known[pattern]
-
-        for layer, original, kv in zip(self._compiled, self._layers, paged.cache.arrays, strict=True):
-            qkv, out, gate_up, down = (scale(group) for group in original.groups)
-            dispatch.run_layer(x, layer, (qkv, out, gate_up, down), rows, kv, BLOCK_SIZE, threads)
-        return torch.from_numpy(x)[None]
-
-
-def _compiled(layer: FusedDecoderLayer) -> dispatch.Layer:
-    norms = torch.stack([norm.get_buffer("weight") for norm in layer.norms])
-    qkv, out, gate_up, down = (_product(group) for group in layer.groups)
-    eps, scaling, window = layer.norms[0].eps, layer.attention.scaling, layer.attention.window
-    return dispatch.Layer(norms.numpy(), float(eps), qkv, out, gate_up, down, float(scaling), int(window or 0))
+    def _scales(self, index: int, count: int) -> NDArray[np.float32]:
+        """[layers or 1, ``count``, R] coefficients of the rank columns of the product ``index`` of every layer."""
+        groups = [layer.groups[index] for layer in self._layers]
+        patterns = [None if group.gate.closed else group.pattern for group in groups]
+        if patterns.count(patterns[0]) == len(patterns):
+            return _scale(groups[0], patterns[0], count)[None]
+        parts = [_scale(group, pattern, count) for group, pattern in zip(groups, patterns, strict=True)]
+        scales = np.zeros((len(parts), count, max(part.shape[1] for part in parts)), dtype=np.float32)
+        for own, part in zip(scales, parts, strict=True):
+            own[:, : part.shape[1]] = part
+        return scales
 
 
-def _product(group: GatedGroup) -> dispatch.Product:
-    weight = group.product.half_weight()
-    expand = np.zeros((0, group.total), dtype=np.float16)
-    if group.expand is not None:
-        expand = np.ascontiguousarray(group.expand.half_weight().T)
-    bias = group.product.bias
-    return dispatch.Product(
-        weight.view(np.uint16),
-        np.zeros(0, dtype=np.float32) if bias is None else bias[: group.total].numpy().copy(),
-        expand.view(np.uint16),
+def _scale(group: GatedGroup, pattern: int | None, count: int) -> NDArray[np.float32]:
+    if pattern is None:
+        return np.zeros((count, 0), dtype=np.float32)
+    scale: NDArray[np.float32] = group.gate.scale(pattern).float().contiguous().numpy()
+    return scale
+
+
+def _part(layers: dispatch.Layers, part: slice) -> dispatch.Layers:
+    """Some of the layers, in the same memory."""
+    if part == slice(None):
+        return layers
+    qkv, out, gate_up, down = (
+        dispatch.Product._make(array[part] for array in product)
+        for product in (layers.qkv, layers.out, layers.gate_up, layers.down)
+    )
+    return layers._replace(
+        norms=layers.norms[part], windows=layers.windows[part], qkv=qkv, out=out, gate_up=gate_up, down=down
     )
 
 
-def compile_layers(model: Any) -> int:
-    """Put a ``DecoderStack`` in the place of the decoder layers of ``model`` if all of them can be compiled and it
-    pays; returns the bytes that it takes."""
+def _compiled(layers: list[FusedDecoderLayer], dtype: torch.dtype) -> dispatch.Layers:
+    norms = torch.stack([norm.get_buffer("weight").float() for layer in layers for norm in layer.norms])
+    first = layers[0]
+    qkv, out, gate_up, down = (
+        dispatch.stack_products([layer.groups[index].tiled for layer in layers]) for index in range(4)
+    )
+    return dispatch.Layers(
+        norms.view(len(layers), 2, -1).numpy(),
+        float(first.norms[0].eps),
+        qkv,
+        out,
+        gate_up,
+        down,
+        first.attended,
+        float(first.attention.scaling),
+        np.array([layer.attention.window or 0 for layer in layers]),
+        np.zeros(0, np.int16 if dtype == torch.bfloat16 else np.float32),
+    )
+
+
+def compile_layers(model: Any, dtype: torch.dtype) -> bool:
+    """Put a ``DecoderStack`` in the place of the decoder layers of ``model`` if all of them can be compiled; returns
+    whether they were."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not dispatch.can_compile():
-        return 0
+        return False
     fused = [layer for layer in layers if isinstance(layer, FusedDecoderLayer)]
-    products = [product for layer in fused for group in layer.groups for product in (group.product, group.expand)]
     if (
-        len(fused) < len(layers)
+        not fused
+        or len(fused) < len(layers)
         or not all(type(layer.act).__name__ in ("SiLU", "SiLUActivation") for layer in fused)
-        or not all(product is None or product.half for product in products)
-        or sum(product.nbytes for product in products if product is not None) > MOST_BYTES
+        or not all(group.tiled is not None for layer in fused for group in layer.groups)
+        or len({_shape(layer) for layer in fused}) > 1
     ):
-        return 0
-    stack = DecoderStack(fused)
+        return False
+    stack = DecoderStack(fused, dtype)
     if not stack.agrees():
-        return 0
+        return False
     decoder.layers = nn.ModuleList([stack])
-    return stack.nbytes
+    return True
+
+
+def _shape(layer: FusedDecoderLayer) -> tuple[Any, ...]:
+    """What the layers of a stack have in common."""
+    attention = layer.attention
+    products = [(group.total, group.tiled.in_features, len(group.tiled.product.bias)) for group in layer.groups]
+    return (*products, attention.shape, attention.scaling, layer.norms[0].eps, layer.norms[1].eps)

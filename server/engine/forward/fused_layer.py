@@ -40,6 +40,8 @@ class FusedDecoderLayer(nn.Module):
         self.groups = (self.qkv, self.out, self.gate_up, self.down)
         self.act = mlp.act_fn
         self.inner = mlp.gate_proj.out_features
+        self.hidden = attn.q_proj.in_features
+        self.attended = attn.o_proj.in_features
         self.heads = attn.q_proj.out_features // attention.shape.head_dim
         self.rotated = self.heads + attention.shape.heads
 
@@ -132,8 +134,7 @@ def fuse_layers(model: Any, attentions: dict[int, LayerAttention], dtype: torch.
             continue  # only a part of each head is turned
         fused = FusedDecoderLayer(layer, attention)
         generator = torch.Generator().manual_seed(index)
-        hidden = fused.qkv.product.in_features
-        x = torch.randn(1, 3, hidden, generator=generator).to(model.device, dtype)
+        x = torch.randn(1, 3, fused.hidden, generator=generator).to(model.device, dtype)
         angles = torch.rand(1, 3, attention.shape.head_dim // 2, generator=generator).repeat(1, 1, 2).to(x)
         embeddings = (angles.cos(), angles.sin())
         try:

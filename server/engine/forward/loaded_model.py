@@ -87,6 +87,7 @@ def load_model(
     exchange: Exchange | None = None,
     weights: tuple[ConvertedReader, Architecture] | None = None,
     reproducible: bool = False,
+    quantized: bool = False,
 ) -> LoadedModel:
     """Put the base in ``folder`` (or the weights ``merged``, which stand in its place) into a copy of its model, and
     gate it with ``bank``. Nothing here is a load of transformers' but for the first one of an architecture.
@@ -95,6 +96,7 @@ def load_model(
         compiled: take small steps through compiled layers where that can be.
         exchange: the processes that the model is divided among; nothing is exchanged while it loads.
         weights: the base's, where they have been opened already.
+        quantized: hold the weights of linear layers in int8, on a CPU.
 
     Raises:
         FamilyError: the checkpoint does not fit its config, or the architecture cannot run on the KV pool.
@@ -112,19 +114,25 @@ def load_model(
     attentions = learn_attention(model, config_file)
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
     gate = gated.install(
-        model, bank, activation_dtype, exact=weights_dtype != torch.bfloat16, splits=splits, reproducible=reproducible
+        model,
+        bank,
+        activation_dtype,
+        exact=weights_dtype != torch.bfloat16,
+        splits=splits,
+        reproducible=reproducible,
+        quantized=quantized,
     )
     # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(activation_dtype)
     fuse_norms(model)
     fuse_layers(model, attentions, activation_dtype)
-    copies = compile_layers(model) if compiled and not splits else 0
+    stacked = compiled and not splits and compile_layers(model, activation_dtype)
     if link is not None:
         link.open = True
     plain = sum(parameter.nbytes for parameter in model.parameters())
     kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
-    return LoadedModel(model, gate, kv_shapes, plain + copies + gated.nbytes(model), copies > 0)
+    return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model), stacked)
 
 
 def context_limit(config: Any, kv_tokens: int) -> int:

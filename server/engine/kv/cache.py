@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,15 +37,23 @@ class KVCache:
     def __init__(self, shapes: list[KVShape], blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         self.blocks = blocks
         self.shapes = shapes
-        self.layers = [
-            torch.zeros(blocks * BLOCK_SIZE, 2, shape.heads, shape.head_dim, dtype=dtype, device=device)
-            for shape in shapes
-        ]
+        self._pool: Tensor | None = None
+        if len(set(shapes)) == 1:
+            rows = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
+            self._pool = _zeros(rows, dtype, device)
+            self.layers = list(self._pool.unbind())
+        else:
+            self.layers = [
+                torch.zeros(blocks * BLOCK_SIZE, 2, shape.heads, shape.head_dim, dtype=dtype, device=device)
+                for shape in shapes
+            ]
 
     @functools.cached_property
-    def arrays(self) -> list[NDArray[np.float32]]:
-        """The layers' pools as arrays that share their memory; for a float32 pool on a CPU."""
-        return [layer.numpy() for layer in self.layers]
+    def array(self) -> NDArray[Any]:
+        """The pools [layers, slots, 2, heads, head_dim] of layers of one shape on a CPU as an array that shares their
+        memory: float32, or bfloat16 patterns as int16."""
+        assert self._pool is not None
+        return self._pool.view(torch.int16).numpy() if self._pool.dtype == torch.bfloat16 else self._pool.numpy()
 
     @staticmethod
     def bytes_per_block(shapes: list[KVShape], dtype: torch.dtype) -> int:
@@ -77,3 +87,12 @@ class KVCache:
         rows = blocks.index_select(0, table.reshape(-1))
         rows = rows.view(lanes, width * BLOCK_SIZE, 2, shape.heads, shape.head_dim)
         return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, on a CPU in memory that numpy asks the kernel to map in huge pages: reading it is bound by how many pages
+    there are."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8))
+    return memory.view(dtype).view(shape)

@@ -98,43 +98,7 @@ def test_row_bits_do_not_depend_on_the_other_rows(out: int, inner: int, threads:
         torch.set_num_threads(before)
 
 
-def test_bfloat16_weights_lose_nothing_in_float16() -> None:
-    """bfloat16 weights on a CPU without bfloat16 instructions: float32 activations, weights packed in float16."""
-    torch.manual_seed(fresh_seed())
-    for bias in (None, torch.randn(64)):
-        weight = torch.randn(64, 96).bfloat16()
-        layer = PackedLinear(weight, bias, torch.float32, exact=False)
-        for rows in (0, 1, 2, 9):
-            x, addend = torch.randn(rows, 96), torch.randn(rows, 64)
-            expected = _expected(x, weight, bias, addend)
-            y = layer(x, addend.clone())
-            assert y.dtype == torch.float32 and y.shape == expected.shape
-            assert rows == 0 or (y.double() - expected).abs().amax().item() < 1e-4
-
-
-def test_half_rows_do_not_depend_on_each_other() -> None:
-    torch.manual_seed(fresh_seed())
-    layer = PackedLinear(torch.randn(130, 96).bfloat16(), None, torch.float32, exact=False)
-    x = torch.randn(40, 96)
-    whole = layer(x)
-    for count in (1, 2, 3, 7, 16, 17):
-        rows = torch.randperm(40)[:count]
-        assert torch.equal(layer(x[rows]), whole[rows]), count
-
-
-def test_a_weight_too_large_for_float16_keeps_its_values() -> None:
-    torch.manual_seed(fresh_seed())
-    weight = torch.randn(32, 48).bfloat16()
-    weight[3, 4] = 1e6
-    layer = PackedLinear(weight, None, torch.float32, exact=False)
-    x = torch.randn(3, 48)
-    expected = x.double() @ weight.double().t()
-    assert torch.allclose(layer(x).double(), expected, rtol=1e-5, atol=1e-4)
-
-
 def test_nbytes_counts_every_layout() -> None:
     weight = torch.randn(32, 48)
     assert PackedLinear(weight, None, torch.float32).nbytes == 32 * 48 * 4
     assert PackedLinear(weight.double(), None, torch.float64).nbytes == 32 * 48 * 8
-    if packed_linear.can_pack_half():
-        assert PackedLinear(weight.bfloat16(), None, torch.float32, exact=False).nbytes == 32 * 48 * 2

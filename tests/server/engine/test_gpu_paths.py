@@ -48,7 +48,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(dispatch, "on_gpu", lambda tensor: True)
         # Weights are held as they are on a GPU.
         monkeypatch.setattr(packed_linear, "can_pack", lambda: False)
-        monkeypatch.setattr(packed_linear, "can_pack_half", lambda: False)
     return made
 
 

@@ -9,7 +9,9 @@ import torch
 from seeds import fresh_seed
 from tiny_engine import Collector, build, family_of, make_request, random_prompt
 
+from ladle.kernels import dispatch
 from ladle.kernels.cpu import packed_linear
+from ladle.kernels.cpu.tiles import has_pairs
 from ladle.kernels.dispatch import PackedLinear
 from ladle.merging.errors import InputError
 from ladle.server.engine import config
@@ -28,6 +30,7 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(self, rows, addend) * (1.0 + (0.0625 if rows.shape[0] < 6 else 0.0))
 
     monkeypatch.setattr(PackedLinear, "_product", product)
+    monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: 0)
 
 
 def answer(engine: Engine, prompt: tuple[int, ...], beside: int, rng: random.Random) -> tuple[Said, int]:
@@ -65,6 +68,27 @@ def test_the_same_tokens_however_they_are_computed(
     first, again, crowded, turn, fresh = all_ways(family_of(tmp_path), reproducible=True)
     assert first == again == crowded
     assert turn == fresh
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_compiled_layers_need_no_option_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    if native and not has_pairs():
+        pytest.skip("needs a processor that multiplies pairs of bfloat16")
+    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: native)
+    first, again, crowded, turn, fresh = all_ways(family_of(tmp_path))
+    assert first == again == crowded
+    assert turn == fresh
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_where_many_rows_are_multiplied_otherwise_the_option_decides(
+    tmp_path: Path, moody: None, monkeypatch: pytest.MonkeyPatch, reproducible: bool
+) -> None:
+    """As on a processor with a unit for products of many rows, which tiles leave to the library."""
+    monkeypatch.setattr(config, "cpu_has_bfloat16", has_pairs)
+    monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: 8)
+    first, again, crowded, turn, fresh = all_ways(family_of(tmp_path), reproducible=reproducible)
+    assert (first == again == crowded and turn == fresh) == reproducible
 
 
 def test_without_it_such_a_library_would_be_seen(tmp_path: Path, moody: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,241 @@
+"""Attention of single queries over the blocks of a KV pool on a CPU, where they lie: nothing is gathered or copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from ladle.kernels.cpu.compiler import INNER, OUTER
+from ladle.kernels.cpu.elementary import exp
+from ladle.kernels.cpu.intrinsics import narrow, widen
+from ladle.kernels.cpu.key_loops import add_values, dot_keys
+from ladle.kernels.cpu.tiles import LANES
+from ladle.kernels.cpu.types import Floats, LayerRows, Places
+
+_MOST_FOLDED = 2
+"""Query heads that read keys and values together. With more of them it would take longer to compile."""
+SEGMENT = 128
+"""Tokens that one thread attends to at a time. Where a segment begins follows from places in the sequence alone, so
+that a row is summed in the same order whatever shares its step."""
+
+
+def _heads(folded: int) -> Any:
+    """The loops over keys and values for ``folded`` query heads."""
+    dot, add = dot_keys(folded), add_values(folded)
+
+    @njit(**INNER)
+    def scores(query: Floats, held: Floats, of: int, count: int, seen: Floats) -> None:
+        dot(query, held, 0, of, count, seen, 0)
+
+    @njit(**INNER)
+    def sums(seen: Floats, held: Floats, of: int, count: int, total: Floats) -> None:
+        add(seen, 0, held, 0, of, count, total)
+
+    return scores, sums
+
+
+(_dot1, _add1), (_dot2, _add2) = (_heads(n) for n in range(1, _MOST_FOLDED + 1))
+
+
+@njit(**INNER)
+def _dot(query: Floats, held: Floats, count: int, folded: int, seen: Floats) -> None:
+    """seen[h, i] = query[h] . key i, for every query head h and i < ``count``."""
+    for of in range(held.shape[2]):
+        head, last = of * folded, (of + 1) * folded
+        while head < last:
+            if last - head >= _MOST_FOLDED:
+                _dot2(query[head:last], held, of, count, seen[head:last])
+            else:
+                _dot1(query[head:last], held, of, count, seen[head:last])
+            head += _MOST_FOLDED
+
+
+@njit(**INNER)
+def _add(seen: Floats, held: Floats, count: int, folded: int, sums: Floats) -> None:
+    """sums[h] += sum_i seen[h, i] value i, for every query head h and i < ``count``."""
+    for of in range(held.shape[2]):
+        head, last = of * folded, (of + 1) * folded
+        while head < last:
+            if last - head >= _MOST_FOLDED:
+                _add2(seen[head:last], held, of, count, sums[head:last])
+            else:
+                _add1(seen[head:last], held, of, count, sums[head:last])
+            head += _MOST_FOLDED
+
+
+@njit(**INNER)
+def _widened(numbers: Any, wide: Floats) -> None:
+    """``numbers`` [n, 2, heads, d] as float32; ``wide`` has room for whole vectors of d, the rest of them zeros."""
+    dim = numbers.shape[3]
+    if dim == wide.shape[3]:
+        flat, made = numbers.reshape(-1), wide.reshape(-1)
+        for i in range(made.shape[0]):
+            made[i] = widen(flat[i])
+        return
+    for n in range(numbers.shape[0]):
+        for which in range(2):
+            for head in range(numbers.shape[2]):
+                for i in range(wide.shape[3]):
+                    wide[n, which, head, i] = widen(numbers[n, which, head, i]) if i < dim else np.float32(0)
+
+
+@njit(**INNER)
+def _hold(rows: LayerRows, t: int, kv: Any, block: int, start: int, known: int, stop: int, held: Floats) -> None:
+    """The keys and values of the tokens ``known`` to ``stop`` that row ``t`` sees into ``held``, whose first token is
+    ``start``.
+
+    Blocks are read from end to end: keys of one head lie too far apart for the processor to foresee the next one, and
+    read from the pool one by one they come at a fraction of the memory's pace.
+    """
+    position, table = rows.positions[t], rows.blocks[rows.tables[t]]
+    before = min(stop, position)
+    for number in range(known // block, (before + block - 1) // block):
+        begin, end = max(known, number * block), min(before, (number + 1) * block)
+        slot = (table[number] - number) * block
+        _widened(kv[slot + begin : slot + end], held[begin - start : end - start])
+    if position < stop:
+        # The row's own key lies at its slot, which for a candidate is not where its position is.
+        slot = rows.slots[t]
+        _widened(kv[slot : slot + 1], held[position - start : position - start + 1])
+
+
+@njit(**INNER)
+def _segment(
+    query: Floats,
+    held: Floats,
+    count: int,
+    folded: int,
+    scaling: float,
+    seen: Floats,
+    sums: Floats,
+    best: Floats,
+    weight: Floats,
+) -> None:
+    """What the heads of a row see of the first ``count`` tokens of ``held``: their weighted values ``sums`` [heads, d],
+    relative to the largest score ``best`` [heads], and the sum of the weights ``weight`` [heads]."""
+    _dot(query, held, count, folded, seen)
+    for h in range(query.shape[0]):
+        own, total = seen[h, :count], sums[h]
+        most = np.float32(-np.inf)
+        for i in range(own.shape[0]):
+            own[i] *= np.float32(scaling)
+            most = max(most, own[i])
+        together = np.float32(0)
+        for i in range(own.shape[0]):
+            own[i] = exp(own[i] - most)
+            together += own[i]
+        best[h], weight[h] = most, together
+        for i in range(total.shape[0]):
+            total[i] = 0
+    _add(seen, held, count, folded, sums)
+
+
+@njit(**INNER)
+def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
+    """[tasks, 4] row, first token, last token, place of the result: every segment of every row.
+
+    Rows of one sequence that follow each other take a segment in turns, so that it is read once for all of them.
+    ``firsts`` [rows + 1] takes the number of segments before those of each row.
+    """
+    tokens = rows.positions.shape[0]
+    firsts[0] = 0
+    for t in range(tokens):
+        start = max(0, rows.positions[t] - window + 1) if window > 0 else 0
+        firsts[t + 1] = firsts[t] + rows.positions[t] // SEGMENT - start // SEGMENT + 1
+    tasks = np.empty((firsts[tokens], 4), np.int64)
+    made, t = 0, 0
+    while t < tokens:
+        end, last = t + 1, rows.positions[t]
+        while end < tokens and rows.tables[end] == rows.tables[t]:
+            last = max(last, rows.positions[end])
+            end += 1
+        for number in range(last // SEGMENT + 1):
+            for row in range(t, end):
+                position = rows.positions[row]
+                first = max(0, position - window + 1) if window > 0 else 0
+                start, stop = max(first, number * SEGMENT), min(position + 1, (number + 1) * SEGMENT)
+                if start < stop:
+                    tasks[made, 0], tasks[made, 1], tasks[made, 2] = row, start, stop
+                    tasks[made, 3] = firsts[row] + number - first // SEGMENT
+                    made += 1
+        t = end
+    return tasks
+
+
+@njit(**INNER)
+def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, head: int, answer: Any) -> None:
+    """What the segments ``first`` to ``last`` of one row and head amount to."""
+    most = np.float32(-np.inf)
+    for number in range(first, last):
+        most = max(most, best[number, head])
+    total, together = sums[first, head], np.float32(0)
+    for number in range(first, last):
+        factor = exp(best[number, head] - most)
+        together += factor * weight[number, head]
+        part = sums[number, head]
+        if number == first:
+            for i in range(total.shape[0]):
+                total[i] *= factor
+        else:
+            for i in range(total.shape[0]):
+                total[i] += factor * part[i]
+    together = np.float32(1) / together
+    for i in range(answer.shape[0]):
+        answer[i] = narrow(total[i] * together, answer[i])
+
+
+@njit(parallel=True, **OUTER)
+def attend(
+    queries: Floats,
+    rows: LayerRows,
+    kv: Any,
+    block: int,
+    heads: int,
+    scaling: float,
+    window: int,
+    mixed: Any,
+    threads: int,
+) -> None:
+    """Softmax attention of every row and head over the tokens before the row's position and itself.
+
+    ``queries`` [rows, at least heads * d], turned already; ``kv`` [slots, 2, kv heads, d];
+    ``mixed`` [rows, heads * d] takes the answers. A query head reads the key/value head ``head // (heads // kv
+    heads)``. What a row computes depends on its own place alone.
+    """
+    kv_heads, dim = kv.shape[2], kv.shape[3]
+    folded = heads // kv_heads
+    tokens = queries.shape[0]
+    firsts = np.empty(tokens + 1, np.int64)
+    tasks = _tasks(rows, window, firsts)
+    count = tasks.shape[0]
+    wide = (dim + LANES - 1) // LANES * LANES
+    sums = np.empty((count, heads, wide), np.float32)
+    best = np.empty((count, heads), np.float32)
+    weight = np.empty((count, heads), np.float32)
+    scores = np.empty((threads, heads, SEGMENT + 16), np.float32)  # a cache line apart
+    asked = np.zeros((threads, heads, wide), np.float32)
+    held = np.empty((threads, SEGMENT, 2, kv_heads, wide), np.float32)
+    for part in prange(threads):
+        query = asked[part]
+        table, begin, known = -1, -1, -1  # what is held: tokens of a sequence from ``begin`` to ``known``
+        for task in range(part * count // threads, (part + 1) * count // threads):
+            t, start, stop, place = tasks[task]
+            if rows.tables[t] != table or start != begin or stop < known:
+                table, begin, known = rows.tables[t], start, start
+            _hold(rows, t, kv, block, start, known, stop, held[part])
+            position = rows.positions[t]
+            at = rows.blocks[table, position // block] * block + position % block
+            known = stop if position >= stop or rows.slots[t] == at else position
+            for head in range(heads):
+                for i in range(dim):
+                    query[head, i] = queries[t, head * dim + i]
+            _segment(
+                query, held[part], stop - start, folded, scaling, scores[part], sums[place], best[place], weight[place]
+            )
+    for part in prange(threads):
+        for t in range(part * tokens // threads, (part + 1) * tokens // threads):
+            for head in range(heads):
+                answer = mixed[t, head * dim : (head + 1) * dim]
+                _joined(sums, best, weight, firsts[t], firsts[t + 1], head, answer)

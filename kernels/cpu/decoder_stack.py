@@ -1,0 +1,205 @@
+"""Decoder layers of Llama's shape for a few rows on a CPU, all of them as one compiled call.
+
+Between the products of a small step lie some thirty calls a layer, each a few microseconds of dispatch for next to no
+work; compiled together they vanish. The layers merge in the forward as gated layers do.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from ladle.kernels.cpu.attention import attend
+from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
+from ladle.kernels.cpu.elementary import exp
+from ladle.kernels.cpu.intrinsics import narrow
+from ladle.kernels.cpu.tiled_product import add_expanded, multiply_part
+from ladle.kernels.cpu.tiles import LANES
+from ladle.kernels.cpu.types import Floats, LayerRows, Layers, Product
+
+_ALONE = 4
+"""Rows up to which what is done row by row is not worth waking a second thread."""
+
+
+def run_layers(
+    x: Floats,
+    layers: Layers,
+    scales: tuple[Floats, Floats, Floats, Floats],
+    rows: LayerRows,
+    kv: Any,
+    block: int,
+    threads: int,
+) -> None:
+    """All decoder layers on ``x`` [rows, hidden] float32, in place.
+
+    Args:
+        scales: [layers or 1, rows, R] coefficient of each rank column of the four products, [1, rows, 0] for the plain
+            base; one layer's stands for all.
+        kv: the pool [layers, slots, 2, kv heads, d], float32 or bfloat16 patterns (int16); a row sees the tokens before
+            its position through its blocks, and itself at its slot. New keys and values are written before any row
+            attends.
+        block: slots a block.
+        threads: how many parts the work is cut into.
+
+    Raises nothing: what is not finite goes on into ``x``.
+    """
+    with one_at_a_time:
+        _run(x, layers, scales, rows, kv, block, threads)
+
+
+@njit(inline="always", **INNER)
+def _of(product: Product, layer: int) -> Product:
+    """The product of one layer."""
+    return Product(
+        product.weight[layer], product.steps[layer], product.bias[layer], product.shrink[layer], product.expand[layer]
+    )
+
+
+@njit(**OUTER)
+def _run(
+    x: Floats,
+    layers: Layers,
+    scales: tuple[Floats, Floats, Floats, Floats],
+    rows: LayerRows,
+    kv: Any,
+    block: int,
+    threads: int,
+) -> None:
+    tokens, hidden = x.shape
+    dim = rows.cos.shape[1]
+    attended = layers.attended
+    inner = layers.gate_up.expand.shape[2] // 2
+    inputs = layers.inputs.dtype
+    normed = np.empty((tokens, hidden), inputs)
+    mixed = np.empty((tokens, attended), inputs)
+    gated = np.empty((tokens, inner), inputs)
+    qkv = np.empty((tokens, layers.qkv.weight.shape[1] * LANES), np.float32)
+    out = np.empty((tokens, layers.out.weight.shape[1] * LANES), np.float32)
+    both = np.empty((tokens, layers.gate_up.weight.shape[1] * LANES), np.float32)
+    down = np.empty((tokens, layers.down.weight.shape[1] * LANES), np.float32)
+    ranks = 0
+    for scale in scales:
+        ranks = max(ranks, scale.shape[2])
+    low = np.empty((tokens, (ranks + LANES - 1) // LANES * LANES), np.float32)
+
+    for layer in range(layers.norms.shape[0]):
+        first = scales[0][layer if scales[0].shape[0] > 1 else 0]
+        second = scales[1][layer if scales[1].shape[0] > 1 else 0]
+        third = scales[2][layer if scales[2].shape[0] > 1 else 0]
+        fourth = scales[3][layer if scales[3].shape[0] > 1 else 0]
+        qkv_product, out_product = _of(layers.qkv, layer), _of(layers.out, layer)
+        gate_up_product, down_product = _of(layers.gate_up, layer), _of(layers.down, layer)
+        norms = layers.norms[layer]
+        if layer == 0:
+            _normalise(x, norms[0], layers.eps, normed, threads)
+        _multiply(qkv_product, first, normed, qkv, low, threads)
+        _store(qkv_product, first, qkv, low, rows, kv[layer], attended // dim, threads)
+        attend(qkv, rows, kv[layer], block, attended // dim, layers.scaling, layers.windows[layer], mixed, threads)
+        _multiply(out_product, second, mixed, out, low, threads)
+        _add(out_product, second, out, low, x, threads)
+        _normalise(x, norms[1], layers.eps, normed, threads)
+        _multiply(gate_up_product, third, normed, both, low, threads)
+        _activate(gate_up_product, third, both, low, gated, threads)
+        _multiply(down_product, fourth, gated, down, low, threads)
+        _add(down_product, fourth, down, low, x, threads)
+        if layer + 1 < layers.norms.shape[0]:
+            _normalise(x, layers.norms[layer + 1, 0], layers.eps, normed, threads)
+
+
+@njit(parallel=True, **OUTER)
+def _multiply(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, threads: int) -> None:
+    for part in prange(threads):
+        multiply_part(product, scale, x, y, low, part, threads)
+
+
+@njit(**INNER)
+def _normalise_rows(x: Floats, weight: Floats, eps: float, y: Any, first: int, last: int) -> None:
+    for t in range(first, last):
+        row, made = x[t], y[t]
+        total = np.float32(0)
+        for i in range(row.shape[0]):
+            total += row[i] * row[i]
+        factor = np.float32(1.0 / math.sqrt(total / row.shape[0] + eps))
+        for i in range(row.shape[0]):
+            made[i] = narrow(row[i] * factor * weight[i], made[i])
+
+
+@njit(parallel=True, **OUTER)
+def _normalise_beside(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> None:
+    for part in prange(threads):
+        _normalise_rows(x, weight, eps, y, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
+
+
+@njit(**OUTER)
+def _normalise(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> None:
+    if x.shape[0] <= _ALONE:
+        _normalise_rows(x, weight, eps, y, 0, x.shape[0])
+    else:
+        _normalise_beside(x, weight, eps, y, threads)
+
+
+@njit(**INNER)
+def _add_rows(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, first: int, last: int) -> None:
+    size = x.shape[1]
+    for t in range(first, last):
+        add_expanded(product.expand, scale.shape[1], low, t, y, 0, size)
+        own, added = x[t], y[t, :size]
+        for i in range(size):
+            own[i] += added[i]
+
+
+@njit(parallel=True, **OUTER)
+def _add_beside(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, threads: int) -> None:
+    for part in prange(threads):
+        _add_rows(product, scale, y, low, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
+
+
+@njit(**OUTER)
+def _add(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, threads: int) -> None:
+    """x += y, expanded."""
+    if x.shape[0] <= _ALONE:
+        _add_rows(product, scale, y, low, x, 0, x.shape[0])
+    else:
+        _add_beside(product, scale, y, low, x, threads)
+
+
+@njit(parallel=True, **OUTER)
+def _store(
+    product: Product, scale: Floats, qkv: Floats, low: Floats, rows: LayerRows, kv: Any, heads: int, threads: int
+) -> None:
+    """Expand, turn queries and keys by their positions, write keys and values to the pool."""
+    kv_heads, dim = kv.shape[2], kv.shape[3]
+    half = dim // 2
+    tasks = qkv.shape[0] * (heads + 2 * kv_heads)
+    for part in prange(threads):
+        for task in range(part * tasks // threads, (part + 1) * tasks // threads):
+            t, head = task // (heads + 2 * kv_heads), task % (heads + 2 * kv_heads)
+            start = head * dim
+            add_expanded(product.expand, scale.shape[1], low, t, qkv, start, start + dim)
+            row = qkv[t, start : start + dim]
+            if head < heads + kv_heads:
+                for i in range(half):
+                    one, other = row[i], row[half + i]
+                    row[i] = one * rows.cos[t, i] + other * rows.sin[t, i]
+                    row[half + i] = other * rows.cos[t, half + i] + one * rows.sin[t, half + i]
+            if head >= heads:
+                own = kv[rows.slots[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
+                for i in range(dim):
+                    own[i] = narrow(row[i], own[i])
+
+
+@njit(parallel=True, **OUTER)
+def _activate(product: Product, scale: Floats, both: Floats, low: Floats, gated: Any, threads: int) -> None:
+    """gated = silu(gate) up, expanded first."""
+    size = gated.shape[1]
+    for part in prange(threads):
+        start, stop = part * size // threads, (part + 1) * size // threads
+        for t in range(both.shape[0]):
+            add_expanded(product.expand, scale.shape[1], low, t, both, start, stop)
+            add_expanded(product.expand, scale.shape[1], low, t, both, size + start, size + stop)
+            gates, ups, made = both[t, start:stop], both[t, size + start : size + stop], gated[t, start:stop]
+            for i in range(made.shape[0]):
+                made[i] = narrow(gates[i] / (np.float32(1) + exp(-gates[i])) * ups[i], made[i])

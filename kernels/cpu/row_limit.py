@@ -1,0 +1,55 @@
+"""Up to how many rows a tiled product is the quickest one: found by trying, once a process."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ladle.kernels.cpu.packed_linear import PackedLinear
+from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold
+
+LARGEST = 1 << 29
+"""Weights of a model up to which two copies of them are held, where a processor multiplies many rows in another way."""
+_SIZE = 1024
+_COUNTS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+_ROUNDS = 7
+_AS_QUICK = 1.4
+"""A second copy of the weights has to be worth it."""
+
+
+def tiled_rows(dtype: torch.dtype, elements: int) -> int:
+    """Rows up to which a model with ``elements`` weights takes tiles for activations in ``dtype``; 0: none at all,
+    ``sys.maxsize``: all."""
+    if not can_hold(torch.zeros(0, 0), dtype):
+        return 0
+    rows = _quickest(dtype)
+    return rows if rows == sys.maxsize or elements <= LARGEST else 0
+
+
+@functools.cache
+def _quickest(dtype: torch.dtype) -> int:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(_SIZE, _SIZE, generator=generator)
+    tiled = TiledProduct(weight, None, None, None, dtype)
+    packed = PackedLinear(weight, None, dtype)
+    for index, count in enumerate(_COUNTS):
+        rows = torch.randn(count, _SIZE, generator=generator).to(dtype)
+        if _seconds(rows, lambda x: tiled(x, None)) <= _AS_QUICK * _seconds(rows, packed):
+            return sys.maxsize if index == 0 else count
+    return 0
+
+
+def _seconds(rows: Tensor, product: Callable[[Tensor], Tensor]) -> float:
+    """Of the quickest of some calls in a row: what else the machine does only adds, and the threads of one form get in
+    the way of the other's when they take turns."""
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        product(rows)
+        times.append(time.perf_counter() - start)
+    return min(times)

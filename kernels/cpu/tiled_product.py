@@ -1,0 +1,282 @@
+"""Products with packed weights for any number of rows, merged as gated layers are, compiled for the processor at hand.
+
+``y = x W^T + b + (s * (x A^T)) B``: ``A`` are the shrink and ``B`` the expand factors of a bank, ``s`` the coefficients
+of the rows. Ranks that no row asks for are not read. The value of a row does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
+from ladle.kernels.cpu.intrinsics import narrow, widen
+from ladle.kernels.cpu.tiles import LANES, blocks_for, has_pairs, tile
+from ladle.kernels.cpu.types import Floats, Halves, Product
+
+_MOST_ROWS = 6
+"""Rows of the largest tile."""
+_GROUP = 4
+"""Blocks that all rows are multiplied with before the next ones: together they stay in a core's own cache."""
+
+
+def _sweep(rows: int) -> Any:
+    """Compiled products of ``rows`` rows with the blocks ``first`` to ``last``."""
+    blocks = blocks_for(rows)
+    wide, narrow_tile = tile(rows, blocks), tile(rows, 1)
+
+    @njit(**INNER)
+    def sweep(weight: Any, x: Any, y: Floats, first: int, last: int, row: int) -> None:
+        block = first
+        while block + blocks <= last:
+            wide(weight, x, y, block, row)
+            block += blocks
+        while block < last:
+            narrow_tile(weight, x, y, block, row)
+            block += 1
+
+    return sweep
+
+
+_one, _two, _four, _six = (_sweep(rows) for rows in (1, 2, 4, _MOST_ROWS))
+
+
+@njit(**INNER)
+def multiply(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
+    """y of the outputs of the blocks ``first`` to ``last``; arguments as of ``tiles.tile``."""
+    rows = x.shape[0]
+    for start in range(first, last, _GROUP):
+        stop = min(start + _GROUP, last)
+        row = 0
+        while rows - row >= _MOST_ROWS:
+            _six(weight, x, y, start, stop, row)
+            row += _MOST_ROWS
+        if rows - row >= 4:
+            _four(weight, x, y, start, stop, row)
+            row += 4
+        if rows - row >= 2:
+            _two(weight, x, y, start, stop, row)
+            row += 2
+        if rows - row == 1:
+            _one(weight, x, y, start, stop, row)
+
+
+@njit(**INNER)
+def multiply_part(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, part: int, parts: int) -> None:
+    """The ``part``-th of ``parts`` parts of a product: y = x weight^T + bias, and low = scale * (x shrink^T).
+
+    ``scale`` [rows, R or fewer]; ``y`` [rows, outputs in whole blocks], ``low`` [rows, R in whole blocks]; what lies
+    beyond the outputs and beyond the used ranks is undefined.
+    """
+    blocks = product.weight.shape[0]
+    first, last = part * blocks // parts, (part + 1) * blocks // parts
+    multiply(product.weight, x, y, first, last)
+    rows, ranks = x.shape[0], scale.shape[1]
+    start, stop = first * LANES, min(last * LANES, product.expand.shape[1])
+    if product.steps.shape[0] > 0 and start < stop:
+        steps = product.steps[start:stop]
+        for t in range(rows):
+            own = y[t, start:stop]
+            for i in range(own.shape[0]):
+                own[i] *= steps[i]
+    if product.bias.shape[0] > 0 and start < stop:
+        bias = product.bias[start:stop]
+        for t in range(rows):
+            own = y[t, start:stop]
+            for i in range(own.shape[0]):
+                own[i] += bias[i]
+    rank_blocks = (ranks + LANES - 1) // LANES
+    for block in range(part * rank_blocks // parts, (part + 1) * rank_blocks // parts):
+        begin, end = block * LANES, min((block + 1) * LANES, ranks)
+        used = False
+        for t in range(rows):
+            for r in range(begin, end):
+                used |= scale[t, r] != 0
+        if used:
+            multiply(product.shrink, x, low, block, block + 1)
+        for t in range(rows):
+            for r in range(begin, end):
+                # A rank that a row does not ask for leaves no mark on it, not even where it is not a number.
+                low[t, r] = low[t, r] * scale[t, r] if used and scale[t, r] != 0 else 0
+
+
+@njit(**INNER)
+def add_expanded(expand: Halves, ranks: int, low: Floats, t: int, y: Floats, start: int, stop: int) -> None:
+    """y[t, start:stop] += sum_r low[t, r] expand[r, start:stop], r < ``ranks``; zeros cost nothing.
+
+    ``expand`` is [R, out] float16 patterns; ``low`` what the bank's shrink products gave, times the coefficients.
+    """
+    # Slices: an index that could be negative, for all the compiler knows, keeps a loop from being vectorised.
+    added = y[t, start:stop]
+    r = 0
+    while r < ranks:
+        a = low[t, r]
+        if r + 3 < ranks:  # four at once: y is read and written less often
+            b, c, d = low[t, r + 1], low[t, r + 2], low[t, r + 3]
+            if a != 0 or b != 0 or c != 0 or d != 0:
+                e, f = expand[r, start:stop], expand[r + 1, start:stop]
+                g, h = expand[r + 2, start:stop], expand[r + 3, start:stop]
+                for i in range(added.shape[0]):
+                    added[i] += a * widen(e[i]) + b * widen(f[i]) + c * widen(g[i]) + d * widen(h[i])
+            r += 4
+        else:
+            if a != 0:
+                e = expand[r, start:stop]
+                for i in range(added.shape[0]):
+                    added[i] += a * widen(e[i])
+            r += 1
+
+
+@njit(parallel=True, **OUTER)
+def _merged(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, out: Any, threads: int) -> None:
+    for part in prange(threads):
+        multiply_part(product, scale, x, y, low, part, threads)
+    rows, size = out.shape
+    for part in prange(threads):
+        start, stop = part * size // threads, (part + 1) * size // threads
+        for t in range(rows):
+            add_expanded(product.expand, scale.shape[1], low, t, y, start, stop)
+            own, made = y[t, start:stop], out[t, start:stop]
+            for i in range(made.shape[0]):
+                made[i] = narrow(own[i], made[i])
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array whose first number begins a cache line, so that no vector of it lies in two."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def pack(weight: Tensor) -> Any:
+    """``weight`` [out, in], bfloat16, float16 or int8, in the order in which ``tiles.tile`` reads it.
+
+    [blocks, steps, 16 * inputs a step]: bfloat16 as int16 patterns, two inputs a step, with the inputs of an output
+    side by side; float16 as uint16 patterns and int8 one input a step. The last block is filled with zeros.
+    """
+    together = 2 if weight.dtype == torch.bfloat16 else 1
+    out, size = weight.shape
+    blocks, steps = -(-out // LANES), -(-size // together)
+    held = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.int8: torch.int8}[weight.dtype]
+    packed = _aligned((blocks, steps, LANES * together), np.int8 if held == torch.int8 else np.int16)
+    whole = weight.new_zeros(blocks * LANES, steps * together)
+    whole[:out, :size] = weight
+    parts = whole.view(held).view(blocks, LANES, steps, together).permute(0, 2, 1, 3)
+    torch.from_numpy(packed).view(blocks, steps, LANES, together).copy_(parts)
+    return packed.view(np.uint16) if weight.dtype == torch.float16 else packed
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Floats]:
+    """``weight`` [out, in] as int8, and what one step of each output counts [out] float32: the largest weight of an
+    output is 127 steps, and every one is the nearest whole number of them."""
+    steps = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (weight.float() / steps[:, None]).round().to(torch.int8), steps.numpy()
+
+
+class TiledProduct:
+    """A linear layer, or several that read the same input, with a bank's factors for them.
+
+    Takes and gives the dtype ``dtype``: bfloat16 where the processor multiplies pairs of it, or float32, for which
+    weights are held in float16 or, ``quantized``, in int8 (``quantise``), the bank's factors in float16.
+    ``weight`` [out, in] and ``bias`` [out] or None; ``shrink`` [R, in] and ``expand`` [out, R] or None.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        shrink: Tensor | None,
+        expand: Tensor | None,
+        dtype: torch.dtype,
+        quantized: bool = False,
+    ) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.dtype = dtype
+        held = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
+        nothing = steps = np.zeros(0, dtype=np.float32)
+        shrink = weight.new_zeros(0, self.in_features) if shrink is None else shrink
+        expand = weight.new_zeros(self.out_features, 0) if expand is None else expand
+        if quantized:
+            weight, steps = quantise(weight)
+        self.product = Product(
+            pack(weight if quantized else weight.to(held)),
+            steps,
+            nothing if bias is None else bias.float().numpy().copy(),
+            pack(shrink.to(held)),
+            expand.half().T.contiguous().view(torch.int16).numpy().view(np.uint16),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.product)
+
+    def __call__(self, rows: Tensor, scale: Tensor | None) -> Tensor:
+        """``rows`` [n, in] -> [n, out]; ``scale`` [n, R] float32, the coefficient of each rank; None: no factors."""
+        count, blocks = rows.shape[0], self.product.weight.shape[0]
+        out = rows.new_empty(count, self.out_features)
+        if count == 0:
+            return out
+        scales = np.zeros((count, 0), np.float32) if scale is None else scale.float().contiguous().numpy()
+        width = (blocks + self.product.shrink.shape[0]) * LANES
+        with one_at_a_time:
+            both = _scratch(count * width)
+            y = both[: count * blocks * LANES].reshape(count, -1)
+            low = both[count * blocks * LANES :].reshape(count, -1)
+            _merged(self.product, scales, array(rows), y, low, array(out), torch.get_num_threads())
+        return out
+
+
+def _scratch(size: int) -> Floats:
+    """``size`` numbers for the one product that runs: fresh memory would be mapped anew, page by page, by each."""
+    global _memory
+    if _memory.size < size:
+        _memory = np.empty(size, np.float32)
+    return _memory[:size]
+
+
+_memory: Floats = np.empty(0, np.float32)
+
+
+def array(tensor: Tensor) -> Any:
+    """The memory of ``tensor``, made contiguous, as compiled code takes it: bfloat16 as int16 patterns."""
+    tensor = tensor.contiguous()
+    return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def can_hold(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a layer with ``weight`` [out, in] can be held for activations in ``dtype``."""
+    if weight.device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
+        return False
+    if dtype == torch.bfloat16 and (not has_pairs() or weight.shape[-1] % 2):
+        return False
+    return weight.numel() == 0 or float(weight.abs().max()) <= torch.finfo(torch.float16).max
+
+
+def stack(products: Sequence[TiledProduct]) -> Product:
+    """``products``, of equal shapes but for their ranks, as one with a first axis of layers.
+
+    Their memory moves into it: what ``products`` hold from now on are parts of it. Missing ranks are zeros.
+    """
+    given = [product.product for product in products]
+    weight = _aligned((len(given), *given[0].weight.shape), given[0].weight.dtype)
+    shrink = np.zeros((len(given), *max(part.shrink.shape for part in given)), given[0].shrink.dtype)
+    expand = np.zeros((len(given), *max(part.expand.shape for part in given)), np.uint16)
+    steps, bias = np.stack([part.steps for part in given]), np.stack([part.bias for part in given])
+    for index, (product, part) in enumerate(zip(products, given, strict=True)):
+        weight[index] = part.weight
+        shrink[index, : len(part.shrink)] = part.shrink
+        expand[index, : len(part.expand)] = part.expand
+        product.product = Product(
+            weight[index],
+            steps[index],
+            bias[index],
+            shrink[index, : len(part.shrink)],
+            expand[index, : len(part.expand)],
+        )
+    return Product(weight, steps, bias, shrink, expand)

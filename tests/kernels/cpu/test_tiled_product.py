@@ -1,0 +1,132 @@
+"""Tiled products against the formula in float64, and the promise that a row's bits do not depend on the other rows."""
+
+import sys
+
+import pytest
+import torch
+from seeds import fresh_seed
+from torch import Tensor
+
+from ladle.kernels import dispatch
+from ladle.kernels.cpu import row_limit
+from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold, quantise, stack
+from ladle.kernels.cpu.tiles import has_pairs
+
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not has_pairs(), reason="no pairs"))]
+ROWS = (0, 1, 2, 3, 5, 6, 7, 13, 16, 33)
+
+
+class Case:
+    """Random weights of what the packed form holds exactly, and factors for them."""
+
+    def __init__(self, out: int, size: int, ranks: int, bias: bool, dtype: torch.dtype) -> None:
+        def draw(*shape: int) -> Tensor:
+            return (torch.randn(shape) * 0.2).bfloat16().half().float()
+
+        self.weight, self.shrink, self.expand = draw(out, size), draw(ranks, size), draw(out, ranks)
+        self.bias = torch.randn(out) if bias else None
+        self.dtype = dtype
+        self.product = TiledProduct(self.weight, self.bias, self.shrink, self.expand, dtype)
+
+    def rows(self, count: int) -> tuple[Tensor, Tensor]:
+        scale = torch.randn(count, self.shrink.shape[0]) * (torch.rand(count, self.shrink.shape[0]) < 0.6)
+        return torch.randn(count, self.weight.shape[1]).to(self.dtype), scale
+
+    def expected(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        y = x.double() @ self.weight.double().T
+        y = y if self.bias is None else y + self.bias.double()
+        if scale is None:
+            return y
+        return y + (x.double() @ self.shrink.double().T * scale.double()) @ self.expand.double().T
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("out", "size", "ranks"), [(64, 48, 0), (33, 17, 3), (200, 72, 40), (5, 2, 1)])
+def test_product_equals_float64(dtype: torch.dtype, out: int, size: int, ranks: int) -> None:
+    torch.manual_seed(fresh_seed())
+    size += size % 2 * (dtype == torch.bfloat16)  # it takes pairs
+    case = Case(out, size, ranks, bool(out % 2), dtype)
+    bound = 1e-5 if dtype == torch.float32 else 1e-2
+    for count in ROWS:
+        x, scale = case.rows(count)
+        for given in (scale, None):
+            y, expected = case.product(x, given), case.expected(x, given)
+            assert y.dtype == dtype and y.shape == expected.shape
+            assert torch.linalg.vector_norm(y.double() - expected) <= bound * torch.linalg.vector_norm(expected)
+
+
+def test_int8_is_the_nearest_step_of_each_output() -> None:
+    torch.manual_seed(fresh_seed())
+    weight, shrink, expand = torch.randn(50, 36), torch.randn(5, 36).half().float(), torch.randn(50, 5).half().float()
+    weight[7] = 0
+    held, steps = quantise(weight)
+    rounded = held.double() * torch.from_numpy(steps).double()[:, None]
+    assert ((rounded - weight).abs() <= torch.from_numpy(steps)[:, None] * 0.5001).all() and held.abs().max() == 127
+    product = TiledProduct(weight, torch.ones(50), shrink, expand, torch.float32, quantized=True)
+    for count in (1, 3, 9):
+        x, scale = torch.randn(count, 36), torch.randn(count, 5)
+        expected = x.double() @ rounded.T + 1 + (x.double() @ shrink.double().T * scale.double()) @ expand.double().T
+        assert torch.allclose(product(x, scale).double(), expected, rtol=1e-4, atol=1e-4)
+    assert product.product.weight.nbytes == 64 * 36
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_do_not_depend_on_each_other(dtype: torch.dtype) -> None:
+    torch.manual_seed(fresh_seed())
+    case = Case(130, 96, 20, True, dtype)
+    x, scale = case.rows(40)
+    whole = case.product(x, scale)
+    for count in (1, 2, 3, 6, 7, 16, 17):
+        rows = torch.randperm(40)[:count]
+        assert torch.equal(case.product(x[rows], scale[rows]), whole[rows]), count
+
+
+def test_a_row_that_asks_for_no_ranks_is_the_base_bit_for_bit() -> None:
+    torch.manual_seed(fresh_seed())
+    case = Case(48, 32, 9, True, torch.float32)
+    x, scale = case.rows(5)
+    scale[2] = 0
+    assert torch.equal(case.product(x, scale)[2], case.product(x, None)[2])
+
+
+def test_stacked_products_are_what_they_were_and_share_their_memory() -> None:
+    torch.manual_seed(fresh_seed())
+    cases = [Case(48, 32, ranks, True, torch.float32) for ranks in (3, 20)]
+    given = [case.rows(4) for case in cases]
+    before = [case.product(*rows) for case, rows in zip(cases, given, strict=True)]
+    stacked = stack([case.product for case in cases])
+    assert stacked.weight.shape[0] == 2 and stacked.expand.shape[1] == 20
+    for case, rows, wanted in zip(cases, given, before, strict=True):
+        assert torch.equal(case.product(*rows), wanted)
+    stacked.bias[1] += 1
+    assert torch.allclose(cases[1].product(*given[1]), before[1] + 1, atol=1e-5)
+
+
+def test_what_cannot_be_held_is_not() -> None:
+    weight = torch.randn(8, 8)
+    assert can_hold(weight, torch.float32) and not can_hold(weight, torch.float64)
+    weight[1, 1] = 1e6
+    assert not can_hold(weight, torch.float32) and not can_hold(torch.randn(8, 7), torch.bfloat16)
+    assert dispatch.tiled_product(torch.randn(8, 8), None, None, None, torch.float32, 0, False) is None
+    assert dispatch.tiled_product(torch.randn(8, 8), None, None, None, torch.float32, 9, True) is None
+    assert dispatch.tiled_product(weight, None, None, None, torch.float32, 9, False) is None
+
+
+def test_how_many_rows_take_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by trying: here with a library's product that is quicker from 64 rows on."""
+    taken: dict[bool, float] = {}
+
+    def seconds(rows: Tensor, product: object) -> float:
+        tiled = not isinstance(product, row_limit.PackedLinear)
+        return len(rows) / 1e6 if tiled else taken.get(len(rows) >= 64, 1.0)
+
+    monkeypatch.setattr(row_limit, "_seconds", seconds)
+    row_limit._quickest.cache_clear()
+    try:
+        assert row_limit.tiled_rows(torch.float32, 1 << 40) == sys.maxsize
+        row_limit._quickest.cache_clear()
+        taken[True] = 0.0
+        assert row_limit.tiled_rows(torch.float32, 1000) == 32
+        assert row_limit.tiled_rows(torch.float32, 1 << 40) == 0  # two copies would be too much
+    finally:
+        row_limit._quickest.cache_clear()

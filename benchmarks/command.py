@@ -109,6 +109,31 @@ def reproducible(
     _report("reproducible", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
 
 
+@command.command(epilog="Example: ladle bench quantized --texts studies/control/test/samples.csv.gz")
+def quantized(
+    family: FamilyOption = "demo",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    texts: Annotated[
+        Path | None, typer.Option(help="File of samples whose perplexity is compared; default: none is.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="How many of the texts are read.")] = 200,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Steps and perplexity with int8 weights against those with bfloat16 weights."""
+    from ladle.benchmarks import quantized as benchmark
+    from ladle.merging.family.family import load_family
+
+    loaded = load_family(family)
+    sizes = [int(size) for size in batches.split(",")]
+    _report("int8 weights", benchmark.run(loaded, sizes, rounds), out, as_json)
+    if texts is not None:
+        found = benchmark.perplexities(loaded, benchmark.texts_of(texts)[:most])
+        rounded: dict[str, object] = {name: round(value, 3) for name, value in found.items()}
+        _report("perplexity", [rounded], None, as_json)
+
+
 @command.command(epilog="Example: ladle bench serve --clients 8")
 def serve(
     family: FamilyOption = "demo",

@@ -35,7 +35,7 @@ def refused(family: Family, field: str, **steering: Any) -> str:
     with pytest.raises(InputError) as caught:
         resolve(family, Steering.parse(steering))
     assert caught.value.field == field
-    return caught.value.allowed
+    return f"{caught.value.reason or ''} {caught.value.allowed}"
 
 
 def test_everything_is_available_with_everything(guided: Family) -> None:
@@ -315,7 +315,7 @@ def test_methods_say_what_a_family_lacks(guided: Family, changes: dict[str, Any]
     lacking = replace(guided, **changes)
     ready, why = available(lacking)[method]
     assert not ready
-    with pytest.raises(InputError, match=rf"{method}: .*{reason}") as caught:
+    with pytest.raises(InputError, match=rf"'{method}' is not allowed: .*{reason}") as caught:
         plan_of(lacking, method)
     assert caught.value.field == "steering.method" and why in str(caught.value)
 

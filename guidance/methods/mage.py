@@ -84,5 +84,5 @@ def _kinds(family: Family, wanted: str | None) -> tuple[Kind, ...]:
     kinds: tuple[Kind, ...] = tuple(kind for kind in states if wanted in (kind, "both"))
     for kind in kinds:
         if kind not in ready:
-            raise InputError("steering.value", wanted, f"{', '.join(ready)} ({kind}: {states[kind].reason})")
+            raise InputError("steering.value", wanted, ", ".join(ready), states[kind].reason)
     return kinds

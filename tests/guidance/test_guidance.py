@@ -35,7 +35,7 @@ def refused(family: Family, field: str, **steering: Any) -> str:
     with pytest.raises(InputError) as caught:
         resolve(family, Steering.parse(steering))
     assert caught.value.field == field
-    return caught.value.allowed
+    return "; ".join(part for part in (caught.value.reason, caught.value.allowed) if part)
 
 
 def test_everything_is_available_with_everything(guided: Family) -> None:
@@ -230,8 +230,8 @@ def test_mage_says_which_values_there_are(guided: Family) -> None:
     explicit = with_values(guided, *singles("scorer", "explicit"))
     assert plan_of(implicit, "mage").scorer is None and plan_of(explicit, "mage").scorer is not None
     for wanted in ("explicit", "both"):
-        allowed = refused(implicit, "steering.value", method="mage", preference=MIX, value=wanted)
-        assert allowed == "implicit (explicit: the family has no explicit values)"
+        said = refused(implicit, "steering.value", method="mage", preference=MIX, value=wanted)
+        assert said == "the family has no explicit values; implicit"
     refused(explicit, "steering.value", method="mage", preference=MIX, value="implicit")
     refused(guided, "steering.candidates", method="mage", preference=MIX, candidates=5)
     refused(guided, "steering.candidates", method="mage", preference=MIX, candidates=5, value="implicit")
@@ -315,7 +315,7 @@ def test_methods_say_what_a_family_lacks(guided: Family, changes: dict[str, Any]
     lacking = replace(guided, **changes)
     ready, why = available(lacking)[method]
     assert not ready
-    with pytest.raises(InputError, match=rf"{method}: .*{reason}") as caught:
+    with pytest.raises(InputError, match=rf"'{method}' is not allowed: .*{reason}") as caught:
         plan_of(lacking, method)
     assert caught.value.field == "steering.method" and why in str(caught.value)
 

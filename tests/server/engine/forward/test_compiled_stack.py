@@ -86,19 +86,23 @@ def test_a_stack_that_computes_something_else_is_not_used(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2"])
 def test_every_method_scores_what_it_scores_without_them(
-    tmp_path: Path, arch: str, native: bool, rows_seen: list[int]
+    tmp_path: Path, arch: str, native: bool, rows_seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decode, chunks of prompts and candidates, one batch of all methods: logprobs within the roundings."""
+    """Decode, chunks of prompts and candidates, one batch of all methods: logprobs within the roundings of those that
+    plain layers give in float32."""
     rng = random.Random(fresh_seed())
     sliding = {"mistral": {"sliding_window": 11}}.get(arch, {})
     world = World(tmp_path, rng, arch, **sliding)
-    plain, compiled = (
-        build(
+
+    def engine(on: bool) -> Engine:
+        return build(
             world.family, dtype="bfloat16", compiled_layers=on, prefix_cache=False, max_batch_tokens=24,
             max_lanes=200, max_sequences=40, kv_memory=32 << 20,
-        )
-        for on in (False, True)
-    )  # fmt: skip
+        )  # fmt: skip
+
+    compiled = engine(True)
+    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: False)
+    plain = engine(False)
     assert stacks(compiled) and not stacks(plain)
     steerings = [rng.choice(world.steerings(rng, [method])) for method in ("base", "bone_soup", "mage", "cfg", "vas")]
     requests = [
@@ -115,7 +119,7 @@ def test_every_method_scores_what_it_scores_without_them(
             if got.token != wanted.token:  # as good as each other, and from here on another text
                 break
     # Guidance multiplies what bfloat16 rounds away.
-    assert statistics.median(apart) < (0.1 if native else 1e-3) and max(apart) < (1.0 if native else 5e-3)
+    assert statistics.median(apart) < (0.1 if native else 1e-3) and max(apart) < (0.6 if native else 5e-3)
 
 
 def test_rows_of_a_long_prompt_go_in_parts(

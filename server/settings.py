@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,7 +14,9 @@ from ladle.merging.errors import InputError
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import Limits
 from ladle.server.access.hosts import ANY, HostNames
-from ladle.server.engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from ladle.server.engine.config import EngineConfig
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
@@ -36,7 +38,11 @@ def parse_bytes(value: object) -> object:
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=1 << 50)]
+class Size(BeforeValidator):
+    """Marks a field that is a number of bytes and may be written with a unit."""
+
+
+Bytes = Annotated[int, Size(parse_bytes), Field(ge=1, le=1 << 50)]
 
 
 class ServerSettings(BaseSettings):
@@ -48,12 +54,19 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LADLE_", extra="ignore", frozen=True)
 
-    family: str = Field("demo", min_length=1, description="a built-in family or a folder with family.toml")
+    family: str = Field(
+        "demo",
+        min_length=1,
+        description="built-in family, folder with family.toml, or hub id",
+        json_schema_extra={"argument": True},
+    )
     families_dir: Path | None = Field(
         None, description="folder of further families, which an administrator may load by the names of their folders"
     )
     chat_template: Path | None = Field(
-        None, description="file with the chat template of the family, instead of the base's, its members' or its own"
+        None,
+        description="file with the chat template to use",
+        json_schema_extra={"shown_default": "the base's, else a member's"},
     )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     root_path: str = Field(
@@ -62,15 +75,25 @@ class ServerSettings(BaseSettings):
         description="path under which a proxy publishes the server, e.g. /ladle",
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", description="device to run on: auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="type of the weights")
     quantize: Literal["none", "int8"] = Field("none", description="on a CPU, hold the base's weights in int8")
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
-    max_lanes: int | None = Field(None, ge=1, description="KV lanes at once; a traced or guided sequence has several")
+    max_lanes: int | None = Field(
+        None,
+        ge=1,
+        description="KV lanes at once; a traced or guided sequence has several",
+        json_schema_extra={"shown_default": "4 x max-sequences"},
+    )
     max_batch_tokens: int = Field(512, ge=1, description="token budget of one step")
     kv_memory: Bytes = Field(1 << 30, description="size of the KV pool, e.g. 2GiB")
     weights_memory: Bytes = Field(4 << 30, description="size of the cache of merged full-weight members")
-    max_context: int | None = Field(None, ge=2, description="longest prompt plus answer, in tokens")
+    max_context: int | None = Field(
+        None,
+        ge=2,
+        description="longest prompt plus answer, in tokens",
+        json_schema_extra={"shown_default": "the model's"},
+    )
     max_queue: int = Field(256, ge=1, description="requests that may wait before new ones get 429")
     max_queue_tokens: int = Field(1 << 20, ge=1, description="prompt tokens that may wait before new requests get 429")
     prefix_cache: bool = Field(True, description="reuse the state of equal prefixes under equal weights")
@@ -91,7 +114,10 @@ class ServerSettings(BaseSettings):
     default_max_tokens: int = Field(2048, ge=1, description="longest answer where a request sets no limit")
     max_choices: int = Field(128, ge=1, le=128, description="answers that one request may ask for")
     max_request_tokens: int | None = Field(
-        None, ge=1, description="tokens that one request may take, its prompts and all its answers at their longest"
+        None,
+        ge=1,
+        description="tokens that one request may take, its prompts and all its answers at their longest",
+        json_schema_extra={"shown_default": "no limit"},
     )
     kept_responses: int = Field(
         1000,
@@ -102,16 +128,26 @@ class ServerSettings(BaseSettings):
     special_tokens_in_messages: bool = Field(
         False, description="read the names of special tokens in the texts of messages as these tokens"
     )
-    allow_trace: bool = Field(True, description="allow per-token traces (a traced sequence costs a second lane)")
+    allow_trace: bool = Field(
+        True,
+        description="allow per-token traces (a traced sequence costs a second lane)",
+        json_schema_extra={"flag": "--trace"},
+    )
     api_key_file: Path | None = Field(
         None,
         description="file with a line a key (see `ladle keys`), read again at SIGHUP; without it none is asked for",
     )
     key_concurrent: int | None = Field(
-        None, ge=1, description="answers made at once for a key whose line does not say it"
+        None,
+        ge=1,
+        description="answers made at once for a key whose line does not say it",
+        json_schema_extra={"shown_default": "no limit"},
     )
     key_tokens_per_minute: int | None = Field(
-        None, ge=1, description="tokens a minute of prompts and answers for a key whose line does not say it"
+        None,
+        ge=1,
+        description="tokens a minute of prompts and answers for a key whose line does not say it",
+        json_schema_extra={"shown_default": "no limit"},
     )
     max_body_bytes: Bytes = Field(4 << 20, description="largest request body")
     body_seconds: float = Field(30.0, gt=0, le=3600, description="how long a request's body may take to arrive")
@@ -121,16 +157,32 @@ class ServerSettings(BaseSettings):
     )
     trusted_hosts: list[str] = Field(
         [],
-        description="names by which the server may be asked besides localhost and addresses, *.NAME, or * for any",
+        description="name by which the server may be asked besides localhost and addresses: a name, *.NAME, or * for "
+        "any; may be repeated",
+        json_schema_extra={"flag": "--trusted-host"},
     )
-    cors_origins: list[str] = Field([], description="browser origins that may call the API; none by default")
+    cors_origins: list[str] = Field(
+        [],
+        description="browser origin that may call the API; may be repeated",
+        json_schema_extra={"flag": "--cors-origin"},
+    )
     keep_alive_seconds: float = Field(15.0, gt=0, le=600, description="silence before a stream sends a comment")
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets running requests finish")
     cache_dir: Path | None = Field(None, description="where a converted base is kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log lines shown")
-    ray: bool = Field(False, description="serve with several replicas on Ray Serve; needs the extra [ray]")
+    ray: bool = Field(
+        False,
+        description="serve with several replicas on Ray Serve; needs the extra [ray]",
+        json_schema_extra={"only_on": True},
+    )
     replicas: int = Field(1, ge=1, le=1000, description="replicas with ray, the fewest where there is a max_replicas")
-    max_replicas: int | None = Field(None, ge=1, le=1000, description="replicas there may be while requests queue")
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="replicas there may be while requests queue",
+        json_schema_extra={"shown_default": "replicas"},
+    )
     replica_cpus: float = Field(1.0, ge=0, le=1000, description="CPU cores that a replica is counted with")
     playground: bool = Field(True, description="serve a page at / to try preferences on")
     log_format: Literal["text", "json"] = Field("text", description="log lines for people, or one JSON object a line")
@@ -208,6 +260,8 @@ class ServerSettings(BaseSettings):
 
     def engine_config(self) -> EngineConfig:
         """The engine's share of the settings. Raises InputError."""
+        from ladle.server.engine.config import EngineConfig  # imports torch, which the list of options does without
+
         return EngineConfig(
             device=self.device,
             dtype=self.dtype,

@@ -107,9 +107,9 @@ def run(
     peer += ["--dtype", dtype, "--device", "cpu"]
     common = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "stream": True}
     mixed = preferences(family)
-    our_bodies = [
-        {**common, "model": family.name, "steering": {"preference": mixed(n).preference}} for n in range(clients)
-    ]
+    # The peer has no penalty; a family may have one by default.
+    ours_alone = {**common, "model": family.name, "repetition_penalty": 1.0}
+    our_bodies = [{**ours_alone, "steering": {"preference": mixed(n).preference}} for n in range(clients)]
     their_bodies = [{**common, "model": str(family.base_path)} for _ in range(clients)]
     results: dict[str, list[dict[str, float]]] = {"ladle": [], "transformers": []}
     with (

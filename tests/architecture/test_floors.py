@@ -63,7 +63,7 @@ FLOORS: dict[str, list[str]] = {
     "benchmarks": [
         "command",
         "gpu serve",
-        "architectures decode faults forms guidance reproducible routing",
+        "architectures decode faults forms guidance quantized reproducible routing",
         "bandwidth engine_side environment merge paired random_family tiny_config",
         "tiny_overrides",
     ],

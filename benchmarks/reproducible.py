@@ -12,6 +12,7 @@ from ladle.benchmarks.engine_side import EngineSide
 from ladle.benchmarks.paired import interleave, medians, ratio
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
+from ladle.kernels import dispatch
 from ladle.kernels.dispatch import PackedLinear
 from ladle.merging.family.family import Family
 from ladle.server.engine.requests.request import GenerationRequest
@@ -25,11 +26,14 @@ PLAIN = Steering(method="base")
 def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:
     """A row per batch size and one for a prompt of 512 tokens, milliseconds and ratios paired by round.
 
-    ``reproducible``: as this processor needs it. ``pieces``: as a processor needs it whose products do not keep their
-    rows apart, so that every product is computed 32 rows at a time.
+    ``reproducible``: as this processor needs it. ``pieces``: where no layers are compiled and the library's products do
+    not keep their rows apart, so that every product is computed 32 rows at a time.
     """
     sides = {"plain": EngineSide(family, dtype), "reproducible": EngineSide(family, dtype, reproducible=True)}
-    with patch.object(PackedLinear, "_rows_stand_alone", lambda self, dtype: False):
+    with (
+        patch.object(dispatch, "tiled_rows", lambda *model: 0),
+        patch.object(PackedLinear, "_rows_stand_alone", lambda self, dtype: False),
+    ):
         sides["pieces"] = EngineSide(family, dtype, reproducible=True)
     for batch in batches:
         bursts: dict[str, Callable[[], Iterator[float]]] = {

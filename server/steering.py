@@ -9,6 +9,7 @@ from typing import Any
 from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Plan, Source, Steering
+from ladle.guidance.schedule import changed
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.server.errors import ApiError, from_input_error
@@ -16,7 +17,7 @@ from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.types import OutcomeReply, SourceReply, SteeringReply
 
 _TARGET = frozenset({"preference", "target", "coefficients", "terms"})
-_DIRECTION = _TARGET | {"method"}
+_DIRECTION = _TARGET | {"method", "schedule"}
 NO_PREFERENCE = "no preference was given: all objectives weigh the same"
 
 
@@ -52,6 +53,13 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
         if key in named and key not in given:  # the client wrote it into the model string
             raise from_input_error(error, param="model") from None
         raise
+
+
+def plan_after(family: Family, plan: Plan, steering: Mapping[str, Any]) -> Plan:
+    """The plan of an answer that ``plan`` has steered so far, once the keys of ``steering`` have changed. Raises
+    InputError."""
+    assert plan.steering is not None, "it was resolved"
+    return registry.resolve(family, changed(plan.steering, steering))
 
 
 def _named(family: Family, model: str | None) -> dict[str, Any]:

@@ -108,6 +108,10 @@ def command(
     max_choices: Annotated[
         int | None, typer.Option(help="Answers that one request may ask for.", show_default="128")
     ] = None,
+    max_steering_changes: Annotated[
+        int | None,
+        typer.Option(help="Times that the steering of one answer may change on the way.", show_default="64"),
+    ] = None,
     max_request_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens of one request, prompts and answers at their longest.", show_default="no limit"),
@@ -243,6 +247,7 @@ def command(
         "expert_schedule": expert_schedule,
         "default_max_tokens": default_max_tokens,
         "max_choices": max_choices,
+        "max_steering_changes": max_steering_changes,
         "max_request_tokens": max_request_tokens,
         "kept_responses": kept_responses,
         "kept_responses_bytes": kept_responses_bytes,

@@ -47,7 +47,7 @@ FLOORS: dict[str, list[str]] = {
         "prompts",
         "admin chat_rendering job_record observed reader steering",
         "fields state",
-        "settings tools",
+        "live_answers settings tools",
         "access hosting http replies",
         "errors serving",
         "envelopes start_error text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -9,6 +10,8 @@ from ladle.merging.errors import InputError
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sequence import Change
+
+logger = logging.getLogger(__name__)
 
 
 def steer(engine: Engine, requests: Sequence[GenerationRequest]) -> Future[list[int | None]]:
@@ -36,10 +39,18 @@ def steer(engine: Engine, requests: Sequence[GenerationRequest]) -> Future[list[
     found: Future[list[int | None]] = Future()
 
     def work() -> None:
+        # Who asked may have left; what was accepted is done all the same.
+        heard = found.set_running_or_notify_cancel()
         try:
-            found.set_result([engine.tracker.change(change) for change in changes])
-        except BaseException as error:
-            found.set_exception(error)
+            counts = [engine.tracker.change(change) for change in changes]
+        except Exception as error:
+            if not heard:
+                logger.exception("a change of steering failed")
+            else:
+                found.set_exception(error)
+            return
+        if heard:
+            found.set_result(counts)
 
     engine.between_steps(work)
     return found

@@ -167,6 +167,7 @@ def test_ends_in_the_middle_of_a_change(engine: Engine) -> None:
     early = steer(engine, [later])
     drain(engine, lambda: len(collector.outputs.get("r", [])) == 2)
     assert early.result() == [0] and collector.outputs["r"][0].began is later.plan
+    steer(engine, [later]).cancel()  # nobody waits for it
     told = [steer(engine, [later]), steer(engine, [last])]
     engine.step()  # a part of the prefill
     engine.step()

@@ -100,8 +100,8 @@ def test_what_it_sends_is_what_the_api_takes() -> None:
     assert set(sent["generate"]) <= set(GenerateRequest.model_fields)
     assert set(sent["coefficients"]) <= set(CoefficientsRequest.model_fields)
     # A new option of steering needs a control here, or to be left out on purpose.
-    # The page's sliders say a preference, which a target would stand in for.
-    assert {*sent["steering"], "target"} == {field.name for field in fields(Steering)}
+    # The page's sliders say a preference, which a target would stand in for; a schedule is several of them.
+    assert {*sent["steering"], "target", "schedule"} == {field.name for field in fields(Steering)}
     options = constant("options.js", "OPTIONS")
     assert set(options) | {"method", "preference", "strength", "trace"} == set(sent["steering"])
     assert set().union(*(method.options for method in METHODS.values())) <= set(options) | {"strength"}

@@ -19,6 +19,7 @@ from ladle.clients.errors import (
 from ladle.clients.payload import Message, Options
 from ladle.clients.responses import (
     Alternative,
+    BegunPart,
     Calibration,
     CalledFunction,
     Choice,
@@ -31,6 +32,8 @@ from ladle.clients.responses import (
     Model,
     Outcome,
     Source,
+    SteeringChange,
+    SteeringPart,
     SteeringReport,
     StreamToken,
     Token,
@@ -59,6 +62,9 @@ __all__ = [
     "Model",
     "Source",
     "SteeringReport",
+    "SteeringChange",
+    "SteeringPart",
+    "BegunPart",
     "StreamToken",
     "Token",
     "CalledFunction",

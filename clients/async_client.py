@@ -236,7 +236,7 @@ class AsyncClient:
         if not stream:
             return parse(Generation, await self._json("POST", "/v1/generate", body))
         response = await self._send("POST", "/v1/generate", body, stream=True)
-        return AsyncStream(response, tokens_listed=lists_tokens(body))
+        return AsyncStream(response, lists_tokens(body), lambda path, change: self._json("POST", path, change))
 
     async def _model(self, model: str | None) -> str:
         """The model asked for, or the one family served; that is asked once."""

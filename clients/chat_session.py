@@ -2,7 +2,9 @@
 
 import os
 import re
+import select
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 from ladle.clients.arguments import not_among, parse_preference, slip_of
 from ladle.clients.client import Client
 from ladle.clients.display import complain, describe_steering, messages, output, pairs
-from ladle.clients.errors import LadleError, UsageError
+from ladle.clients.errors import LadleError, NotFoundError, UsageError
 from ladle.clients.painter import Painter
 from ladle.clients.responses import Family
+from ladle.clients.stream import Stream
 
 HELP = """\
 /prefer positive=0.8 concise=0.2   what to weigh (no argument: the family's default)
@@ -24,7 +27,9 @@ HELP = """\
 /show                              what is set now
 /reset                             forget the conversation
 /help                              this
-/quit                              leave (or Ctrl-D); Ctrl-C stops an answer"""
+/quit                              leave (or Ctrl-D); Ctrl-C stops an answer
+/prefer, /method and /strength turn the answer that is being written, too."""
+_ON_THE_WAY = {"prefer": "preference", "method": "method", "strength": "strength"}
 
 
 class ChatSession:
@@ -34,6 +39,8 @@ class ChatSession:
         self.client = client
         self.options = options
         self.history: list[dict[str, Any]] = []
+        self.meanwhile: Callable[[], Iterable[str]] = lambda: ()
+        """What was typed since it was asked last, while an answer is written."""
         self._commands: dict[str, Callable[[str], None]] = {
             "prefer": self._prefer,
             "method": self._method,
@@ -49,6 +56,8 @@ class ChatSession:
     def run(self, lines: Iterable[str] | None = None) -> None:
         """Converse until the lines end (those typed, if None) or one says /quit."""
         messages.print("Say something, or /help.", style="dim")
+        if lines is None:
+            self.meanwhile = _typed_meanwhile
         for line in _typed() if lines is None else lines:
             if line.strip() in ("/quit", "/exit"):
                 return
@@ -81,6 +90,8 @@ class ChatSession:
             try:
                 for token in stream:
                     output.print(painter.paint(token.token), end="")
+                    for line in self.meanwhile():
+                        self._turn(stream, line.strip())
                 answer = stream.result()
                 warnings = answer.steering.warnings if answer.steering else []
                 note = describe_steering(answer.steering, answer.tokens) if self.options.get("trace") else ""
@@ -121,6 +132,22 @@ class ChatSession:
         if text and text not in usable:
             raise UsageError(f"method: {not_among(text, usable, 'method')}")
         self._set("method", text or None)
+
+    def _turn(self, stream: Stream, line: str) -> None:
+        """A command while an answer is written, which holds for the rest of it and for the next ones."""
+        name, _, argument = line.removeprefix("/").partition(" ")
+        option, before = _ON_THE_WAY.get(name), dict(self.options)
+        try:
+            if not line.startswith("/") or option is None or not argument.strip():
+                allowed = "/prefer, /method and /strength with what they are to be; Ctrl-C stops the answer"
+                raise UsageError(f"{line!r} is not allowed while an answer is written; allowed: {allowed}")
+            self._commands[name](argument.strip())
+            stream.steer(**{option: self.options[option]})
+        except NotFoundError:
+            messages.print("this answer had ended; it holds for the next one", style="dim")
+        except LadleError as error:
+            self.options = before
+            complain(str(error))
 
     def _set(self, option: str, value: Any) -> None:
         if value is None:
@@ -180,6 +207,17 @@ def _typed() -> Iterable[str]:
     finally:
         if readline is not None:
             _remember(file, readline.write_history_file)
+
+
+def _typed_meanwhile() -> Iterable[str]:
+    """The lines that a person has ended since; none where it cannot be asked for them without waiting."""
+    if os.name == "nt" or not sys.stdin.isatty():
+        return
+    while select.select([sys.stdin], [], [], 0)[0]:
+        data = os.read(sys.stdin.fileno(), 4096)  # a terminal gives a line at a time
+        if not data:
+            return
+        yield from data.decode(errors="replace").splitlines()
 
 
 def _remember(file: Path, write: Callable[[str], None]) -> None:

@@ -201,7 +201,7 @@ class Client:
         if not stream:
             return parse(Generation, self._json("POST", "/v1/generate", body))
         response = self._send("POST", "/v1/generate", body, stream=True)
-        return Stream(response, tokens_listed=lists_tokens(body))
+        return Stream(response, lists_tokens(body), lambda path, change: self._json("POST", path, change))
 
     def _model(self, model: str | None) -> str:
         """The model asked for, or the one family served; that is asked once."""

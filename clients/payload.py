@@ -152,6 +152,24 @@ def lists_tokens(body: Mapping[str, Any]) -> bool:
     return bool(body.get("logprobs") or body.get("steering", {}).get("trace"))
 
 
+def change_body(
+    preference: Mapping[str, float] | None,
+    target: Mapping[str, float] | None,
+    method: str | None,
+    strength: float | Mapping[str, float] | None,
+    steering: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The body of ``POST /v1/generate/{id}/steering``. Raises UsageError for a key that is given twice."""
+    given = {"preference": preference, "target": target, "method": method, "strength": strength}
+    merged = dict(steering or {})
+    for key, value in given.items():
+        if value is not None and key in merged:
+            raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
+        if value is not None:
+            merged[key] = value
+    return {"steering": merged}
+
+
 def coefficients_body(
     model: str, preference: Mapping[str, float] | None, method: str | None, steering: Mapping[str, Any] | None
 ) -> dict[str, Any]:

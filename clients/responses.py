@@ -21,6 +21,13 @@ class Alternative(Response):
     logprob: float
 
 
+class BegunPart(Response):
+    """What steers an answer from a token on."""
+
+    method: str
+    preference: dict[str, float] | None = None
+
+
 class Token(Response):
     """One generated token.
 
@@ -38,6 +45,7 @@ class Token(Response):
         values: what each explicit value said of the token, by source.
         router: the router's score of every expert; None unless traced, or for methods that do not route.
         top: the best alternatives, best first; None unless ``top_logprobs`` asked for them.
+        part: what steers from this token on, where what came before was steered otherwise.
     """
 
     id: int
@@ -52,6 +60,7 @@ class Token(Response):
     values: dict[str, float] | None = None
     router: dict[str, float] | None = None
     top: list[Alternative] | None = None
+    part: BegunPart | None = None
 
 
 class CalledFunction(Response):
@@ -131,12 +140,24 @@ class Outcome(Response):
     reward: float
 
 
+class SteeringPart(Response):
+    """A part of an answer whose steering changed on the way; ``starts``: the index of its first token in each choice,
+    None where it has none."""
+
+    starts: list[int | None]
+    method: str
+    preference: dict[str, float] | None = None
+    coefficients: dict[str, float] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+
+
 class SteeringReport(Response):
     """How a request was steered, as the server understood it.
 
     ``preference`` is normalised to sum 1, whatever the request said. Where a method routes, ``routing`` has its options
     and ``experts`` the share of tokens that each of them wrote. With a target, ``preference`` is what was found for it
     and ``target`` what that is expected to get. ``diagnostics`` are there with a trace.
+    Where the steering changed on the way, ``parts`` says what steered from where on; the rest is of the first plan.
     """
 
     method: str
@@ -149,7 +170,17 @@ class SteeringReport(Response):
     target: dict[str, Outcome] | None = None
     routing: dict[str, float | None] | None = None
     experts: dict[str, float] | None = None
+    parts: list[SteeringPart] | None = None
     diagnostics: Diagnostics | None = None
+
+
+class SteeringChange(Response):
+    """What ``steer`` did: ``steering`` is in force from now on, and ``tokens`` says how many each choice had before;
+    None for one that had ended."""
+
+    id: str
+    tokens: list[int | None]
+    steering: SteeringReport
 
 
 class Generation(Response):

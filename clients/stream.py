@@ -1,17 +1,20 @@
 """Answers that come token by token. The connection is given back at the end, at an error and at a break."""
 
 import json
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
 from ladle.clients.errors import ConnectionError, ResponseError, UsageError, error_from_event, error_from_transport
-from ladle.clients.responses import Generation, StreamToken, Token, parse
+from ladle.clients.payload import change_body
+from ladle.clients.responses import Generation, SteeringChange, StreamToken, Token, parse
 from ladle.clients.sse import EventDecoder
 
 _DONE = "[DONE]"
+Post = Callable[[str, dict[str, Any]], Any]
+AsyncPost = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
 class _Transcript:
@@ -20,6 +23,7 @@ class _Transcript:
     def __init__(self, response: httpx.Response, tokens_listed: bool) -> None:
         self.url = str(response.request.url)
         self.request_id: str | None = response.headers.get("x-request-id")
+        self.id: str | None = response.headers.get("x-generation-id")
         self.tokens_listed = tokens_listed
         self.complete = False
         self.texts: dict[int, list[str]] = {}
@@ -84,9 +88,19 @@ class _Progress:
         return self._transcript.request_id
 
     @property
+    def id(self) -> str | None:
+        """Of the answer, by which the server knows it while it is written."""
+        return self._transcript.id
+
+    @property
     def text(self) -> str:
         """The text of choice 0 so far."""
         return "".join(self._transcript.texts.get(0, []))
+
+    def _path(self) -> str:
+        if self._transcript.id is None:
+            raise UsageError("steer: the server has not said by which id the answer can be steered")
+        return f"/v1/generate/{self._transcript.id}/steering"
 
 
 class Stream(_Progress):
@@ -106,8 +120,10 @@ class Stream(_Progress):
     After the last token, ``result()`` is the whole answer.
     """
 
-    def __init__(self, response: httpx.Response, tokens_listed: bool = False) -> None:
+    def __init__(self, response: httpx.Response, tokens_listed: bool = False, post: Post | None = None) -> None:
+        """``post``: sends a body to a path of the server and gives its answer."""
         self._response = response
+        self._post = post
         self._transcript = _Transcript(response, tokens_listed)
         self._tokens = self._read()
 
@@ -116,6 +132,34 @@ class Stream(_Progress):
         for _ in self:
             pass
         return self._transcript.generation()
+
+    def steer(
+        self,
+        *,
+        preference: Mapping[str, float] | None = None,
+        target: Mapping[str, float] | None = None,
+        method: str | None = None,
+        strength: float | Mapping[str, float] | None = None,
+        steering: Mapping[str, Any] | None = None,
+    ) -> SteeringChange:
+        """Steer what has not been written yet otherwise; what is not named stays as it is.
+
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle, ladle.generate("Once", preference={"simple": 1}, stream=True) as stream:
+            ...     for count, token in enumerate(stream):
+            ...         if count == 1:
+            ...             change = stream.steer(preference={"positive": 1})
+            >>> change.steering.preference
+            {'positive': 1.0}
+
+        Raises:
+            UsageError: the stream is no client's, or a key is given twice.
+            APIError: the server refuses the change, and the answer goes on as it was; NotFoundError once it has ended.
+        """
+        body = change_body(preference, target, method, strength, steering)
+        if self._post is None:
+            raise UsageError("steer: only for streams that a client has opened")
+        return parse(SteeringChange, self._post(self._path(), body))
 
     def close(self) -> None:
         """End the stream; the server stops generating. May be called at any time, and more than once."""
@@ -168,8 +212,10 @@ class AsyncStream(_Progress):
     dropped.
     """
 
-    def __init__(self, response: httpx.Response, tokens_listed: bool = False) -> None:
+    def __init__(self, response: httpx.Response, tokens_listed: bool = False, post: AsyncPost | None = None) -> None:
+        """``post``: sends a body to a path of the server and gives its answer."""
         self._response = response
+        self._post = post
         self._transcript = _Transcript(response, tokens_listed)
         self._tokens = self._read()
 
@@ -178,6 +224,26 @@ class AsyncStream(_Progress):
         async for _ in self:
             pass
         return self._transcript.generation()
+
+    async def steer(
+        self,
+        *,
+        preference: Mapping[str, float] | None = None,
+        target: Mapping[str, float] | None = None,
+        method: str | None = None,
+        strength: float | Mapping[str, float] | None = None,
+        steering: Mapping[str, Any] | None = None,
+    ) -> SteeringChange:
+        """Steer what has not been written yet otherwise; what is not named stays as it is.
+
+        Raises:
+            UsageError: the stream is no client's, or a key is given twice.
+            APIError: the server refuses the change, and the answer goes on as it was; NotFoundError once it has ended.
+        """
+        body = change_body(preference, target, method, strength, steering)
+        if self._post is None:
+            raise UsageError("steer: only for streams that a client has opened")
+        return parse(SteeringChange, await self._post(self._path(), body))
 
     async def aclose(self) -> None:
         """End the stream; the server stops generating. May be called at any time, and more than once."""

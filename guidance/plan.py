@@ -1,5 +1,7 @@
 """What a request asks for (Steering) and what the engine is to do about it (Plan). Pure data, no tensors."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
@@ -159,6 +161,7 @@ class Steering:
         complement, expert_weight, top_experts, min_stay, threshold: options of methods that route (see ``Routing``:
             complement, weight, top, stay, threshold); likewise.
         kl_budget: nats a token that guidance may move the distribution by, see ``Plan``.
+        schedule: parts of the answer that are steered one after the other (see ``ladle.guidance.schedule``).
         coefficients: member weights that replace those computed from the preference.
         normalize: ``none``; ``sum`` to divide the weights by their sum: the coefficients of a method that merges, the
             sources' weights of a method that guides; ``norm``, of methods that merge, to scale the coefficients so that
@@ -187,9 +190,10 @@ class Steering:
     threshold: float | None = None
     kl_budget: float | None = None
     target: Mapping[str, float] | None = None
+    schedule: Any = None
 
     @classmethod
-    def parse(cls, raw: "Mapping[str, Any] | None") -> "Steering":
+    def parse(cls, raw: Mapping[str, Any] | None) -> Steering:
         """Check keys and types; None and absent keys take their defaults.
 
         Raises:
@@ -245,6 +249,9 @@ class Plan:
             both are.
         routing: which of the sources speaks is decided at every token; it goes before ``rule``, and mask, scorer and
             blocks are None beside it.
+        schedule: plans that take over from it, in the order in which they do; theirs are empty, and ``blocks`` is None
+            in all of them.
+        steering: what it was resolved from.
     """
 
     method: str
@@ -262,8 +269,24 @@ class Plan:
     routing: Routing | None = None
     kl_budget: float | None = None
     target: Mapping[str, Outcome] | None = None
+    schedule: tuple[ScheduledPlan, ...] = ()
+    steering: Steering | None = dataclass_field(default=None, compare=False)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """This one and those that take over from it."""
+        return (self, *(part.plan for part in self.schedule))
 
     @property
     def views(self) -> tuple[PromptView, ...]:
-        """The views of the prompt that its sources have, each once."""
-        return tuple(dict.fromkeys(source.view for source in self.sources if source.view is not None))
+        """The views of the prompt that the sources of all its plans have, each once."""
+        views = (source.view for plan in self.plans for source in plan.sources)
+        return tuple(dict.fromkeys(view for view in views if view is not None))
+
+
+@dataclass(frozen=True)
+class ScheduledPlan:
+    """A plan that takes over once ``start`` tokens of the answer have come."""
+
+    start: int
+    plan: Plan

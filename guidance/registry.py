@@ -24,7 +24,8 @@ from ladle.guidance.methods.parm import Parm
 from ladle.guidance.methods.proxy_tuning import ProxyTuning
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.guidance.methods.vas import Vas
-from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.plan import Plan, ScheduledPlan, Steering
+from ladle.guidance.schedule import inside, parts_of
 from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
@@ -68,9 +69,11 @@ def resolve(family: Family, steering: Steering) -> Plan:
         InputError: an unknown method, one whose members the family lacks, an option the method has no use for, a bad
             preference or bad coefficients, a target that cannot be reached; the field starts with ``steering.``.
     """
+    if steering.schedule is not None:
+        return _scheduled(family, steering)
     if steering.target is not None:
         found, reached = resolve_target(family, steering)
-        return replace(resolve(family, found), target=reached.outcomes)
+        return replace(resolve(family, found), target=reached.outcomes, steering=steering)
     name = steering.method if steering.method is not None else default_method(family)
     if name not in METHODS:
         raise InputError("steering.method", name, _usable(family))
@@ -89,7 +92,21 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
-    return method.plan(family, steering)
+    return replace(method.plan(family, steering), steering=steering)
+
+
+def _scheduled(family: Family, steering: Steering) -> Plan:
+    plans = []
+    for index, (start, part) in enumerate(parts_of(steering)):
+        try:
+            plan = resolve(family, part)
+            if plan.blocks is not None and len(steering.schedule) > 1:
+                allowed = "nothing in a schedule, because whole blocks are chosen from the beginning of an answer on"
+                raise InputError("steering.block_length", plan.blocks.length, allowed)
+        except InputError as error:
+            raise inside(index, error) from None
+        plans.append(ScheduledPlan(start, plan))
+    return replace(plans[0].plan, schedule=tuple(plans[1:]))
 
 
 def available(family: Family) -> dict[str, tuple[bool, str]]:

@@ -14,6 +14,7 @@ MAX_CANDIDATES = 1024  # every candidate is one more position to compute a token
 MAX_ALPHA = 100.0
 MAX_STAY = 65536
 MAX_BUDGET = 100.0
+MAX_PARTS = 256
 
 
 def is_number(value: Any) -> bool:
@@ -87,4 +88,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"a number of nats above 0 and at most {MAX_BUDGET:g}",
     ),
     "threshold": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    # Its parts are judged by the schedule.
+    "schedule": (
+        lambda value: isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_PARTS,
+        f"a list of 1 to {MAX_PARTS} parts",
+    ),
 }

@@ -30,6 +30,7 @@ from ladle.server.routes import (
     families,
     generate,
     health,
+    live_steering,
     messages,
     metrics,
     models,
@@ -48,6 +49,7 @@ _MODULES: tuple[Any, ...] = (
     responses,
     messages,
     generate,
+    live_steering,
     coefficients,
     tokenize,
     families,
@@ -80,7 +82,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
                 allow_methods=["DELETE", "GET", "HEAD", "POST"],
                 # Clients for browsers send headers of their own, which say what they are and run on.
                 allow_headers=["*"],
-                expose_headers=["request-id", "retry-after", "x-request-id"],
+                expose_headers=["request-id", "retry-after", "x-generation-id", "x-request-id"],
             )
         )
     middleware += [

@@ -23,6 +23,7 @@ from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
+from ladle.server.live_answers import LiveAnswer, require_few_parts, token_cost
 from ladle.server.prompts import Prompt
 from ladle.server.replies.types import Usage
 from ladle.server.serving import Serving
@@ -47,6 +48,7 @@ class Job:
     requests: tuple[GenerationRequest, ...]
     caller: Caller = ANYONE
     meter: Meter | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def prompt_tokens(self) -> int:
@@ -58,15 +60,6 @@ class Job:
         """Tokens that its prompts are charged as: those that each source of the plan sees."""
         firsts = self.requests[:: self.choices]
         return sum(len(request.prompt_of(source)) for request in firsts for source in self.plan.sources)
-
-    @property
-    def token_cost(self) -> int:
-        """Tokens that one token of an answer is charged as: one for each language model of the plan, one for each
-        candidate that a value judges, and all of it for each of the blocks that are drawn to keep one."""
-        models = sum(not source.head for source in self.plan.sources)
-        heads = len(self.plan.sources) - models
-        values = heads * (self.plan.scorer.candidates if self.plan.scorer is not None else 1)
-        return (models + values) * (self.plan.blocks.count if self.plan.blocks is not None else 1)
 
     def computed(self) -> int:
         """Tokens that the engine has computed for it so far, those of all lanes."""
@@ -122,6 +115,7 @@ def make_job(
         ApiError: prompt and limit do not fit the context.
         InputError: the request is larger than this server lets one be.
     """
+    require_few_parts(plan, state.settings.max_steering_changes)
     require_place(state, plan, prompts, fields.choices, len(prompts))
     _may_wait(serving, fields, grammar)
     seed = fields.seed if fields.seed is not None else new_seed()
@@ -131,7 +125,7 @@ def make_job(
     defaults = sampling_defaults(serving.family, fields.model, plan.method, grammar is not None)
     salt = _salt(state, fields, caller)
     for prompt in prompts:
-        limit = _limit(state, serving, len(plan.sources), prompt, max_tokens, limit_field)
+        limit = _limit(state, serving, max(len(part.sources) for part in plan.plans), prompt, max_tokens, limit_field)
         if limit not in samplings:
             sampling = fields.sampling(limit, seed, serving.vocabulary, logprobs, defaults)
             judged = prompt_logprobs or fields.prompt_logprobs is not None
@@ -204,15 +198,17 @@ def _limit(
 class Outputs:
     """The outputs of a running job, in the order in which they come."""
 
-    def __init__(self, state: ServerState, serving: Serving, job: Job, record: JobRecord, meter: Meter) -> None:
+    def __init__(
+        self, state: ServerState, serving: Serving, job: Job, record: JobRecord, meter: Meter, live: LiveAnswer
+    ) -> None:
         self._state = state
         self._serving = serving
         self._record = record
         self._queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
         self._unfinished = len(job.requests)
-        self._token_cost = job.token_cost
         self._failure: Exception | None = None
         self._meter = meter
+        self._live = live
 
     @property
     def finished(self) -> bool:
@@ -287,12 +283,15 @@ class Outputs:
 
     async def pump(self, index: int, request: GenerationRequest) -> None:
         """Feed one sequence's outputs in; cancelling the task that runs this cancels the sequence."""
-        finished = False
+        finished, cost = False, token_cost(request.plan)
         try:
             async for output in self._serving.engine.stream(request):
                 self._record.saw(index, output)
                 if output.finish_reason not in ("error", "abort"):
-                    self._meter.generated(self._token_cost if output.token >= 0 else 0)
+                    if output.began is not None:
+                        cost = token_cost(output.began)
+                        self._meter.generated(self._live.began(request, output))
+                    self._meter.generated(cost if output.token >= 0 else 0)
                 finished = output.finish_reason is not None
                 self._queue.put_nowait((index, output))
             if not finished:
@@ -327,12 +326,15 @@ async def running(state: ServerState, serving: Serving, job: Job) -> AsyncIterat
     who has to wait."""
     with _charged(state, job) as meter:
         record = JobRecord(state, serving, job.requests)
-        outputs = Outputs(state, serving, job, record, meter)
+        live = LiveAnswer(serving, job.caller, job.requests, state.settings.max_steering_changes)
+        outputs = Outputs(state, serving, job, record, meter, live)
         tasks = [asyncio.create_task(outputs.pump(index, request)) for index, request in enumerate(job.requests)]
         state.active += 1
+        state.live[job.id] = live
         try:
             yield outputs
         finally:
+            del state.live[job.id]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.live_answers import scheduled
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
 from ladle.server.watch import request_context
@@ -18,6 +19,8 @@ class JobRecord:
     def __init__(self, state: ServerState, serving: Serving, requests: tuple[GenerationRequest, ...]) -> None:
         self._serving = serving
         self._tracing = state.tracing
+        self._metrics = state.metrics
+        self._changes = 0
         self._requests = requests
         self._plan = requests[0].plan
         now = time.monotonic()
@@ -29,6 +32,11 @@ class JobRecord:
 
     def saw(self, index: int, output: StepOutput) -> None:
         """Account for one output of sequence ``index``."""
+        if output.began is not None:
+            self._changes += 1
+            how = "schedule" if scheduled(self._requests[index], output.began) else "request"
+            self._metrics.steering_changes.labels(by=how).inc()
+            self._clocks[index].method = output.began.method
         self._clocks[index].saw(output, time.monotonic())
         self._last[index] = output
         if self._texts is not None:
@@ -61,6 +69,8 @@ class JobRecord:
             "queue_seconds": _longest(time.started - time.submitted for time in times if time.started is not None),
             "first_token_seconds": _longest(time.first - time.submitted for time in times if time.first is not None),
         }
+        if self._changes:
+            facts["steering_changes"] = self._changes
         errors = [output.error for output in seen if output.error is not None]
         if errors:
             facts["errors"] = errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -44,6 +44,10 @@ class TextEngine(Protocol):
 
     def stream(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
         """The outputs of a request; closing the iterator cancels it. Raises InputError, QueueFull, RuntimeError."""
+
+    def steer(self, requests: Sequence[GenerationRequest]) -> Awaitable[list[int | None]]:
+        """Let running sequences go on under the plans of ``requests``. Gives how many tokens each has from before, None
+        for one that has ended. Raises InputError, RuntimeError."""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,9 @@ class ServerSettings(BaseSettings):
     )
     default_max_tokens: int = Field(2048, ge=1, description="longest answer where a request sets no limit")
     max_choices: int = Field(128, ge=1, le=128, description="answers that one request may ask for")
+    max_steering_changes: int = Field(
+        64, ge=0, le=255, description="times that the steering of one answer may change, by a schedule and on the way"
+    )
     max_request_tokens: int | None = Field(
         None,
         ge=1,

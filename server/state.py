@@ -14,6 +14,7 @@ from ladle.server.access.turns import FairPool
 from ladle.server.engine.stats.failure_streak import FailureStreak
 from ladle.server.errors import ApiError, unavailable
 from ladle.server.hosting import Hosted, Hosting, family_named
+from ladle.server.live_answers import LiveAnswer
 from ladle.server.replies.kept_responses import ResponseStore
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
@@ -59,6 +60,7 @@ class ServerState:
         loader: what loads further ones; None where that cannot be done.
         failure: why loading failed.
         active: generating HTTP requests that are not finished.
+        live: their answers, by the part of their ids that is their own.
         doing: what is being loaded, for who asks why the server is not ready.
         responses: answers that are kept for their callers.
         loads: how the loads that an administrator asked for went.
@@ -74,6 +76,7 @@ class ServerState:
     loader: FamilyLoader | None = None
     failure: Exception | None = None
     active: int = 0
+    live: dict[str, LiveAnswer] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
     doing: str = ""

@@ -9,6 +9,7 @@ from typing import Any
 from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Plan, Source, Steering
+from ladle.guidance.schedule import changed
 from ladle.merging.errors import InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
 from ladle.merging.family.family import Family
@@ -17,7 +18,7 @@ from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.types import OutcomeReply, SourceReply, SteeringReply
 
 _TARGET = frozenset({"preference", "target", "coefficients", "terms"})
-_DIRECTION = _TARGET | {"method"}
+_DIRECTION = _TARGET | {"method", "schedule"}
 NO_PREFERENCE = "no preference was given: all objectives weigh the same"
 
 
@@ -64,6 +65,13 @@ def sampling_defaults(family: Family, model: str | None, method: str, held: bool
     """
     preset = family.manifest.presets.get(model) if model is not None else None
     return default_sampling(family.manifest.sampling, preset.sampling if preset else None, method, held)
+
+
+def plan_after(family: Family, plan: Plan, steering: Mapping[str, Any]) -> Plan:
+    """The plan of an answer that ``plan`` has steered so far, once the keys of ``steering`` have changed. Raises
+    InputError."""
+    assert plan.steering is not None, "it was resolved"
+    return registry.resolve(family, changed(plan.steering, steering))
 
 
 def _named(family: Family, model: str | None) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from ladle.server.state import ServerState
 
 logger = logging.getLogger(__name__)
 
+ID_HEADER = "X-Generation-Id"
+"""By what a stream says which answer it is, before its first event: whoever reads it may steer it."""
+
 
 class EventWriter(ABC):
     """Turns outputs into events; by default as OpenAI's older endpoints do, without names and with a mark at the end.
@@ -55,7 +58,7 @@ class EventWriter(ABC):
 async def stream_response(state: ServerState, serving: Serving, job: Job, writer: EventWriter) -> EventStream:
     """Start ``job`` and answer with its events. What fails at once is raised, and so still becomes an HTTP status."""
     events = _events(state, serving, job, writer)
-    return EventStream(await anext(events), events)
+    return EventStream(await anext(events), events, {ID_HEADER: f"gen-{job.id}"})
 
 
 async def _events(state: ServerState, serving: Serving, job: Job, writer: EventWriter) -> AsyncGenerator[bytes, None]:

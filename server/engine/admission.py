@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from ladle.guidance.schedule import inside
 from ladle.merging.errors import InputError
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.request import GenerationRequest
-from ladle.server.engine.requests.sequence import Lane
+from ladle.server.engine.requests.sequence import Change, Lane
 from ladle.server.engine.requests.sequence import Sequence as Generated
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.scores.prompt_scores import why_not
@@ -56,6 +59,21 @@ def check_request(
         )
         raise InputError("max_tokens", request.sampling.max_tokens, allowed)
     return lanes
+
+
+def check_schedule(request: GenerationRequest, check: Callable[[GenerationRequest], list[Lane]]) -> deque[Change]:
+    """What the schedule of ``request``'s plan makes of it; ``check``: see ``check_request``. Raises InputError for a
+    part that can never run here."""
+    changes: deque[Change] = deque()
+    for index, part in enumerate(request.plan.schedule, start=1):
+        later = replace(request, plan=part.plan)
+        try:
+            changes.append(Change(part.start, later, check(later)))
+        except InputError as error:
+            if not error.field.startswith("steering"):
+                raise
+            raise inside(index, error) from None
+    return changes
 
 
 def _check_lengths(request: GenerationRequest, prompts: list[tuple[int, ...]], max_context: int) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.live_steering import steer
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.stats.stats import EngineStats
 
@@ -75,6 +76,11 @@ class AsyncEngine:
             del self._queues[request.request_id]
             if not finished:
                 self.engine.cancel(request.request_id)
+
+    def steer(self, requests: Sequence[GenerationRequest]) -> Awaitable[list[int | None]]:
+        """Let running sequences go on under the plans of ``requests``; see ``live_steering.steer``. The change is on
+        its way when this returns. Raises InputError, RuntimeError."""
+        return asyncio.wrap_future(steer(self.engine, requests))
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
         """On the engine thread."""

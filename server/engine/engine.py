@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.admission import check_request
+from ladle.server.engine.admission import check_request, check_schedule
 from ladle.server.engine.block_search import BlockSearch, worth
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
@@ -131,7 +131,7 @@ class Engine:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
-        sequence = Sequence(request, self.check(request))
+        sequence = Sequence(request, self.check(request), changes=check_schedule(request, self.check))
         sequence.ticket = self.room.enter(sum(len(lane.prompt) for lane in sequence.lanes))
         with self._wake:
             if self._stopping:

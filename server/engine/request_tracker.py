@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ladle.server.engine.requests.answer import Answer, without_token
 from ladle.server.engine.requests.request import StepOutput
-from ladle.server.engine.requests.sequence import Sequence
+from ladle.server.engine.requests.sequence import Change, Sequence
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.scores.sampler import Draw
 
@@ -48,6 +48,19 @@ class RequestTracker:
     def drop(self, request_id: str) -> None:
         """Forget a request without a word."""
         self.forget(self.entries[request_id][0])
+
+    def change(self, change: Change) -> int | None:
+        """Let the sequence of its request go on under another plan at once, in place of whatever was still to come.
+
+        Returns:
+            How many tokens it has; None where it is not there, because it has ended or was never submitted.
+        """
+        entry = self.entries.get(change.request.request_id)
+        if entry is None:
+            return None
+        entry[0].changes.clear()
+        self._scheduler.change(entry[0], change)
+        return len(entry[0].output)
 
     def forget(self, sequence: Sequence) -> None:
         """Give back all that ``sequence`` holds."""
@@ -94,8 +107,13 @@ class RequestTracker:
             draw.expert,
             draw.ended,
         )
+        if sequence.began is not None:
+            output = replace(output, began=sequence.began)
+            sequence.began = None
         if output.finish_reason is not None:
             self.forget(sequence)
+        elif (change := sequence.due()) is not None:
+            self._scheduler.change(sequence, change)
         elif kept:
             for lane in sequence.lanes:
                 if lane.scores:

@@ -17,6 +17,7 @@ from ladle.guidance.steering_checks import (
     MAX_BLOCK_LENGTH,
     MAX_BUDGET,
     MAX_CANDIDATES,
+    MAX_PARTS,
     MAX_STAY,
     MAX_STRENGTH,
     NORMALIZE,
@@ -112,6 +113,13 @@ _STEERING_KEYS: dict[str, dict[str, Any]] = {
     "terms": {"type": "array", "items": {"type": "object"}},
     "normalize": {"enum": list(NORMALIZE)},
     "trace": {"type": "boolean", "description": "report per-token detail"},
+    "schedule": {
+        "type": "array",
+        "items": {"type": "object"},
+        "minItems": 1,
+        "maxItems": MAX_PARTS,
+        "description": "parts one after the other: keys of steering, and `until` how many tokens in all but the last",
+    },
 }
 _STEERING_SCHEMA = {
     "type": "object",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 from ladle.server.engine.requests.request import StepOutput
@@ -53,7 +52,7 @@ def _reply(
     job: Job, model: str, choices: list[GeneratedChoice], last: Sequence[StepOutput], summary: TraceSummary
 ) -> Generated:
     return {
-        "id": f"gen-{uuid.uuid4().hex}",
+        "id": f"gen-{job.id}",
         "object": "generation",
         "model": model,
         "created": int(time.time()),

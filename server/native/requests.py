@@ -71,6 +71,12 @@ class GenerateRequest(Question):
         return bool(self.logprobs or (self.steering or {}).get("trace"))
 
 
+class LiveSteeringRequest(StrictModel):
+    """``POST /v1/generate/{id}/steering``: what changes."""
+
+    steering: SteeringField = Field(description="keys that change; the others stay as they are for the answer")
+
+
 class CoefficientsRequest(StrictModel):
     """``POST /v1/coefficients``: what a preference would become."""
 

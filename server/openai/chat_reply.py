@@ -48,7 +48,7 @@ def chat_completion(
         summary.see(index, choice.outputs)
     messages = [_message(choice.text, calling) for choice in choices]
     reply: ChatCompletion = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"chatcmpl-{job.id}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
@@ -142,7 +142,7 @@ class ChatStream(EventWriter):
         self._usage = usage_shown
         self._seen: dict[int, StepOutput] = {}
         self._model = model
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._id = f"chatcmpl-{job.id}"
         self._created = int(time.time())
         self._summary = TraceSummary(serving)
 

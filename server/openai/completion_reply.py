@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 from ladle.server.engine.requests.request import StepOutput
@@ -50,7 +49,7 @@ def completion(
             ids = job.prompts[index // job.choices].ids
             reply_of_choice["prompt_logprobs"] = prompt_report(serving.tokens, ids, choice, prompt_logprobs)
         replies.append(reply_of_choice)
-    reply = _Envelope(serving, model).of(replies)
+    reply = _Envelope(serving, job, model).of(replies)
     summary = TraceSummary(serving)
     for index, choice in enumerate(choices):
         summary.see(index, choice.outputs)
@@ -87,8 +86,8 @@ def completion_logprobs(
 class _Envelope:
     """What all chunks of an answer have in common."""
 
-    def __init__(self, serving: Serving, model: str) -> None:
-        self._id = f"cmpl-{uuid.uuid4().hex}"
+    def __init__(self, serving: Serving, job: Job, model: str) -> None:
+        self._id = f"cmpl-{job.id}"
         self._created = int(time.time())
         self._model = model
         self._fingerprint = serving.fingerprint
@@ -121,7 +120,7 @@ class CompletionStream(EventWriter):
         self._logprobs = logprobs is not None
         self._usage = usage_shown
         self._seen: dict[int, StepOutput] = {}
-        self._envelope = _Envelope(serving, model)
+        self._envelope = _Envelope(serving, job, model)
         self._echo = echo
         self._begun = [False] * len(job.requests)
         self._offsets = [

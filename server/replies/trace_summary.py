@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ladle.guidance.diagnostics.compatibility import BEST, OFTEN_OUTSIDE
+from ladle.guidance.plan import Plan
 from ladle.server.engine.requests.request import StepOutput
+from ladle.server.replies.parts import SteeringPart
 from ladle.server.replies.types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.serving import Serving
 from ladle.server.text.token_text import finite
@@ -32,6 +34,8 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
         reply["values"] = None if trace.values is None else dict(trace.values)
         if trace.router is not None:
             reply["router"] = {name: finite(score) for name, score in trace.router.items()}
+    if output.began is not None:
+        reply["part"] = {"method": output.began.method, "preference": _preference(output.began)}
     if top:
         reply["top"] = [_alternative(serving, other, logprob) for other, logprob in output.top]
     return reply
@@ -39,6 +43,10 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
 
 def _alternative(serving: Serving, token: int, logprob: float) -> Alternative:
     return {"id": token, "text": serving.tokens.text(token), "logprob": finite(logprob)}
+
+
+def _preference(plan: Plan) -> dict[str, float] | None:
+    return None if plan.preference is None else plan.preference.as_dict()
 
 
 def bounded(shift: float) -> float:
@@ -57,10 +65,12 @@ class TraceSummary:
         self._changed = 0
         self._outside: list[bool] = []
         self._experts: Counter[str | None] = Counter()
+        self._parts = _Parts()
 
     def see(self, index: int, outputs: Iterable[StepOutput]) -> None:
         """Take in tokens of the choice ``index``."""
         for output in outputs:
+            self._parts.see(index, output)
             if output.token >= 0:
                 self._experts[output.expert] += 1
             if output.trace is None:
@@ -77,6 +87,9 @@ class TraceSummary:
         routed = {name: count / total for name, count in sorted(self._experts.items(), key=str) if name is not None}
         if routed:
             reply["experts"] = routed
+        parts = self._parts.reply(reply)
+        if parts:
+            reply["parts"] = parts
         if not self._shifts:
             return reply
         count = len(self._shifts)
@@ -99,3 +112,52 @@ class TraceSummary:
             ]
             reply["choices"] = choices
         return reply
+
+
+class _Parts:
+    """The parts of an answer whose steering changed on the way, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._choices: set[int] = set()
+        self._first: set[int] = set()
+        self._later: list[tuple[Plan, dict[int, int]]] = []
+
+    def see(self, index: int, output: StepOutput) -> None:
+        self._choices.add(index)
+        if output.token < 0:
+            return
+        position = output.completion_tokens - 1
+        if output.began is None:
+            if position == 0:
+                self._first.add(index)
+            return
+        known = next((starts for plan, starts in self._later if plan is output.began), None)
+        if known is None:
+            self._later.append((output.began, known := {}))
+        known[index] = position
+
+    def reply(self, first: SteeringReply) -> list[SteeringPart]:
+        """Empty where nothing changed; ``first``: what is said of the plan that the answer began with."""
+        if not self._later:
+            return []
+        choices = range(max(self._choices) + 1)
+        parts: list[SteeringPart] = [
+            {
+                "starts": [0 if index in self._first else None for index in choices],
+                "method": first["method"],
+                "preference": first["preference"],
+                "coefficients": first["coefficients"],
+                "warnings": first["warnings"],
+            }
+        ]
+        for plan, starts in self._later:
+            parts.append(
+                {
+                    "starts": [starts.get(index) for index in choices],
+                    "method": plan.method,
+                    "preference": _preference(plan),
+                    "coefficients": plan.coefficients.as_dict() if plan.coefficients else {},
+                    "warnings": list(plan.warnings),
+                }
+            )
+        return parts

@@ -6,6 +6,8 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict
 
+from ladle.server.replies.parts import BegunPart, SteeringPart
+
 
 class PromptTokensDetails(TypedDict):
     """Of the prompt tokens, those whose state was reused."""
@@ -78,8 +80,9 @@ class OutcomeReply(TypedDict):
 class SteeringReply(TypedDict):
     """What steered the answer. With a ``target``, ``preference`` is the one that was found for it. Where experts take
     turns, ``routing`` says by which options and ``experts`` what share of the tokens each of them wrote; what is
-    missing to 1 the router wrote. With a trace there are ``diagnostics``, and in OpenAI's answers ``choices`` with the
-    traced tokens."""
+    missing to 1 the router wrote. Where the steering changed on the way, ``parts`` says what steered from where on, and
+    the rest is of the plan that the answer began with. With a trace there are ``diagnostics``, and in OpenAI's answers
+    ``choices`` with the traced tokens."""
 
     method: str
     preference: dict[str, float] | None
@@ -91,6 +94,7 @@ class SteeringReply(TypedDict):
     target: NotRequired[dict[str, OutcomeReply]]
     routing: NotRequired[RoutingReply]
     experts: NotRequired[dict[str, float]]
+    parts: NotRequired[list[SteeringPart]]
     diagnostics: NotRequired[Diagnostics]
     choices: NotRequired[list[TracedChoice]]
 
@@ -254,7 +258,8 @@ class Token(TypedDict):
     With a trace: ``argmax_changed``, whether guidance changed the best token; ``outside``, whether that token is not
     among the 20 best of the base that is guided (null without a guide); ``candidate_mass``, the probability under the
     first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token;
-    ``router``, the router's score of every expert, where a method routes.
+    ``router``, the router's score of every expert, where a method routes. ``part``: with the first token of a part of
+    the answer that is steered otherwise than what came before, its method and preference.
     """
 
     id: int
@@ -269,6 +274,7 @@ class Token(TypedDict):
     values: NotRequired[dict[str, float] | None]
     router: NotRequired[dict[str, float]]
     top: NotRequired[list[Alternative]]
+    part: NotRequired[BegunPart]
 
 
 class TracedChoice(TypedDict):
@@ -308,6 +314,16 @@ class TokenEvent(TypedDict):
 
     index: int
     token: Token
+
+
+class SteeringChange(TypedDict):
+    """Answer of ``POST /v1/generate/{id}/steering``: what steers from now on, and ``tokens``, how many each choice had
+    before; null for one that had ended."""
+
+    id: str
+    object: str
+    tokens: list[int | None]
+    steering: SteeringReply
 
 
 class CoefficientsReply(TypedDict):

@@ -33,6 +33,9 @@ async def coefficients(body: CoefficientsRequest, request: Request) -> JSONRespo
             raise
         # The options stand in the body itself.
         raise InputError(error.field.removeprefix("steering."), error.value, error.allowed) from None
+    if plan.schedule:
+        allowed = "nothing here; ask for the coefficients of one part at a time"
+        raise InputError("steering.schedule", (body.steering or {})["schedule"], allowed)
     merged = plan.coefficients
     reply: CoefficientsReply = {
         "method": plan.method,

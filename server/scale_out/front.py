@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _TRIES = 5  # replicas that are asked for one answer
 _ANSWER_S = 5.0  # how long replicas may take to say that they are well
 _POSTED = "/v1/"
+_GENERATE = "/v1/generate/"
 _LONG = 1 << 18  # bytes from which reading a body leaves the event loop
 
 
@@ -78,6 +79,11 @@ class Front:
                 raise unavailable(f"the server cannot take work: {reason}", reason)
             elif path.startswith(ADMINISTRATION):
                 message = f"{path} changes one server and there are several; SIGHUP replaces them all, one by one"
+                raise ApiError(404, message, code="not_here")
+            elif path.startswith(_GENERATE) and path.endswith("/steering"):
+                message = (
+                    f"{path}: which of several replicas writes an answer is not known here; steer it by a schedule"
+                )
                 raise ApiError(404, message, code="not_here")
             else:
                 await self._pass_on(scope, receive, send)

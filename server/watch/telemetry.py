@@ -50,6 +50,11 @@ class Metrics:
         self.success = counter("request_success", "Finished sequences by reason", "finished_reason")
         self.rejections = counter("admission_rejections", "Requests refused before they ran", "reason")
         self.routed = counter("routed_tokens", "Tokens by the expert that wrote them", "expert")
+        self.steering_changes = counter(
+            "steering_changes",
+            "Parts of answers that began under another plan, by a schedule or a request on the way",
+            "by",
+        )
         self.cancelled = counter("requests_cancelled", "Sequences given up before their end")
         self.shift = histogram(
             "guidance_shift_nats", "KL(base, final) of traced tokens by method", _NATS, labels=("method",)
@@ -67,6 +72,8 @@ class Metrics:
         for reason in _REASONS:
             self.success.labels(finished_reason=reason)
         self.rejections.labels(reason="queue_full")
+        for by in ("schedule", "request"):
+            self.steering_changes.labels(by=by)
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
         """Report an engine's gauges and counters, read at every scrape."""
@@ -78,11 +85,11 @@ class Metrics:
 
 
 class SequenceClock:
-    """Times one sequence of a request steered by ``method``, from its submission at ``now`` on."""
+    """Times one sequence of a request steered by ``method``, which may change, from its submission at ``now`` on."""
 
     def __init__(self, metrics: Metrics, now: float, method: str) -> None:
         self._metrics = metrics
-        self._method = method
+        self.method = method
         self.times = SequenceTimes(now)
 
     def saw(self, output: StepOutput, now: float) -> None:
@@ -100,7 +107,7 @@ class SequenceClock:
             if output.expert is not None:
                 metrics.routed.labels(expert=output.expert).inc()
             if output.shift is not None:
-                metrics.shift.labels(method=self._method).observe(output.shift)
+                metrics.shift.labels(method=self.method).observe(output.shift)
         if output.finish_reason is not None:
             self._finished(output, now)
 

@@ -90,6 +90,7 @@ class StepOutput:
     trace: what guidance did, when the plan is traced.
     finish_reason: None until the last output, then "stop", "length", "abort" or "error" (with `error` set). The token
         that hit the end-of-sequence id is included, with `text` empty. A grammar that comes to its end is a "stop".
+    began: with the first token that another plan gave than the one before, that plan.
     stop: with the last output, the stop string that ended the text; None where something else did.
     cached_tokens: prompt tokens whose state was reused.
     expert: who wrote the token, for plans that route; None for the router itself.
@@ -116,6 +117,7 @@ class StepOutput:
     prompt: tuple[PromptToken, ...] | None = None
     queued_s: float | None = None
     stop: str | None = None
+    began: Plan | None = None
 
     @property
     def base_logprob(self) -> float | None:

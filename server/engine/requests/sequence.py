@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ladle.guidance.plan import Source
+from ladle.guidance.plan import Plan, Source
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.kv.block_hashes import BlockHashes
 from ladle.server.engine.requests.lane_head import LaneHead
@@ -60,6 +61,21 @@ class Lane:
         return self.head is not None
 
 
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Another plan for a sequence on its way.
+
+    Attributes:
+        start: it takes over once so many tokens have come.
+        request: the sequence's own, with the other plan and the views of the prompt that it has.
+        lanes: fresh ones for its sources.
+    """
+
+    start: int
+    request: GenerationRequest
+    lanes: list[Lane]
+
+
 @dataclass(eq=False)
 class Sequence:
     """A request with its progress. All lanes share the continuation ``output``; a lane may have its own prompt."""
@@ -69,7 +85,8 @@ class Sequence:
     output: list[int] = field(default_factory=list)
     slot: int | None = None
     cached_tokens: int = 0
-    preemptions: int = 0
+    restarts: int = 0
+    """How often it gave up what it held and was taken up again: when it was preempted, and when its plan changed."""
     finished: bool = False
     arrival: int = field(default_factory=lambda: next(_arrivals))
     submitted_at: float = field(default_factory=time.monotonic)
@@ -80,6 +97,10 @@ class Sequence:
     """Its place in the queue, until it has had its turn."""
     judged: list[PromptToken] = field(default_factory=list)
     """What was said of the prompt's tokens from the second on, where that was asked for."""
+    changes: deque[Change] = field(default_factory=deque)
+    """Plans that are still to take over, in the order in which they do."""
+    began: Plan | None = None
+    """The plan that took over since the last token, until its first one is there."""
 
     @property
     def request_id(self) -> str:
@@ -94,6 +115,21 @@ class Sequence:
     def queued_s(self) -> float | None:
         """Seconds from its arrival to the first step that it took part in; None before that."""
         return None if self.admitted_at is None else self.admitted_at - self.submitted_at
+
+    def due(self) -> Change | None:
+        """The change that its tokens so far have brought about, taken out of ``changes``; None where none has."""
+        found = None
+        while self.changes and self.changes[0].start <= len(self.output):
+            found = self.changes.popleft()
+        return found
+
+    def follow(self, change: Change) -> None:
+        """Go on under another plan, holding nothing: no state that it had was computed under the new weights. Text,
+        penalties, grammar and the positions of draws go on from where they are."""
+        self.request, self.lanes, self.began = change.request, change.lanes, change.request.plan
+        self.speaker = (-1, 0)
+        if self.judging:
+            self.judged.clear()  # what is said of the prompt comes from one plan
 
     def length(self, lane: Lane) -> int:
         """Tokens of ``lane`` so far, prompt and continuation."""

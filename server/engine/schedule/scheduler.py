@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Set
 from ladle.server.engine.kv.block_manager import BlockManager, OutOfBlocks
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
-from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.sequence import Change, Lane, Sequence
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
 
 
@@ -66,6 +66,13 @@ class Scheduler:
             self._give_back(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+
+    def change(self, sequence: Sequence, change: Change) -> None:
+        """Let ``sequence`` go on under another plan. What runs is set back, as by preemption, and its text so far is
+        computed anew on the new lanes; what waits keeps its place."""
+        if sequence in self.running:
+            self._set_back(sequence)
+        sequence.follow(change)
 
     def take_admitted(self) -> list[Sequence]:
         """The sequences that got a slot since the last call, those taken up again after preemption among them."""
@@ -226,7 +233,7 @@ class Scheduler:
             self._fresh.extend(lane.scratch)
             self.prefix_queries += sequence.length(lane)
             self.prefix_hits += len(matched) * BLOCK_SIZE
-        if not sequence.preemptions:
+        if not sequence.restarts:
             sequence.cached_tokens = len(reused[0]) * BLOCK_SIZE
         sequence.slot = self._slots.pop()
         self._admitted.append(sequence)
@@ -364,10 +371,13 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue; its state is computed anew (from reusable blocks where they survive)."""
+        self._set_back(sequence)
+        self.preemptions += 1
+
+    def _set_back(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._give_back(sequence)
-        sequence.preemptions += 1
-        self.preemptions += 1
+        sequence.restarts += 1
         self.waiting.appendleft(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:

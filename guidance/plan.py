@@ -6,7 +6,7 @@ from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from ladle.guidance.outcome import Outcome
-from ladle.guidance.steering_checks import CHECKS, is_number, strengths
+from ladle.guidance.steering_checks import CHECKS, is_number, ranking, strengths
 from ladle.merging.errors import InputError
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import Preference
@@ -109,6 +109,25 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """Finished answers get a score, and the best of them are kept.
+
+    Attributes:
+        by: ``likelihood``: the log-probability of the answer's tokens as the plan drew them; ``implicit``:
+            sum_s weight_s log pi_s(answer) over ``sources``, which are language models, each normalised by itself;
+            ``explicit``: sum_s weight_s V_s(answer) over ``sources``, which have a head, at the answer's last token.
+        per: ``answer``, or ``token`` to divide by the answer's tokens.
+        keep: how many answers to each prompt are returned.
+        sources: empty for ``likelihood``.
+    """
+
+    by: Literal["likelihood", "implicit", "explicit"]
+    per: Literal["answer", "token"] = "answer"
+    keep: int = 1
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
 class Routing:
     """One of several experts speaks at every token, chosen by a head w = W h + b on the router's last hidden state h:
     S = complement * lp_router + weight * lp_expert, lp = log_softmax (FusionRoute, arXiv 2601.05106).
@@ -164,6 +183,8 @@ class Steering:
             sources' weights of a method that guides; ``norm``, of methods that merge, to scale the coefficients so that
             the merged delta is as long as its members' (see ``Coefficients.keeping_norm``).
         trace: report per-token detail.
+        rank: several answers are made and the best are kept (``by``, ``per`` and ``keep`` of ``Rank``), whatever the
+            method.
     """
 
     method: str | None = None
@@ -187,6 +208,7 @@ class Steering:
     threshold: float | None = None
     kl_budget: float | None = None
     target: Mapping[str, float] | None = None
+    rank: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, raw: "Mapping[str, Any] | None") -> "Steering":
@@ -210,6 +232,8 @@ class Steering:
                 raise InputError(f"steering.{key}", value, allowed)
         if isinstance(given.get("strength"), Mapping):
             given["strength"] = strengths(given["strength"])
+        if "rank" in given:
+            given["rank"] = ranking(given["rank"])
         for key in ("strength", "alpha", "complement", "expert_weight", "threshold", "kl_budget"):
             if is_number(given.get(key)):
                 given[key] = float(given[key])
@@ -245,6 +269,7 @@ class Plan:
             both are.
         routing: which of the sources speaks is decided at every token; it goes before ``rule``, and mask, scorer and
             blocks are None beside it.
+        rank: what finished answers are judged by; ``blocks`` is None beside it.
     """
 
     method: str
@@ -262,8 +287,15 @@ class Plan:
     routing: Routing | None = None
     kl_budget: float | None = None
     target: Mapping[str, Outcome] | None = None
+    rank: Rank | None = None
+
+    @property
+    def ranking(self) -> tuple[Source, ...]:
+        """The sources that judge finished answers."""
+        return () if self.rank is None else self.rank.sources
 
     @property
     def views(self) -> tuple[PromptView, ...]:
-        """The views of the prompt that its sources have, each once."""
-        return tuple(dict.fromkeys(source.view for source in self.sources if source.view is not None))
+        """The views of the prompt that its sources have, those that judge answers included, each once."""
+        sources = self.sources + self.ranking
+        return tuple(dict.fromkeys(source.view for source in sources if source.view is not None))

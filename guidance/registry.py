@@ -25,6 +25,7 @@ from ladle.guidance.methods.proxy_tuning import ProxyTuning
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.guidance.methods.vas import Vas
 from ladle.guidance.plan import Plan, Steering
+from ladle.guidance.ranking import rank_of
 from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
@@ -57,7 +58,7 @@ _ALL: tuple[Method, ...] = (
 # is always there, so that guidance, which costs more, is never a default that nobody chose.
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-_UNIVERSAL = frozenset({"method", "preference", "target", "trace"})
+_UNIVERSAL = frozenset({"method", "preference", "target", "trace", "rank"})
 _DEFAULTS = Steering()
 
 
@@ -89,7 +90,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
-    return method.plan(family, steering)
+    plan = method.plan(family, steering)
+    return plan if steering.rank is None else replace(plan, rank=rank_of(family, plan, steering.rank))
 
 
 def available(family: Family) -> dict[str, tuple[bool, str]]:

@@ -28,6 +28,7 @@ from ladle.server.replies.types import Usage
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
+from ladle.server.steering import check_rank
 
 logger = logging.getLogger(__name__)
 
@@ -49,23 +50,31 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompts; each counts once, however many choices it has."""
-        return sum(map(len, self.prompts))
+        """Tokens of the prompts, each once, however many choices it has, and of texts that are only judged."""
+        return sum(map(len, self.prompts)) + sum(len(request.answer or ()) for request in self.requests)
+
+    @property
+    def kept(self) -> int:
+        """How many choices of each prompt are returned."""
+        return self.choices if self.plan.rank is None else self.plan.rank.keep
 
     @property
     def prompt_cost(self) -> int:
-        """Tokens that its prompts are charged as: those that each source of the plan sees."""
+        """Tokens that its prompts are charged as: those that each source sees, and texts that are only judged."""
         firsts = self.requests[:: self.choices]
-        return sum(len(request.prompt_of(source)) for request in firsts for source in self.plan.sources)
+        texts = sum(len(request.answer or ()) * len(request.computing) for request in self.requests)
+        return sum(len(request.prompt_of(source)) for request in firsts for source in request.computing) + texts
 
     @property
     def token_cost(self) -> int:
         """Tokens that one token of an answer is charged as: one for each language model of the plan, one for each
-        candidate that a value judges, and all of it for each of the blocks that are drawn to keep one."""
+        candidate that a value judges, all of it for each of the blocks that are drawn to keep one, and one for each
+        source that judges the answer."""
         models = sum(not source.head for source in self.plan.sources)
         heads = len(self.plan.sources) - models
         values = heads * (self.plan.scorer.candidates if self.plan.scorer is not None else 1)
-        return (models + values) * (self.plan.blocks.count if self.plan.blocks is not None else 1)
+        written = (models + values) * (self.plan.blocks.count if self.plan.blocks is not None else 1)
+        return written + len(self.plan.ranking)
 
     def computed(self) -> int:
         """Tokens that the engine has computed for it so far, those of all lanes."""
@@ -121,6 +130,7 @@ def make_job(
         ApiError: prompt and limit do not fit the context.
         InputError: the request is larger than this server lets one be.
     """
+    check_rank(plan, fields.choices, bool(fields.stream))
     require_place(state, plan, prompts, fields.choices, len(prompts))
     _may_wait(serving, fields, grammar)
     seed = fields.seed if fields.seed is not None else new_seed()

@@ -132,3 +132,4 @@ class Preset(Table):
     min_stay: int | None = None
     threshold: Finite | None = None
     kl_budget: Finite | None = None
+    rank: dict[str, Any] | None = None

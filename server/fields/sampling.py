@@ -19,6 +19,8 @@ from ladle.guidance.steering_checks import (
     MAX_STAY,
     MAX_STRENGTH,
     NORMALIZE,
+    RANKINGS,
+    SPANS,
 )
 from ladle.merging.errors import InputError
 from ladle.server.engine.requests.sampling_params import SamplingParams
@@ -110,6 +112,17 @@ _STEERING_KEYS: dict[str, dict[str, Any]] = {
     "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
     "terms": {"type": "array", "items": {"type": "object"}},
     "normalize": {"enum": list(NORMALIZE)},
+    "rank": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["by"],
+        "properties": {
+            "by": {"enum": list(RANKINGS)},
+            "per": {"anyOf": [{"enum": list(SPANS)}, {"type": "null"}]},
+            "keep": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
+        },
+        "description": "make n answers, score them, return the keep (default 1) best, best first; not with stream",
+    },
     "trace": {"type": "boolean", "description": "report per-token detail"},
 }
 _STEERING_SCHEMA = {

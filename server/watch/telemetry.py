@@ -50,6 +50,7 @@ class Metrics:
         self.success = counter("request_success", "Finished sequences by reason", "finished_reason")
         self.rejections = counter("admission_rejections", "Requests refused before they ran", "reason")
         self.routed = counter("routed_tokens", "Tokens by the expert that wrote them", "expert")
+        self.scored = counter("scored_answers", "Answers that a ranking judged", "by")
         self.cancelled = counter("requests_cancelled", "Sequences given up before their end")
         self.shift = histogram(
             "guidance_shift_nats", "KL(base, final) of traced tokens by method", _NATS, labels=("method",)
@@ -110,6 +111,8 @@ class SequenceClock:
         metrics.success.labels(finished_reason=output.finish_reason).inc()
         metrics.prompt_length.observe(output.prompt_tokens)
         metrics.answer_length.observe(output.completion_tokens)
+        if output.score is not None:
+            metrics.scored.labels(by=output.score.by).inc()
         if times.started is not None:
             metrics.queue.observe(times.started - times.submitted)
             metrics.inference.observe(now - times.started)

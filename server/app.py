@@ -35,6 +35,7 @@ from ladle.server.routes import (
     models,
     playground,
     responses,
+    score,
     tokenize,
 )
 from ladle.server.state import ServerState
@@ -48,6 +49,7 @@ _MODULES: tuple[Any, ...] = (
     responses,
     messages,
     generate,
+    score,
     coefficients,
     tokenize,
     families,

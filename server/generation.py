@@ -137,7 +137,7 @@ def make_job(
     requests = []
     # What all choices have in common is checked once.
     samplings: dict[int, SamplingParams] = {}
-    salt = _salt(state, fields, caller)
+    salt = salt_of(state, fields.cache_salt, caller)
     for prompt in prompts:
         limit = _limit(state, serving, len(plan.sources), prompt, max_tokens, limit_field)
         if limit not in samplings:
@@ -157,10 +157,9 @@ def make_job(
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller, meter)
 
 
-def _salt(state: ServerState, fields: SamplingFields, caller: Caller) -> bytes:
+def salt_of(state: ServerState, own: str | None, caller: Caller) -> bytes:
     """What keeps the reusable state of a request apart: its key's, unless the operator shares it, and its own."""
     key = b"" if state.settings.share_prefixes else caller.salt
-    own = fields.cache_salt
     return key if own is None else b"%d:%s%s" % (len(key), key, own.encode("utf-8", "surrogatepass"))
 
 

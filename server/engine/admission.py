@@ -28,9 +28,10 @@ def check_request(
     Raises:
         InputError: it can never run here.
     """
-    lanes = models.lanes(request)
     # Those that judge the answer have their turn one by one.
     alone = [replace(request.plan, sources=(source,), routing=None) for source in request.plan.ranking]
+    writes = request.answer is None or not alone
+    lanes = models.lanes(request) if writes else []
     judges = [lane for plan in alone for lane in models.lanes(replace(request, plan=plan))]
     prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in (*lanes, *judges))]))
     _check_lengths(request, prompts, max_context)
@@ -41,8 +42,7 @@ def check_request(
     if len(lanes) > config.lanes:
         raise InputError("steering", f"{len(lanes)} sources", f"at most {config.lanes} sources")
     reason = why_not(request.plan)
-    written = request.answer is None or not alone
-    if reason and written and (request.sampling.prompt_logprobs or not request.sampling.max_tokens):
+    if reason and writes and (request.sampling.prompt_logprobs or not request.sampling.max_tokens):
         name = "prompt_logprobs" if request.sampling.prompt_logprobs else "max_tokens"
         value = request.sampling.prompt_logprobs or request.sampling.max_tokens
         raise InputError(name, value, f"not with {request.plan.method}, because this method {reason}")
@@ -50,7 +50,7 @@ def check_request(
     if scorer is not None and scorer.candidates > models.vocabulary:
         allowed = f"at most {models.vocabulary}, the size of the vocabulary"
         raise InputError("steering.candidates", scorer.candidates, allowed)
-    for plan in (request.plan, *alone):
+    for plan in ([request.plan] if writes else []) + alone:
         merged = models.merged_sets(plan)
         taken = sum(merged.values())
         if taken > config.weights_memory:

@@ -155,6 +155,10 @@ ModelField = Annotated[
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[int, Field(ge=1)]
 StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=_MAX_STOP_IDS, fail_fast=True)]
+CacheSalt = Annotated[
+    Annotated[str, Field(min_length=1, max_length=_MAX_SALT)],
+    Field(description="the state of the prompt is shared with requests of the same salt only; extension"),
+]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
@@ -201,9 +205,7 @@ class SamplingFields(OutputFields, SteeredFields):
     include_stop_str_in_output: bool | None = Field(
         None, description="the text holds what ended it, a stop string or a token of stop_token_ids; extension"
     )
-    cache_salt: Annotated[str, Field(min_length=1, max_length=_MAX_SALT)] | None = Field(
-        None, description="the state of the prompt is shared with requests of the same salt only; extension"
-    )
+    cache_salt: CacheSalt | None = None
 
     @model_validator(mode="after")
     def _whole_or_streamed(self) -> SamplingFields:

@@ -69,7 +69,7 @@ class RankReply(TypedDict):
 
     by: str
     per: str
-    keep: int
+    keep: NotRequired[int]
     sources: list[SourceReply]
 
 

@@ -36,6 +36,7 @@ def test_every_key_is_taken() -> None:
         "threshold": 1,
         "kl_budget": 2,
         "target": {"a": 0.5},
+        "rank": {"by": "implicit", "per": "token", "keep": 2},
     }
     assert raw.keys() == {entry.name for entry in fields(Steering)}
     steering = Steering.parse(raw)

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from ladle.clients import completion
-from ladle.clients.arguments import given, parse_preference, parse_schema, parse_steering
+from ladle.clients.arguments import given, parse_preference, parse_rank, parse_schema, parse_steering
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
 from ladle.clients.display import coefficients_table, describe_steering, family_tables, messages, output
 from ladle.clients.lazy_commands import CommandGroup
 from ladle.clients.painter import Painter
-from ladle.clients.responses import Response
+from ladle.clients.responses import Generation, Response
 from ladle.clients.stream import Stream
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -97,6 +97,12 @@ def generate(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many answers to make.")] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(help="Print only the best of --n answers, by likelihood, implicit or explicit values."),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="How many of the best to print, with --rank.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
     json_schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="A JSON schema that the answer fulfils.")
@@ -109,10 +115,12 @@ def generate(
 ) -> None:
     """Continue a text, or answer it with --chat.
 
-    Example: ladle generate "Tell me about rain." --chat -p positive=0.8,concise=0.2 --seed 7 --trace
+    Example: ladle generate "Tell me about rain." --chat -p positive=0.8,concise=0.2 --n 8 --rank explicit
     """
     text = sys.stdin.read() if prompt is None else prompt
     options = given(
+        n=n,
+        rank=parse_rank(rank, keep),
         preference=parse_preference(preference),
         target=parse_preference(target, "target"),
         method=method,
@@ -133,6 +141,8 @@ def generate(
         call: Any = client.chat if chat else client.generate
         if as_json:
             print_json(call(text, **options))
+        elif rank is not None or (n or 1) > 1:
+            show_all(call(text, **options), trace)
         else:
             show(call(text, stream=True, **options), trace)
 
@@ -145,6 +155,28 @@ def show(stream: Stream, trace: bool) -> None:
             output.print(painter.paint(token.token), end="")
         output.print()
         answer = stream.result()
+    conclude(answer, painter, trace)
+
+
+def show_all(answer: Generation, trace: bool) -> None:
+    """Print finished answers, an empty line between them; what they are worth goes where notes go."""
+    painter = Painter()
+    for index, choice in enumerate(answer.choices):
+        if index:
+            output.print()
+        if choice.score is not None:
+            messages.print(f"score {choice.score:.4g}", style="dim", markup=False)
+        if trace and choice.tokens is not None:
+            for token in choice.tokens:
+                output.print(painter.paint(token), end="")
+            output.print()
+        else:
+            output.print(choice.text, markup=False, highlight=False)
+    conclude(answer, painter, trace)
+
+
+def conclude(answer: Generation, painter: Painter, trace: bool) -> None:
+    """What is to be said of an answer once it is printed."""
     if trace:
         messages.print(painter.legend())
         messages.print(describe_steering(answer.steering, answer.tokens), style="dim", markup=False)

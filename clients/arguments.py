@@ -68,6 +68,19 @@ def parse_steering(entries: Sequence[str] | None) -> dict[str, Any] | None:
     return steering or None
 
 
+def parse_rank(by: str | None, keep: int | None) -> dict[str, Any] | None:
+    """``steering.rank`` from its two flags; None stays None.
+
+    Raises:
+        UsageError: ``keep`` without what to rank by.
+    """
+    if by is None:
+        if keep is not None:
+            raise UsageError("keep: only together with --rank, which says what the best are")
+        return None
+    return {"by": by} if keep is None else {"by": by, "keep": keep}
+
+
 def parse_schema(text: str | None) -> dict[str, Any] | None:
     """The JSON schema in a file; None stays None.
 

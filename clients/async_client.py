@@ -16,8 +16,16 @@ from ladle.clients.errors import (
     error_from_status,
     error_from_transport,
 )
-from ladle.clients.payload import Message, Options, as_messages, coefficients_body, generation_body, lists_tokens
-from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, parse, parse_list
+from ladle.clients.payload import (
+    Message,
+    Options,
+    as_messages,
+    coefficients_body,
+    generation_body,
+    lists_tokens,
+    score_body,
+)
+from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores, parse, parse_list
 from ladle.clients.retry import RETRIED_STATUSES, RetryPolicy, is_worth_repeating, retry_after_seconds
 from ladle.clients.settings import Connection
 from ladle.clients.stream import AsyncStream
@@ -123,6 +131,46 @@ class AsyncClient:
         Takes what ``chat`` takes and raises what it raises.
         """
         return await self._generate({"prompt": prompt}, stream, options)
+
+    async def score(
+        self,
+        prompt: str | Sequence[Message],
+        texts: Sequence[str | Sequence[int]],
+        *,
+        by: str,
+        per: str | None = None,
+        end: bool | None = None,
+        preference: Mapping[str, float] | None = None,
+        method: str | None = None,
+        model: str | None = None,
+        steering: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """How good given texts are as answers to a prompt: what ``rank`` says of answers that the server makes.
+
+        >>> import asyncio
+        >>> from ladle.clients import AsyncClient
+        >>> async def main():
+        ...     async with AsyncClient() as ladle:
+        ...         found = await ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", method="bone_soup")
+        ...         return [text.score for text in found.scores]
+        >>> asyncio.run(main())
+        [-1.5, -2.5]
+
+        Args:
+            prompt: a text that is continued, or the messages that are answered.
+            texts: each a string, or token ids. It is tokenised by itself.
+            by: ``likelihood`` under the method and its options, or the family's ``implicit`` or ``explicit`` values
+                weighed by the preference.
+            per: ``token`` to divide by the tokens of a text, default ``answer``.
+            end: count the token that ends an answer as the last one of every text.
+            preference, method, model: as for ``chat``.
+            steering: further options of the method.
+
+        Raises what ``chat`` raises.
+        """
+        given = {"per": per, "end": end, "preference": preference, "method": method}
+        body = score_body(await self._model(model), prompt, texts, by, steering, **given)
+        return parse(Scores, await self._json("POST", "/v1/score", body))
 
     async def coefficients(
         self,

@@ -22,6 +22,9 @@ class Options(TypedDict, total=False):
         strength: scales what the method adds to the base; a number, or one for each kind of value.
         steering: further fields of the ``steering`` object (``value``, ``combine``, ``candidates``, ``terms``, ...).
         trace: report per-token detail.
+        rank: makes ``n`` answers and returns the best, best first, each with its ``score``: what they are judged by,
+            ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``keep`` (how many are returned,
+            default 1) and ``per``; not with ``stream``.
         max_tokens: how many to generate at most.
         temperature, top_p, top_k, min_p: how the next token is drawn; temperature 0 is greedy.
         n: number of choices.
@@ -52,6 +55,7 @@ class Options(TypedDict, total=False):
     strength: float | Mapping[str, float] | None
     steering: Mapping[str, Any] | None
     trace: bool | None
+    rank: str | Mapping[str, Any] | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -86,7 +90,7 @@ class Options(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
 
 
-_STEERING = ("preference", "target", "method", "strength", "trace")
+_STEERING = ("preference", "target", "method", "strength", "trace", "rank")
 _STRUCTURE = {"json_schema": "json", "regex": "regex", "choice": "choice"}
 
 
@@ -122,6 +126,8 @@ def generation_body(model: str, prompt: Mapping[str, Any], options: Options, str
             if key in steering:
                 raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
             steering[key] = given[key]
+    if isinstance(steering.get("rank"), str):
+        steering["rank"] = {"by": steering["rank"]}
     body: dict[str, Any] = {"model": model, **prompt}
     if "system" in given:
         if "messages" not in body:
@@ -168,6 +174,34 @@ def change_body(
         if value is not None:
             merged[key] = value
     return {"steering": merged}
+
+
+def score_body(
+    model: str,
+    prompt: str | Sequence[Message],
+    texts: Sequence[str | Sequence[int]],
+    by: str,
+    steering: Mapping[str, Any] | None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The body of ``POST /v1/score``; ``options``: fields of it and of ``steering``, left out where they are None.
+
+    Raises:
+        UsageError: texts that are one string, or what is given twice.
+    """
+    if isinstance(texts, str):
+        raise UsageError("texts: expected a list of texts, not one string")
+    shown = {"prompt": prompt} if isinstance(prompt, str) else {"messages": as_messages(prompt)}
+    given = {key: value for key, value in options.items() if value is not None}
+    inside: dict[str, Any] = dict(steering or {})
+    for key in _STEERING:
+        if key in given:
+            if key in inside:
+                raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
+            inside[key] = given.pop(key)
+    sent = [text if isinstance(text, str) else list(text) for text in texts]
+    body = {"model": model, **shown, "texts": sent, "by": by, **given}
+    return {**body, "steering": inside} if inside else body
 
 
 def coefficients_body(

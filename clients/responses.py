@@ -80,11 +80,12 @@ class ToolCall(Response):
 
 class Choice(Response):
     """One continuation. ``tokens`` is None unless the request asked for a trace or logprobs; ``tool_calls`` unless it
-    calls functions, and then ``text`` is what stands beside them."""
+    calls functions, and then ``text`` is what stands beside them; ``score`` unless answers were ranked."""
 
     index: int = 0
     text: str = ""
     finish_reason: str | None = None
+    score: float | None = None
     tokens: list[Token] | None = None
     tool_calls: list[ToolCall] | None = None
 
@@ -156,8 +157,9 @@ class SteeringReport(Response):
 
     ``preference`` is normalised to sum 1, whatever the request said. Where a method routes, ``routing`` has its options
     and ``experts`` the share of tokens that each of them wrote. With a target, ``preference`` is what was found for it
-    and ``target`` what that is expected to get. ``diagnostics`` are there with a trace.
-    Where the steering changed on the way, ``parts`` says what steered from where on; the rest is of the first plan.
+    and ``target`` what that is expected to get. ``rank`` says what answers were judged by; ``diagnostics`` are there
+    with a trace. Where the steering changed on the way, ``parts`` says what steered from where on; the rest is of the
+    first plan.
     """
 
     method: str
@@ -171,6 +173,7 @@ class SteeringReport(Response):
     routing: dict[str, float | None] | None = None
     experts: dict[str, float] | None = None
     parts: list[SteeringPart] | None = None
+    rank: dict[str, Any] | None = None
     diagnostics: Diagnostics | None = None
 
 
@@ -229,6 +232,35 @@ class StreamToken(Response):
     def text(self) -> str:
         """What may be shown now; empty while half a character, or what may become a stop string, is held back."""
         return self.token.text
+
+
+class ScorePart(Response):
+    """What one source says of a text: a log-probability in nats, or an explicit value; and its weight."""
+
+    name: str
+    weight: float
+    value: float
+
+
+class ScoredText(Response):
+    """How good the text ``index`` of a request is: the greater ``score``, the better. ``parts`` are empty where it is
+    the text's log-probability."""
+
+    index: int
+    score: float
+    tokens: int
+    parts: list[ScorePart] = Field(default_factory=list)
+
+
+class Scores(Response):
+    """The answer to ``score``, in the order of the texts."""
+
+    id: str
+    model: str
+    created: int
+    scores: list[ScoredText]
+    usage: Usage | None = None
+    steering: SteeringReport | None = None
 
 
 class CoefficientsReport(Response):

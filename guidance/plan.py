@@ -8,7 +8,7 @@ from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from ladle.guidance.outcome import Outcome
-from ladle.guidance.steering_checks import CHECKS, is_number, strengths
+from ladle.guidance.steering_checks import CHECKS, is_number, ranking, strengths
 from ladle.merging.errors import InputError
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import Preference
@@ -111,6 +111,25 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """Finished answers get a score, and the best of them are kept.
+
+    Attributes:
+        by: ``likelihood``: the log-probability of the answer's tokens as the plan drew them; ``implicit``:
+            sum_s weight_s log pi_s(answer) over ``sources``, which are language models, each normalised by itself;
+            ``explicit``: sum_s weight_s V_s(answer) over ``sources``, which have a head, at the answer's last token.
+        per: ``answer``, or ``token`` to divide by the answer's tokens.
+        keep: how many answers to each prompt are returned.
+        sources: empty for ``likelihood``.
+    """
+
+    by: Literal["likelihood", "implicit", "explicit"]
+    per: Literal["answer", "token"] = "answer"
+    keep: int = 1
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
 class Routing:
     """One of several experts speaks at every token, chosen by a head w = W h + b on the router's last hidden state h:
     S = complement * lp_router + weight * lp_expert, lp = log_softmax (FusionRoute, arXiv 2601.05106).
@@ -167,6 +186,8 @@ class Steering:
             sources' weights of a method that guides; ``norm``, of methods that merge, to scale the coefficients so that
             the merged delta is as long as its members' (see ``Coefficients.keeping_norm``).
         trace: report per-token detail.
+        rank: several answers are made and the best are kept (``by``, ``per`` and ``keep`` of ``Rank``), whatever the
+            method.
     """
 
     method: str | None = None
@@ -191,6 +212,7 @@ class Steering:
     kl_budget: float | None = None
     target: Mapping[str, float] | None = None
     schedule: Any = None
+    rank: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any] | None) -> Steering:
@@ -214,6 +236,8 @@ class Steering:
                 raise InputError(f"steering.{key}", value, allowed)
         if isinstance(given.get("strength"), Mapping):
             given["strength"] = strengths(given["strength"])
+        if "rank" in given:
+            given["rank"] = ranking(given["rank"])
         for key in ("strength", "alpha", "complement", "expert_weight", "threshold", "kl_budget"):
             if is_number(given.get(key)):
                 given[key] = float(given[key])
@@ -252,6 +276,7 @@ class Plan:
         schedule: plans that take over from it, in the order in which they do; theirs are empty, and ``blocks`` is None
             in all of them.
         steering: what it was resolved from.
+        rank: what finished answers are judged by; ``blocks`` is None beside it.
     """
 
     method: str
@@ -271,6 +296,7 @@ class Plan:
     target: Mapping[str, Outcome] | None = None
     schedule: tuple[ScheduledPlan, ...] = ()
     steering: Steering | None = dataclass_field(default=None, compare=False)
+    rank: Rank | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -278,9 +304,15 @@ class Plan:
         return (self, *(part.plan for part in self.schedule))
 
     @property
+    def ranking(self) -> tuple[Source, ...]:
+        """The sources that judge finished answers."""
+        return () if self.rank is None else self.rank.sources
+
+    @property
     def views(self) -> tuple[PromptView, ...]:
-        """The views of the prompt that the sources of all its plans have, each once."""
-        views = (source.view for plan in self.plans for source in plan.sources)
+        """The views of the prompt that the sources of all its plans have, those that judge answers included, each
+        once."""
+        views = (source.view for plan in self.plans for source in (*plan.sources, *plan.ranking))
         return tuple(dict.fromkeys(view for view in views if view is not None))
 
 

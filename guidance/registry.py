@@ -25,6 +25,7 @@ from ladle.guidance.methods.proxy_tuning import ProxyTuning
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.guidance.methods.vas import Vas
 from ladle.guidance.plan import Plan, ScheduledPlan, Steering
+from ladle.guidance.ranking import rank_of
 from ladle.guidance.schedule import inside, parts_of
 from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
@@ -58,7 +59,7 @@ _ALL: tuple[Method, ...] = (
 # is always there, so that guidance, which costs more, is never a default that nobody chose.
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-_UNIVERSAL = frozenset({"method", "preference", "target", "trace"})
+_UNIVERSAL = frozenset({"method", "preference", "target", "trace", "rank"})
 _DEFAULTS = Steering()
 
 
@@ -70,6 +71,9 @@ def resolve(family: Family, steering: Steering) -> Plan:
             preference or bad coefficients, a target that cannot be reached; the field starts with ``steering.``.
     """
     if steering.schedule is not None:
+        if steering.rank is not None:
+            allowed = "nothing beside a schedule: an answer is judged under one preference"
+            raise InputError("steering.rank", steering.rank, allowed)
         return _scheduled(family, steering)
     if steering.target is not None:
         found, reached = resolve_target(family, steering)
@@ -92,7 +96,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
-    return replace(method.plan(family, steering), steering=steering)
+    plan = replace(method.plan(family, steering), steering=steering)
+    return plan if steering.rank is None else replace(plan, rank=rank_of(family, plan, steering.rank))
 
 
 def _scheduled(family: Family, steering: Steering) -> Plan:

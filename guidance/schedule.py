@@ -10,7 +10,7 @@ from ladle.guidance.plan import Steering
 from ladle.merging.errors import InputError
 
 _TOWARDS = frozenset({"preference", "target", "coefficients", "terms"})
-_WHOLE = ("trace", "schedule")
+_WHOLE = ("trace", "schedule", "rank")
 LAST = 1 << 31
 
 
@@ -23,7 +23,7 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
 
     Raises:
         InputError: ``steering.<key>``: an unknown key, a value of the wrong type, or a key that holds for the whole
-            answer (``trace``, ``schedule``).
+            answer (``trace``, ``schedule``, ``rank``).
     """
     for key in _WHOLE:
         if given.get(key) is not None:

@@ -8,6 +8,8 @@ from ladle.merging.errors import InputError
 
 NORMALIZE = ("none", "sum", "norm")
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
+RANKINGS = ("likelihood", "implicit", "explicit")
+SPANS = ("answer", "token")
 MAX_STRENGTH = 100.0
 MAX_BLOCK_LENGTH = 512
 MAX_CANDIDATES = 1024  # every candidate is one more position to compute a token
@@ -42,10 +44,26 @@ def strengths(raw: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in raw.items()}
 
 
+def ranking(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``rank`` with its defaults: score by the sum over the answer, keep the best. Raises InputError."""
+    for key in raw:
+        if key not in ("by", "per", "keep"):
+            raise InputError(f"steering.rank.{key}", raw[key], "the keys by, per, keep")
+    found = {"by": None, "per": "answer", "keep": 1} | {key: value for key, value in raw.items() if value is not None}
+    if found["by"] not in RANKINGS:
+        raise InputError("steering.rank.by", found["by"], ", ".join(RANKINGS))
+    if found["per"] not in SPANS:
+        raise InputError("steering.rank.per", found["per"], ", ".join(SPANS))
+    if not _is_count(found["keep"]):
+        raise InputError("steering.rank.keep", found["keep"], "a whole number from 1 to n")
+    return found
+
+
 _STRENGTH = f"a finite number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
 
 
-# "preference", "target" and "coefficients" pass as any mapping here: their entries are judged against the family.
+# "preference", "target" and "coefficients" pass as any mapping here: their entries are judged against the family;
+# those of "rank" by ranking.
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "method": (lambda value: isinstance(value, str), "the name of a method"),
     "preference": (lambda value: isinstance(value, Mapping), "an object of weights by objective"),
@@ -66,6 +84,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "terms": (lambda value: isinstance(value, (list, tuple)), "a list"),
     "normalize": (lambda value: value in NORMALIZE, ", ".join(NORMALIZE)),
     "trace": (lambda value: isinstance(value, bool), "true or false"),
+    "rank": (lambda value: isinstance(value, Mapping), 'an object such as {"by": "explicit", "keep": 1}'),
     "negative_prompt": (lambda value: isinstance(value, str), "a text"),
     "divergence": (lambda value: value in DIVERGENCES, ", ".join(DIVERGENCES)),
     "alpha": (

@@ -36,6 +36,7 @@ from ladle.server.routes import (
     models,
     playground,
     responses,
+    score,
     tokenize,
 )
 from ladle.server.state import ServerState
@@ -50,6 +51,7 @@ _MODULES: tuple[Any, ...] = (
     messages,
     generate,
     live_steering,
+    score,
     coefficients,
     tokenize,
     families,

@@ -29,7 +29,7 @@ from ladle.server.replies.types import Usage
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
-from ladle.server.steering import sampling_defaults
+from ladle.server.steering import check_rank, sampling_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,20 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompts; each counts once, however many choices it has."""
-        return sum(map(len, self.prompts))
+        """Tokens of the prompts, each once, however many choices it has, and of texts that are only judged."""
+        return sum(map(len, self.prompts)) + sum(len(request.answer or ()) for request in self.requests)
+
+    @property
+    def kept(self) -> int:
+        """How many choices of each prompt are returned."""
+        return self.choices if self.plan.rank is None else self.plan.rank.keep
 
     @property
     def prompt_cost(self) -> int:
-        """Tokens that its prompts are charged as: those that each source of the plan sees."""
+        """Tokens that its prompts are charged as: those that each source sees, and texts that are only judged."""
         firsts = self.requests[:: self.choices]
-        return sum(len(request.prompt_of(source)) for request in firsts for source in self.plan.sources)
+        texts = sum(len(request.answer or ()) * len(request.computing) for request in self.requests)
+        return sum(len(request.prompt_of(source)) for request in firsts for source in request.computing) + texts
 
     def computed(self) -> int:
         """Tokens that the engine has computed for it so far, those of all lanes."""
@@ -116,6 +122,7 @@ def make_job(
         InputError: the request is larger than this server lets one be.
     """
     require_few_parts(plan, state.settings.max_steering_changes)
+    check_rank(plan, fields.choices, bool(fields.stream))
     require_place(state, plan, prompts, fields.choices, len(prompts))
     _may_wait(serving, fields, grammar)
     seed = fields.seed if fields.seed is not None else new_seed()
@@ -123,7 +130,7 @@ def make_job(
     # What all choices have in common is checked once.
     samplings: dict[int, SamplingParams] = {}
     defaults = sampling_defaults(serving.family, fields.model, plan.method, grammar is not None)
-    salt = _salt(state, fields, caller)
+    salt = salt_of(state, fields.cache_salt, caller)
     for prompt in prompts:
         limit = _limit(state, serving, max(len(part.sources) for part in plan.plans), prompt, max_tokens, limit_field)
         if limit not in samplings:
@@ -143,10 +150,9 @@ def make_job(
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller, meter)
 
 
-def _salt(state: ServerState, fields: SamplingFields, caller: Caller) -> bytes:
+def salt_of(state: ServerState, own: str | None, caller: Caller) -> bytes:
     """What keeps the reusable state of a request apart: its key's, unless the operator shares it, and its own."""
     key = b"" if state.settings.share_prefixes else caller.salt
-    own = fields.cache_salt
     return key if own is None else b"%d:%s%s" % (len(key), key, own.encode("utf-8", "surrogatepass"))
 
 

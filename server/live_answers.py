@@ -93,11 +93,13 @@ def require_few_parts(plan: Plan, most: int) -> None:
 
 def token_cost(plan: Plan) -> int:
     """Tokens that one token of an answer is charged as: one for each language model of the plan, one for each candidate
-    that a value judges, and all of it for each of the blocks that are drawn to keep one."""
+    that a value judges, all of it for each of the blocks that are drawn to keep one, and one
+    for each source that judges the answer."""
     models = sum(not source.head for source in plan.sources)
     heads = len(plan.sources) - models
     values = heads * (plan.scorer.candidates if plan.scorer is not None else 1)
-    return (models + values) * (plan.blocks.count if plan.blocks is not None else 1)
+    written = (models + values) * (plan.blocks.count if plan.blocks is not None else 1)
+    return written + len(plan.ranking)
 
 
 def _anew(request: GenerationRequest, plan: Plan, said: int) -> int:

@@ -140,6 +140,16 @@ async def tokens_of_text(serving: Serving, reader: Reader, text: str, special: b
     return await reader.read(len(text), _encode, serving, text, special, "prompt")
 
 
+async def tokens_of_answer(serving: Serving, reader: Reader, text: str, trusts_texts: bool) -> TokenIds:
+    """The tokens of ``text`` where it is what an assistant answered; the names of special tokens in it are texts unless
+    ``trusts_texts``. Raises ApiError, ClientGone, InputError."""
+    mark = None
+    if not trusts_texts:
+        (turn,), _, mark = serving.controls.mark([{"role": "assistant", "content": text}], [])
+        text = turn["content"]
+    return await reader.read(len(text), _encode, serving, text, False, "texts", mark)
+
+
 async def tokens_of_chat(
     serving: Serving, reader: Reader, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
 ) -> TokenIds:

@@ -74,6 +74,19 @@ def plan_after(family: Family, plan: Plan, steering: Mapping[str, Any]) -> Plan:
     return registry.resolve(family, changed(plan.steering, steering))
 
 
+def check_rank(plan: Plan, choices: int, stream: bool) -> None:
+    """Raise InputError for a ranking that has nothing to choose from, keeps more than there is, or comes too late."""
+    if plan.rank is None:
+        return
+    if choices == 1:
+        allowed = "nothing for one answer, from which there is nothing to choose; n says how many are made"
+        raise InputError("steering.rank", {"by": plan.rank.by}, allowed)
+    if plan.rank.keep > choices:
+        raise InputError("steering.rank.keep", plan.rank.keep, f"at most n, which is {choices}")
+    if stream:
+        raise InputError("stream", True, "false with steering.rank: what is best is known when all answers have ended")
+
+
 def _named(family: Family, model: str | None) -> dict[str, Any]:
     """The steering that a model string or a preset's name stands for."""
     if model is None:
@@ -130,6 +143,9 @@ def describe(plan: Plan) -> SteeringReply:
             "min_stay": plan.routing.stay,
             "threshold": plan.routing.threshold,
         }
+    if plan.rank is not None:
+        ranking = [_source(source) for source in plan.rank.sources]
+        reply["rank"] = {"by": plan.rank.by, "per": plan.rank.per, "keep": plan.rank.keep, "sources": ranking}
     return reply
 
 

@@ -150,6 +150,7 @@ class Preset(Table):
     min_stay: int | None = None
     threshold: Finite | None = None
     kl_budget: Finite | None = None
+    rank: dict[str, Any] | None = None
 
     def steering(self) -> dict[str, Any]:
         """The steering options that are set, as a request would send them."""

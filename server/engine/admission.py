@@ -30,16 +30,21 @@ def check_request(
     Raises:
         InputError: it can never run here.
     """
-    lanes = models.lanes(request)
-    prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in lanes)]))
+    # Those that judge the answer have their turn one by one.
+    alone = [replace(request.plan, sources=(source,), routing=None) for source in request.plan.ranking]
+    writes = request.answer is None or not alone
+    lanes = models.lanes(request) if writes else []
+    judges = [lane for plan in alone for lane in models.lanes(replace(request, plan=plan))]
+    prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in (*lanes, *judges))]))
     _check_lengths(request, prompts, max_context)
     for prompt in prompts:
         _check_ids("prompt", prompt, models.vocabulary)
+    _check_ids("texts", request.answer or (), models.vocabulary)
     _check_ids("logit_bias", [token for token, _ in request.sampling.logit_bias], models.vocabulary)
     if len(lanes) > config.lanes:
         raise InputError("steering", f"{len(lanes)} sources", f"at most {config.lanes} sources")
     reason = why_not(request.plan)
-    if reason and (request.sampling.prompt_logprobs or not request.sampling.max_tokens):
+    if reason and writes and (request.sampling.prompt_logprobs or not request.sampling.max_tokens):
         name = "prompt_logprobs" if request.sampling.prompt_logprobs else "max_tokens"
         value = request.sampling.prompt_logprobs or request.sampling.max_tokens
         raise InputError(name, value, f"not with {request.plan.method}, because this method {reason}")
@@ -47,11 +52,15 @@ def check_request(
     if scorer is not None and scorer.candidates > models.vocabulary:
         allowed = f"at most {models.vocabulary}, the size of the vocabulary"
         raise InputError("steering.candidates", scorer.candidates, allowed)
-    merged = models.merged_sets(request.plan)
-    if sum(merged.values()) > config.weights_memory:
-        allowed = f"{config.weights_memory} bytes (weights_memory) of merged weights; they take {sum(merged.values())}"
-        raise InputError("steering", f"{len(merged)} sets of merged full weights", allowed)
-    needed = Scheduler.blocks_for(Generated(request, lanes), request.sampling.max_tokens)
+    for plan in ([request.plan] if writes else []) + alone:
+        merged = models.merged_sets(plan)
+        taken = sum(merged.values())
+        if taken > config.weights_memory:
+            allowed = f"{config.weights_memory} bytes (weights_memory) of merged weights; they take {taken}"
+            raise InputError("steering", f"{len(merged)} sets of merged full weights", allowed)
+    length = request.sampling.max_tokens + len(request.answer or ())
+    needed = Scheduler.blocks_for(Generated(request, lanes), length)
+    needed = max([needed, *(-(-(len(lane.prompt) + length) // BLOCK_SIZE) for lane in judges)])
     if needed > blocks:
         allowed = (
             f"what fits {blocks} blocks of {BLOCK_SIZE} tokens, the size of the KV pool; with {len(lanes)} lanes and "
@@ -77,7 +86,7 @@ def check_schedule(request: GenerationRequest, check: Callable[[GenerationReques
 
 
 def _check_lengths(request: GenerationRequest, prompts: list[tuple[int, ...]], max_context: int) -> None:
-    wanted, longest = request.sampling.max_tokens, max(map(len, prompts))
+    wanted, longest = request.sampling.max_tokens + len(request.answer or ()), max(map(len, prompts))
     if not all(prompts):
         raise InputError("prompt", "", "at least one token")
     if longest >= max_context:

@@ -29,6 +29,7 @@ from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.requests.tokenizer import eos_ids, load_tokenizer
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan
+from ladle.server.engine.scored_answer import ScoredAnswer
 from ladle.server.engine.scores.prompt_scores import ROW_BYTES
 from ladle.server.engine.scores.sampler import Sampler
 from ladle.server.engine.served_models import ServedModels
@@ -75,7 +76,7 @@ class Engine:
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, graphs)
         self.tracker = RequestTracker(self.scheduler, self.cancel)
         self._sequences = self.tracker.entries
-        self._searches: dict[str, BlockSearch] = {}
+        self._searches: dict[str, BlockSearch | ScoredAnswer] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -132,7 +133,7 @@ class Engine:
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
         sequence = Sequence(request, self.check(request), changes=check_schedule(request, self.check))
-        sequence.ticket = self.room.enter(sum(len(lane.prompt) for lane in sequence.lanes))
+        sequence.ticket = self.room.enter(request.prompt_cost)
         with self._wake:
             if self._stopping:
                 sequence.ticket.leave()
@@ -284,15 +285,16 @@ class Engine:
                 )
 
     def _begin(self, sequence: Sequence, sink: Sink) -> None:
-        if sequence.request.plan.blocks is not None:
-            self._search(sequence, sink)
+        if sequence.request.plan.blocks is not None or sequence.request.plan.rank is not None:
+            self._lead(sequence, sink)
         else:
             self._add(sequence, sink)
 
     def _add(self, sequence: Sequence, sink: Sink) -> None:
         self.tracker.add(sequence, Answer(sequence.request, self.tokenizer, self.eos), sink)
 
-    def _search(self, whole: Sequence, sink: Sink) -> None:
+    def _lead(self, whole: Sequence, sink: Sink) -> None:
+        """Begin a request that is made of several sequences."""
         request = whole.request
 
         def deliver(outputs: list[StepOutput]) -> None:
@@ -304,8 +306,12 @@ class Engine:
             part.ticket = whole.ticket  # it has had its turn when the first of its parts has
             self._add(part, sink)
 
-        answer = Answer(request, self.tokenizer, self.eos)
-        search = BlockSearch(request, answer, deliver, run, self._drop, self.models.lanes)
+        search: BlockSearch | ScoredAnswer
+        if request.plan.rank is not None:
+            search = ScoredAnswer(whole, deliver, run, self._drop, self.models.lanes)
+        else:
+            answer = Answer(request, self.tokenizer, self.eos)
+            search = BlockSearch(request, answer, deliver, run, self._drop, self.models.lanes)
         self._searches[request.request_id] = search
         search.begin()
 
@@ -379,7 +385,7 @@ class Engine:
             "blocks": self.blocks.total - self.blocks.free,
             "lane rows": self.config.lanes - self.scheduler.table.free,
             "sequences": len(self.tracker),
-            "block searches": len(self._searches),
+            "block searches and scored answers": len(self._searches),
         }
         if any(held.values()):
             raise AssertionError(

@@ -21,6 +21,8 @@ from ladle.guidance.steering_checks import (
     MAX_STAY,
     MAX_STRENGTH,
     NORMALIZE,
+    RANKINGS,
+    SPANS,
 )
 from ladle.merging.errors import InputError
 from ladle.server.engine.requests.sampling_params import SamplingParams
@@ -112,6 +114,17 @@ _STEERING_KEYS: dict[str, dict[str, Any]] = {
     "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
     "terms": {"type": "array", "items": {"type": "object"}},
     "normalize": {"enum": list(NORMALIZE)},
+    "rank": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["by"],
+        "properties": {
+            "by": {"enum": list(RANKINGS)},
+            "per": {"anyOf": [{"enum": list(SPANS)}, {"type": "null"}]},
+            "keep": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
+        },
+        "description": "make n answers, score them, return the keep (default 1) best, best first; not with stream",
+    },
     "trace": {"type": "boolean", "description": "report per-token detail"},
     "schedule": {
         "type": "array",
@@ -151,6 +164,10 @@ ModelField = Annotated[
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[int, Field(ge=1)]
 StopIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=_MAX_STOP_IDS, fail_fast=True)]
+CacheSalt = Annotated[
+    Annotated[str, Field(min_length=1, max_length=_MAX_SALT)],
+    Field(description="the state of the prompt is shared with requests of the same salt only; extension"),
+]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
@@ -200,9 +217,7 @@ class SamplingFields(OutputFields, SteeredFields):
     include_stop_str_in_output: bool | None = Field(
         None, description="the text holds what ended it, a stop string or a token of stop_token_ids; extension"
     )
-    cache_salt: Annotated[str, Field(min_length=1, max_length=_MAX_SALT)] | None = Field(
-        None, description="the state of the prompt is shared with requests of the same salt only; extension"
-    )
+    cache_salt: CacheSalt | None = None
 
     @model_validator(mode="after")
     def _whole_or_streamed(self) -> SamplingFields:

@@ -10,6 +10,7 @@ from ladle.server.fields.tool_calling import ToolCalling
 from ladle.server.generation import Choice, Job, usage
 from ladle.server.openai.chat_reply import calls_in, reason_of
 from ladle.server.prompt_report import prompt_report
+from ladle.server.ranking import best_first, number
 from ladle.server.replies.trace_summary import TraceSummary, token
 from ladle.server.replies.types import Generated, GeneratedChoice, TokenEvent
 from ladle.server.serving import Serving
@@ -31,11 +32,13 @@ def generated(
     alternatives at every token of the prompt; None reports none. With ``calling`` the calls in the texts are apart."""
     replies: list[GeneratedChoice] = []
     summary = TraceSummary(serving)
-    for index, choice in enumerate(choices):
+    for index, choice in enumerate(best_first(job, choices)):
         summary.see(index, choice.outputs)
         text, calls = calls_in(choice.text, calling)
         reason = reason_of(choice.finish_reason, bool(calls))
         reply: GeneratedChoice = {"index": index, "text": text, "finish_reason": reason}
+        if choice.last.score is not None:
+            reply["score"] = number(choice.last.score.value)
         if calls:
             reply["tool_calls"] = calls
         if tokens:

@@ -15,7 +15,8 @@ from ladle.server.fields.token_ids import IDS, TokenIds, token_ids
 from ladle.server.http.strict_model import StrictModel
 
 
-def _prompt(value: Any) -> str | TokenIds:
+def prompt_of(value: Any) -> str | TokenIds:
+    """A text, or its token ids. Raises ValueError."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -24,6 +25,7 @@ def _prompt(value: Any) -> str | TokenIds:
 
 
 _PROMPT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, IDS]}
+PromptField = Annotated[str | TokenIds, PlainValidator(prompt_of), WithJsonSchema(_PROMPT_SCHEMA)]
 
 
 def only_one_of(given: str) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class GenerateRequest(Question):
         }
     )
 
-    prompt: Annotated[str | TokenIds, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)] | None = None
+    prompt: PromptField | None = None
     messages: Messages | None = None
     logprobs: bool | None = Field(None, description="report the tokens with their logprobs even without a trace")
     top_logprobs: TopLogprobs | None = Field(None, description="alternatives to report for every token")

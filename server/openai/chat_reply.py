@@ -11,6 +11,7 @@ from ladle.server.fields.tool_calling import ToolCalling
 from ladle.server.generation import Choice, Job, usage, usage_so_far
 from ladle.server.openai.requests import UsageInStream
 from ladle.server.prompt_report import prompt_report
+from ladle.server.ranking import best_first, number
 from ladle.server.replies.trace_summary import TraceSummary
 from ladle.server.replies.types import (
     CalledFunction,
@@ -44,9 +45,10 @@ def chat_completion(
     """The whole answer; with ``calling`` the calls in it are apart from its text. ``prompt_logprobs``: alternatives at
     every token of the prompt; None reports none."""
     summary = TraceSummary(serving)
-    for index, choice in enumerate(choices):
+    shown = best_first(job, choices)
+    for index, choice in enumerate(shown):
         summary.see(index, choice.outputs)
-    messages = [_message(choice.text, calling) for choice in choices]
+    messages = [_message(choice.text, calling) for choice in shown]
     reply: ChatCompletion = {
         "id": f"chatcmpl-{job.id}",
         "object": "chat.completion",
@@ -60,11 +62,14 @@ def chat_completion(
                 "logprobs": chat_logprobs(serving.tokens, choice.outputs) if logprobs else None,
                 "finish_reason": reason_of(choice.finish_reason, "tool_calls" in message),
             }
-            for index, (choice, message) in enumerate(zip(choices, messages, strict=True))
+            for index, (choice, message) in enumerate(zip(shown, messages, strict=True))
         ],
         "usage": usage(job, [choice.last for choice in choices]),
         "steering": summary.add_to(describe(job.plan), tokens=True),
     }
+    for reply_of_choice, choice in zip(reply["choices"], shown, strict=True):
+        if choice.last.score is not None:
+            reply_of_choice["score"] = number(choice.last.score.value)
     if prompt_logprobs is not None:
         reply["prompt_logprobs"] = prompt_report(serving.tokens, job.prompts[0].ids, choices[0], prompt_logprobs)
     return reply

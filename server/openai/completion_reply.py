@@ -12,6 +12,7 @@ from ladle.server.openai.echo import Echo, alternatives_of
 from ladle.server.openai.requests import UsageInStream
 from ladle.server.openai.text_offsets import TextOffsets
 from ladle.server.prompt_report import prompt_report
+from ladle.server.ranking import best_first, number
 from ladle.server.replies.trace_summary import TraceSummary
 from ladle.server.replies.types import Completion, CompletionChoice, CompletionLogprobs
 from ladle.server.serving import Serving
@@ -32,8 +33,9 @@ def completion(
     """The whole answer; choices of several prompts follow each other, prompt by prompt. ``echo``: of every prompt.
     ``prompt_logprobs``: alternatives at every token of the prompts; None reports none."""
     replies: list[CompletionChoice] = []
-    for index, choice in enumerate(choices):
-        own = echo[index // job.choices] if echo else None
+    shown = best_first(job, choices)
+    for index, choice in enumerate(shown):
+        own = echo[index // job.kept] if echo else None
         front = own.text if own else ""
         found = None
         if logprobs is not None:
@@ -45,13 +47,15 @@ def completion(
             "logprobs": found,
             "finish_reason": choice.finish_reason,
         }
+        if choice.last.score is not None:
+            reply_of_choice["score"] = number(choice.last.score.value)
         if prompt_logprobs is not None:
-            ids = job.prompts[index // job.choices].ids
+            ids = job.prompts[index // job.kept].ids
             reply_of_choice["prompt_logprobs"] = prompt_report(serving.tokens, ids, choice, prompt_logprobs)
         replies.append(reply_of_choice)
     reply = _Envelope(serving, job, model).of(replies)
     summary = TraceSummary(serving)
-    for index, choice in enumerate(choices):
+    for index, choice in enumerate(shown):
         summary.see(index, choice.outputs)
     reply["usage"] = usage(job, [choice.last for choice in choices])
     reply["steering"] = summary.add_to(describe(job.plan), tokens=True)

@@ -66,6 +66,15 @@ class RoutingReply(TypedDict):
     threshold: float | None
 
 
+class RankReply(TypedDict):
+    """How finished answers were judged; ``sources`` is empty for ``likelihood``."""
+
+    by: str
+    per: str
+    keep: NotRequired[int]
+    sources: list[SourceReply]
+
+
 class OutcomeReply(TypedDict):
     """What a target is expected to come to for one objective, as quantiles of the rewards that calibration saw, with
     two standard errors around; ``wanted`` is null for an objective that was left free, ``reward`` the mean reward."""
@@ -95,6 +104,7 @@ class SteeringReply(TypedDict):
     routing: NotRequired[RoutingReply]
     experts: NotRequired[dict[str, float]]
     parts: NotRequired[list[SteeringPart]]
+    rank: NotRequired[RankReply]
     diagnostics: NotRequired[Diagnostics]
     choices: NotRequired[list[TracedChoice]]
 
@@ -146,12 +156,13 @@ class ChatMessage(TypedDict):
 
 
 class ChatChoice(TypedDict):
-    """One choice of a chat completion."""
+    """One choice of a chat completion; ``score`` with ``steering.rank``, best first."""
 
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    score: NotRequired[float]
 
 
 class PromptLogprob(TypedDict):
@@ -217,12 +228,13 @@ class CompletionLogprobs(TypedDict):
 
 
 class CompletionChoice(TypedDict):
-    """One choice of a completion, or its part of a chunk."""
+    """One choice of a completion, or its part of a chunk; ``score`` with ``steering.rank``, best first."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    score: NotRequired[float]
     prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
@@ -285,12 +297,14 @@ class TracedChoice(TypedDict):
 
 
 class GeneratedChoice(TypedDict):
-    """One choice; ``tokens`` is there with a trace or logprobs. A stream's last event leaves ``text`` out, unless there
-    are ``tool_calls``, beside which it is what is no call."""
+    """One choice; ``tokens`` is there with a trace or logprobs, ``score`` with ``steering.rank``, best first.
+
+    A stream's last event leaves ``text`` out, unless there are ``tool_calls``, beside which it is what is no call."""
 
     index: int
     text: NotRequired[str]
     finish_reason: str
+    score: NotRequired[float]
     tokens: NotRequired[list[Token]]
     tool_calls: NotRequired[list[ToolCall]]
 

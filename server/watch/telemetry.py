@@ -55,6 +55,7 @@ class Metrics:
             "Parts of answers that began under another plan, by a schedule or a request on the way",
             "by",
         )
+        self.scored = counter("scored_answers", "Answers that a ranking judged", "by")
         self.cancelled = counter("requests_cancelled", "Sequences given up before their end")
         self.shift = histogram(
             "guidance_shift_nats", "KL(base, final) of traced tokens by method", _NATS, labels=("method",)
@@ -117,6 +118,8 @@ class SequenceClock:
         metrics.success.labels(finished_reason=output.finish_reason).inc()
         metrics.prompt_length.observe(output.prompt_tokens)
         metrics.answer_length.observe(output.completion_tokens)
+        if output.score is not None:
+            metrics.scored.labels(by=output.score.by).inc()
         if times.started is not None:
             metrics.queue.observe(times.started - times.submitted)
             metrics.inference.observe(now - times.started)

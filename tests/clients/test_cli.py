@@ -105,6 +105,16 @@ def test_trace_explains_itself(server):
     assert "mean shift 0.219 nats" in result.stderr
 
 
+def test_the_best_of_several(server):
+    result = run("generate", "Once", "--n", "8", "--rank", "explicit", "-p", "positive=1")
+    body = server.body()
+    assert body["n"] == 8 and body["steering"]["rank"] == {"by": "explicit"} and "stream" not in body
+    assert result.stdout == " upon a time.\n" and "score 0.75" in result.stderr
+    for flags in (["--rank", "implicit", "--keep", "2"], []):
+        assert run("generate", "Once", "--n", "2", *flags).stdout == " upon a time.\n\n upon a time.\n"
+    assert run("generate", "Once", "--keep", "2").stderr.startswith("error: keep: ")
+
+
 def test_a_target_is_sent_as_one(server):
     run("generate", "Once", "--target", "positive=0.6,concise=.4")
     assert server.body()["steering"] == {"target": {"positive": 0.6, "concise": 0.4}}

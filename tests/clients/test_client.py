@@ -143,6 +143,26 @@ def test_coefficients(call):
         call(server, "coefficients", method="mage", model="demo", steering={"method": "mod"})
 
 
+def test_rankings_and_scores(call):
+    server = MockServer()
+    answer = call(server, "generate", "Once", n=4, rank="explicit", preference={"positive": 1}, model="demo")
+    assert server.body()["steering"] == {"preference": {"positive": 1}, "rank": {"by": "explicit"}}
+    assert server.body()["n"] == 4 and [choice.score for choice in answer.choices] == [0.75]
+    found = call(server, "score", "Once", [" upon", (5, 6)], by="implicit", preference={"positive": 1}, model="demo")
+    whole = {"model": "demo", "prompt": "Once", "texts": [" upon", [5, 6]], "by": "implicit"}
+    assert server.body() == whole | {"steering": {"preference": {"positive": 1}}}
+    assert [text.score for text in found.scores] == [-1.5, -2.5]
+    messages = [{"role": "user", "content": "Hi"}]
+    call(server, "score", messages, ["a"], by="likelihood", per="token", end=True, model="demo")
+    assert server.body() == {
+        "model": "demo", "messages": messages, "texts": ["a"], "by": "likelihood", "per": "token", "end": True
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="list of texts"):
+        call(server, "score", "Once", "upon", by="implicit", model="demo")
+    with pytest.raises(UsageError, match="'method' is given twice"):
+        call(server, "score", "a", ["b"], by="implicit", method="mage", model="demo", steering={"method": "mod"})
+
+
 def test_families_and_models(call):
     assert [family.name for family in call(MockServer(), "families")] == ["demo"]
     family = call(MockServer(), "family", "demo")

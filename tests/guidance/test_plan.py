@@ -37,6 +37,7 @@ def test_every_key_is_taken() -> None:
         "kl_budget": 2,
         "target": {"a": 0.5},
         "schedule": [{}],
+        "rank": {"by": "implicit", "per": "token", "keep": 2},
     }
     assert raw.keys() == {entry.name for entry in fields(Steering)}
     steering = Steering.parse(raw)

@@ -84,6 +84,14 @@ def test_what_cannot_be_is_refused_by_name(family: Family, schedule: Any, field:
     assert refused.value.field == f"steering.schedule{field}"
 
 
+def test_an_answer_is_judged_under_one_preference(family: Family) -> None:
+    asked = Steering(schedule=[{"until": 4}, {}], rank={"by": "likelihood"})
+    with pytest.raises(InputError, match=r"steering\.rank.*judged under one preference"):
+        resolve(family, asked)
+    with pytest.raises(InputError, match=r"steering\.rank.*holds for the whole answer"):
+        changed(Steering(), {"rank": {"by": "likelihood"}})
+
+
 def test_a_checkpoint_has_no_parts(family: Family, tmp_path: Path) -> None:
     from ladle.guidance.offline import merge_offline
 

@@ -14,6 +14,7 @@ from ladle.merging.family.family import Family
 from ladle.server.anthropic.requests import MessagesRequest
 from ladle.server.app import build_app
 from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.native.score_requests import ScoreRequest
 from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
 from ladle.server.responses.requests import ResponsesRequest
 
@@ -24,12 +25,14 @@ ENDPOINTS = {
     "/v1/messages": MessagesRequest,
     "/v1/responses": ResponsesRequest,
     "/v1/coefficients": CoefficientsRequest,
+    "/v1/score": ScoreRequest,
 }
 NEEDED = {
     "/v1/chat/completions": ("messages",),
     "/v1/coefficients": ("preference",),
     "/v1/messages": ("messages", "max_tokens"),
     "/v1/responses": ("input",),
+    "/v1/score": ("prompt", "texts", "by"),
 }
 NAMES = ["positive", "simple", "bone-positive", "only-simple", "tiny", "method", "preference", "coefficients", "trace"]
 WORDS = st.sampled_from([*NAMES, "user", "hi", "text", "bone_soup", "base", "tiny/base", "tiny@positive=1", "sum", ""])
@@ -79,6 +82,8 @@ LIKELY: dict[str, st.SearchStrategy] = {
     "instructions": st.text(max_size=9),
     "text": st.fixed_dictionaries({"format": st.fixed_dictionaries({"type": WORDS}, optional={"schema": SCHEMAS})}),
     "prompt": st.one_of(st.text(max_size=12), st.lists(st.integers(0, 400), max_size=4), st.lists(st.text(max_size=4))),
+    "texts": st.lists(st.one_of(st.text(max_size=9), st.lists(st.integers(0, 400), max_size=4)), max_size=3),
+    "by": st.sampled_from(["likelihood", "implicit", "explicit"]),
     "model": WORDS,
     "steering": st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
     "preference": st.dictionaries(WORDS, NUMBERS, max_size=3),
@@ -107,6 +112,8 @@ SOUND: dict[str, st.SearchStrategy] = {
     ),
     "prompt": st.text(min_size=1, max_size=12),
     "input": st.text(min_size=1, max_size=12),
+    "texts": st.lists(st.text(max_size=9), min_size=1, max_size=3),
+    "by": st.just("likelihood"),
     "preference": st.fixed_dictionaries({name: st.floats(0.1, 1) for name in ("positive", "simple")}),
     "max_tokens": LIKELY["max_tokens"],
     "stop": st.text(min_size=1, max_size=3),

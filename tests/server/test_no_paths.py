@@ -17,6 +17,7 @@ from ladle.server.access.api_keys import ApiKey, ApiKeys
 from ladle.server.access.callers import ADMIN, GENERATE
 from ladle.server.admin.loading import FamilyFiles
 from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.native.score_requests import ScoreRequest
 from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +26,7 @@ SCHEMAS: dict[str, Any] = {
     "/v1/completions": CompletionRequest,
     "/v1/generate": GenerateRequest,
     "/v1/coefficients": CoefficientsRequest,
+    "/v1/score": ScoreRequest,
 }
 
 

@@ -1,6 +1,7 @@
 """Too much, too early, too late: 429 and 503 with when to come back; and one that fails takes its siblings along."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from asgi import Call, app_of, client_of, events_of
@@ -18,6 +19,7 @@ PATHS = {
     "/v1/completions": {"prompt": "hi"},
     "/v1/generate": {"prompt": "hi"},
 }
+WHOLE: dict[str, Any] = {"/v1/score": {"prompt": "hi", "texts": ["a"], "by": "likelihood"}, "/v1/coefficients": {}}
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -42,13 +44,14 @@ async def test_when_one_choice_finds_no_room_none_runs_on(family: Family, engine
 
 
 @pytest.mark.parametrize(
-    "path", [*PATHS, "/v1/coefficients", "/v1/models", "/v1/models/tiny", "/v1/families", "/v1/families/tiny"]
+    "path",
+    [*PATHS, *WHOLE, "/v1/models", "/v1/models/tiny", "/v1/families", "/v1/families/tiny"],
 )
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.DRAINING])
 async def test_no_work_while_loading_or_draining(family: Family, path: str, phase: Phase) -> None:
     state = ServerState(ServerSettings(), phase=phase)
     async with client_of(state) as client:
-        body = PATHS.get(path, {}) if path in PATHS or "coeff" in path else None
+        body = (PATHS | WHOLE).get(path)
         response = await (client.post(path, json=body) if body is not None else client.get(path))
     assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
     assert response.json()["error"]["code"] == str(phase) and str(phase) in response.json()["error"]["message"]

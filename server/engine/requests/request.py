@@ -19,6 +19,20 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What a plan's ranking says of a whole answer.
+
+    value: the greater, the better.
+    by: what it was judged by.
+    parts: (source, what it says) in the order of the ranking's sources: a log-probability in nats, or a value.
+    """
+
+    value: float
+    by: str
+    parts: tuple[tuple[Source, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
 
@@ -26,6 +40,7 @@ class GenerationRequest:
     grammar: what the continuation must follow, whatever the plan says of it.
     work: what has been computed for it.
     salt: its state is reused by requests of the same salt only, and theirs by it.
+    answer: token ids that the plan's ranking is to judge, where nothing is to be generated.
     """
 
     request_id: str
@@ -36,6 +51,20 @@ class GenerationRequest:
     grammar: Grammar | None = None
     work: Work = field(default_factory=Work, compare=False)
     salt: bytes = b""
+    answer: tuple[int, ...] | None = None
+
+    @property
+    def computing(self) -> tuple[Source, ...]:
+        """The sources that compute something for it: those that write, unless the answer is there, and those that judge
+        it."""
+        ranking = self.plan.ranking
+        return ranking if self.answer is not None and ranking else self.plan.sources + ranking
+
+    @property
+    def prompt_cost(self) -> int:
+        """Tokens that are there already and have to be computed, those that each source sees."""
+        sources = self.computing
+        return sum(len(self.prompt_of(source)) for source in sources) + len(self.answer or ()) * len(sources)
 
     def prompt_of(self, source: Source) -> tuple[int, ...]:
         """The token ids that ``source`` continues. Raises KeyError for a view that was not given."""
@@ -95,6 +124,7 @@ class StepOutput:
     cached_tokens: prompt tokens whose state was reused.
     expert: who wrote the token, for plans that route; None for the router itself.
     value: what explicit values say of the text so far, where they were asked about whole blocks.
+    score: with the last output, what the plan's ranking says of the answer.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
         several.
@@ -113,6 +143,7 @@ class StepOutput:
     completion_tokens: int
     error: str | None = None
     value: float | None = None
+    score: Score | None = None
     expert: str | None = None
     prompt: tuple[PromptToken, ...] | None = None
     queued_s: float | None = None

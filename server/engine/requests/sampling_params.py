@@ -20,6 +20,7 @@ class SamplingParams:
     seed: with the position, it decides every draw.
     logprobs: how many top alternatives to report at each position; None reports none.
     prompt_logprobs: report the prompt's own tokens too, all but the first, as if they had been drawn.
+    judged_from: the first of the prompt's tokens that is reported; the state of those before may be reused.
     prompt_alternatives: how many top alternatives to report at each of them; at least as many as ``logprobs``.
     ignore_eos: the token that ends a text is drawn like any other and ends nothing.
     min_tokens: so many tokens come before anything may end the text.
@@ -41,6 +42,7 @@ class SamplingParams:
     seed: int = 0
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    judged_from: int = 1
     prompt_alternatives: int = 0
     ignore_eos: bool = False
     min_tokens: int = 0

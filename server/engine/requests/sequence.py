@@ -142,8 +142,9 @@ class Sequence:
 
     @property
     def judging(self) -> bool:
-        """Whether the logits of prompt tokens are still wanted, so that none of them may come from a cache."""
-        return self.request.sampling.prompt_logprobs and len(self.judged) < len(self.request.prompt) - 1
+        """Whether the logits of prompt tokens are still wanted, so that none of these may come from a cache."""
+        sampling = self.request.sampling
+        return sampling.prompt_logprobs and len(self.judged) < len(self.request.prompt) - sampling.judged_from
 
     @property
     def candidates(self) -> int:

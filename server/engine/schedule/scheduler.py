@@ -211,7 +211,14 @@ class Scheduler:
             hashes = self._reusable_hashes(sequence, lane) if self.prefix_cache else []
             matched = self.blocks.match(hashes)
             reused.append(matched)
-            wanted += -(-(sequence.length(lane) + lane.scores) // BLOCK_SIZE) - len(matched)
+        if sequence.judging:
+            # What is said of a token needs the logits of all lanes at once: they begin at the same place.
+            shared = min(map(len, reused))
+            for matched in reused:
+                self.blocks.release(matched[shared:])
+                del matched[shared:]
+        for lane, matched in zip(sequence.lanes, reused, strict=True):
+            wanted += -(-(sequence.length(lane) + _ahead(sequence, lane)) // BLOCK_SIZE) - len(matched)
             wanted += _scratch_blocks(sequence, lane)
         # One block a running lane is kept free, so that those in decode do not preempt at once what was just admitted.
         reserve = sum(len(other.lanes) for other in self.running)
@@ -243,9 +250,7 @@ class Scheduler:
         """Hashes of the full blocks that may be reused: all but the one with the last token, whose logits are
         needed.
         """
-        if sequence.judging:
-            return []
-        length = sequence.length(lane)
+        length = sequence.request.sampling.judged_from if sequence.judging else sequence.length(lane)
         return lane.hashes.upto(sequence.tokens(lane, 0, length), (length - 1) // BLOCK_SIZE)
 
     # -- progress -------------------------------------------------------------------------------------------------
@@ -298,7 +303,7 @@ class Scheduler:
             count = lacks if final else min(lacks if early else lacks - 1, left)
             assert lane.row is not None
             start = int(self.table.computed[lane.row])
-            if not self._grow(lane, start + count + (final and lane.scores)):
+            if not self._grow(lane, start + count + (final and _ahead(sequence, lane))):
                 # The prompt was admitted with room to spare, since taken by decode: wait for blocks to come back.
                 break
             if count <= 0:
@@ -392,6 +397,11 @@ class Scheduler:
         if sequence.slot is not None:
             self._slots.append(sequence.slot)
             sequence.slot = None
+
+
+def _ahead(sequence: Sequence, lane: Lane) -> bool:
+    """Whether ``lane`` needs a place for a token that is not there yet: the candidate that will be drawn."""
+    return lane.scores and sequence.draws
 
 
 def _scratch_blocks(sequence: Sequence, lane: Lane) -> int:

@@ -32,7 +32,7 @@ def why_not(plan: Plan) -> str | None:
         return "values candidates one position at a time"
     if plan.routing is not None:
         return "lets experts take turns as an answer grows"
-    if plan.views:
+    if any(source.view for source in plan.sources):
         return "has a source that sees another prompt than the request's"
     return None
 
@@ -52,9 +52,11 @@ class PromptJudge:
         """
         for sequence, own in _by_sequence(chunks).items():
             start, count, prompt = own[0].start, own[0].count, sequence.request.prompt
-            targets = prompt[start + 1 : start + count + 1]
+            first = max(start + 1, sequence.request.sampling.judged_from)
+            targets = prompt[first : start + count + 1]
             if targets:
-                sequence.judged[start:] = self._tokens(logits, rows - (count - 1), sequence, targets)
+                said = self._tokens(logits, rows - (start + count - first), sequence, targets)
+                sequence.judged[first - sequence.request.sampling.judged_from :] = said
 
     def _tokens(self, logits: Tensor, firsts: Array, sequence: Sequence, targets: Seq[int]) -> list[PromptToken]:
         """``firsts``: the row of every lane's first token, by lane; what follows token i is ``targets[i]``."""

@@ -1,0 +1,184 @@
+"""Answers with a score: what a plan's ranking says of a text once it has ended.
+
+The answer is an ordinary sequence, and so is every question about it afterwards: one for each source that judges, over
+the prompt and the answer. They batch with everything else, and the answers to one prompt share its state; the request
+itself is no sequence.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from ladle.guidance.plan import Plan, Source
+from ladle.server.engine.block_search import Sink
+from ladle.server.engine.requests.answer import not_finite, without_token
+from ladle.server.engine.requests.request import GenerationRequest, Score, StepOutput
+from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.requests.sequence import Lane, Sequence
+
+logger = logging.getLogger(__name__)
+
+_ANSWER = "answer"
+
+
+class ScoredAnswer:
+    """One request on its way, on the engine thread.
+
+    Args:
+        whole: the request, whose plan has a ``rank``, with the lanes that it writes with.
+        deliver: takes the request's outputs; the last one waits for the score.
+        run: starts a sequence whose outputs go to a sink.
+        stop: ends a sequence by its id, without an output.
+        lanes: fresh lanes for the sources of a request.
+    """
+
+    def __init__(
+        self,
+        whole: Sequence,
+        deliver: Sink,
+        run: Callable[[Sequence, Sink], None],
+        stop: Callable[[str], None],
+        lanes: Callable[[GenerationRequest], list[Lane]],
+    ) -> None:
+        self.request = whole.request
+        self._whole = whole
+        self._deliver = deliver
+        self._run = run
+        self._stop = stop
+        self._lanes = lanes
+        self._tokens: list[int] = list(whole.request.answer or ())
+        self._logprobs: list[float] = []
+        given = without_token(Sequence(whole.request, []), "length", None, "")
+        self._last = replace(given, prompt_tokens=given.prompt_tokens + len(self._tokens))
+        self._said: dict[str, float] = {}
+        self._pending: set[str] = set()
+
+    def begin(self) -> None:
+        """Write the answer, or judge the one that is there."""
+        if self.request.answer is None:
+            own = replace(self.request, request_id=self._name(_ANSWER))
+            self._start(Sequence(own, self._whole.lanes))
+        else:
+            self._ask()
+
+    def cancel(self) -> None:
+        """Forget it all."""
+        for name in list(self._pending):
+            self._stop(name)
+        self._pending = set()
+
+    def _name(self, part: str) -> str:
+        return f"{self.request.request_id}/{part}"
+
+    def _start(self, part: Sequence) -> None:
+        self._pending.add(part.request_id)
+        self._run(part, self._take)
+
+    def _take(self, outputs: list[StepOutput]) -> None:
+        try:
+            self._follow(outputs)
+        except Exception as error:
+            # Nobody but this object would know that the request has failed.
+            logger.exception("an answer could not be scored")
+            self._fail(f"{type(error).__name__} in the engine")
+
+    def _follow(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            if output.request_id not in self._pending:
+                continue
+            if output.finish_reason is not None:
+                self._pending.remove(output.request_id)
+            if output.request_id == self._name(_ANSWER):
+                self._written(replace(output, request_id=self.request.request_id))
+            elif output.finish_reason in ("abort", "error"):
+                self._fail(output.error, output.finish_reason)
+            else:
+                said = output.value
+                if said is None:
+                    said = math.fsum(token.logprob for token in output.prompt or ())
+                if self.request.answer is not None and not self._said:
+                    self._last = replace(self._last, cached_tokens=output.cached_tokens, queued_s=output.queued_s)
+                self._said[output.request_id] = said
+                if not self._pending:
+                    self._conclude()
+
+    def _written(self, output: StepOutput) -> None:
+        """One more token of the answer, or its end."""
+        if output.token >= 0:
+            self._tokens.append(output.token)
+            self._logprobs.append(output.logprob)
+        if output.finish_reason in ("stop", "length"):
+            self._last = output
+            self._ask()
+        else:
+            self._deliver([output])
+
+    def _ask(self) -> None:
+        """The answer is there: ask everything about it that is not known."""
+        parts = [self._question(index, source) for index, source in enumerate(self.request.plan.ranking)]
+        if not parts and self.request.answer is not None:
+            parts = [self._likelihood(self._name("0"), self._bare(self.request.plan.sources), self.request.prompt)]
+        asked = [part for part in parts if part is not None]
+        for part in asked:
+            self._start(part)
+        if not asked:
+            self._conclude()
+
+    def _question(self, index: int, source: Source) -> Sequence | None:
+        """What ``source`` says of the answer; None where that is known without asking."""
+        name = self._name(str(index))
+        if source.head:
+            plan = self._bare((replace(source, weight=1.0),))
+            own = replace(
+                self.request, request_id=name, plan=plan, sampling=SamplingParams(1), grammar=None, answer=None
+            )
+            return Sequence(own, self._lanes(own), output=list(self._tokens))
+        # By itself: its own view of the prompt is all there is.
+        plan = self._bare((replace(source, weight=1.0, view=None),))
+        return self._likelihood(name, plan, self.request.prompt_of(source)) if self._tokens else None
+
+    def _likelihood(self, name: str, plan: Plan, prompt: tuple[int, ...]) -> Sequence:
+        """How likely the answer is under ``plan`` after ``prompt``."""
+        own = replace(
+            self.request,
+            request_id=name,
+            prompt=prompt + tuple(self._tokens),
+            plan=plan,
+            sampling=SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(prompt)),
+            views={},
+            grammar=None,
+            answer=None,
+        )
+        return Sequence(own, self._lanes(own))
+
+    def _bare(self, sources: tuple[Source, ...]) -> Plan:
+        """A plan that only says what ``sources`` say: the request's own where they are all of its."""
+        plan = replace(self.request.plan, trace=False, rank=None)
+        if sources == plan.sources:
+            return plan
+        return Plan(plan.method, plan.preference, None, sources, "none", False, ())
+
+    def _conclude(self) -> None:
+        """Everything is known: give out the end of the answer with its score."""
+        rank = self.request.plan.rank
+        assert rank is not None
+        parts = tuple(
+            (source, self._said.get(self._name(str(index)), 0.0)) for index, source in enumerate(rank.sources)
+        )
+        if parts:
+            total = sum(source.weight * said for source, said in parts)
+        else:
+            total = self._said.get(self._name("0"), math.fsum(self._logprobs))
+        if math.isnan(total):
+            self._fail(not_finite(self.request.plan))
+            return
+        value = total / max(1, len(self._tokens)) if rank.per == "token" else total
+        self._deliver([replace(self._last, score=Score(value, rank.by, parts))])
+
+    def _fail(self, error: str | None, reason: str = "error") -> None:
+        self.cancel()
+        whole = Sequence(self.request, [], output=self._tokens)
+        self._deliver([without_token(whole, reason, error, "")])

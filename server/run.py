@@ -26,9 +26,9 @@ from ladle.server.http.listener import BoundedListener
 from ladle.server.http.slow_readers import bound_buffers
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
-from ladle.server.start_error import EngineStopped, StartError
 from ladle.server.state import Phase, ServerState
 from ladle.server.watch.loop_lag import watched
+from ladle.server.watch.start_error import EngineStopped, StartError
 from ladle.server.watch.tracing import configured
 
 logger = logging.getLogger(__name__)

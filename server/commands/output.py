@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ladle.merging.errors import FamilyError, InputError
-from ladle.server.start_error import EngineStopped, StartError
+from ladle.server.watch.start_error import EngineStopped, StartError
 
 messages = Console(stderr=True, highlight=False, markup=False)
 

@@ -86,7 +86,7 @@ def serve_on_ray(
     settings: ServerSettings, listener: socket.socket, url: str, as_json: bool, tell: Callable[[str], None] = say
 ) -> None:
     """The same with replicas. Raises StartError where Ray is not installed."""
-    from ladle.server.start_error import StartError
+    from ladle.server.watch.start_error import StartError
 
     try:
         import ray  # noqa: F401

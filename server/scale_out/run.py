@@ -28,8 +28,8 @@ from ladle.server.run import DrainingServer
 from ladle.server.scale_out.front import Front
 from ladle.server.scale_out.ray_replicas import NAME, RayReplicas, application
 from ladle.server.settings import ServerSettings
-from ladle.server.start_error import StartError
 from ladle.server.state import Phase
+from ladle.server.watch.start_error import StartError
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ FLOORS: dict[str, list[str]] = {
         "live_answers settings tools",
         "access hosting http replies",
         "errors serving",
-        "envelopes start_error text",
+        "envelopes text",
         "watch",
     ],
     "recipes": [

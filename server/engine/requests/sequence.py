@@ -157,6 +157,10 @@ class Sequence:
         """Whether it gets tokens; one without a language model asks only what its values say of the text."""
         return any(not lane.scores for lane in self.lanes)
 
+    def draws_on(self, lane: Lane) -> bool:
+        """Whether ``lane`` needs a place for a token that is not there yet: the candidate that will be drawn."""
+        return lane.scores and self.draws
+
     def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
         """Tokens ``start`` to ``stop`` of ``lane``."""
         split = len(lane.prompt)

@@ -212,13 +212,13 @@ class Scheduler:
             matched = self.blocks.match(hashes)
             reused.append(matched)
         if sequence.judging:
-            # What is said of a token needs the logits of all lanes at once: they begin at the same place.
+            # All lanes begin at one place: what is said of a token needs the logits of all of them.
             shared = min(map(len, reused))
             for matched in reused:
                 self.blocks.release(matched[shared:])
                 del matched[shared:]
         for lane, matched in zip(sequence.lanes, reused, strict=True):
-            wanted += -(-(sequence.length(lane) + _ahead(sequence, lane)) // BLOCK_SIZE) - len(matched)
+            wanted += -(-(sequence.length(lane) + sequence.draws_on(lane)) // BLOCK_SIZE) - len(matched)
             wanted += _scratch_blocks(sequence, lane)
         # One block a running lane is kept free, so that those in decode do not preempt at once what was just admitted.
         reserve = sum(len(other.lanes) for other in self.running)
@@ -303,7 +303,7 @@ class Scheduler:
             count = lacks if final else min(lacks if early else lacks - 1, left)
             assert lane.row is not None
             start = int(self.table.computed[lane.row])
-            if not self._grow(lane, start + count + (final and _ahead(sequence, lane))):
+            if not self._grow(lane, start + count + (final and sequence.draws_on(lane))):
                 # The prompt was admitted with room to spare, since taken by decode: wait for blocks to come back.
                 break
             if count <= 0:
@@ -397,11 +397,6 @@ class Scheduler:
         if sequence.slot is not None:
             self._slots.append(sequence.slot)
             sequence.slot = None
-
-
-def _ahead(sequence: Sequence, lane: Lane) -> bool:
-    """Whether ``lane`` needs a place for a token that is not there yet: the candidate that will be drawn."""
-    return lane.scores and sequence.draws
 
 
 def _scratch_blocks(sequence: Sequence, lane: Lane) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -90,6 +91,15 @@ async def test_a_schedule_steers_part_by_part(state: ServerState) -> None:
     }
     assert [part["starts"] for part in told.json()["steering"]["parts"]] == [[0, 0], [4, 4]]
     assert 'ladle_steering_changes_total{by="schedule"} 4.0' in metrics
+
+
+async def test_a_form_goes_on_through_changes(state: ServerState) -> None:
+    schedule = [{"until": 3}, {"until": 12, "preference": TO_SIMPLE}, {"method": "mage", "value": "explicit"}]
+    body = {"structured_outputs": {"regex": "[ab]{10}c[0-9]{10}"}, "max_tokens": 40, "ignore_eos": None}
+    async with client_of(state) as client:
+        reply = await _generate(client, {**SOUP, "schedule": schedule}, **body)
+    assert re.fullmatch("[ab]{10}c[0-9]{10}", reply["choices"][0]["text"]), reply
+    assert [part["starts"] for part in reply["steering"]["parts"]] == [[0], [3], [12]]
 
 
 async def test_schedules_are_refused_by_name(world: World, engine: Engine, state: ServerState) -> None:

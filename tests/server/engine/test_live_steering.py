@@ -3,15 +3,20 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from guided_requests import ROOMY, World
+from routed_folder import write_routed_family
+from routed_requests import request as routed
+from routed_requests import steerings as routings
 from seeds import fresh_seed
 from tiny_engine import Collector, alone, assert_idle, build, drain, make_request, random_prompt, serve
 
 from ladle.guidance.plan import Plan, ScheduledPlan
 from ladle.merging.errors import InputError
+from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
@@ -226,3 +231,21 @@ def test_under_memory_pressure(world: World) -> None:
     assert tight.stats().preemptions > 0
     for request in requests:
         assert _check_parts(roomy, request, outputs[request.request_id]) == [p.start for p in request.plan.schedule]
+
+
+@pytest.mark.parametrize("schedule", ["eager", "lazy"])
+def test_routed_parts(tmp_path: Path, schedule: str) -> None:
+    """Experts that had missed something, and how long the last one stayed, are of the plan before."""
+    rng = random.Random(seed := fresh_seed())
+    family = load_family(write_routed_family(tmp_path, seed=seed % 1000, defer=True))
+    engine = build(family, max_lanes=100, expert_schedule=schedule)
+    untraced = [{key: value for key, value in one.items() if key != "trace"} for one in routings(rng)]
+    requests = []
+    for index in range(4):
+        first, second, third = rng.sample([*untraced, {"method": "base"}], 3)
+        parts = [{"until": rng.randint(1, 4), **first}, {"until": rng.randint(5, 9), **second}, third]
+        requests.append(routed(family, f"r{index}", {"schedule": parts}, random_prompt(rng, 1, 40), seed=index))
+    outputs = serve(engine, requests, rng)
+    for request in requests:
+        starts = _check_parts(engine, request, outputs[request.request_id])
+        assert starts == [part.start for part in request.plan.schedule]

@@ -203,14 +203,11 @@ class Scheduler:
 
     def _take(self, sequence: Sequence) -> bool:
         """Rows, reused prefixes and room for the whole prompt; False (and nothing taken) when blocks are short."""
-        # Blocks of every lane: those whose hashes the prefix cache knows are shared, the rest of the prompt has to find
-        # room, with one more place in a lane that scores and scratch blocks for its candidates.
-        reused = []
+        # Blocks whose hashes the prefix cache knows are shared; the rest of the prompt has to find room, with one more
+        # place in a lane that scores and scratch blocks for its candidates.
         wanted = 0
-        for lane in sequence.lanes:
-            hashes = self._reusable_hashes(sequence, lane) if self.prefix_cache else []
-            matched = self.blocks.match(hashes)
-            reused.append(matched)
+        known = [self._reusable_hashes(sequence, lane) if self.prefix_cache else [] for lane in sequence.lanes]
+        reused = [self.blocks.match(hashes) for hashes in known]
         if sequence.judging:
             # All lanes begin at one place: what is said of a token needs the logits of all of them.
             shared = min(map(len, reused))
@@ -226,8 +223,7 @@ class Scheduler:
             for matched in reused:
                 self.blocks.release(matched)
             return False
-        # From here on nothing fails: each lane gets its row of the lane table, with the shared blocks at the head of
-        # its block table, and the token that decode continues from.
+        # Nothing fails from here on: each lane gets its row, its shared blocks, and the token that it continues from.
         for lane, matched in zip(sequence.lanes, reused, strict=True):
             lane.row = self.table.take(lane.coefficients)
             lane.blocks = matched

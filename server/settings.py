@@ -11,11 +11,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ladle.merging.errors import InputError
-from ladle.server.access.api_keys import ApiKeys
-from ladle.server.access.callers import Limits
 from ladle.server.access.hosts import ANY, HostNames
 
 if TYPE_CHECKING:
+    from ladle.server.access.api_keys import ApiKeys
     from ladle.server.engine.config import EngineConfig
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -236,6 +235,10 @@ class ServerSettings(BaseSettings):
 
     def read_keys(self) -> ApiKeys | None:
         """The keys that are asked for; None: no keys. Raises InputError."""
+        # Here, as below: what imports the web framework or torch is not for the list of options.
+        from ladle.server.access.api_keys import ApiKeys
+        from ladle.server.access.callers import Limits
+
         limits = Limits(self.key_concurrent, self.key_tokens_per_minute)
         return None if self.api_key_file is None else ApiKeys.read(self.api_key_file, limits)
 
@@ -263,7 +266,7 @@ class ServerSettings(BaseSettings):
 
     def engine_config(self) -> EngineConfig:
         """The engine's share of the settings. Raises InputError."""
-        from ladle.server.engine.config import EngineConfig  # imports torch, which the list of options does without
+        from ladle.server.engine.config import EngineConfig
 
         return EngineConfig(
             device=self.device,

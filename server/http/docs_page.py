@@ -23,7 +23,7 @@ a{color:#8ab4f8}td,th{border-color:#333}section{border-color:#444}}
 
 # Titles of groups, and what their paths begin with.
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "Answers": ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/generate"),
+    "Answers": ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/generate", "/v1/score"),
     "What is served": ("/v1/models", "/v1/families", "/v1/coefficients"),
     "Tokens": ("/v1/tokenize", "/v1/detokenize", "/tokenize", "/detokenize"),
     "Administration": ("/v1/admin",),

@@ -86,7 +86,7 @@ async def test_every_method_gives_the_same_alone_and_among_all_others(world: Wor
 async def test_a_trace_says_what_guidance_did(world: World, state: ServerState) -> None:
     async with client_of(state) as client:
         for name in ("mage", "args", "contrastive", "mod", "cd"):
-            reply = await _generate(client, {**_steering(world, name), "trace": True}, temperature=0)
+            reply = await _generate(client, {**_steering(world, name), "trace": True}, temperature=0, **NO_END)
             tokens = reply["choices"][0]["tokens"]
             assert len(tokens) == 6
             for token in tokens:

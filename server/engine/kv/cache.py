@@ -94,5 +94,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     there are."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8))
-    return memory.view(dtype).view(shape)
+    memory = np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    memory.fill(0)  # taken now, not page by page while requests run
+    return torch.from_numpy(memory).view(dtype).view(shape)

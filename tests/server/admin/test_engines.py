@@ -281,8 +281,8 @@ async def test_the_forms_in_force_are_said(settings: ServerSettings, caplog: pyt
         prints[reproducible] = state.serving.fingerprint
         said = "yes" if reproducible else "no"
         assert (
-            f"tiny runs on: device cpu, weights float32, activations float32, layers gated, cuda_graphs off, "
-            f"processes 1, reproducible {said}" in caplog.messages
+            "tiny runs on: device cpu, weights float32, activations float32, quantized none, layers gated, "
+            f"cuda_graphs off, processes 1, reproducible {said}" in caplog.messages
         )
         async with client_of(state) as client:
             metrics = (await client.get("/metrics")).text

@@ -100,8 +100,9 @@ def test_what_it_sends_is_what_the_api_takes() -> None:
     assert set(sent["generate"]) <= set(GenerateRequest.model_fields)
     assert set(sent["coefficients"]) <= set(CoefficientsRequest.model_fields)
     # A new option of steering needs a control here, or to be left out on purpose.
-    # The page's sliders say one preference; a schedule is several of them.
-    assert {*sent["steering"], "schedule"} == {field.name for field in fields(Steering)}
+    # The page's sliders say one preference and its answers come as they are made: a schedule is several of those, and a
+    # ranking comes when all have ended.
+    assert {*sent["steering"], "schedule", "rank"} == {field.name for field in fields(Steering)}
     options = constant("options.js", "OPTIONS")
     assert set(options) | {"method", "preference", "target", "strength", "trace"} == set(sent["steering"])
     assert set().union(*(method.options for method in METHODS.values())) <= set(options) | {"strength"}

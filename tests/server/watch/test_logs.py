@@ -85,7 +85,7 @@ async def test_lines_never_hold_what_was_asked(
             except ValueError as error:
                 raise RuntimeError(f"while reading {SECRET}") from error
 
-        monkeypatch.setattr("ladle.server.routes.generate.plan_of", broken)
+        monkeypatch.setattr("ladle.server.chat_jobs.plan_of", broken)
         response = await client.post("/v1/generate", json={"prompt": SECRET})
         assert response.status_code == 500
         # What the web server makes of an exception that reaches it.

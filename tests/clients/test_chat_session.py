@@ -20,9 +20,7 @@ def session(monkeypatch):
 
 def test_commands_turn_the_answer_that_is_written(session, capsys):
     """What is refused changes nothing; what comes too late holds for the next answer."""
-    typed = iter(
-        [["/prefer positive=1"], ["what?", "/prefer"], ["/strength much"], ["/method nonsense"], ["/strength 3"]]
-    )
+    typed = iter([["/prefer positive=1"], ["what?", "/prefer"], ["/strength much", "/strength 3", "/method nonsense"]])
     session.meanwhile = lambda: next(typed, [])
     refusal = error(400, "steering.strength: 3 is not for bone_soup")
     # The answer, the family's objectives, the change; the refused change.

@@ -144,8 +144,10 @@ def test_what_a_fresh_request_does_not_know_goes_on(engine: Engine, world: World
 def test_only_the_new_part_is_computed_anew(engine: Engine) -> None:
     """A change is one prefill of the text so far; nothing else is computed twice, and others decode meanwhile."""
     rng = random.Random(fresh_seed())
-    request = make_request("r", random_prompt(rng, 20, 20), {"bone-positive": 0.7}, max_tokens=10, ignore_eos=True)
-    other = make_request("o", random_prompt(rng, 20, 20), {}, max_tokens=20, ignore_eos=True)
+    # No case before it began so: what the engine has cached of theirs is none of it.
+    first, second = ((11, 13, start, *random_prompt(rng, 17, 17)) for start in (17, 19))
+    request = make_request("r", first, {"bone-positive": 0.7}, max_tokens=10, ignore_eos=True)
+    other = make_request("o", second, {}, max_tokens=20, ignore_eos=True)
     collector = Collector()
     engine.submit(request, collector)
     engine.submit(other, collector)

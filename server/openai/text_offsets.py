@@ -34,7 +34,8 @@ class TextOffsets:
     """Offsets of the tokens of one answer. A token that continues a character begins where the character does.
 
     The count follows what was drawn, not what is shown: text that is held back, because it may become a stop string,
-    has its place, and so has the stop string itself.
+    has its place, and so has the stop string itself. A token without text, such as a special one, lies where an
+    unfinished character before it begins: whether the next token goes on with that character is not known yet.
     """
 
     def __init__(self, tokens: TokenText, start: int = 0) -> None:

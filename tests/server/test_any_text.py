@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine, fake_state
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tool_templates import HERMES_TEMPLATE
 
@@ -233,6 +233,8 @@ def test_arguments_of_a_history_are_json_by_the_standard(served: Any, arguments:
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_any_text_in_a_path(served: Any, text: str) -> None:
+    assume(text not in (".", ".."))  # these name the folder, which some methods of a request are not allowed on
+
     async def get(path: str) -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=served[1]), base_url="http://ladle") as client:
             return (await client.get(path)).status_code

@@ -1,5 +1,6 @@
 """``text_offset`` of completions: where each token begins in the text, whatever is held back meanwhile."""
 
+import codecs
 import random
 
 import pytest
@@ -9,6 +10,8 @@ from seeds import fresh_seed
 from tiny_models import VOCAB_SIZE
 
 from ladle.merging.family.family import Family
+from ladle.server.engine.requests.request import StepOutput
+from ladle.server.openai.text_offsets import TextOffsets
 from ladle.server.text.token_text import TokenText
 
 pytestmark = pytest.mark.anyio
@@ -53,11 +56,17 @@ def starts(tokens: TokenText, ids: list[int]) -> list[int]:
     for end in range(1, len(every) + 1):
         complete = every[:end].decode("utf-8", "replace")
         owner.append(len(complete) - 1)
-    found = []
+    offsets = []
     for piece in raw:
-        found.append(owner[place] if place < len(owner) else len(every.decode("utf-8", "replace")))
+        if not piece and codecs.getincrementaldecoder("utf-8")("replace").decode(every[:place]) != every[:place].decode(
+            "utf-8", "replace"
+        ):
+            # A token without text inside a character: whether the next one goes on with the character is not known yet.
+            offsets.append(owner[place - 1])
+        else:
+            offsets.append(owner[place] if place < len(owner) else len(every.decode("utf-8", "replace")))
         place += len(piece)
-    return found
+    return offsets
 
 
 @pytest.mark.parametrize("echo", [False, True])
@@ -75,6 +84,17 @@ async def test_text_held_back_for_a_stop_string_has_its_place(family: Family, ec
                 if not token.startswith("<|"):
                     assert (offset, text[offset : offset + len(token)]) == (place, token), (stop, found)
                     place += len(token)
+
+
+def test_a_token_without_text_lies_where_the_unfinished_character_does() -> None:
+    tokenizer = FakeEngine().tokenizer
+    tokens = TokenText(tokenizer)
+    begin, *rest = tokenizer("\u2603", add_special_tokens=False).input_ids
+    letter = tokenizer("a", add_special_tokens=False).input_ids[0]
+    for ids, places in (([begin, 0, *rest], [0] * (2 + len(rest))), ([begin, 0, letter], [0, 0, 1])):
+        offsets = TextOffsets(tokens)
+        outputs = [StepOutput("0", token, "", "", 0.0, (), None, None, 1, 0, n) for n, token in enumerate(ids, 1)]
+        assert [offsets.next(output) for output in outputs] == places
 
 
 async def test_random_tokens_lie_where_their_bytes_do(family: Family) -> None:

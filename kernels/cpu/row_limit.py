@@ -1,8 +1,14 @@
-"""Up to how many rows a tiled product is the quickest one: found by trying, once a process."""
+"""Up to how many rows a tiled product is the quickest one: found by trying, once a process.
+
+Tried only where the library may multiply in a unit that tiles do not use. Elsewhere both take the same instructions, so
+that what else the machine does would decide the race: from process to process another form, and with it another text
+for the same seed.
+"""
 
 from __future__ import annotations
 
 import functools
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +26,9 @@ _COUNTS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 _ROUNDS = 7
 _AS_QUICK = 1.4
 """A second copy of the weights has to be worth it."""
+_TRIES = 3
+_PAUSE_S = 0.05
+"""Between tries, until threads that wait for more work have gone to sleep."""
 
 
 def tiled_rows(dtype: torch.dtype, elements: int) -> int:
@@ -31,17 +40,33 @@ def tiled_rows(dtype: torch.dtype, elements: int) -> int:
     return rows if rows == sys.maxsize or elements <= LARGEST else 0
 
 
+def has_other_unit(dtype: torch.dtype) -> bool:
+    """Whether a library's product of activations in ``dtype`` may run in a unit for matrices."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True  # Accelerate's, or one that nothing here can ask for
+    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return dtype == torch.bfloat16 and bool(capability.get("amx_bf16"))
+
+
 @functools.cache
 def _quickest(dtype: torch.dtype) -> int:
+    if not has_other_unit(dtype):
+        return sys.maxsize
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_SIZE, _SIZE, generator=generator)
     tiled = TiledProduct(weight, None, None, None, dtype)
     packed = PackedLinear(weight, None, dtype)
     for index, count in enumerate(_COUNTS):
         rows = torch.randn(count, _SIZE, generator=generator).to(dtype)
-        if _seconds(rows, lambda x: tiled(x, None)) <= _AS_QUICK * _seconds(rows, packed):
+        if any(_as_quick(rows, tiled, packed) for _ in range(_TRIES)):
             return sys.maxsize if index == 0 else count
     return 0
+
+
+def _as_quick(rows: Tensor, tiled: TiledProduct, packed: PackedLinear) -> bool:
+    time.sleep(_PAUSE_S)
+    tile = _seconds(rows, lambda x: tiled(x, None))
+    return tile <= _AS_QUICK * _seconds(rows, packed)
 
 
 def _seconds(rows: Tensor, product: Callable[[Tensor], Tensor]) -> float:

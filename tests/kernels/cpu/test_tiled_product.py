@@ -121,6 +121,8 @@ def test_how_many_rows_take_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         return len(rows) / 1e6 if tiled else taken.get(len(rows) >= 64, 1.0)
 
     monkeypatch.setattr(row_limit, "_seconds", seconds)
+    monkeypatch.setattr(row_limit, "_PAUSE_S", 0)
+    monkeypatch.setattr(row_limit, "has_other_unit", lambda dtype: True)
     row_limit._quickest.cache_clear()
     try:
         assert row_limit.tiled_rows(torch.float32, 1 << 40) == sys.maxsize
@@ -128,5 +130,8 @@ def test_how_many_rows_take_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         taken[True] = 0.0
         assert row_limit.tiled_rows(torch.float32, 1000) == 32
         assert row_limit.tiled_rows(torch.float32, 1 << 40) == 0  # two copies would be too much
+        monkeypatch.setattr(row_limit, "has_other_unit", lambda dtype: False)
+        row_limit._quickest.cache_clear()
+        assert row_limit.tiled_rows(torch.float32, 1000) == sys.maxsize  # nothing else could be the quicker one
     finally:
         row_limit._quickest.cache_clear()

@@ -75,6 +75,7 @@ def test_compiled_layers_need_no_option_for_it(tmp_path: Path, monkeypatch: pyte
     if native and not has_pairs():
         pytest.skip("needs a processor that multiplies pairs of bfloat16")
     monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: dispatch.ALL_ROWS)
     first, again, crowded, turn, fresh = all_ways(family_of(tmp_path))
     assert first == again == crowded
     assert turn == fresh

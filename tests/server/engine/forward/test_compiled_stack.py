@@ -125,6 +125,7 @@ def test_every_method_scores_what_it_scores_without_them(
 def test_rows_of_a_long_prompt_go_in_parts(
     tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch, rows_seen: list[int]
 ) -> None:
+    monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: dispatch.ALL_ROWS)
     family = family_of(tmp_path)
     request = make_request("r", range(3, 190), max_tokens=3)
     whole = alone(build(family, dtype="bfloat16"), request)

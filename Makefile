@@ -2,6 +2,7 @@
 #   make demo    serve the built-in family, see one prompt answered under several preferences (CI=1: stop after that)
 #   make test    style, types, tests
 #   make bench   measure, on this machine
+#   make kernels every kernel in every configuration, compiled for every GPU that we name; needs none of them
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
 #   make docs    every command and program of README and docs, on a fresh server; takes minutes
 #   make conformance   clients that need an environment of their own, against a server. Fetches them, takes minutes
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench docs gpu ray conformance clean
+.PHONY: demo test lint format bench docs kernels gpu ray conformance clean
 
 demo:
 	@$(PYTHON) tools/environment.py server
@@ -43,6 +44,10 @@ bench:
 docs:
 	@$(PYTHON) tools/environment.py dev
 	@$(BIN)/python tools/docs.py
+
+kernels:
+	@$(PYTHON) tools/environment.py dev
+	LADLE_ALL_GPUS=1 $(BIN)/pytest tests/kernels/gpu/test_ahead_of_time.py
 
 gpu:
 	@$(PYTHON) tools/environment.py gpu

@@ -1,6 +1,8 @@
 """Compile every Triton kernel in every configuration, for GPUs that need not be there.
 
-    python tools/compile_kernels.py [--only NAME] [--targets sm_80,sm_90,gfx942] [--jobs N]
+    python tools/compile_kernels.py [--only NAME] [--targets sm_80,sm_90,gfx942] [--each-for-one SEED] [--jobs N]
+
+``--each-for-one`` compiles every variant for one of the targets, another one for another seed: a third of the work.
 
 Prints one JSON list: name, target, seconds, and what the compilers report of the result: ``registers`` a thread,
 ``spills`` (bytes a thread on NVIDIA, where they lie on the stack and are all that does; registers on AMD), ``shared``
@@ -18,6 +20,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import random
 import re
 import subprocess
 import sys
@@ -109,6 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile every Triton kernel in every configuration.")
     parser.add_argument("--only", default="", help="part of a name")
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--each-for-one", type=int, metavar="SEED", help="every variant for one target only")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     targets = options.targets.split(",")
@@ -116,6 +120,9 @@ def main() -> int:
         parser.error(f"--targets: {unknown[0]!r}; known: {', '.join(TARGETS)}")
     _found[:] = variants(options.only)  # before the fork: the workers have them too
     tasks = [(index, target) for index in range(len(_found)) for target in targets]
+    if options.each_for_one is not None:
+        turn = random.Random(options.each_for_one)
+        tasks = [(index, turn.choice(targets)) for index in range(len(_found))]
     if options.jobs > 1 and len(tasks) > 1:
         with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
             rows = pool.map(_work, tasks, chunksize=1)

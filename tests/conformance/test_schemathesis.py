@@ -10,7 +10,7 @@ from seeds import fresh_seed
 from server_process import Server
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
-EXAMPLES = 30
+EXAMPLES = 12
 """Of every endpoint. The phase "coverage" walks through all limits of all fields; it takes minutes, so run it by hand
 when the document changes: the command below with ``--phases coverage``."""
 

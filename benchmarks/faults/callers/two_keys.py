@@ -26,15 +26,25 @@ class TwoKeys:
 @contextmanager
 def serving(family: Path | None, limits: Limits = NO_LIMITS, options: Sequence[str] = ()) -> Iterator[TwoKeys]:
     """Serve ``family``, by default a random one, with two keys; ``limits`` are those of the hostile one."""
-    keys, lines = [], []
-    for name, own in (("hostile", limits), ("other", NO_LIMITS)):
-        key, entry = ApiKey.new(name, (GENERATE,), own)
-        keys.append({"authorization": f"Bearer {key}"})
+    with serving_several(family, [limits], options) as keys:
+        yield keys[0]
+
+
+@contextmanager
+def serving_several(
+    family: Path | None, limits: Sequence[Limits], options: Sequence[str] = ()
+) -> Iterator[list[TwoKeys]]:
+    """The same with a hostile key for each of ``limits``, beside one other caller."""
+    headers, lines = [], []
+    for index, own in enumerate([NO_LIMITS, *limits]):
+        key, entry = ApiKey.new(f"hostile-{index}" if index else "other", (GENERATE,), own)
+        headers.append({"authorization": f"Bearer {key}"})
         lines.append(entry.line())
+    other, *hostile = headers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = family or write_stress_family(folder / "family")
         (folder / "keys").write_text("\n".join([*lines, ""]))
         small = [] if family else ["--kv-memory", "8MiB", "--weights-memory", "8MiB"]
         with serve(root, folder / "server.log", [*small, "--api-key-file", str(folder / "keys"), *options]) as server:
-            yield TwoKeys(server, *keys)
+            yield [TwoKeys(server, key, other) for key in hostile]

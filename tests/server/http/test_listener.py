@@ -81,3 +81,13 @@ def test_connections_are_refused_and_taken_again(
         one.close()
     assert [record.message for record in caplog.records if str(few_descriptors) in record.message]
     assert len(caplog.records) == 1, "the log says it once"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_no_part_of_an_answer_waits_for_an_acknowledgement(host: str) -> None:
+    with (
+        listen(host, 0) as listener,
+        socket.create_connection(listener.getsockname()[:2]),
+        listener.accept()[0] as taken,
+    ):
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -15,14 +15,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from ladle.merging.errors import InputError
+from ladle.merging.errors import SHOWN, InputError, shown
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.envelopes import envelope, error_type
 from ladle.server.watch import request_context
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 200  # characters of a refused value that are echoed
 _MOST_ERRORS = 10
 
 
@@ -56,7 +55,7 @@ class ApiError(HTTPException):
         if context is not None:
             context.facts["error_code"] = self.code or error_type(self.status_code)
             if self.param is not None:
-                context.facts["param"] = self.param[:_SHOWN]
+                context.facts["param"] = self.param[:SHOWN]
 
     def response(self) -> JSONResponse:
         """The response; the access log will name its reason."""
@@ -114,37 +113,6 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     return ApiError(400, message, param=described[0][0] or None, code="invalid_value")
 
 
-def shown(value: object) -> str:
-    """A refused value as it is echoed: its repr, cut. No more of it is written than is shown, however large it is."""
-    try:
-        text = repr(_beginning(value, [_SHOWN]))
-    except ValueError:  # an integer of more digits than Python prints
-        text = f"a {type(value).__name__} too large to print"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _beginning(value: object, left: list[int]) -> object:
-    """``value`` with at most ``left`` parts, and strings of as many characters: enough for what is shown of it."""
-    left[0] -= 1
-    if isinstance(value, str):
-        return value[: _SHOWN + 1]
-    if isinstance(value, dict):
-        parts: dict[object, object] = {}
-        for key, item in value.items():
-            if left[0] < 0:
-                break
-            parts[_beginning(key, left)] = _beginning(item, left)
-        return parts
-    if isinstance(value, (list, tuple)):
-        some: list[object] = []
-        for item in value:
-            if left[0] < 0:
-                break
-            some.append(_beginning(item, left))
-        return some if isinstance(value, list) else tuple(some)
-    return value
-
-
 def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
     """(field, message) of one pydantic error."""
     field = _path(error["loc"])
@@ -168,7 +136,7 @@ def _path(location: Sequence[int | str]) -> str:
     for part in location[1:] if location and location[0] in ("body", "query", "path", "header") else location:
         if isinstance(part, str) and part.startswith("<"):
             continue  # which of several types a value was taken for: see ``of_kinds``
-        path += f"[{part}]" if isinstance(part, int) else f".{part[:_SHOWN]}" if path else part[:_SHOWN]
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:SHOWN]}" if path else part[:SHOWN]
     return path
 
 
@@ -180,7 +148,7 @@ def _hint(request: Request) -> str:
         scope = {**request.scope, "path": meant}
         known = any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
         if meant != request.url.path and known:
-            return f"; did you mean {meant[:_SHOWN]}?"
+            return f"; did you mean {meant[:SHOWN]}?"
     return ""
 
 
@@ -205,7 +173,7 @@ def install(app: FastAPI) -> None:
         message = str(error.detail or HTTPStatus(error.status_code).phrase)
         code = HTTPStatus(error.status_code).name.lower()
         if error.status_code == 404:
-            message = f"no such path: {request.method} {request.url.path[:_SHOWN]}{_hint(request)}"
+            message = f"no such path: {request.method} {request.url.path[:SHOWN]}{_hint(request)}"
         elif error.status_code == 405:
             allowed = _methods(request) or (error.headers or {}).get("Allow", "")
             message = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
 
-from ladle.server.access.callers import ANYONE, Caller, Meter
-from ladle.server.access.security import caller_of
+from ladle.server.access.callers import Meter
+from ladle.server.access.security import caller_of, who_asks
 from ladle.server.access.turns import FairPool
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.http.disconnect import unless_gone
@@ -36,7 +36,7 @@ class Reader:
         self._pool = pool
         self._compiling = compiling or pool
         self.caller = caller_of(request.scope)
-        self._who = _who(request, self.caller)
+        self._who = who_asks(request)
         self._left = _SHORT
         self.meter = meter
 
@@ -68,8 +68,3 @@ class Reader:
         # In a tuple: nothing at all is what a client leaves behind that goes.
         (found,) = await unless_gone(self._request, pool.run(self._who, lambda: (work(),)))
         return found
-
-
-def _who(request: Request, caller: Caller) -> Hashable:
-    """A caller with a key, or an address where nobody has any."""
-    return request.client.host if caller is ANYONE and request.client is not None else caller

@@ -4,8 +4,10 @@ ASGI middleware, so that disconnects still reach the handlers."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ladle.server.access.api_keys import ApiKeys
@@ -26,6 +28,12 @@ def caller_of(scope: Scope) -> Caller:
     """Whose request it is."""
     caller: Caller = scope.get(_CALLER, ANYONE)
     return caller
+
+
+def who_asks(request: Request) -> Hashable:
+    """Who takes turns: a caller with a key, or an address where nobody has any."""
+    caller = caller_of(request.scope)
+    return request.client.host if caller is ANYONE and request.client is not None else caller
 
 
 class KeyCheck:

@@ -31,3 +31,10 @@ def test_messages(error: InputError, message: str) -> None:
 
 def test_nothing_is_guessed_from_afar() -> None:
     assert did_you_mean("rain", ["base", "mage"]) == "" and did_you_mean("base", ["base"]) == ""
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000_000, ["y" * 100] * 100_000, {"z": {"w" * 1_000_000: [0] * 1_000_000}}])
+def test_of_a_huge_value_the_beginning_is_said(value: object) -> None:
+    message = str(InputError("steering.method", value, "base, pad"))
+    assert len(message) < 300 and "... is not allowed; allowed: base, pad" in message
+    assert did_you_mean("base" * 1_000_000, ["base", "pad"]) == ""

@@ -9,9 +9,9 @@ from asgi import client_of
 from fake_engine import FakeEngine, fake_state
 from seeds import fresh_seed
 
-from ladle.merging.errors import InputError
+from ladle.merging.errors import InputError, shown
 from ladle.merging.family.family import Family
-from ladle.server.errors import ApiError, shown
+from ladle.server.errors import ApiError
 from ladle.server.fields.schema_binding import bind_schema
 from ladle.server.http.json_request import require_few_values
 
@@ -94,6 +94,25 @@ def test_values_are_counted_where_they_are_values() -> None:
                 require_few_values(json.dumps(body).encode(), 4 * MIB)
             assert caught.value.status_code == 400 and "262144 values" in caught.value.message
     require_few_values(json.dumps([7] * 300_000).encode(), 16 * MIB)
+
+
+async def test_large_bodies_are_read_in_turns(family: Family, engine: FakeEngine) -> None:
+    state = fake_state(family, engine)
+    asked: list[object] = []
+    run = state.reading.run
+
+    async def spy(caller: Any, *work: Any) -> Any:
+        asked.append(caller)
+        return await run(caller, *work)
+
+    state.reading.run = spy  # type: ignore[method-assign]
+    async with client_of(state) as client:
+        for size, turns in ((100, 0), (1 << 18, 1)):
+            body = {"prompt": "hi", "max_tokens": 1, "user": "x" * size}
+            assert (await client.post("/v1/completions", json=body)).status_code == 200
+            assert len(asked) == turns
+            # It is the client's address that takes turns, where nobody has a key.
+            assert set(asked) <= {"127.0.0.1"}
 
 
 def test_a_schema_may_be_large_but_not_endless() -> None:

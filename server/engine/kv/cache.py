@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ladle.server.engine.device.host_memory import zeroed_memory
 from ladle.server.engine.device.transfers import send_one
 
 BLOCK_SIZE = 16
@@ -90,10 +91,8 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, on a CPU in memory that numpy asks the kernel to map in huge pages: reading it is bound by how many pages
-    there are."""
-    if device.type != "cpu":
+    """Zeros, on a CPU in memory that is mapped in huge pages: reading it is bound by how many pages there are."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    memory.fill(0)  # taken now, not page by page while requests run
-    return torch.from_numpy(memory).view(dtype).view(shape)
+    return torch.from_numpy(np.frombuffer(zeroed_memory(size), np.uint8)).view(dtype).view(shape)

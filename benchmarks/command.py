@@ -19,6 +19,8 @@ command = typer.Typer(
 )
 command.add_typer(faults, name="faults")
 
+_MOST_COLUMNS = 6
+"""Of a table with a column a row; a longer one is written the other way round."""
 FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
 OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; default: nothing is written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
@@ -153,6 +155,30 @@ def serve(
     _report("HTTP serving", rows, out, as_json)
 
 
+@command.command(epilog="Example: ladle bench peers --only decode --out peers.csv")
+def peers(
+    family: FamilyOption = "demo",
+    folder: Annotated[
+        Path,
+        typer.Option(
+            help="Where the other servers are, or are installed, which takes minutes and a compiler.",
+            show_default="~/.cache/ladle/peers",
+        ),
+    ] = Path.home() / ".cache" / "ladle" / "peers",
+    rounds: Annotated[int, typer.Option(min=2)] = 5,
+    only: Annotated[str, typer.Option(help="Part of the names of the cases to run; default: all.")] = "",
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Steps, prompts, long contexts and many clients over HTTP, against vLLM's CPU build and llama.cpp."""
+    from ladle.benchmarks.peers import peers as benchmark
+    from ladle.benchmarks.peers.install import install
+    from ladle.merging.family.family import load_family
+
+    rows = benchmark.run(load_family(family), family, install(folder), folder, rounds, only)
+    _report("servers", rows, out, as_json)
+
+
 @command.command(epilog="Example: ladle bench merge --dtype float32")
 def merge(
     dtype: DTypeOption = "float32",
@@ -212,11 +238,18 @@ def _report(title: str, rows: Iterable[dict[str, object]], out: Path | None, as_
         with console.status(f"measuring {title}"):
             done = list(rows)
         table = Table(title=title, caption=f"{hardware()}; {versions()}")
-        table.add_column("")
-        for number in range(len(done)):
-            table.add_column(str(number + 1), justify="right")
-        for key in done[0]:
-            table.add_row(key, *(str(row[key]) for row in done))
+        names = list(dict.fromkeys(name for row in done for name in row))
+        if len(done) > _MOST_COLUMNS:
+            for name in names:
+                table.add_column(name)
+            for row in done:
+                table.add_row(*(str(row.get(name, "")) for name in names))
+        else:
+            table.add_column("")
+            for number in range(len(done)):
+                table.add_column(str(number + 1), justify="right")
+            for name in names:
+                table.add_row(name, *(str(row.get(name, "")) for row in done))
         console.print(table)
     if out is not None:
         write_csv(out, done)

@@ -65,7 +65,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "benchmarks": [
         "command",
-        "gpu serve",
+        "gpu peers serve",
         "architectures decode faults forms guidance quantized reproducible routing",
         "bandwidth engine_side environment merge paired random_family tiny_config",
         "tiny_overrides",

@@ -85,6 +85,12 @@ class ServerSettings(BaseSettings):
         json_schema_extra={"shown_default": "4 x max-sequences"},
     )
     max_batch_tokens: int = Field(512, ge=1, description="token budget of one step")
+    prefill_slowdown: float = Field(
+        3.0,
+        ge=0,
+        description="how many times longer a step may take because prompts are read beside answers that are written; "
+        "0: as long as max-batch-tokens lets it",
+    )
     kv_memory: Bytes = Field(1 << 30, description="size of the KV pool, e.g. 2GiB")
     weights_memory: Bytes = Field(4 << 30, description="size of the cache of merged full-weight members")
     max_context: int | None = Field(
@@ -274,6 +280,7 @@ class ServerSettings(BaseSettings):
             max_sequences=self.max_sequences,
             max_lanes=self.max_lanes,
             max_batch_tokens=self.max_batch_tokens,
+            prefill_slowdown=self.prefill_slowdown,
             kv_memory=self.kv_memory,
             weights_memory=self.weights_memory,
             max_context=self.max_context,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ class EngineConfig:
     max_sequences: sequences running at once. max_lanes: KV lanes at once (a traced or guided sequence has several);
         None: four times max_sequences.
     max_batch_tokens: token budget of one step, all lanes together.
+    prefill_slowdown: how many times longer a step may take because prompts are read beside answers that are written; 0:
+        as long as max_batch_tokens lets it.
     kv_memory: bytes of the KV pool. weights_memory: bytes of materialised weight sets kept (full-weight members).
     max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
     max_queue: requests waiting before new ones are refused. max_queue_tokens: their prompt tokens, those of every
@@ -50,6 +53,7 @@ class EngineConfig:
     max_sequences: int = 64
     max_lanes: int | None = None
     max_batch_tokens: int = 512
+    prefill_slowdown: float = 3.0
     kv_memory: int = GIB
     weights_memory: int = 4 * GIB
     max_context: int | None = None
@@ -75,6 +79,8 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "a number >= 1")
+        if not (self.prefill_slowdown == 0 or 1 < self.prefill_slowdown < math.inf):
+            raise InputError("prefill_slowdown", self.prefill_slowdown, "0, or a number above 1")
         for name in ("max_lanes", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -27,6 +27,7 @@ from ladle.server.engine.requests.queue import WaitingRoom
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.requests.tokenizer import eos_ids, load_tokenizer
+from ladle.server.engine.schedule.prefill_pace import PrefillPace
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan
 from ladle.server.engine.scored_answer import ScoredAnswer
@@ -70,6 +71,7 @@ class Engine:
             ready=self._weights_ready,
             judged_rows=max(config.lanes, ROW_BYTES // (4 * self.vocabulary)),
         )
+        self.scheduler.pace = PrefillPace(config.prefill_slowdown)
         experts = 0 if models.router is None else models.router.experts
         self.sampler = Sampler(config.max_sequences, self.device, experts, self.eos)
         graphs = config.cuda_graphs and config.tensor_parallel == 1
@@ -347,7 +349,9 @@ class Engine:
         self.scheduler.advance(plan, result.caught_up.behind)
         for chunk in result.caught_up.chunks:
             self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
-        self.counts.step(plan.sequences, self.runner.rows, time.monotonic() - start, result.caught_up.missed())
+        seconds = time.monotonic() - start
+        self.scheduler.pace.note(plan, seconds)
+        self.counts.step(plan.sequences, self.runner.rows, seconds, result.caught_up.missed())
         outputs: dict[Sink, list[StepOutput]] = {}
         for sequence in plan.sampling:
             if sequence in result.caught_up.behind:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ladle.guidance.plan import Plan, Source
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.kv.block_hashes import BlockHashes
+from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.lane_head import LaneHead
 from ladle.server.engine.requests.queue import Ticket
 from ladle.server.engine.requests.request import GenerationRequest, PromptToken
@@ -160,6 +161,10 @@ class Sequence:
     def draws_on(self, lane: Lane) -> bool:
         """Whether ``lane`` needs a place for a token that is not there yet: the candidate that will be drawn."""
         return lane.scores and self.draws
+
+    def scratch_blocks(self, lane: Lane) -> int:
+        """Blocks for the state of the candidates of a lane that scores."""
+        return -(-self.candidates // BLOCK_SIZE) if lane.scores else 0
 
     def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
         """Tokens ``start`` to ``stop`` of ``lane``."""

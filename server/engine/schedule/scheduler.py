@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Set
+from itertools import islice
 
 from ladle.server.engine.kv.block_manager import BlockManager, OutOfBlocks
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
 from ladle.server.engine.requests.sequence import Change, Lane, Sequence
+from ladle.server.engine.schedule.prefill_pace import PrefillPace
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
 
 
@@ -41,6 +43,7 @@ class Scheduler:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self.judged_rows = judged_rows
+        self.pace = PrefillPace()
         self._ready = ready
         self._admitted: list[Sequence] = []
         self._fresh: list[int] = []
@@ -50,7 +53,7 @@ class Scheduler:
     def blocks_for(sequence: Sequence, tokens: int) -> int:
         """Blocks that ``sequence`` holds when its output is ``tokens`` long."""
         return sum(
-            -(-(len(lane.prompt) + tokens) // BLOCK_SIZE) + _scratch_blocks(sequence, lane) for lane in sequence.lanes
+            -(-(len(lane.prompt) + tokens) // BLOCK_SIZE) + sequence.scratch_blocks(lane) for lane in sequence.lanes
         )
 
     # -- what the engine calls ------------------------------------------------------------------------------------
@@ -99,7 +102,9 @@ class Scheduler:
         # Growing one sequence may have preempted another that was already planned; it has lost its slot.
         plan.decode = [sequence for sequence in plan.decode if sequence.slot is not None]
         plan.lanes = [lane for sequence in plan.decode for lane in sequence.eager if self.missing(sequence, lane)]
-        # What is left of the token budget goes to prompts, those of sequences that are admitted now among them.
+        # What is left goes to prompts, those that are admitted now among them: as much as others can wait for.
+        if plan.decode and budget > 0:
+            budget = self.pace.room(budget, max(len(s.eager) for s in (*self.running, *islice(self.waiting, 1))))
         self._admit(budget)
         self._share_prefill(plan, budget)
         # Sampled are the sequences whose last token is computed by this step, on all of their lanes.
@@ -216,7 +221,7 @@ class Scheduler:
                 del matched[shared:]
         for lane, matched in zip(sequence.lanes, reused, strict=True):
             wanted += -(-(sequence.length(lane) + sequence.draws_on(lane)) // BLOCK_SIZE) - len(matched)
-            wanted += _scratch_blocks(sequence, lane)
+            wanted += sequence.scratch_blocks(lane)
         # One block a running lane is kept free, so that those in decode do not preempt at once what was just admitted.
         reserve = sum(len(other.lanes) for other in self.running)
         if wanted + reserve > self.blocks.free and (self.running or wanted > self.blocks.free):
@@ -232,7 +237,7 @@ class Scheduler:
             self.table.computed[lane.row] = len(matched) * BLOCK_SIZE
             length = sequence.length(lane)
             self.table.last[lane.row] = sequence.tokens(lane, length - 1, length)[0]
-            lane.scratch = [self.blocks.allocate() for _ in range(_scratch_blocks(sequence, lane))]
+            lane.scratch = [self.blocks.allocate() for _ in range(sequence.scratch_blocks(lane))]
             self._fresh.extend(lane.scratch)
             self.prefix_queries += sequence.length(lane)
             self.prefix_hits += len(matched) * BLOCK_SIZE
@@ -393,8 +398,3 @@ class Scheduler:
         if sequence.slot is not None:
             self._slots.append(sequence.slot)
             sequence.slot = None
-
-
-def _scratch_blocks(sequence: Sequence, lane: Lane) -> int:
-    """Blocks for the state of the candidates of a lane that scores."""
-    return -(-sequence.candidates // BLOCK_SIZE) if lane.scores else 0

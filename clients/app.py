@@ -17,6 +17,7 @@ from ladle.clients.lazy_commands import CommandGroup
 from ladle.clients.painter import Painter
 from ladle.clients.responses import Generation, Response
 from ladle.clients.stream import Stream
+from ladle.steering_options import OPTIONS
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -31,28 +32,35 @@ Preference = Annotated[
     typer.Option(
         "--preference",
         "-p",
-        help="Weights by objective, such as positive=0.8,concise=0.2.",
+        help=f"{OPTIONS['preference'].text} Such as positive=0.8,concise=0.2.",
         autocompletion=completion.objectives,
     ),
 ]
 Target = Annotated[
     str | None,
     typer.Option(
-        help="Instead of weights: wanted rewards as quantiles, such as positive=0.6; for calibrated families.",
+        help=f"{OPTIONS['target'].text} Such as positive=0.6.",
         autocompletion=completion.objectives,
     ),
 ]
 Method = Annotated[
     str | None,
     typer.Option(
-        "--method", "-m", help="base, bone_soup, mage, ...; see ladle families.", autocompletion=completion.methods
+        "--method",
+        "-m",
+        help=f"{OPTIONS['method'].text} base, bone_soup, mage, ...; `ladle families` lists them.",
+        autocompletion=completion.methods,
     ),
 ]
-Strength = Annotated[float | None, typer.Option(help="Scales what the method adds to the base.")]
+Strength = Annotated[float | None, typer.Option(help=OPTIONS["strength"].text)]
 Steering = Annotated[
     list[str] | None,
     typer.Option(
-        "--steering", "-s", help="Another option of the method, KEY=VALUE: value=explicit, candidates=10; repeatable."
+        "--steering",
+        "-s",
+        metavar="KEY=VALUE",
+        help=f"Another steering option, such as candidates=10; may be repeated. Options: {', '.join(OPTIONS)}.",
+        autocompletion=completion.steering,
     ),
 ]
 System = Annotated[str | None, typer.Option(help="What the model is told before the conversation.")]

@@ -1,6 +1,6 @@
 """The methods by name, and the one way from a request's steering to a plan."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from ladle.guidance.method import Availability, Method
 from ladle.guidance.methods.amplify import Amplify
@@ -31,6 +31,7 @@ from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
 from ladle.merging.family.place import MANIFEST_NAME
+from ladle.steering_options import OPTIONS, UNIVERSAL
 
 _ALL: tuple[Method, ...] = (
     FittedSoup(),
@@ -59,9 +60,6 @@ _ALL: tuple[Method, ...] = (
 # is always there, so that guidance, which costs more, is never a default that nobody chose.
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-_UNIVERSAL = frozenset({"method", "preference", "target", "trace", "rank"})
-_DEFAULTS = Steering()
-
 
 def resolve(family: Family, steering: Steering) -> Plan:
     """The plan for ``steering`` on ``family``.
@@ -86,13 +84,13 @@ def resolve(family: Family, steering: Steering) -> Plan:
     state = method.availability(family, steering.coefficients is not None and "coefficients" in method.options)
     if not state.available:
         raise InputError("steering.method", name, _usable(family), state.reason)
-    for entry in fields(Steering):
-        given = getattr(steering, entry.name)
-        if entry.name in _UNIVERSAL | method.options or given == getattr(_DEFAULTS, entry.name):
+    for option in OPTIONS.values():
+        given = getattr(steering, option.name)
+        if option.name in UNIVERSAL | method.options or given == option.default:
             continue
         options = ", ".join(sorted(method.options)) or "none"
         allowed = f"nothing, it is not supported by method {name} (options: {options})"
-        raise InputError(f"steering.{entry.name}", given, allowed)
+        raise InputError(f"steering.{option.name}", given, allowed)
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)

@@ -16,9 +16,9 @@ from ladle.merging.family.family import Family
 from ladle.server.errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.types import OutcomeReply, SourceReply, SteeringReply
+from ladle.steering_options import AIMS
 
-_TARGET = frozenset({"preference", "target", "coefficients", "terms"})
-_DIRECTION = _TARGET | {"method", "schedule"}
+_DIRECTION = AIMS | {"method", "schedule"}
 NO_PREFERENCE = "no preference was given: all objectives weigh the same"
 
 
@@ -41,7 +41,7 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
     if "preference" in given and "target" not in given:
         named.pop("target", None)
     merged = {**named, **given}
-    bare = _DIRECTION.isdisjoint(given) and _TARGET.isdisjoint(named)
+    bare = _DIRECTION.isdisjoint(given) and AIMS.isdisjoint(named)
     if bare and registry.takes_preference(merged.get("method", registry.default_method(family))) and family.objectives:
         merged["preference"] = dict.fromkeys(family.objectives, 1.0)
         plan = registry.resolve(family, Steering.parse(merged))

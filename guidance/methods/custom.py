@@ -7,11 +7,11 @@ from typing import Any
 from ladle.guidance.method import Availability
 from ladle.guidance.plan import Plan, PromptView, Source, Steering
 from ladle.guidance.sources import arrange, summing_to_one
-from ladle.guidance.steering_checks import MAX_STRENGTH
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import explicit
 from ladle.merging.preferences.preference import Preference
+from ladle.steering_options import MAX_STRENGTH
 
 MAX_TERMS = 32
 KEYS = ("source", "weight", "system")

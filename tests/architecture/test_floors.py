@@ -19,7 +19,7 @@ FLOORS: dict[str, list[str]] = {
         "values",
         "method schedule sources target",
         "plan",
-        "outcome steering_checks",
+        "outcome",
     ],
     "server/engine": [
         "async_engine engine_admin",

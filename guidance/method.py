@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ladle.guidance.plan import Plan, Steering
+from ladle.merging.errors import CodedText
 from ladle.merging.family.family import Family
 
 
@@ -13,6 +14,11 @@ class Availability:
 
     available: bool
     reason: str = ""
+
+
+def ignores_preference(name: str) -> CodedText:
+    """The warning of the method ``name`` that a preference says nothing to it."""
+    return CodedText("preference_ignored", f"method {name} ignores the preference")
 
 
 class Method(Protocol):

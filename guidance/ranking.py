@@ -30,8 +30,8 @@ def rank_of(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Rank:
     """
     by, per = asked["by"], asked["per"]
     if plan.blocks is not None:
-        allowed = f"nothing, because {plan.method} with a block_length chooses by values already"
-        raise InputError("steering.rank", dict(asked), allowed)
+        reason = f"{plan.method} with a block_length chooses by values already"
+        raise InputError("steering.rank", dict(asked), reason=reason)
     if by == "likelihood":
         return Rank(by, per, asked["keep"])
     kind: Kind = by

@@ -70,8 +70,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
     """
     if steering.schedule is not None:
         if steering.rank is not None:
-            allowed = "nothing beside a schedule: an answer is judged under one preference"
-            raise InputError("steering.rank", steering.rank, allowed)
+            reason = "it cannot stand beside a schedule: an answer is judged under one preference"
+            raise InputError("steering.rank", steering.rank, reason=reason)
         return _scheduled(family, steering)
     if steering.target is not None:
         found, reached = resolve_target(family, steering)
@@ -89,8 +89,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
         if option.name in UNIVERSAL | method.options or given == option.default:
             continue
         options = ", ".join(sorted(method.options)) or "none"
-        allowed = f"nothing, it is not supported by method {name} (options: {options})"
-        raise InputError(f"steering.{option.name}", given, allowed)
+        reason = f"it is not supported by method {name} (options: {options})"
+        raise InputError(f"steering.{option.name}", given, reason=reason)
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
@@ -104,8 +104,8 @@ def _scheduled(family: Family, steering: Steering) -> Plan:
         try:
             plan = resolve(family, part)
             if plan.blocks is not None and len(steering.schedule) > 1:
-                allowed = "nothing in a schedule, because whole blocks are chosen from the beginning of an answer on"
-                raise InputError("steering.block_length", plan.blocks.length, allowed)
+                reason = "whole blocks are chosen from the beginning of an answer on, so no schedule can have them"
+                raise InputError("steering.block_length", plan.blocks.length, reason=reason)
         except InputError as error:
             raise inside(index, error) from None
         plans.append(ScheduledPlan(start, plan))

@@ -26,7 +26,7 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
     """
     for key in WHOLE:
         if given.get(key) is not None:
-            raise InputError(f"steering.{key}", given[key], "nothing here, because it holds for the whole answer")
+            raise InputError(f"steering.{key}", given[key], reason="it holds for the whole answer")
     new = Steering.parse(given)
     named = {key for key, value in given.items() if value is not None}
     kept = set(OPTIONS) - {"schedule"}
@@ -55,7 +55,7 @@ def parts_of(steering: Steering) -> list[tuple[int, Steering]]:
             raise InputError(field, raw, "an object of until and keys of steering")
         until = raw.get("until")
         if index == last and until is not None:
-            raise InputError(f"{field}.until", until, "nothing in the last part, which holds to the end of the answer")
+            raise InputError(f"{field}.until", until, reason="the last part holds to the end of the answer")
         if index < last and not (isinstance(until, int) and not isinstance(until, bool) and start < until < LAST):
             raise InputError(f"{field}.until", until, f"a whole number of tokens above {start}, where the part begins")
         try:
@@ -69,4 +69,4 @@ def parts_of(steering: Steering) -> list[tuple[int, Steering]]:
 def inside(index: int, error: InputError) -> InputError:
     """``error`` about the steering of part ``index``, named as what it is in the request."""
     key = error.field.removeprefix("steering").removeprefix(".")
-    return InputError(f"steering.schedule.{index}{'.' if key else ''}{key}", error.value, error.allowed)
+    return error.at(f"steering.schedule.{index}{'.' if key else ''}{key}")

@@ -40,7 +40,7 @@ class ChatRenderer:
         shown = text.replace(mark, "") if mark else text
         hidden = next((name for name in names if name not in shown), None)
         if hidden is not None:
-            raise InputError("tools", hidden, "nothing here, because the base's chat template does not show it")
+            raise InputError("tools", hidden, reason="the base's chat template does not show it")
         return self._encode(text, mark)
 
     def without_tools(self) -> ChatRenderer:

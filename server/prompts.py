@@ -168,8 +168,8 @@ def _renderer(
     """The messages as templates take them, about how many characters they are, and what renders them; ``field`` is
     blamed for a text that is too long."""
     if not serving.engine.tokenizer.chat_template:
-        allowed = "nothing, because the base has no chat template; use /v1/completions or /v1/generate with a prompt"
-        raise InputError("messages", f"{len(messages)} messages", allowed)
+        reason = "the base has no chat template; use /v1/completions or /v1/generate with a prompt"
+        raise InputError("messages", f"{len(messages)} messages", reason=reason)
     for index, message in enumerate(messages):
         if message.about_tools is not None and format_of(serving.engine.tokenizer) is None:
             allowed = "'system', 'user' or 'assistant' without calls, because the base's chat template has no tools"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ladle.guidance.method import Availability
+from ladle.guidance.method import Availability, ignores_preference
 from ladle.guidance.plan import Plan, PromptView, Source, Steering
 from ladle.guidance.sources import arrange, summing_to_one
 from ladle.merging.errors import InputError
@@ -39,7 +39,7 @@ class Custom:
         warnings: tuple[str, ...] = ()
         if steering.preference is not None:
             preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
-            warnings = ("method custom ignores the preference",)
+            warnings = (ignores_preference(self.name),)
         terms = steering.terms
         if not isinstance(terms, (list, tuple)) or not 1 <= len(terms) <= MAX_TERMS:
             allowed = f"a list of 1 to {MAX_TERMS} objects with {', '.join(KEYS)} (required by method custom)"

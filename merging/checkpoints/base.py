@@ -57,7 +57,10 @@ def resolve_base(
     elif spec.startswith(("/", "./", "../", "~")) or spec.count("/") > (2 if spec.endswith(_GGUF) else 1):
         raise FamilyError(spec, f"model: no such folder{' or file' if spec.endswith(_GGUF) else ''}")
     else:
-        found = from_hub(spec, progress)
+        try:
+            found = from_hub(spec, progress)
+        except FamilyError as error:
+            raise FamilyError(spec, f"model: {error.reason}") from error
         folder = found if found.is_dir() else converted(found, cache, progress)
     if not (folder / "config.json").is_file():
         raise FamilyError(folder / "config.json", "no such file; the base needs config.json beside its safetensors")

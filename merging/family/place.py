@@ -20,7 +20,7 @@ def find_manifest(name_or_path: str | Path, progress: Progress | None = None) ->
     try:
         folder = family_from_hub(given, progress)
     except FamilyError as error:
-        raise FamilyError(given, f"{_nothing(given)}; {error.reason.removeprefix('model: ')}") from error
+        raise FamilyError(given, f"{_nothing(given)}; {error.reason}") from error
     if not (folder / MANIFEST_NAME).is_file():
         raise FamilyError(given, f"this repository has no {MANIFEST_NAME}; `ladle init {given}` writes one of your own")
     return folder / MANIFEST_NAME

@@ -37,7 +37,7 @@ def command(
         from ladle.server.engine.forward.servable import require_servable
 
         if prompts is not None and not deep:
-            raise InputError("prompts", str(prompts), "nothing without --deep")
+            raise InputError("prompts", str(prompts), reason="prompts are read only with --deep")
         loaded = load_family(family, cache_dir, progress=say)
         require_servable(loaded)
         report = report_family(loaded)

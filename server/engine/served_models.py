@@ -60,8 +60,8 @@ class ServedModels:
         """
         full = next((name for model in family.models.values() for name in model.full), None)
         if config.quantize != "none" and full is not None:
-            allowed = f"none beside {full}, which has full weights; low-rank members (ladle compress) keep theirs"
-            raise InputError("quantize", config.quantize, allowed)
+            reason = f"{full} has full weights; low-rank members (ladle compress) keep theirs"
+            raise InputError("quantize", config.quantize, reason=reason)
         self.family = family
         self.device = device
         self._ranks = ranks

@@ -52,7 +52,7 @@ class Spelling:
         if field is None or self.of(field) == field:
             return error
         spelt = self.of(field)
-        message = f"{spelt}{error.message[len(field) :]}" if error.message.startswith(f"{field}:") else error.message
+        message = error.message if error.reason is None else f"{spelt}: {error.reason}"
         return ApiError(error.status_code, message, param=spelt, code=error.code, headers=error.headers)
 
     @contextmanager
@@ -61,6 +61,6 @@ class Spelling:
         try:
             yield
         except InputError as error:
-            raise InputError(self.of(error.field), error.value, error.allowed) from None
+            raise error.at(self.of(error.field)) from None
         except ApiError as error:
             raise self.error(error) from None

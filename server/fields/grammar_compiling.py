@@ -82,7 +82,7 @@ def _refusal(
         # Who is to blame among several is not tried: each try would take as long again.
         where = parts[0][0] if len(parts) == 1 else field
         logger.warning("%s: refused as too complex: %s", where, _short(error))
-        return ApiError(400, f"{where}: {_short(error)}", param=where, code="grammar_too_complex")
+        return ApiError.about(where, _short(error), code="grammar_too_complex")
     value: object = spec.text if spec.kind == "regex" else f"{len(parts)} schemas together"
     where, reason = field, error
     for name, schema in parts:

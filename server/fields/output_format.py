@@ -96,8 +96,8 @@ class OutputFields(StrictModel):
     def _one_of_both(self) -> OutputFields:
         other = self.response_format is not None and self.response_format.type != "text"
         if self.structured_outputs is not None and other:
-            allowed = "nothing beside a response_format of another type than text"
-            raise InputError("structured_outputs", "a grammar", allowed)
+            reason = "it cannot stand beside a response_format of another type than text"
+            raise InputError("structured_outputs", "a grammar", reason=reason)
         return self
 
     @property

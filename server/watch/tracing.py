@@ -69,8 +69,8 @@ def configured(endpoint: str | None) -> Tracing:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        allowed = "none, unless the packages for it are there: pip install 'ladle[otel]'"
-        raise InputError("otlp_traces_endpoint", address, allowed) from None
+        reason = "the packages for it are not installed: pip install 'ladle[otel]'"
+        raise InputError("otlp_traces_endpoint", address, reason=reason) from None
     return OtelTracing(OTLPSpanExporter(endpoint=endpoint))
 
 

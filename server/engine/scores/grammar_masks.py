@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ladle.server.engine.device.transfers import send_one
 from ladle.server.engine.grammars.grammar import Grammar
-from ladle.server.engine.grammars.pool import TOO_COMPLEX, GrammarPool, Position
+from ladle.server.engine.grammars.pool import GrammarPool, Position
+from ladle.server.engine.grammars.spec import too_complex
 from ladle.server.engine.requests.sequence import Sequence
 
 
@@ -104,7 +105,7 @@ class GrammarMasks:
             bits[: len(known)] = known
             if not bits.any():
                 # The library saw neither an error nor an end; that no score is allowed is no fault of the model.
-                found.position.error = f"{TOO_COMPLEX}: it came to a dead end: no token may come next"
+                found.position.error = too_complex("it came to a dead end: no token may come next")
         return Allowed(send_one(bits, self._device), int(bits.sum()))
 
 

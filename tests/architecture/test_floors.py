@@ -74,7 +74,7 @@ FLOORS: dict[str, list[str]] = {
         "app",
         "chat_session completion",
         "async_client client lazy_commands",
-        "display painter stream",
+        "calls display painter stream",
         "arguments payload responses settings",
         "bash_words errors retry sse",
     ],

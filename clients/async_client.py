@@ -8,10 +8,10 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 import httpx
 
 from ladle.clients.calls import Call, Calls, Exchange
+from ladle.clients.connection import Connection
 from ladle.clients.payload import Message, Options, as_messages, lists_tokens
 from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores
 from ladle.clients.retry import RetryPolicy
-from ladle.clients.settings import Connection
 from ladle.clients.stream import AsyncStream
 
 _T = TypeVar("_T")

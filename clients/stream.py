@@ -8,9 +8,9 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from ladle.clients.errors import ConnectionError, ResponseError, UsageError, error_from_event, error_from_transport
+from ladle.clients.event_decoder import EventDecoder
 from ladle.clients.payload import change_body
 from ladle.clients.responses import Generation, SteeringChange, StreamToken, Token, parse
-from ladle.clients.sse import EventDecoder
 
 _DONE = "[DONE]"
 Post = Callable[[str, dict[str, Any]], Any]

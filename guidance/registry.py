@@ -74,8 +74,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
             raise InputError("steering.rank", steering.rank, reason=reason)
         return _scheduled(family, steering)
     if steering.target is not None:
-        found, reached = resolve_target(family, steering)
-        return replace(resolve(family, found), target=reached.outcomes, steering=steering)
+        aimed, reached = resolve_target(family, steering)
+        return replace(resolve(family, aimed), target=reached.outcomes, steering=steering)
     name = steering.method if steering.method is not None else default_method(family)
     if name not in METHODS:
         raise InputError("steering.method", name, _usable(family))

@@ -102,8 +102,8 @@ def reach(calibration: Calibration, target: Mapping[str, Any]) -> Reached:
 
 def reachable(calibration: Calibration) -> dict[str, tuple[float, float]]:
     """Least and greatest expected quantile of every objective over all preferences."""
-    found = calibration.quantiles(_spread(len(calibration.objectives)))
-    pairs = zip(found.min(axis=0).tolist(), found.max(axis=0).tolist(), strict=True)
+    quantiles = calibration.quantiles(_spread(len(calibration.objectives)))
+    pairs = zip(quantiles.min(axis=0).tolist(), quantiles.max(axis=0).tolist(), strict=True)
     return dict(zip(calibration.objectives, pairs, strict=True))
 
 

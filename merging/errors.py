@@ -12,8 +12,8 @@ _LONGEST_NAME = 200
 def did_you_mean(given: str, names: Iterable[str]) -> str:
     """`` (did you mean 'NAME'?)`` for the name that ``given`` is a slip of; empty where there is none."""
     others = [name for name in names if name != given]
-    found = get_close_matches(given, others, n=1, cutoff=0.7)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    close = get_close_matches(given, others, n=1, cutoff=0.7)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 class CodedText(str):

@@ -194,12 +194,12 @@ def _hint(request: Request) -> str:
 
 def _methods(request: Request) -> str:
     """What may be done with the path of ``request``, by all routes that it has; HEAD goes with GET."""
-    found = {
+    methods = {
         method
         for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     }
-    return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def install(app: FastAPI) -> None:

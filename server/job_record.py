@@ -82,5 +82,5 @@ class JobRecord:
 
 
 def _longest(seconds: Any) -> float | None:
-    found = max(seconds, default=None)
-    return None if found is None else round(found, 6)
+    longest = max(seconds, default=None)
+    return None if longest is None else round(longest, 6)

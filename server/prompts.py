@@ -145,7 +145,7 @@ async def tokens_of_answer(serving: Serving, reader: Reader, text: str, trusts_t
     ``trusts_texts``. Raises ApiError, ClientGone, InputError."""
     mark = None
     if not trusts_texts:
-        (turn,), _, mark = serving.controls.mark([{"role": "assistant", "content": text}], [])
+        (turn,), _, mark = serving.control_tokens.mark([{"role": "assistant", "content": text}], [])
         text = turn["content"]
     return await reader.read(len(text), _encode, serving, text, False, "texts", mark)
 
@@ -214,7 +214,7 @@ def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | 
     if mark is None:
         return tuple(encode([text], add_special_tokens=special)[0].ids)
     try:
-        return serving.controls.encode(text, mark)
+        return serving.control_tokens.encode(text, mark)
     except ValueError:
         raise InputError(field, "texts", "texts in which no names of special tokens stand") from None
 

@@ -27,11 +27,11 @@ def best_first(job: Job, choices: Sequence[Choice]) -> list[Choice]:
     order in which they were asked for; without one all, as they are."""
     if job.plan.rank is None:
         return list(choices)
-    found: list[Choice] = []
+    best: list[Choice] = []
     for start in range(0, len(choices), job.choices):
         own = choices[start : start + job.choices]
-        found += sorted(own, key=_score, reverse=True)[: job.kept]
-    return found
+        best += sorted(own, key=_score, reverse=True)[: job.kept]
+    return best
 
 
 def _score(choice: Choice) -> float:

@@ -53,16 +53,18 @@ class Mage(SoupGuidance):
         if steering.candidates is not None and "explicit" not in kinds:
             reason = "it applies only to explicit values, and this request uses implicit ones"
             raise InputError("steering.candidates", steering.candidates, reason=reason)
-        found = Guidance()
+        guidance = Guidance()
         if steering.coefficients is not None:
             text = "coefficients were given, so the preference weighs only the values"
-            found = Guidance(warnings=(CodedText("preference_weighs_values", text),))
+            guidance = Guidance(warnings=(CodedText("preference_weighs_values", text),))
         for kind, eta in etas.items():
             part = self._part(Request(family, steering, preference, base, eta), kind)
-            found = replace(found, warnings=found.warnings + part.warnings)
+            guidance = replace(guidance, warnings=guidance.warnings + part.warnings)
             if eta != 0.0:
-                found = replace(found, sources=found.sources + part.sources, scorer=found.scorer or part.scorer)
-        return found
+                guidance = replace(
+                    guidance, sources=guidance.sources + part.sources, scorer=guidance.scorer or part.scorer
+                )
+        return guidance
 
     def guidance(self, request: Request) -> Guidance:
         return self.guided(request.family, request.steering, request.preference, request.base)

@@ -55,13 +55,13 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
     low, high = _PRICES
     for _ in range(_ROUNDS):
         price = (low * high) ** 0.5
-        found, score, kept = climb(price)
+        mix, score, kept = climb(price)
         if not kept:
-            low, over = price, found
+            low, over = price, mix
             continue
         high = price
         if score > top:
-            within, top = found, score
+            within, top = mix, score
     between = within + np.linspace(0.0, 1.0, 129)[:, None] * (over - within)
     ways, prices = evaluate(between)
     return between[int(np.argmax(np.where(prices <= bound, ways, -np.inf)))]

@@ -58,15 +58,15 @@ def command(
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
     if as_json:
-        checks = {"check": {name: asdict(found) for name, found in agreements.items()}} if checked else {}
+        checks = {"check": {name: asdict(agreement) for name, agreement in agreements.items()}} if checked else {}
         typer.echo(json.dumps(calibration.model_dump(mode="json") | checks, indent=1))
         return
     for line in lines(calibration, reachable(calibration)):
         typer.echo(line)
-    for name, found in agreements.items():
+    for name, agreement in agreements.items():
         typer.echo(
-            f"{name}: {found.gap:.3f} off on average and {found.worst:.3f} at worst over the {found.points} preferences"
-            f" of {checked}, {found.inside} of them within two standard errors"
+            f"{name}: {agreement.gap:.3f} off on average and {agreement.worst:.3f} at worst over the "
+            f"{agreement.points} preferences of {checked}, {agreement.inside} of them within two standard errors"
         )
     typer.echo(f"written to {file.parent / CALIBRATION_NAME}; a running server reads it when it starts again")
     if kept is not None:

@@ -55,16 +55,16 @@ def command(
         tables = [table_of(sweep, manifest) for sweep in sweeps]
         chosen = choose([table for table, _ in tables], methods)
         own = np.concatenate([table.base_rewards for table, _ in tables])
-        measured, sampling = [], tables[0][1]["sampling"]
+        points, sampling = [], tables[0][1]["sampling"]
         for sweep, (table, asked) in zip(sweeps, tables, strict=True):
             if asked["sampling"] != sampling:
                 allowed = f"{sampling}, as in {sweeps[0]}"
                 raise ValueError(f"sampling: {asked['sampling']} is not allowed; allowed: {allowed}")
             if not set(asked["settings"]) <= asked.get("coefficients", {}).keys():
                 raise ValueError(f"sweep: {str(sweep)!r} is not allowed; allowed: one that says what was merged in it")
-            measured += measurements(table, asked["coefficients"], chosen, own)
+            points += measurements(table, asked["coefficients"], chosen, own)
         bounds = {"most_surprise": math.log(perplexity), "order": order}
-        surface = fit_surface(measured, manifest, file.parent, **bounds, sampling=sampling)
+        surface = fit_surface(points, manifest, file.parent, **bounds, sampling=sampling)
         require_explained(surface.explained, manifest.objectives, force)
         kept = write_measured(surface, file.parent / SURFACE_NAME)
     except (ValueError, OSError, FamilyError) as error:

@@ -76,11 +76,13 @@ def command(
             objectives = family.objectives
             if not objectives:
                 raise ValueError(f"family: {family.name!r} is not allowed; allowed: a family with objectives")
-            places = random_points(len(objectives), dirichlet, seed) if dirichlet else grid(len(objectives), points)
+            preferences = (
+                random_points(len(objectives), dirichlet, seed) if dirichlet else grid(len(objectives), points)
+            )
             oracles = {
                 member.name: member.rewards for member in family.members if member.kind == "policy" and member.rewards
             }
-            settings = settings_of(methods or ["bone_soup"], places, oracles)
+            settings = settings_of(methods or ["bone_soup"], preferences, oracles)
             merges = {}
             for setting in settings:
                 # What the family cannot do is said before anything is sampled.

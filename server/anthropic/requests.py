@@ -154,10 +154,10 @@ class CountTokensRequest(MessagesBase):
         )
 
     def _format(self) -> ResponseFormat | None:
-        found = None if self.output_config is None else self.output_config.format
-        if found is None:
+        stated = None if self.output_config is None else self.output_config.format
+        if stated is None:
             return None
-        schema = JsonSchema.model_construct(name="answer", schema_=found.schema_)
+        schema = JsonSchema.model_construct(name="answer", schema_=stated.schema_)
         return ResponseFormat.model_construct(type="json_schema", json_schema=schema)
 
 

@@ -41,26 +41,26 @@ def command(
         loaded = load_family(family, cache_dir, progress=say)
         require_servable(loaded)
         report = report_family(loaded)
-        found = None
+        examination = None
         if deep:
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # of reading weights: there is a bar of ours
             with progress_bar("measuring") as progress:
-                found = examine_family(loaded, prompts, progress)
+                examination = examine_family(loaded, prompts, progress)
         if as_json:
-            print_json(report.as_dict() | ({} if found is None else {"deep": found.as_dict()}))
+            print_json(report.as_dict() | ({} if examination is None else {"deep": examination.as_dict()}))
             return
         console = Console()
-        for title, header, rows in report.tables() + ([] if found is None else found.tables()):
+        for title, header, rows in report.tables() + ([] if examination is None else examination.tables()):
             table = Table(title=title, title_justify="left", title_style="bold", show_header=any(header))
             for column in header:
                 table.add_column(column, overflow="fold")
             for row in rows:
                 table.add_row(*map(Text, row))  # no markup: reasons speak of [[models]]
             console.print(table)
-        for warning in report.warnings + (() if found is None else found.warnings):
+        for warning in report.warnings + (() if examination is None else examination.warnings):
             say(f"warning: {warning}")
-        count = len(report.warnings) + (0 if found is None else len(found.warnings))
+        count = len(report.warnings) + (0 if examination is None else len(examination.warnings))
         noted = "" if not count else f", with {count} warning{'s' if count > 1 else ''} above"
         Console(highlight=False, markup=False, soft_wrap=True).print(f"{loaded.name} can be served{noted}")

@@ -18,11 +18,11 @@ def _places(incomplete: str) -> list[str]:
     head, _, tail = start.rpartition("/")
     where = Path(f"{head}/" if start.startswith("/") else head or ".").expanduser()
     try:
-        found = [path.name for path in where.iterdir() if path.is_dir()]
+        folders = [path.name for path in where.iterdir() if path.is_dir()]
     except OSError:
         return []
     prefix = name + separator + (f"{head}/" if "/" in start else "")
-    return sorted(prefix + folder for folder in found if folder.startswith(tail))
+    return sorted(prefix + folder for folder in folders if folder.startswith(tail))
 
 
 def command(

@@ -13,7 +13,7 @@ from ladle.guidance.plan import Plan, Routing, Source
 from ladle.merging.bank.bank import Bank
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device.device import beside_steps

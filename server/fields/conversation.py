@@ -41,9 +41,9 @@ class Spelling:
     def of(self, field: str) -> str:
         """``field`` as the request calls it."""
         for pattern, name in self._names:
-            found = pattern.match(field)
-            if found is not None and field[found.end() : found.end() + 1] in ("", ".", "["):
-                return found.expand(name) + field[found.end() :]
+            match = pattern.match(field)
+            if match is not None and field[match.end() : match.end() + 1] in ("", ".", "["):
+                return match.expand(name) + field[match.end() :]
         return field
 
     def error(self, error: ApiError) -> ApiError:

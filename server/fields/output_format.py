@@ -135,10 +135,10 @@ async def grammar_of(serving: Serving, fields: OutputFields, aside: Aside) -> Gr
     """What the answer to a request must follow. Raises InputError, ApiError."""
 
     def ask() -> AskedGrammar | None:
-        found = fields.output_grammar()
-        if found is None:
+        asked = fields.output_grammar()
+        if asked is None:
             return None
-        spec, field = found
+        spec, field = asked
         return AskedGrammar(spec, field, [(field, json.loads(spec.text))] if spec.kind == "json_schema" else [])
 
     return await compile_grammar(serving, ask, aside) if fields.binds else None

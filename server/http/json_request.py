@@ -63,15 +63,15 @@ def require_few_values(body: bytes, most_bytes: int) -> None:
     most_names = max(_FEWEST // 8, most_bytes // (8 * _VALUES))
     if len(body) <= most_names:
         return
-    found, names = _counted(body)
-    if found <= most_values and names <= most_names:
+    count, names = _counted(body)
+    if count <= most_values and names <= most_names:
         return
     # What looks like many may stand in texts.
     bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     texts = bare.count(b'"') // 2
     if texts <= most_values + most_names:
-        found, names = _counted(b"".join(bare.split(b'"')[::2]))
-    if found > most_values or names > most_names or texts > most_values + most_names:
+        count, names = _counted(b"".join(bare.split(b'"')[::2]))
+    if count > most_values or names > most_names or texts > most_values + most_names:
         what = f"more than {most_values} values or {most_names} names of fields are not allowed in one body"
         raise ApiError(400, f"body: {what}", code="body_too_large")
 

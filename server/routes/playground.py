@@ -50,11 +50,11 @@ class Asset:
 @cache
 def assets() -> dict[str, Asset]:
     """The files of the page by name, read once. There are no folders in it, so a name is no path."""
-    found = {_OPTIONS: _asset(_OPTIONS, _options_script().encode())}
+    files_by_name = {_OPTIONS: _asset(_OPTIONS, _options_script().encode())}
     for entry in (files("ladle.server") / "playground").iterdir():
         if _ending(entry.name) in _TYPES:
-            found[entry.name] = _asset(entry.name, entry.read_bytes())
-    return found
+            files_by_name[entry.name] = _asset(entry.name, entry.read_bytes())
+    return files_by_name
 
 
 def _ending(name: str) -> str:
@@ -99,10 +99,10 @@ async def page(request: Request) -> Response:
 @router.api_route("/playground/{name}", methods=["GET", "HEAD"], include_in_schema=False)
 async def asset(name: str, request: Request) -> Response:
     """A style sheet, a script or an image of the page."""
-    found = assets().get(name)
-    if found is None or name == _PAGE:
+    file = assets().get(name)
+    if file is None or name == _PAGE:
         raise ApiError(404, f"no such path: {request.method} {request.url.path[:200]}")
-    return _answer(request, found)
+    return _answer(request, file)
 
 
 def _answer(request: Request, asset: Asset) -> Response:

@@ -124,12 +124,12 @@ class ToolFields(StrictModel):
 def json_object(value: str) -> str:
     """A validator of the arguments of a call, which are JSON as text; of a call that was cut, the beginning of it."""
     try:
-        found = strict_json(value) if value.strip() else {}
+        document = strict_json(value) if value.strip() else {}
     except ValueError as error:
         if value.lstrip()[:1] == "{" and _is_cut(value):
             return value
         raise ValueError(f"allowed: a JSON object as text; {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise ValueError("allowed: a JSON object as text")
     return value
 

@@ -75,8 +75,8 @@ FLOORS: dict[str, list[str]] = {
         "chat_session completion",
         "async_client client lazy_commands",
         "calls display painter stream",
-        "arguments payload responses settings",
-        "bash_words errors retry sse",
+        "arguments connection payload responses",
+        "bash_words errors event_decoder retry",
     ],
 }
 # Rooms of their own inside of others.

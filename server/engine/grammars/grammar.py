@@ -94,10 +94,10 @@ class GrammarCompiler:
             GrammarsUnavailable: the system starts no process for it.
         """
         with self._lock:
-            found = self._compiled.get(spec)
-            if found is not None:
+            cached = self._compiled.get(spec)
+            if cached is not None:
                 self._compiled.move_to_end(spec)
-                return found
+                return cached
             strikes, reason = self._crashed.get(spec, (0, ""))
             if strikes >= _STRIKES:
                 raise GrammarError(too_complex(reason), complex=True)

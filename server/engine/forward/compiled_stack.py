@@ -96,7 +96,8 @@ class DecoderStack(nn.Module):
                 cos[some], sin[some], places.blocks, places.tables[some], places.positions[some], slot_mapping[some]
             )
             first, second, third, fourth = (np.ascontiguousarray(scale[:, some]) for scale in scales)
-            dispatch.run_layers(x[some], layers, (first, second, third, fourth), rows, kv, BLOCK_SIZE, threads)
+            scale_of = (first, second, third, fourth)
+            dispatch.run_layers(dispatch.LayerPass(x[some], layers, scale_of, rows, kv, BLOCK_SIZE, threads))
         return torch.from_numpy(x).to(hidden_states.dtype)[None]
 
     def _scales(self, index: int, count: int) -> NDArray[np.float32]:

@@ -21,11 +21,18 @@ from ladle.steering_options import OPTIONS
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-Url = Annotated[str | None, typer.Option(envvar="LADLE_URL", help="The server.", show_default="http://localhost:8000")]
-Key = Annotated[str | None, typer.Option("--api-key", envvar="LADLE_API_KEY", help="Key, if the server asks for one.")]
+Url = Annotated[
+    str | None, typer.Option(envvar="LADLE_URL", help="URL of the server.", show_default="http://localhost:8000")
+]
+Key = Annotated[
+    str | None, typer.Option("--api-key", envvar="LADLE_API_KEY", help="The key, where the server asks for one.")
+]
 Model = Annotated[
     str | None,
-    typer.Option(help="Family, preset or FAMILY/METHOD@objective=weight.", autocompletion=completion.models),
+    typer.Option(
+        help="The model that answers: a family, a preset or FAMILY/METHOD@objective=weight.",
+        autocompletion=completion.models,
+    ),
 ]
 Preference = Annotated[
     str | None,
@@ -65,11 +72,13 @@ Steering = Annotated[
 ]
 System = Annotated[str | None, typer.Option(help="What the model is told before the conversation.")]
 MaxTokens = Annotated[int | None, typer.Option(help="How many tokens to generate at most.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
-TopP = Annotated[float | None, typer.Option(help="Nucleus to draw from.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
-Trace = Annotated[bool, typer.Option("--trace", help="Colour tokens by expert or by how far control moved them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", "-t", help="Temperature to draw with; 0 takes the best token.")
+]
+TopP = Annotated[float | None, typer.Option(help="Draw from the best tokens that hold this share of the probability.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draws; the same seed gives the same tokens.")]
+Trace = Annotated[bool, typer.Option("--trace", help="Colour the tokens by expert, or by how far control moved them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
 
 def _version(wanted: bool) -> None:
@@ -111,7 +120,7 @@ def generate(
         typer.Option(help="Print only the best of --n answers, by likelihood, implicit or explicit values."),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="How many of the best to print, with --rank.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     json_schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="A JSON schema that the answer fulfils.")
     ] = None,
@@ -260,7 +269,7 @@ def coefficients(
 
 @app.command()
 def families(
-    name: Annotated[str | None, typer.Argument(help="Only this family.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show only this family.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,

@@ -180,9 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("target", help="a built-in family, a family's folder, or the URL of a server")
     parser.add_argument("--out", type=Path, required=True, help="folder for everyday.csv and EVERYDAY.md")
-    parser.add_argument("--prompts", default="everyday", help="as of `ladle sweep` (default: everyday)")
+    parser.add_argument(
+        "--prompts", default="everyday", help="prompts, as `ladle sweep` takes them (default: everyday)"
+    )
     parser.add_argument("--limit", type=int, default=PROMPTS, help=f"number of prompts (default {PROMPTS})")
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt's answers (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt's answers (default 0)")
     arguments = parser.parse_args(argv)
     asked = read_prompts(arguments.prompts, "test")
     asked = asked[:: max(1, len(asked) // arguments.limit)][: arguments.limit]

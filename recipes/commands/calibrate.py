@@ -15,14 +15,20 @@ def command(
     sweep: Annotated[Path, typer.Argument(help="Folder of a sweep of this family (ladle sweep).")],
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", help="Which of the sweep's methods, as it was written there; the first one."),
+        typer.Option(
+            "--method",
+            "-m",
+            help="The method of the sweep to calibrate, as it was written there; without it the first one.",
+        ),
     ] = None,
     checked: Annotated[
         Path | None,
-        typer.Option("--check", help="Another sweep, of other prompts and preferences: did it get what is expected?"),
+        typer.Option(
+            "--check", help="Folder of another sweep, of other prompts and preferences, to check the calibration on."
+        ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=100, help="Resamples for the uncertainty of the fit.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    draws: Annotated[int, typer.Option(min=100, help="Number of resamples for the uncertainty of the fit.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Write the calibration even where it explains nothing of a reward.")
     ] = False,

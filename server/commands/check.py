@@ -16,14 +16,20 @@ from ladle.server.commands.output import clear_errors, print_json, progress_bar,
 def command(
     family: Annotated[str, typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.")],
     deep: Annotated[
-        bool, typer.Option("--deep", help="Run the models: do values merge well, and does what guides fit the base?")
+        bool,
+        typer.Option(
+            "--deep", help="Run the models, to see whether values merge well and whether what guides fits the base."
+        ),
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="For --deep: prompts to answer, one a line, or .jsonl.", show_default="a few neutral ones"),
+        typer.Option(
+            help="Prompts to answer with --deep: a text file with one per line, or .jsonl.",
+            show_default="a few neutral ones",
+        ),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder in which a converted base is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Load a family, verify all of it and print a report. Exit code 0 means that it can be served.
 

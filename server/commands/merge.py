@@ -38,8 +38,8 @@ def command(
     strength: Annotated[float | None, typer.Option(help=_help("strength"), show_default="1")] = None,
     normalize: Annotated[Normalize, typer.Option(help=_help("normalize"))] = "none",
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.", show_default="the base's")] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What was written, as JSON.")] = False,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder in which a converted base is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write what a preference would be served with as a checkpoint that transformers loads.
 

@@ -90,7 +90,7 @@ class _Progress:
 
     @property
     def id(self) -> str | None:
-        """Of the answer, by which the server knows it while it is written."""
+        """The id by which the server knows the answer while it is written."""
         return self._transcript.id
 
     @property

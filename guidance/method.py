@@ -28,8 +28,8 @@ class Method(Protocol):
     options: frozenset[str]
     """Steering fields it understands besides method, preference and trace."""
     takes_preference: bool
-    """Whether a preference is what it wants: it needs one, and nothing else. Otherwise it does without: it ignores one,
-    and says so, or merges what is routed by it."""
+    """Whether the method requires a preference. Otherwise one is ignored with a warning or, by methods that route, used
+    to merge the base."""
 
     normalizations: tuple[str, ...]
     """Values of ``normalize`` that it knows, if that is one of its options."""

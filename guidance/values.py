@@ -112,8 +112,8 @@ def _guide(name: str, weight: float, parts: Sequence[tuple[ValueMember, float]],
 
 
 def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[ValueMember, ...], Availability]:
-    """One value an objective where there are such, else those with rows of rewards; rather all with a reference, or
-    all without, than some of each."""
+    """The values that guide, and whether there are enough: one value per objective, else the values trained on reward
+    mixes. A set that uniformly has, or lacks, a reference is preferred."""
     values = [value for value in family.values if value.kind == kind and not value.conditioned]
     if kind == "implicit" and reference is None and len({value.reference for value in values}) == 2:
         for uniform in (True, False):

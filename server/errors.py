@@ -158,7 +158,7 @@ def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
     field = _path(error["loc"])
     cause = (error.get("ctx") or {}).get("error")
     if isinstance(cause, InputError):
-        # A part of the body names its own field; the body itself, and what checks a part by its full name, all of it.
+        # Nested models report a field relative to themselves; the body's own validators report the full path.
         if field and not cause.field.startswith(field):
             cause = cause.at(f"{field}.{cause.field}")
         return cause.field, from_input_error(cause).message

@@ -183,7 +183,7 @@ class Hosting:
             self._end(hosted)
 
     def stats(self) -> EngineStats:
-        """Of all engines, those that are gone included."""
+        """The sum over all engines, those that are gone included."""
         return total([self._past, *(hosted.live.engine.stats() for hosted in self._all() if hosted.serving)])
 
     def close(self) -> None:

@@ -103,7 +103,7 @@ def _scale(values: Floats, temperature: np.float32, scaled: Floats) -> None:
 
 @njit(**INNER)
 def _greatest(values: Floats) -> np.float32:
-    """Of what is a number; -inf where nothing is."""
+    """The greatest of the values that are numbers; -inf where none is."""
     best = np.float32(-np.inf)
     for i in range(values.shape[0]):
         best = values[i] if values[i] > best else best

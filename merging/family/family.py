@@ -164,7 +164,7 @@ class Family:
 
     @cached_property
     def delta_norms(self) -> DeltaNorms:
-        """Of the base's low-rank members."""
+        """The norms of the base's low-rank members."""
         return DeltaNorms(self.low_rank)
 
     @property

@@ -22,8 +22,8 @@ _ROUNDS = 12
 
 
 def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
-    """Of all convex combinations of ``points`` [points, n] that cost at most ``bound``, one with about the best score;
-    the first of the points if none is found.
+    """A convex combination of ``points`` [points, n] with about the best score of all that cost at most ``bound``; the
+    first of the points if none is found.
 
     A price on the cost takes the place of the bound: a step along the bound would have to hit it, one at a price need
     not. The price is halved in until the bound is kept, and the rest of the way is looked for between the best mixes

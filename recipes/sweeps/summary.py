@@ -56,7 +56,7 @@ class Table:
 
     @property
     def base_rewards(self) -> np.ndarray:
-        """Of the base's own answers, float64 [answers of all prompts, objectives]."""
+        """Rewards of the base's own answers, float64 [answers of all prompts, objectives]."""
         return np.asarray(self.raw[self.base].reshape(-1, len(self.objectives)))
 
     @property

@@ -68,7 +68,7 @@ class ToolParam(ToolBase):
     strict: bool | None = None
 
     def tool(self) -> Tool:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         function = Function.model_construct(name=self.name, description=self.description, parameters=self.input_schema)
         return Tool.model_construct(type="function", function=function)
 
@@ -87,7 +87,7 @@ class ToolChoiceParam(StrictModel):
         return self
 
     def choice(self) -> ToolChoice:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         return ToolChoice({"any": "required", "tool": "required"}.get(self.type, self.type), self.name)
 
 

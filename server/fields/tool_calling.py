@@ -50,7 +50,7 @@ class ToolCalling:
 
     @property
     def definitions(self) -> list[dict[str, Any]]:
-        """As the chat template takes them."""
+        """The tools as the chat template takes them."""
         return [tool.definition() for tool in self.tools]
 
     @property

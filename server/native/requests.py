@@ -29,7 +29,7 @@ PromptField = Annotated[str | TokenIds, PlainValidator(prompt_of), WithJsonSchem
 
 
 def only_one_of(given: str) -> dict[str, Any]:
-    """Of prompt and messages the one that is ``given``, as a schema."""
+    """The schema of a body that has the one of prompt and messages that is ``given``."""
     other = "messages" if given == "prompt" else "prompt"
     return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
 

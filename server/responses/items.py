@@ -82,7 +82,7 @@ class FunctionCallItem(StrictModel):
     parsed_arguments: Unread = UNREAD
 
     def call(self) -> ToolCall:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         return ToolCall.of(self.call_id, self.name, self.arguments)
 
 

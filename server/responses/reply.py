@@ -49,7 +49,7 @@ class Response:
         self._summary.see(0, outputs)
 
     def logprobs(self, outputs: Sequence[StepOutput]) -> list[TokenLogprob]:
-        """Of tokens, where they are asked for."""
+        """The logprobs of tokens, where they are asked for."""
         return chat_logprobs(self._chat.serving.tokens, outputs)["content"] if self._body.logprobs else []
 
     def begun(self) -> ResponseReply:
@@ -259,7 +259,7 @@ def _message(text: str, logprobs: list[TokenLogprob], status: str) -> MessageIte
 
 
 def _copy(part: OutputTextReply) -> OutputTextReply:
-    """It grows after it was sent."""
+    """A copy of ``part``, which grows after it was sent."""
     return {**part, "logprobs": list(part["logprobs"])}
 
 

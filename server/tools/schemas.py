@@ -41,7 +41,7 @@ class Tool(StrictModel):
     annotations: Unread = UNREAD
 
     def definition(self) -> dict[str, Any]:
-        """As chat templates show it to the model."""
+        """The tool as chat templates show it to the model."""
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
@@ -170,7 +170,7 @@ class ToolCall(StrictModel):
         return cls.model_construct(id=name, type="function", function=called)
 
     def turn(self) -> dict[str, Any]:
-        """As chat templates take it: with the arguments themselves, not their text, unless the call was cut."""
+        """The call as chat templates take it: with the arguments themselves, or their text where it was cut."""
         text = self.function.arguments
         try:
             arguments = strict_json(text) if text.strip() else {}

@@ -90,7 +90,7 @@ class TokenPlaces:
 
     @classmethod
     def none(cls) -> TokenPlaces:
-        """Of a forward that nothing looks into token by token."""
+        """The places of a forward that nothing looks into token by token."""
         return cls(*np.zeros((3, 0), dtype=np.int64))
 
 

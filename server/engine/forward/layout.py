@@ -82,8 +82,13 @@ class HostLayout:
         return self.rows if self.logits_indices is None else self.rows[self.logits_indices]
 
     def send(self, table: LaneTable, numbers: Tensor, ids: Tensor | None = None) -> StepLayout:
-        """It on the device of ``numbers`` (0, 1, 2, ..., as many as a group may have keys), in one copy; ``ids``
-        [tokens] where it has none."""
+        """Copy this layout to the device in one transfer.
+
+        Args:
+            table: the rows of the lanes, with their blocks and coefficients.
+            numbers: 0, 1, 2, ... int64 on that device, as many as a group may have keys.
+            ids: [tokens] token ids there, required where the layout has none of its own.
+        """
         own = [self.positions, self.slot_mapping]
         own += [array for array in (self.ids, self.logits_indices) if array is not None]
         own += [self.rows] if self.merged else []

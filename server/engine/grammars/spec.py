@@ -46,5 +46,5 @@ class GrammarSpec:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> GrammarSpec:
-        """Of a schema that is a JSON object. Its properties are written in the order in which they stand there."""
+        """The grammar of a schema that is a JSON object; its properties are written in the order of the schema."""
         return cls("json_schema", json.dumps(schema))

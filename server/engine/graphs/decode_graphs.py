@@ -125,8 +125,8 @@ class DecodeGraphs:
         return same
 
     def _example(self, size: Size) -> HostLayout:
-        """As many lanes as a recording has, each with its second block begun as far as there are two blocks for it;
-        what is left over stores in block 0."""
+        """A layout with as many lanes as a recording has, each with its second block begun as far as there are two
+        blocks for it; what is left over stores in block 0."""
         rows = np.arange(size.rows)
         held = np.where(2 * rows + 1 < self._cache.blocks - 1, 2 * rows + 1, -1)
         there = held > 0

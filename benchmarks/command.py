@@ -22,16 +22,16 @@ command.add_typer(faults, name="faults")
 _MOST_COLUMNS = 6
 """Of a table with a column a row; a longer one is written the other way round."""
 FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
-OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; default: nothing is written.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
-DTypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; without it nothing is written.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")]
+DTypeOption = Annotated[str, typer.Option(help="Type of the weights: float32 or bfloat16.")]
 
 
 @command.command(epilog="Example: ladle bench decode --dtype bfloat16 --batches 1,4,16")
 def decode(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(min=2)] = 9,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -64,7 +64,7 @@ def guidance(
 def routing(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4",
     rounds: Annotated[int, typer.Option(min=2)] = 9,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -81,7 +81,7 @@ def routing(
 def forms(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,8",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,8",
     rounds: Annotated[int, typer.Option(min=2)] = 9,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -98,7 +98,7 @@ def forms(
 def reproducible(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(min=2)] = 9,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -114,7 +114,7 @@ def reproducible(
 @command.command(epilog="Example: ladle bench quantized --texts studies/control/test/samples.csv.gz")
 def quantized(
     family: FamilyOption = "demo",
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,4,16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(min=2)] = 9,
     texts: Annotated[
         Path | None, typer.Option(help="File of samples whose perplexity is compared; default: none is.")
@@ -141,7 +141,7 @@ def serve(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
     clients: Annotated[int, typer.Option(min=1)] = 8,
-    per_client: Annotated[int, typer.Option(min=1, help="Requests of each client in one burst.")] = 2,
+    per_client: Annotated[int, typer.Option(min=1, help="Number of requests that each client sends in one burst.")] = 2,
     rounds: Annotated[int, typer.Option(min=2)] = 5,
     logs: Annotated[Path, typer.Option(help="Folder for the servers' logs.")] = Path("/tmp"),
     out: OutOption = None,
@@ -197,8 +197,8 @@ def merge(
 @command.command(epilog="Example: ladle bench architectures --out docs/architectures.md")
 def architectures(
     kinds: Annotated[list[str] | None, typer.Argument(help="Model types; default: all that transformers has.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides every weight.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Markdown file to write; default: nothing is written.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write; without it nothing is written.")] = None,
 ) -> None:
     """Every causal language model of transformers, tiny: served equally, or refused by check. Exit code 1 when one is
     neither."""

@@ -21,7 +21,7 @@ from ladle.benchmarks.paired import interleave, medians, ratio
 from ladle.guidance.plan import Plan, Source, Steering
 from ladle.guidance.registry import available, resolve
 from ladle.merging.family.family import Family
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 
 BURST = 6
 CANDIDATES = 20

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ladle.merging.merges.merge import Scratch, merge_tensor
+from ladle.merging.merges.streaming_merge import Scratch, merge_tensor
 
 MEMBERS = 3
 _SHAPES = [(49152, 576)] + 30 * [(960, 576), (576, 576), (3072, 576), (576, 1536)]

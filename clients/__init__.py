@@ -14,6 +14,7 @@ from ladle.clients.errors import (
     ResponseError,
     ServerError,
     TimeoutError,
+    UnreachableError,
     UsageError,
 )
 from ladle.clients.payload import Message, Options
@@ -79,6 +80,7 @@ __all__ = [
     "LadleError",
     "UsageError",
     "ConnectionError",
+    "UnreachableError",
     "TimeoutError",
     "ResponseError",
     "APIError",

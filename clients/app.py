@@ -17,51 +17,68 @@ from ladle.clients.lazy_commands import CommandGroup
 from ladle.clients.painter import Painter
 from ladle.clients.responses import Generation, Response
 from ladle.clients.stream import Stream
+from ladle.steering_options import OPTIONS
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-Url = Annotated[str | None, typer.Option(envvar="LADLE_URL", help="The server.", show_default="http://localhost:8000")]
-Key = Annotated[str | None, typer.Option("--api-key", envvar="LADLE_API_KEY", help="Key, if the server asks for one.")]
+Url = Annotated[
+    str | None, typer.Option(envvar="LADLE_URL", help="URL of the server.", show_default="http://localhost:8000")
+]
+Key = Annotated[
+    str | None, typer.Option("--api-key", envvar="LADLE_API_KEY", help="The key, where the server asks for one.")
+]
 Model = Annotated[
     str | None,
-    typer.Option(help="Family, preset or FAMILY/METHOD@objective=weight.", autocompletion=completion.models),
+    typer.Option(
+        help="The model that answers: a family, a preset or FAMILY/METHOD@objective=weight.",
+        autocompletion=completion.models,
+    ),
 ]
 Preference = Annotated[
     str | None,
     typer.Option(
         "--preference",
         "-p",
-        help="Weights by objective, such as positive=0.8,concise=0.2.",
+        help=f"{OPTIONS['preference'].text} Such as positive=0.8,concise=0.2.",
         autocompletion=completion.objectives,
     ),
 ]
 Target = Annotated[
     str | None,
     typer.Option(
-        help="Instead of weights: wanted rewards as quantiles, such as positive=0.6; for calibrated families.",
+        help=f"{OPTIONS['target'].text} Such as positive=0.6.",
         autocompletion=completion.objectives,
     ),
 ]
 Method = Annotated[
     str | None,
     typer.Option(
-        "--method", "-m", help="base, bone_soup, mage, ...; see ladle families.", autocompletion=completion.methods
+        "--method",
+        "-m",
+        help=f"{OPTIONS['method'].text} base, bone_soup, mage, ...; `ladle families` lists them.",
+        autocompletion=completion.methods,
     ),
 ]
-Strength = Annotated[float | None, typer.Option(help="Scales what the method adds to the base.")]
+Strength = Annotated[float | None, typer.Option(help=OPTIONS["strength"].text)]
 Steering = Annotated[
     list[str] | None,
     typer.Option(
-        "--steering", "-s", help="Another option of the method, KEY=VALUE: value=explicit, candidates=10; repeatable."
+        "--steering",
+        "-s",
+        metavar="KEY=VALUE",
+        help=f"Another steering option, such as candidates=10; may be repeated. Options: {', '.join(OPTIONS)}.",
+        autocompletion=completion.steering,
     ),
 ]
 System = Annotated[str | None, typer.Option(help="What the model is told before the conversation.")]
 MaxTokens = Annotated[int | None, typer.Option(help="How many tokens to generate at most.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
-TopP = Annotated[float | None, typer.Option(help="Nucleus to draw from.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
-Trace = Annotated[bool, typer.Option("--trace", help="Colour tokens by expert or by how far control moved them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", "-t", help="Temperature to draw with; 0 takes the best token.")
+]
+TopP = Annotated[float | None, typer.Option(help="Draw from the best tokens that hold this share of the probability.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draws; the same seed gives the same tokens.")]
+Trace = Annotated[bool, typer.Option("--trace", help="Colour the tokens by expert, or by how far control moved them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
 
 def _version(wanted: bool) -> None:
@@ -103,7 +120,7 @@ def generate(
         typer.Option(help="Print only the best of --n answers, by likelihood, implicit or explicit values."),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="How many of the best to print, with --rank.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     json_schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="A JSON schema that the answer fulfils.")
     ] = None,
@@ -252,7 +269,7 @@ def coefficients(
 
 @app.command()
 def families(
-    name: Annotated[str | None, typer.Argument(help="Only this family.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show only this family.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,

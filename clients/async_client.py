@@ -1,34 +1,20 @@
-"""The asynchronous client: ``client.py``, method by method, for asyncio."""
+"""The asynchronous client: ``client.py``, method by method, for asyncio. What is not waiting stands in ``calls.py``."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
-from urllib.parse import quote
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from ladle.clients.errors import (
-    APIError,
-    ConnectionError,
-    ResponseError,
-    UsageError,
-    error_from_status,
-    error_from_transport,
-)
-from ladle.clients.payload import (
-    Message,
-    Options,
-    as_messages,
-    coefficients_body,
-    generation_body,
-    lists_tokens,
-    score_body,
-)
-from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores, parse, parse_list
-from ladle.clients.retry import RETRIED_STATUSES, RetryPolicy, is_worth_repeating, retry_after_seconds
-from ladle.clients.settings import Connection
+from ladle.clients.calls import Call, Calls, Exchange
+from ladle.clients.connection import Connection
+from ladle.clients.payload import Message, Options, as_messages, lists_tokens
+from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores
+from ladle.clients.retry import RetryPolicy
 from ladle.clients.stream import AsyncStream
+
+_T = TypeVar("_T")
 
 
 class AsyncClient:
@@ -63,9 +49,8 @@ class AsyncClient:
     ) -> None:
         connection = Connection.resolve(url, api_key, timeout)
         self.url = connection.url
-        self._retry = RetryPolicy(max_retries)
+        self._calls = Calls(connection.url, RetryPolicy(max_retries))
         self._http = httpx.AsyncClient(headers=connection.headers, timeout=connection.timeout, transport=transport)
-        self._family: str | None = None
 
     @overload
     async def chat(
@@ -91,15 +76,7 @@ class AsyncClient:
         >>> asyncio.run(main())
         Rain is lovely. {'positive': 1.0}
 
-        Args:
-            prompt: what the user says, or the messages so far.
-            stream: give a ``AsyncStream`` of tokens instead of the complete answer.
-            **options: see ``Options``: steering, model and sampling.
-
-        Raises:
-            UsageError: unknown options, or no ``model`` where the server has several families.
-            APIError: the server's refusal; see ``ladle.clients.errors`` for its kinds.
-            ConnectionError: the server cannot be reached, or it went away.
+        Takes what ``Client.chat`` takes and raises what it raises; with ``stream`` it gives an ``AsyncStream``.
         """
         return await self._generate({"messages": as_messages(prompt)}, stream, options)
 
@@ -156,21 +133,10 @@ class AsyncClient:
         >>> asyncio.run(main())
         [-1.5, -2.5]
 
-        Args:
-            prompt: a text that is continued, or the messages that are answered.
-            texts: each a string, or token ids. It is tokenised by itself.
-            by: ``likelihood`` under the method and its options, or the family's ``implicit`` or ``explicit`` values
-                weighed by the preference.
-            per: ``token`` to divide by the tokens of a text, default ``answer``.
-            end: count the token that ends an answer as the last one of every text.
-            preference, method, model: as for ``chat``.
-            steering: further options of the method.
-
-        Raises what ``chat`` raises.
+        Takes what ``Client.score`` takes and raises what it raises.
         """
         given = {"per": per, "end": end, "preference": preference, "method": method}
-        body = score_body(await self._model(model), prompt, texts, by, steering, **given)
-        return parse(Scores, await self._json("POST", "/v1/score", body))
+        return await self._run(self._calls.score(model, prompt, texts, by, steering, **given))
 
     async def coefficients(
         self,
@@ -190,14 +156,9 @@ class AsyncClient:
         >>> asyncio.run(main())
         {'bone-positive': 1.75, 'bone-concise': -0.75}
 
-        Args:
-            preference, method, model: as for ``chat``.
-            steering: further options that change the sources and their weights, such as ``strength``.
-
-        Raises what ``chat`` raises.
+        Takes what ``Client.coefficients`` takes and raises what it raises.
         """
-        body = coefficients_body(await self._model(model), preference, method, steering)
-        return parse(CoefficientsReport, await self._json("POST", "/v1/coefficients", body))
+        return await self._run(self._calls.coefficients(model, preference, method, steering))
 
     async def families(self) -> list[Family]:
         """The families this server has.
@@ -210,7 +171,7 @@ class AsyncClient:
         >>> asyncio.run(main())
         ['demo']
         """
-        return parse_list(Family, await self._json("GET", "/v1/families"))
+        return await self._run(self._calls.families())
 
     async def family(self, name: str) -> Family:
         """One family: its objectives, members, and which methods it can serve and why not.
@@ -226,7 +187,7 @@ class AsyncClient:
         Raises:
             NotFoundError: there is none of that name.
         """
-        return parse(Family, await self._json("GET", f"/v1/families/{quote(name, safe='')}"))
+        return await self._run(self._calls.family(name))
 
     async def models(self) -> list[Model]:
         """What may be given as ``model``: families and presets.
@@ -239,7 +200,7 @@ class AsyncClient:
         >>> asyncio.run(main())
         ['demo', 'cheerful']
         """
-        return parse_list(Model, await self._json("GET", "/v1/models"))
+        return await self._run(self._calls.models())
 
     async def health(self) -> bool:
         """Whether the server is alive; False if it cannot be reached.
@@ -252,7 +213,7 @@ class AsyncClient:
         >>> asyncio.run(main())
         True
         """
-        return await self._answers("/health")
+        return await self._run(self._calls.answers("/health"))
 
     async def ready(self) -> bool:
         """Whether the server takes requests: not while it loads, drains, or cannot be reached.
@@ -265,7 +226,7 @@ class AsyncClient:
         >>> asyncio.run(main())
         True
         """
-        return await self._answers("/ready")
+        return await self._run(self._calls.answers("/ready"))
 
     async def aclose(self) -> None:
         """Give back all connections. Streams still open end."""
@@ -280,55 +241,35 @@ class AsyncClient:
         await self.aclose()
 
     async def _generate(self, prompt: Mapping[str, Any], stream: bool, options: Options) -> Generation | AsyncStream:
-        body = generation_body(await self._model(options.get("model")), prompt, options, stream)
         if not stream:
-            return parse(Generation, await self._json("POST", "/v1/generate", body))
-        response = await self._send("POST", "/v1/generate", body, stream=True)
-        return AsyncStream(response, lists_tokens(body), lambda path, change: self._json("POST", path, change))
+            return await self._run(self._calls.generation(prompt, options))
+        response, body = await self._run(self._calls.stream(prompt, options))
+        calls = self._calls
+        return AsyncStream(
+            response, lists_tokens(body), lambda path, change: self._run(calls.json("POST", path, change))
+        )
 
-    async def _model(self, model: str | None) -> str:
-        """The model asked for, or the one family served; that is asked once."""
-        if model is not None:
-            return model
-        if self._family is None:
-            names = [family.name for family in await self.families()]
-            if len(names) != 1:
-                raise UsageError(f"model: the server has {len(names)} families; choose one of: {', '.join(names)}")
-            self._family = names[0]
-        return self._family
-
-    async def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        response = await self._send(method, path, body)
+    async def _run(self, call: Call[_T]) -> _T:
+        """Do what ``call`` asks for until it has its answer."""
         try:
-            return response.json()
-        except ValueError as error:
-            raise ResponseError(f"unexpected answer from {response.request.url}: not JSON") from error
+            step = next(call)
+            while True:
+                if isinstance(step, Exchange):
+                    outcome = await self._exchange(step)
+                    step = call.send(outcome) if isinstance(outcome, httpx.Response) else call.throw(outcome)
+                else:
+                    await asyncio.sleep(step)
+                    step = next(call)
+        except StopIteration as done:
+            answer: _T = done.value
+            return answer
 
-    async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None, stream: bool = False
-    ) -> httpx.Response:
-        """A successful response, after as many attempts as the policy allows; its body unread if ``stream``."""
-        attempt = 0
-        while True:
-            request = self._http.build_request(method, self.url + path, json=body)
-            failure: APIError | ConnectionError
-            try:
-                response = await self._http.send(request, stream=stream)
-                if response.is_success:
-                    return response
+    async def _exchange(self, exchange: Exchange) -> httpx.Response | httpx.TransportError:
+        request = self._http.build_request(exchange.method, exchange.url, json=exchange.body)
+        try:
+            response = await self._http.send(request, stream=exchange.stream)
+            if exchange.stream and not response.is_success:
                 await response.aread()
-                failure = error_from_status(response, retry_after := retry_after_seconds(response))
-                wait = self._retry.wait(attempt, retry_after) if response.status_code in RETRIED_STATUSES else None
-            except httpx.TransportError as error:
-                failure = error_from_transport(error, self.url)
-                wait = self._retry.wait(attempt) if is_worth_repeating(error) else None
-            if wait is None:
-                raise failure
-            await asyncio.sleep(wait)
-            attempt += 1
-
-    async def _answers(self, path: str) -> bool:
-        try:
-            return (await self._http.get(self.url + path)).is_success
-        except httpx.TransportError:
-            return False
+        except httpx.TransportError as error:
+            return error
+        return response

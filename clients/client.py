@@ -1,34 +1,20 @@
-"""The synchronous client. ``async_client.py`` is its twin, method by method."""
+"""The synchronous client. ``async_client.py`` is its twin, method by method; both run the calls of ``calls.py``."""
 
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
-from urllib.parse import quote
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from ladle.clients.errors import (
-    APIError,
-    ConnectionError,
-    ResponseError,
-    UsageError,
-    error_from_status,
-    error_from_transport,
-)
-from ladle.clients.payload import (
-    Message,
-    Options,
-    as_messages,
-    coefficients_body,
-    generation_body,
-    lists_tokens,
-    score_body,
-)
-from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores, parse, parse_list
-from ladle.clients.retry import RETRIED_STATUSES, RetryPolicy, is_worth_repeating, retry_after_seconds
-from ladle.clients.settings import Connection
+from ladle.clients.calls import Call, Calls, Exchange
+from ladle.clients.connection import Connection
+from ladle.clients.payload import Message, Options, as_messages, lists_tokens
+from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores
+from ladle.clients.retry import RetryPolicy
 from ladle.clients.stream import Stream
+
+_T = TypeVar("_T")
 
 
 class Client:
@@ -60,9 +46,8 @@ class Client:
     ) -> None:
         connection = Connection.resolve(url, api_key, timeout)
         self.url = connection.url
-        self._retry = RetryPolicy(max_retries)
+        self._calls = Calls(connection.url, RetryPolicy(max_retries))
         self._http = httpx.Client(headers=connection.headers, timeout=connection.timeout, transport=transport)
-        self._family: str | None = None
 
     @overload
     def chat(
@@ -149,8 +134,7 @@ class Client:
         Raises what ``chat`` raises.
         """
         given = {"per": per, "end": end, "preference": preference, "method": method}
-        body = score_body(self._model(model), prompt, texts, by, steering, **given)
-        return parse(Scores, self._json("POST", "/v1/score", body))
+        return self._run(self._calls.score(model, prompt, texts, by, steering, **given))
 
     def coefficients(
         self,
@@ -173,8 +157,7 @@ class Client:
 
         Raises what ``chat`` raises.
         """
-        body = coefficients_body(self._model(model), preference, method, steering)
-        return parse(CoefficientsReport, self._json("POST", "/v1/coefficients", body))
+        return self._run(self._calls.coefficients(model, preference, method, steering))
 
     def families(self) -> list[Family]:
         """The families this server has.
@@ -184,7 +167,7 @@ class Client:
         ...     [family.name for family in ladle.families()]
         ['demo']
         """
-        return parse_list(Family, self._json("GET", "/v1/families"))
+        return self._run(self._calls.families())
 
     def family(self, name: str) -> Family:
         """One family: its objectives, members, and which methods it can serve and why not.
@@ -197,7 +180,7 @@ class Client:
         Raises:
             NotFoundError: there is none of that name.
         """
-        return parse(Family, self._json("GET", f"/v1/families/{quote(name, safe='')}"))
+        return self._run(self._calls.family(name))
 
     def models(self) -> list[Model]:
         """What may be given as ``model``: families and presets.
@@ -207,7 +190,7 @@ class Client:
         ...     [model.id for model in ladle.models()]
         ['demo', 'cheerful']
         """
-        return parse_list(Model, self._json("GET", "/v1/models"))
+        return self._run(self._calls.models())
 
     def health(self) -> bool:
         """Whether the server is alive; False if it cannot be reached.
@@ -217,7 +200,7 @@ class Client:
         ...     ladle.health()
         True
         """
-        return self._answers("/health")
+        return self._run(self._calls.answers("/health"))
 
     def ready(self) -> bool:
         """Whether the server takes requests: not while it loads, drains, or cannot be reached.
@@ -227,7 +210,7 @@ class Client:
         ...     ladle.ready()
         True
         """
-        return self._answers("/ready")
+        return self._run(self._calls.answers("/ready"))
 
     def close(self) -> None:
         """Give back all connections. Streams still open end."""
@@ -242,53 +225,34 @@ class Client:
         self.close()
 
     def _generate(self, prompt: Mapping[str, Any], stream: bool, options: Options) -> Generation | Stream:
-        body = generation_body(self._model(options.get("model")), prompt, options, stream)
         if not stream:
-            return parse(Generation, self._json("POST", "/v1/generate", body))
-        response = self._send("POST", "/v1/generate", body, stream=True)
-        return Stream(response, lists_tokens(body), lambda path, change: self._json("POST", path, change))
+            return self._run(self._calls.generation(prompt, options))
+        response, body = self._run(self._calls.stream(prompt, options))
+        return Stream(
+            response, lists_tokens(body), lambda path, change: self._run(self._calls.json("POST", path, change))
+        )
 
-    def _model(self, model: str | None) -> str:
-        """The model asked for, or the one family served; that is asked once."""
-        if model is not None:
-            return model
-        if self._family is None:
-            names = [family.name for family in self.families()]
-            if len(names) != 1:
-                raise UsageError(f"model: the server has {len(names)} families; choose one of: {', '.join(names)}")
-            self._family = names[0]
-        return self._family
-
-    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        response = self._send(method, path, body)
+    def _run(self, call: Call[_T]) -> _T:
+        """Do what ``call`` asks for until it has its answer."""
         try:
-            return response.json()
-        except ValueError as error:
-            raise ResponseError(f"unexpected answer from {response.request.url}: not JSON") from error
+            step = next(call)
+            while True:
+                if isinstance(step, Exchange):
+                    outcome = self._exchange(step)
+                    step = call.send(outcome) if isinstance(outcome, httpx.Response) else call.throw(outcome)
+                else:
+                    time.sleep(step)
+                    step = next(call)
+        except StopIteration as done:
+            answer: _T = done.value
+            return answer
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None, stream: bool = False) -> httpx.Response:
-        """A successful response, after as many attempts as the policy allows; its body unread if ``stream``."""
-        attempt = 0
-        while True:
-            request = self._http.build_request(method, self.url + path, json=body)
-            failure: APIError | ConnectionError
-            try:
-                response = self._http.send(request, stream=stream)
-                if response.is_success:
-                    return response
+    def _exchange(self, exchange: Exchange) -> httpx.Response | httpx.TransportError:
+        request = self._http.build_request(exchange.method, exchange.url, json=exchange.body)
+        try:
+            response = self._http.send(request, stream=exchange.stream)
+            if exchange.stream and not response.is_success:
                 response.read()
-                failure = error_from_status(response, retry_after := retry_after_seconds(response))
-                wait = self._retry.wait(attempt, retry_after) if response.status_code in RETRIED_STATUSES else None
-            except httpx.TransportError as error:
-                failure = error_from_transport(error, self.url)
-                wait = self._retry.wait(attempt) if is_worth_repeating(error) else None
-            if wait is None:
-                raise failure
-            time.sleep(wait)
-            attempt += 1
-
-    def _answers(self, path: str) -> bool:
-        try:
-            return self._http.get(self.url + path).is_success
-        except httpx.TransportError:
-            return False
+        except httpx.TransportError as error:
+            return error
+        return response

@@ -6,6 +6,8 @@ from typing import TypeVar
 from ladle.clients.client import Client
 from ladle.clients.errors import LadleError
 from ladle.clients.responses import Family
+from ladle.option_kinds import Choice, Flag
+from ladle.steering_options import OPTIONS
 
 _T = TypeVar("_T")
 _PATIENCE = 0.5
@@ -24,6 +26,16 @@ def objectives(incomplete: str) -> list[str]:
     taken = {part.partition("=")[0] for part in written.split(",")}
     names = (name for family in _families() for name in family.objectives if name not in taken)
     return [f"{written}{comma}{name}=" for name in _matching(names, start)]
+
+
+def steering(incomplete: str) -> list[str]:
+    """``KEY=`` of a steering option, and after it the values of one that has names to choose from."""
+    key, sign, start = incomplete.partition("=")
+    if not sign:
+        return [f"{name}=" for name in _matching(iter(OPTIONS), key)]
+    kind = OPTIONS[key].kind if key in OPTIONS else None
+    names = kind.names if isinstance(kind, Choice) else ("true", "false") if isinstance(kind, Flag) else ()
+    return [f"{key}={name}" for name in _matching(iter(names), start)]
 
 
 def models(incomplete: str) -> list[str]:

@@ -3,6 +3,7 @@
 LadleError
  +-- UsageError                the call is wrong; nothing was sent            (also a ValueError)
  +-- ConnectionError           the server cannot be reached, or it went away  (also the built-in ConnectionError)
+ |    +-- UnreachableError     there is no connection to it at all
  |    +-- TimeoutError         it did not answer in time                      (also the built-in TimeoutError)
  +-- ResponseError             the answer is not one Ladle gives: probably another server
  +-- APIError                  the server said no, or reported an error in the middle of a stream
@@ -31,6 +32,10 @@ class UsageError(LadleError, ValueError):
 
 class ConnectionError(LadleError, builtins.ConnectionError):
     """The server cannot be reached, or it went away before its answer was complete."""
+
+
+class UnreachableError(ConnectionError):
+    """There is no connection to the server: nothing listens at the address, or no way leads there."""
 
 
 class TimeoutError(ConnectionError, builtins.TimeoutError):
@@ -158,7 +163,7 @@ def error_from_transport(error: httpx.TransportError, url: str) -> ConnectionErr
     if isinstance(error, httpx.TimeoutException):
         return TimeoutError(f"{url} did not answer in time: {reason}")
     if isinstance(error, httpx.ConnectError):
-        return ConnectionError(f"cannot reach {url}: {reason}")
+        return UnreachableError(f"cannot reach {url}: {reason}")
     return ConnectionError(f"the connection to {url} broke: {reason}")
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ladle.clients.display import complain
-from ladle.clients.errors import AuthenticationError, ConnectionError, LadleError
+from ladle.clients.errors import AuthenticationError, LadleError, UnreachableError
 
 GROUP = "ladle.commands"
 
@@ -76,7 +76,7 @@ class CommandGroup(TyperGroup):
 
 def _way_out(error: LadleError) -> str:
     """What to do about ``error``, where that is plain."""
-    if isinstance(error, ConnectionError) and str(error).startswith("cannot reach"):
+    if isinstance(error, UnreachableError):
         return "; start a server with: ladle serve demo"
     if isinstance(error, AuthenticationError) and error.status == 401:
         return "; give the key with --api-key, or in the variable LADLE_API_KEY"

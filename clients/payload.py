@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 from pydantic import BaseModel
 
 from ladle.clients.errors import UsageError
+from ladle.steering_options import OPTIONS
 
 Message = Mapping[str, Any]
 
@@ -20,7 +21,8 @@ class Options(TypedDict, total=False):
             that were calibrated (``ladle calibrate``).
         method: ``base``, ``bone_soup``, ``mage``, ...; see ``family(name).methods``.
         strength: scales what the method adds to the base; a number, or one for each kind of value.
-        steering: further fields of the ``steering`` object (``value``, ``combine``, ``candidates``, ``terms``, ...).
+        steering: further fields of the ``steering`` object (``value``, ``combine``, ``candidates``, ``terms``, ...);
+            ``ladle.steering_options.OPTIONS`` lists all of them with what they do.
         trace: report per-token detail.
         rank: makes ``n`` answers and returns the best, best first, each with its ``score``: what they are judged by,
             ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``keep`` (how many are returned,
@@ -90,7 +92,8 @@ class Options(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
 
 
-_STEERING = ("preference", "target", "method", "strength", "trace", "rank")
+_STEERING = tuple(name for name in Options.__annotations__ if name in OPTIONS)
+"""Arguments that go into ``steering``."""
 _STRUCTURE = {"json_schema": "json", "regex": "regex", "choice": "choice"}
 
 

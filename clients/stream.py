@@ -3,18 +3,19 @@
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from ladle.clients.errors import ConnectionError, ResponseError, UsageError, error_from_event, error_from_transport
+from ladle.clients.event_decoder import EventDecoder
 from ladle.clients.payload import change_body
 from ladle.clients.responses import Generation, SteeringChange, StreamToken, Token, parse
-from ladle.clients.sse import EventDecoder
 
 _DONE = "[DONE]"
 Post = Callable[[str, dict[str, Any]], Any]
 AsyncPost = Callable[[str, dict[str, Any]], Awaitable[Any]]
+_P = TypeVar("_P", Post, AsyncPost)
 
 
 class _Transcript:
@@ -89,13 +90,20 @@ class _Progress:
 
     @property
     def id(self) -> str | None:
-        """Of the answer, by which the server knows it while it is written."""
+        """The id by which the server knows the answer while it is written."""
         return self._transcript.id
 
     @property
     def text(self) -> str:
         """The text of choice 0 so far."""
         return "".join(self._transcript.texts.get(0, []))
+
+    @staticmethod
+    def _opened(post: _P | None) -> _P:
+        """How the client sends that opened the stream."""
+        if post is None:
+            raise UsageError("steer: only for streams that a client has opened")
+        return post
 
     def _path(self) -> str:
         if self._transcript.id is None:
@@ -157,9 +165,7 @@ class Stream(_Progress):
             APIError: the server refuses the change, and the answer goes on as it was; NotFoundError once it has ended.
         """
         body = change_body(preference, target, method, strength, steering)
-        if self._post is None:
-            raise UsageError("steer: only for streams that a client has opened")
-        return parse(SteeringChange, self._post(self._path(), body))
+        return parse(SteeringChange, self._opened(self._post)(self._path(), body))
 
     def close(self) -> None:
         """End the stream; the server stops generating. May be called at any time, and more than once."""
@@ -241,9 +247,7 @@ class AsyncStream(_Progress):
             APIError: the server refuses the change, and the answer goes on as it was; NotFoundError once it has ended.
         """
         body = change_body(preference, target, method, strength, steering)
-        if self._post is None:
-            raise UsageError("steer: only for streams that a client has opened")
-        return parse(SteeringChange, await self._post(self._path(), body))
+        return parse(SteeringChange, await self._opened(self._post)(self._path(), body))
 
     async def aclose(self) -> None:
         """End the stream; the server stops generating. May be called at any time, and more than once."""

@@ -54,7 +54,7 @@ def examine_family(
     """
     # Here, so that a plain check does not wait for transformers' models to be imported.
     from ladle.guidance.diagnostics.deep import examine
-    from ladle.guidance.diagnostics.prompts import NEUTRAL, read_prompts
+    from ladle.guidance.diagnostics.probe_prompts import NEUTRAL, read_prompts
 
     return examine(family, NEUTRAL if prompts_file is None else read_prompts(prompts_file), progress)
 

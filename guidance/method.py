@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ladle.guidance.plan import Plan, Steering
+from ladle.merging.errors import CodedText
 from ladle.merging.family.family import Family
 
 
@@ -15,6 +16,11 @@ class Availability:
     reason: str = ""
 
 
+def ignores_preference(name: str) -> CodedText:
+    """The warning of the method ``name`` that a preference says nothing to it."""
+    return CodedText("preference_ignored", f"method {name} ignores the preference")
+
+
 class Method(Protocol):
     """One registered method."""
 
@@ -22,8 +28,8 @@ class Method(Protocol):
     options: frozenset[str]
     """Steering fields it understands besides method, preference and trace."""
     takes_preference: bool
-    """Whether a preference is what it wants: it needs one, and nothing else. Otherwise it does without: it ignores one,
-    and says so, or merges what is routed by it."""
+    """Whether the method requires a preference. Otherwise one is ignored with a warning or, by methods that route, used
+    to merge the base."""
 
     normalizations: tuple[str, ...]
     """Values of ``normalize`` that it knows, if that is one of its options."""

@@ -34,7 +34,7 @@ def merge_offline(
     active = [source for source in plan.sources if source.weight != 0.0]
     alone = len(active) == 1 and not (active[0].model or active[0].view or plan.mask or plan.scorer or plan.routing)
     if plan.schedule:
-        raise InputError("steering.schedule", steering.schedule, "nothing, because a checkpoint is one set of weights")
+        raise InputError("steering.schedule", steering.schedule, reason="a checkpoint is one set of weights")
     if not alone:
         raise InputError("steering.method", plan.method, "a method whose effect is one set of weights")
     provenance = {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from ladle.guidance.outcome import Outcome
-from ladle.guidance.steering_checks import CHECKS, is_number, ranking, strengths
 from ladle.merging.errors import InputError
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import Preference
+from ladle.option_kinds import OptionError
+from ladle.steering_options import OPTIONS, SteeringOptions
 
 
 @dataclass(frozen=True)
@@ -166,53 +167,12 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class Steering:
+class Steering(SteeringOptions):
     """The ``steering`` object of a request, its types checked; what the values mean is for the registry to judge.
 
-    Attributes:
-        method: None for the family's default.
-        preference: weights by objective.
-        target: instead, the reward that is wanted, as a quantile by objective (``ladle.guidance.target``).
-        strength: scales what the method adds to the base; None is the method's default, 1 for most. Where implicit and
-            explicit values guide together it may be an object with a number for each.
-        value, combine, candidates, block_length, terms, negative_prompt, divergence, alpha: options of guidance
-            methods; a method that has no use for one refuses it.
-        complement, expert_weight, top_experts, min_stay, threshold: options of methods that route (see ``Routing``:
-            complement, weight, top, stay, threshold); likewise.
-        kl_budget: nats a token that guidance may move the distribution by, see ``Plan``.
-        schedule: parts of the answer that are steered one after the other (see ``ladle.guidance.schedule``).
-        coefficients: member weights that replace those computed from the preference.
-        normalize: ``none``; ``sum`` to divide the weights by their sum: the coefficients of a method that merges, the
-            sources' weights of a method that guides; ``norm``, of methods that merge, to scale the coefficients so that
-            the merged delta is as long as its members' (see ``Coefficients.keeping_norm``).
-        trace: report per-token detail.
-        rank: several answers are made and the best are kept (``by``, ``per`` and ``keep`` of ``Rank``), whatever the
-            method.
+    Its fields, what they may be and what they do are the rows of ``ladle.steering_options``. Options that a method has
+    no use for it refuses.
     """
-
-    method: str | None = None
-    preference: Mapping[str, float] | None = None
-    strength: float | Mapping[str, float] | None = None
-    value: str | None = None
-    combine: str | None = None
-    candidates: int | None = None
-    block_length: int | None = None
-    coefficients: Mapping[str, float] | None = None
-    terms: Any = None
-    normalize: str = "none"
-    trace: bool = False
-    negative_prompt: str | None = None
-    divergence: str | None = None
-    alpha: float | None = None
-    complement: float | None = None
-    expert_weight: float | None = None
-    top_experts: int | None = None
-    min_stay: int | None = None
-    threshold: float | None = None
-    kl_budget: float | None = None
-    target: Mapping[str, float] | None = None
-    schedule: Any = None
-    rank: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any] | None) -> Steering:
@@ -225,28 +185,23 @@ class Steering:
             return cls()
         if not isinstance(raw, Mapping):
             raise InputError("steering", raw, "an object")
-        known = [entry.name for entry in fields(cls)]
         for key in raw:
-            if key not in known:
-                raise InputError(f"steering.{key}", raw[key], f"the keys {', '.join(known)}")
-        given = {key: value for key, value in raw.items() if value is not None}
-        for key, value in given.items():
-            valid, allowed = CHECKS[key]
-            if not valid(value):
-                raise InputError(f"steering.{key}", value, allowed)
-        if isinstance(given.get("strength"), Mapping):
-            given["strength"] = strengths(given["strength"])
-        if "rank" in given:
-            given["rank"] = ranking(given["rank"])
-        for key in ("strength", "alpha", "complement", "expert_weight", "threshold", "kl_budget"):
-            if is_number(given.get(key)):
-                given[key] = float(given[key])
+            if key not in OPTIONS:
+                raise InputError(f"steering.{key}", raw[key], f"the keys {', '.join(OPTIONS)}")
+        given = {}
+        for key, value in raw.items():
+            if value is not None:
+                try:
+                    given[key] = OPTIONS[key].kind.parse(value)
+                except OptionError as error:
+                    field = ".".join(("steering", key, *filter(None, [error.path])))
+                    raise InputError(field, error.value, error.allowed) from None
         return cls(**given)
 
     def one_strength(self, default: float = 1.0) -> float:
         """The strength of a method that has only one. Raises InputError where two were given."""
         if isinstance(self.strength, Mapping):
-            allowed = "a number (implicit and explicit apart only with value both)"
+            allowed = "one number; a strength for each kind of value needs value both"
             raise InputError("steering.strength", dict(self.strength), allowed)
         return default if self.strength is None else self.strength
 

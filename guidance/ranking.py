@@ -30,8 +30,8 @@ def rank_of(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Rank:
     """
     by, per = asked["by"], asked["per"]
     if plan.blocks is not None:
-        allowed = f"nothing, because {plan.method} with a block_length chooses by values already"
-        raise InputError("steering.rank", dict(asked), allowed)
+        reason = f"{plan.method} with a block_length chooses by values already"
+        raise InputError("steering.rank", dict(asked), reason=reason)
     if by == "likelihood":
         return Rank(by, per, asked["keep"])
     kind: Kind = by
@@ -45,10 +45,10 @@ def rank_of(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Rank:
     if by == "explicit" and per != "answer":
         raise InputError("steering.rank.per", per, "answer, because an explicit value is one number an answer")
     parts, _ = guides(family, kind, plan.preference, "ensemble", "ensemble")
-    found = log_ratio(parts, 1.0) if kind == "implicit" else [part.source() for part in parts]
+    judges = log_ratio(parts, 1.0) if kind == "implicit" else [part.source() for part in parts]
     if kind == "explicit":
-        return Rank(by, per, asked["keep"], tuple(found))
-    sources = arrange(found, first_stays=False, trace=False, field="steering.preference")
+        return Rank(by, per, asked["keep"], tuple(judges))
+    sources = arrange(judges, first_stays=False, trace=False, field="steering.preference")
     return Rank(by, per, asked["keep"], sources)
 
 

@@ -1,6 +1,6 @@
 """The methods by name, and the one way from a request's steering to a plan."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from ladle.guidance.method import Availability, Method
 from ladle.guidance.methods.amplify import Amplify
@@ -31,6 +31,7 @@ from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
 from ladle.merging.family.place import MANIFEST_NAME
+from ladle.steering_options import OPTIONS, UNIVERSAL
 
 _ALL: tuple[Method, ...] = (
     FittedSoup(),
@@ -59,9 +60,6 @@ _ALL: tuple[Method, ...] = (
 # is always there, so that guidance, which costs more, is never a default that nobody chose.
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-_UNIVERSAL = frozenset({"method", "preference", "target", "trace", "rank"})
-_DEFAULTS = Steering()
-
 
 def resolve(family: Family, steering: Steering) -> Plan:
     """The plan for ``steering`` on ``family``.
@@ -72,12 +70,12 @@ def resolve(family: Family, steering: Steering) -> Plan:
     """
     if steering.schedule is not None:
         if steering.rank is not None:
-            allowed = "nothing beside a schedule: an answer is judged under one preference"
-            raise InputError("steering.rank", steering.rank, allowed)
+            reason = "it cannot stand beside a schedule: an answer is judged under one preference"
+            raise InputError("steering.rank", steering.rank, reason=reason)
         return _scheduled(family, steering)
     if steering.target is not None:
-        found, reached = resolve_target(family, steering)
-        return replace(resolve(family, found), target=reached.outcomes, steering=steering)
+        aimed, reached = resolve_target(family, steering)
+        return replace(resolve(family, aimed), target=reached.outcomes, steering=steering)
     name = steering.method if steering.method is not None else default_method(family)
     if name not in METHODS:
         raise InputError("steering.method", name, _usable(family))
@@ -86,13 +84,13 @@ def resolve(family: Family, steering: Steering) -> Plan:
     state = method.availability(family, steering.coefficients is not None and "coefficients" in method.options)
     if not state.available:
         raise InputError("steering.method", name, _usable(family), state.reason)
-    for entry in fields(Steering):
-        given = getattr(steering, entry.name)
-        if entry.name in _UNIVERSAL | method.options or given == getattr(_DEFAULTS, entry.name):
+    for option in OPTIONS.values():
+        given = getattr(steering, option.name)
+        if option.name in UNIVERSAL | method.options or given == option.default:
             continue
         options = ", ".join(sorted(method.options)) or "none"
-        allowed = f"nothing, it is not supported by method {name} (options: {options})"
-        raise InputError(f"steering.{entry.name}", given, allowed)
+        reason = f"it is not supported by method {name} (options: {options})"
+        raise InputError(f"steering.{option.name}", given, reason=reason)
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
@@ -106,8 +104,8 @@ def _scheduled(family: Family, steering: Steering) -> Plan:
         try:
             plan = resolve(family, part)
             if plan.blocks is not None and len(steering.schedule) > 1:
-                allowed = "nothing in a schedule, because whole blocks are chosen from the beginning of an answer on"
-                raise InputError("steering.block_length", plan.blocks.length, allowed)
+                reason = "whole blocks are chosen from the beginning of an answer on, so no schedule can have them"
+                raise InputError("steering.block_length", plan.blocks.length, reason=reason)
         except InputError as error:
             raise inside(index, error) from None
         plans.append(ScheduledPlan(start, plan))

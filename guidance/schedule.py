@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from ladle.guidance.plan import Steering
 from ladle.merging.errors import InputError
+from ladle.steering_options import AIMS, OPTIONS, WHOLE
 
-_TOWARDS = frozenset({"preference", "target", "coefficients", "terms"})
-_WHOLE = ("trace", "schedule", "rank")
 LAST = 1 << 31
 
 
@@ -25,16 +24,16 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
         InputError: ``steering.<key>``: an unknown key, a value of the wrong type, or a key that holds for the whole
             answer (``trace``, ``schedule``, ``rank``).
     """
-    for key in _WHOLE:
+    for key in WHOLE:
         if given.get(key) is not None:
-            raise InputError(f"steering.{key}", given[key], "nothing here, because it holds for the whole answer")
+            raise InputError(f"steering.{key}", given[key], reason="it holds for the whole answer")
     new = Steering.parse(given)
     named = {key for key, value in given.items() if value is not None}
-    kept = {entry.name for entry in fields(Steering)} - {"schedule"}
+    kept = set(OPTIONS) - {"schedule"}
     if "method" in named and new.method != before.method:
         kept = {"preference", "target", "trace"}
-    if named & _TOWARDS:
-        kept -= _TOWARDS
+    if named & AIMS:
+        kept -= AIMS
     return Steering(**{key: getattr(new if key in named else before, key) for key in kept | named})
 
 
@@ -56,7 +55,7 @@ def parts_of(steering: Steering) -> list[tuple[int, Steering]]:
             raise InputError(field, raw, "an object of until and keys of steering")
         until = raw.get("until")
         if index == last and until is not None:
-            raise InputError(f"{field}.until", until, "nothing in the last part, which holds to the end of the answer")
+            raise InputError(f"{field}.until", until, reason="the last part holds to the end of the answer")
         if index < last and not (isinstance(until, int) and not isinstance(until, bool) and start < until < LAST):
             raise InputError(f"{field}.until", until, f"a whole number of tokens above {start}, where the part begins")
         try:
@@ -70,4 +69,4 @@ def parts_of(steering: Steering) -> list[tuple[int, Steering]]:
 def inside(index: int, error: InputError) -> InputError:
     """``error`` about the steering of part ``index``, named as what it is in the request."""
     key = error.field.removeprefix("steering").removeprefix(".")
-    return InputError(f"steering.schedule.{index}{'.' if key else ''}{key}", error.value, error.allowed)
+    return error.at(f"steering.schedule.{index}{'.' if key else ''}{key}")

@@ -36,7 +36,7 @@ def arrange(sources: Sequence[Source], *, first_stays: bool, trace: bool, field:
         merged.setdefault(key, []).append(source)
     summed = [replace(same[0], weight=_sum([source.weight for source in same])) for same in merged.values()]
     if not any(source.weight for source in summed if not source.head):
-        raise InputError(field, 0.0, "anything at which the sources do not cancel each other out")
+        raise InputError(field, 0.0, reason="the weights of the sources cancel out, so nothing would be generated")
     kept = [source for index, source in enumerate(summed) if source.weight or (first_stays and index == 0)]
     # A language model stays first.
     kept.sort(key=lambda source: bool(source.head))
@@ -61,6 +61,6 @@ def summing_to_one(sources: Sequence[Source]) -> tuple[list[Source], float]:
     weights = [source.weight for source in sources if not source.head]
     total = math.fsum(weights)
     if abs(total) < 1e-9 * max(1.0, math.fsum(map(abs, weights))):
-        raise InputError("steering.normalize", "sum", f"none: the weights of the sources sum to {total:.3g}")
+        raise InputError("steering.normalize", "sum", "none", f"the weights of the sources sum to {total:.3g}")
     divided = [source if source.head else replace(source, weight=source.weight / total) for source in sources]
     return divided, total

@@ -47,16 +47,18 @@ def resolve_target(family: Family, steering: Steering) -> tuple[Steering, Reache
     assert target is not None
     calibration = family.calibration
     if calibration is None:
-        allowed = "nothing: this family, with its members as they are, is not calibrated (ladle calibrate)"
-        raise InputError("steering.target", dict(target), allowed)
+        reason = "this family, with its members as they are, is not calibrated (ladle calibrate)"
+        raise InputError("steering.target", dict(target), reason=reason)
     for key in ("preference", "coefficients", "terms"):
         if getattr(steering, key) is not None:
-            raise InputError("steering.target", dict(target), f"nothing beside steering.{key}, which says it already")
+            reason = f"it cannot stand beside steering.{key}, which says it already"
+            raise InputError("steering.target", dict(target), reason=reason)
     calibrated = Steering.parse({**calibration.steering, "trace": steering.trace})
     given = replace(steering, target=None, method=steering.method or calibrated.method)
     if given not in (calibrated, Steering(method=calibrated.method, trace=steering.trace)):
         said = ", ".join(f"{key} {value}" for key, value in calibration.steering.items())
-        raise InputError("steering.target", dict(target), f"only with {said}, which the family is calibrated for")
+        reason = f"it is possible only with {said}, which the family is calibrated for"
+        raise InputError("steering.target", dict(target), reason=reason)
     reached = reach(calibration, target)
     return replace(calibrated, preference=reached.preference), reached
 
@@ -93,15 +95,15 @@ def reach(calibration: Calibration, target: Mapping[str, Any]) -> Reached:
     if any(abs(reached.outcomes[name].quantile - float(value)) > TOLERANCE for name, value in target.items()):
         rewards = {name: round(reached.outcomes[name].quantile, 3) for name in target}
         weights = {name: round(weight, 3) for name, weight in reached.preference.items()}
-        allowed = f"what a preference can reach; nearest is {rewards}, with preference {weights}"
-        raise InputError("steering.target", dict(target), allowed)
+        reason = f"no preference reaches it; nearest is {rewards}, with preference {weights}"
+        raise InputError("steering.target", dict(target), reason=reason)
     return reached
 
 
 def reachable(calibration: Calibration) -> dict[str, tuple[float, float]]:
     """Least and greatest expected quantile of every objective over all preferences."""
-    found = calibration.quantiles(_spread(len(calibration.objectives)))
-    pairs = zip(found.min(axis=0).tolist(), found.max(axis=0).tolist(), strict=True)
+    quantiles = calibration.quantiles(_spread(len(calibration.objectives)))
+    pairs = zip(quantiles.min(axis=0).tolist(), quantiles.max(axis=0).tolist(), strict=True)
     return dict(zip(calibration.objectives, pairs, strict=True))
 
 

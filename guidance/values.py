@@ -6,7 +6,7 @@ from typing import Literal
 
 from ladle.guidance.method import Availability
 from ladle.guidance.plan import PromptView, Source
-from ladle.merging.errors import InputError
+from ladle.merging.errors import CodedText, InputError, code_of
 from ladle.merging.family.family import Family, ValueMember
 from ladle.merging.preferences.coefficients import bone_soup, check_matrix
 from ladle.merging.preferences.preference import Preference
@@ -88,7 +88,7 @@ def guides(
     if obstacle and combine == "merged":
         raise InputError("steering.combine", combine, f"ensemble, because {obstacle}")
     if obstacle and combine is None and default == "merged":
-        warnings += (f"{kind} values are ensembled, because {obstacle}",)
+        warnings += (CodedText("values_ensembled", f"{kind} values are ensembled, because {obstacle}"),)
     if obstacle or (combine or default) == "ensemble":
         return [_guide(value.name, weight, [(value, 1.0)], kind) for value, weight in parts], warnings
     return [_guide("guide" if kind == "implicit" else "value", 1.0, parts, kind)], warnings
@@ -112,8 +112,8 @@ def _guide(name: str, weight: float, parts: Sequence[tuple[ValueMember, float]],
 
 
 def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[ValueMember, ...], Availability]:
-    """One value an objective where there are such, else those with rows of rewards; rather all with a reference, or
-    all without, than some of each."""
+    """The values that guide, and whether there are enough: one value per objective, else the values trained on reward
+    mixes. A set that uniformly has, or lacks, a reference is preferred."""
     values = [value for value in family.values if value.kind == kind and not value.conditioned]
     if kind == "implicit" and reference is None and len({value.reference for value in values}) == 2:
         for uniform in (True, False):
@@ -154,7 +154,9 @@ def _weights(
         wanted = preference.as_dict()
         return tuple(wanted[value.objective or ""] for value in values), ()
     solved = bone_soup(preference, _matrix(values), [value.name for value in values])
-    return solved.values, tuple(f"{kind} values: {warning}" for warning in solved.warnings)
+    return solved.values, tuple(
+        CodedText(code_of(warning) or "values", f"{kind} values: {warning}") for warning in solved.warnings
+    )
 
 
 def _matrix(values: Sequence[ValueMember]) -> list[tuple[float, ...]]:

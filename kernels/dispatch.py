@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
-from ladle.kernels.cpu.types import Floats, LayerRows, Layers, Product
+from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Layers, Product
 from ladle.kernels.reference import model as model_reference
 from ladle.kernels.reference import routing
 from ladle.kernels.reference import scores as reference
@@ -30,6 +30,7 @@ from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 __all__ = [
     "ALL_ROWS",
     "Block",
+    "LayerPass",
     "LayerRows",
     "Layers",
     "PackedLinear",
@@ -63,6 +64,7 @@ __all__ = [
     "stack_products",
     "tiled_product",
     "tiled_rows",
+    "tiling_obstacle",
     "token_logprobs",
     "weighted_sum",
 ]
@@ -90,19 +92,11 @@ def prepare_draws(device: torch.device) -> None:
         token_logprobs(scores, sample(scores, one, one.long(), one, one, keys))
 
 
-def run_layers(
-    x: Floats,
-    layers: Layers,
-    scales: tuple[Floats, Floats, Floats, Floats],
-    rows: LayerRows,
-    kv: Any,
-    block: int,
-    threads: int,
-) -> None:
+def run_layers(step: LayerPass) -> None:
     """See ``ladle.kernels.cpu.decoder_stack.run_layers``; compiled on first use, which takes some seconds."""
     from ladle.kernels.cpu import decoder_stack
 
-    decoder_stack.run_layers(x, layers, scales, rows, kv, block, threads)
+    decoder_stack.run_layers(step)
 
 
 def tiled_product(
@@ -119,16 +113,28 @@ def tiled_product(
 
     ``exact``: the weights' values have to be kept as they are, so that none can be held in 16 bits; ``quantized``: in 8
     bits."""
-    if exact or not rows or not can_compile():
+    if exact or not rows or tiling_obstacle(weight, shrink, expand, dtype, quantized) is not None:
         return None
     from ladle.kernels.cpu import tiled_product as cpu
 
-    parts = [part for part in (weight, shrink) if part is not None]
-    if not all(cpu.can_hold(part, dtype) for part in parts):
-        return None
-    if expand is not None and not cpu.can_hold(expand, torch.float32):
-        return None
     return cpu.TiledProduct(weight, bias, shrink, expand, dtype, quantized)
+
+
+def tiling_obstacle(
+    weight: Tensor, shrink: Tensor | None, expand: Tensor | None, dtype: torch.dtype, quantized: bool
+) -> str | None:
+    """Why these weights and factors can be no ``TiledProduct``; None where they can."""
+    if not can_compile():
+        return "there is no compiler for the processor on this machine (numba)"
+    from ladle.kernels.cpu import tiled_product as cpu
+
+    parts = [("the layer", weight, dtype, quantized), ("its shrink factors", shrink, dtype, False)]
+    parts.append(("its expand factors", expand, torch.float32, False))  # held in float16, whatever the activations
+    for name, part, kind, small in parts:
+        reason = None if part is None else cpu.obstacle(part, kind, small)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None
 
 
 def tiled_rows(dtype: torch.dtype, elements: int) -> int:

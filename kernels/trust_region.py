@@ -30,15 +30,15 @@ def within_budget(scores: Tensor, base: Tensor, budget: Tensor) -> Tensor:
     Returns:
         [n, vocabulary]; ``scores`` itself where no row exceeds its budget. A row with NaN is left as it is.
     """
-    found = scores
+    result = scores
     # Row by row: vectorised sums must not depend on how many other rows are computed with one.
     for row in range(scores.shape[0]):
         drawn = _draw_back(scores[row], base[row], float(budget[row]))
         if drawn is not None:
-            if found is scores:
-                found = scores.clone()
-            found[row] = drawn
-    return found
+            if result is scores:
+                result = scores.clone()
+            result[row] = drawn
+    return result
 
 
 def _draw_back(scores: Tensor, base: Tensor, budget: float) -> Tensor | None:
@@ -57,12 +57,12 @@ def _draw_back(scores: Tensor, base: Tensor, budget: float) -> Tensor | None:
     wanted = root - spare  # the middle of what will do, so that a chord may end a little above it
     below, above = 0.0, 1.0
     low, high = -wanted, whole - wanted
-    found, stayed = 0.0, ""
+    factor, stayed = 0.0, ""
     for _ in range(STEPS):
         t = below + (above - below) * -low / (high - low)
         excess = _root_kl(start, gap, t) - wanted
         if excess <= spare:
-            found = t
+            factor = t
         if abs(excess) <= spare:
             break
         # An end that stays twice has its excess halved (the Illinois rule), or the chord would creep towards the other.
@@ -74,7 +74,7 @@ def _draw_back(scores: Tensor, base: Tensor, budget: float) -> Tensor | None:
             above, high = t, excess
             low /= 2 if stayed == "below" else 1
             stayed = "below"
-    return torch.where(finite, base + found * (scores - base), scores)
+    return torch.where(finite, base + factor * (scores - base), scores)
 
 
 def _root_kl(start: Tensor, gap: Tensor, t: float) -> float:

@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Self
 
 SHOWN = 200
 """Characters of a refused value that are echoed."""
 _LONGEST_NAME = 100
+"""Characters of what was given that is compared with names; nothing longer is a slip of one."""
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
@@ -14,8 +16,31 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     if len(given) > _LONGEST_NAME:
         return ""
     others = [name for name in names if name != given]
-    found = get_close_matches(given, others, n=1, cutoff=0.7)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    close = get_close_matches(given, others, n=1, cutoff=0.7)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class CodedText(str):
+    """A sentence for people with a code for programs: what decides by it reads the code, never the words.
+
+    Attributes:
+        code: a name in small letters, which stays when the words change.
+    """
+
+    code: str
+
+    def __new__(cls, code: str, text: str) -> Self:
+        made = super().__new__(cls, text)
+        made.code = code
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return self.code, str(self)
+
+
+def code_of(text: str | None) -> str | None:
+    """The code of a text that has one."""
+    return text.code if isinstance(text, CodedText) else None
 
 
 def shown(value: object) -> str:
@@ -55,21 +80,34 @@ class InputError(ValueError):
     Attributes:
         field: dotted path of the offending field, e.g. ``steering.preference.positive``.
         value: what was given.
-        allowed: what would have been accepted, in words; of a choice the names, with commas between them.
+        allowed: what would have been accepted, in words; of a choice the names, with commas between them. Empty where
+            there is nothing to choose and ``reason`` says it all.
         reason: why not, where that is not plain from what is allowed.
     """
 
-    def __init__(self, field: str, value: object, allowed: str, reason: str | None = None) -> None:
+    def __init__(self, field: str, value: object, allowed: str = "", reason: str | None = None) -> None:
         self.field = field
         self.value = value
         self.allowed = allowed
         self.reason = reason
-        why = f": {reason}" if reason else ""
+        super().__init__(f"{field}: {self.complaint()}")
+
+    def complaint(self) -> str:
+        """The message without the field."""
+        if not self.allowed:
+            return f"{self.reason} (got {shown(self.value)})"
+        why = f": {self.reason}" if self.reason else self._slip()
+        return f"{shown(self.value)} is not allowed{why}; allowed: {self.allowed}"
+
+    def at(self, field: str) -> "InputError":
+        """The same error about a field that the request calls ``field``."""
+        return InputError(field, self.value, self.allowed, self.reason)
+
+    def _slip(self) -> str:
         # A name is either the value or the last part of the field, such as an objective's.
-        given = value if isinstance(value, str) else field.rpartition(".")[2]
-        names = [name for name in allowed.partition(" (")[0].split(", ") if " " not in name]
-        slip = did_you_mean(given, names) if not reason and given not in names else ""
-        super().__init__(f"{field}: {shown(value)} is not allowed{why}{slip}; allowed: {allowed}")
+        given = self.value if isinstance(self.value, str) else self.field.rpartition(".")[2]
+        names = [name for name in self.allowed.partition(" (")[0].split(", ") if " " not in name]
+        return did_you_mean(given, names) if given not in names else ""
 
 
 class FamilyError(Exception):

@@ -122,11 +122,11 @@ def _surprise(client: Client, answer: str, prompt: str) -> float:
     return -float(np.mean(said))
 
 
-def summary(found: Sequence[Answered], objectives: Sequence[str]) -> list[list[str]]:
+def summary(results: Sequence[Answered], objectives: Sequence[str]) -> list[list[str]]:
     """Rows of cells, the head first: one per place and way of drawing."""
     rows = [["place", "drawn", "degenerate", "about the prompt", "relevance", *objectives, "words"]]
-    for place, drawn in dict.fromkeys((one.place, one.drawn) for one in found):
-        own = [one for one in found if (one.place, one.drawn) == (place, drawn)]
+    for place, drawn in dict.fromkeys((one.place, one.drawn) for one in results):
+        own = [one for one in results if (one.place, one.drawn) == (place, drawn)]
         rewards = np.array([one.rewards for one in own]).mean(axis=0)
         rows.append(
             [
@@ -142,16 +142,16 @@ def summary(found: Sequence[Answered], objectives: Sequence[str]) -> list[list[s
     return rows
 
 
-def write(found: Sequence[Answered], objectives: Sequence[str], out: Path) -> str:
+def write(results: Sequence[Answered], objectives: Sequence[str], out: Path) -> str:
     """``everyday.csv`` with every answer and ``EVERYDAY.md`` with the table, which is returned."""
     with (out / "everyday.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["place", "drawn", "prompt", "relevance", "degenerate", *objectives, "text"])
-        for one in found:
+        for one in results:
             figures = [f"{one.relevance:.3f}", int(one.degenerate), *(f"{reward:.3f}" for reward in one.rewards)]
             writer.writerow([one.place, one.drawn, one.prompt, *figures, one.text])
-    shown = table(summary(found, objectives))
-    prompts = len({one.prompt for one in found})
+    shown = table(summary(results, objectives))
+    prompts = len({one.prompt for one in results})
     text = f"""# The first minute with this family
 
 {prompts} prompts about topics that no training saw, one answer each of at most {MAX_TOKENS} tokens, with the family's
@@ -180,18 +180,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("target", help="a built-in family, a family's folder, or the URL of a server")
     parser.add_argument("--out", type=Path, required=True, help="folder for everyday.csv and EVERYDAY.md")
-    parser.add_argument("--prompts", default="everyday", help="as of `ladle sweep` (default: everyday)")
+    parser.add_argument(
+        "--prompts", default="everyday", help="prompts, as `ladle sweep` takes them (default: everyday)"
+    )
     parser.add_argument("--limit", type=int, default=PROMPTS, help=f"number of prompts (default {PROMPTS})")
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt's answers (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt's answers (default 0)")
     arguments = parser.parse_args(argv)
     asked = read_prompts(arguments.prompts, "test")
     asked = asked[:: max(1, len(asked) // arguments.limit)][: arguments.limit]
     arguments.out.mkdir(parents=True, exist_ok=True)
     with serving(arguments.target, arguments.out / "server.log") as url, Client(url, timeout=600) as client:
         objectives = client.families()[0].objectives
-        found = look(client, objectives, asked, arguments.seed)
+        results = look(client, objectives, asked, arguments.seed)
     (arguments.out / "server.log").unlink(missing_ok=True)
-    print(write(found, objectives, arguments.out))
+    print(write(results, objectives, arguments.out))
     return 0
 
 

@@ -86,10 +86,10 @@ class Simple:
     words, syllables, sentences = 10.0, 14.0, 2.0 / 3.0
 
     def __call__(self, prompt: str, response: str) -> float:
-        found = _WORD.findall(response)
+        matches = _WORD.findall(response)
         sentences = sum(1 for part in _BREAK.split(response) if _WORD.search(part))
-        words = len(found) + self.words
-        syllables = sum(count_syllables(word) for word in found) + self.syllables
+        words = len(matches) + self.words
+        syllables = sum(count_syllables(word) for word in matches) + self.syllables
         ease = 206.835 - 1.015 * words / (sentences + self.sentences) - 84.6 * syllables / words
         return float(np.clip(ease, self.low, self.high))
 
@@ -142,10 +142,10 @@ def own_reward(name: str, spec: str, folder: Path) -> Reward:
     path = folder / Path(file).expanduser()
     if not file.endswith(".py") or not path.is_file():
         raise ValueError(f"rewards.{name}: {spec!r} is not allowed; allowed: FILE.py:FUNCTION with a file that exists")
-    found = runpy.run_path(str(path)).get(function)
-    if not callable(found):
+    reward = runpy.run_path(str(path)).get(function)
+    if not callable(reward):
         raise ValueError(f"rewards.{name}: {path} has no function {function!r}")
-    return _Own(name, found)
+    return _Own(name, reward)
 
 
 class _Own:

@@ -40,7 +40,7 @@ class ChatRenderer:
         shown = text.replace(mark, "") if mark else text
         hidden = next((name for name in names if name not in shown), None)
         if hidden is not None:
-            raise InputError("tools", hidden, "nothing here, because the base's chat template does not show it")
+            raise InputError("tools", hidden, reason="the base's chat template does not show it")
         return self._encode(text, mark)
 
     def without_tools(self) -> ChatRenderer:
@@ -66,7 +66,7 @@ class ChatRenderer:
         others: list[Any] = [self._tools, dict(self._form.variables)]
         told, mark = list(turns), None
         if not self._form.trusts_texts:
-            told, others, mark = self._serving.controls.mark(told, others)
+            told, others, mark = self._serving.control_tokens.mark(told, others)
         return self._render(told, *others), mark
 
     def _render(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any]) -> str:

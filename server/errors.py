@@ -44,6 +44,15 @@ class ApiError(HTTPException):
         self.message = message
         self.param = param
         self.code = code
+        self.reason: str | None = None
+        """The message without the field's name before it, where it has one."""
+
+    @classmethod
+    def about(cls, field: str, reason: str, *, code: str, param: str | None = None) -> ApiError:
+        """400 whose message names ``field``; ``param`` is what the request calls it, if that is something else."""
+        error = cls(400, f"{field}: {reason}", param=param or field, code=code)
+        error.reason = reason
+        return error
 
     def envelope(self) -> dict[str, Any]:
         """The body of the response."""
@@ -66,15 +75,14 @@ class ApiError(HTTPException):
 def from_input_error(error: InputError, param: str | None = None) -> ApiError:
     """400 for a refused value; ``param`` replaces the field where the request spelt it differently."""
     field = param or error.field
-    message = f"{error.field}: {shown(error.value)} is not allowed; allowed: {error.allowed}"
-    return ApiError(400, message, param=field, code="invalid_value")
+    return ApiError.about(error.field, error.complaint(), param=field, code="invalid_value")
 
 
 def context_overflow(context: int, reason: str, param: str) -> ApiError:
     """400 for what does not fit the context, by the code and in the words that clients look for to take fewer messages
     or another model."""
-    message = f"{param}: This model's maximum context length is {context} tokens; {reason}"
-    return ApiError(400, message, param=param, code="context_length_exceeded")
+    said = f"This model's maximum context length is {context} tokens; {reason}"
+    return ApiError.about(param, said, code="context_length_exceeded")
 
 
 def from_queue_full(error: QueueFull) -> ApiError:
@@ -118,9 +126,9 @@ def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
     field = _path(error["loc"])
     cause = (error.get("ctx") or {}).get("error")
     if isinstance(cause, InputError):
-        # A part of the body names its own field; the body itself, and what checks a part by its full name, all of it.
+        # Nested models report a field relative to themselves; the body's own validators report the full path.
         if field and not cause.field.startswith(field):
-            cause = InputError(f"{field}.{cause.field}", cause.value, cause.allowed)
+            cause = cause.at(f"{field}.{cause.field}")
         return cause.field, from_input_error(cause).message
     if error["type"] == "extra_forbidden":
         return field, f"{field}: unknown or unsupported field"
@@ -154,12 +162,12 @@ def _hint(request: Request) -> str:
 
 def _methods(request: Request) -> str:
     """What may be done with the path of ``request``, by all routes that it has; HEAD goes with GET."""
-    found = {
+    methods = {
         method
         for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     }
-    return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def install(app: FastAPI) -> None:

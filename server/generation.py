@@ -11,12 +11,10 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import InputError
+from ladle.merging.errors import InputError, code_of
 from ladle.server.access.callers import ANYONE, Caller, Meter
 from ladle.server.engine.grammars.grammar import Grammar
-from ladle.server.engine.grammars.pool import NO_PROCESS, TOO_COMPLEX
 from ladle.server.engine.kv.cache import BLOCK_SIZE
-from ladle.server.engine.requests.answer import NOT_FINITE
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
@@ -35,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0  # how often a silent engine is looked at
 _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still an HTTP status, before it begins
+# Codes of failures that the request itself is the reason of, and the field that is to blame.
+_BLAMED = {"grammar_too_complex": "response_format", "scores_not_finite": "steering"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def make_job(
     longest = sum(len(request.prompt) + request.sampling.max_tokens for request in requests)
     most = state.settings.max_request_tokens
     if most is not None and longest > most:
-        raise InputError(limit_field, max_tokens, f"what keeps prompts and answers, now {longest}, to {most} tokens")
+        reason = f"prompts and answers may take {longest} tokens; this server allows {most} per request"
+        raise InputError(limit_field, max_tokens, reason=reason)
     return Job(plan, tuple(prompts), fields.choices, seed, tuple(requests), caller, meter)
 
 
@@ -171,7 +172,8 @@ def require_few(settings: ServerSettings, choices: int, prompts: int) -> None:
     """Raise InputError for a request that asks for more answers than one may here."""
     if choices * prompts > settings.max_choices:
         name, value = ("n", choices) if choices > 1 else ("prompt", f"{prompts} prompts")
-        raise InputError(name, value, f"what makes at most {settings.max_choices} answers")
+        reason = f"this makes {choices * prompts} answers; this server allows {settings.max_choices} per request"
+        raise InputError(name, value, reason=reason)
 
 
 def require_place(state: ServerState, plan: Plan, prompts: Sequence[Prompt], choices: int, in_all: int) -> None:
@@ -181,10 +183,10 @@ def require_place(state: ServerState, plan: Plan, prompts: Sequence[Prompt], cho
     count, tokens = in_all * choices, sum(map(len, prompts)) * choices * len(plan.sources)
     name, value = ("n", choices) if choices > 1 else ("prompt", f"{in_all} prompts")
     if count > settings.max_queue:
-        raise InputError(name, value, f"what makes at most {settings.max_queue} answers, all that may wait here")
+        raise InputError(name, value, reason=f"this makes {count} answers; at most {settings.max_queue} may wait here")
     if count > 1 and tokens > settings.max_queue_tokens:
-        allowed = f"what makes at most {settings.max_queue_tokens} prompt tokens to compute, all that may wait here"
-        raise InputError(name, value, f"{allowed}; this makes {tokens}")
+        reason = f"this makes {tokens} prompt tokens to compute; at most {settings.max_queue_tokens} may wait here"
+        raise InputError(name, value, reason=reason)
 
 
 def _limit(
@@ -265,12 +267,11 @@ class Outputs:
     def _explain(self, output: StepOutput | Exception) -> Exception | None:
         """What a failed output means to the client; None for any other output."""
         if isinstance(output, StepOutput):
-            if output.error is not None and output.error.startswith(TOO_COMPLEX):
-                return ApiError(400, output.error, param="response_format", code="grammar_too_complex")
-            if output.error is not None and output.error.startswith(NO_PROCESS):
-                return unavailable(output.error, "grammars_unavailable")
-            if output.error is not None and output.error.startswith(NOT_FINITE):
-                return ApiError(400, output.error, param="steering", code="scores_not_finite")
+            code = code_of(output.error)
+            if code in _BLAMED:
+                return ApiError(400, str(output.error), param=_BLAMED[code], code=code)
+            if code == "grammars_unavailable":
+                return unavailable(str(output.error), code)
             if output.finish_reason == "error":
                 self._log_failure(output.error or "no reason is known")
                 return ApiError(500, "the engine failed on this request; its log says why", code="engine_error")

@@ -29,7 +29,7 @@ _LEASES = "ladle.leases"
 T = TypeVar("T")
 
 
-class Controls(Protocol):
+class EngineAdministration(Protocol):
     """What an operator may do to an engine; ``EngineAdmin`` is one."""
 
     @property
@@ -52,7 +52,7 @@ class Hosted:
     """One load of a family. A family that is loaded again is another one, with an engine and memory of its own.
 
     Attributes:
-        controls: of its engine; None for one that nobody here started.
+        engine_admin: of its engine; None for one that nobody here started.
         source: what ``FamilyLoader`` loads it from.
         left_out: members that were left out.
         users: HTTP requests that hold it.
@@ -61,7 +61,7 @@ class Hosted:
     """
 
     serving: Serving | None
-    controls: Controls | None = None
+    engine_admin: EngineAdministration | None = None
     source: str = ""
     left_out: frozenset[str] = frozenset()
     users: int = 0
@@ -183,23 +183,23 @@ class Hosting:
             self._end(hosted)
 
     def stats(self) -> EngineStats:
-        """Of all engines, those that are gone included."""
+        """The sum over all engines, those that are gone included."""
         return total([self._past, *(hosted.live.engine.stats() for hosted in self._all() if hosted.serving)])
 
     def close(self) -> None:
         """End every engine, whatever runs; from any thread."""
         for hosted in list(self._all()):
-            if hosted.controls is not None and hosted.controls.alive and hosted not in self._told:
+            if hosted.engine_admin is not None and hosted.engine_admin.alive and hosted not in self._told:
                 self._told.add(hosted)
-                hosted.controls.close(_PATIENCE_S)
+                hosted.engine_admin.close(_PATIENCE_S)
                 hosted.live.grammars.close()
-                if hosted.controls.alive:
+                if hosted.engine_admin.alive:
                     logger.error("the engine of %s is in a step that does not end; it is left behind", hosted.name)
 
     @property
     def computing(self) -> bool:
         """Whether a thread still loads, or an engine runs."""
-        return bool(self.working) or any(hosted.controls and hosted.controls.alive for hosted in self._all())
+        return bool(self.working) or any(hosted.engine_admin and hosted.engine_admin.alive for hosted in self._all())
 
     def _all(self) -> Iterable[Hosted]:
         return [*self.families.values(), *self.retiring]
@@ -214,8 +214,8 @@ class Hosting:
         """End the engine beside the event loop, and then let go of all that it held."""
 
         def end() -> None:
-            if hosted.controls is not None:
-                hosted.controls.close()
+            if hosted.engine_admin is not None:
+                hosted.engine_admin.close()
             hosted.live.compiling.shutdown(wait=False)
             hosted.live.grammars.close()
             loop.call_soon_threadsafe(forget)
@@ -223,7 +223,7 @@ class Hosting:
         def forget() -> None:
             self._past = total([self._past, past(hosted.live.engine.stats())])
             self.retiring.remove(hosted)
-            hosted.serving = hosted.controls = None
+            hosted.serving = hosted.engine_admin = None
             allocator.give_back()
             logger.info("the memory of %s is given back", hosted.name)
             hosted.gone.set()

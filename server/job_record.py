@@ -27,7 +27,7 @@ class JobRecord:
         self._clocks = [SequenceClock(state.metrics, now, self._plan.method) for _ in requests]
         self._last: list[StepOutput | None] = [None] * len(requests)
         self._texts: list[list[str]] | None = [[] for _ in requests] if state.settings.log_prompts else None
-        # Found here and not at the end: a generator may be closed by somebody who works for nobody.
+        # Captured now: the generator may be closed outside any request's context.
         self._context = request_context.current()
 
     def saw(self, index: int, output: StepOutput) -> None:
@@ -82,5 +82,5 @@ class JobRecord:
 
 
 def _longest(seconds: Any) -> float | None:
-    found = max(seconds, default=None)
-    return None if found is None else round(found, 6)
+    longest = max(seconds, default=None)
+    return None if longest is None else round(longest, 6)

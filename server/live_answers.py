@@ -64,8 +64,8 @@ class LiveAnswer:
         views = self._requests[0].views
         for view in plan.views:
             if view not in views:
-                allowed = "one whose sources see the prompt as it was read for this answer; a schedule may have others"
-                raise InputError("steering", f"a plan with another {view.kind} prompt", allowed)
+                reason = "its sources see the prompt as it was read for this answer; a schedule may have others"
+                raise InputError("steering", f"a plan with another {view.kind} prompt", reason=reason)
         # Nothing is waited for up to here, so that changes are made in the order in which they came.
         try:
             told = self.serving.engine.steer([replace(request, plan=plan) for request in self._requests])

@@ -22,10 +22,10 @@ def prompt_report(
     report: list[dict[str, PromptLogprob] | None] = [None]
     for token, entry in zip(ids[1:], said, strict=True):
         own: PromptLogprob = {"logprob": finite(entry.logprob), "rank": entry.rank, "decoded_token": tokens.text(token)}
-        found = {str(token): own}
+        ranked = {str(token): own}
         for rank, (other, logprob) in enumerate(entry.top[:alternatives], start=1):
-            found.setdefault(
+            ranked.setdefault(
                 str(other), {"logprob": finite(logprob), "rank": rank, "decoded_token": tokens.text(other)}
             )
-        report.append(found)
+        report.append(ranked)
     return report

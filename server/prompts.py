@@ -145,7 +145,7 @@ async def tokens_of_answer(serving: Serving, reader: Reader, text: str, trusts_t
     ``trusts_texts``. Raises ApiError, ClientGone, InputError."""
     mark = None
     if not trusts_texts:
-        (turn,), _, mark = serving.controls.mark([{"role": "assistant", "content": text}], [])
+        (turn,), _, mark = serving.control_tokens.mark([{"role": "assistant", "content": text}], [])
         text = turn["content"]
     return await reader.read(len(text), _encode, serving, text, False, "texts", mark)
 
@@ -168,8 +168,8 @@ def _renderer(
     """The messages as templates take them, about how many characters they are, and what renders them; ``field`` is
     blamed for a text that is too long."""
     if not serving.engine.tokenizer.chat_template:
-        allowed = "nothing, because the base has no chat template; use /v1/completions or /v1/generate with a prompt"
-        raise InputError("messages", f"{len(messages)} messages", allowed)
+        reason = "the base has no chat template; use /v1/completions or /v1/generate with a prompt"
+        raise InputError("messages", f"{len(messages)} messages", reason=reason)
     for index, message in enumerate(messages):
         if message.about_tools is not None and format_of(serving.engine.tokenizer) is None:
             allowed = "'system', 'user' or 'assistant' without calls, because the base's chat template has no tools"
@@ -214,7 +214,7 @@ def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | 
     if mark is None:
         return tuple(encode([text], add_special_tokens=special)[0].ids)
     try:
-        return serving.controls.encode(text, mark)
+        return serving.control_tokens.encode(text, mark)
     except ValueError:
         raise InputError(field, "texts", "texts in which no names of special tokens stand") from None
 

@@ -27,11 +27,11 @@ def best_first(job: Job, choices: Sequence[Choice]) -> list[Choice]:
     order in which they were asked for; without one all, as they are."""
     if job.plan.rank is None:
         return list(choices)
-    found: list[Choice] = []
+    best: list[Choice] = []
     for start in range(0, len(choices), job.choices):
         own = choices[start : start + job.choices]
-        found += sorted(own, key=_score, reverse=True)[: job.kept]
-    return found
+        best += sorted(own, key=_score, reverse=True)[: job.kept]
+    return best
 
 
 def _score(choice: Choice) -> float:
@@ -83,9 +83,9 @@ def scoring_job(
         most = min(settings.max_choices, settings.max_queue)
         raise InputError("texts", f"{len(texts)} texts", f"at most {most}")
     if waiting > settings.max_queue_tokens and len(texts) > 1:
-        allowed = f"what makes at most {settings.max_queue_tokens} tokens to compute, all that may wait here"
-        raise InputError("texts", f"{len(texts)} texts", f"{allowed}; this makes {waiting}")
+        reason = f"this makes {waiting} tokens to compute; at most {settings.max_queue_tokens} may wait here"
+        raise InputError("texts", f"{len(texts)} texts", reason=reason)
     if settings.max_request_tokens is not None and size > settings.max_request_tokens:
-        allowed = f"what keeps prompt and texts, now {size}, to {settings.max_request_tokens} tokens"
-        raise InputError("texts", f"{len(texts)} texts", allowed)
+        reason = f"prompt and texts are {size} tokens; this server allows {settings.max_request_tokens} per request"
+        raise InputError("texts", f"{len(texts)} texts", reason=reason)
     return Job(plan, (prompt,), len(texts), 0, requests, caller, meter)

@@ -66,5 +66,5 @@ class Reader:
 
     async def _in_turn(self, pool: FairPool, work: Callable[[], T]) -> T:
         # In a tuple: nothing at all is what a client leaves behind that goes.
-        (found,) = await unless_gone(self._request, pool.run(self._who, lambda: (work(),)))
-        return found
+        (result,) = await unless_gone(self._request, pool.run(self._who, lambda: (work(),)))
+        return result

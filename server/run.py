@@ -215,8 +215,8 @@ def listen(host: str, port: int) -> socket.socket:
         StartError: the port is taken or not allowed, or the address is not one of this machine's.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = addresses[0]
         return BoundedListener(socket.create_server(address[:2], family=family, backlog=2048))
     except socket.gaierror as error:
         reason = f"{error.strerror}; give a name or address of this machine"

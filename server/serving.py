@@ -60,7 +60,7 @@ class Serving:
         form: which forms of a step are in force, by name.
         fingerprint: changes with the base's weights, with the form and with our version.
         bound: how many tokens a text has at least.
-        controls: what names of special tokens in the texts of a chat are kept from becoming.
+        control_tokens: what names of special tokens in the texts of a chat are kept from becoming.
         grammars: of the base's tokenizer; ``compiling`` is where one is compiled before anybody asks.
     """
 
@@ -71,7 +71,7 @@ class Serving:
     fingerprint: str
     tokens: TokenText
     bound: TextBound
-    controls: ControlTokens
+    control_tokens: ControlTokens
     grammars: GrammarCompiler
     compiling: ThreadPoolExecutor
     form: Mapping[str, str] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Serving:
             fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
             tokens=TokenText(engine.tokenizer),
             bound=TextBound(engine.tokenizer),
-            controls=ControlTokens(engine.tokenizer),
+            control_tokens=ControlTokens(engine.tokenizer),
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
             compiling=ThreadPoolExecutor(1, "ladle-compile"),
             form=dict(form),

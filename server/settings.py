@@ -231,7 +231,7 @@ class ServerSettings(BaseSettings):
     def _limits_of_keys(self) -> ServerSettings:
         for name in ("key_concurrent", "key_tokens_per_minute"):
             if getattr(self, name) is not None and self.api_key_file is None:
-                raise InputError(name, getattr(self, name), "only together with api_key_file")
+                raise InputError(name, getattr(self, name), reason="it needs api_key_file")
         return self
 
     @property

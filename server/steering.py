@@ -10,16 +10,17 @@ from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Plan, Source, Steering
 from ladle.guidance.schedule import changed
-from ladle.merging.errors import InputError, did_you_mean
+from ladle.merging.errors import CodedText, InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
 from ladle.merging.family.family import Family
+from ladle.merging.preferences.preference import NORMALISED
 from ladle.server.errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.types import OutcomeReply, SourceReply, SteeringReply
+from ladle.steering_options import AIMS
 
-_TARGET = frozenset({"preference", "target", "coefficients", "terms"})
-_DIRECTION = _TARGET | {"method", "schedule"}
-NO_PREFERENCE = "no preference was given: all objectives weigh the same"
+_DIRECTION = AIMS | {"method", "schedule"}
+NO_PREFERENCE = CodedText("preference_missing", "no preference was given: all objectives weigh the same")
 
 
 def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | None, allow_trace: bool = True) -> Plan:
@@ -41,11 +42,11 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
     if "preference" in given and "target" not in given:
         named.pop("target", None)
     merged = {**named, **given}
-    bare = _DIRECTION.isdisjoint(given) and _TARGET.isdisjoint(named)
+    bare = _DIRECTION.isdisjoint(given) and AIMS.isdisjoint(named)
     if bare and registry.takes_preference(merged.get("method", registry.default_method(family))) and family.objectives:
         merged["preference"] = dict.fromkeys(family.objectives, 1.0)
         plan = registry.resolve(family, Steering.parse(merged))
-        kept = tuple(warning for warning in plan.warnings if "normalised" not in warning)
+        kept = tuple(warning for warning in plan.warnings if warning != NORMALISED)
         return replace(plan, warnings=(NO_PREFERENCE, *kept))
     try:
         return registry.resolve(family, Steering.parse(merged))
@@ -79,8 +80,8 @@ def check_rank(plan: Plan, choices: int, stream: bool) -> None:
     if plan.rank is None:
         return
     if choices == 1:
-        allowed = "nothing for one answer, from which there is nothing to choose; n says how many are made"
-        raise InputError("steering.rank", {"by": plan.rank.by}, allowed)
+        reason = "there is nothing to choose from one answer; n says how many are made"
+        raise InputError("steering.rank", {"by": plan.rank.by}, reason=reason)
     if plan.rank.keep > choices:
         raise InputError("steering.rank.keep", plan.rank.keep, f"at most n, which is {choices}")
     if stream:

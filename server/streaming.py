@@ -84,6 +84,6 @@ async def _events(state: ServerState, serving: Serving, job: Job, writer: EventW
         if not isinstance(error, ApiError):
             logger.exception("a stream failed")
         # The status is long sent: an error event ends the stream, without [DONE].
-        found = from_exception(error)
-        found.note()
-        yield writer.written(writer.failed(found))
+        failure = from_exception(error)
+        failure.note()
+        yield writer.written(writer.failed(failure))

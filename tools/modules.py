@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "modules.md"
-ROOMS = ("kernels", "merging", "guidance", "server/engine", "server", "clients", "recipes", "benchmarks")
+ROOMS = ("package", "kernels", "merging", "guidance", "server/engine", "server", "clients", "recipes", "benchmarks")
 HEAD = """# Every module
 
 One line per module: the first sentence of its docstring. [structures.md](structures.md) tells how they work together.

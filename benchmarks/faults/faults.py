@@ -35,17 +35,25 @@ MOST_SLOWER = 1.5
 FamilyOption = Annotated[
     Path | None, typer.Option(help="Folder of a family; default: a random one of two layers and every method.")
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Repeats a run's requests.", show_default="a new one")]
-OutOption = Annotated[Path | None, typer.Option(help="CSV file that gets a row more; default: nothing is written.")]
-NoteOption = Annotated[str, typer.Option(help="Written beside the figures, for example what else the machine did.")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of the requests; the same one repeats a run.", show_default="a new one")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="CSV file to which a row is added; without it nothing is written.")
+]
+NoteOption = Annotated[
+    str, typer.Option(help="A note that is written beside the figures, for example what else the machine did.")
+]
 
 
 @faults.command(epilog="Example: ladle bench faults requests --warm 10000 --count 10000 --documented 100")
 def requests(
-    count: Annotated[int, typer.Option(min=5, help="Requests of the fuzzer.")] = 10_000,
-    warm: Annotated[int, typer.Option(min=0, help="Requests before them; memory counts from then on.")] = 10_000,
+    count: Annotated[int, typer.Option(min=5, help="Number of requests that the fuzzer draws.")] = 10_000,
+    warm: Annotated[
+        int, typer.Option(min=0, help="Number of requests before them; memory is counted from then on.")
+    ] = 10_000,
     concurrency: Annotated[int, typer.Option(min=1)] = 16,
-    documented: Annotated[int, typer.Option(min=0, help="schemathesis' requests an endpoint, besides.")] = 0,
+    documented: Annotated[int, typer.Option(min=0, help="Number of schemathesis' requests per endpoint, besides.")] = 0,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -70,7 +78,7 @@ def requests(
 
 @faults.command(epilog="Example: ladle bench faults streams --count 1000")
 def streams(
-    count: Annotated[int, typer.Option(min=1, help="Streams that are left.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, help="Number of streams that are left.")] = 1000,
     concurrency: Annotated[int, typer.Option(min=1)] = 8,
     family: FamilyOption = None,
     seed: SeedOption = None,
@@ -87,11 +95,14 @@ def streams(
 
 @faults.command(epilog="Example: ladle bench faults overload --seconds 120")
 def overload(
-    seconds: Annotated[float, typer.Option(min=1, help="Of overload.")] = 120.0,
-    loaded_seconds: Annotated[float, typer.Option(min=1, help="Of load that the server can just take, before.")] = 40.0,
-    factor: Annotated[float, typer.Option(min=1, help="Requests a second, over what it can serve.")] = 10.0,
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences that the server runs at once.")] = 8,
-    tokens: Annotated[int, typer.Option(min=2, help="Of every answer.")] = 64,
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of the overload phase, in seconds.")] = 120.0,
+    loaded_seconds: Annotated[
+        float,
+        typer.Option(min=1, help="Duration of a load that the server can just take, before the overload, in seconds."),
+    ] = 40.0,
+    factor: Annotated[float, typer.Option(min=1, help="Requests per second, beyond what the server can serve.")] = 10.0,
+    sequences: Annotated[int, typer.Option(min=1, help="Number of sequences that the server runs at once.")] = 8,
+    tokens: Annotated[int, typer.Option(min=2, help="Number of tokens in every answer.")] = 64,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -109,12 +120,10 @@ def overload(
 
 @faults.command(epilog="Example: ladle bench faults soak --minutes 20")
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.05, help="In all.")] = 20.0,
-    warm_minutes: Annotated[float, typer.Option(min=0.01, help="Before memory counts.")] = 8.0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Duration of the whole run, in minutes.")] = 20.0,
+    warm_minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of load before memory is counted.")] = 8.0,
     concurrency: Annotated[int, typer.Option(min=1)] = 8,
-    sound: Annotated[
-        bool, typer.Option("--sound/--broken", help="Only requests that make sense, or others too.")
-    ] = True,
+    sound: Annotated[bool, typer.Option("--sound/--broken", help="Draw only requests that make sense.")] = True,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -148,7 +157,7 @@ def loads(
 @faults.command(epilog="Example: ladle bench faults grammars --count 10000")
 def grammars(
     count: Annotated[int, typer.Option(min=5, help="Number of requests.")] = 10_000,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of requests that run at once.")] = 8,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -175,7 +184,7 @@ def loop(family: FamilyOption = None, note: NoteOption = "", out: OutOption = No
 @faults.command(epilog="Example: ladle bench faults tokenise --seconds 30")
 def tokenise(
     seconds: Annotated[float, typer.Option(min=1, help="Duration of the attack, in seconds.")] = 30.0,
-    clients: Annotated[int, typer.Option(min=1, help="Hostile clients.")] = 8,
+    clients: Annotated[int, typer.Option(min=1, help="Number of hostile clients.")] = 8,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -188,7 +197,7 @@ def tokenise(
 @faults.command(epilog="Example: ladle bench faults neighbours --seconds 60")
 def neighbours(
     seconds: Annotated[float, typer.Option(min=1, help="Duration of the attack, in seconds.")] = 60.0,
-    clients: Annotated[int, typer.Option(min=1, help="Hostile clients.")] = 8,
+    clients: Annotated[int, typer.Option(min=1, help="Number of hostile clients.")] = 8,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -200,7 +209,7 @@ def neighbours(
 
 @faults.command(epilog="Example: ladle bench faults limits --count 60")
 def limits(
-    count: Annotated[int, typer.Option(min=1, help="Prompts that are sent and left.")] = 60,
+    count: Annotated[int, typer.Option(min=1, help="Number of prompts that are sent and left.")] = 60,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -227,7 +236,7 @@ def rebinding(family: FamilyOption = None, note: NoteOption = "", out: OutOption
 
 @faults.command(epilog="Example: ladle bench faults tenants --count 50")
 def tenants(
-    count: Annotated[int, typer.Option(min=1, help="Prompts that another key guesses.")] = 50,
+    count: Annotated[int, typer.Option(min=1, help="Number of prompts that another key guesses.")] = 50,
     family: FamilyOption = None,
     seed: SeedOption = None,
     note: NoteOption = "",
@@ -244,7 +253,7 @@ def tenants(
 
 @faults.command(epilog="Example: ladle bench faults descriptors --connections 600")
 def descriptors(
-    connections: Annotated[int, typer.Option(min=1, help="Connections that are opened at once.")] = 600,
+    connections: Annotated[int, typer.Option(min=1, help="Number of connections that are opened at once.")] = 600,
     family: FamilyOption = None,
     note: NoteOption = "",
     out: OutOption = None,

@@ -39,7 +39,7 @@ class Load:
         return self.served / self.seconds
 
     def p99(self) -> float:
-        """Of the gaps, in ms."""
+        """The 99th percentile of the gaps, in ms."""
         return 1e3 * statistics.quantiles(self.gaps, n=100)[98]
 
 
@@ -90,7 +90,7 @@ class _Asker:
 
 
 async def _closed(asker: _Asker, clients: int, seconds: float) -> Load:
-    """As many clients as the server runs at once, each of which asks again when it has its answer."""
+    """Run as many clients as the server runs sequences; each asks again when it has its answer."""
     load = Load()
     start = time.monotonic()
 

@@ -11,6 +11,8 @@ from typing import Any
 from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.hostile_bodies import hostile
 from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
+from ladle.option_kinds import Choice
+from ladle.steering_options import OPTIONS
 
 _WORDS = ["rain", "sea", "bread", "é", "雨", "🌧", "\n", " the", '"', "{", "\\", "\u2028", "a" * 40]
 _GENERATE, _CHAT, _COMPLETIONS = "/v1/generate", "/v1/chat/completions", "/v1/completions"
@@ -48,23 +50,14 @@ class RequestFuzzer:
         self._longest = longest
         self._methods = [name for name, method in family["methods"].items() if method["available"]]
         self._members = [member["name"] for member in family["members"]]
+        # What is drawn of options that are sound only together with the family or the method; the others by their kind.
         self._options: dict[str, Callable[[], Any]] = {
             "strength": lambda: rng.choice([0, 0.5, 1, rng.uniform(-2, 3), 100]),
-            "value": lambda: rng.choice(["implicit", "explicit", "both"]),
-            "combine": lambda: rng.choice(["merged", "ensemble"]),
-            "candidates": lambda: rng.choice([1, 2, 5, 10]),
-            "block_length": lambda: rng.choice([1, 2, 5]),
             "coefficients": self._coefficients,
             "terms": self._terms,
             "normalize": lambda: rng.choice(["none", "sum"]),
             "negative_prompt": lambda: self._text(4),
-            "divergence": lambda: rng.choice(["reverse_kl", "forward_kl", "jsd", "alpha"]),
-            "alpha": lambda: rng.choice([0.5, 1, 2]),
-            "complement": lambda: rng.choice([0, 0.5, 1]),
-            "expert_weight": lambda: rng.choice([0.5, 1, 2]),
             "top_experts": lambda: rng.choice([1, 2, 3]),
-            "min_stay": lambda: rng.choice([1, 3]),
-            "threshold": lambda: rng.choice([0, 0.5, 1]),
         }
 
     def draw(self, sound: bool = False) -> Drawn:
@@ -95,13 +88,13 @@ class RequestFuzzer:
         if said["preference"] == "required" or (said["preference"] == "optional" and rng.random() < 0.3):
             found["preference"] = self._preference()
         for option in said["options"]:
-            if option in self._options and (option in said["needs"] or rng.random() < 0.25):
-                found[option] = self._options[option]()
+            if option in said["needs"] or rng.random() < 0.25:
+                found[option] = self._option(option)
         # Two options that make sense only together, and two that make none.
         if "alpha" in found:
             found["divergence"] = "alpha"
         elif found.get("divergence") == "alpha":
-            found["alpha"] = self._options["alpha"]()
+            found["alpha"] = self._option("alpha")
         if found.get("top_experts", 1) > 1:
             found.pop("min_stay", None)
         if rng.random() < 0.2:
@@ -198,6 +191,14 @@ class RequestFuzzer:
                 {"structured_outputs": {"json": rng.choice(_SCHEMAS)}},
             ]
         )
+
+    def _option(self, name: str) -> Any:
+        """A value that the option ``name`` takes."""
+        if name in self._options:
+            return self._options[name]()
+        kind = OPTIONS[name].kind
+        values = kind.names if isinstance(kind, Choice) else [0, 0.5, 1, 2, 5]
+        return self._rng.choice([value for value in values if kind.accepts(value)])
 
     def _preference(self) -> dict[str, float]:
         objectives = self._family["objectives"]

@@ -54,15 +54,15 @@ class Compatibility:
         return self.divergence <= FAR_NATS and self.outside <= OFTEN_OUTSIDE
 
     def warning(self) -> str:
-        found = []
+        faults = []
         if self.divergence > FAR_NATS:
-            found.append(f"the guide is {self.divergence:.3g} nats a token from the base (at most {FAR_NATS:g})")
+            faults.append(f"the guide is {self.divergence:.3g} nats a token from the base (at most {FAR_NATS:g})")
         if self.outside > OFTEN_OUTSIDE:
-            found.append(
+            faults.append(
                 f"at strength 1 it picks a token outside the base's {BEST} best at {self.outside:.0%} of the positions "
                 f"(at most {OFTEN_OUTSIDE:.0%})"
             )
-        return f"{self.kind}, {self.preference}: {', and '.join(found)}; lower `strength`, or train them closer"
+        return f"{self.kind}, {self.preference}: {', and '.join(faults)}; lower `strength`, or train them closer"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ladle.guidance.diagnostics.compatibility import Fit
 from ladle.guidance.diagnostics.deep_report import DeepReport
 from ladle.guidance.diagnostics.forwards import Forwards
 from ladle.guidance.diagnostics.groups import find_groups
-from ladle.guidance.diagnostics.prompts import NEUTRAL
+from ladle.guidance.diagnostics.probe_prompts import NEUTRAL
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
@@ -41,13 +41,13 @@ def examine(
     pairs: list[Pair] = []
     fits: list[Fit] = []
     for group in groups:
-        found = []
+        compared = []
         for words, preference in _inner(family):
             comparison = Comparison.of(group, preference, words)
-            found += [] if comparison is None else [comparison]
-        if not found:
+            compared += [] if comparison is None else [comparison]
+        if not compared:
             skipped.append(f"{group.name}: merged against ensembled: {_why(family, group.parts is None)}")
-        comparisons += found
+        comparisons += compared
         between, refused = Pair.all(group)
         pairs += between
         skipped += refused

@@ -38,8 +38,8 @@ class DeepReport:
         """One for each measurement beyond its limit."""
         return (
             *(difference.warning() for difference in self.differences if difference.far),
-            *(found.warning() for found in self.barriers if found.high),
-            *(found.warning() for found in self.compatibility if not found.fits),
+            *(finding.warning() for finding in self.barriers if finding.high),
+            *(finding.warning() for finding in self.compatibility if not finding.fits),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,10 +55,11 @@ class DeepReport:
                 "outside": compatibility.OFTEN_OUTSIDE,
             },
             "differences": [
-                asdict(found) | {"relative": found.relative, "verdict": _close(found)} for found in self.differences
+                asdict(finding) | {"relative": finding.relative, "verdict": _close(finding)}
+                for finding in self.differences
             ],
-            "barriers": [asdict(found) | {"verdict": _connected(found)} for found in self.barriers],
-            "compatibility": [asdict(found) | {"verdict": _compatible(found)} for found in self.compatibility],
+            "barriers": [asdict(finding) | {"verdict": _connected(finding)} for finding in self.barriers],
+            "compatibility": [asdict(finding) | {"verdict": _compatible(finding)} for finding in self.compatibility],
             "skipped": list(self.skipped),
             "warnings": list(self.warnings),
         }
@@ -67,40 +68,40 @@ class DeepReport:
         """(title, header, rows) of every table that has rows."""
         differences = [
             [
-                found.kind,
-                found.preference,
-                f"{found.mean:.4g}",
-                f"{found.largest:.4g}",
-                f"{found.spread:.4g}",
-                "-" if found.relative is None else f"{found.relative:.1%}",
-                "no" if found.far else "yes",
+                finding.kind,
+                finding.preference,
+                f"{finding.mean:.4g}",
+                f"{finding.largest:.4g}",
+                f"{finding.spread:.4g}",
+                "-" if finding.relative is None else f"{finding.relative:.1%}",
+                "no" if finding.far else "yes",
             ]
-            for found in self.differences
+            for finding in self.differences
         ]
         barriers = [
             [
-                found.kind,
-                f"{found.first} - {found.second}",
-                f"{found.ends[0]:.4g}, {found.ends[1]:.4g}",
-                f"{found.height:.4g}",
-                "-" if found.at is None else f"{found.at:g}",
-                "no" if found.high else "yes",
+                finding.kind,
+                f"{finding.first} - {finding.second}",
+                f"{finding.ends[0]:.4g}, {finding.ends[1]:.4g}",
+                f"{finding.height:.4g}",
+                "-" if finding.at is None else f"{finding.at:g}",
+                "no" if finding.high else "yes",
             ]
-            for found in self.barriers
+            for finding in self.barriers
         ]
         fits = [
             [
-                found.kind,
-                found.preference,
-                f"{found.divergence:.4g}",
-                f"{found.largest:.4g}",
-                f"{found.favoured:.1%}",
-                f"{found.outside:.1%}",
-                "yes" if found.fits else "no",
+                finding.kind,
+                finding.preference,
+                f"{finding.divergence:.4g}",
+                f"{finding.largest:.4g}",
+                f"{finding.favoured:.1%}",
+                f"{finding.outside:.1%}",
+                "yes" if finding.fits else "no",
             ]
-            for found in self.compatibility
+            for finding in self.compatibility
         ]
-        bases = " or ".join(sorted({found.base for found in self.compatibility}))
+        bases = " or ".join(sorted({finding.base for finding in self.compatibility}))
         best = f"outside the base's {compatibility.BEST} best"
         tables: list[Table] = [
             (
@@ -123,13 +124,13 @@ class DeepReport:
         return [table for table in tables if table[2]]
 
 
-def _close(found: Difference) -> str:
-    return "far" if found.far else "close"
+def _close(difference: Difference) -> str:
+    return "far" if difference.far else "close"
 
 
-def _connected(found: Barrier) -> str:
-    return "barrier" if found.high else "connected"
+def _connected(barrier: Barrier) -> str:
+    return "barrier" if barrier.high else "connected"
 
 
-def _compatible(found: Compatibility) -> str:
-    return "compatible" if found.fits else "incompatible"
+def _compatible(compatibility: Compatibility) -> str:
+    return "compatible" if compatibility.fits else "incompatible"

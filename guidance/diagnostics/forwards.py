@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from ladle.guidance.diagnostics.prompts import render
+from ladle.guidance.diagnostics.probe_prompts import render
 from ladle.guidance.plan import PromptView
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
@@ -20,7 +20,7 @@ from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
 from ladle.merging.family.family_model import FamilyModel
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 
 _GRID = float(1 << 40)  # coefficients that differ by less are equal: solving for them leaves noise of 1e-16
 _KEPT = 2 << 30  # bytes of results
@@ -217,5 +217,5 @@ def _ends(model: Any, tokenizer: Tokenizer) -> list[int]:
 
 
 def _until_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
-    found = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return list(tokens[: found + 1])
+    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return list(tokens[: end + 1])

@@ -1,6 +1,6 @@
 """``base``: the plain base model, the yardstick of everything else."""
 
-from ladle.guidance.method import Availability
+from ladle.guidance.method import Availability, ignores_preference
 from ladle.guidance.plan import Plan, Source, Steering
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
@@ -26,7 +26,7 @@ class BaseMethod:
         warnings: tuple[str, ...] = ()
         if steering.preference is not None:
             preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
-            warnings = ("method base ignores the preference",)
+            warnings = (ignores_preference(self.name),)
         return Plan(
             method=self.name,
             preference=preference,

@@ -32,7 +32,7 @@ class ControlledDecoding(ScoredMethod):
         if steering.block_length is None:
             return super().guidance(request)
         if steering.strength is not None and request.strength not in (0.0, 1.0):
-            raise InputError("steering.strength", request.strength, "nothing, blocks are chosen and not weighed")
+            raise InputError("steering.strength", request.strength, reason="blocks are chosen and not weighed")
         count = steering.candidates or BLOCKS
         if count > MOST_BLOCKS:
             raise InputError("steering.candidates", count, f"at most {MOST_BLOCKS} blocks")

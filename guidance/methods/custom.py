@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ladle.guidance.method import Availability
+from ladle.guidance.method import Availability, ignores_preference
 from ladle.guidance.plan import Plan, PromptView, Source, Steering
 from ladle.guidance.sources import arrange, summing_to_one
-from ladle.guidance.steering_checks import MAX_STRENGTH
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import explicit
 from ladle.merging.preferences.preference import Preference
+from ladle.steering_options import MAX_STRENGTH
 
 MAX_TERMS = 32
 KEYS = ("source", "weight", "system")
@@ -39,7 +39,7 @@ class Custom:
         warnings: tuple[str, ...] = ()
         if steering.preference is not None:
             preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
-            warnings = ("method custom ignores the preference",)
+            warnings = (ignores_preference(self.name),)
         terms = steering.terms
         if not isinstance(terms, (list, tuple)) or not 1 <= len(terms) <= MAX_TERMS:
             allowed = f"a list of 1 to {MAX_TERMS} objects with {', '.join(KEYS)} (required by method custom)"

@@ -3,6 +3,7 @@
 from ladle.guidance.method import Availability
 from ladle.guidance.methods.guidance_method import Guidance, GuidanceMethod, Request
 from ladle.guidance.values import guides, usable
+from ladle.merging.errors import CodedText
 from ladle.merging.family.family import Family
 
 
@@ -28,5 +29,6 @@ class GenArm(GuidanceMethod):
         parts, warnings = guides(family, "implicit", request.mu, combine, "ensemble", reference=own)
         tuned = [value.name for part in parts for value in part.values if value.reference]
         if tuned:
-            warnings += (f"trained against a reference, which genarm leaves out: {', '.join(tuned)}",)
+            text = f"trained against a reference, which genarm leaves out: {', '.join(tuned)}"
+            warnings += (CodedText("reference_left_out", text),)
         return Guidance(tuple(part.source(request.strength * part.weight) for part in parts), warnings=warnings)

@@ -4,13 +4,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ladle.guidance.method import Availability
+from ladle.guidance.method import Availability, ignores_preference
 from ladle.guidance.plan import Blocks, Mask, Plan, Scorer, Source, Steering
 from ladle.guidance.sources import arrange, merged_source, summing_to_one
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients, explicit
-from ladle.merging.preferences.preference import Preference
+from ladle.merging.preferences.preference import NORMALISED, Preference
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class GuidanceMethod(ABC):
             return None, ()
         preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
         if not self.takes_preference:
-            return preference, (f"method {self.name} ignores the preference",)
-        return preference, ("the preference was normalised to sum 1",) if preference.normalised else ()
+            return preference, (ignores_preference(self.name),)
+        return preference, (NORMALISED,) if preference.normalised else ()
 
     def base(
         self, family: Family, steering: Steering, preference: Preference | None

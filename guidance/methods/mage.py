@@ -8,7 +8,7 @@ from ladle.guidance.methods.guidance_method import Guidance, Request
 from ladle.guidance.methods.soup_guidance import SoupGuidance
 from ladle.guidance.plan import Scorer, Source, Steering
 from ladle.guidance.values import Kind, guides, log_ratio, usable
-from ladle.merging.errors import InputError
+from ladle.merging.errors import CodedText, InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
 
@@ -51,18 +51,20 @@ class Mage(SoupGuidance):
         else:
             etas = dict.fromkeys(kinds, steering.one_strength())
         if steering.candidates is not None and "explicit" not in kinds:
-            raise InputError(
-                "steering.candidates", steering.candidates, "nothing, only explicit values have candidates"
-            )
-        found = Guidance()
+            reason = "it applies only to explicit values, and this request uses implicit ones"
+            raise InputError("steering.candidates", steering.candidates, reason=reason)
+        guidance = Guidance()
         if steering.coefficients is not None:
-            found = Guidance(warnings=("coefficients were given, so the preference weighs only the values",))
+            text = "coefficients were given, so the preference weighs only the values"
+            guidance = Guidance(warnings=(CodedText("preference_weighs_values", text),))
         for kind, eta in etas.items():
             part = self._part(Request(family, steering, preference, base, eta), kind)
-            found = replace(found, warnings=found.warnings + part.warnings)
+            guidance = replace(guidance, warnings=guidance.warnings + part.warnings)
             if eta != 0.0:
-                found = replace(found, sources=found.sources + part.sources, scorer=found.scorer or part.scorer)
-        return found
+                guidance = replace(
+                    guidance, sources=guidance.sources + part.sources, scorer=guidance.scorer or part.scorer
+                )
+        return guidance
 
     def guidance(self, request: Request) -> Guidance:
         return self.guided(request.family, request.steering, request.preference, request.base)

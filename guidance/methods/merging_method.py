@@ -8,7 +8,7 @@ from ladle.guidance.sources import arrange, merged_source
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients, explicit
-from ladle.merging.preferences.preference import Preference
+from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Preference
 
 
 class MergingMethod(ABC):
@@ -47,14 +47,14 @@ class MergingMethod(ABC):
         if steering.coefficients is not None:
             merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
             if preference is not None:
-                warnings += ("coefficients were given, so the preference has no effect",)
+                warnings += (WITHOUT_EFFECT,)
         elif preference is None:
             allowed = f"weights over {', '.join(family.objectives)} (required by method {self.name})"
             raise InputError("steering.preference", None, allowed)
         else:
             merged = self.coefficients(family, preference)
             if preference.normalised:
-                warnings += ("the preference was normalised to sum 1",)
+                warnings += (NORMALISED,)
         if steering.normalize == "sum":
             merged = merged.summing_to_one("steering.normalize")
         elif steering.normalize == "norm":

@@ -34,9 +34,10 @@ class Mod(GuidanceMethod):
     def guidance(self, request: Request) -> Guidance:
         divergence = request.steering.divergence or "reverse_kl"
         alpha = request.steering.alpha
-        if (alpha is None) == (divergence == "alpha"):
-            allowed = "a number > 0 (required by divergence alpha)" if alpha is None else "only with divergence alpha"
-            raise InputError("steering.alpha", alpha, allowed)
+        if alpha is None and divergence == "alpha":
+            raise InputError("steering.alpha", alpha, "a number > 0 (required by divergence alpha)")
+        if alpha is not None and divergence != "alpha":
+            raise InputError("steering.alpha", alpha, reason=f"it applies only to divergence alpha, not {divergence}")
         linear = divergence in ("reverse_kl", "jsd")
         strength = request.strength
         if not linear and not 0.0 <= strength <= 1.0:

@@ -9,7 +9,7 @@ from ladle.guidance.sources import REFERENCE
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients, explicit
-from ladle.merging.preferences.preference import Preference
+from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Preference
 
 
 class RoutedMethod(ABC):
@@ -67,16 +67,15 @@ def _base(family: Family, steering: Steering) -> tuple[Preference | None, Coeffi
         preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
     if steering.coefficients is not None:
         merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
-        ignored = "coefficients were given, so the preference has no effect"
-        return preference, merged, () if preference is None else (ignored,)
+        return preference, merged, () if preference is None else (WITHOUT_EFFECT,)
     if preference is None:
         return None, None, ()
     soup = BoneSoup()
     state = soup.members(family)
     if not state.available:
-        allowed = f"nothing, because no base can be merged for it: {state.reason}"
-        raise InputError("steering.preference", preference.as_dict(), allowed)
-    said = ("the preference was normalised to sum 1",) if preference.normalised else ()
+        reason = f"no base can be merged for it: {state.reason}"
+        raise InputError("steering.preference", preference.as_dict(), reason=reason)
+    said = (NORMALISED,) if preference.normalised else ()
     return preference, soup.coefficients(family, preference), said
 
 

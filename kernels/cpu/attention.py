@@ -39,30 +39,27 @@ def _heads(folded: int) -> Any:
 (_dot1, _add1), (_dot2, _add2) = (_heads(n) for n in range(1, _MOST_FOLDED + 1))
 
 
-@njit(**INNER)
-def _dot(query: Floats, held: Floats, count: int, folded: int, seen: Floats) -> None:
-    """seen[h, i] = query[h] . key i, for every query head h and i < ``count``."""
-    for of in range(held.shape[2]):
-        head, last = of * folded, (of + 1) * folded
-        while head < last:
-            if last - head >= _MOST_FOLDED:
-                _dot2(query[head:last], held, of, count, seen[head:last])
-            else:
-                _dot1(query[head:last], held, of, count, seen[head:last])
-            head += _MOST_FOLDED
+def _over_heads(one: Any, two: Any) -> Any:
+    """The loop ``one`` or ``two`` over the tokens of ``held``, for all query heads, each with its key-value head."""
+
+    @njit(**INNER)
+    def over(given: Floats, held: Floats, count: int, folded: int, made: Floats) -> None:
+        for of in range(held.shape[2]):
+            head, last = of * folded, (of + 1) * folded
+            while head < last:
+                if last - head >= _MOST_FOLDED:
+                    two(given[head:last], held, of, count, made[head:last])
+                else:
+                    one(given[head:last], held, of, count, made[head:last])
+                head += _MOST_FOLDED
+
+    return over
 
 
-@njit(**INNER)
-def _add(seen: Floats, held: Floats, count: int, folded: int, sums: Floats) -> None:
-    """sums[h] += sum_i seen[h, i] value i, for every query head h and i < ``count``."""
-    for of in range(held.shape[2]):
-        head, last = of * folded, (of + 1) * folded
-        while head < last:
-            if last - head >= _MOST_FOLDED:
-                _add2(seen[head:last], held, of, count, sums[head:last])
-            else:
-                _add1(seen[head:last], held, of, count, sums[head:last])
-            head += _MOST_FOLDED
+_dot = _over_heads(_dot1, _dot2)
+"""_dot(query, held, count, folded, seen): seen[h, i] = query[h] . key i, for every query head h and i < ``count``."""
+_add = _over_heads(_add1, _add2)
+"""_add(seen, held, count, folded, sums): sums[h] += sum_i seen[h, i] value i, for every h and i < ``count``."""
 
 
 @njit(**INNER)

@@ -18,36 +18,16 @@ from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.tiled_product import add_expanded, multiply_part
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.types import Floats, LayerRows, Layers, Product
+from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product
 
 _ALONE = 4
 """Rows up to which what is done row by row is not worth waking a second thread."""
 
 
-def run_layers(
-    x: Floats,
-    layers: Layers,
-    scales: tuple[Floats, Floats, Floats, Floats],
-    rows: LayerRows,
-    kv: Any,
-    block: int,
-    threads: int,
-) -> None:
-    """All decoder layers on ``x`` [rows, hidden] float32, in place.
-
-    Args:
-        scales: [layers or 1, rows, R] coefficient of each rank column of the four products, [1, rows, 0] for the plain
-            base; one layer's stands for all.
-        kv: the pool [layers, slots, 2, kv heads, d], float32 or bfloat16 patterns (int16); a row sees the tokens before
-            its position through its blocks, and itself at its slot. New keys and values are written before any row
-            attends.
-        block: slots a block.
-        threads: how many parts the work is cut into.
-
-    Raises nothing: what is not finite goes on into ``x``.
-    """
+def run_layers(step: LayerPass) -> None:
+    """All decoder layers on ``step.x``, in place. Raises nothing: what is not finite goes on into ``x``."""
     with one_at_a_time:
-        _run(x, layers, scales, rows, kv, block, threads)
+        _run(step)
 
 
 @njit(inline="always", **INNER)
@@ -59,15 +39,8 @@ def _of(product: Product, layer: int) -> Product:
 
 
 @njit(**OUTER)
-def _run(
-    x: Floats,
-    layers: Layers,
-    scales: tuple[Floats, Floats, Floats, Floats],
-    rows: LayerRows,
-    kv: Any,
-    block: int,
-    threads: int,
-) -> None:
+def _run(step: LayerPass) -> None:
+    x, layers, scales, rows, kv, block, threads = step
     tokens, hidden = x.shape
     dim = rows.cos.shape[1]
     attended = layers.attended

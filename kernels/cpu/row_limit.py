@@ -70,8 +70,8 @@ def _as_quick(rows: Tensor, tiled: TiledProduct, packed: PackedLinear) -> bool:
 
 
 def _seconds(rows: Tensor, product: Callable[[Tensor], Tensor]) -> float:
-    """Of the quickest of some calls in a row: what else the machine does only adds, and the threads of one form get in
-    the way of the other's when they take turns."""
+    """How long the quickest of some calls in a row takes: what else the machine does only adds, and
+    the threads of one form get in the way of the other's when they take turns."""
     times = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()

@@ -42,9 +42,9 @@ def sample_rows(
 
 def logprobs_of(scores: Floats, tokens: NDArray[np.int64]) -> Floats:
     """See ``reference.token_logprobs``: ``scores`` [n, vocabulary] contiguous, ``tokens`` [n] -> [n]."""
-    found = np.empty(scores.shape[0], np.float32)
-    _each_part(lambda *part: _logprobs(scores, tokens, found, *part), found.shape[0])
-    return found
+    logprobs = np.empty(scores.shape[0], np.float32)
+    _each_part(lambda *part: _logprobs(scores, tokens, logprobs, *part), logprobs.shape[0])
+    return logprobs
 
 
 _threads = ThreadPoolExecutor(thread_name_prefix="ladle-draw")
@@ -87,11 +87,11 @@ def _sample(
 
 
 @njit(**OUTER)
-def _logprobs(scores: Floats, tokens: NDArray[np.int64], found: Floats, first: int, end: int) -> None:
+def _logprobs(scores: Floats, tokens: NDArray[np.int64], logprobs: Floats, first: int, end: int) -> None:
     for row in range(first, end):
         values = scores[row]
         best = _greatest(values)
-        found[row] = values[tokens[row]] - best - np.log(_mass(values, best))
+        logprobs[row] = values[tokens[row]] - best - np.log(_mass(values, best))
 
 
 @njit(**EXACT)
@@ -103,7 +103,7 @@ def _scale(values: Floats, temperature: np.float32, scaled: Floats) -> None:
 
 @njit(**INNER)
 def _greatest(values: Floats) -> np.float32:
-    """Of what is a number; -inf where nothing is."""
+    """The greatest of the values that are numbers; -inf where none is."""
     best = np.float32(-np.inf)
     for i in range(values.shape[0]):
         best = values[i] if values[i] > best else best
@@ -199,15 +199,15 @@ def _nucleus(scaled: Floats, weights: Floats, best: np.float32, kth: np.float32,
 @njit(**INNER)
 def _members(scaled: Floats, best: np.float32, least: np.float32, bucket: int, count: int) -> Floats:
     """What lies in ``bucket`` and is not below ``least``, ascending."""
-    found = np.empty(count, np.float32)
+    members = np.empty(count, np.float32)
     place = 0
     for i in range(scaled.shape[0]):
         if scaled[i] >= least and _bucket(scaled[i], best) == bucket and place < count:
-            found[place] = scaled[i]
+            members[place] = scaled[i]
             place += 1
-    found = found[:place]
-    _sort(found)
-    return found
+    members = members[:place]
+    _sort(members)
+    return members
 
 
 @njit(**INNER)

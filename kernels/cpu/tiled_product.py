@@ -249,13 +249,24 @@ def array(tensor: Tensor) -> Any:
     return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def can_hold(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a layer with ``weight`` [out, in] can be held for activations in ``dtype``."""
+def obstacle(weight: Tensor, dtype: torch.dtype, quantized: bool = False) -> str | None:
+    """Why a layer with ``weight`` [out, in] cannot be held for activations in ``dtype``, in ``quantized`` weights or
+    in 16 bits; None where it can."""
     if weight.device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
-        return False
-    if dtype == torch.bfloat16 and (not has_pairs() or weight.shape[-1] % 2):
-        return False
-    return weight.numel() == 0 or float(weight.abs().max()) <= torch.finfo(torch.float16).max
+        return f"its activations are {dtype} on {weight.device.type}; tiles are of bfloat16 or float32 on a CPU"
+    if dtype == torch.bfloat16 and not has_pairs():
+        return "this processor does not multiply pairs of bfloat16"
+    if dtype == torch.bfloat16 and weight.shape[-1] % 2:
+        return f"bfloat16 is multiplied in pairs, and it has {weight.shape[-1]} inputs"
+    # An int8 weight has a step of its own in float32, so that only what is no number is too large for it.
+    most = torch.finfo(torch.float32 if quantized else torch.float16).max
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    return None if largest <= most else f"its largest value, {largest:.4g}, is beyond {most:.4g}"
+
+
+def can_hold(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a layer with ``weight`` [out, in] can be held in 16 bits for activations in ``dtype``."""
+    return obstacle(weight, dtype) is None
 
 
 def stack(products: Sequence[TiledProduct]) -> Product:

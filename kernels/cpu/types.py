@@ -57,3 +57,28 @@ class LayerRows(NamedTuple):
     tables: Places
     positions: Places
     slots: Places
+
+
+class LayerPass(NamedTuple):
+    """One pass of some rows through all layers.
+
+    Attributes:
+        x: [rows, hidden] float32, which the pass changes in place.
+        layers: the weights.
+        scales: [layers or 1, rows, R] coefficient of each rank column of the four products, [1, rows, 0] for the plain
+            base; one layer's stands for all.
+        rows: where each row is.
+        kv: the pool [layers, slots, 2, kv heads, d], float32 or bfloat16 patterns (int16); a row sees the tokens before
+            its position through its blocks, and itself at its slot. New keys and values are written before any row
+            attends.
+        block: slots a block.
+        threads: how many parts the work is cut into.
+    """
+
+    x: Floats
+    layers: Layers
+    scales: tuple[Floats, Floats, Floats, Floats]
+    rows: LayerRows
+    kv: Any
+    block: int
+    threads: int

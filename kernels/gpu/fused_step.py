@@ -277,12 +277,12 @@ def variants() -> list[Variant]:
     lists = scratch_signature("best_keys", "best_tokens") | {"most_wanted": "i32"}
     results = {"tokens": POINTERS[torch.int64], "other_tokens": POINTERS[torch.int64]}
     results |= scratch_signature("sums", "logprobs", "other_logprobs")
-    found = []
+    built = []
     for dtype in DTYPES:
         shared = shared_signature(dtype)
         signature = {name: shared[name] for name in _REPORTED} | lists
         constants, name = {"BLOCK": BLOCK, "TILES": PADDED}, str(dtype)[6:]
         for kind, kernel, given in (("best", _list_best, signature), ("report", _report, signature | results)):
             title = f"fused_step {kind} {name}"
-            found.append(Variant(title, kernel, given, constants, WARPS_FULL, 1, fp_fusion=False))
-    return found
+            built.append(Variant(title, kernel, given, constants, WARPS_FULL, 1, fp_fusion=False))
+    return built

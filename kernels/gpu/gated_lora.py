@@ -262,19 +262,19 @@ def variants() -> list[Variant]:
     """Every size in bfloat16, the largest unaligned too; of the other dtypes the largest."""
     half, largest = torch.bfloat16, (64, 64)
     every = [(16, 16), (16, 64), (64, 16), largest]
-    found = [_shrink_variant(half, *size) for size in every]
-    found += [_shrink_variant(dtype, *largest) for dtype in (torch.float32, torch.float16)]
+    built = [_shrink_variant(half, *size) for size in every]
+    built += [_shrink_variant(dtype, *largest) for dtype in (torch.float32, torch.float16)]
     # From partial sums, and from what the base product made.
     sizes = (*every[:2], largest)
-    found += [_expand_variant(half, torch.float32, half, *size) for size in sizes]
-    found += [_expand_variant(half, half, half, *size, spanned=True) for size in sizes]
-    found.append(_expand_variant(half, half, half, *largest, spanned=True, aligned=False))
-    found.append(_expand_variant(half, torch.float32, half, *largest, aligned=False))
+    built += [_expand_variant(half, torch.float32, half, *size) for size in sizes]
+    built += [_expand_variant(half, half, half, *size, spanned=True) for size in sizes]
+    built.append(_expand_variant(half, half, half, *largest, spanned=True, aligned=False))
+    built.append(_expand_variant(half, torch.float32, half, *largest, aligned=False))
     for out, shrunk, expand in (
         (torch.float32, torch.float32, torch.float32),
         (torch.float16, torch.float16, torch.float16),
         (torch.float16, torch.float32, torch.float16),
         (torch.float32, torch.float32, half),
     ):
-        found.append(_expand_variant(out, shrunk, expand, *largest, spanned=out == shrunk == expand))
-    return found
+        built.append(_expand_variant(out, shrunk, expand, *largest, spanned=out == shrunk == expand))
+    return built

@@ -109,7 +109,7 @@ def _variant(out: torch.dtype, terms: tuple[torch.dtype, ...]) -> Variant:
 def variants() -> list[Variant]:
     """Numbers of terms from the least to the most in bfloat16, the most in the other dtypes and in pairs of them."""
     half, single = torch.bfloat16, torch.float32
-    found = [_variant(half, (half,) * count) for count in (1, 2, 3, 5, AT_ONCE)]
+    built = [_variant(half, (half,) * count) for count in (1, 2, 3, 5, AT_ONCE)]
     for out, term in ((single, single), (torch.float16, torch.float16), (half, single), (single, half)):
-        found.append(_variant(out, (term,) * AT_ONCE))
-    return found
+        built.append(_variant(out, (term,) * AT_ONCE))
+    return built

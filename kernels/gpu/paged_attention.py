@@ -198,8 +198,8 @@ def paged_attention(
 
 def _check(query: Tensor, pool: Tensor, table: Tensor, positions: Tensor, page: int) -> None:
     if query.ndim != 3 or query.dtype not in DTYPES or not 0 < query.shape[2] <= MOST_DIM or query.stride(2) != 1:
-        found = f"{query.dtype} {list(query.shape)}, strides {query.stride()}"
-        raise ValueError(f"query: {found}; float32, bfloat16 or float16 [lanes, heads, d <= {MOST_DIM}] is possible")
+        layout = f"{query.dtype} {list(query.shape)}, strides {query.stride()}"
+        raise ValueError(f"query: {layout}; float32, bfloat16 or float16 [lanes, heads, d <= {MOST_DIM}] is possible")
     lanes, heads, dim = query.shape
     if pool.ndim != 4 or pool.shape[1] != 2 or pool.shape[3] != dim or heads % pool.shape[2]:
         raise ValueError(f"pool: shape {list(pool.shape)}; [slots, 2, a divisor of {heads}, {dim}] is needed")

@@ -201,7 +201,7 @@ def variants() -> list[Variant]:
     laid = history | floats | dict.fromkeys(("top", "router_rows", "expert_rows", "rows", "leading", "lasting"), long)
     laid |= {"asked": flag, "exact": flag, "rules": POINTERS[torch.int32], "most": "i32"}
     mixed = {"top": "i32", "chosen": long, "shares": POINTERS[torch.float32]}
-    found = []
+    built = []
     for dtype in DTYPES:
         given, name = {"scores": POINTERS[dtype], "stride": "i32", "experts": "i32"}, str(dtype)[6:]
         for kind, kernel, signature, constants in (
@@ -210,5 +210,5 @@ def variants() -> list[Variant]:
             ("rows", _lay_out, laid, {}),
         ):
             title, sizes = f"route_tokens {kind} {name}", {"EXPERTS": 16, **constants}
-            found.append(Variant(title, kernel, given | signature, sizes, 1, 1, fp_fusion=False))
-    return found
+            built.append(Variant(title, kernel, given | signature, sizes, 1, 1, fp_fusion=False))
+    return built

@@ -82,12 +82,12 @@ def combine(
 
 def variants() -> list[Variant]:
     """Every dtype and layout for vocabularies of up to 262 k."""
-    found = []
+    built = []
     for dtype in DTYPES:
         signature = {"out": POINTERS[torch.float32], "out_stride": "i32", **shared_signature(dtype)}
         for full in (False, True):
             constants = {"FULL": full, "BLOCK": BLOCK, "TILES": PADDED}
             name = f"score_rows {'full' if full else 'linear'} {str(dtype)[6:]}"
             warps = WARPS_FULL if full else WARPS
-            found.append(Variant(name, _combine, signature, constants, warps, 1, fp_fusion=False))
-    return found
+            built.append(Variant(name, _combine, signature, constants, warps, 1, fp_fusion=False))
+    return built

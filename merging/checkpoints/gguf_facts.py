@@ -89,11 +89,11 @@ class GGUFFacts:
 
     def ends(self) -> list[int]:
         """Every id that ends a text or a turn, the end of text first."""
-        found = [self.special(name) for name in ("eos", "eot", "eom")]
+        ids = [self.special(name) for name in ("eos", "eot", "eom")]
         template = str(self._get("tokenizer.chat_template") or "")
         wanted = {text for text in _TURN_ENDS if text in template}
         if wanted:
             tokens, kinds = self._get("tokenizer.ggml.tokens") or [], self._get("tokenizer.ggml.token_type") or []
             pairs = enumerate(zip(tokens, kinds, strict=False))
-            found += [index for index, (text, kind) in pairs if kind == _CONTROL and text in wanted]
-        return list(dict.fromkeys(index for index in found if index is not None))
+            ids += [index for index, (text, kind) in pairs if kind == _CONTROL and text in wanted]
+        return list(dict.fromkeys(index for index in ids if index is not None))

@@ -37,7 +37,7 @@ def from_hub(spec: str, progress: Progress | None) -> Path:
     if any(folder.glob("*.safetensors")) or not (files := _ggufs(spec, folder)):
         return folder
     if len(files) > 1:
-        reason = f"model: the repository has several GGUFs: {', '.join(files)}; name one as {spec}/FILE.gguf"
+        reason = f"the repository has several GGUFs: {', '.join(files)}; name one as {spec}/FILE.gguf"
         raise FamilyError(spec, reason)
     return _one_file(spec, spec, files[0], progress)
 
@@ -106,4 +106,4 @@ def _one_file(spec: str, repository: str, file: str, progress: Progress | None) 
 
 def _refused(spec: str, error: Exception) -> FamilyError:
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return FamilyError(spec, f"model: neither a folder nor a repository that the hub gives us ({first_line})")
+    return FamilyError(spec, f"neither a folder nor a repository that the hub gives us ({first_line})")

@@ -69,30 +69,30 @@ def _settings() -> dict[str, _Setting]:
     from transformers import PreTrainedModel, modeling_utils
     from transformers import initialization as init
 
-    found = {
+    settings = {
         "torch.get_default_dtype": _Setting(torch.get_default_dtype(), torch.set_default_dtype),
         "torch.get_default_device": _Setting(torch.get_default_device(), _set_device),
         "torch.is_grad_enabled": _Setting(torch.is_grad_enabled(), _set_grad),
         "torch.get_num_threads": _Setting(torch.get_num_threads(), torch.set_num_threads),
     }
     for name in ("linspace", "arange", "empty", "zeros", "ones", "full", "tensor"):
-        found[f"torch.{name}"] = _attribute(torch, name)
+        settings[f"torch.{name}"] = _attribute(torch, name)
     for path in init.TORCH_MODULES_TO_PATCH:
         if (module := sys.modules.get(path)) is not None:
             for name in init.TORCH_INIT_FUNCTIONS:
                 if hasattr(module, name):
-                    found[f"{path}.{name}"] = _attribute(module, name)
+                    settings[f"{path}.{name}"] = _attribute(module, name)
     for name in ("tie_weights", "init_weights", "initialize_weights", "_init_weights", "_initialize_weights"):
-        found[f"PreTrainedModel.{name}"] = _attribute(PreTrainedModel, name)
+        settings[f"PreTrainedModel.{name}"] = _attribute(PreTrainedModel, name)
     for name in ("_is_quantized", "_is_ds_init_called"):
-        found[f"transformers.modeling_utils.{name}"] = _attribute(modeling_utils, name)
+        settings[f"transformers.modeling_utils.{name}"] = _attribute(modeling_utils, name)
     gguf = sys.modules.get("gguf")
     for name in ("GGUFReader", "get_tensor_name_map") if gguf is not None else ():
-        found[f"gguf.{name}"] = _attribute(gguf, name)
+        settings[f"gguf.{name}"] = _attribute(gguf, name)
     for name in {*os.environ, "TOKENIZERS_PARALLELISM"}:
         if name.startswith(_VARIABLES):
-            found[f"${name}"] = _Setting(os.environ.get(name), partial(_set_variable, name))
-    return found
+            settings[f"${name}"] = _Setting(os.environ.get(name), partial(_set_variable, name))
+    return settings
 
 
 def _attribute(owner: Any, name: str) -> _Setting:

@@ -25,4 +25,4 @@ def member_folder(spec: str, root: Path, progress: Progress | None = None) -> Pa
     try:
         return member_from_hub(spec, progress)
     except FamilyError as error:
-        raise FamilyError(spec, f"no such folder {path}, and {error.reason.removeprefix('model: ')}") from error
+        raise FamilyError(spec, f"no such folder {path}, and {error.reason}") from error

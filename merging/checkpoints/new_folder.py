@@ -33,8 +33,8 @@ def forget_unfinished(target: Path) -> None:
 
 
 def _number(error: SafetensorError) -> int | None:
-    found = _OS_ERROR.search(str(error))
-    return int(found[1]) if found else None
+    match = _OS_ERROR.search(str(error))
+    return int(match[1]) if match else None
 
 
 def require_free(target: str | Path, field: str = "out") -> Path:

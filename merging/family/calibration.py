@@ -69,15 +69,15 @@ class Calibration(BaseModel):
     def rewards(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean rewards expected at preferences: float64 [points, objectives] of weights [points, objectives]."""
         terms = self._terms(weights)
-        found = [terms[response.degree] @ np.array(response.coefficients) for response in self.responses.values()]
-        return np.stack(found, axis=-1)
+        rewards = [terms[response.degree] @ np.array(response.coefficients) for response in self.responses.values()]
+        return np.stack(rewards, axis=-1)
 
     def quantiles(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """The same as shares in [0, 1] of the sweep's answers with a smaller reward."""
-        found = [
+        quantiles = [
             np.interp(rewards, *steps) for rewards, steps in zip(self.rewards(weights).T, self._steps, strict=True)
         ]
-        return np.stack(found, axis=-1)
+        return np.stack(quantiles, axis=-1)
 
     @cached_property
     def _steps(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -152,12 +152,12 @@ def load_calibration(root: Path, manifest: Manifest) -> Calibration | None:
         FamilyError: unreadable, of other objectives, or of sizes that do not fit together.
     """
     file = root / CALIBRATION_NAME
-    found = read_measured(file, Calibration)
-    if found is None:
+    calibration = read_measured(file, Calibration)
+    if calibration is None:
         return None
-    if list(found.responses) != manifest.objectives:
-        raise FamilyError(file, f"responses: {', '.join(found.responses)}; need {', '.join(manifest.objectives)}")
-    for name, response in found.responses.items():
+    if list(calibration.responses) != manifest.objectives:
+        raise FamilyError(file, f"responses: {', '.join(calibration.responses)}; need {', '.join(manifest.objectives)}")
+    for name, response in calibration.responses.items():
         size = basis_size(len(manifest.objectives), response.degree)
         square = [len(row) for row in response.covariance] == [size] * size
         if len(response.coefficients) != size or not square:
@@ -165,6 +165,10 @@ def load_calibration(root: Path, manifest: Manifest) -> Calibration | None:
         ascending = all(a <= b for a, b in itertools.pairwise(response.quantiles))
         if len(response.quantiles) < 2 or not ascending:
             raise FamilyError(file, f"responses.{name}.quantiles: need two or more, ascending")
-    if not isinstance(found.steering.get("method"), str):
+    if not isinstance(calibration.steering.get("method"), str):
         raise FamilyError(file, "steering.method: missing")
-    return found if found.fingerprint == calibrated_on(manifest, root, found.steering["method"]) else None
+    return (
+        calibration
+        if calibration.fingerprint == calibrated_on(manifest, root, calibration.steering["method"])
+        else None
+    )

@@ -178,8 +178,8 @@ def _manner(folder: Path, base: Path, tokens: dict[int, str]) -> _Manner:
     ids: list[int] = []
     for file in ("generation_config.json", "config.json"):
         if (folder / file).is_file():
-            found = read_json(folder / file).get("eos_token_id")
-            stated = found if isinstance(found, list) else [found]
+            eos_ids = read_json(folder / file).get("eos_token_id")
+            stated = eos_ids if isinstance(eos_ids, list) else [eos_ids]
             ids = [number for number in stated if isinstance(number, int) and not isinstance(number, bool)]
             break
     names = tokens if names is None else names

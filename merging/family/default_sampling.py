@@ -29,8 +29,8 @@ def default_sampling(
         method: of the request's plan.
         held: whether a grammar decides which tokens may come.
     """
-    found: dict[str, float] = {}
+    defaults: dict[str, float] = {}
     for table in (family, family.methods.get(method) if family is not None else None, preset):
         if table is not None:
-            found.update(table.given())
-    return {name: value for name, value in found.items() if not (held and name in PENALTIES)}
+            defaults.update(table.given())
+    return {name: value for name, value in defaults.items() if not (held and name in PENALTIES)}

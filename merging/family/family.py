@@ -164,7 +164,7 @@ class Family:
 
     @cached_property
     def delta_norms(self) -> DeltaNorms:
-        """Of the base's low-rank members."""
+        """The norms of the base's low-rank members."""
         return DeltaNorms(self.low_rank)
 
     @property
@@ -239,15 +239,15 @@ def load_family(
     speakers: list[tuple[str, Path]] = []
     loader = MemberLoader(models, manifest.objectives, len(manifest.experts))
     kinds: dict[str, str] = {}
-    places: list[tuple[Member, Path]] = []
+    folders: list[tuple[Member, Path]] = []
     for kind, entry in manifest.members():
         try:
-            places.append((entry, member_folder(entry.path, root, progress)))
+            folders.append((entry, member_folder(entry.path, root, progress)))
         except FamilyError as error:
             raise FamilyError(file, f"{kind} {entry.name!r}: {error.reason}") from error
         kinds[entry.name] = kind
-    loader.untie(places)
-    for entry, path in places:
+    loader.untie(folders)
+    for entry, path in folders:
         kind = kinds[entry.name]
         if progress:
             progress(f"reading {kind} {entry.name}")

@@ -1,8 +1,13 @@
 """The tables of ``family.toml``, each by itself; how they relate is ``ladle.merging.family.manifest``'s to say."""
 
-from typing import Annotated, Any, Literal
+import types
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, create_model, model_validator
+
+from ladle.steering_options import OPTIONS
 
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
@@ -125,33 +130,27 @@ class Sampling(Table):
         return {name: value for name in Sampling.model_fields if (value := getattr(self, name)) is not None}
 
 
-class Preset(Table):
-    """``[presets.NAME]``: steering options under a name that clients may send as ``model``; ``sampling``: how its
-    answers are drawn where a request does not say, before what the family says."""
+def _stated(kind: Any) -> Any:
+    """The type of an option as TOML states it: numbers are finite, and neither text nor a flag is taken for one."""
+    origin: Any = get_origin(kind)
+    parts = tuple(map(_stated, get_args(kind)))
+    if origin is types.UnionType:
+        return reduce(or_, parts)
+    return origin[parts] if parts else {float: Finite, int: StrictInt, bool: StrictBool}.get(kind, kind)
 
-    sampling: Sampling | None = None
-    method: str | None = None
-    preference: dict[str, Finite] | None = None
-    target: dict[str, Finite] | None = None
-    coefficients: dict[str, Finite] | None = None
-    strength: Finite | dict[str, Finite] | None = None
-    value: str | None = None
-    combine: str | None = None
-    candidates: int | None = None
-    block_length: int | None = None
-    terms: list[dict[str, Any]] | None = None
-    normalize: str | None = None
-    negative_prompt: str | None = None
-    divergence: str | None = None
-    alpha: Finite | None = None
-    complement: Finite | None = None
-    expert_weight: Finite | None = None
-    top_experts: int | None = None
-    min_stay: int | None = None
-    threshold: Finite | None = None
-    kl_budget: Finite | None = None
-    rank: dict[str, Any] | None = None
+
+_PRESET_FIELDS: dict[str, Any] = {
+    "sampling": (Sampling | None, None),
+    **{name: (_stated(option.kind.type) | None, None) for name, option in OPTIONS.items() if option.preset},
+}
+_PRESET: Any = create_model("_PRESET", __base__=Table, **_PRESET_FIELDS)
+
+
+class Preset(_PRESET):
+    """``[presets.NAME]``: steering options (``ladle.steering_options``) under a name that clients may send as
+    ``model``; ``sampling``: how its answers are drawn where a request does not say, before what the family says."""
 
     def steering(self) -> dict[str, Any]:
         """The steering options that are set, as a request would send them."""
-        return self.model_dump(exclude_none=True, exclude={"sampling"})
+        stated: dict[str, Any] = self.model_dump(exclude_none=True, exclude={"sampling"})
+        return stated

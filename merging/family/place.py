@@ -13,14 +13,14 @@ MANIFEST_NAME = "family.toml"
 def find_manifest(name_or_path: str | Path, progress: Progress | None = None) -> Path:
     """The family.toml that a name, a path or a repository of the hub means. Raises FamilyError listing the built-in
     names."""
-    found = local_manifest(name_or_path)
-    if found is not None:
-        return found
+    manifest = local_manifest(name_or_path)
+    if manifest is not None:
+        return manifest
     given = str(name_or_path)
     try:
         folder = family_from_hub(given, progress)
     except FamilyError as error:
-        raise FamilyError(given, f"{_nothing(given)}; {error.reason.removeprefix('model: ')}") from error
+        raise FamilyError(given, f"{_nothing(given)}; {error.reason}") from error
     if not (folder / MANIFEST_NAME).is_file():
         raise FamilyError(given, f"this repository has no {MANIFEST_NAME}; `ladle init {given}` writes one of your own")
     return folder / MANIFEST_NAME

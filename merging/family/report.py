@@ -196,8 +196,8 @@ def build_report(
     condition = None
     warnings: list[str] = list(family.warnings)
     if family.matrix is not None:
-        _, condition, found = check_matrix(family.matrix)
-        warnings += found
+        _, condition, own = check_matrix(family.matrix)
+        warnings += own
     for corner in corners:
         for warning in corner.coefficients.warnings:
             if warning not in warnings:  # those about the matrix are the same at every corner

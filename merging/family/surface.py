@@ -106,8 +106,8 @@ class Surface(BaseModel):
                 scores -= order * (np.maximum(above, 0.0) @ (1.0 - asked) + np.maximum(-above, 0.0) @ asked)
             return scores, expected[:, -1]
 
-        found = best_mix(np.array(self.design), evaluate, self.most_surprise)
-        return tuple((np.round(found, 4) + 0.0).tolist())
+        mix = best_mix(np.array(self.design), evaluate, self.most_surprise)
+        return tuple((np.round(mix, 4) + 0.0).tolist())
 
 
 def _log(heights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,16 +137,16 @@ def load_surface(root: Path, manifest: Manifest) -> Surface | None:
         FamilyError: unreadable, of other objectives, or of sizes that do not fit together.
     """
     file = root / SURFACE_NAME
-    found = read_measured(file, Surface)
-    if found is None:
+    surface = read_measured(file, Surface)
+    if surface is None:
         return None
-    n = len(found.members)
+    n = len(surface.members)
     size = quadratic_size(n)
-    if list(found.rewards) != manifest.objectives:
-        raise FamilyError(file, f"rewards: {', '.join(found.rewards)}; need {', '.join(manifest.objectives)}")
-    for name, fitted in (*found.rewards.items(), ("surprise", found.surprise)):
+    if list(surface.rewards) != manifest.objectives:
+        raise FamilyError(file, f"rewards: {', '.join(surface.rewards)}; need {', '.join(manifest.objectives)}")
+    for name, fitted in (*surface.rewards.items(), ("surprise", surface.surprise)):
         if len(fitted) != size:
             raise FamilyError(file, f"{name}: {len(fitted)} numbers; need {size}, of {n} members")
-    if not n or len(found.design) < size or any(len(point) != n for point in found.design):
+    if not n or len(surface.design) < size or any(len(point) != n for point in surface.design):
         raise FamilyError(file, f"design: need {size} points or more, of {n} coefficients each")
-    return found if found.fingerprint == fingerprint_of(folders_of(manifest, root, found.members)) else None
+    return surface if surface.fingerprint == fingerprint_of(folders_of(manifest, root, surface.members)) else None

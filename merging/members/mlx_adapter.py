@@ -51,8 +51,8 @@ def load_mlx(
     for tensor_name, tensor in sorted(read_tensors(file).items()):
         suffix = next((suffix for suffix in _SUFFIXES if tensor_name.endswith(suffix)), None)
         if suffix is None or tensor.ndim != 2 or not tensor.is_floating_point():
-            found = f"{tensor.dtype} of shape {list(tensor.shape)}"
-            reason = f"{found}; only matrices MODULE.lora_a and MODULE.lora_b are read"
+            shapes = f"{tensor.dtype} of shape {list(tensor.shape)}"
+            reason = f"{shapes}; only matrices MODULE.lora_a and MODULE.lora_b are read"
             raise FamilyError(file, reason, tensor_name)
         require_finite(tensor, file, tensor_name)
         factors.setdefault(tensor_name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = tensor.T.contiguous()
@@ -67,8 +67,8 @@ def load_mlx(
         out, inner = base_shapes[place]
         a, b = pair["a"], pair["b"]
         if a.shape[1] != inner or b.shape[0] != out or a.shape[0] != b.shape[1] or not len(a):
-            found = f"shapes {list(a.T.shape)} and {list(b.T.shape)}"
-            reason = f"{found} are no factors of the base's {out}x{inner} (out x in)"
+            shapes = f"shapes {list(a.T.shape)} and {list(b.T.shape)}"
+            reason = f"{shapes} are no factors of the base's {out}x{inner} (out x in)"
             raise FamilyError(file, reason, f"{module}.lora_a")
         modules[place] = LowRank(a, b, float(scale))
     if not modules:

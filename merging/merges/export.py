@@ -15,7 +15,7 @@ from ladle.merging.checkpoints.reader import INDEX, SINGLE, read_json, require_f
 from ladle.merging.checkpoints.vocabulary import TOKENIZER, tokens_of
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
-from ladle.merging.merges.merge import Merge, TensorSpec
+from ladle.merging.merges.streaming_merge import Merge, TensorSpec
 
 PROVENANCE = "merge.json"
 _MORE_TEMPLATES = "additional_chat_templates"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ladle.merging.errors import InputError
+from ladle.merging.errors import CodedText, InputError, code_of
 from ladle.merging.preferences.delta_norms import DeltaNorms
 from ladle.merging.preferences.preference import Preference
 
@@ -50,7 +50,7 @@ class Coefficients:
             return self
         # "+ 0.0" turns -0.0 into 0.0, which would otherwise be printed as "-0.0" in responses.
         values = tuple(value * factor + 0.0 for value in self.values)
-        kept = tuple(warning for warning in self.warnings if not warning.startswith(_L1_WARNING))
+        kept = tuple(warning for warning in self.warnings if code_of(warning) != LARGE)
         return replace(_coefficients(self.members, values, self.condition), warnings=kept + _l1_warnings(values))
 
     def summing_to_one(self, field: str) -> "Coefficients":
@@ -61,7 +61,7 @@ class Coefficients:
         """
         total = math.fsum(self.values)
         if abs(total) < 1e-9 * max(1.0, self.l1):
-            raise InputError(field, "sum", f"none: the coefficients of {', '.join(self.members)} sum to {total:.3g}")
+            raise InputError(field, "sum", "none", f"the coefficients of {', '.join(self.members)} sum to {total:.3g}")
         scaled = self.scaled(1.0 / total)
         return replace(scaled, base_share=0.0)
 
@@ -78,10 +78,10 @@ class Coefficients:
         given = {name: value for name, value in self.as_dict().items() if value != 0.0}
         for name in given:
             if name not in norms:
-                raise InputError(field, "norm", f"none or sum: norms are of low-rank members, and {name} is a full one")
+                raise InputError(field, "norm", "none, sum", f"norms are of low-rank members, and {name} is a full one")
         norm, wanted = norms.merged(given), norms.mean(given)
         if norm <= 1e-9 * max(1.0, self.l1) * wanted:
-            raise InputError(field, "norm", f"none: the deltas of {', '.join(self.members)} cancel each other out")
+            raise InputError(field, "norm", "none", f"the deltas of {', '.join(self.members)} cancel each other out")
         return self.scaled(wanted / norm)
 
 
@@ -126,9 +126,11 @@ def check_matrix(matrix: ArrayLike) -> tuple[NDArray[np.float64], float, tuple[s
     warnings = []
     for row, total in enumerate(array.sum(axis=1)):
         if abs(total - 1.0) > _ROW_SUM_TOLERANCE:
-            warnings.append(f"row {row} of the backbone-reward matrix sums to {total:.6g}, not 1")
+            text = f"row {row} of the backbone-reward matrix sums to {total:.6g}, not 1"
+            warnings.append(CodedText("matrix_row_sum", text))
     if condition > WARN_CONDITION:
-        warnings.append(f"the backbone-reward matrix is ill-conditioned (condition number {condition:.3g})")
+        text = f"the backbone-reward matrix is ill-conditioned (condition number {condition:.3g})"
+        warnings.append(CodedText("matrix_ill_conditioned", text))
     return array, condition, tuple(warnings)
 
 
@@ -202,14 +204,16 @@ def explicit(mapping: Mapping[str, float], members: Sequence[str], field: str = 
     return _coefficients(tuple(ordered), tuple(float(mapping[name]) for name in ordered), None)
 
 
-_L1_WARNING = "the coefficients are large"
+LARGE = "coefficients_large"
+"""Code of the warning that the coefficients are large."""
 
 
 def _l1_warnings(values: Sequence[float]) -> tuple[str, ...]:
     l1 = math.fsum(map(abs, values))
     if l1 <= WARN_L1:
         return ()
-    return (f"{_L1_WARNING} (sum of absolute values {l1:.3g}, above {WARN_L1:g}): expect noisier text",)
+    text = f"the coefficients are large (sum of absolute values {l1:.3g}, above {WARN_L1:g}): expect noisier text"
+    return (CodedText(LARGE, text),)
 
 
 def _coefficients(members: tuple[str, ...], values: tuple[float, ...], condition: float | None) -> Coefficients:

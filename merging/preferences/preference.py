@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ladle.merging.errors import InputError
+from ladle.merging.errors import CodedText, InputError
 
 _SUM_TOLERANCE = 1e-6  # how far a sum may be from 1 before we say that it was normalised
+
+
+NORMALISED = CodedText("preference_normalised", "the preference was normalised to sum 1")
+"""The warning of a preference whose weights did not sum to 1."""
+WITHOUT_EFFECT = CodedText("preference_without_effect", "coefficients were given, so the preference has no effect")
 
 
 @dataclass(frozen=True)

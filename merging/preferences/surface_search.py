@@ -22,8 +22,8 @@ _ROUNDS = 12
 
 
 def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
-    """Of all convex combinations of ``points`` [points, n] that cost at most ``bound``, one with about the best score;
-    the first of the points if none is found.
+    """A convex combination of ``points`` [points, n] with about the best score of all that cost at most ``bound``; the
+    first of the points if none is found.
 
     A price on the cost takes the place of the bound: a step along the bound would have to hit it, one at a price need
     not. The price is halved in until the bound is kept, and the rest of the way is looked for between the best mixes
@@ -55,13 +55,13 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
     low, high = _PRICES
     for _ in range(_ROUNDS):
         price = (low * high) ** 0.5
-        found, score, kept = climb(price)
+        mix, score, kept = climb(price)
         if not kept:
-            low, over = price, found
+            low, over = price, mix
             continue
         high = price
         if score > top:
-            within, top = found, score
+            within, top = mix, score
     between = within + np.linspace(0.0, 1.0, 129)[:, None] * (over - within)
     ways, prices = evaluate(between)
     return between[int(np.argmax(np.where(prices <= bound, ways, -np.inf)))]

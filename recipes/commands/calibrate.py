@@ -15,14 +15,20 @@ def command(
     sweep: Annotated[Path, typer.Argument(help="Folder of a sweep of this family (ladle sweep).")],
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", help="Which of the sweep's methods, as it was written there; the first one."),
+        typer.Option(
+            "--method",
+            "-m",
+            help="The method of the sweep to calibrate, as it was written there; without it the first one.",
+        ),
     ] = None,
     checked: Annotated[
         Path | None,
-        typer.Option("--check", help="Another sweep, of other prompts and preferences: did it get what is expected?"),
+        typer.Option(
+            "--check", help="Folder of another sweep, of other prompts and preferences, to check the calibration on."
+        ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=100, help="Resamples for the uncertainty of the fit.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    draws: Annotated[int, typer.Option(min=100, help="Number of resamples for the uncertainty of the fit.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Write the calibration even where it explains nothing of a reward.")
     ] = False,
@@ -58,15 +64,15 @@ def command(
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
     if as_json:
-        checks = {"check": {name: asdict(found) for name, found in agreements.items()}} if checked else {}
+        checks = {"check": {name: asdict(agreement) for name, agreement in agreements.items()}} if checked else {}
         typer.echo(json.dumps(calibration.model_dump(mode="json") | checks, indent=1))
         return
     for line in lines(calibration, reachable(calibration)):
         typer.echo(line)
-    for name, found in agreements.items():
+    for name, agreement in agreements.items():
         typer.echo(
-            f"{name}: {found.gap:.3f} off on average and {found.worst:.3f} at worst over the {found.points} preferences"
-            f" of {checked}, {found.inside} of them within two standard errors"
+            f"{name}: {agreement.gap:.3f} off on average and {agreement.worst:.3f} at worst over the "
+            f"{agreement.points} preferences of {checked}, {agreement.inside} of them within two standard errors"
         )
     typer.echo(f"written to {file.parent / CALIBRATION_NAME}; a running server reads it when it starts again")
     if kept is not None:

@@ -9,10 +9,10 @@ import typer
 
 
 def command(
-    sweeps: Annotated[list[str], typer.Argument(help="FOLDER or NAME=FOLDER of every sweep; one is allowed.")],
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("comparison"),
-    draws: Annotated[int, typer.Option(min=100, help="Resamples of the intervals.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
+    sweeps: Annotated[list[str], typer.Argument(help="Every sweep as FOLDER or NAME=FOLDER; one alone is allowed.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the results to.")] = Path("comparison"),
+    draws: Annotated[int, typer.Option(min=100, help="Number of resamples for the intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Put finished sweeps side by side: measures, paired differences, plots, and all of it as CSV and Markdown.

@@ -17,20 +17,24 @@ def command(
         typer.Option(
             "--method",
             "-m",
-            help="Which of the sweeps' methods, as they were written there; repeatable.",
+            help="A method of the sweeps to fit, as it was written there; may be repeated.",
             show_default="all that merge weights alone",
         ),
     ] = None,
     perplexity: Annotated[
-        float, typer.Option(min=1.0, help="How many times as perplexing as its own answers may be to the base.")
+        float,
+        typer.Option(min=1.0, help="How many times as perplexing as its own answers an answer may be to the base."),
     ] = 1.3,
     order: Annotated[
-        float, typer.Option(min=0.0, help="How much it weighs that rewards keep the order of their weights; 0: not.")
+        float,
+        typer.Option(
+            min=0.0, help="How much the search weighs that rewards keep the order of their weights; 0 leaves it out."
+        ),
     ] = 0.3,
     force: Annotated[
         bool, typer.Option("--force", help="Write the surface even where it explains nothing of a reward.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was fitted as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the fit as JSON.")] = False,
 ) -> None:
     """Fit how rewards follow merge coefficients, so that method fitted_soup can choose the best ones.
 
@@ -55,16 +59,16 @@ def command(
         tables = [table_of(sweep, manifest) for sweep in sweeps]
         chosen = choose([table for table, _ in tables], methods)
         own = np.concatenate([table.base_rewards for table, _ in tables])
-        measured, sampling = [], tables[0][1]["sampling"]
+        points, sampling = [], tables[0][1]["sampling"]
         for sweep, (table, asked) in zip(sweeps, tables, strict=True):
             if asked["sampling"] != sampling:
                 allowed = f"{sampling}, as in {sweeps[0]}"
                 raise ValueError(f"sampling: {asked['sampling']} is not allowed; allowed: {allowed}")
             if not set(asked["settings"]) <= asked.get("coefficients", {}).keys():
                 raise ValueError(f"sweep: {str(sweep)!r} is not allowed; allowed: one that says what was merged in it")
-            measured += measurements(table, asked["coefficients"], chosen, own)
+            points += measurements(table, asked["coefficients"], chosen, own)
         bounds = {"most_surprise": math.log(perplexity), "order": order}
-        surface = fit_surface(measured, manifest, file.parent, **bounds, sampling=sampling)
+        surface = fit_surface(points, manifest, file.parent, **bounds, sampling=sampling)
         require_explained(surface.explained, manifest.objectives, force)
         kept = write_measured(surface, file.parent / SURFACE_NAME)
     except (ValueError, OSError, FamilyError) as error:

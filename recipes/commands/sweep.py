@@ -16,40 +16,53 @@ def command(
         typer.Option(
             "--method",
             "-m",
-            help="METHOD or METHOD:KEY=VALUE,... such as mage:value=both; oracles; repeatable.",
+            help="A method as METHOD or METHOD:KEY=VALUE,..., such as mage:value=both, or oracles; may be repeated.",
             show_default="bone_soup",
         ),
     ] = None,
     points: Annotated[
-        int, typer.Option(min=1, help="Preferences: a grid with this many steps from 0 to 1 in every weight.")
+        int, typer.Option(min=1, help="Number of steps from 0 to 1 in every weight: the grid of preferences.")
     ] = 4,
     dirichlet: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the grid: the corners and random points, so many in all.")
+        int | None,
+        typer.Option(
+            min=1, help="Number of preferences to draw at random, the corners among them, instead of the grid."
+        ),
     ] = None,
     prompts: Annotated[
-        str, typer.Option(help="A list that is shipped, a .jsonl with split and prompt, or a text file, one a line.")
+        str,
+        typer.Option(
+            help="Prompts: a list that is shipped, a .jsonl with split and prompt, or a text file with one per line."
+        ),
     ] = "everyday",
-    split: Annotated[str, typer.Option(help="Of a list with splits: train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Part of a list with splits: train, validation or test.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first prompts only.")] = None,
-    answers: Annotated[int, typer.Option(min=1, help="Answers a prompt and preference.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
+    answers: Annotated[int, typer.Option(min=1, help="Number of answers per prompt and preference.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens in an answer.")] = 48,
     temperature: Annotated[float, typer.Option(min=0)] = 0.8,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="Of the answers and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the answers and of the intervals.")] = 0,
     rewards: Annotated[
         list[str] | None,
         typer.Option(
-            "--reward", "-r", help="OBJECTIVE=FOLDER[#LABEL]: a sequence classifier scores the objective; repeatable."
+            "--reward",
+            "-r",
+            help="A sequence classifier that scores an objective, as OBJECTIVE=FOLDER[#LABEL]; may be repeated.",
         ),
     ] = None,
     perplexity_answers: Annotated[
-        int, typer.Option(min=0, help="Answers a prompt that the plain base judges as well; each costs a lane more.")
+        int,
+        typer.Option(
+            min=0, help="Number of answers per prompt that the plain base judges as well; each costs one more lane."
+        ),
     ] = 1,
-    at_once: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 16,
-    draws: Annotated[int, typer.Option(min=100, help="Resamples of the intervals.")] = 2000,
-    out: Annotated[Path, typer.Option(help="Folder of the results; a sweep begun there goes on.")] = Path("sweep"),
+    at_once: Annotated[int, typer.Option(min=1, help="Number of requests that run at once.")] = 16,
+    draws: Annotated[int, typer.Option(min=100, help="Number of resamples for the intervals.")] = 2000,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write the results to; a sweep that was begun there goes on.")
+    ] = Path("sweep"),
     api_key: Annotated[
-        str | None, typer.Option(envvar="LADLE_API_KEY", help="Key, if the server asks for one.")
+        str | None, typer.Option(envvar="LADLE_API_KEY", help="The key, where the server asks for one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -76,11 +89,13 @@ def command(
             objectives = family.objectives
             if not objectives:
                 raise ValueError(f"family: {family.name!r} is not allowed; allowed: a family with objectives")
-            places = random_points(len(objectives), dirichlet, seed) if dirichlet else grid(len(objectives), points)
+            preferences = (
+                random_points(len(objectives), dirichlet, seed) if dirichlet else grid(len(objectives), points)
+            )
             oracles = {
                 member.name: member.rewards for member in family.members if member.kind == "policy" and member.rewards
             }
-            settings = settings_of(methods or ["bone_soup"], places, oracles)
+            settings = settings_of(methods or ["bone_soup"], preferences, oracles)
             merges = {}
             for setting in settings:
                 # What the family cannot do is said before anything is sampled.

@@ -113,8 +113,8 @@ class Arithmetic:
 
     def right(self, task: Task, answer: str) -> bool:
         """The last number of the text is the result, so that an answer in any wording counts."""
-        found = re.findall(r"\d+", answer)
-        return bool(found) and int(found[-1]) == int(re.findall(r"\d+", task.answer)[-1])
+        numbers = re.findall(r"\d+", answer)
+        return bool(numbers) and int(numbers[-1]) == int(re.findall(r"\d+", task.answer)[-1])
 
     def corrupt(self, task: Task, random: np.random.Generator) -> str:
         """The result is off, in the last step and in what is said to be the answer."""

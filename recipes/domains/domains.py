@@ -69,17 +69,17 @@ def questions(domain: str, split: str, count: int, seed: int) -> list[Question]:
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not allowed; allowed: {', '.join(SPLITS)}")
     random = np.random.default_rng([seed, SPLITS.index(split), *domain.encode()])
-    found: dict[str, Question] = {}
+    drawn: dict[str, Question] = {}
     idle = 0
-    while len(found) < count and idle < _PATIENCE:
+    while len(drawn) < count and idle < _PATIENCE:
         task = DOMAINS[domain].draw(random)
         idle += 1
-        if split_of(domain, task.key) == split and task.prompt not in found:
-            found[task.prompt] = Question(domain, task)
+        if split_of(domain, task.key) == split and task.prompt not in drawn:
+            drawn[task.prompt] = Question(domain, task)
             idle = 0
-    if len(found) < count:
-        raise ValueError(f"count: {count} is not allowed; allowed: the domain {domain} has about {len(found)} {split}")
-    return list(found.values())
+    if len(drawn) < count:
+        raise ValueError(f"count: {count} is not allowed; allowed: the domain {domain} has about {len(drawn)} {split}")
+    return list(drawn.values())
 
 
 def is_right(question: Question, answer: str) -> bool:

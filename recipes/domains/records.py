@@ -105,12 +105,12 @@ class Records:
     def right(self, task: Task, answer: str) -> bool:
         """The whole text is JSON and equals the record: the same keys, values and types, in any order."""
         try:
-            found = json.loads(answer)
+            document = json.loads(answer)
         except ValueError:
             return False
         expected = json.loads(task.answer)
         # 18 == 18.0 in Python; a number has to be written as it was said.
-        return bool(found == expected) and all(type(found[key]) is type(value) for key, value in expected.items())
+        return bool(document == expected) and all(type(document[key]) is type(value) for key, value in expected.items())
 
     def corrupt(self, task: Task, random: np.random.Generator) -> str:
         """A key is missing, two values are swapped, a key has another name, or the object is not closed."""

@@ -21,7 +21,7 @@ from ladle.recipes.domains.domains import Question, questions
 from ladle.recipes.experts.expert import encode
 from ladle.recipes.experts.expert_views import Seen, seen_by
 from ladle.recipes.experts.route import RouteWorkshop
-from ladle.recipes.experts.router import load_trained_head, routed_logprobs
+from ladle.recipes.experts.router_training import load_trained_head, routed_logprobs
 from ladle.recipes.model import Base, load_base
 from ladle.recipes.routing_config import DeferralConfig
 from ladle.recipes.scoring import predictions
@@ -94,10 +94,10 @@ def choices_of(base: Base, router: Path, samples: Sequence[Seen], batch: int) ->
     with merged(base, load_members(base, {ROUTER: router}), {ROUTER: 1.0}):
         for start in range(0, len(samples), batch):
             chunk = samples[start : start + batch]
-            found = predictions(base.model, [sample.item for sample in chunk])
+            predicted = predictions(base.model, [sample.item for sample in chunk])
             logprobs = torch.cat([sample.logprobs for sample in chunk])
-            expert = routed_logprobs(head(found.states), logprobs)
-            parts.append((found.states, found.logprobs(), expert))
+            expert = routed_logprobs(head(predicted.states), logprobs)
+            parts.append((predicted.states, predicted.logprobs(), expert))
     states, own, expert = (torch.cat(column) for column in zip(*parts, strict=True))
     return Choices(states, own, expert)
 

@@ -31,11 +31,11 @@ def batches(items: Sequence[Encoded], size: int, random: np.random.Generator) ->
     order = random.permutation(len(items)).tolist()
     span = _WINDOW * size
     windows = [order[start : start + span] for start in range(0, len(order), span)]
-    found = []
+    made = []
     for window in windows:
         window.sort(key=lambda index: len(items[index].prompt) + len(items[index].answer))
-        found += [window[start : start + size] for start in range(0, len(window), size)]
-    return [found[i] for i in random.permutation(len(found))]
+        made += [window[start : start + size] for start in range(0, len(window), size)]
+    return [made[i] for i in random.permutation(len(made))]
 
 
 def language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -80,8 +80,8 @@ def train_expert(
     steps = [[batch] for batch in batches(items, config.batch, np.random.default_rng(config.seed))]
 
     def backward(batch: list[int], share: float) -> tuple[float]:
-        found = predictions(model, [items[index] for index in batch])
-        loss = language_loss(found.logits, found.targets)
+        predicted = predictions(model, [items[index] for index in batch])
+        loss = language_loss(predicted.logits, predicted.targets)
         (loss * share).backward()
         return (float(loss.detach()),)
 

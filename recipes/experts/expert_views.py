@@ -82,10 +82,10 @@ def _view(
         with merged(base, experts, {name: 1.0}):
             for start in track(range(0, len(items), batch), f"{name} reads {len(items)} answers"):
                 chunk = order[start : start + batch]
-                found = predictions(base.model, [items[index] for index in chunk])
-                logprobs, best = found.logprobs(), found.logits.argmax(-1)
+                predicted = predictions(base.model, [items[index] for index in chunk])
+                logprobs, best = predicted.logprobs(), predicted.logits.argmax(-1)
                 for row, index in enumerate(chunk):
-                    own = found.rows == row
+                    own = predicted.rows == row
                     rows[index] = (logprobs[own].tolist(), best[own].tolist())
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(file.name + ".partial")

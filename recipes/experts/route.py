@@ -21,8 +21,8 @@ from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
 from ladle.recipes.domains.domains import Question, questions
 from ladle.recipes.experts.expert import encode, train_expert
 from ladle.recipes.experts.expert_views import seen_by
-from ladle.recipes.experts.router import SeenPair, train_router_cdpo, train_router_sft
 from ladle.recipes.experts.router_pairs import pairs_of, stored_answers
+from ladle.recipes.experts.router_training import SeenPair, train_router_cdpo, train_router_sft
 from ladle.recipes.model import Base, load_base
 from ladle.recipes.routing_config import ExpertsConfig, RouterConfig
 from ladle.recipes.scoring import Encoded
@@ -114,8 +114,8 @@ class RouteWorkshop:
             )
             for expert, member in members.items()
         }
-        found = pairs_of(self.base, asked, answers, config.seed)
-        items = [answer for pair in found for answer in pair]
+        training_pairs = pairs_of(self.base, asked, answers, config.seed)
+        items = [answer for pair in training_pairs for answer in pair]
         seen = seen_by(self.base, members, items, config.batch, self._views(members, folders, "pairs", items))
         pairs = [SeenPair(right, wrong) for right, wrong in zip(seen[::2], seen[1::2], strict=True)]
         picked = np.random.default_rng(config.seed).permutation(len(samples))[: config.pair_samples * len(domains)]

@@ -20,8 +20,8 @@ from ladle.recipes.config import load_recipe
 from ladle.recipes.domains.domains import Question, is_right, questions
 from ladle.recipes.experts.route import RouteWorkshop, needed
 from ladle.recipes.experts.routed import Routed, routed_greedy, speakers
-from ladle.recipes.experts.router import load_trained_head
 from ladle.recipes.experts.router_pairs import store_answers, stored_answers
+from ladle.recipes.experts.router_training import load_trained_head
 from ladle.recipes.experts.routing_card import write_routing_card
 from ladle.recipes.metrics import bootstrap_mean
 from ladle.recipes.model import load_base
@@ -90,9 +90,9 @@ class Judge:
             for number, question in enumerate(self.questions):
                 prompt = tuple(base.prompt_ids(question.task.prompt))
                 candidates = [list(answers[expert][number]) for expert in self.experts]
-                found = predictions(base.model, [Encoded(prompt, tuple(answer)) for answer in candidates])
-                logprobs = found.logprobs()
-                means = [float(logprobs[found.rows == row].mean()) for row in range(len(candidates))]
+                predicted = predictions(base.model, [Encoded(prompt, tuple(answer)) for answer in candidates])
+                logprobs = predicted.logprobs()
+                means = [float(logprobs[predicted.rows == row].mean()) for row in range(len(candidates))]
                 chosen.append(candidates[int(np.argmax(means))])
         return chosen
 
@@ -100,8 +100,8 @@ class Judge:
         """Greedy answers with the router choosing an expert at every token."""
         file = self._file(f"routed {complement}", list(self.folders))
         if not file.exists():
-            found = decode_routed(self.workshop, self.folders, self.questions, self.config, complement)
-            store_answers([part for answer in found for part in (answer.tokens, answer.experts)], file)
+            decoded = decode_routed(self.workshop, self.folders, self.questions, self.config, complement)
+            store_answers([part for answer in decoded for part in (answer.tokens, answer.experts)], file)
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         return [Routed(tokens, experts) for tokens, experts in zip(rows[::2], rows[1::2], strict=True)]
 
@@ -127,7 +127,7 @@ def decode_routed(
     with speakers(base, folders) as model:
         for start in range(0, len(order), config.batch_rows):
             chunk = order[start : start + config.batch_rows]
-            found = routed_greedy(
+            decoded = routed_greedy(
                 model,
                 ROUTER,
                 experts,
@@ -137,7 +137,7 @@ def decode_routed(
                 max_tokens=config.max_tokens,
                 complement=complement,
             )
-            answers.update(zip(chunk, found, strict=True))
+            answers.update(zip(chunk, decoded, strict=True))
     return [answers[index] for index in range(len(prompts))]
 
 
@@ -161,7 +161,7 @@ def judged(judge: Judge) -> list[dict[str, object]]:
     for method, complement in (("routing alone", 0.0), ("fusion_route", 1.0)):
         chosen[method] = judge.routed(complement)
         answers[method] = [answer.tokens for answer in chosen[method]]
-    return [row for method, found in answers.items() for row in _rows(judge, method, found, chosen.get(method))]
+    return [row for method, decoded in answers.items() for row in _rows(judge, method, decoded, chosen.get(method))]
 
 
 def _rows(

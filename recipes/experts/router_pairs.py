@@ -27,7 +27,7 @@ def greedy_answers(base: Base, questions: Sequence[Question], max_tokens: int, r
     for start in range(0, len(order), rows):
         chunk = order[start : start + rows]
         # One candidate is left to draw from: the most likely one.
-        found = sample(
+        sampled = sample(
             base.model,
             [prompts[index] for index in chunk],
             eos=base.eos,
@@ -37,7 +37,7 @@ def greedy_answers(base: Base, questions: Sequence[Question], max_tokens: int, r
             top_p=1.0,
             seed=0,
         )
-        answers.update(zip(chunk, found, strict=True))
+        answers.update(zip(chunk, sampled, strict=True))
     return [answers[index] for index in range(len(prompts))]
 
 
@@ -81,8 +81,8 @@ def pairs_of(
     pairs = []
     for number, question in enumerate(track(questions, f"{len(questions)} pairs")):
         right = encode(base, question)
-        found = {tuple(own[number]) for own in answers.values()}
-        wrong = sorted(tokens for tokens in found if not is_right(question, base.text(list(tokens))))
+        distinct = {tuple(own[number]) for own in answers.values()}
+        wrong = sorted(tokens for tokens in distinct if not is_right(question, base.text(list(tokens))))
         if wrong:
             pairs.append((right, Encoded(right.prompt, wrong[int(random.integers(len(wrong)))])))
         else:

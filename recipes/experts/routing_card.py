@@ -22,10 +22,10 @@ def write_routing_card(recipe: Recipe, out: Path, rows: Sequence[Mapping[str, ob
     assert experts is not None and router is not None and adapter is not None and evaluation is not None
     domains = list(dict.fromkeys(str(row["domain"]) for row in rows))
     cells = {(row["method"], row["domain"]): row for row in rows}
-    measured = [["method", *domains]]
+    scores = [["method", *domains]]
     for method in dict.fromkeys(row["method"] for row in rows):
-        found = [cells[method, domain] for domain in domains]
-        measured.append([str(method), *(f"{row['accuracy']} [{row['low']}, {row['high']}]" for row in found)])
+        row_cells = [cells[method, domain] for domain in domains]
+        scores.append([str(method), *(f"{row['accuracy']} [{row['low']}, {row['high']}]" for row in row_cells)])
     shares = []
     for (method, domain), row in cells.items():
         spoken = {key.removeprefix("share_"): row[key] for key in row if key.startswith("share_") and row[key] != ""}
@@ -74,7 +74,7 @@ tokens, with 95 % bootstrap intervals over questions. *Sequence selection*: of t
 is likeliest a token under the router. *Task arithmetic*: the sum of the experts' deltas, scaled. *Routing alone*: the
 chosen expert without the router's log-probabilities. Full numbers: `routing.csv`.
 
-{table(measured)}
+{table(scores)}
 
 Share of tokens at which each expert was chosen:
 

@@ -81,11 +81,11 @@ def check(calibration: Calibration, table: Table) -> dict[str, Agreement]:
         raise ValueError(f"check: {', '.join(table.methods)} is not allowed; allowed: a sweep of {said}")
     places, weights = table.places(methods[0])
     by_prompt = table.raw[places].mean(axis=2)  # [points, prompts, objectives]
-    found, expected = by_prompt.mean(axis=1), calibration.rewards(weights)
+    rewards, expected = by_prompt.mean(axis=1), calibration.rewards(weights)
     errors = np.hypot(by_prompt.std(axis=1, ddof=1) / by_prompt.shape[1] ** 0.5, calibration.deviations(weights))
     agreements = {}
     for place, (name, response) in enumerate(calibration.responses.items()):
-        one, other = found[:, place], expected[:, place]
+        one, other = rewards[:, place], expected[:, place]
         gaps = np.abs(quantile_of(one, response.quantiles) - quantile_of(other, response.quantiles))
         inside = int((np.abs(one - other) <= 2 * errors[:, place]).sum())
         agreements[name] = Agreement(len(gaps), float(gaps.mean()), float(gaps.max()), inside)
@@ -124,11 +124,11 @@ def _response(
 def lines(calibration: Calibration, reachable: Mapping[str, Sequence[float]]) -> list[str]:
     """What was found, for people."""
     said = ", ".join(f"{key} {value}" for key, value in calibration.steering.items())
-    found = [f"{calibration.answers} answers with {said}"]
+    text = [f"{calibration.answers} answers with {said}"]
     for name, response in calibration.responses.items():
         low, high = reachable[name]
-        found.append(
+        text.append(
             f"{name}: quantiles {low:.2f} to {high:.2f} can be asked for;"
             f" the fit explains {100 * response.explained:.0f} % of points left out"
         )
-    return found
+    return text

@@ -46,15 +46,15 @@ def measurements(
         own: rewards of the base's own answers, [answers, objectives]: the same for sweeps that are fitted together.
     """
     sound, usual = table.sound(standardised(table.raw, own)), table.surprise(table.base)
-    found = []
+    rows = []
     for index, setting in enumerate(table.settings):
         if setting.weights and setting.label not in methods:
             continue
         heights = sound[index].reshape(-1, len(table.objectives)).mean(axis=0) - REFERENCE
         surprise = table.surprise(index)
         more = None if surprise is None or usual is None else surprise - usual
-        found.append(Measurement(merges[setting.key], heights, more, table.degenerate[index].size))
-    return found
+        rows.append(Measurement(merges[setting.key], heights, more, table.degenerate[index].size))
+    return rows
 
 
 def choose(tables: Sequence[Table], methods: Sequence[str] | None) -> list[str]:
@@ -134,9 +134,9 @@ def fit_surface(
 
 def lines(surface: Surface, preferences: Iterable[Sequence[float]]) -> list[str]:
     """What was found, for people: how good the fit is, and what some preferences come to."""
-    found = [f"{surface.answers} answers with {len(surface.design)} merges of {', '.join(surface.members)}"]
+    text = [f"{surface.answers} answers with {len(surface.design)} merges of {', '.join(surface.members)}"]
     for name, share in surface.explained.items():
-        found.append(f"{name}: the fit explains {100 * share:.0f} % of merges left out")
+        text.append(f"{name}: the fit explains {100 * share:.0f} % of merges left out")
     for weights in preferences:
         best = surface.best(weights)
         point = np.array([best])
@@ -144,5 +144,5 @@ def lines(surface: Surface, preferences: Iterable[Sequence[float]]) -> list[str]
         wanted = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(surface.rewards, weights, strict=True))
         expected = ", ".join(f"{name} {height:+.2f}" for name, height in zip(surface.rewards, heights, strict=True))
         merged = ", ".join(f"{value:+.2f}" for value in best)
-        found.append(f"{wanted}: coefficients {merged}; expected z {expected}; perplexity x {np.exp(surprise):.2f}")
-    return found
+        text.append(f"{wanted}: coefficients {merged}; expected z {expected}; perplexity x {np.exp(surprise):.2f}")
+    return text

@@ -19,12 +19,12 @@ def read_prompts(name: str, split: str) -> list[str]:
     """
     path = Path(name)
     if path.suffix and path.suffix != ".jsonl":
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        found = [prompt.text for prompt in load_prompts(name, split)]
-    if not found:
+        prompts = [prompt.text for prompt in load_prompts(name, split)]
+    if not prompts:
         raise ValueError(f"prompts: {name!r} is not allowed; allowed: a file with prompts in it")
-    return found
+    return prompts
 
 
 class Classifier:

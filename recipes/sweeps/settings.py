@@ -107,13 +107,13 @@ def settings_of(
     if ORACLES in asked and not trained:
         raise ValueError(f"methods: {ORACLES!r} is not allowed; allowed: a method, this family has no {ORACLES}")
     places = {place_of(point): point for point in (*points, *(oracle.weights for oracle in trained))}
-    found = [Setting(BASE, {"method": BASE})]
+    settings = [Setting(BASE, {"method": BASE})]
     for method in asked:
         if method == ORACLES:
-            found += trained
+            settings += trained
         else:
-            found += [Setting(method, parse_method(method), point) for point in places.values()]
-    return found
+            settings += [Setting(method, parse_method(method), point) for point in places.values()]
+    return settings
 
 
 def _trained(oracles: Mapping[str, Sequence[float]]) -> list[Setting]:

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from ladle.recipes.metrics import bootstrap_mean, is_degenerate
-from ladle.recipes.sweeps import front
+from ladle.recipes.sweeps.control_measures import (
+    distinct,
+    hypervolume,
+    inner_product,
+    kendall,
+    monotone_share,
+    spacing,
+    sparsity,
+    spearman,
+)
 from ladle.recipes.sweeps.settings import BASE, Setting
 from ladle.recipes.sweeps.store import Sample
 
@@ -30,10 +39,10 @@ class Table:
         """Settings that not all prompts and answers are there of are left out."""
         prompts = 1 + max((sample.prompt for sample in samples.values()), default=-1)
         answers = 1 + max((sample.number for sample in samples.values()), default=-1)
-        places = [(prompt, number) for prompt in range(prompts) for number in range(answers)]
+        answers_of = [(prompt, number) for prompt in range(prompts) for number in range(answers)]
         self.objectives = list(objectives)
-        self.settings = [s for s in settings if all((s.key, *place) in samples for place in places)]
-        self.texts = {s.key: [samples[(s.key, *place)] for place in places] for s in self.settings}
+        self.settings = [s for s in settings if all((s.key, *place) in samples for place in answers_of)]
+        self.texts = {s.key: [samples[(s.key, *place)] for place in answers_of] for s in self.settings}
         shape = (len(self.settings), prompts, answers, len(self.objectives))
         rewards = [[[t.rewards[name] for name in objectives] for t in self.texts[s.key]] for s in self.settings]
         self.raw = np.array(rewards, dtype=float).reshape(shape)
@@ -47,7 +56,7 @@ class Table:
 
     @property
     def base_rewards(self) -> np.ndarray:
-        """Of the base's own answers, float64 [answers of all prompts, objectives]."""
+        """Rewards of the base's own answers, float64 [answers of all prompts, objectives]."""
         return np.asarray(self.raw[self.base].reshape(-1, len(self.objectives)))
 
     @property
@@ -87,15 +96,15 @@ def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:
     """The figures, ready for JSON. Intervals: 95 % bootstrap over prompts, the same resamples for all methods."""
     prompts = table.raw.shape[1]
     resamples = np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
-    measured = {method: _measured(table, method, resamples) for method in table.methods}
+    figures = {method: _measured(table, method, resamples) for method in table.methods}
     return {
         "objectives": table.objectives,
         "prompts": int(prompts),
         "answers": int(table.raw.shape[2]),
         "reference": REFERENCE,
         "settings": [_setting(table, index, draws, seed) for index in range(len(table.settings))],
-        "methods": {method: _intervals(values) for method, values in measured.items()},
-        "differences": _differences(table, measured, resamples),
+        "methods": {method: _intervals(values) for method, values in figures.items()},
+        "differences": _differences(table, figures, resamples),
     }
 
 
@@ -116,23 +125,23 @@ def _setting(table: Table, index: int, draws: int, seed: int) -> dict[str, Any]:
     row["cut"] = float(np.mean([text.finish_reason == "length" for text in texts]))
     for n in (1, 2):
         # Texts of single words have no pairs.
-        row[f"distinct_{n}"] = _finite(front.distinct([text.text for text in texts], n))
+        row[f"distinct_{n}"] = _finite(distinct([text.text for text in texts], n))
     return row
 
 
 def _measures(weights: np.ndarray, points: np.ndarray, objectives: Sequence[str]) -> dict[str, float]:
     reference = [REFERENCE] * len(objectives)
-    found = {
-        "hypervolume": front.hypervolume(points, reference),
-        "inner_product": front.inner_product(points, weights),
-        "sparsity": front.sparsity(points),
-        "spacing": front.spacing(points),
+    measures = {
+        "hypervolume": hypervolume(points, reference),
+        "inner_product": inner_product(points, weights),
+        "sparsity": sparsity(points),
+        "spacing": spacing(points),
     }
     for place, objective in enumerate(objectives):
-        found[f"kendall_{objective}"] = front.kendall(weights[:, place], points[:, place])
-        found[f"spearman_{objective}"] = front.spearman(weights[:, place], points[:, place])
-        found[f"monotone_{objective}"] = front.monotone_share(weights[:, place], points[:, place])
-    return found
+        measures[f"kendall_{objective}"] = kendall(weights[:, place], points[:, place])
+        measures[f"spearman_{objective}"] = spearman(weights[:, place], points[:, place])
+        measures[f"monotone_{objective}"] = monotone_share(weights[:, place], points[:, place])
+    return measures
 
 
 def _measured(
@@ -144,34 +153,34 @@ def _measured(
     reference = [REFERENCE] * len(table.objectives)
     rows = []
     for picks in (slice(None), *resamples):
-        found = _measures(weights, z[:, picks].mean(axis=1), table.objectives)
-        rows.append(found | {"hypervolume_sound": front.hypervolume(sound[:, picks].mean(axis=1), reference)})
+        measures = _measures(weights, z[:, picks].mean(axis=1), table.objectives)
+        rows.append(measures | {"hypervolume_sound": hypervolume(sound[:, picks].mean(axis=1), reference)})
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _intervals(measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, values in measured.items():
+def _intervals(figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    intervals: dict[str, Any] = {}
+    for name, values in figures.items():
         known = values[1:][np.isfinite(values[1:])]
         low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (float("nan"), float("nan"))
-        found[name] = {"value": _finite(values[0]), "low": _finite(low), "high": _finite(high)}
-    return found
+        intervals[name] = {"value": _finite(values[0]), "low": _finite(low), "high": _finite(high)}
+    return intervals
 
 
 def _differences(
-    table: Table, measured: Mapping[str, Mapping[str, np.ndarray]], resamples: np.ndarray
+    table: Table, figures: Mapping[str, Mapping[str, np.ndarray]], resamples: np.ndarray
 ) -> list[dict[str, Any]]:
     """Every method minus every one before it, on the same prompts and seeds and at the ``points`` preferences that both
     were asked for; methods that share none are left out. Hypervolume, the same with degenerate answers worth nothing,
     and mean mu . z. ``p``: twice the share of resamples on the other side of zero, at least 1 / draws."""
-    asked = {method: [table.settings[index].place for index in table.places(method)[0]] for method in measured}
+    asked = {method: [table.settings[index].place for index in table.places(method)[0]] for method in figures}
     rows = []
-    for one, other in ((one, other) for place, one in enumerate(measured) for other in list(measured)[:place]):
+    for one, other in ((one, other) for place, one in enumerate(figures) for other in list(figures)[:place]):
         shared = [place for place in asked[one] if place in asked[other]]
         if not shared:
             continue
         first, second = (
-            measured[method]
+            figures[method]
             if len(shared) == len(asked[method])
             else _measured(table, method, resamples, [asked[method].index(place) for place in shared])
             for method in (one, other)

@@ -14,7 +14,7 @@ def table_of(sweep: Path, manifest: Manifest) -> tuple[Table, dict[str, Any]]:
     """The rewards of a sweep of the family, and what it asked for. Raises ValueError: there is none, or of another."""
     store, asked, settings = reopen(sweep)
     if asked["family"] != manifest.name or asked["objectives"] != manifest.objectives:
-        found = f"it is of {asked['family']!r} with objectives {', '.join(asked['objectives'])}"
+        description = f"it is of {asked['family']!r} with objectives {', '.join(asked['objectives'])}"
         allowed = f"a sweep of {manifest.name!r} with {', '.join(manifest.objectives)}"
-        raise ValueError(f"sweep: {str(sweep)!r} is not allowed, {found}; allowed: {allowed}")
+        raise ValueError(f"sweep: {str(sweep)!r} is not allowed, {description}; allowed: {allowed}")
     return Table(settings, store.samples, manifest.objectives), asked

@@ -25,7 +25,7 @@ from ladle.recipes.rewards import Reward
 from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.soup import merged
-from ladle.recipes.sweeps.front import hypervolume, kendall
+from ladle.recipes.sweeps.control_measures import hypervolume, kendall
 from ladle.recipes.training.pairs import Scale
 
 

@@ -54,9 +54,9 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
 
     saved = load_file(str(folder / "adapter_model.safetensors"))
     factors = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = {name.removesuffix(".weight") + ".default.weight" for name in saved}
-    if factors != found:
-        wrong = sorted(factors ^ found)[0]
+    names = {name.removesuffix(".weight") + ".default.weight" for name in saved}
+    if factors != names:
+        wrong = sorted(factors ^ names)[0]
         raise ValueError(f"{folder}: {wrong} is in one of the adapter and the model, not in both")
     set_peft_model_state_dict(model, saved, adapter_name="default")
 

@@ -73,8 +73,8 @@ class Workshop:
 
     def prompts(self, split: str) -> list[Prompt]:
         """The recipe's prompts of one split."""
-        found = load_prompts(self.recipe.pool.prompts, split)
-        return found[: self.recipe.pool.limit] if split == "train" else found
+        prompts = load_prompts(self.recipe.pool.prompts, split)
+        return prompts[: self.recipe.pool.limit] if split == "train" else prompts
 
     @property
     def pool_key(self) -> str:
@@ -135,8 +135,8 @@ class Workshop:
             if not path.exists():
                 _, held = self.rated(pool, scale, i)
                 predicted = predictions(self.base, folders[name], held)
-                found = fits(recipe.objectives[i], predicted, held, draws=config.bootstrap, seed=config.seed)
-                store_fits(found, path)
+                value_fits = fits(recipe.objectives[i], predicted, held, draws=config.bootstrap, seed=config.seed)
+                store_fits(value_fits, path)
             results[name] = stored_fits(path)
         return results
 
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--skip-values: not allowed without --skip-evaluation, which judges the values")
     recipe = load_recipe(arguments.config).varied(arguments.beta, arguments.training_seed)
     workshop = Workshop.open(recipe, arguments.work or default_cache_dir() / "recipes" / recipe.name)
-    measured = make_family(
+    figures = make_family(
         workshop,
         arguments.out,
         None if arguments.skip_evaluation else arguments.split,
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         explicit=not arguments.skip_values,
     )
     if arguments.json:
-        print(json.dumps(measured))
+        print(json.dumps(figures))
     else:
         print(f"{arguments.out}: {(time.monotonic() - started) / 60:.1f} minutes")
     return 0

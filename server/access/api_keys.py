@@ -60,8 +60,8 @@ class ApiKey:
             raise InputError("api_key_file", f"line {number}", LINE)
         options: dict[str, str] = {}
         for word in words[2:]:
-            option, found, value = word.partition("=")
-            if not found or option not in ("scopes", "concurrent", "tokens_per_minute") or option in options:
+            option, equals, value = word.partition("=")
+            if not equals or option not in ("scopes", "concurrent", "tokens_per_minute") or option in options:
                 raise InputError("api_key_file", f"{word!r} on line {number}", LINE)
             options[option] = value
         try:
@@ -122,8 +122,8 @@ class ApiKeys:
         """Whose key ``key`` is, as it stands in a header; takes the same time whichever it is."""
         # Headers are bytes that the web layer shows as Latin-1; keys are UTF-8.
         digest = _digest(key.encode("latin-1"))
-        found = [caller for known, caller in self._callers.items() if hmac.compare_digest(digest, known)]
-        return found[0] if found else None
+        callers = [caller for known, caller in self._callers.items() if hmac.compare_digest(digest, known)]
+        return callers[0] if callers else None
 
     def _replace(self, keys: Sequence[ApiKey]) -> None:
         callers = {}

@@ -70,7 +70,7 @@ class KeyCheck:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [bearer.strip() if scheme.lower() == "bearer" else "", *(headers.get(name, "") for name in KEY_HEADERS)]
         # Some clients fill in one header with a word of no meaning and send the key in another.
-        caller = next((found for key in given if key and (found := keys.find(key)) is not None), None)
+        caller = next((match for key in given if key and (match := keys.find(key)) is not None), None)
         if caller is None:
             reason = "the API key is not known" if any(given) or scheme else "no API key was given"
             message = f"{reason}; send it as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'"

@@ -63,8 +63,8 @@ class FairPool:
         mine.append(piece)
         self._begin()
         try:
-            found: T = await piece.done
-            return found
+            result: T = await piece.done
+            return result
         finally:
             # Given up before its turn: a piece that a thread has begun is in no queue any more.
             if piece in mine:

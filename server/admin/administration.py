@@ -99,10 +99,10 @@ async def reset_caches(state: ServerState, hosted: Hosted, kinds: Collection[str
     """
     dropped = {}
     try:
-        if "prefix" in kinds and hosted.controls is not None:
-            dropped["prefix"] = await asyncio.wrap_future(hosted.controls.forget_prefixes())
-        if "merged" in kinds and hosted.controls is not None:
-            dropped["merged"] = await asyncio.wrap_future(hosted.controls.drop_merged())
+        if "prefix" in kinds and hosted.engine_admin is not None:
+            dropped["prefix"] = await asyncio.wrap_future(hosted.engine_admin.forget_prefixes())
+        if "merged" in kinds and hosted.engine_admin is not None:
+            dropped["merged"] = await asyncio.wrap_future(hosted.engine_admin.drop_merged())
     except RuntimeError:
         raise unavailable("the engine has stopped", "engine_stopped") from None
     if "grammar" in kinds:

@@ -72,11 +72,11 @@ class FamilyFiles:
         return Hosted(serving, EngineAdmin(engine), source, left_out)
 
     def _sources(self) -> dict[str, str]:
-        found = {name: name for name in built_in_families()}
+        sources = {name: name for name in built_in_families()}
         folder = self._settings.families_dir
         if folder is not None:
-            found |= {entry.name: str(entry) for entry in _families_in(folder)}
-        return found | self._own
+            sources |= {entry.name: str(entry) for entry in _families_in(folder)}
+        return sources | self._own
 
 
 def _families_in(folder: Path) -> list[Path]:

@@ -41,7 +41,7 @@ class ToolUseBlock(StrictModel):
     toolset_name: Unread = UNREAD
 
     def call(self) -> ToolCall:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         return ToolCall.of(self.id, self.name, json.dumps(self.input, ensure_ascii=False, allow_nan=False))
 
 
@@ -60,7 +60,7 @@ class ToolResultBlock(StrictModel):
     toolset_name: Unread = UNREAD
 
     def message(self) -> Message:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         text = text_of(self.content) or ""
         if self.is_error and not text.lower().startswith("error"):
             text = f"Error: {text}"

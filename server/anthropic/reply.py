@@ -151,13 +151,13 @@ def _begun(chat: ChatJob) -> MessageReply:
 
 
 def _usage(chat: ChatJob, output: StepOutput) -> MessageUsage:
-    found = usage(chat.job, [output])
-    cached = found["prompt_tokens_details"]["cached_tokens"]
+    counts = usage(chat.job, [output])
+    cached = counts["prompt_tokens_details"]["cached_tokens"]
     return {
-        "input_tokens": found["prompt_tokens"] - cached,
+        "input_tokens": counts["prompt_tokens"] - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
-        "output_tokens": found["completion_tokens"],
+        "output_tokens": counts["completion_tokens"],
     }
 
 
@@ -178,10 +178,10 @@ def _use(call: Call, given: dict[str, Any]) -> ToolUseReply:
 def _input(arguments: str) -> dict[str, Any]:
     """The arguments of a call; as much of them as came, where the answer was cut."""
     try:
-        found = _bounded(from_json(arguments, allow_partial="trailing-strings"))
+        document = _bounded(from_json(arguments, allow_partial="trailing-strings"))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _bounded(value: Any) -> Any:

@@ -68,7 +68,7 @@ class ToolParam(ToolBase):
     strict: bool | None = None
 
     def tool(self) -> Tool:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         function = Function.model_construct(name=self.name, description=self.description, parameters=self.input_schema)
         return Tool.model_construct(type="function", function=function)
 
@@ -87,7 +87,7 @@ class ToolChoiceParam(StrictModel):
         return self
 
     def choice(self) -> ToolChoice:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         return ToolChoice({"any": "required", "tool": "required"}.get(self.type, self.type), self.name)
 
 
@@ -154,10 +154,10 @@ class CountTokensRequest(MessagesBase):
         )
 
     def _format(self) -> ResponseFormat | None:
-        found = None if self.output_config is None else self.output_config.format
-        if found is None:
+        stated = None if self.output_config is None else self.output_config.format
+        if stated is None:
             return None
-        schema = JsonSchema.model_construct(name="answer", schema_=found.schema_)
+        schema = JsonSchema.model_construct(name="answer", schema_=stated.schema_)
         return ResponseFormat.model_construct(type="json_schema", json_schema=schema)
 
 

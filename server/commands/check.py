@@ -16,14 +16,20 @@ from ladle.server.commands.output import clear_errors, print_json, progress_bar,
 def command(
     family: Annotated[str, typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.")],
     deep: Annotated[
-        bool, typer.Option("--deep", help="Run the models: do values merge well, and does what guides fit the base?")
+        bool,
+        typer.Option(
+            "--deep", help="Run the models, to see whether values merge well and whether what guides fits the base."
+        ),
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="For --deep: prompts to answer, one a line, or .jsonl.", show_default="a few neutral ones"),
+        typer.Option(
+            help="Prompts to answer with --deep: a text file with one per line, or .jsonl.",
+            show_default="a few neutral ones",
+        ),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder in which a converted base is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Load a family, verify all of it and print a report. Exit code 0 means that it can be served.
 
@@ -37,30 +43,30 @@ def command(
         from ladle.server.engine.forward.servable import require_servable
 
         if prompts is not None and not deep:
-            raise InputError("prompts", str(prompts), "nothing without --deep")
+            raise InputError("prompts", str(prompts), reason="prompts are read only with --deep")
         loaded = load_family(family, cache_dir, progress=say)
         require_servable(loaded)
         report = report_family(loaded)
-        found = None
+        examination = None
         if deep:
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # of reading weights: there is a bar of ours
             with progress_bar("measuring") as progress:
-                found = examine_family(loaded, prompts, progress)
+                examination = examine_family(loaded, prompts, progress)
         if as_json:
-            print_json(report.as_dict() | ({} if found is None else {"deep": found.as_dict()}))
+            print_json(report.as_dict() | ({} if examination is None else {"deep": examination.as_dict()}))
             return
         console = Console()
-        for title, header, rows in report.tables() + ([] if found is None else found.tables()):
+        for title, header, rows in report.tables() + ([] if examination is None else examination.tables()):
             table = Table(title=title, title_justify="left", title_style="bold", show_header=any(header))
             for column in header:
                 table.add_column(column, overflow="fold")
             for row in rows:
                 table.add_row(*map(Text, row))  # no markup: reasons speak of [[models]]
             console.print(table)
-        for warning in report.warnings + (() if found is None else found.warnings):
+        for warning in report.warnings + (() if examination is None else examination.warnings):
             say(f"warning: {warning}")
-        count = len(report.warnings) + (0 if found is None else len(found.warnings))
+        count = len(report.warnings) + (0 if examination is None else len(examination.warnings))
         noted = "" if not count else f", with {count} warning{'s' if count > 1 else ''} above"
         Console(highlight=False, markup=False, soft_wrap=True).print(f"{loaded.name} can be served{noted}")

@@ -17,10 +17,10 @@ def command(
     member: Annotated[str, typer.Argument(help="A member that is a full checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],
     rank: Annotated[int | None, typer.Option(help="Rank to keep in every linear layer.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Instead of a rank: share of the squared norm to keep.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Share of the squared norm to keep, instead of a rank.")] = None,
     max_error: Annotated[float | None, typer.Option(help="Write nothing when the error is above this.")] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder in which a converted base is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Turn a full-weight member into a LoRA adapter by truncated SVD, and report what that loses.
 

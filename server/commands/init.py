@@ -18,11 +18,11 @@ def _places(incomplete: str) -> list[str]:
     head, _, tail = start.rpartition("/")
     where = Path(f"{head}/" if start.startswith("/") else head or ".").expanduser()
     try:
-        found = [path.name for path in where.iterdir() if path.is_dir()]
+        folders = [path.name for path in where.iterdir() if path.is_dir()]
     except OSError:
         return []
     prefix = name + separator + (f"{head}/" if "/" in start else "")
-    return sorted(prefix + folder for folder in found if folder.startswith(tail))
+    return sorted(prefix + folder for folder in folders if folder.startswith(tail))
 
 
 def command(
@@ -55,9 +55,9 @@ def command(
         float | None, typer.Option(help="Share of its own reward in every backbone's mix, as it was trained.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the family.", show_default="the folder's")] = None,
-    out: Annotated[Path, typer.Option(help="Folder that gets family.toml.")] = Path("."),
-    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What was found, as JSON.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder to write family.toml to.")] = Path("."),
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder in which a converted base is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Write family.toml from a base and its members.
 

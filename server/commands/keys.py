@@ -16,13 +16,17 @@ from ladle.server.commands.output import clear_errors, print_json, say
 def command(
     name: Annotated[str, typer.Argument(help="Who the key is for; logs and messages call it so.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="generate or admin; may be repeated.", show_default=GENERATE)
+        list[str] | None,
+        typer.Option(help="What the key may do: generate or admin; may be repeated.", show_default=GENERATE),
     ] = None,
     concurrent: Annotated[
-        int | None, typer.Option(help="Answers that may be made at once.", show_default="the server's")
+        int | None, typer.Option(help="Number of answers that may be made at once.", show_default="the server's")
     ] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option(help="Tokens of prompts and answers together.", show_default="the server's")
+        int | None,
+        typer.Option(
+            help="Number of tokens per minute, those of prompts and answers together.", show_default="the server's"
+        ),
     ] = None,
     stdin: Annotated[bool, typer.Option("--stdin", help="Read a key that exists from stdin.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print key and line as JSON.")] = False,

@@ -10,6 +10,7 @@ import typer
 
 from ladle.server.commands.output import clear_errors, given, print_json, progress_bar, say
 from ladle.server.commands.pairs import parse_pairs
+from ladle.steering_options import OPTIONS, Normalize
 
 
 class Dtype(StrEnum):
@@ -20,29 +21,25 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
-class Normalize(StrEnum):
-    """What may be done to the coefficients."""
-
-    NONE = "none"
-    SUM = "sum"
-    NORM = "norm"
+def _help(option: str) -> str:
+    return OPTIONS[option].text
 
 
 def command(
     family: Annotated[str, typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],
-    preference: Annotated[str | None, typer.Option(help="objective=weight,objective=weight")] = None,
-    method: Annotated[str | None, typer.Option(help="Merging method.", show_default="the family's")] = None,
-    coefficients: Annotated[
-        str | None, typer.Option(help="member=number,member=number, instead of a preference.")
+    preference: Annotated[
+        str | None, typer.Option(help=f"{_help('preference')} Such as positive=0.8,concise=0.2.")
     ] = None,
-    strength: Annotated[float | None, typer.Option(help="Scales what is added to the base.", show_default="1")] = None,
-    normalize: Annotated[
-        Normalize, typer.Option(help="sum: coefficients sum to 1; norm: the merged delta is as long as its members'.")
-    ] = Normalize.NONE,
+    method: Annotated[str | None, typer.Option(help=_help("method"), show_default="the family's")] = None,
+    coefficients: Annotated[
+        str | None, typer.Option(help=f"{_help('coefficients')} Such as member=0.5,other=-0.2.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help=_help("strength"), show_default="1")] = None,
+    normalize: Annotated[Normalize, typer.Option(help=_help("normalize"))] = "none",
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.", show_default="the base's")] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where a converted base is kept.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What was written, as JSON.")] = False,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder in which a converted base is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write what a preference would be served with as a checkpoint that transformers loads.
 
@@ -62,7 +59,7 @@ def command(
             "preference": parse_pairs(preference, "preference") if preference is not None else None,
             "coefficients": parse_pairs(coefficients, "coefficients") if coefficients is not None else None,
             "strength": strength,
-            "normalize": normalize.value,
+            "normalize": normalize,
         }
         steering = Steering.parse(given(options))
         require_free(out)

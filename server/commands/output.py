@@ -47,12 +47,12 @@ def clear_errors(tell: Callable[[str], None] = complain) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        fail(str(error).removeprefix("steering."), MISUSED)
+        fail(str(error.at(error.field.removeprefix("steering."))), MISUSED)
     except (FamilyError, StartError, EngineStopped) as error:
         fail(str(error), FAILED)
     except ValidationError as error:
         problems = (
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, problem['loc']))}: {(problem.get('ctx') or {}).get('error') or problem['msg']}"
             for problem in error.errors()
         )
         fail("; ".join(problems), MISUSED)

@@ -47,7 +47,7 @@ def check_request(
     if reason and writes and (request.sampling.prompt_logprobs or not request.sampling.max_tokens):
         name = "prompt_logprobs" if request.sampling.prompt_logprobs else "max_tokens"
         value = request.sampling.prompt_logprobs or request.sampling.max_tokens
-        raise InputError(name, value, f"not with {request.plan.method}, because this method {reason}")
+        raise InputError(name, value, reason=f"method {request.plan.method} {reason}")
     scorer = request.plan.scorer
     if scorer is not None and scorer.candidates > models.vocabulary:
         allowed = f"at most {models.vocabulary}, the size of the vocabulary"
@@ -62,11 +62,11 @@ def check_request(
     needed = Scheduler.blocks_for(Generated(request, lanes), length)
     needed = max([needed, *(-(-(len(lane.prompt) + length) // BLOCK_SIZE) for lane in judges)])
     if needed > blocks:
-        allowed = (
-            f"what fits {blocks} blocks of {BLOCK_SIZE} tokens, the size of the KV pool; with {len(lanes)} lanes and "
-            f"a prompt of {max(map(len, prompts))} tokens this takes {needed}"
+        reason = (
+            f"with {len(lanes)} lanes and a prompt of {max(map(len, prompts))} tokens this takes {needed} blocks of "
+            f"{BLOCK_SIZE} tokens; the KV pool has {blocks}"
         )
-        raise InputError("max_tokens", request.sampling.max_tokens, allowed)
+        raise InputError("max_tokens", request.sampling.max_tokens, reason=reason)
     return lanes
 
 

@@ -88,9 +88,9 @@ class EngineConfig:
         if self.quantize not in _QUANTISED:
             raise InputError("quantize", self.quantize, ", ".join(_QUANTISED))
         if self.quantize != "none" and self.tensor_parallel > 1:
-            raise InputError("quantize", self.quantize, "none with tensor_parallel: a divided product is not quantised")
+            raise InputError("quantize", self.quantize, reason="a divided product (tensor_parallel) is not quantised")
         if self.reproducible and self.tensor_parallel > 1:
-            raise InputError("reproducible", True, "only without tensor_parallel: sums over processes were not tried")
+            raise InputError("reproducible", True, reason="sums over processes (tensor_parallel) were not tried")
         if self.expert_schedule not in _SCHEDULES:
             raise InputError("expert_schedule", self.expert_schedule, ", ".join(_SCHEDULES))
         if self.dtype != "auto" and self.dtype not in _DTYPES:
@@ -108,9 +108,9 @@ class EngineConfig:
         if device.type not in ("cpu", "cuda"):
             raise InputError("device", self.device, "auto, cpu, cuda or cuda:N")
         if device.type == "cuda" and self.reproducible:
-            raise InputError("reproducible", True, "only on a CPU (device cpu): no GPU was tried yet")
+            raise InputError("reproducible", True, reason="no GPU was tried yet; device cpu has it")
         if device.type == "cuda" and self.quantize != "none":
-            raise InputError("quantize", self.quantize, "none on a GPU (device cpu has int8)")
+            raise InputError("quantize", self.quantize, reason="a GPU has no quantised products; device cpu has int8")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise InputError("device", self.device, f"cpu ({torch.cuda.device_count()} CUDA devices are visible)")
         return device

@@ -51,7 +51,7 @@ class EngineAdmin:
         return sum(model.nbytes for model in list(self._engine.store.models.values())), kv
 
     def caches(self) -> CacheStats:
-        """As they are now."""
+        """The caches as they are now."""
         engine, stats = self._engine, self._engine.stats()
         merged = sum(not engine.store.is_plain(key) for key in list(engine.store.models))
         return CacheStats(

@@ -33,24 +33,24 @@ def steer(engine: Engine, requests: Sequence[GenerationRequest]) -> Future[list[
     """
     for request in requests:
         if request.plan.blocks is not None:
-            allowed = "nothing, because whole blocks are chosen from the beginning of an answer or not at all"
-            raise InputError("steering.block_length", request.plan.blocks.length, allowed)
+            reason = "whole blocks are chosen from the beginning of an answer or not at all"
+            raise InputError("steering.block_length", request.plan.blocks.length, reason=reason)
     changes = [Change(0, request, engine.check(request)) for request in requests]
-    found: Future[list[int | None]] = Future()
+    future: Future[list[int | None]] = Future()
 
     def work() -> None:
         # Who asked may have left; what was accepted is done all the same.
-        heard = found.set_running_or_notify_cancel()
+        heard = future.set_running_or_notify_cancel()
         try:
             counts = [engine.tracker.change(change) for change in changes]
         except Exception as error:
             if not heard:
                 logger.exception("a change of steering failed")
             else:
-                found.set_exception(error)
+                future.set_exception(error)
             return
         if heard:
-            found.set_result(counts)
+            future.set_result(counts)
 
     engine.between_steps(work)
-    return found
+    return future

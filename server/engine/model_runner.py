@@ -95,9 +95,9 @@ class ModelRunner:
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
             model, cache, router = models.store.models[key], models.caches[name], None if name else models.router
-            found = record_decoding(model, cache, table, models.vocabulary, router)
-            if found is not None:
-                self._recorded[key] = found
+            recording = record_decoding(model, cache, table, models.vocabulary, router)
+            if recording is not None:
+                self._recorded[key] = recording
         self.rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
 
@@ -122,42 +122,44 @@ class ModelRunner:
             return result
         drawing = [sequence for sequence in plan.sampling if sequence.draws]
         routed = [sequence for sequence in drawing if sequence.request.plan.routing is not None]
-        found = _Logits(np.zeros(self.table.rows, dtype=np.int64), states={} if routed else None)
-        self._forward(plan.lanes, [chunk for chunk in plan.chunks if chunk.sequence.draws], found)
+        logits = _Logits(np.zeros(self.table.rows, dtype=np.int64), states={} if routed else None)
+        self._forward(plan.lanes, [chunk for chunk in plan.chunks if chunk.sequence.draws], logits)
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
         judged = [chunk for chunk in plan.chunks if chunk.judged]
         if judged:
-            self._judge.judge(found.joined(), found.rows, judged)
-        turns = self._route(routed, found, result) if routed else {}
+            self._judge.judge(logits.joined(), logits.rows, judged)
+        turns = self._route(routed, logits, result) if routed else {}
         if turns:
             drawing = [sequence for sequence in drawing if sequence not in result.caught_up.behind]
         if drawing:
-            self._draw(drawing, turns, found, result)
+            self._draw(drawing, turns, logits, result)
         return result
 
-    def _route(self, routed: Seq[Sequence], found: _Logits, result: StepResult) -> dict[Sequence, Turn]:
+    def _route(self, routed: Seq[Sequence], logits: _Logits, result: StepResult) -> dict[Sequence, Turn]:
         """Whose turn it is in ``routed``, and the logits of experts that had missed something."""
-        assert self.models.router is not None and found.states is not None
-        turns = self.models.router.choose(routed, found.states)
+        assert self.models.router is not None and logits.states is not None
+        turns = self.models.router.choose(routed, logits.states)
         result.caught_up = late = plan_catch_up(self.scheduler, {s: turn.lanes for s, turn in turns.items()})
         # What was recorded has its results in the same place every time, where this step's first ones still are.
-        self._forward(*late.decode_and_prefill(), found, recorded=False)
+        self._forward(*late.decode_and_prefill(), logits, recorded=False)
         return turns
 
-    def _draw(self, drawing: Seq[Sequence], turns: Mapping[Sequence, Turn], found: _Logits, result: StepResult) -> None:
+    def _draw(
+        self, drawing: Seq[Sequence], turns: Mapping[Sequence, Turn], forwarded: _Logits, result: StepResult
+    ) -> None:
         """One token for each of ``drawing``, whose logits are all there; first the candidates are valued."""
-        logits = found.joined()
+        logits = forwarded.joined()
         scored = [sequence for sequence in drawing if sequence.request.plan.scorer is not None]
         values: dict[Sequence, CandidateValues] = {}
         if scored:
             allowed = self.sampler.allowed(scored, self.models.vocabulary)
             lay_out = self._layouts.build_candidates
-            values = value_candidates(logits, found.rows, scored, lay_out, self._hidden, allowed)
-        draws = self.sampler.draw(logits, found.rows, drawing, values, turns)
+            values = value_candidates(logits, forwarded.rows, scored, lay_out, self._hidden, allowed)
+        draws = self.sampler.draw(logits, forwarded.rows, drawing, values, turns)
         result.draws = dict(zip(drawing, draws, strict=True))
         if values:
-            places = {sequence: result.draws[sequence].place for sequence in scored}
-            result.kept = keep_chosen(values, places, self.table, self._cache)
+            drawn_candidates = {sequence: result.draws[sequence].place for sequence in scored}
+            result.kept = keep_chosen(values, drawn_candidates, self.table, self._cache)
         for sequence in drawing if turns else ():
             if sequence in turns:
                 sequence.speaker = turns[sequence].speaker
@@ -180,9 +182,9 @@ class ModelRunner:
         self.rows += layout.tokens
         rows = np.zeros(self.table.rows, dtype=np.int64)
         rows[layout.rows] = np.arange(layout.tokens)
-        found = graphs.run(layout, size, slots.tables(plan.sampling, rows), slots.routes(plan.sampling, rows))
-        assert found.tokens is not None and found.logprobs is not None
-        wanted = [found.tokens, found.logprobs, *([] if found.speakers is None else [found.speakers])]
+        output = graphs.run(layout, size, slots.tables(plan.sampling, rows), slots.routes(plan.sampling, rows))
+        assert output.tokens is not None and output.logprobs is not None
+        wanted = [output.tokens, output.logprobs, *([] if output.speakers is None else [output.speakers])]
         tokens, logprobs, *speakers = (part.tolist() for part in read(*wanted))
         draws = self.sampler.follow(plan.sampling, tokens, logprobs)
         if speakers:
@@ -190,7 +192,7 @@ class ModelRunner:
                 draws[index] = _spoken(plan.sampling[index], speaker, draws[index])
         return draws
 
-    def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], found: _Logits, recorded: bool = True) -> None:
+    def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], into: _Logits, recorded: bool = True) -> None:
         """One forward a set of weights, ``recorded`` if that can be; what it gives is added to ``found``."""
         decode, prefill = _by_weights(chunks, lanes)
         for key in dict.fromkeys([*decode, *prefill]):
@@ -205,7 +207,7 @@ class ModelRunner:
             else:
                 run = graphs.run(layout, size)
                 logits, hidden = run.logits, run.hidden
-            found.add(layout, logits[:, : self.models.vocabulary], hidden)
+            into.add(layout, logits[:, : self.models.vocabulary], hidden)
 
     def _value(self, chunks: Seq[Chunk], result: StepResult) -> None:
         """Values of whole texts: the head on the last state of every lane."""
@@ -230,7 +232,7 @@ class ModelRunner:
 
     def _context(self, lane: Lane, layout: StepLayout) -> PagedContext:
         widened = self.models.reproducible and self.models.activation_dtype == torch.bfloat16
-        return PagedContext(self._cache(lane), layout.slots, layout.groups, layout.places, widened)
+        return PagedContext(self._cache(lane), layout.slot_mapping, layout.groups, layout.places, widened)
 
     def _cache(self, lane: Lane) -> KVCache:
         return self.models.caches[lane.source.model]

@@ -65,7 +65,7 @@ class RankProcess:
                 self._models.caches[said["model"]].copy(source, self._receive(torch.int64, said["count"]))
             case what:
                 layout = unpack(said["layout"], self._receive, self._keys)
-                context = PagedContext(self._models.caches[said["model"]], layout.slots, layout.groups)
+                context = PagedContext(self._models.caches[said["model"]], layout.slot_mapping, layout.groups)
                 model = self._model(_key(said))
                 {"forward": model.forward, "hidden": model.hidden}[what](layout, context)
 

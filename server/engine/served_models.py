@@ -13,7 +13,7 @@ from ladle.guidance.plan import Plan, Routing, Source
 from ladle.merging.bank.bank import Bank
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device.device import beside_steps
@@ -60,8 +60,8 @@ class ServedModels:
         """
         full = next((name for model in family.models.values() for name in model.full), None)
         if config.quantize != "none" and full is not None:
-            allowed = f"none beside {full}, which has full weights; low-rank members (ladle compress) keep theirs"
-            raise InputError("quantize", config.quantize, allowed)
+            reason = f"{full} has full weights; low-rank members (ladle compress) keep theirs"
+            raise InputError("quantize", config.quantize, reason=reason)
         self.family = family
         self.device = device
         self._ranks = ranks

@@ -41,9 +41,9 @@ class Spelling:
     def of(self, field: str) -> str:
         """``field`` as the request calls it."""
         for pattern, name in self._names:
-            found = pattern.match(field)
-            if found is not None and field[found.end() : found.end() + 1] in ("", ".", "["):
-                return found.expand(name) + field[found.end() :]
+            match = pattern.match(field)
+            if match is not None and field[match.end() : match.end() + 1] in ("", ".", "["):
+                return match.expand(name) + field[match.end() :]
         return field
 
     def error(self, error: ApiError) -> ApiError:
@@ -52,7 +52,7 @@ class Spelling:
         if field is None or self.of(field) == field:
             return error
         spelt = self.of(field)
-        message = f"{spelt}{error.message[len(field) :]}" if error.message.startswith(f"{field}:") else error.message
+        message = error.message if error.reason is None else f"{spelt}: {error.reason}"
         return ApiError(error.status_code, message, param=spelt, code=error.code, headers=error.headers)
 
     @contextmanager
@@ -61,6 +61,6 @@ class Spelling:
         try:
             yield
         except InputError as error:
-            raise InputError(self.of(error.field), error.value, error.allowed) from None
+            raise error.at(self.of(error.field)) from None
         except ApiError as error:
             raise self.error(error) from None

@@ -82,13 +82,13 @@ def _refusal(
         # Who is to blame among several is not tried: each try would take as long again.
         where = parts[0][0] if len(parts) == 1 else field
         logger.warning("%s: refused as too complex: %s", where, _short(error))
-        return ApiError(400, f"{where}: {_short(error)}", param=where, code="grammar_too_complex")
+        return ApiError.about(where, _short(error), code="grammar_too_complex")
     value: object = spec.text if spec.kind == "regex" else f"{len(parts)} schemas together"
     where, reason = field, error
     for name, schema in parts:
-        found = _fault(compiler, schema)
-        if found is not None:
-            path, value, reason = found
+        fault = _fault(compiler, schema)
+        if fault is not None:
+            path, value, reason = fault
             where = f"{name}.{path}" if path else name
             break
     logger.info("%s: refused: %s", where, _short(reason))
@@ -115,9 +115,9 @@ def _fault(compiler: GrammarCompiler, root: Mapping[str, Any]) -> tuple[str, obj
     if why is None:
         return None
     while left > 0:
-        for step, found in [pair for key, value in part.items() for pair in inside(key, value)]:
-            if isinstance(found, dict) and found and left > 0 and (inner := reason(found)) is not None:
-                part, path, why = found, f"{path}.{step}" if path else step, inner
+        for step, inner_part in [pair for key, value in part.items() for pair in inside(key, value)]:
+            if isinstance(inner_part, dict) and inner_part and left > 0 and (inner := reason(inner_part)) is not None:
+                part, path, why = inner_part, f"{path}.{step}" if path else step, inner
                 break
         else:
             break

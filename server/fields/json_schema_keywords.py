@@ -45,15 +45,15 @@ def unknown_keyword(schema: Any) -> tuple[str, str] | None:
         for keyword, value in part.items():
             if keyword not in _KNOWN and (not keyword.startswith("x-") or keyword == "x-guidance"):
                 return path, keyword
-            todo.extend((f"{path}.{step}" if path else step, found) for step, found in inside(keyword, value))
+            todo.extend((f"{path}.{step}" if path else step, inner) for step, inner in inside(keyword, value))
     return None
 
 
 def inside(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The schemas that are the value of ``keyword``, each with its path from there."""
     if keyword in NAMED and isinstance(value, dict):
-        yield from ((f"{keyword}.{name}", found) for name, found in value.items())
+        yield from ((f"{keyword}.{name}", part) for name, part in value.items())
     elif keyword in MANY and isinstance(value, list):
-        yield from ((f"{keyword}[{index}]", found) for index, found in enumerate(value))
+        yield from ((f"{keyword}[{index}]", part) for index, part in enumerate(value))
     elif keyword in ONE:
         yield keyword, value

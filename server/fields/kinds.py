@@ -12,8 +12,8 @@ from ladle.merging.errors import InputError
 
 def kind(value: Any) -> str | None:
     """The tag of an object: its ``type`` in angle brackets, which error paths leave out."""
-    found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{found}>" if isinstance(found, str) else None
+    type_name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{type_name}>" if isinstance(type_name, str) else None
 
 
 def only_kinds(*kinds: str, default: Callable[[dict[str, Any]], str | None] = lambda _: None) -> BeforeValidator:

@@ -81,7 +81,7 @@ class Message(MessageBase):
     @model_validator(mode="after")
     def _fits_its_role(self) -> Message:
         if self.tool_calls and self.role != "assistant":
-            raise InputError("tool_calls", self.role, "only in messages of the assistant")
+            raise InputError("tool_calls", self.role, reason="only messages of the assistant have them")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise InputError("tool_call_id", self.tool_call_id, "the id of a call, with role tool and no other")
         if self.content is None and not self.tool_calls:

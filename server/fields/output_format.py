@@ -96,8 +96,8 @@ class OutputFields(StrictModel):
     def _one_of_both(self) -> OutputFields:
         other = self.response_format is not None and self.response_format.type != "text"
         if self.structured_outputs is not None and other:
-            allowed = "nothing beside a response_format of another type than text"
-            raise InputError("structured_outputs", "a grammar", allowed)
+            reason = "it cannot stand beside a response_format of another type than text"
+            raise InputError("structured_outputs", "a grammar", reason=reason)
         return self
 
     @property
@@ -135,10 +135,10 @@ async def grammar_of(serving: Serving, fields: OutputFields, aside: Aside) -> Gr
     """What the answer to a request must follow. Raises InputError, ApiError."""
 
     def ask() -> AskedGrammar | None:
-        found = fields.output_grammar()
-        if found is None:
+        asked = fields.output_grammar()
+        if asked is None:
             return None
-        spec, field = found
+        spec, field = asked
         return AskedGrammar(spec, field, [(field, json.loads(spec.text))] if spec.kind == "json_schema" else [])
 
     return await compile_grammar(serving, ask, aside) if fields.binds else None

@@ -11,23 +11,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from ladle.guidance.plan import Steering
-from ladle.guidance.steering_checks import (
-    DIVERGENCES,
-    MAX_ALPHA,
-    MAX_BLOCK_LENGTH,
-    MAX_BUDGET,
-    MAX_CANDIDATES,
-    MAX_PARTS,
-    MAX_STAY,
-    MAX_STRENGTH,
-    NORMALIZE,
-    RANKINGS,
-    SPANS,
-)
 from ladle.merging.errors import InputError
+from ladle.option_kinds import nullable
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.fields.output_format import OutputFields
 from ladle.server.http.strict_model import StrictModel
+from ladle.steering_options import OPTIONS
 
 MAX_CHOICES = 128  # sequences one request may ask for
 MAX_TOP_LOGPROBS = 20
@@ -75,70 +64,13 @@ def _steering(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same with null, which leaves a key at its default."""
-    described = {key: schema[key] for key in ("description",) if key in schema}
-    options = schema.get("anyOf", [{key: schema[key] for key in schema if key not in described}])
-    return {**described, "anyOf": [*options, {"type": "null"}]}
-
-
-_STEERING_KEYS: dict[str, dict[str, Any]] = {
-    "method": {"type": "string", "description": "default: the family's"},
-    "preference": {
-        "type": "object",
-        "additionalProperties": {"type": "number", "minimum": 0},
-        "description": "weights by objective; normalised to sum 1",
-    },
-    "target": {
-        "type": "object",
-        "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
-        "description": "instead of a preference: wanted reward by objective, as a quantile; for a calibrated family",
-    },
-    "strength": {
-        "description": "a number; an object of two with value both",
-        "anyOf": [{"type": "number"}, {"type": "object", "additionalProperties": {"type": "number"}}],
-    },
-    "value": {"enum": ["implicit", "explicit", "both"]},
-    "combine": {"enum": ["merged", "ensemble"]},
-    "candidates": {"type": "integer", "minimum": 1, "maximum": MAX_CANDIDATES},
-    "block_length": {"type": "integer", "minimum": 1, "maximum": MAX_BLOCK_LENGTH},
-    "negative_prompt": {"type": "string"},
-    "divergence": {"enum": list(DIVERGENCES)},
-    "alpha": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_ALPHA},
-    "complement": {"type": "number", "minimum": 0, "maximum": MAX_STRENGTH},
-    "expert_weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_STRENGTH},
-    "top_experts": {"type": "integer", "minimum": 1},
-    "min_stay": {"type": "integer", "minimum": 1, "maximum": MAX_STAY},
-    "threshold": {"type": "number", "minimum": 0, "maximum": 1},
-    "kl_budget": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_BUDGET},
-    "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
-    "terms": {"type": "array", "items": {"type": "object"}},
-    "normalize": {"enum": list(NORMALIZE)},
-    "rank": {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["by"],
-        "properties": {
-            "by": {"enum": list(RANKINGS)},
-            "per": {"anyOf": [{"enum": list(SPANS)}, {"type": "null"}]},
-            "keep": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
-        },
-        "description": "make n answers, score them, return the keep (default 1) best, best first; not with stream",
-    },
-    "trace": {"type": "boolean", "description": "report per-token detail"},
-    "schedule": {
-        "type": "array",
-        "items": {"type": "object"},
-        "minItems": 1,
-        "maxItems": MAX_PARTS,
-        "description": "parts one after the other: keys of steering, and `until` how many tokens in all but the last",
-    },
-}
 _STEERING_SCHEMA = {
     "type": "object",
     "description": "How to steer. Which options a method understands: GET /v1/families/{name} and the documentation.",
     "additionalProperties": False,
-    "properties": {key: _nullable(schema) for key, schema in _STEERING_KEYS.items()},
+    "properties": {
+        name: nullable({"description": option.text, **option.kind.schema()}) for name, option in OPTIONS.items()
+    },
 }
 _STOP: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_LENGTH}
 _STOP_SCHEMA = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": _MAX_STOPS}, {"type": "null"}]}

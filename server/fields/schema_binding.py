@@ -37,9 +37,9 @@ def bind_schema(schema: dict[str, Any], field: str) -> dict[str, Any]:
             ``field`` and the path in the schema.
     """
     _require_small(schema, field)
-    found = unknown_keyword(schema)
-    if found is not None:
-        path, keyword = found
+    unknown = unknown_keyword(schema)
+    if unknown is not None:
+        path, keyword = unknown
         raise InputError(_at(field, path), keyword, "keywords of JSON Schema, and notes whose names begin with x-")
     bound = _Binder(field, schema).bind(schema, "", 0)
     assert isinstance(bound, dict)
@@ -94,11 +94,11 @@ class _Binder:
         for keyword, value in part.items():
             if keyword in NAMED and isinstance(value, dict):
                 part[keyword] = {
-                    name: self.bind(found, _at(path, f"{keyword}.{name}"), depth + 1) for name, found in value.items()
+                    name: self.bind(inner, _at(path, f"{keyword}.{name}"), depth + 1) for name, inner in value.items()
                 }
             elif keyword in MANY and isinstance(value, list):
                 part[keyword] = [
-                    self.bind(found, _at(path, f"{keyword}[{index}]"), depth + 1) for index, found in enumerate(value)
+                    self.bind(inner, _at(path, f"{keyword}[{index}]"), depth + 1) for index, inner in enumerate(value)
                 ]
             elif keyword in ONE:
                 part[keyword] = self.bind(value, _at(path, keyword), depth + 1)
@@ -145,19 +145,25 @@ class _Binder:
         if not 0 < len(values) <= _MOST_UNIQUE or type(least) is not int or type(most) is not int:
             return
         lengths = range(max(least, 0), min(most, len(values)) + 1)
-        lists = [list(found) for length in lengths for found in itertools.permutations(values, length)]
+        lists = [list(items) for length in lengths for items in itertools.permutations(values, length)]
         if lists:
             part.clear()
             part["enum"] = lists
 
     def _values(self, schema: Any) -> list[Any]:
         """All values that ``schema`` allows, no two equal; none where they cannot be seen, or are many."""
-        found = self._meant(schema)
-        found = {key: value for key, value in found.items() if key not in NOTES and not key.startswith("x-")}
-        kind = found.pop("type", None)
-        if not found and kind in ("boolean", "null"):
+        meaning = self._meant(schema)
+        meaning = {key: value for key, value in meaning.items() if key not in NOTES and not key.startswith("x-")}
+        kind = meaning.pop("type", None)
+        if not meaning and kind in ("boolean", "null"):
             return [False, True] if kind == "boolean" else [None]
-        values = [found["const"]] if set(found) == {"const"} else found.get("enum") if set(found) == {"enum"} else None
+        values = (
+            [meaning["const"]]
+            if set(meaning) == {"const"}
+            else meaning.get("enum")
+            if set(meaning) == {"enum"}
+            else None
+        )
         if not isinstance(values, list) or len(values) > 2 * _MOST_UNIQUE:
             return []
         types = _SCALARS.get(kind) if kind is None or isinstance(kind, str) else None
@@ -195,8 +201,8 @@ class _Binder:
     def _texts(self, branch: dict[str, Any], name: str) -> set[str]:
         """The strings that a property of ``branch`` may be; none where it may be something else."""
         properties = branch.get("properties")
-        found = self._meant(properties.get(name)) if isinstance(properties, dict) else {}
-        values = [found["const"]] if "const" in found else found.get("enum")
+        meaning = self._meant(properties.get(name)) if isinstance(properties, dict) else {}
+        values = [meaning["const"]] if "const" in meaning else meaning.get("enum")
         whole = isinstance(values, list) and all(isinstance(value, str) for value in values)
         return set(values or ()) if whole else set()
 
@@ -268,10 +274,10 @@ def _local(root: dict[str, Any], reference: str) -> Any:
     """What a ``$ref`` within the document points at; None where that is nothing."""
     if not reference.startswith("#/"):
         return None
-    found: Any = root
+    target: Any = root
     for step in reference[2:].split("/"):
-        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-    return found
+        target = target.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
+    return target
 
 
 def _at(*steps: str) -> str:

@@ -149,17 +149,17 @@ def _kind(part: dict[str, Any]) -> str:
 
 def _tightest(part: dict[str, Any], inclusive: str, exclusive: str, step: int) -> Fraction | None:
     """The bound that both keywords make; an exclusive one of integers is moved by ``step`` to the next integer."""
-    found = [_fraction(part[inclusive])] if _is_number(part.get(inclusive)) else []
+    bounds = [_fraction(part[inclusive])] if _is_number(part.get(inclusive)) else []
     if _is_number(part.get(exclusive)):
         bound = _fraction(part[exclusive])
         if step > 0:
             bound = Fraction(math.floor(bound) + 1)
         elif step < 0:
             bound = Fraction(math.ceil(bound) - 1)
-        found.append(bound)
-    if not found:
+        bounds.append(bound)
+    if not bounds:
         return None
-    return max(found) if inclusive == "minimum" else min(found)
+    return max(bounds) if inclusive == "minimum" else min(bounds)
 
 
 def _replace(part: dict[str, Any], low: Any, high: Any) -> None:
@@ -216,10 +216,10 @@ def _fraction(value: int | float) -> Fraction:
 def _numbers(value: Any) -> Iterator[int | float]:
     todo = [value]
     while todo:
-        found = todo.pop()
-        if isinstance(found, dict):
-            todo.extend(found.values())
-        elif isinstance(found, list):
-            todo.extend(found)
-        elif _is_number(found):
-            yield found
+        part = todo.pop()
+        if isinstance(part, dict):
+            todo.extend(part.values())
+        elif isinstance(part, list):
+            todo.extend(part)
+        elif _is_number(part):
+            yield part

@@ -40,8 +40,8 @@ class ToolCalling:
             return None
         style = format_of(serving.engine.tokenizer)
         if style is None:
-            allowed = f"nothing, because the base's chat template shows no tools, or is not {KNOWN}"
-            raise InputError("tools", [tool.function.name for tool in body.offered], allowed)
+            reason = f"the base's chat template shows no tools, or is not {KNOWN}"
+            raise InputError("tools", [tool.function.name for tool in body.offered], reason=reason)
         choice = body.tool_choice
         named = None if choice is None else choice.name
         required = choice is not None and choice.mode == "required"
@@ -50,7 +50,7 @@ class ToolCalling:
 
     @property
     def definitions(self) -> list[dict[str, Any]]:
-        """As the chat template takes them."""
+        """The tools as the chat template takes them."""
         return [tool.definition() for tool in self.tools]
 
     @property
@@ -77,8 +77,8 @@ class ToolCalling:
             if answer is None:
                 return None
             if body.structured_outputs is not None:
-                allowed = "nothing beside tools that the model may call; tool_choice none or required, or no tools"
-                raise InputError("structured_outputs", answer[0].text, allowed)
+                reason = "it cannot stand beside tools that the model may call; use tool_choice none or required"
+                raise InputError("structured_outputs", answer[0].text, reason=reason)
         functions, parts = [], []
         for index, tool in enumerate(body.tools or ()):
             function, field = tool.function, f"tools[{index}].function.parameters"

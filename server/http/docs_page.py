@@ -69,11 +69,11 @@ def render(openapi: Schema) -> str:
 
 def _groups(openapi: Schema) -> dict[str, list[tuple[str, str, Schema]]]:
     """(path, method, operation) by the title of their group, in the order of ``_GROUPS``; the rest comes last."""
-    found: dict[str, list[tuple[str, str, Schema]]] = {title: [] for title in (*_GROUPS, _REST)}
+    groups: dict[str, list[tuple[str, str, Schema]]] = {title: [] for title in (*_GROUPS, _REST)}
     for path, methods in openapi["paths"].items():
         title = next((title for title, starts in _GROUPS.items() if path.startswith(starts)), _REST)
-        found[title] += [(path, method, operation) for method, operation in methods.items()]
-    return {title: operations for title, operations in found.items() if operations}
+        groups[title] += [(path, method, operation) for method, operation in methods.items()]
+    return {title: operations for title, operations in groups.items() if operations}
 
 
 def _anchor(method: str, path: str) -> str:

@@ -128,20 +128,20 @@ class _Unpacking:
         return {**message, "body": body}
 
     def _unpack(self, data: bytes) -> bytes:
-        found = []
+        pieces = []
         while data:
             if self._part.eof:
                 self._part = zlib.decompressobj(_GZIP)
             self._fresh = False
             # One more than is allowed, so that what is too much is noticed, however much it would be.
-            found.append(self._part.decompress(data, self._left + 1))
-            self._left -= len(found[-1])
+            pieces.append(self._part.decompress(data, self._left + 1))
+            self._left -= len(pieces[-1])
             if self._left < 0:
                 # What is left of it is not read, so the connection cannot carry another request.
                 message = "body: larger than is allowed once it is unpacked"
                 raise ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
             data = self._part.unused_data
-        return b"".join(found)
+        return b"".join(pieces)
 
     @staticmethod
     def _broken(reason: str) -> ApiError:

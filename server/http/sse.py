@@ -22,8 +22,8 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event, on one ``data:`` line whatever its reader takes for a line: what JSON does not escape, this does.
     ``name``: what the API calls it."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_BREAKS)
-    front = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return front + b"data: " + text.encode() + b"\n\n"
+    name_line = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return name_line + b"data: " + text.encode() + b"\n\n"
 
 
 class EventStream(Response):

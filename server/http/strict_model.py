@@ -21,7 +21,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_strangers(cls, value: Any) -> Any:
-        """Of many fields that nobody knows, leave the first ones: thousands need not be reported one by one."""
+        """Keep only the first of many unknown fields: thousands need not be reported one by one."""
         if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
             return value
         known = _names(cls)

@@ -29,7 +29,7 @@ PromptField = Annotated[str | TokenIds, PlainValidator(prompt_of), WithJsonSchem
 
 
 def only_one_of(given: str) -> dict[str, Any]:
-    """Of prompt and messages the one that is ``given``, as a schema."""
+    """The schema of a body that has the one of prompt and messages that is ``given``."""
     other = "messages" if given == "prompt" else "prompt"
     return {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
 
@@ -55,11 +55,19 @@ class GenerateRequest(Question):
             given = "neither" if self.prompt is None else "both"
             raise InputError("prompt", given, "exactly one of prompt and messages")
         if self.messages is None and self.tools is not None:
-            raise InputError("tools", [tool.function.name for tool in self.tools], "only together with messages")
+            raise InputError(
+                "tools",
+                [tool.function.name for tool in self.tools],
+                reason="it needs messages",
+            )
         if self.messages is None and self.template_field is not None:
-            raise InputError(self.template_field, getattr(self, self.template_field), "only together with messages")
+            raise InputError(
+                self.template_field,
+                getattr(self, self.template_field),
+                reason="it needs messages",
+            )
         if self.top_logprobs and not self.logprobs:
-            raise InputError("top_logprobs", self.top_logprobs, "only together with logprobs: true")
+            raise InputError("top_logprobs", self.top_logprobs, reason="it needs logprobs: true")
         return self
 
     @property
@@ -101,6 +109,6 @@ class CoefficientsRequest(StrictModel):
     @model_validator(mode="after")
     def _one_place(self) -> CoefficientsRequest:
         if self.steering is not None and (self.method is not None or self.preference is not None):
-            allowed = "nothing beside method or preference, which stand inside it"
-            raise InputError("steering", self.steering, allowed)
+            reason = "method and preference stand inside it, not beside it"
+            raise InputError("steering", self.steering, reason=reason)
         return self

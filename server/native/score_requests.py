@@ -52,10 +52,10 @@ class ScoreRequest(ChatTemplateFields):
         if self.messages is None:
             field = "tools" if self.tools is not None else self.template_field
             if field is not None:
-                raise InputError(field, getattr(self, field), "only together with messages")
+                raise InputError(field, getattr(self, field), reason="it needs messages")
         steering = self.steering or {}
         if steering.get("rank") is not None:
-            raise InputError("steering.rank", steering["rank"], "nothing here: by and per stand beside steering")
+            raise InputError("steering.rank", steering["rank"], reason="by and per stand beside steering here")
         if steering.get("trace"):
             raise InputError("steering.trace", True, "false, because nothing is generated that could be traced")
         return self

@@ -38,7 +38,7 @@ class TokenizeRequest(ChatTemplateFields):
         if self.messages is None:
             field = "tools" if self.tools is not None else self.template_field
             if field is not None:
-                raise InputError(field, getattr(self, field), "only together with messages")
+                raise InputError(field, getattr(self, field), reason="it needs messages")
         return self
 
 

@@ -36,15 +36,15 @@ def completion(
     shown = best_first(job, choices)
     for index, choice in enumerate(shown):
         own = echo[index // job.kept] if echo else None
-        front = own.text if own else ""
-        found = None
+        echoed = own.text if own else ""
+        reported = None
         if logprobs is not None:
-            offsets = TextOffsets(serving.tokens, len(front))
-            found = completion_logprobs(serving.tokens, choice.outputs, offsets, own)
+            offsets = TextOffsets(serving.tokens, len(echoed))
+            reported = completion_logprobs(serving.tokens, choice.outputs, offsets, own)
         reply_of_choice: CompletionChoice = {
             "index": index,
-            "text": front + choice.text,
-            "logprobs": found,
+            "text": echoed + choice.text,
+            "logprobs": reported,
             "finish_reason": choice.finish_reason,
         }
         if choice.last.score is not None:

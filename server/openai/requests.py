@@ -92,7 +92,11 @@ class _Streamed(StrictModel):
     @model_validator(mode="after")
     def _only_with_stream(self) -> _Streamed:
         if self.stream_options is not None and not self.stream:
-            raise InputError("stream_options", self.stream_options.model_dump(), "only together with stream: true")
+            raise InputError(
+                "stream_options",
+                self.stream_options.model_dump(),
+                reason="it needs stream: true",
+            )
         return self
 
     @property
@@ -120,7 +124,7 @@ class ChatCompletionRequest(_Streamed, Conversation, ChatBase):
             allowed = f"the value of max_completion_tokens ({self.max_completion_tokens}), or only one of the two"
             raise InputError("max_tokens", self.max_tokens, allowed)
         if self.top_logprobs and not self.logprobs:
-            raise InputError("top_logprobs", self.top_logprobs, "only together with logprobs: true")
+            raise InputError("top_logprobs", self.top_logprobs, reason="it needs logprobs: true")
         return self
 
     @property

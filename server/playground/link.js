@@ -1,7 +1,7 @@
 // The page's state in the URL's fragment, which browsers do not send to servers. It never holds the API key.
 
-import { OPTIONS } from "./options.js";
 import { newSide, steeringOf } from "./steering.js";
+import { OPTIONS } from "./steering_options.js";
 
 const TEXTS = { prompt: "prompt", prompt_b: "promptB", system: "system" };
 const NUMBERS = {

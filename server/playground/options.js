@@ -1,32 +1,8 @@
-// The options of `steering` besides method, preference and strength, as controls. Which of them a method takes, the
-// server says.
+// The options of `steering` as controls, but for those that have a control of their own. Which there are, the server says
+// in steering_options.js, from its table of them; which of them a method takes, in what it says of a family.
 
 import { make } from "./dom.js";
-
-// JSON, so that the server's tests compare it with the schema of `steering`: choices and bounds are those.
-export const OPTIONS = {
-  "value": {"label": "Value", "choices": ["implicit", "explicit", "both"], "hint": "which kind of value guides"},
-  "combine": {"label": "Combine", "choices": ["merged", "ensemble"], "hint": "add up weights, or answers"},
-  "candidates": {"label": "Candidates", "whole": true, "minimum": 1, "maximum": 1024, "hint": "best tokens that get a value"},
-  "block_length": {"label": "Block length", "whole": true, "minimum": 1, "maximum": 512, "hint": "tokens a block, instead of single tokens"},
-  "negative_prompt": {"label": "Negative prompt", "text": true, "hint": "a system message to move away from"},
-  "divergence": {"label": "Divergence", "choices": ["reverse_kl", "forward_kl", "jsd", "alpha"], "hint": "what the policies were tuned with"},
-  "alpha": {"label": "Alpha", "minimum": 0, "maximum": 100, "open": true, "hint": "of divergence alpha"},
-  "complement": {"label": "Router's share", "minimum": 0, "maximum": 100, "hint": "weight of the router's own scores; 0 routes only"},
-  "expert_weight": {"label": "Expert's weight", "minimum": 0, "maximum": 100, "open": true, "hint": "weight of the expert's scores"},
-  "top_experts": {"label": "Experts at once", "whole": true, "minimum": 1, "hint": "a mixture of so many"},
-  "min_stay": {"label": "Shortest stay", "whole": true, "minimum": 1, "maximum": 65536, "hint": "tokens before another may take over"},
-  "threshold": {"label": "Threshold", "minimum": 0, "maximum": 1, "hint": "to defer above; 1 never does"},
-  "kl_budget": {"label": "KL budget", "minimum": 0, "maximum": 100, "open": true, "hint": "nats a token that guidance may move the base by"},
-  "normalize": {"label": "Normalize", "choices": ["none", "sum", "norm"], "hint": "sum: divide by the sum of the weights; norm, of merged weights: as far from the base as their members"},
-  "coefficients": {"label": "Coefficients", "json": true, "hint": "by member, in place of those of the preference"},
-  "terms": {"label": "Terms", "json": true, "hint": "a list of source and weight"}
-};
-
-const JSON_EXAMPLES = {
-  coefficients: '{"member": 0.5}',
-  terms: '[{"source": "base", "weight": 1}]',
-};
+import { OPTIONS } from "./steering_options.js";
 
 /**
  * The value that the text of a control stands for; undefined where it is empty and the server's default holds.
@@ -88,7 +64,7 @@ function controlOf(name, option) {
     return make("select", {}, make("option", { value: "" }, "default"), ...choices);
   }
   if (option.text || option.json) {
-    const placeholder = option.json ? JSON_EXAMPLES[name] : false;
+    const placeholder = option.example ?? false;
     return make("textarea", { rows: 2, placeholder, spellcheck: option.json ? "false" : "true" });
   }
   return make("input", {

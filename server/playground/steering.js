@@ -1,8 +1,9 @@
 // What one side asks for, as state and as the `steering` object of a request.
 
 import { only } from "./fields.js";
-import { asText, OPTIONS, parsed } from "./options.js";
+import { asText, parsed } from "./options.js";
 import { asSent, normalised } from "./preference.js";
+import { OPTIONS } from "./steering_options.js";
 import { canTarget } from "./targets.js";
 
 /**

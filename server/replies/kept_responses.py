@@ -30,7 +30,7 @@ class Kept:
 
     @classmethod
     def of(cls, reply: Mapping[str, Any], asked: Sequence[Any], said: Sequence[Any]) -> Kept:
-        """Of the messages that were ``asked`` and those that were ``said``.
+        """What is kept of the messages that were ``asked`` and those that were ``said``.
 
         Sizes count what is shared with other answers too, so that it never takes more than is counted.
         """

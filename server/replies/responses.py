@@ -11,14 +11,14 @@ from ladle.server.replies.types import SteeringReply, TokenLogprob
 
 
 class InputDetails(TypedDict):
-    """Of the prompt tokens, those whose state was reused."""
+    """How many of the prompt tokens had their state reused."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
 class OutputDetails(TypedDict):
-    """Of the answer's tokens, those that were thoughts: none."""
+    """How many of the answer's tokens were thoughts: none."""
 
     reasoning_tokens: int
 

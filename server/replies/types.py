@@ -10,7 +10,7 @@ from ladle.server.replies.parts import BegunPart, SteeringPart
 
 
 class PromptTokensDetails(TypedDict):
-    """Of the prompt tokens, those whose state was reused."""
+    """How many of the prompt tokens had their state reused."""
 
     cached_tokens: int
 

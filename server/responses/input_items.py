@@ -69,10 +69,10 @@ def page(items: Sequence[InputItem], limit: int, newest_first: bool, after: str 
     ordered = list(reversed(items)) if newest_first else list(items)
     start = 0
     if after is not None:
-        places = [index for index, item in enumerate(ordered) if item["id"] == after]
-        if not places:
+        indices = [index for index, item in enumerate(ordered) if item["id"] == after]
+        if not indices:
             raise InputError("after", after[:200], "the id of one of the items")
-        start = places[0] + 1
+        start = indices[0] + 1
     data = ordered[start : start + limit]
     return {
         "object": "list",

@@ -82,7 +82,7 @@ class FunctionCallItem(StrictModel):
     parsed_arguments: Unread = UNREAD
 
     def call(self) -> ToolCall:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         return ToolCall.of(self.call_id, self.name, self.arguments)
 
 
@@ -158,10 +158,10 @@ def messages_of(items: Sequence[AnyItem], reference: Reference) -> list[Message]
     thoughts: list[str] = []
     for index, item in enumerate(items):
         if isinstance(item, ItemReference):
-            found = reference(item.id)
-            if found is None:
+            referenced = reference(item.id)
+            if referenced is None:
                 raise InputError(f"input[{index}].id", item.id, "the id of an item of an answer that is kept")
-            item = _ITEM.validate_python(dict(found))
+            item = _ITEM.validate_python(dict(referenced))
         if isinstance(item, ReasoningItem):
             thoughts += [thought.text for thought in item.content or ()]
         elif isinstance(item, FunctionOutputItem):

@@ -49,7 +49,7 @@ class Response:
         self._summary.see(0, outputs)
 
     def logprobs(self, outputs: Sequence[StepOutput]) -> list[TokenLogprob]:
-        """Of tokens, where they are asked for."""
+        """The logprobs of tokens, where they are asked for."""
         return chat_logprobs(self._chat.serving.tokens, outputs)["content"] if self._body.logprobs else []
 
     def begun(self) -> ResponseReply:
@@ -68,21 +68,21 @@ class Response:
 
     def failed(self, items: Sequence[OutputItem], error: ApiError) -> ResponseReply:
         """When it cannot go on."""
-        found = SPELLING.error(error)
+        spelt = SPELLING.error(error)
         reply = self._reply("failed", items)
         codes = {429: "rate_limit_exceeded"}
-        code = codes.get(found.status_code, "server_error" if found.status_code >= 500 else "invalid_prompt")
-        reply["error"] = {"code": code, "message": found.message}
+        code = codes.get(spelt.status_code, "server_error" if spelt.status_code >= 500 else "invalid_prompt")
+        reply["error"] = {"code": code, "message": spelt.message}
         return reply
 
     def _usage(self, last: StepOutput) -> ResponseUsage:
-        found = usage(self._chat.job, [last])
+        counts = usage(self._chat.job, [last])
         return {
-            "input_tokens": found["prompt_tokens"],
-            "input_tokens_details": {**found["prompt_tokens_details"], "cache_write_tokens": 0},
-            "output_tokens": found["completion_tokens"],
+            "input_tokens": counts["prompt_tokens"],
+            "input_tokens_details": {**counts["prompt_tokens_details"], "cache_write_tokens": 0},
+            "output_tokens": counts["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": found["total_tokens"],
+            "total_tokens": counts["total_tokens"],
         }
 
     def _reply(self, status: str, items: Sequence[OutputItem]) -> ResponseReply:
@@ -121,8 +121,8 @@ class Response:
 
 def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseReply:
     """The whole answer."""
-    found = Response(chat, body)
-    found.see(choice.outputs)
+    reply = Response(chat, body)
+    reply.see(choice.outputs)
     parser = chat.calling.parser() if chat.calling else None
     parts: list[Part] = [choice.text] if parser is None else [*parser.push(choice.text), *parser.finish()]
     items: list[OutputItem] = []
@@ -132,14 +132,14 @@ def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseR
             text += part
             continue
         if text or (part is None and not items):
-            logprobs = [] if any(item["type"] == "message" for item in items) else found.logprobs(choice.outputs)
+            logprobs = [] if any(item["type"] == "message" for item in items) else reply.logprobs(choice.outputs)
             items.append(_message(text, logprobs, "completed"))
             text = ""
         if part is not None:
             items.append(_call(part))
     if choice.finish_reason == "length" and items[-1]["type"] == "message":
         items[-1]["status"] = "incomplete"
-    return found.ended(items, choice.last)
+    return reply.ended(items, choice.last)
 
 
 def answer_of(reply: ResponseReply) -> list[Message]:
@@ -259,7 +259,7 @@ def _message(text: str, logprobs: list[TokenLogprob], status: str) -> MessageIte
 
 
 def _copy(part: OutputTextReply) -> OutputTextReply:
-    """It grows after it was sent."""
+    """A copy of ``part``, which grows after it was sent."""
     return {**part, "logprobs": list(part["logprobs"])}
 
 

@@ -85,12 +85,12 @@ class FunctionTool(ToolBase):
     strict: bool | None = None
 
     def tool(self) -> Tool:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         function = Function.model_construct(name=self.name, description=self.description, parameters=self.parameters)
         return Tool.model_construct(type="function", function=function)
 
     def echoed(self) -> dict[str, Any]:
-        """As replies repeat it."""
+        """What replies repeat of this."""
         names = ("type", "name", "description", "parameters", "strict")
         return {name: getattr(self, name) for name in names}
 
@@ -164,7 +164,7 @@ class TextFormat(StrictModel):
         return self
 
     def echoed(self) -> dict[str, Any]:
-        """As replies repeat it."""
+        """What replies repeat of this."""
         if self.type != "json_schema":
             return {"type": self.type}
         return {
@@ -176,7 +176,7 @@ class TextFormat(StrictModel):
         }
 
     def response_format(self) -> ResponseFormat:
-        """As a conversation holds it."""
+        """What a conversation holds of this."""
         schema = None
         if self.schema_ is not None:
             schema = JsonSchema.model_construct(name=self.name, schema_=self.schema_)

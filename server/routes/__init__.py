@@ -74,6 +74,6 @@ def streamed(shape: Any, event: Any, *codes: int, error: Any = ErrorReply) -> di
     data = [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": schema}]
     # Until OpenAPI 3.2 the schema of a stream is that of one event.
     one = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "anyOf": data}}}
-    found = answers(shape, *codes, error=error)
-    found[200]["content"] = {"text/event-stream": {"schema": one}}
-    return found
+    replies = answers(shape, *codes, error=error)
+    replies[200]["content"] = {"text/event-stream": {"schema": one}}
+    return replies

@@ -182,7 +182,7 @@ async def _status(state: ServerState) -> StatusReply:
 
 def _describe(hosted: Hosted) -> HostedReply:
     stats = hosted.live.engine.stats()
-    weights, kv = (None, None) if hosted.controls is None else hosted.controls.memory
+    weights, kv = (None, None) if hosted.engine_admin is None else hosted.engine_admin.memory
     return {
         "name": hosted.name,
         "state": "retiring" if hosted.retired else "serving",
@@ -209,8 +209,8 @@ def _caches(hosted: Hosted) -> CachesReply:
         "merged": None,
         "grammars": len(hosted.live.grammars),
     }
-    if hosted.controls is not None:
-        seen = hosted.controls.caches()
+    if hosted.engine_admin is not None:
+        seen = hosted.engine_admin.caches()
         reply["prefix"] = {
             "block_tokens": seen.block_tokens,
             "blocks": seen.blocks,

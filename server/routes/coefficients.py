@@ -32,10 +32,10 @@ async def coefficients(body: CoefficientsRequest, request: Request) -> JSONRespo
         if body.steering is not None:
             raise
         # The options stand in the body itself.
-        raise InputError(error.field.removeprefix("steering."), error.value, error.allowed) from None
+        raise error.at(error.field.removeprefix("steering.")) from None
     if plan.schedule:
-        allowed = "nothing here; ask for the coefficients of one part at a time"
-        raise InputError("steering.schedule", (body.steering or {})["schedule"], allowed)
+        reason = "coefficients are those of one part at a time; ask for each by itself"
+        raise InputError("steering.schedule", (body.steering or {})["schedule"], reason=reason)
     merged = plan.coefficients
     reply: CoefficientsReply = {
         "method": plan.method,

@@ -92,11 +92,11 @@ def _sampling(family: Family) -> dict[str, Any]:
 def _calibration(calibration: Calibration | None) -> CalibrationReply | None:
     if calibration is None:
         return None
-    found = reachable(calibration)
+    ends_of = reachable(calibration)
     return {
         "steering": calibration.steering,
         "answers": calibration.answers,
-        "reachable": {name: list(ends) for name, ends in found.items()},
+        "reachable": {name: list(ends) for name, ends in ends_of.items()},
         "map": _map(calibration),
     }
 

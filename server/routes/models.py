@@ -15,7 +15,7 @@ router = APIRouter()
 
 @router.get("/v1/models", summary="Model names", responses=answers(ModelList, 401, 503), response_model=None)
 async def models(request: Request) -> JSONResponse:
-    """Of every family: itself, itself with each method it can serve, and its presets."""
+    """The names of every family: itself, itself with each method it can serve, and its presets."""
     state = state_of(request)
     state.require()
     served = [hosted.live for hosted in state.hosting.families.values()]

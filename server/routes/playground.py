@@ -1,19 +1,25 @@
-"""``GET /`` and ``GET /playground/{name}``: a page to try preferences on, served from the package as it lies there."""
+"""``GET /`` and ``GET /playground/{name}``: a page to try preferences on, served from the package as it lies there, and
+the table of steering options as a script."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from ladle.option_kinds import Choice, Count, Kind, Number, Objects, Text, Weights
 from ladle.server.errors import ApiError
+from ladle.steering_options import OPTIONS
 
 router = APIRouter()
 
 _PAGE = "index.html"
+_OPTIONS = "steering_options.js"
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -44,13 +50,44 @@ class Asset:
 @cache
 def assets() -> dict[str, Asset]:
     """The files of the page by name, read once. There are no folders in it, so a name is no path."""
-    found = {}
+    files_by_name = {_OPTIONS: _asset(_OPTIONS, _options_script().encode())}
     for entry in (files("ladle.server") / "playground").iterdir():
-        media_type = _TYPES.get(entry.name.rpartition(".")[2])
-        if media_type is not None:
-            body = entry.read_bytes()
-            found[entry.name] = Asset(body, media_type, f'"{hashlib.sha256(body).hexdigest()[:20]}"')
-    return found
+        if _ending(entry.name) in _TYPES:
+            files_by_name[entry.name] = _asset(entry.name, entry.read_bytes())
+    return files_by_name
+
+
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _asset(name: str, body: bytes) -> Asset:
+    return Asset(body, _TYPES[_ending(name)], f'"{hashlib.sha256(body).hexdigest()[:20]}"')
+
+
+def _options_script() -> str:
+    """The options that the page makes controls of, as a constant."""
+    controls = {
+        name: {"label": option.label, "hint": option.text, **_control(option.kind)}
+        for name, option in OPTIONS.items()
+        if option.label
+    }
+    head = "// The table of steering options, as far as the page makes controls of it; the server writes this file."
+    return f"{head}\n\nexport const OPTIONS = {json.dumps(controls, indent=2)};\n"
+
+
+def _control(kind: Kind) -> dict[str, Any]:
+    """What a control for a value of ``kind`` has to know: the choices; that it is text, or JSON; or the bounds."""
+    if isinstance(kind, Choice):
+        return {"choices": list(kind.names)}
+    if isinstance(kind, Text):
+        return {"text": True}
+    if isinstance(kind, (Objects, Weights)):
+        return {"json": True, "example": kind.example}
+    if isinstance(kind, Count):
+        return {"whole": True, "minimum": 1} | ({} if kind.most is None else {"maximum": kind.most})
+    assert isinstance(kind, Number), f"the page has no control for {type(kind).__name__}"
+    return {"minimum": kind.least, "maximum": kind.most} | ({"open": True} if kind.open else {})
 
 
 @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -62,10 +99,10 @@ async def page(request: Request) -> Response:
 @router.api_route("/playground/{name}", methods=["GET", "HEAD"], include_in_schema=False)
 async def asset(name: str, request: Request) -> Response:
     """A style sheet, a script or an image of the page."""
-    found = assets().get(name)
-    if found is None or name == _PAGE:
+    file = assets().get(name)
+    if file is None or name == _PAGE:
         raise ApiError(404, f"no such path: {request.method} {request.url.path[:200]}")
-    return _answer(request, found)
+    return _answer(request, file)
 
 
 def _answer(request: Request, asset: Asset) -> Response:

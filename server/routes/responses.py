@@ -68,8 +68,8 @@ async def kept_response(
     request: Request,
     stream: Annotated[bool, Query(description="false: what is kept is complete")] = False,
 ) -> JSONResponse:
-    """As it was sent. Each caller's newest answers are kept in memory, unless they were asked for with `store: false`;
-    another caller's are not found."""
+    """The answer as it was sent. Each caller's newest answers are kept in memory, unless they were asked for with
+    `store: false`; another caller's are not found."""
     if stream:
         raise InputError("stream", True, "false")
     kept = state_of(request).responses.get(caller_of(request.scope), response_id)

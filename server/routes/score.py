@@ -72,11 +72,11 @@ async def _tokens(serving: Serving, reader: Reader, body: ScoreRequest, index: i
 
 
 def _reply(job: Job, model: str, choices: list[Choice]) -> Scores:
-    found: list[ScoredText] = []
+    scores: list[ScoredText] = []
     for index, (choice, request) in enumerate(zip(choices, job.requests, strict=True)):
         said = choice.last.score
         assert said is not None and request.answer is not None
-        found.append(
+        scores.append(
             {
                 "index": index,
                 "score": number(said.value),
@@ -94,7 +94,7 @@ def _reply(job: Job, model: str, choices: list[Choice]) -> Scores:
         "object": "scores",
         "model": model,
         "created": int(time.time()),
-        "scores": found,
+        "scores": scores,
         "usage": usage(job, [choice.last for choice in choices]),
         "steering": steering,
     }

@@ -159,10 +159,10 @@ class Front:
     async def _metrics(self) -> Response:
         try:
             async with asyncio.timeout(_ANSWER_S):
-                found = [] if self.replicas is None else await self.replicas.metrics()
+                pages = [] if self.replicas is None else await self.replicas.metrics()
         except TimeoutError:
-            found = []
-        text = merged(found) + generate_latest(self._registry)
+            pages = []
+        text = merged(pages) + generate_latest(self._registry)
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -170,8 +170,8 @@ def _names_of(body: bytes, materialised: bool) -> list[bytes]:
     """What tells which replica knows the beginning of a request; nothing for a body that no replica takes."""
     try:
         require_few_values(body, len(body))
-        found = parse(body)
-        return affinity_keys(found, materialised) if isinstance(found, dict) else []
+        document = parse(body)
+        return affinity_keys(document, materialised) if isinstance(document, dict) else []
     except (ApiError, ValueError, TypeError, RecursionError):
         return []
 

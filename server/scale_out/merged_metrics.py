@@ -18,10 +18,10 @@ class _Given(Collector):
         yield from self._metrics
 
 
-def merged(found: Iterable[tuple[str, bytes]]) -> bytes:
+def merged(pages: Iterable[tuple[str, bytes]]) -> bytes:
     """Prometheus' text format of ``found``, (whose, text in that format), with a label ``replica``."""
     families: dict[str, Metric] = {}
-    for replica, text in found:
+    for replica, text in pages:
         for metric in text_string_to_metric_families(text.decode()):
             family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             for sample in metric.samples:

@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from ladle.server.scale_out.front import ReplicaLost
 from ladle.server.scale_out.replica import Replica
-from ladle.server.scale_out.router import AffinityRouter
+from ladle.server.scale_out.replica_router import AffinityRouter
 from ladle.server.settings import ServerSettings
 
 NAME = "ladle"
@@ -84,12 +84,12 @@ class RayReplicas:
     async def about(self) -> dict[str, Any]:
         """See ``front.Replicas``."""
         try:
-            found: dict[str, Any] = await self._handle.about.remote()
+            facts: dict[str, Any] = await self._handle.about.remote()
         except (RayActorError, RayTaskError, RayServeException, TaskCancelledError) as error:
             raise ReplicaLost(type(error).__name__) from error
-        return found
+        return facts
 
     async def metrics(self) -> list[tuple[str, bytes]]:
         """See ``front.Replicas``."""
-        found = await self._handle.broadcast("metrics").results_async(return_exceptions=True)
-        return [entry for entry in found if not isinstance(entry, BaseException)]
+        results = await self._handle.broadcast("metrics").results_async(return_exceptions=True)
+        return [entry for entry in results if not isinstance(entry, BaseException)]

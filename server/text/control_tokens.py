@@ -115,9 +115,9 @@ def _marked(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
 def _take_apart(text: str, pattern: re.Pattern[str], mark: str) -> str:
     """``text`` with a mark behind the first character of every name; names may overlap."""
     parts, place = [], 0
-    while (found := pattern.search(text, place)) is not None:
-        parts += [text[place : found.start() + 1], mark]
-        place = found.start() + 1
+    while (match := pattern.search(text, place)) is not None:
+        parts += [text[place : match.start() + 1], mark]
+        place = match.start() + 1
     return "".join([*parts, text[place:]])
 
 

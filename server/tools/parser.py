@@ -56,9 +56,9 @@ class ToolParser:
         if self._style.opening and not self._inside:
             # What was cut may be the opening of a call, of which only the name can be known.
             return list(self._count(self._begun(""))) if self._required and held.strip() else self._text(held)
-        found = self._calls(held)
-        if found or self._required:
-            return list(self._count(found or self._begun(held)))
+        calls = self._calls(held)
+        if calls or self._required:
+            return list(self._count(calls or self._begun(held)))
         return self._text(self._gap + self._style.opening + held if self._inside else held)
 
     def _tagged(self) -> Iterator[Part]:
@@ -68,8 +68,8 @@ class ToolParser:
                 if not closing:
                     return
                 self._inside, self._held = False, rest
-                found = self._calls(body)
-                yield from self._count(found) if found else self._text(self._gap + self._style.opening + body + closing)
+                calls = self._calls(body)
+                yield from self._count(calls) if calls else self._text(self._gap + self._style.opening + body + closing)
                 continue
             before, opening, rest = self._held.partition(self._style.opening)
             if opening:
@@ -101,16 +101,16 @@ class ToolParser:
         self._after_call = self._after_call and not text
         return [text] if text else []
 
-    def _count(self, found: list[Call]) -> Iterator[Part]:
+    def _count(self, calls: list[Call]) -> Iterator[Part]:
         self._after_call = True
-        for call in found:
+        for call in calls:
             if self._several or not self.calls:
                 self.calls += 1
                 yield call
 
     def _calls(self, text: str) -> list[Call]:
         """The calls that ``text`` consists of; none if anything in it is no call."""
-        found = []
+        calls = []
         try:
             place = _space(text, 0)
             while place < len(text):
@@ -123,13 +123,13 @@ class ToolParser:
                 # What is given out can be sent back: nothing deeper or greater than histories may hold.
                 if not self._required:
                     strict_json(text_of_arguments)
-                found.append(Call(str(name[1]), text_of_arguments))
+                calls.append(Call(str(name[1]), text_of_arguments))
                 place = _space(text, place)
                 if text[place : place + 1] == ";" and not self._style.opening:
                     place = _space(text, place + 1)
         except (ValueError, RecursionError):  # no JSON, or nested deeper than anybody reads
             return []
-        return found
+        return calls
 
     def _begun(self, text: str) -> list[Call]:
         """The call that ``text`` is the beginning of, if it is known which; its arguments are as far as they came."""

@@ -41,7 +41,7 @@ class Tool(StrictModel):
     annotations: Unread = UNREAD
 
     def definition(self) -> dict[str, Any]:
-        """As chat templates show it to the model."""
+        """The tool as chat templates show it to the model."""
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
@@ -97,7 +97,7 @@ def require_fit(names: Sequence[str], choice: ToolChoice | None) -> None:
     if twice is not None:
         raise InputError("tools", twice, "every name once")
     if choice is not None and choice.mode != "none" and not names:
-        raise InputError("tool_choice", choice.name or choice.mode, "none, because there are no tools")
+        raise InputError("tool_choice", choice.name or choice.mode, "none", "there are no tools to choose from")
     if choice is not None and choice.name is not None and choice.name not in names:
         raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
 
@@ -124,12 +124,12 @@ class ToolFields(StrictModel):
 def json_object(value: str) -> str:
     """A validator of the arguments of a call, which are JSON as text; of a call that was cut, the beginning of it."""
     try:
-        found = strict_json(value) if value.strip() else {}
+        document = strict_json(value) if value.strip() else {}
     except ValueError as error:
         if value.lstrip()[:1] == "{" and _is_cut(value):
             return value
         raise ValueError(f"allowed: a JSON object as text; {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise ValueError("allowed: a JSON object as text")
     return value
 
@@ -170,7 +170,7 @@ class ToolCall(StrictModel):
         return cls.model_construct(id=name, type="function", function=called)
 
     def turn(self) -> dict[str, Any]:
-        """As chat templates take it: with the arguments themselves, not their text, unless the call was cut."""
+        """The call as chat templates take it: with the arguments themselves, or their text where it was cut."""
         text = self.function.arguments
         try:
             arguments = strict_json(text) if text.strip() else {}

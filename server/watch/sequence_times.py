@@ -31,11 +31,11 @@ class SequenceTimes:
 
     def parts(self) -> list[tuple[str, float, float]]:
         """(name, start, end) of what is over: ``queue``, ``prefill``, ``decode``."""
-        found = []
+        parts = []
         if self.started is not None:
-            found.append(("queue", self.submitted, self.started))
+            parts.append(("queue", self.submitted, self.started))
             if self.first is not None:
-                found.append(("prefill", self.started, self.first))
+                parts.append(("prefill", self.started, self.first))
         if self.first is not None and self.last is not None:
-            found.append(("decode", self.first, self.last))
-        return found
+            parts.append(("decode", self.first, self.last))
+        return parts

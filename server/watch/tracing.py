@@ -69,8 +69,8 @@ def configured(endpoint: str | None) -> Tracing:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        allowed = "none, unless the packages for it are there: pip install 'ladle[otel]'"
-        raise InputError("otlp_traces_endpoint", address, allowed) from None
+        reason = "the packages for it are not installed: pip install 'ladle[otel]'"
+        raise InputError("otlp_traces_endpoint", address, reason=reason) from None
     return OtelTracing(OTLPSpanExporter(endpoint=endpoint))
 
 
@@ -142,7 +142,7 @@ class _OtelRequestSpan(RequestSpan):
 
 
 def _attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "ladle"}
+    attributes: dict[str, Any] = {"gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "ladle"}
     for name, value in facts.items():
         if value is None:
             continue
@@ -150,5 +150,5 @@ def _attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
             value = json.dumps(value)
         elif isinstance(value, list):
             value = [str(entry) for entry in value]
-        found[_NAMES.get(name, f"ladle.{name}")] = value
-    return found
+        attributes[_NAMES.get(name, f"ladle.{name}")] = value
+    return attributes

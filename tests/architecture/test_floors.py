@@ -19,7 +19,7 @@ FLOORS: dict[str, list[str]] = {
         "values",
         "method schedule sources target",
         "plan",
-        "outcome steering_checks",
+        "outcome",
     ],
     "server/engine": [
         "async_engine engine_admin",
@@ -75,9 +75,9 @@ FLOORS: dict[str, list[str]] = {
         "app",
         "chat_session completion",
         "async_client client lazy_commands",
-        "display painter stream",
-        "arguments payload responses settings",
-        "bash_words errors retry sse",
+        "calls display painter stream",
+        "arguments connection payload responses",
+        "bash_words errors event_decoder retry",
     ],
 }
 # Rooms of their own inside of others.

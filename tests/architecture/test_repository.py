@@ -26,6 +26,24 @@ def test_no_module_is_too_long():
     assert not long, f"more than {LONGEST} lines:\n" + "\n".join(long)
 
 
+def test_nothing_decides_by_the_words_of_a_message():
+    """Words change, codes do not. What libraries say in words alone is read in one place each, named here."""
+    foreign = {"server/tools/schemas.py"}
+    words = re.compile(
+        r"str\((error|exception|failure)\)\.(starts|ends)with|[\"'] in str\((error|exception|failure)\)"
+        r"|\b(message|reason|warning|error|detail)\.(startswith|endswith|removeprefix)\("
+        r"|[\"'] (not )?in (error|reason|warning)\b"
+    )
+    found = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in committed()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] not in ("tests", "tools", "benchmarks", "studies")
+        for line in path.read_text().splitlines()
+        if words.search(line) and str(path.relative_to(ROOT)) not in foreign
+    }
+    assert not found, "\n".join(sorted(found))
+
+
 def test_the_licence_is_there():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] == "Apache-2.0"

@@ -9,7 +9,7 @@ from tiny_models import write_family
 from typer.testing import CliRunner, Result
 
 from ladle.guidance.check import check_family, examine_family
-from ladle.guidance.diagnostics.prompts import read_prompts
+from ladle.guidance.diagnostics.probe_prompts import read_prompts
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
 from ladle.server.commands.check import command

@@ -121,7 +121,7 @@ def test_stated_coefficients_merge_it_too(guided: Family, method: str, family: F
 @pytest.mark.parametrize("method", ROUTED)
 def test_a_preference_needs_something_to_merge(guided: Family, method: str) -> None:
     error = refused(replace(guided, matrix=None), method, preference=MIX)
-    assert error.field == "steering.preference" and "backbone-reward matrix" in error.allowed
+    assert error.field == "steering.preference" and "backbone-reward matrix" in (error.reason or "")
     assert refused(guided, method, preference={"wit": 1}).field == "steering.preference.wit"
     assert plan_of(replace(guided, matrix=None, backbones=()), method).coefficients is None
 

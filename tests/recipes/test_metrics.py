@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ladle.recipes.metrics import bootstrap_mean, is_degenerate
-from ladle.recipes.sweeps.front import hypervolume
+from ladle.recipes.sweeps.control_measures import hypervolume
 
 
 def test_bootstrap_interval_covers_and_repeats(random: np.random.Generator) -> None:

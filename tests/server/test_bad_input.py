@@ -334,3 +334,23 @@ async def test_a_template_that_refuses_is_the_clients_problem(family: Family, en
     engine.tokenizer.chat_template = None
     error = await refused(family, engine, CHAT_PATH, {"messages": USER})
     assert error["param"] == "messages" and "no chat template" in error["message"]
+
+
+async def test_a_refusal_gives_its_reason_and_what_was_meant_wherever_it_is_said(
+    family: Family, engine: FakeEngine
+) -> None:
+    def steered(**steering: object) -> dict:
+        return {"model": "tiny", "prompt": "a", "steering": steering}
+
+    error = await refused(family, engine, GENERATE_PATH, steered(method="parm"))
+    assert "'parm' is not allowed: the family has no" in error["message"] and "; allowed: bone_soup" in error["message"]
+    error = await refused(family, engine, GENERATE_PATH, steered(method="bone_soop"))
+    assert "(did you mean 'bone_soup'?)" in error["message"]
+    parts = [{"until": 3, "method": "parm"}, {}]
+    error = await refused(family, engine, GENERATE_PATH, steered(schedule=parts))
+    assert error["param"] == "steering.schedule.0.method" and "the family has no" in error["message"]
+    terms = [{"source": "base", "weight": 1}, {"source": "base", "weight": -1}]
+    error = await refused(family, engine, GENERATE_PATH, steered(method="custom", terms=terms))
+    assert error["message"].startswith("steering.terms: the weights of the sources cancel out")
+    error = await refused(family, engine, "/v1/coefficients", {"method": "parm", "preference": {"positive": 1}})
+    assert error["message"].startswith("method: 'parm' is not allowed: the family has no")

@@ -11,6 +11,7 @@ import pytest
 from asgi import client_of, events_of
 from fake_engine import FakeEngine, fake_state
 
+from ladle.merging.errors import CodedText
 from ladle.merging.family.family import Family
 from ladle.server.engine.requests.answer import NOT_FINITE
 
@@ -89,7 +90,7 @@ def test_a_dead_engine_turns_health_to_503_and_ends_the_process(family_folder: P
 async def test_scores_that_are_no_numbers_are_the_requests_fault(family: Family, stream: bool) -> None:
     """Coefficients that take a model too far are a bad request; an engine that fails is not."""
     engine = FakeEngine()
-    engine.fail_after, engine.error = 0, f"{NOT_FINITE}: too far"
+    engine.fail_after, engine.error = 0, CodedText(NOT_FINITE, "too far")
     async with client_of(fake_state(family, engine)) as client:
         response = await client.post("/v1/generate", json={"prompt": "hi", "stream": stream})
         assert response.status_code == 400

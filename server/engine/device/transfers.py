@@ -66,9 +66,9 @@ def send(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     if device.type == "cpu":
         return [torch.from_numpy(np.asarray(array, order="C")) for array in arrays]
     fields = Fields({str(index): (array.dtype, array.shape) for index, array in enumerate(arrays)})
-    staged, places = fields.staging(device)
+    staged, offsets = fields.staging(device)
     for index, array in enumerate(arrays):
-        places[str(index)][...] = array
+        offsets[str(index)][...] = array
     return list(fields.tensors(staged.to(device, non_blocking=True)).values())
 
 
@@ -81,6 +81,6 @@ def read(*tensors: Tensor) -> list[Tensor]:
     """``tensors`` on the host: the one place where a step waits for its device, once for all of them."""
     if not tensors or tensors[0].device.type == "cpu":
         return list(tensors)
-    found = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
     torch.cuda.current_stream(tensors[0].device).synchronize()
-    return found
+    return copies

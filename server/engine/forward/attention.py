@@ -43,16 +43,16 @@ def bucket_blocks(blocks: int) -> int:
 class AttentionGroup:
     """Queries that attend in one call: the tokens ``start`` to ``stop`` of the row.
 
-    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``front`` first and some last of
-    them padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill; ``keys``
-    [blocks * BLOCK_SIZE] int64: 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE]: the places of the keys where they do
-    not follow their blocks. ``visible`` [tile, blocks * BLOCK_SIZE] bool: what a query may see of the keys at or before
-    its own place, None for all of them; candidates at one place see themselves and not each other.
+    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``left_padding`` first and some
+    last of them padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill;
+    ``keys`` [blocks * BLOCK_SIZE] int64: 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE]: the places of the keys where
+    they do not follow their blocks. ``visible`` [tile, blocks * BLOCK_SIZE] bool: what a query may see of the keys at
+    or before its own place, None for all of them; candidates at one place see themselves and not each other.
     """
 
     start: int
     stop: int
-    front: int
+    left_padding: int
     positions: Tensor
     table: Tensor
     keys: Tensor
@@ -90,7 +90,7 @@ class TokenPlaces:
 
     @classmethod
     def none(cls) -> TokenPlaces:
-        """Of a forward that nothing looks into token by token."""
+        """The places of a forward that nothing looks into token by token."""
         return cls(*np.zeros((3, 0), dtype=np.int64))
 
 
@@ -100,7 +100,7 @@ class PagedContext:
     token by token."""
 
     cache: KVCache
-    slots: Tensor
+    slot_mapping: Tensor
     groups: list[AttentionGroup]
     places: TokenPlaces | None = None
     widened: bool = False
@@ -209,7 +209,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
     """Store the new keys and values, then attend: ``query`` [tokens, heads, d], ``key``/``value`` [tokens, kv heads, d]
     -> [tokens, heads, d]."""
     layer = attention.layer
-    paged.cache.write(layer, key, value, paged.slots)
+    paged.cache.write(layer, key, value, paged.slot_mapping)
     heads, dim = query.shape[1:]
     kv_heads = key.shape[1]
     folded = heads // kv_heads
@@ -219,13 +219,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
         q = query[group.start : group.stop]
         q = q.float() if paged.widened else q
         if tile == 1 and group.visible is None and dispatch.on_gpu(q):
-            pool, places = paged.cache.layers[layer], group.positions[:, 0]
+            pool, positions = paged.cache.layers[layer], group.positions[:, 0]
             options = (BLOCK_SIZE, attention.scaling, attention.window, attention.softcap)
-            outputs.append(dispatch.paged_attention(q, pool, group.table, places, *options))
+            outputs.append(dispatch.paged_attention(q, pool, group.table, positions, *options))
             continue
         padding = tiles * tile - q.shape[0]
         if padding:
-            q = F.pad(q, (0, 0, 0, 0, group.front, padding - group.front))
+            q = F.pad(q, (0, 0, 0, 0, group.left_padding, padding - group.left_padding))
         # Query heads that share a key/value head become rows of one product instead of copies of K and V.
         if tile == 1:
             q = q.reshape(tiles, kv_heads, folded, dim)
@@ -240,7 +240,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
         if tile > 1:
             o = o.view(tiles, kv_heads, folded, tile, -1).permute(0, 3, 1, 2, 4)
         o = o.reshape(tiles * tile, heads, -1)
-        outputs.append(o[group.front : group.front + group.stop - group.start] if padding else o)
+        outputs.append(o[group.left_padding : group.left_padding + group.stop - group.start] if padding else o)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

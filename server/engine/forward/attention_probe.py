@@ -99,10 +99,10 @@ def try_pool(model: Any, layers: dict[int, LayerAttention]) -> None:
     cache = KVCache([layers[layer].shape for layer in range(len(layers))], 2, model.dtype, device)
     prefill = AttentionGroup(0, 3, 0, numbers[None, :3], numbers[None, :1], numbers)
     decode = AttentionGroup(0, 2, 0, numbers[[3, 0], None], numbers[[0, 1], None], numbers)
-    for slots, group in ((numbers[:3], prefill), (numbers[[3, 0]] + numbers[[0, 1]] * BLOCK_SIZE, decode)):
+    for slot_mapping, group in ((numbers[:3], prefill), (numbers[[3, 0]] + numbers[[0, 1]] * BLOCK_SIZE, decode)):
         positions = group.positions.reshape(1, -1)
         ids = torch.zeros_like(positions)
-        context = PagedContext(cache, slots, [group])
+        context = PagedContext(cache, slot_mapping, [group])
         model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=positions[0] * 0, paged=context)
 
 

@@ -58,7 +58,7 @@ class DecoderStack(nn.Module):
         first = self._layers[0]
         dim = first.attention.shape.head_dim
         caches = [KVCache([layer.attention.shape for layer in self._layers], 3, self._dtype, CPU) for _ in range(2)]
-        slots, positions = torch.tensor([16, 17]), torch.tensor([0, 1])
+        slot_mapping, positions = torch.tensor([16, 17]), torch.tensor([0, 1])
         group = AttentionGroup(0, 2, 0, positions[None], torch.tensor([[1]]), torch.arange(BLOCK_SIZE))
         places = TokenPlaces(np.array([[1]]), np.zeros(2, dtype=np.int64), positions.numpy())
         generator = torch.Generator().manual_seed(0)
@@ -68,8 +68,8 @@ class DecoderStack(nn.Module):
         first.qkv.gate.open(None)
         bound = 1e-2 if self._dtype == torch.float32 else 3e-2
         for index, layer in enumerate(self._layers):
-            plain = layer(x, turns, PagedContext(caches[0], slots, [group])).float()
-            context = PagedContext(caches[1], slots, [group], places)
+            plain = layer(x, turns, PagedContext(caches[0], slot_mapping, [group])).float()
+            context = PagedContext(caches[1], slot_mapping, [group], places)
             compiled = self._run(x, turns, context, slice(index, index + 1)).float()
             if not torch.linalg.vector_norm(compiled - plain) <= bound * torch.linalg.vector_norm(plain):
                 return False
@@ -86,17 +86,18 @@ class DecoderStack(nn.Module):
         assert places is not None
         x = hidden_states[0].float().numpy().copy()
         cos, sin = (part[:, 0].float().numpy() for part in rotary(position_embeddings, paged))
-        slots = paged.slots.numpy()
+        slot_mapping = paged.slot_mapping.numpy()
         scales = [self._scales(index, x.shape[0]) for index in range(4)]
         kv, layers, threads = paged.cache.array[part], _part(self._compiled, part), torch.get_num_threads()
         # A token sees those before it, which come before it here too: so all layers of the first rows go first.
         for start in range(0, x.shape[0], TOGETHER):
             some = slice(start, start + TOGETHER)
             rows = dispatch.LayerRows(
-                cos[some], sin[some], places.blocks, places.tables[some], places.positions[some], slots[some]
+                cos[some], sin[some], places.blocks, places.tables[some], places.positions[some], slot_mapping[some]
             )
             first, second, third, fourth = (np.ascontiguousarray(scale[:, some]) for scale in scales)
-            dispatch.run_layers(x[some], layers, (first, second, third, fourth), rows, kv, BLOCK_SIZE, threads)
+            scale_of = (first, second, third, fourth)
+            dispatch.run_layers(dispatch.LayerPass(x[some], layers, scale_of, rows, kv, BLOCK_SIZE, threads))
         return torch.from_numpy(x).to(hidden_states.dtype)[None]
 
     def _scales(self, index: int, count: int) -> NDArray[np.float32]:

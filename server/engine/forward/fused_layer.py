@@ -56,10 +56,10 @@ class FusedDecoderLayer(nn.Module):
         x = hidden_states[0]
         tokens, dim = x.shape[0], self.attention.shape.head_dim
         qkv = self.qkv.forward(self.norms[0](x))
-        split = self.rotated * dim
-        turned = _rotate(qkv[:, :split].view(tokens, self.rotated, dim), *rotary(position_embeddings, paged))
+        rotated_width = self.rotated * dim
+        turned = _rotate(qkv[:, :rotated_width].view(tokens, self.rotated, dim), *rotary(position_embeddings, paged))
         query, key = turned[:, : self.heads], turned[:, self.heads :]
-        value = qkv[:, split:].view(tokens, -1, dim)
+        value = qkv[:, rotated_width:].view(tokens, -1, dim)
         if paged is None:
             attended = plain_attention(query, key, value, self.attention)
         else:
@@ -110,9 +110,9 @@ def _rotary_size(model: Any) -> int | None:
     rotary = getattr(model.get_decoder() if hasattr(model, "get_decoder") else model, "rotary_emb", None)
     if not isinstance(rotary, nn.Module):
         return None
-    places = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    position_ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     try:
-        cos = rotary(torch.zeros(1, 1, 1, device=model.device), places)[0]
+        cos = rotary(torch.zeros(1, 1, 1, device=model.device), position_ids)[0]
     except (TypeError, RuntimeError, AttributeError, KeyError):
         return None
     return int(cos.shape[-1]) if isinstance(cos, Tensor) else None

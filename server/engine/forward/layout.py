@@ -16,17 +16,17 @@ from ladle.server.engine.requests.sequence import Lane
 class StepLayout:
     """What one forward reads, on its device.
 
-    ``ids``, ``positions`` [1, tokens] int64; ``slots`` [tokens] int64; ``coefficients`` [tokens, members] or None when
-    every token runs on plain weights; ``logit_rows`` [n] int64 tokens whose logits are wanted (None: all). ``places``:
-    where each token is.
+    ``ids``, ``positions`` [1, tokens] int64; ``slot_mapping`` [tokens] int64; ``coefficients`` [tokens, members] or
+    None when every token runs on plain weights; ``logits_indices`` [n] int64 tokens whose logits are wanted (None:
+    all). ``places``: where each token is.
     """
 
     ids: Tensor
     positions: Tensor
-    slots: Tensor
+    slot_mapping: Tensor
     groups: list[AttentionGroup]
     coefficients: Tensor | None
-    logit_rows: Tensor | None
+    logits_indices: Tensor | None
     places: TokenPlaces
 
 
@@ -36,7 +36,7 @@ class HostGroup:
 
     start: int
     stop: int
-    front: int
+    left_padding: int
     positions: Array
     table: Array
     keys: int | Array
@@ -45,16 +45,16 @@ class HostGroup:
     @property
     def arrays(self) -> list[Array]:
         """What is to be sent."""
-        found = [self.positions, self.table]
+        arrays = [self.positions, self.table]
         if not isinstance(self.keys, int):
-            found.append(self.keys)
-        return found if self.visible is None else [*found, self.visible]
+            arrays.append(self.keys)
+        return arrays if self.visible is None else [*arrays, self.visible]
 
     def on_device(self, sent: list[Tensor], numbers: Tensor) -> AttentionGroup:
         """``sent``: ``arrays`` on their device; ``numbers`` 0, 1, 2, ... there."""
         keys = numbers[: self.keys] if isinstance(self.keys, int) else sent[2]
         visible = None if self.visible is None else sent[-1]
-        return AttentionGroup(self.start, self.stop, self.front, sent[0], sent[1], keys, visible)
+        return AttentionGroup(self.start, self.stop, self.left_padding, sent[0], sent[1], keys, visible)
 
 
 @dataclass
@@ -65,38 +65,43 @@ class HostLayout:
 
     ids: Array | None
     positions: Array
-    slots: Array
+    slot_mapping: Array
     rows: Array
     merged: bool
     groups: list[HostGroup]
-    logit_rows: Array | None
+    logits_indices: Array | None
     logit_lanes: list[Lane]
 
     @property
     def tokens(self) -> int:
-        return len(self.slots)
+        return len(self.slot_mapping)
 
     @property
     def logit_table_rows(self) -> Array:
         """[n] int64, rows of the lane table, of ``logit_lanes``."""
-        return self.rows if self.logit_rows is None else self.rows[self.logit_rows]
+        return self.rows if self.logits_indices is None else self.rows[self.logits_indices]
 
     def send(self, table: LaneTable, numbers: Tensor, ids: Tensor | None = None) -> StepLayout:
-        """It on the device of ``numbers`` (0, 1, 2, ..., as many as a group may have keys), in one copy; ``ids``
-        [tokens] where it has none."""
-        own = [self.positions, self.slots]
-        own += [array for array in (self.ids, self.logit_rows) if array is not None]
+        """Copy this layout to the device in one transfer.
+
+        Args:
+            table: the rows of the lanes, with their blocks and coefficients.
+            numbers: 0, 1, 2, ... int64 on that device, as many as a group may have keys.
+            ids: [tokens] token ids there, required where the layout has none of its own.
+        """
+        own = [self.positions, self.slot_mapping]
+        own += [array for array in (self.ids, self.logits_indices) if array is not None]
         own += [self.rows] if self.merged else []
         grouped = [group.arrays for group in self.groups]
-        found = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
-        positions, slots = next(found), next(found)
-        tokens = ids if self.ids is None else next(found)
+        tensors = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
+        positions, slot_mapping = next(tensors), next(tensors)
+        tokens = ids if self.ids is None else next(tensors)
         assert tokens is not None
-        logit_rows = None if self.logit_rows is None else next(found)
-        coefficients = table.coefficients.index_select(0, next(found)) if self.merged else None
+        logits_indices = None if self.logits_indices is None else next(tensors)
+        coefficients = table.coefficients.index_select(0, next(tensors)) if self.merged else None
         groups = [
-            group.on_device([next(found) for _ in arrays], numbers)
+            group.on_device([next(tensors) for _ in arrays], numbers)
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
         places = TokenPlaces(table.blocks, self.rows, self.positions)
-        return StepLayout(tokens[None], positions[None], slots, groups, coefficients, logit_rows, places)
+        return StepLayout(tokens[None], positions[None], slot_mapping, groups, coefficients, logits_indices, places)

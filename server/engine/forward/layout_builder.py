@@ -99,11 +99,11 @@ class LayoutBuilder:
             groups.append(self._candidate_group(start, int(width), int(count), rows, scratch, starts[part]))
             start += len(part) * int(count)
         rows = np.array([lanes[index].row for index in order]).repeat(many[order])
-        slots = [_slots(lanes[index].scratch, many[index]) for index in order]
+        slot_mapping = [_slots(lanes[index].scratch, many[index]) for index in order]
         return HostLayout(
             None,
             starts[order].repeat(many[order]),
-            np.concatenate(slots),
+            np.concatenate(slot_mapping),
             rows,
             bool(table.merged[rows].any()),
             groups,
@@ -115,7 +115,7 @@ class LayoutBuilder:
         self, start: int, width: int, count: int, rows: Array, scratch: Array, lengths: Array
     ) -> HostGroup:
         prefix = np.arange(width * BLOCK_SIZE)
-        places = np.where(prefix < lengths[:, None], prefix, _NOWHERE)
+        key_positions = np.where(prefix < lengths[:, None], prefix, _NOWHERE)
         own = np.broadcast_to(lengths[:, None], (len(rows), scratch.shape[1] * BLOCK_SIZE))
         visible = np.concatenate(
             (np.ones((count, len(prefix)), dtype=bool), np.eye(count, own.shape[1], dtype=bool)), axis=1
@@ -126,7 +126,7 @@ class LayoutBuilder:
             0,
             lengths.repeat(count).reshape(-1, count),
             np.concatenate((self._blocks(rows, width), scratch), axis=1),
-            np.concatenate((places, own), axis=1)[:, None],
+            np.concatenate((key_positions, own), axis=1)[:, None],
             visible,
         )
 

@@ -55,8 +55,8 @@ class LoadedModel:
         return logits, states[0][0]
 
     def _logits(self, layout: StepLayout, context: PagedContext) -> Tensor:
-        self.gate.open(layout.coefficients, layout.logit_rows)
-        keep: int | Tensor = 0 if layout.logit_rows is None else layout.logit_rows
+        self.gate.open(layout.coefficients, layout.logits_indices)
+        keep: int | Tensor = 0 if layout.logits_indices is None else layout.logits_indices
         output = self.model(
             input_ids=layout.ids,
             position_ids=layout.positions,

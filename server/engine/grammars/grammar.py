@@ -18,8 +18,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from ladle.server.engine.grammars.nursery import GrammarNursery, GrammarsUnavailable
-from ladle.server.engine.grammars.pool import TOO_COMPLEX, GrammarPool, Position
-from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec
+from ladle.server.engine.grammars.pool import GrammarPool, Position
+from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec, too_complex
 
 __all__ = ["Grammar", "GrammarCompiler", "GrammarError", "GrammarSpec", "GrammarsUnavailable", "json_options"]
 
@@ -94,13 +94,13 @@ class GrammarCompiler:
             GrammarsUnavailable: the system starts no process for it.
         """
         with self._lock:
-            found = self._compiled.get(spec)
-            if found is not None:
+            cached = self._compiled.get(spec)
+            if cached is not None:
                 self._compiled.move_to_end(spec)
-                return found
+                return cached
             strikes, reason = self._crashed.get(spec, (0, ""))
             if strikes >= _STRIKES:
-                raise GrammarError(f"{TOO_COMPLEX}: {reason}", complex=True)
+                raise GrammarError(too_complex(reason), complex=True)
         pool = self._ready()
         pool.compile(spec)
         grammar = Grammar(spec, pool)

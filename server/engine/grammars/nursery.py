@@ -215,7 +215,7 @@ class GrammarNursery:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that forks; None where it has not been started."""
+        """The id of the process that forks; None where it has not been started."""
         process = self._handles.process
         return None if process is None else process.pid
 

@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ladle.merging.errors import CodedText
 from ladle.server.engine.grammars import wire
 from ladle.server.engine.grammars.nursery import SLOTS, GrammarNursery, GrammarsUnavailable, WorkerProcess
-from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec
+from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec, too_complex
 from ladle.server.engine.grammars.wire import Message
 
 logger = logging.getLogger(__name__)
 
-TOO_COMPLEX = "the grammar is too complex"
-NO_PROCESS = "there is no process for its grammar"
 WORKERS = 8
 """Processes at once, unless more are needed for the number of positions."""
 PATIENCE_S = 1.0
@@ -46,7 +45,7 @@ class Position:
     slot: int = 0
     state: int | None = None
     ready: bool = False
-    error: str | None = None
+    error: CodedText | None = None
     lost: int = 0
 
     @property
@@ -96,17 +95,17 @@ class GrammarPool:
                 self._nursery.release(home.worker)
                 if end.guilty:
                     self._on_crash(spec, end.reason, True)
-                    raise GrammarError(f"{TOO_COMPLEX}: {end.reason}", complex=True) from None
+                    raise GrammarError(too_complex(end.reason), complex=True) from None
                 logger.warning("a grammar worker was lost while it compiled: %s", end.reason)
                 if life + 1 == _LIVES:
                     raise GrammarsUnavailable(end.reason) from None
                 continue
             if answer is None:
                 self._nursery.release(home.worker)
-                raise GrammarError(f"{TOO_COMPLEX}: it takes too long", complex=True)
+                raise GrammarError(too_complex("it takes too long"), complex=True)
             if answer.payload:
                 self._nursery.release(home.worker)
-                raise GrammarError(answer.payload.decode(errors="replace"))
+                raise GrammarError.of_library(answer.payload.decode(errors="replace"))
             with self._lock:
                 self._homes.append(home)
                 self._shrink()
@@ -186,7 +185,7 @@ class GrammarPool:
                 self._bury(home, "finding the next token takes too long")
         for position in positions:
             if position.error is None and not known(position):
-                position.error = f"{TOO_COMPLEX}: finding the next token takes too long"
+                position.error = too_complex("finding the next token takes too long")
 
     def _listen(self, home: Home) -> bool:
         """Take what a worker has said, or notice that it is gone; whether there was either."""
@@ -209,17 +208,17 @@ class GrammarPool:
         position.ready = message.kind == wire.MASK
         reason = message.payload.decode(errors="replace")
         if message.b == wire.FAILED:
-            position.error = f"{TOO_COMPLEX}: {reason}"
+            position.error = too_complex(reason)
         elif message.b == wire.REFUSED:
             # The mask allowed it, or nothing: a dead end that the library did not see when it compiled.
-            position.error = f"{TOO_COMPLEX}: it came to a dead end: {reason}"
+            position.error = too_complex(f"it came to a dead end: {reason}")
 
     def _place(self, position: Position) -> None:
         with self._lock:
             try:
                 home = self._home_for(position.spec)
             except GrammarsUnavailable as error:
-                position.error = f"{NO_PROCESS}: {error}"
+                position.error = CodedText("grammars_unavailable", f"there is no process for its grammar: {error}")
                 logger.error("%s", position.error)
                 return
             position.home, position.slot = home, home.free.pop()
@@ -286,7 +285,7 @@ class GrammarPool:
                 own = position.spec == spec if kind == wire.COMPILE else position.name == subject
                 position.lost += 1
                 if (guilty and own) or position.lost > _LIVES:
-                    position.error = f"{TOO_COMPLEX}: {reason}"
+                    position.error = too_complex(str(reason))
                     if guilty and own:
                         self._on_crash(position.spec, str(reason), False)
                 else:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ladle.merging.errors import CodedText
+
 
 class GrammarError(ValueError):
     """A grammar that cannot be followed; the message is the reason.
@@ -17,7 +19,17 @@ class GrammarError(ValueError):
 
     def __init__(self, message: str, complex: bool = False) -> None:
         super().__init__(message)
-        self.complex = complex or any(word in message for word in _TOO_MUCH)
+        self.complex = complex
+
+    @classmethod
+    def of_library(cls, message: str) -> GrammarError:
+        """What llguidance says, which has words for what it finds and no codes."""
+        return cls(message, any(word in message for word in _TOO_MUCH))
+
+
+def too_complex(reason: str) -> CodedText:
+    """Why a grammar cannot be followed, or not any further, that is too much for this server."""
+    return CodedText("grammar_too_complex", f"the grammar is too complex: {reason}")
 
 
 # What llguidance says of grammars that are beyond its limits.
@@ -34,5 +46,5 @@ class GrammarSpec:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> GrammarSpec:
-        """Of a schema that is a JSON object. Its properties are written in the order in which they stand there."""
+        """The grammar of a schema that is a JSON object; its properties are written in the order of the schema."""
         return cls("json_schema", json.dumps(schema))

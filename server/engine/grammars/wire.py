@@ -60,7 +60,7 @@ class Channel:
     def receive(self, seconds: float | None = None) -> Message | None:
         """The next message; None when none came within ``seconds``. Raises EOFError where the other side is gone."""
         until = None if seconds is None else time.monotonic() + seconds
-        while (found := self._next()) is None:
+        while (message := self._next()) is None:
             left = None if until is None else 1e3 * max(0.0, until - time.monotonic())
             if not self._poll.poll(left):
                 return None
@@ -71,7 +71,7 @@ class Channel:
             if not piece:
                 raise EOFError
             self._held += piece
-        return found
+        return message
 
     def close(self) -> None:
         self.socket.close()

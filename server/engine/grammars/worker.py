@@ -126,11 +126,11 @@ class Worker:
         """Begin a position ``a`` of the grammar ``b``, with its masks in slot ``c``, behind the tokens given."""
         tokens = [token for (token,) in struct.iter_unpack("<I", message.payload)]
         with self._at(wire.OPEN, message.a, self._limits["compile_s"]):
-            found = self._grammars.get(message.b)
-            if found is None:
+            grammar = self._grammars.get(message.b)
+            if grammar is None:
                 self._channel.send(Message(wire.MASK, message.a, wire.FAILED, payload=b"it cannot be compiled again"))
                 return
-            matcher = found.deep_copy()
+            matcher = grammar.deep_copy()
             if tokens:
                 matcher.consume_tokens(tokens)
         self._positions[message.a] = (matcher, message.c)
@@ -236,8 +236,8 @@ class Nursery:
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                process, status = found
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                process, status = ended
                 code = os.waitstatus_to_exitcode(status)
                 worker = self._children.pop(process, 0)
                 with contextlib.suppress(OSError):

@@ -65,9 +65,9 @@ class DecodeGraphs:
                 step.fill(self._example(size))
                 self._steps[size] = step
                 self._replays[size] = record(step.compute)
-            found = [replay() for replay in self._replays.values()]
-        self.draws = all(one.tokens is not None for one in found)
-        self.routes = all(one.speakers is not None for one in found)
+            outputs = [replay() for replay in self._replays.values()]
+        self.draws = all(one.tokens is not None for one in outputs)
+        self.routes = all(one.speakers is not None for one in outputs)
 
     @property
     def most_rows(self) -> int:
@@ -91,16 +91,16 @@ class DecodeGraphs:
         """What ``layout`` computes: logits and hidden states of the rows it wants, and one token for each sequence of
         ``tables``, whose rows are those of the logits. ``routes``: of the same sequences, where any of them routes."""
         self._steps[size].fill(layout, tables, routes)
-        found, rows = self._replays[size](), layout.tokens
-        if layout.logit_rows is not None:
-            wanted = send_one(layout.logit_rows, found.logits.device)
-            return RecordedOutput(found.logits.index_select(0, wanted), found.hidden.index_select(0, wanted))
-        logits, hidden = found.logits[:rows], found.hidden[:rows]
-        if tables is None or found.tokens is None or found.logprobs is None:
+        output, rows = self._replays[size](), layout.tokens
+        if layout.logits_indices is not None:
+            wanted = send_one(layout.logits_indices, output.logits.device)
+            return RecordedOutput(output.logits.index_select(0, wanted), output.hidden.index_select(0, wanted))
+        logits, hidden = output.logits[:rows], output.hidden[:rows]
+        if tables is None or output.tokens is None or output.logprobs is None:
             return RecordedOutput(logits, hidden)
         count = len(tables.rows)
-        speakers = None if routes is None or found.speakers is None else found.speakers[:, :count]
-        return RecordedOutput(logits, hidden, found.tokens[:count], found.logprobs[:count], speakers)
+        speakers = None if routes is None or output.speakers is None else output.speakers[:, :count]
+        return RecordedOutput(logits, hidden, output.tokens[:count], output.logprobs[:count], speakers)
 
     @torch.inference_mode()
     def agrees(self) -> bool:
@@ -125,27 +125,27 @@ class DecodeGraphs:
         return same
 
     def _example(self, size: Size) -> HostLayout:
-        """As many lanes as a recording has, each with its second block begun as far as there are two blocks for it;
-        what is left over stores in block 0."""
+        """A layout with as many lanes as a recording has, each with its second block begun as far as there are two
+        blocks for it; what is left over stores in block 0."""
         rows = np.arange(size.rows)
         held = np.where(2 * rows + 1 < self._cache.blocks - 1, 2 * rows + 1, -1)
         there = held > 0
         positions = np.where(there, BLOCK_SIZE + rows % BLOCK_SIZE, 0)
-        slots = np.where(there, (held + 1) * BLOCK_SIZE + rows % BLOCK_SIZE, 0)
+        slot_mapping = np.where(there, (held + 1) * BLOCK_SIZE + rows % BLOCK_SIZE, 0)
         ids = np.where(there, (7919 * rows + 5) % self._vocabulary, 0)
         blocks = np.stack((np.maximum(held, 0), np.maximum(held + 1, 0)), axis=1)[:, : size.blocks]
         group = HostGroup(0, size.rows, 0, positions[:, None], blocks, size.blocks * BLOCK_SIZE)
-        return HostLayout(ids, positions, slots, rows % (self._table.rows + 1), size.merged, [group], None, [])
+        return HostLayout(ids, positions, slot_mapping, rows % (self._table.rows + 1), size.merged, [group], None, [])
 
     def _plans(self, size: Size, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
         """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
-        rows, places = size.rows, np.arange(size.rows)
+        rows, indices = size.rows, np.arange(size.rows)
         choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
         choices[:, step_tables.ABSENT] = -1
         choices[:, step_tables.KEYS] = random.integers(0, 2**31, (rows, 2))
-        choices[:, step_tables.TOP_K] = np.where(places % 3 == 2, 5, 0)
+        choices[:, step_tables.TOP_K] = np.where(indices % 3 == 2, 5, 0)
         numbers = np.ones((rows, step_tables.NUMBERS), dtype=np.float32)
-        numbers[:, step_tables.TEMPERATURE] = places % 3 != 0
+        numbers[:, step_tables.TEMPERATURE] = indices % 3 != 0
         numbers[:, step_tables.MIN_P] = 0.0
         weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
         sources = random.integers(0, rows, (rows, 3))
@@ -153,7 +153,7 @@ class DecodeGraphs:
         if self._router is not None:
             experts = self._router.experts
             routes = HostRoutes(
-                places % 2 == 1,
+                indices % 2 == 1,
                 np.stack([random.integers(low, high, rows) for low, high in ((-1, experts), (0, 3), (1, 3))], axis=1),
                 random.integers(0, rows, (rows, experts)),
                 random.random((rows, 2)).astype(np.float32),

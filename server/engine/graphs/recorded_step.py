@@ -111,7 +111,7 @@ class RecordedStep:
         rows = layout.tokens
         arrays["ids"][:rows] = layout.ids
         arrays["positions"][:rows] = layout.positions
-        arrays["slot_mapping"][:rows] = layout.slots
+        arrays["slot_mapping"][:rows] = layout.slot_mapping
         arrays["lane_rows"][:rows] = layout.rows
         arrays["lane_rows"][rows:] = self._table.rows  # the row whose coefficients are 0
         arrays["block_table"][:rows, : group.table.shape[1]] = group.table
@@ -130,18 +130,18 @@ class RecordedStep:
         merged = self._table.coefficients.index_select(0, held["lane_rows"]) if self._size.merged else None
         ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
         layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, places)
-        logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slots, [group]))
+        logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slot_mapping, [group]))
         if not dispatch.fuses(logits):
             return RecordedOutput(logits, hidden)
         return self.draw(RecordedOutput(logits, hidden))
 
-    def draw(self, found: RecordedOutput) -> RecordedOutput:
+    def draw(self, output: RecordedOutput) -> RecordedOutput:
         """``found`` with what its logits draw."""
-        held, logits = self._tensors, found.logits[:, : self._vocabulary]
-        sources, weights, speakers = self._chosen(found.hidden)
+        held, logits = self._tensors, output.logits[:, : self._vocabulary]
+        sources, weights, speakers = self._chosen(output.hidden)
         tables = step_tables.linear_tables(sources, weights, held["choices"], held["numbers"])
         made = dispatch.fused_step(logits, replace(tables, truncates=True))
-        return RecordedOutput(found.logits, found.hidden, made.tokens, made.logprobs, speakers)
+        return RecordedOutput(output.logits, output.hidden, made.tokens, made.logprobs, speakers)
 
     def _chosen(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sources and weights of all sequences, those of routed ones as the router says; and who speaks."""

@@ -34,11 +34,11 @@ class CudaRecorder:
             graph = torch.cuda.CUDAGraph()
             # Other threads may use the GPU meanwhile: a merge, for one.
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                found = work()
+                output = work()
 
         def replay() -> Output:
             graph.replay()
-            return found
+            return output
 
         return replay
 

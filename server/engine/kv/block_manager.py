@@ -45,7 +45,7 @@ class BlockManager:
 
     def match(self, hashes: Iterable[bytes]) -> list[int]:
         """The blocks of the longest known prefix, each with one more reference held by the caller."""
-        found = []
+        blocks = []
         for value in hashes:
             block = self._block_of.get(value)
             if block is None:
@@ -53,8 +53,8 @@ class BlockManager:
             if self._references[block] == 0:
                 del self._free[block]
             self._references[block] += 1
-            found.append(block)
-        return found
+            blocks.append(block)
+        return blocks
 
     def known(self, hashes: Sequence[bytes]) -> int:
         """How many of the leading ``hashes`` could be matched now."""

@@ -70,10 +70,10 @@ class KVCache:
         for layer in self.layers:
             layer.view(self.blocks, -1).index_fill_(0, index, 0)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """Store ``keys``, ``values`` [tokens, heads, head_dim] of ``layer`` at ``slots`` [tokens]."""
+    def write(self, layer: int, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
+        """Store ``keys``, ``values`` [tokens, heads, head_dim] of ``layer`` at ``slot_mapping`` [tokens]."""
         pair = torch.stack((keys, values), dim=1)
-        self.layers[layer].index_copy_(0, slots, pair.to(self.layers[layer].dtype))
+        self.layers[layer].index_copy_(0, slot_mapping, pair.to(self.layers[layer].dtype))
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy the state at the slots ``source`` [n] to the slots ``target`` [n], in every layer."""

@@ -13,30 +13,30 @@ from ladle.server.engine.forward.attention import AttentionGroup, TokenPlaces
 from ladle.server.engine.forward.layout import StepLayout
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.int64, torch.bool, torch.float32, torch.float64)}
-Slots = dict[str, tuple[str, list[int]]]
+Headers = dict[str, tuple[str, list[int]]]
 """Dtype and shape of every tensor by its name, in order."""
 
 
 def pack(layout: StepLayout) -> tuple[dict[str, Any], list[Tensor]]:
     """(facts, tensors) of ``layout``: everything that a forward reads of it. A tensor a dtype, flat."""
-    found: dict[str, Tensor | None] = {
-        "ids": layout.ids, "positions": layout.positions, "slots": layout.slots,
-        "coefficients": layout.coefficients, "logit_rows": layout.logit_rows,
+    tensors: dict[str, Tensor | None] = {
+        "ids": layout.ids, "positions": layout.positions, "slot_mapping": layout.slot_mapping,
+        "coefficients": layout.coefficients, "logits_indices": layout.logits_indices,
     }  # fmt: skip
     groups = []
     for index, group in enumerate(layout.groups):
         # Keys that follow their blocks are 0, 1, 2, ...: their number says it all.
         plain = group.keys.shape[0] if group.keys.dim() == 1 else None
-        groups.append([group.start, group.stop, group.front, plain])
-        found |= {f"{index}.positions": group.positions, f"{index}.table": group.table}
-        found |= {f"{index}.visible": group.visible, f"{index}.keys": group.keys if plain is None else None}
-    there = {name: tensor for name, tensor in found.items() if tensor is not None}
-    slots = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in there.items()}
+        groups.append([group.start, group.stop, group.left_padding, plain])
+        tensors |= {f"{index}.positions": group.positions, f"{index}.table": group.table}
+        tensors |= {f"{index}.visible": group.visible, f"{index}.keys": group.keys if plain is None else None}
+    there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    headers = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in there.items()}
     flat = [
         torch.cat([tensor.reshape(-1) for tensor in there.values() if tensor.dtype == dtype])
-        for dtype in _dtypes(slots)
+        for dtype in _dtypes(headers)
     ]
-    return {"tensors": slots, "groups": groups}, flat
+    return {"tensors": headers, "groups": groups}, flat
 
 
 def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor], keys: Tensor) -> StepLayout:
@@ -46,10 +46,10 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         receive: the next flat tensor, of that dtype and number of elements.
         keys: 0, 1, 2, ... int64, as many as a group may have.
     """
-    slots: Slots = facts["tensors"]
+    headers: Headers = facts["tensors"]
     there: dict[str, Tensor] = {}
-    for dtype in _dtypes(slots):
-        own = {name: shape for name, (kind, shape) in slots.items() if _DTYPES[kind] == dtype}
+    for dtype in _dtypes(headers):
+        own = {name: shape for name, (kind, shape) in headers.items() if _DTYPES[kind] == dtype}
         sizes = [int(np.prod(shape)) for shape in own.values()]
         parts = receive(dtype, sum(sizes)).split(sizes)
         there |= {name: part.view(shape) for (name, shape), part in zip(own.items(), parts, strict=True)}
@@ -57,24 +57,24 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         AttentionGroup(
             start,
             stop,
-            front,
+            left_padding,
             there[f"{index}.positions"],
             there[f"{index}.table"],
             there[f"{index}.keys"] if plain is None else keys[:plain],
             there.get(f"{index}.visible"),
         )
-        for index, (start, stop, front, plain) in enumerate(facts["groups"])
+        for index, (start, stop, left_padding, plain) in enumerate(facts["groups"])
     ]
     return StepLayout(
         there["ids"],
         there["positions"],
-        there["slots"],
+        there["slot_mapping"],
         groups,
         there.get("coefficients"),
-        there.get("logit_rows"),
+        there.get("logits_indices"),
         TokenPlaces.none(),
     )
 
 
-def _dtypes(slots: Slots) -> list[torch.dtype]:
-    return [dtype for name, dtype in _DTYPES.items() if any(kind == name for kind, _ in slots.values())]
+def _dtypes(headers: Headers) -> list[torch.dtype]:
+    return [dtype for name, dtype in _DTYPES.items() if any(kind == name for kind, _ in headers.values())]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerFast
 
 from ladle.guidance.plan import Plan
+from ladle.merging.errors import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
 
-NOT_FINITE = "the scores are not finite"
-"""How the error begins of a request that asked for coefficients or strengths under which a model says nothing."""
+NOT_FINITE = "scores_not_finite"
+"""Code of the error of a request that asked for coefficients or strengths under which a model says nothing."""
 
 
 class Answer:
@@ -76,7 +77,8 @@ def not_finite(plan: Plan) -> str:
     """Why a request ends whose scores are NaN: what it asked for, or the weights as they are."""
     if all(source.plain for source in plan.sources):
         return "the model's own scores are not finite"
-    return f"{NOT_FINITE}: what was asked for takes the weights too far from the base"
+    text = "the scores are not finite: what was asked for takes the weights too far from the base"
+    return CodedText(NOT_FINITE, text)
 
 
 def without_token(sequence: Sequence, reason: str, error: str | None, text: str) -> StepOutput:

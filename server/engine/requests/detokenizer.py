@@ -31,10 +31,10 @@ class StopStrings:
             return piece, False
         text = self._held + piece
         # Of two stops that end in the same piece the one that begins first wins.
-        found = [(position, stop) for stop in self._stops if (position := text.find(stop)) >= 0] if stops else []
-        if found:
+        matches = [(position, stop) for stop in self._stops if (position := text.find(stop)) >= 0] if stops else []
+        if matches:
             self._held = ""
-            position, stop = min(found, key=lambda entry: entry[0])
+            position, stop = min(matches, key=lambda entry: entry[0])
             self.met = stop
             return text[: position + (len(stop) if self._include else 0)], True
         keep = max(self._tail(text, stop) for stop in self._stops)

@@ -119,10 +119,10 @@ class Sequence:
 
     def due(self) -> Change | None:
         """The change that its tokens so far have brought about, taken out of ``changes``; None where none has."""
-        found = None
+        change = None
         while self.changes and self.changes[0].start <= len(self.output):
-            found = self.changes.popleft()
-        return found
+            change = self.changes.popleft()
+        return change
 
     def follow(self, change: Change) -> None:
         """Go on under another plan, holding nothing: no state that it had was computed under the new weights. Text,
@@ -168,6 +168,6 @@ class Sequence:
 
     def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
         """Tokens ``start`` to ``stop`` of ``lane``."""
-        split = len(lane.prompt)
-        head = list(lane.prompt[start:stop]) if start < split else []
-        return head + self.output[max(0, start - split) : max(0, stop - split)]
+        prompt_length = len(lane.prompt)
+        head = list(lane.prompt[start:stop]) if start < prompt_length else []
+        return head + self.output[max(0, start - prompt_length) : max(0, stop - prompt_length)]

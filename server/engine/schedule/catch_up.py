@@ -45,7 +45,7 @@ def plan_catch_up(scheduler: Scheduler, wanted: Mapping[Sequence, Seq[Lane]]) ->
     A lane catches up in one chunk. Only where that exceeds the token budget of a step (a long prompt, never seen by
     this expert) it takes several; whoever has least to catch up goes first, so that one of these holds up nobody else.
     """
-    found = CatchUp()
+    catch_up = CatchUp()
     lazy = {sequence: [lane for lane in lanes if lane.lazy] for sequence, lanes in wanted.items()}
     for sequence, lanes in lazy.items():
         for lane in lanes:
@@ -56,13 +56,13 @@ def plan_catch_up(scheduler: Scheduler, wanted: Mapping[Sequence, Seq[Lane]]) ->
     for sequence in sorted(lazy, key=lacking.__getitem__):
         final = lacking[sequence] <= left
         if not final:
-            found.behind.add(sequence)
+            catch_up.behind.add(sequence)
         for lane in lazy[sequence]:
             count = scheduler.missing(sequence, lane)
             # The last token is kept back: its logits are of use only together with the router's.
             count = count if final else min(count - 1, left)
             if count > 0:
                 start = int(scheduler.table.computed[lane.row])
-                found.chunks.append(Chunk(sequence, lane, start, count, final))
+                catch_up.chunks.append(Chunk(sequence, lane, start, count, final))
                 left -= count
-    return found
+    return catch_up

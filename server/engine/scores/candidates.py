@@ -84,7 +84,7 @@ def value_candidates(
 
 
 def keep_chosen(
-    found: Mapping[Sequence, CandidateValues],
+    values: Mapping[Sequence, CandidateValues],
     places: Mapping[Sequence, int | None],
     table: LaneTable,
     cache_of: Callable[[Lane], KVCache],
@@ -96,7 +96,7 @@ def keep_chosen(
     """
     kept: set[Sequence] = set()
     moves: dict[KVCache, list[tuple[int, int]]] = {}
-    for sequence, candidates in found.items():
+    for sequence, candidates in values.items():
         place = places[sequence]
         if place is None:
             continue
@@ -107,16 +107,16 @@ def keep_chosen(
             target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             moves.setdefault(cache_of(lane), []).append((source, target))
     for cache, pairs in moves.items():
-        slots = send_one(pairs, cache.layers[0].device, np.int64)
-        cache.copy(slots[:, 0], slots[:, 1])
+        copied = send_one(pairs, cache.layers[0].device, np.int64)
+        cache.copy(copied[:, 0], copied[:, 1])
     return kept
 
 
-def added_values(scorer: Scorer, found: CandidateValues) -> Tensor:
+def added_values(scorer: Scorer, valued: CandidateValues) -> Tensor:
     """What is added to the scores of the candidates, [k]: strength * sum_s weight_s f(V_s), minus its mean where values
     are centred (see ``Scorer``)."""
     total: Tensor | None = None
-    for lane, values in found.values.items():
+    for lane, values in valued.values.items():
         part = F.logsigmoid(values) if scorer.transform == "log_sigmoid" else values
         part = part * (scorer.strength * lane.source.weight)
         total = part if total is None else total + part

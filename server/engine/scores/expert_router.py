@@ -67,8 +67,8 @@ class ExpertRouter:
             if routing.top > 1
         }
         # The next forward depends on the chosen experts, so that a step which routes here waits twice.
-        found = read(chosen, scores, likely, *(part[0] for parts in mixed.values() for part in parts))
-        leading, said, chances, *mixes = (part.tolist() for part in found)
+        arrays = read(chosen, scores, likely, *(part[0] for parts in mixed.values() for part in parts))
+        leading, said, chances, *mixes = (part.tolist() for part in arrays)
         soft = dict(zip(mixed, zip(mixes[::2], mixes[1::2], strict=True), strict=True))
         turns = {}
         for index, (sequence, routing) in enumerate(routed):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ladle.server.engine.device.transfers import send_one
 from ladle.server.engine.grammars.grammar import Grammar
-from ladle.server.engine.grammars.pool import TOO_COMPLEX, GrammarPool, Position
+from ladle.server.engine.grammars.pool import GrammarPool, Position
+from ladle.server.engine.grammars.spec import too_complex
 from ladle.server.engine.requests.sequence import Sequence
 
 
@@ -55,61 +56,61 @@ class GrammarMasks:
 
         None of them may where the grammar has failed (see ``error``).
         """
-        followed = {s: found for s in sequences if (found := self._of(s)) is not None}
-        for pool, waiting in _by_pool([found for found in followed.values() if found.allowed is None]).items():
-            pool.masks([found.position for found in waiting])
-            for found in waiting:
-                found.allowed = self._result(found, vocabulary)
-        return {s: found.allowed for s, found in followed.items() if found.allowed is not None}
+        followed = {s: place for s in sequences if (place := self._of(s)) is not None}
+        for pool, waiting in _by_pool([place for place in followed.values() if place.allowed is None]).items():
+            pool.masks([place.position for place in waiting])
+            for place in waiting:
+                place.allowed = self._result(place, vocabulary)
+        return {s: place.allowed for s, place in followed.items() if place.allowed is not None}
 
     def advance(self, sequences: Seq[Sequence], tokens: Seq[int]) -> None:
         """Follow the drawn tokens of those of ``sequences`` that have a grammar."""
         drawn = dict(zip(sequences, tokens, strict=True))
-        followed = [found for s in sequences if (found := self._of(s)) is not None and found.position.error is None]
+        followed = [place for s in sequences if (place := self._of(s)) is not None and place.position.error is None]
         for pool, moving in _by_pool(followed).items():
-            pool.advance([(found.position, drawn[found.sequence]) for found in moving])
-            for found in moving:
-                found.allowed = None
+            pool.advance([(place.position, drawn[place.sequence]) for place in moving])
+            for place in moving:
+                place.allowed = None
 
     def ended(self, sequence: Sequence) -> bool:
         """Whether the grammar has come to its end, so that no text can follow."""
-        found = self._of(sequence)
-        return found is not None and found.position.stopped
+        place = self._of(sequence)
+        return place is not None and place.position.stopped
 
     def error(self, sequence: Sequence) -> str | None:
         """Why a sequence cannot go on."""
-        found = self._of(sequence)
-        return None if found is None else found.position.error
+        place = self._of(sequence)
+        return None if place is None else place.position.error
 
     def _of(self, sequence: Sequence) -> _Followed | None:
         if sequence.request.grammar is None or sequence.slot is None:
             return None
-        found = self._followed[sequence.slot]
-        assert found.sequence is sequence
-        return found
+        place = self._followed[sequence.slot]
+        assert place.sequence is sequence
+        return place
 
     def _finish_those_gone(self, slot: int) -> None:
         """Nobody says when a sequence gives up its slot, so that is looked for whenever one is taken."""
-        for taken, found in list(self._followed.items()):
-            if taken == slot or found.sequence.slot != taken:
+        for taken, place in list(self._followed.items()):
+            if taken == slot or place.sequence.slot != taken:
                 del self._followed[taken]
-                found.grammar.pool.finish(found.position)
+                place.grammar.pool.finish(place.position)
 
-    def _result(self, found: _Followed, vocabulary: int) -> Allowed:
+    def _result(self, place: _Followed, vocabulary: int) -> Allowed:
         bits = np.zeros(vocabulary, dtype=np.bool_)
-        if found.position.error is None and not found.position.stopped:
-            mask = np.frombuffer(found.grammar.pool.mask(found.position), dtype=np.uint8)
+        if place.position.error is None and not place.position.stopped:
+            mask = np.frombuffer(place.grammar.pool.mask(place.position), dtype=np.uint8)
             # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
             known = np.unpackbits(mask, bitorder="little")[:vocabulary]
             bits[: len(known)] = known
             if not bits.any():
                 # The library saw neither an error nor an end; that no score is allowed is no fault of the model.
-                found.position.error = f"{TOO_COMPLEX}: it came to a dead end: no token may come next"
+                place.position.error = too_complex("it came to a dead end: no token may come next")
         return Allowed(send_one(bits, self._device), int(bits.sum()))
 
 
 def _by_pool(followed: Seq[_Followed]) -> dict[GrammarPool, list[_Followed]]:
-    found: dict[GrammarPool, list[_Followed]] = {}
+    groups: dict[GrammarPool, list[_Followed]] = {}
     for one in followed:
-        found.setdefault(one.grammar.pool, []).append(one)
-    return found
+        groups.setdefault(one.grammar.pool, []).append(one)
+    return groups

@@ -30,14 +30,14 @@ class LeastLength:
 
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
         """Which tokens may come next of those of ``sequences`` that may not end yet."""
-        found = {}
+        masks = {}
         for sequence in sequences:
             sampling = sequence.request.sampling
             if len(sequence.output) < sampling.min_tokens:
                 ending = ending_tokens(sampling, self._eos)
                 if ending:
-                    found[sequence] = self._mask(ending, vocabulary)
-        return found
+                    masks[sequence] = self._mask(ending, vocabulary)
+        return masks
 
     def _mask(self, ending: frozenset[int], vocabulary: int) -> Allowed:
         key = (ending, vocabulary)

@@ -68,11 +68,11 @@ class PromptJudge:
         better = (logprobs > said[:, None]).sum(dim=-1)
         sampling = sequence.request.sampling
         most = max(sampling.logprobs or 0, sampling.prompt_alternatives)
-        found, ahead, best, ids = read(said, better, *logprobs.topk(most, dim=-1))
+        chosen, ahead, best, ids = read(said, better, *logprobs.topk(most, dim=-1))
         return [
             PromptToken(logprob, tuple(zip(top_ids, top, strict=True)), place + 1)
             for logprob, place, top_ids, top in zip(
-                found.tolist(), ahead.tolist(), ids.tolist(), best.tolist(), strict=True
+                chosen.tolist(), ahead.tolist(), ids.tolist(), best.tolist(), strict=True
             )
         ]
 
@@ -90,8 +90,8 @@ def _at_positions(tables: HostTables) -> HostTables:
 
 
 def _by_sequence(chunks: Seq[Chunk]) -> dict[Sequence, list[Chunk]]:
-    found: dict[Sequence, list[Chunk]] = {}
+    groups: dict[Sequence, list[Chunk]] = {}
     for chunk in chunks:
         if chunk.judged:
-            found.setdefault(chunk.sequence, []).append(chunk)
-    return found
+            groups.setdefault(chunk.sequence, []).append(chunk)
+    return groups

@@ -108,18 +108,18 @@ class Sampler:
         tracer = Tracer(logits, step, made.guided, made.tokens, traced) if traced else None
         valued = [s for s in sequences if s in values] if values else []
         reported = [] if tracer is None else tracer.tensors
-        found = iter(
+        tensors = iter(
             read(
                 *(made.tokens, made.logprobs, made.other_tokens, made.other_logprobs),
                 *(values[s].tokens for s in valued),
                 *reported,
             )
         )
-        tokens, logprobs, other_tokens, other_logprobs = (next(found).tolist() for _ in range(4))
-        known = {s: next(found).tolist() for s in valued}
+        tokens, logprobs, other_tokens, other_logprobs = (next(tensors).tolist() for _ in range(4))
+        known = {s: next(tensors).tolist() for s in valued}
         drawn = dict(zip(sequences, tokens, strict=True))
-        places = {s: ids.index(drawn[s]) if drawn[s] in ids else None for s, ids in known.items()}
-        traces = {} if tracer is None else tracer.traces(list(found), places)
+        candidate_indices = {s: ids.index(drawn[s]) if drawn[s] in ids else None for s, ids in known.items()}
+        traces = {} if tracer is None else tracer.traces(list(tensors), candidate_indices)
         counts = [s.request.sampling.logprobs or 0 for s in sequences]
         tops = [
             tuple(zip(ids[:count], beside[:count], strict=True))
@@ -132,7 +132,7 @@ class Sampler:
                 top=tops[index],
                 trace=traces.get(index),
                 expert=turns[s].expert if s in turns else None,
-                place=places.get(s),
+                place=candidate_indices.get(s),
             )
             for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))
         ]

@@ -122,9 +122,9 @@ def _candidates(
 
 def _place(sequences: Seq[Sequence], held: Mapping[Sequence, object], column: Array) -> list[Sequence]:
     """The ``sequences`` that have something in ``held``; their place among these is written into ``column``."""
-    places = [index for index, sequence in enumerate(sequences) if sequence in held]
-    column[places] = range(len(places))
-    return [sequences[index] for index in places]
+    indices = [index for index, sequence in enumerate(sequences) if sequence in held]
+    column[indices] = range(len(indices))
+    return [sequences[index] for index in indices]
 
 
 def _biases(host: HostTables, sequences: Seq[Sequence]) -> tuple[Array, Array]:

@@ -42,16 +42,16 @@ class Tracer:
             base.argmax(dim=-1) != guided.argmax(dim=-1),
             _outside(first, guided),
             _mass(first, guided, [self._valued.get(index) for index in traced]),
-            *(values for found in self._valued.values() for values in found.values.values()),
+            *(values for valued in self._valued.values() for values in valued.values.values()),
         ]
 
-    def traces(self, found: Seq[Tensor], places: Mapping[Sequence, int | None]) -> dict[int, TokenTrace]:
+    def traces(self, valued: Seq[Tensor], drawn_candidates: Mapping[Sequence, int | None]) -> dict[int, TokenTrace]:
         """The traces of the traced sequences, by their place in the step.
 
-        ``found``: ``tensors`` on the host; ``places``: which of its candidates a sequence drew.
+        ``valued``: ``tensors`` on the host; ``drawn_candidates``: which of its candidates a sequence drew.
         """
-        columns = zip(self._traced.items(), *(column.tolist() for column in found[:5]), strict=True)
-        rest = iter(found[5:])
+        columns = zip(self._traced.items(), *(column.tolist() for column in valued[:5]), strict=True)
+        rest = iter(valued[5:])
         values = {i: {lane.source.name: next(rest) for lane in own.values} for i, own in self._valued.items()}
         return {
             index: TokenTrace(
@@ -60,7 +60,7 @@ class Tracer:
                 argmax_changed=changed,
                 outside=outside if _guided(sequence) else None,
                 candidate_mass=mass if _chooses(sequence) else None,
-                values=_values(values.get(index, {}), places.get(sequence)),
+                values=_values(values.get(index, {}), drawn_candidates.get(sequence)),
                 router=self._turns[sequence].scores if sequence in self._turns else None,
             )
             for (index, sequence), logprob, shift, changed, outside, mass in columns
@@ -90,18 +90,18 @@ def _outside(first: Tensor, scores: Tensor) -> Tensor:
     return rank >= BEST
 
 
-def _mass(first: Tensor, scores: Tensor, found: Seq[CandidateValues | None]) -> Tensor:
+def _mass(first: Tensor, scores: Tensor, values: Seq[CandidateValues | None]) -> Tensor:
     """The first source's probability of the candidates, or of the tokens that are not ruled out."""
     probabilities = torch.softmax(first, dim=-1)
     masses = probabilities.masked_fill(scores == -torch.inf, 0.0).sum(dim=-1)
-    for index, candidates in enumerate(found):
+    for index, candidates in enumerate(values):
         if candidates is not None:
             masses[index] = probabilities[index].index_select(0, candidates.tokens).sum()
     return masses
 
 
-def _values(found: Mapping[str, Tensor], place: int | None) -> dict[str, float] | None:
+def _values(valued: Mapping[str, Tensor], place: int | None) -> dict[str, float] | None:
     if place is None:
         return None
-    values = {name: float(own[place]) for name, own in found.items()}
+    values = {name: float(own[place]) for name, own in valued.items()}
     return None if any(math.isnan(value) for value in values.values()) else values

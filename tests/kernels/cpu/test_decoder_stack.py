@@ -12,6 +12,7 @@ from ladle.kernels.cpu.decoder_stack import run_layers
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.tiled_product import TiledProduct
 from ladle.kernels.cpu.tiles import has_pairs
+from ladle.kernels.cpu.types import LayerPass
 
 BLOCK = 4
 
@@ -119,10 +120,11 @@ class Case:
         x = self.x.copy()
         if self.dtype == torch.float32:
             kv = self.kv.copy()
-            run_layers(x, self.layers, self.scales, self.places, kv, BLOCK, threads)
+            run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads))
             return x, kv
         pool = torch.from_numpy(self.kv).bfloat16()
-        run_layers(x, self.layers, self.scales, self.places, pool.view(torch.int16).numpy(), BLOCK, threads)
+        kv = pool.view(torch.int16).numpy()
+        run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads))
         return x, pool.float().numpy()
 
     def expected(self) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Tiled products against the formula in float64, and the promise that a row's bits do not depend on the other rows."""
 
+import re
 import sys
 
 import pytest
@@ -110,6 +111,25 @@ def test_what_cannot_be_held_is_not() -> None:
     assert dispatch.tiled_product(torch.randn(8, 8), None, None, None, torch.float32, 0, False) is None
     assert dispatch.tiled_product(torch.randn(8, 8), None, None, None, torch.float32, 9, True) is None
     assert dispatch.tiled_product(weight, None, None, None, torch.float32, 9, False) is None
+
+
+def test_int8_takes_weights_that_float16_does_not_and_says_what_else_is_wrong() -> None:
+    weight, rows = torch.randn(8, 6) * 1e6, torch.randn(3, 6)
+    product = dispatch.tiled_product(weight, None, None, None, torch.float32, 9, False, True)
+    held, steps = quantise(weight)
+    expected = rows.double() @ (held.double() * torch.from_numpy(steps).double()[:, None]).T
+    assert torch.allclose(product(rows, None).double(), expected, rtol=1e-5, atol=1.0)
+    small, large = torch.randn(2, 6), torch.full((2, 6), 1e5)
+    for parts, words in (
+        ((weight, large, torch.randn(8, 2)), "its shrink factors: its largest value, 1e[+]05, is beyond 6.55e[+]04"),
+        ((weight, small, torch.randn(8, 2) * 1e6), "its expand factors: its largest value"),
+        ((torch.full((8, 6), torch.inf), None, None), "the layer: its largest value, inf"),
+    ):
+        assert re.match(words, dispatch.tiling_obstacle(*parts, torch.float32, True) or "")
+        assert dispatch.tiled_product(parts[0], None, *parts[1:], torch.float32, 9, False, True) is None
+    assert dispatch.tiling_obstacle(weight, small, torch.randn(8, 2), torch.float32, True) is None
+    reason = dispatch.tiling_obstacle(weight, None, None, torch.float64, True)
+    assert reason is not None and "torch.float64" in reason
 
 
 def test_how_many_rows_take_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from ladle.merging.checkpoints.reader import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.members.value_head import HEAD
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 
 SCORE = "score.weight"
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ladle.merging.checkpoints.reader import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 
 DOCS = Path(__file__).parents[3] / "docs" / "families.md"
 LORA, CONFIG = "adapter_model.safetensors", "adapter_config.json"

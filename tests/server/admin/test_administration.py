@@ -41,8 +41,8 @@ def engine_of(hosted: Hosted) -> GatedEngine:
 
 
 def closed(hosted: Hosted) -> int:
-    assert isinstance(hosted.controls, FakeControls)
-    return hosted.controls.closed
+    assert isinstance(hosted.engine_admin, FakeControls)
+    return hosted.engine_admin.closed
 
 
 async def said(client: httpx.AsyncClient, model: str | None = None) -> str:
@@ -123,7 +123,7 @@ async def test_what_runs_is_not_disturbed(state: ServerState, loader: FakeLoader
         status = (await client.get("/v1/admin/status")).json()["families"]
         assert [(found["state"], found["requests"]) for found in status] == [("serving", 0), ("retiring", 1)]
         assert closed(old) == 0 and not call.task.done()
-        controls = old.controls
+        controls = old.engine_admin
         engine.gate.set()
         await asyncio.wait_for(call.task, 60)
         assert call.status == 200 and (b"[DONE]" in call.body if stream else b'"one 0"' in call.body)

@@ -17,7 +17,7 @@ from ladle.guidance.registry import resolve
 from ladle.kernels import dispatch
 from ladle.kernels.cpu import packed_linear
 from ladle.merging.family.family import Family, load_family
-from ladle.merging.merges.merge import merge_tensor
+from ladle.merging.merges.streaming_merge import merge_tensor
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sampling_params import SamplingParams

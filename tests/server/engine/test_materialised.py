@@ -12,7 +12,7 @@ from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family, load_family
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput

@@ -105,7 +105,7 @@ async def test_regexes_choices_and_any_object(real_state: ServerState) -> None:
         ),
         ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exactly one"),
-        ({"structured_outputs": {"regex": "a"}, "response_format": FORMAT}, "structured_outputs", "nothing beside"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": FORMAT}, "structured_outputs", "stand beside"),
         ({"structured_outputs": {"regex": "[a-"}}, "structured_outputs.regex", "unclosed character class"),
         ({"structured_outputs": {"json": {"uniqueItems": True}}}, "structured_outputs.json", "uniqueItems"),
         ({"structured_outputs": {"json": {"items": {"requird": []}}}}, "structured_outputs.json.items", "requird"),

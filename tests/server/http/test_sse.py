@@ -9,7 +9,7 @@ from fake_engine import FakeEngine, fake_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.clients.sse import EventDecoder
+from ladle.clients.event_decoder import EventDecoder
 from ladle.merging.family.family import Family
 from ladle.server.http.sse import event
 

@@ -126,10 +126,10 @@ class RouterTrainer:
         Returns:
             (loss, L_LM, L_expert).
         """
-        found = predictions(self.model, [sample.item for sample in samples])
-        language = language_loss(found.logits, found.targets)
+        predicted = predictions(self.model, [sample.item for sample in samples])
+        language = language_loss(predicted.logits, predicted.targets)
         routing = routing_loss(
-            self.head(found.states),
+            self.head(predicted.states),
             torch.cat([sample.logprobs for sample in samples]),
             torch.cat([sample.informative for sample in samples]),
         )
@@ -160,12 +160,12 @@ class RouterTrainer:
     def _totals(self, pairs: Sequence[SeenPair]) -> tuple[torch.Tensor, torch.Tensor]:
         """The router's and the routed experts' log-probabilities of whole answers, both [2, pairs]."""
         seen = [*(pair.right for pair in pairs), *(pair.wrong for pair in pairs)]
-        found = predictions(self.model, [answer.item for answer in seen])
+        predicted = predictions(self.model, [answer.item for answer in seen])
         with torch.no_grad():
-            expert = routed_logprobs(self.head(found.states), torch.cat([answer.logprobs for answer in seen]))
+            expert = routed_logprobs(self.head(predicted.states), torch.cat([answer.logprobs for answer in seen]))
         zeros = torch.zeros(len(seen))
-        own = zeros.index_add(0, found.rows, found.logprobs())
-        return own.view(2, -1), zeros.index_add(0, found.rows, expert).view(2, -1)
+        own = zeros.index_add(0, predicted.rows, predicted.logprobs())
+        return own.view(2, -1), zeros.index_add(0, predicted.rows, expert).view(2, -1)
 
     def save(self, folder: Path, base_name: str) -> None:
         save_adapter(self.model, folder, base_name, {"weight": self.head.weight}, ROUTER_HEAD)
@@ -239,7 +239,7 @@ def train_router_cdpo(
     random = np.random.default_rng(config.seed)
     paired = batches([pair.right.item for pair in pairs], config.pairs_per_step, random)
     mixed = batches([sample.item for sample in samples], config.batch, random)
-    found: list[tuple[float, float]] = []
+    losses: list[tuple[float, float]] = []
     try:
         references = [trainer.totals([pairs[index] for index in batch]) for batch in paired]
 
@@ -248,7 +248,7 @@ def train_router_cdpo(
             if kind == "samples":
                 return trainer.taught([samples[index] for index in mixed[number]], share)[:1]
             loss, *figures = trainer.preferred([pairs[index] for index in paired[number]], references[number], share)
-            found.append((figures[0], figures[1]))
+            losses.append((figures[0], figures[1]))
             return (loss,)
 
         kinds = [("pairs", number) for number in range(len(paired))]
@@ -262,6 +262,6 @@ def train_router_cdpo(
         trainer.save(folder, base_name)
     finally:
         trainer.close()
-    accuracy, margin = np.mean(found[-max(1, len(found) // 4) :], axis=0).tolist()
+    accuracy, margin = np.mean(losses[-max(1, len(losses) // 4) :], axis=0).tolist()
     report(f"router, second stage: accuracy {accuracy:.2f}, margin {margin:.1f} nats, {len(steps)} steps")
     return {"accuracy": float(accuracy), "margin": float(margin)}

@@ -18,14 +18,14 @@ from ladle.recipes.experts.expert import encode
 from ladle.recipes.experts.expert_views import Seen, informative, seen_by
 from ladle.recipes.experts.route import RouteWorkshop, make_routing
 from ladle.recipes.experts.routed import combined, routed_greedy, speakers
-from ladle.recipes.experts.router import (
+from ladle.recipes.experts.router_pairs import greedy_answers, pairs_of
+from ladle.recipes.experts.router_training import (
     RouterTrainer,
     SeenPair,
     complementary_loss,
     routed_logprobs,
     routing_loss,
 )
-from ladle.recipes.experts.router_pairs import greedy_answers, pairs_of
 from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.scoring import Encoded

@@ -82,5 +82,5 @@ def _text(tokenizer: PreTrainedTokenizerFast, prompt: str, view: PromptView | No
     try:
         text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
-        raise InputError("prompts", prompt, f"what the base's chat template takes ({error})") from None
+        raise InputError("prompts", prompt, reason=f"the base's chat template refuses it ({error})") from None
     return str(text)

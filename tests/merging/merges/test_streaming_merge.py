@@ -6,8 +6,8 @@ from tiny_models import write_family
 
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.members.adapter import LowRank
-from ladle.merging.merges import merge as merge_module
-from ladle.merging.merges.merge import Merge, Scratch, merge_tensor
+from ladle.merging.merges import streaming_merge as merge_module
+from ladle.merging.merges.streaming_merge import Merge, Scratch, merge_tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -48,5 +48,5 @@ class AffinityRouter(RequestRouter):
 
 
 def _keys(request: PendingRequest) -> list[Any]:
-    found: list[Any] = request.kwargs.get("affinity", [])
-    return found
+    keys: list[Any] = request.kwargs.get("affinity", [])
+    return keys

@@ -8,7 +8,16 @@ from scipy import stats
 from seeds import fresh_seed
 
 from ladle.merging.preferences.simplex import dirichlet, grid
-from ladle.recipes.sweeps import front
+from ladle.recipes.sweeps.control_measures import (
+    distinct,
+    hypervolume,
+    inner_product,
+    kendall,
+    monotone_share,
+    spacing,
+    sparsity,
+    spearman,
+)
 
 
 def test_hypervolume_is_the_share_of_darts_that_are_dominated() -> None:
@@ -19,19 +28,19 @@ def test_hypervolume_is_the_share_of_darts_that_are_dominated() -> None:
         darts = rng.uniform(reference, top, size=(40_000, objectives))
         hit = (darts[:, None] <= points).all(axis=2).any(axis=1).mean()
         volume = float(np.prod(top - reference))
-        assert front.hypervolume(points, reference.tolist()) == pytest.approx(hit * volume, abs=0.02 * volume)
-    assert front.hypervolume(np.array([[-3.0, 5.0]]), [-1, -1]) == 0.0
+        assert hypervolume(points, reference.tolist()) == pytest.approx(hit * volume, abs=0.02 * volume)
+    assert hypervolume(np.array([[-3.0, 5.0]]), [-1, -1]) == 0.0
 
 
 def test_figures_of_a_front_by_hand() -> None:
     points = np.array([[0.0, 3.0], [1.0, 1.0], [3.0, 0.0]])
     weights = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
-    assert front.inner_product(points, weights) == pytest.approx((3 + 1 + 3) / 3)
-    assert front.sparsity(points) == pytest.approx(((1 + 4) + (1 + 4)) / 2)
-    assert front.spacing(points) == pytest.approx(np.std([3, 3, 3]))
-    assert front.sparsity(points[:1]) == front.spacing(points[:1]) == 0.0
-    assert front.kendall(weights[:, 0], points[:, 0]) == 1.0 and front.spearman(weights[:, 0], points[:, 1]) == -1.0
-    assert np.isnan(front.kendall(weights[:, 0], np.ones(3))) and np.isnan(front.spearman(np.ones(3), points[:, 0]))
+    assert inner_product(points, weights) == pytest.approx((3 + 1 + 3) / 3)
+    assert sparsity(points) == pytest.approx(((1 + 4) + (1 + 4)) / 2)
+    assert spacing(points) == pytest.approx(np.std([3, 3, 3]))
+    assert sparsity(points[:1]) == spacing(points[:1]) == 0.0
+    assert kendall(weights[:, 0], points[:, 0]) == 1.0 and spearman(weights[:, 0], points[:, 1]) == -1.0
+    assert np.isnan(kendall(weights[:, 0], np.ones(3))) and np.isnan(spearman(np.ones(3), points[:, 0]))
 
 
 def test_ranks_against_counting() -> None:
@@ -39,27 +48,27 @@ def test_ranks_against_counting() -> None:
     x, y = rng.permutation(9).astype(float), rng.normal(size=9)
     pairs = list(itertools.combinations(range(9), 2))
     agree = sum(np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i, j in pairs)
-    assert front.kendall(x, y) == pytest.approx(agree / len(pairs))
+    assert kendall(x, y) == pytest.approx(agree / len(pairs))
     # Points of one weight say nothing; scipy has the same figure under another name.
     tied = rng.integers(4, size=9).astype(float)
     tied[:2] = 0.0, 1.0
-    assert front.kendall(tied, y) == pytest.approx(stats.somersd(tied, y).statistic)
-    assert front.kendall(np.array([0.0, 0.0, 0.5, 0.5, 1.0]), np.arange(5.0)) == 1.0
+    assert kendall(tied, y) == pytest.approx(stats.somersd(tied, y).statistic)
+    assert kendall(np.array([0.0, 0.0, 0.5, 0.5, 1.0]), np.arange(5.0)) == 1.0
     ranks = y.argsort().argsort()
-    assert front.spearman(x, y) == pytest.approx(np.corrcoef(x, ranks)[0, 1])
+    assert spearman(x, y) == pytest.approx(np.corrcoef(x, ranks)[0, 1])
 
 
 def test_monotone_steps_are_over_the_means_of_a_weight() -> None:
     weights = np.array([0.0, 0.5, 0.5, 1.0])
-    assert front.monotone_share(weights, np.array([0.0, 5.0, -3.0, 2.0])) == 1.0
-    assert front.monotone_share(weights, np.array([0.0, 5.0, 3.0, 2.0])) == 0.5
-    assert np.isnan(front.monotone_share(np.ones(3), np.arange(3.0)))
+    assert monotone_share(weights, np.array([0.0, 5.0, -3.0, 2.0])) == 1.0
+    assert monotone_share(weights, np.array([0.0, 5.0, 3.0, 2.0])) == 0.5
+    assert np.isnan(monotone_share(np.ones(3), np.arange(3.0)))
 
 
 def test_distinct_n() -> None:
-    assert front.distinct(["a b a b", "a b"], 2) == 2 / 4
-    assert front.distinct(["A a"], 1) == 0.5
-    assert np.isnan(front.distinct(["word"], 2))
+    assert distinct(["a b a b", "a b"], 2) == 2 / 4
+    assert distinct(["A a"], 1) == 0.5
+    assert np.isnan(distinct(["word"], 2))
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])

@@ -7,10 +7,9 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, unknown_keyword
+from ladle.server.fields.schema_formats import FORMATS, formats
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
 
-# Those that the library keeps to. By the standard every other format is a note.
-FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
 _MOST_PARTS = 50_000  # objects, lists, texts and numbers in a schema
 _MOST_TEXT = 1 << 20  # characters of all names and texts in it
 _DEEP = 100  # schemas within schemas; the library's reader takes about as many
@@ -106,8 +105,7 @@ class _Binder:
 
     def _leave_out(self, part: dict[str, Any], path: str) -> None:
         """Take keywords out of ``part`` that bind nothing as they stand there."""
-        if isinstance(part.get("format"), str) and part["format"] not in FORMATS:
-            del part["format"]
+        formats(part)
         if part.get("uniqueItems") is False or (part.get("uniqueItems") is True and _few(part)):
             del part["uniqueItems"]
         if part.get("uniqueItems") is True:

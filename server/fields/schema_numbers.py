@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -37,6 +38,8 @@ def check_constant(keyword: str, value: Any) -> None:
             raise NumberError(keyword, number, "a number within the range of a double")
         if isinstance(number, float) and abs(number) > _MOST_NUMBER and Fraction(repr(number)) != Fraction(number):
             raise NumberError(keyword, number, "a number whose shortest decimal form is its value, or less than 2^53")
+        if isinstance(number, float) and not _read_as_it_is(number):
+            raise NumberError(keyword, number, "a number of at most 15 digits; this one would be written as another")
         if isinstance(number, int) and not _exact(number):
             reason = (
                 "an integer that a double holds, such as any from -2^53 to 2^53; this one would be written as another"
@@ -67,8 +70,8 @@ def bounds(part: dict[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise NumberError(keyword, value, "a number within the range of a double")
     factor = part.get("multipleOf")
-    if _is_number(factor) and isinstance(factor, int) and not _exact(factor):
-        raise NumberError("multipleOf", factor, "a number that a double holds")
+    if _is_number(factor) and not (_exact(factor) if isinstance(factor, int) else _read_as_it_is(factor)):
+        raise NumberError("multipleOf", factor, "a number that a double holds, of at most 15 digits")
     if _kind(part) == "integer":
         _integer_bounds(part)
     else:
@@ -104,7 +107,11 @@ def _number_bounds(part: dict[str, Any]) -> None:
         if wrong_way:
             keyword = _named(part, keyword)
             raise NumberError(keyword, part[keyword], "a bound from -2^53 to 2^53 for numbers that need not be whole")
-    changed = False
+    # Two keywords for one end are written as one.
+    changed = any(
+        _is_number(part.get(f"exclusive{end.capitalize()}")) and _is_number(part.get(end))
+        for end in ("minimum", "maximum")
+    )
     if low is not None and low < -_MOST_NUMBER:
         low, changed = Fraction(-_MOST_NUMBER), True
     if high is not None and high > _MOST_NUMBER:
@@ -114,31 +121,63 @@ def _number_bounds(part: dict[str, Any]) -> None:
         low, changed = (least if low > 0 else Fraction(0)), True
     if high is not None and 0 < abs(high) < least:
         high, changed = (Fraction(0) if high > 0 else -least), True
-    exclusive = "exclusiveMinimum" in part or "exclusiveMaximum" in part
-    if exclusive and any(bound is not None and 0 < abs(bound) < _FINE for bound in (low, high)):
-        low, high, changed = *_inside(part, low, high), True
+    strict_low, strict_high = _strict(part, "exclusiveMinimum", low), _strict(part, "exclusiveMaximum", high)
+    fine = any(bound is not None and 0 < abs(bound) < _FINE for bound in (low, high))
+    if (strict_low or strict_high) and (fine or _taken_for_inclusive(low, high, strict_low, strict_high)):
+        low, high = _inside(part, low, high, strict_low, strict_high)
+        strict_low, strict_high, changed = False, False, True
     if changed:
-        if _empty(low, high) or (low == high and exclusive):
+        if _empty(low, high) or (low == high and (strict_low or strict_high)):
             keyword = _named(part, "minimum" if low is not None and low > 0 else "maximum")
             raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")
-        strict_low = "exclusiveMinimum" in part and low == _fraction(part["exclusiveMinimum"])
-        strict_high = "exclusiveMaximum" in part and high == _fraction(part["exclusiveMaximum"])
         _replace(part, _plain(low), _plain(high))
         if strict_low:
             part["exclusiveMinimum"] = part.pop("minimum")
         if strict_high:
             part["exclusiveMaximum"] = part.pop("maximum")
+    _readable_bounds(part)
 
 
-def _inside(part: dict[str, Any], low: _Bound, high: _Bound) -> tuple[_Bound, _Bound]:
-    """Bounds a thousandth further in where they are exclusive."""
+def _readable_bounds(part: dict[str, Any]) -> None:
+    """Move bounds that the library would read as other numbers inward. Raises NumberError."""
+    for keyword, rounding in (("inimum", ROUND_CEILING), ("aximum", ROUND_FLOOR)):
+        for name in (f"m{keyword}", f"exclusiveM{keyword}"):
+            value = part.get(name)
+            if not isinstance(value, float) or _read_as_it_is(value):
+                continue
+            places = range(15, 0, -1)
+            found = (float(Context(count, rounding).create_decimal_from_float(value)) for count in places)
+            part[name] = next(filter(_read_as_it_is, found))
+    if _empty(_tightest(part, "minimum", "exclusiveMinimum", 0), _tightest(part, "maximum", "exclusiveMaximum", 0)):
+        keyword = _named(part, "minimum")
+        raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")
+
+
+def _strict(part: dict[str, Any], keyword: str, bound: _Bound) -> bool:
+    """Whether ``bound`` is the one of an exclusive ``keyword``, which numbers may not reach."""
+    return _is_number(part.get(keyword)) and bound == _fraction(part[keyword])
+
+
+def _taken_for_inclusive(low: _Bound, high: _Bound, strict_low: bool, strict_high: bool) -> bool:
+    """Whether the library would let an exclusive bound itself pass: a whole one, the other end less than 1 away."""
+    if low is None or high is None or high - low >= 1:
+        return False
+    return (strict_low and low.denominator == 1 and low >= 0) or (strict_high and high.denominator == 1 and high <= 0)
+
+
+def _inside(
+    part: dict[str, Any], low: _Bound, high: _Bound, strict_low: bool, strict_high: bool
+) -> tuple[_Bound, _Bound]:
+    """Bounds a thousandth further in where they are exclusive. Raises NumberError."""
     ends = [bound for bound in (low, high) if bound is not None]
     width = abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)) / 1000
-    if low is not None and "exclusiveMinimum" in part:
-        low = Fraction(float(f"{float(low + width):.6e}"))
-    if high is not None and "exclusiveMaximum" in part:
-        high = Fraction(float(f"{float(high - width):.6e}"))
-    return low, high
+    moved_low = Fraction(float(f"{float(low + width):.15g}")) if low is not None and strict_low else low
+    moved_high = Fraction(float(f"{float(high - width):.15g}")) if high is not None and strict_high else high
+    for keyword, bound, moved in (("minimum", low, moved_low), ("maximum", high, moved_high)):
+        if bound is not None and moved == bound and (strict_low if keyword == "minimum" else strict_high):
+            keyword = _named(part, keyword)
+            raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")
+    return moved_low, moved_high
 
 
 def _kind(part: dict[str, Any]) -> str:
@@ -203,6 +242,17 @@ def _down(number: int) -> int:
 
 def _exact(number: int) -> bool:
     return abs(number) <= _MOST_NUMBER or (abs(number) <= _MOST_INTEGER and int(float(number)) == number)
+
+
+def _read_as_it_is(number: float) -> bool:
+    """Whether the library reads ``number`` as what it is: its reader takes the digits for a double, which is exact up
+    to 2^53, and multiplies or divides it by a power of ten, which is exact up to 10^22."""
+    _, digits, exponent = Decimal(repr(number)).as_tuple()
+    assert isinstance(exponent, int)
+    read = float(int("".join(map(str, digits))))
+    power = float(f"1e{min(abs(exponent), 308)}")
+    read = read * power if exponent >= 0 else read / power
+    return abs(exponent) <= 308 and read == abs(number)
 
 
 def _is_number(value: Any) -> bool:

@@ -42,6 +42,7 @@ _BOTH: Defaults = {
 CHAT: Defaults = {
     **_BOTH,
     "audio": (),
+    "best_of": (1,),
     "chat_template": (),
     "documents": ([],),
     "echo": (False,),

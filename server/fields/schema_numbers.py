@@ -11,7 +11,7 @@ from typing import Any
 
 _MOST_INTEGER = 2**63 - 1024  # the largest integer of 64 bits that is a double
 _MOST_NUMBER = 2**53  # beyond it ranges of decimals are not written
-_LEAST_NUMBER = 1e-30  # nearer to zero they are not written either
+_LEAST_NUMBER = 1e-22  # nearer to zero they are not written, and not read as they are
 _FINE = 1e-4  # an exclusive bound nearer to zero is taken for an inclusive one
 _COUNTS = [f"{side}{of}" for side in ("min", "max") for of in ("Contains", "Items", "Length", "Properties")]
 _MOST_COUNT = 10_000_000  # more than any answer is long
@@ -124,7 +124,10 @@ def _number_bounds(part: dict[str, Any]) -> None:
     strict_low, strict_high = _strict(part, "exclusiveMinimum", low), _strict(part, "exclusiveMaximum", high)
     fine = any(bound is not None and 0 < abs(bound) < _FINE for bound in (low, high))
     if (strict_low or strict_high) and (fine or _taken_for_inclusive(low, high, strict_low, strict_high)):
-        low, high = _inside(part, low, high, strict_low, strict_high)
+        ends = low, high
+        low, high = _inside(low, high, strict_low, strict_high)
+        if (strict_low and low == ends[0]) or (strict_high and high == ends[1]):
+            low, high = Fraction(1), Fraction(0)  # too near to each other
         strict_low, strict_high, changed = False, False, True
     if changed:
         if _empty(low, high) or (low == high and (strict_low or strict_high)):
@@ -160,24 +163,24 @@ def _strict(part: dict[str, Any], keyword: str, bound: _Bound) -> bool:
 
 def _taken_for_inclusive(low: _Bound, high: _Bound, strict_low: bool, strict_high: bool) -> bool:
     """Whether the library would let an exclusive bound itself pass: a whole one, the other end less than 1 away."""
-    if low is None or high is None or high - low >= 1:
+    if low is None or high is None or not 0 < high - low < 1:
         return False
     return (strict_low and low.denominator == 1 and low >= 0) or (strict_high and high.denominator == 1 and high <= 0)
 
 
-def _inside(
-    part: dict[str, Any], low: _Bound, high: _Bound, strict_low: bool, strict_high: bool
-) -> tuple[_Bound, _Bound]:
-    """Bounds a thousandth further in where they are exclusive. Raises NumberError."""
+def _inside(low: _Bound, high: _Bound, strict_low: bool, strict_high: bool) -> tuple[_Bound, _Bound]:
+    """Bounds a thousandth further in where they are exclusive, or a little more, in 15 digits."""
     ends = [bound for bound in (low, high) if bound is not None]
     width = abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)) / 1000
-    moved_low = Fraction(float(f"{float(low + width):.15g}")) if low is not None and strict_low else low
-    moved_high = Fraction(float(f"{float(high - width):.15g}")) if high is not None and strict_high else high
-    for keyword, bound, moved in (("minimum", low, moved_low), ("maximum", high, moved_high)):
-        if bound is not None and moved == bound and (strict_low if keyword == "minimum" else strict_high):
-            keyword = _named(part, keyword)
-            raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")
-    return moved_low, moved_high
+    if low is not None and strict_low:
+        low = _rounded(low + width, ROUND_CEILING)
+    if high is not None and strict_high:
+        high = _rounded(high - width, ROUND_FLOOR)
+    return low, high
+
+
+def _rounded(bound: Fraction, rounding: str) -> Fraction:
+    return Fraction(float(Context(15, rounding).create_decimal_from_float(float(bound))))
 
 
 def _kind(part: dict[str, Any]) -> str:

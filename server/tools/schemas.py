@@ -96,7 +96,7 @@ def require_fit(names: Sequence[str], choice: ToolChoice | None) -> None:
     twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if twice is not None:
         raise InputError("tools", twice, "every name once")
-    if choice is not None and choice.mode != "none" and not names:
+    if choice is not None and choice.mode == "required" and not names:
         raise InputError("tool_choice", choice.name or choice.mode, "none, because there are no tools")
     if choice is not None and choice.name is not None and choice.name not in names:
         raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")

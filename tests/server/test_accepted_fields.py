@@ -99,6 +99,7 @@ async def test_values_that_change_nothing(family: Family) -> None:
     chat = {
         "add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {}, "echo": False,
         "documents": None, "chat_template": None, "mm_processor_kwargs": None, "include_reasoning": True,
+        "best_of": 1, "tool_choice": "auto",
     }  # fmt: skip
     for path, body in (
         (CHAT, {"messages": USER, **both, **chat}),

@@ -1,4 +1,4 @@
-"""LangChain of Python with functions and forms, whole and streamed: ChatOpenAI over chat completions and over responses,
+"""LangChain of Python with functions and forms, whole and streamed: ChatOpenAI over chat completions and responses,
 ChatAnthropic over messages."""
 
 from typing import Any, Literal

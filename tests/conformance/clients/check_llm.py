@@ -1,4 +1,5 @@
-"""Simon Willison's llm: prompts, streams, schemas and functions, with the server among its OpenAI-compatible models, as a user adds one: a file."""
+"""Simon Willison's llm: prompts, streams, schemas and functions, with the server among its OpenAI-compatible models, as
+a user adds one: a file."""
 
 import json
 import os

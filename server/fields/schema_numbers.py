@@ -88,7 +88,8 @@ def _integer_bounds(part: dict[str, Any]) -> None:
     if at_most is not None and at_most <= -_MOST_NUMBER and at_least is None:
         at_least = -_MOST_INTEGER
     contradictory = low is not None and high is not None and math.ceil(low) > math.floor(high)
-    if not contradictory:  # else it is for the library to say
+    small = all(bound is None or abs(bound) < _MOST_NUMBER for bound in (low, high))
+    if not (contradictory and small):  # else it is for the library to say
         beyond = at_least is not None and at_least > _MOST_INTEGER
         if beyond or (at_most is not None and at_most < -_MOST_INTEGER) or _empty(at_least, at_most):
             keyword = _named(part, "minimum" if at_least is not None and at_least > 0 else "maximum")

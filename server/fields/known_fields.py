@@ -46,7 +46,7 @@ CHAT: Defaults = {
     "chat_template": (),
     "documents": ([],),
     "echo": (False,),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
     "include_reasoning": (True,),
     "media_io_kwargs": ({},),

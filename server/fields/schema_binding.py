@@ -265,7 +265,8 @@ def _may_repeat(part: dict[str, Any]) -> bool:
     )
     if type(least) is not int or not free or "object" not in (_types(part) or {"object"}):
         return False
-    listed = part.get("properties") if isinstance(part.get("properties"), dict) else {}
+    listed = part.get("properties")
+    listed = listed if isinstance(listed, dict) else {}
     return least - len({name for name in _list(part.get("required")) if isinstance(name, str) and name in listed}) > 1
 
 

@@ -69,7 +69,7 @@ def bounds(part: dict[str, Any]) -> None:
         value = part.get(keyword)
         if isinstance(value, float) and not math.isfinite(value):
             raise NumberError(keyword, value, "a number within the range of a double")
-    factor = part.get("multipleOf")
+    factor: Any = part.get("multipleOf")
     if _is_number(factor) and not (_exact(factor) if isinstance(factor, int) else _read_as_it_is(factor)):
         raise NumberError("multipleOf", factor, "a number that a double holds, of at most 15 digits")
     if _kind(part) == "integer":

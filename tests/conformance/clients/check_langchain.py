@@ -7,14 +7,29 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, ConfigDict
 
 from server import KEY, NAMED, STEERING, URL, V1, Forecast
 
 
 @tool
-def weather(town: Literal["Ur", "Bath"]) -> str:
+def weather(town: str, days: int) -> str:
     """The weather of a town."""
-    return f"{town} is wet"
+    return f"{town} is wet for {days} days"
+
+
+class Rain(BaseModel):
+    """A form without bounds of numbers, which Anthropic's client leaves out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    town: Literal["Ur", "Bath"]
+    wet: bool
+
+
+# Of a function it forgets that it takes nothing else, which a model of random weights does not come to the end of.
+WEATHER = {"name": "weather", "description": "The weather of a town.", "parameters": Forecast.model_json_schema()}
+TOOLS = [{"type": "function", "function": WEATHER}]
 
 
 def openai(model: str, responses: bool, **options: Any) -> ChatOpenAI:
@@ -36,7 +51,7 @@ for label, make in (
     for model, more in ((NAMED, {}), ("demo", {"extra_body": STEERING})):
         assert isinstance(make(model, max_tokens=12, **more).invoke(ASKED).text, str)
         assert [piece for piece in make(model, max_tokens=12, **more).stream(ASKED)]
-        caller = make(model, max_tokens=300, **more).bind_tools([weather], tool_choice="weather")
+        caller = make(model, max_tokens=300, **more).bind_tools(TOOLS, tool_choice="weather")
         called = caller.invoke(ASKED)
         (call, *_) = called.tool_calls
         result = ToolMessage(weather.invoke(call["args"]), tool_call_id=call["id"])
@@ -44,8 +59,8 @@ for label, make in (
         for piece in caller.stream(ASKED):
             total = piece if total is None else total + piece
         assert total.tool_calls and total.tool_calls[0]["args"]["town"] in ("Ur", "Bath")
-        talker = make(model, max_tokens=12, **more).bind_tools([weather])
+        talker = make(model, max_tokens=12, **more).bind_tools(TOOLS)
         assert isinstance(talker.invoke([*ASKED, called, result]).text, str)
-        formed = make(model, max_tokens=300, **more).with_structured_output(Forecast).invoke(ASKED)
-        assert isinstance(formed, Forecast)
+        formed = make(model, max_tokens=300, **more).with_structured_output(Rain, method="json_schema").invoke(ASKED)
+        assert isinstance(formed, Rain)
     print(f"  {label}: text, streams, functions, {formed!r}")

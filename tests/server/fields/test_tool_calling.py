@@ -134,17 +134,6 @@ async def test_tools_that_may_not_be_called_are_not_shown(hermes: Served) -> Non
     assert "weather" not in hermes.prompt
 
 
-@pytest.mark.parametrize("mode", ["auto", "required"])
-async def test_only_some_tools_may_be_called(hermes: Served, mode: str) -> None:
-    now = {"type": "function", "function": {"name": "now"}}
-    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [now]}}
-    choice = await hermes.post('<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', tool_choice=allowed)
-    assert choice["message"]["tool_calls"][0]["function"]["name"] == "now"
-    assert "weather" not in hermes.prompt and (hermes.engine.requests[-1].grammar is None) == (mode == "auto")
-    if mode == "required":
-        assert "weather" not in hermes.engine.requests[-1].grammar.spec.text
-
-
 async def test_one_call_at_a_time(hermes: Served, llama: Served) -> None:
     choice = await hermes.post(f"{CALL}\n{CALL}", parallel_tool_calls=False)
     assert len(choice["message"]["tool_calls"]) == 1 and choice["finish_reason"] == "tool_calls"
@@ -209,17 +198,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "maybe"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "tool_choice.function.name"),
     ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice"),
-    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}}, "tool_choice"),
-    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": ["x"]}}}, "tool_choice"),
-    (
-        {
-            "tool_choice": {
-                "type": "allowed_tools",
-                "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "fly"}}]},
-            }
-        },
-        "tool_choice.allowed_tools.tools",
-    ),
     ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),

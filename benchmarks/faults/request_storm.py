@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import time
 from collections import Counter
@@ -47,7 +48,8 @@ async def ask(session: aiohttp.ClientSession, drawn: Drawn, seen: Seen | None = 
     headers = {"content-type": "application/json"}
     try:
         path = URL(drawn.path, encoded=True)
-        async with session.request(drawn.method, path, data=drawn.body or None, headers=headers) as reply:
+        data = io.BytesIO(drawn.body) if drawn.body else None
+        async with session.request(drawn.method, path, data=data, headers=headers) as reply:
             if seen is not None and "x-generation-id" in reply.headers:
                 seen.stream(reply.headers["x-generation-id"])
             body = await reply.read()

@@ -8,8 +8,9 @@ from fractions import Fraction
 from typing import Any
 
 from ladle.merging.errors import InputError
-from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, unknown_keyword
+from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
 from ladle.server.fields.schema_formats import FORMATS, formats
+from ladle.server.fields.schema_names import combines, other_names
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
 
 _MOST_PARTS = 50_000  # objects, lists, texts and numbers in a schema
@@ -72,6 +73,8 @@ class _Binder:
         self._field = field
         self._root = root
         self._factors: set[Fraction] = set()
+        self._combines = combines(root)
+        self._whole = _asks_for_integers(root)
 
     def bind(self, schema: Any, path: str, depth: int) -> Any:
         """``schema``, which stands at ``path``."""
@@ -84,7 +87,7 @@ class _Binder:
         try:
             for keyword in ("const", "enum"):
                 if keyword in part:
-                    check_constant(keyword, part[keyword])
+                    check_constant(keyword, part[keyword], self._whole)
             counts(part)
             bounds(part)
         except NumberError as error:
@@ -109,6 +112,8 @@ class _Binder:
                 ]
             elif keyword in ONE:
                 part[keyword] = self.bind(value, _at(path, keyword), depth + 1)
+        if not self._combines:
+            other_names(part)
         return part
 
     def _factor(self, part: dict[str, Any], path: str) -> None:
@@ -254,6 +259,18 @@ class _Binder:
                 return
             part["additionalProperties"] = False
             del part["propertyNames"]
+
+
+def _asks_for_integers(root: dict[str, Any]) -> bool:
+    """Whether any part does."""
+    todo: list[Any] = [root]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            if part.get("type") == "integer" or "integer" in _list(part.get("type")):
+                return True
+            todo.extend(found for keyword, value in part.items() for _, found in inside(keyword, value))
+    return False
 
 
 def _may_repeat(part: dict[str, Any]) -> bool:

@@ -14,11 +14,17 @@ _LEAP = rf"(?:[0-9]{{2}}{_FOURTH}|{_FOURTH}00)"
 _DATE = rf"(?:{_YEAR}-(?:0[13-9]|1[0-2])-[0-9]{{2}}|{_YEAR}-02-(?:[01][0-9]|2[0-8])|{_LEAP}-02-29)"
 # A 60th second is one only where a day ends in UTC, and few readers take it there.
 _TIME = r"[0-9]{2}:[0-9]{2}:[0-5]"
-_NARROWER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}[Tt]{_TIME}", "time": f"^{_TIME}"}
+_NARROWER = {
+    "date": f"^{_DATE}$",
+    "date-time": f"^{_DATE}[Tt]{_TIME}",
+    "time": f"^{_TIME}",
+    # Millions of years are more than readers hold.
+    "duration": r"^P(?:[0-9]{1,6}[A-Z]|T)+$",
+}
 
 
 def formats(part: dict[str, Any]) -> None:
-    """Take out of ``part`` a format that binds nothing, and add to a date or a time what the library forgets."""
+    """Take out of ``part`` a format that binds nothing, and add to a date or the like what the library forgets."""
     name = part.get("format")
     if not isinstance(name, str):
         return

@@ -31,9 +31,12 @@ class NumberError(ValueError):
         self.value: object = f"an integer of {value.bit_length()} bits" if huge else value  # type: ignore[union-attr]
 
 
-def check_constant(keyword: str, value: Any) -> None:
-    """Raise NumberError for a number anywhere in ``value`` that would be written as another one."""
+def check_constant(keyword: str, value: Any, whole: bool = False) -> None:
+    """Raise NumberError for a number anywhere in ``value`` that would be written as another one; ``whole``: integers
+    are asked for, which have 64 bits."""
     for number in _numbers(value):
+        if whole and abs(number) >= 2**63:
+            raise NumberError(keyword, number, "a number within 64 bits, in a schema that asks for integers")
         if isinstance(number, float) and not math.isfinite(number):
             raise NumberError(keyword, number, "a number within the range of a double")
         if isinstance(number, float) and abs(number) > _MOST_NUMBER and Fraction(repr(number)) != Fraction(number):

@@ -11,7 +11,7 @@ from ladle.server.fields.json_schema_keywords import inside
 
 _MOST = 20_000  # characters of the listed names of an object; of more, no others are written
 _LONGEST = 200
-_COMBINED = ("allOf", "anyOf", "oneOf", "$ref")
+_COMBINED = {"allOf", "anyOf", "oneOf", "$ref"}
 _OBJECTS = {"properties", "patternProperties", "additionalProperties", "required", "propertyNames"}
 
 
@@ -22,9 +22,11 @@ def combines(schema: dict[str, Any]) -> bool:
         part = todo.pop()
         if not isinstance(part, dict):
             continue
-        if "allOf" in part or (any(keyword in part for keyword in _COMBINED) and part.keys() & _OBJECTS):
+        several = isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1
+        found = part.keys() & _COMBINED
+        if several or len(found) > 1 or (found and part.keys() & _OBJECTS):
             return True
-        todo.extend(found for keyword, value in part.items() for _, found in inside(keyword, value))
+        todo.extend(inner for keyword, value in part.items() for _, inner in inside(keyword, value))
     return False
 
 

@@ -53,6 +53,15 @@ def test_an_escape_makes_no_other_name(compiler: GrammarCompiler, others: dict[s
         assert not takes(found, text), text
 
 
+def test_parts_that_are_brought_together_stay_open(compiler: GrammarCompiler) -> None:
+    """Patterns of two of them would meet, which the library refuses."""
+    one, two = ({"type": "object", "properties": {name: INTEGER}} for name in "ab")
+    assert takes(grammar(compiler, {"allOf": [one, two]}), '{"a":1,"b":2}')
+    assert takes(grammar(compiler, {"$defs": {"x": one}, "$ref": "#/$defs/x", **two}), '{"a":1,"b":2}')
+    alone = grammar(compiler, {"allOf": [one]})
+    assert takes(alone, '{"a":1,"b":2}') and not takes(alone, '{"\\u0061":"x"}')
+
+
 def test_names_that_follow_no_pattern(compiler: GrammarCompiler) -> None:
     found = grammar(compiler, {"patternProperties": {"^a": INTEGER}, "additionalProperties": TEXT, "type": "object"})
     assert takes(found, '{"ab":1}') and not takes(found, '{"\\u0061b":"x"}')

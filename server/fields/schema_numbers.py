@@ -79,6 +79,22 @@ def bounds(part: dict[str, Any]) -> None:
         _integer_bounds(part)
     else:
         _number_bounds(part)
+    if _is_number(factor) and factor > 0:
+        _require_multiple(part, factor)
+
+
+def _require_multiple(part: dict[str, Any], factor: int | float) -> None:
+    """Raise NumberError where no multiple lies between the bounds: the library sees that while an answer is written."""
+    low = _tightest(part, "minimum", "exclusiveMinimum", 0)
+    high = _tightest(part, "maximum", "exclusiveMaximum", 0)
+    if low is None or high is None:
+        return
+    step = Fraction(repr(factor))
+    step = Fraction(step.numerator) if _kind(part) == "integer" else step
+    first = math.ceil(low / step) * step
+    first += step if first == low and _strict(part, "exclusiveMinimum", low) else 0
+    if first > high or (first == high and _strict(part, "exclusiveMaximum", high)):
+        raise NumberError("multipleOf", factor, "a number of which some multiple lies between the bounds")
 
 
 def _integer_bounds(part: dict[str, Any]) -> None:

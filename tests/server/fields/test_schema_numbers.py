@@ -80,6 +80,8 @@ def test_dates_in_leap_years(compiler: GrammarCompiler) -> None:
         ({"enum": [9.775901798702055e-08]}, "enum"),
         ({**NUMBER, "multipleOf": 9.775901798702055e-08}, "multipleOf"),
         ({"allOf": [{**NUMBER, "multipleOf": 1e-10}, {**NUMBER, "multipleOf": 1.5}]}, "allOf[1].multipleOf"),
+        ({**NUMBER, "exclusiveMinimum": 3, "maximum": 4, "multipleOf": 1.5}, "multipleOf"),
+        ({"type": "integer", "minimum": 10**16, "maximum": 10**16, "multipleOf": 0.7}, "multipleOf"),
         ({"type": "object", "minProperties": 2}, "minProperties"),
         ({"minProperties": 3, "properties": {"a": {}}, "required": ["a", "b"]}, "minProperties"),
         ({**NUMBER, "exclusiveMinimum": 2**51, "exclusiveMaximum": 2**51 + 0.5}, "exclusiveMinimum"),

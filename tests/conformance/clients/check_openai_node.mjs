@@ -10,10 +10,12 @@ const weather = zodFunction({ name: "weather", description: "The weather of a to
 
 for (const [model, more] of [[named, {}], ["demo", steering]]) {
   const asked = { model, messages, max_tokens: 300, ...more };
-  const called = await client.chat.completions.parse({ ...asked, tools: [weather], tool_choice: "required" });
+  // A model of random weights comes to an end of calls where it may make one.
+  const once = { ...asked, tools: [weather], parallel_tool_calls: false };
+  const called = await client.chat.completions.parse({ ...once, tool_choice: "required" });
   forecast.parse(called.choices[0].message.tool_calls[0].function.parsed_arguments);
   const runner = client.chat.completions.stream({
-    ...asked, tools: [weather], tool_choice: { type: "function", function: { name: "weather" } },
+    ...once, tool_choice: { type: "function", function: { name: "weather" } },
   });
   const { message } = (await runner.finalChatCompletion()).choices[0];
   forecast.parse(JSON.parse(message.tool_calls[0].function.arguments));
@@ -27,8 +29,9 @@ for (const [model, more] of [[named, {}], ["demo", steering]]) {
   const text = { format: zodTextFormat(forecast, "forecast") };
   const answered = await client.responses.parse({ model, input, text, max_output_tokens: 300, ...more });
   forecast.parse(answered.output_parsed);
-  const tools = [{ type: "function", name: "weather", parameters: z.toJSONSchema(forecast), strict: true }];
-  const streamed = client.responses.stream({ model, input, tools, tool_choice: "required", max_output_tokens: 300, ...more });
+  const functions = [{ type: "function", name: "weather", parameters: z.toJSONSchema(forecast), strict: true }];
+  const single = { tools: functions, tool_choice: "required", parallel_tool_calls: false, max_output_tokens: 300 };
+  const streamed = client.responses.stream({ model, input, ...single, ...more });
   let pieces = 0;
   for await (const event of streamed) pieces += event.type === "response.function_call_arguments.delta" ? 1 : 0;
   const final = await streamed.finalResponse();

@@ -20,13 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CHECKS = ROOT / "tests" / "conformance" / "clients"
 PLACE = ROOT / "build" / "conformance"
-NODE = ("langchain_js", "vercel_ai")
+NODE = ("langchain_js", "openai_node", "vercel_ai")
 """Clients of node. Their packages are one folder, as the lock file beside their scripts says."""
 CLIENTS = {
     "autogen": ("autogen-agentchat==0.7.5", "autogen-ext[openai]==0.7.5"),
     "dspy": ("dspy==3.4.1",),
     "guidellm": ("guidellm==0.8.1",),
     "instructor": ("instructor==1.17.0",),
+    "langchain": ("langchain-openai==1.7.3", "langchain-anthropic==1.7.10"),
     "langgraph": ("langgraph==1.2.24", "langchain-openai==1.7.3"),
     "litellm": ("litellm==1.110.2",),
     "litellm_proxy": ("litellm[proxy]==1.108.7",),
@@ -82,15 +83,22 @@ def main(names: list[str]) -> int:
                 told = {"PATH": os.environ["PATH"], "HOME": folder, "LADLE_URL": server.url, "LADLE_KEY": server.key}
                 told["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
                 told["LADLE_TOKENIZER"] = str(demo / "base")
-                if name in NODE:
-                    command = ["node", str(CHECKS / f"check_{name}.mjs")]
-                    told["LADLE_MODULES"] = str(modules())
-                else:
-                    command = [str(environment(name)), str(CHECKS / f"check_{name}.py")]
-                found = subprocess.run(command, env=told, timeout=300)
+                try:
+                    if name in NODE:
+                        command = ["node", str(CHECKS / f"check_{name}.mjs")]
+                        told["LADLE_MODULES"] = str(modules())
+                    else:
+                        command = [str(environment(name)), str(CHECKS / f"check_{name}.py")]
+                    subprocess.run(command, env=told, timeout=300, check=True)
+                    verdict = "passed"
+                except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                    # The others are tried all the same.
+                    verdict = f"failed ({error})"
+                    failed.append(name)
                 versions = ", ".join(CLIENTS.get(name, ("package-lock.json",)))
-                print(f"{name}: {'failed' if found.returncode else 'passed'} ({versions})", flush=True)
-                failed += [name] if found.returncode else []
+                print(f"{name}: {verdict} ({versions})", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", flush=True)
     return len(failed)
 
 

@@ -11,7 +11,8 @@ class Drawn:
 
     Attributes:
         kind: ``sound`` is one that may well be served, ``mutated`` a sound one in which values were replaced,
-            ``nested``, ``split`` and ``huge`` a sound one with such a text in it, ``garbage`` no sensible JSON.
+            ``nested``, ``split`` and ``huge`` a sound one with such a text in it, ``garbage`` no sensible JSON,
+            ``kept`` one about an answer that was given before.
         sequences: choices that a sound one asks for.
     """
 
@@ -20,3 +21,4 @@ class Drawn:
     kind: str
     stream: bool = False
     sequences: int = 1
+    method: str = "POST"

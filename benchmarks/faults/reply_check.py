@@ -9,7 +9,7 @@ from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.other_apis import MESSAGES, RESPONSES
 from ladle.benchmarks.faults.request_fuzzer import GENERATING
 
-STATUSES = frozenset({200, 400, 404, 413, 415, 429})
+STATUSES = frozenset({200, 400, 404, 409, 413, 415, 429})
 _ENDS = {
     MESSAGES: ("stop_reason", ("end_turn", "max_tokens", "stop_sequence", "tool_use")),
     RESPONSES: ("status", ("completed", "incomplete")),

@@ -11,12 +11,14 @@ from typing import Any
 from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.hostile_bodies import hostile
 from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
+from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, rank, schedule, score_body
 from ladle.option_kinds import Choice
 from ladle.steering_options import OPTIONS
 
 _WORDS = ["rain", "sea", "bread", "é", "雨", "🌧", "\n", " the", '"', "{", "\\", "\u2028", "a" * 40]
 _GENERATE, _CHAT, _COMPLETIONS = "/v1/generate", "/v1/chat/completions", "/v1/completions"
 _COEFFICIENTS, _TOKENIZE, _DETOKENIZE = "/v1/coefficients", "/tokenize", "/detokenize"
+_LIVE, _KEPT = "/v1/generate/{id}/steering", "/v1/responses/{id}"
 GENERATING = frozenset({_GENERATE, _CHAT, _COMPLETIONS})
 _NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1 << 31, 1 << 63, -(1 << 63), 10**400, 1e308, -1e308, 5e-324,
@@ -41,6 +43,9 @@ class RequestFuzzer:
         family: that description.
         vocabulary: token ids that prompts may use.
         longest: tokens of an answer, at most.
+
+    Attributes:
+        seen: ids that answers have named; whoever sends the requests tells it.
     """
 
     def __init__(self, rng: random.Random, family: Mapping[str, Any], vocabulary: int, longest: int = 16) -> None:
@@ -48,6 +53,7 @@ class RequestFuzzer:
         self._family = family
         self._vocabulary = vocabulary
         self._longest = longest
+        self.seen = Seen()
         self._methods = [name for name, method in family["methods"].items() if method["available"]]
         self._members = [member["name"] for member in family["members"]]
         # What is drawn of options that are sound only together with the family or the method; the others by their kind.
@@ -64,15 +70,26 @@ class RequestFuzzer:
         """The next request: half of all sound, a quarter mutated, one in seven hostile, one in ten garbage; or a
         ``sound`` one."""
         rng = self._rng
-        paths = [_GENERATE, _CHAT, _COMPLETIONS, MESSAGES, RESPONSES, _COEFFICIENTS, _TOKENIZE, _DETOKENIZE, COUNT]
-        path = rng.choices(paths, [10, 6, 6, 5, 5, 2, 1, 1, 1])[0]
+        shares = {
+            _GENERATE: 10, _CHAT: 6, _COMPLETIONS: 6, MESSAGES: 5, RESPONSES: 5, _COEFFICIENTS: 2, _TOKENIZE: 1,
+            _DETOKENIZE: 1, COUNT: 1, SCORE: 2, _LIVE: 2, _KEPT: 1,
+        }  # fmt: skip
+        path = rng.choices([*shares], [*shares.values()])[0]
+        if path in (_LIVE, _KEPT) and sound:  # which may be gone by then
+            path = _GENERATE
+        if path == _KEPT:
+            method, path = self.seen.kept(rng)
+            return Drawn(path, b"", "kept", method=method)
         body = copy.deepcopy(self._sound(path))  # of which parts are drawn again
+        path = self.seen.live_steering(rng) if path == _LIVE else path
         lot = 0.0 if sound else rng.random()
         if lot < 0.5:
             prompts = body.get("prompt")
             several = len(prompts) if path == _COMPLETIONS and isinstance(prompts, list) else 1
             several = 1 if several > 1 and isinstance(prompts, list) and isinstance(prompts[0], int) else several
-            return Drawn(path, _json(body), "sound", bool(body.get("stream")), several * body.get("n", 1))
+            ranked = (body.get("steering") or {}).get("rank")
+            each = body.get("n", 1) if ranked is None else ranked.get("keep", 1)
+            return Drawn(path, _json(body), "sound", bool(body.get("stream")), several * each)
         if lot < 0.75:
             for _ in range(rng.randint(1, 3)):
                 self._mutate(body)
@@ -114,6 +131,11 @@ class RequestFuzzer:
 
     def _sound(self, path: str) -> dict[str, Any]:
         rng = self._rng
+        if path == _LIVE:
+            return {"steering": self._part()}
+        if path == SCORE:
+            body = score_body(rng, lambda words: self._text(words) or "x", self._vocabulary)
+            return body | ({"steering": {"preference": self._preference()}} if rng.random() < 0.7 else {})
         if path == _COEFFICIENTS:
             return {"steering": self.steering(rng.choice(self._methods))}
         if path == _TOKENIZE:
@@ -166,8 +188,28 @@ class RequestFuzzer:
         elif rng.random() < 0.15 and path == _COMPLETIONS:
             body["logprobs"] = rng.randint(0, 5)
         if rng.random() < 0.85:
-            body["steering"] = self.steering(rng.choice(self._methods))
+            body["steering"] = self._whole(body)
         return body
+
+    def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
+        """``steering`` for an answer to ``body``, some of which changes on the way or chooses among answers."""
+        rng = self._rng
+        steering = self.steering(rng.choice(self._methods))
+        if rng.random() < 0.12:
+            parts = [self._part() for _ in range(rng.randint(1, 3))]
+            steering["schedule"] = schedule(rng, parts, body["max_tokens"])
+        elif rng.random() < 0.1 and not body.get("stream"):
+            body["n"] = rng.randint(2, 4)
+            steering["rank"] = rank(rng, body["n"])
+        return steering
+
+    def _part(self) -> dict[str, Any]:
+        """Keys of steering that change within an answer."""
+        if self._rng.random() < 0.5:
+            return {"preference": self._preference()}
+        steering = self.steering(self._rng.choice(self._methods))
+        steering.pop("trace", None)
+        return steering
 
     def _model(self) -> str:
         name = self._family["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import time
 from collections import Counter
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.memory_watch import MemoryWatch
+from ladle.benchmarks.faults.own_endpoints import Seen
 from ladle.benchmarks.faults.reply_check import WrongReply, check
 from ladle.benchmarks.faults.request_fuzzer import RequestFuzzer
 from ladle.benchmarks.faults.server_under_test import REST_S, ServerUnderTest
@@ -39,12 +42,19 @@ def session_of(server: ServerUnderTest) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(server.url, timeout=timeout, connector=connector)
 
 
-async def ask(session: aiohttp.ClientSession, drawn: Drawn) -> str:
-    """What became of one request. Raises WrongReply; a request that hangs or a connection that breaks is one."""
+async def ask(session: aiohttp.ClientSession, drawn: Drawn, seen: Seen | None = None) -> str:
+    """What became of one request; ``seen`` is told of it. Raises WrongReply; a request that hangs or a connection that
+    breaks is one."""
     headers = {"content-type": "application/json"}
     try:
-        async with session.post(drawn.path, data=drawn.body, headers=headers) as reply:
+        path = URL(drawn.path, encoded=True)
+        data = io.BytesIO(drawn.body) if drawn.body else None
+        async with session.request(drawn.method, path, data=data, headers=headers) as reply:
+            if seen is not None and "x-generation-id" in reply.headers:
+                seen.stream(reply.headers["x-generation-id"])
             body = await reply.read()
+            if seen is not None:
+                seen.answer(body)
             return check(drawn, reply.status, reply.content_type, body)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise WrongReply(f"{type(error).__name__}: {error}") from None
@@ -80,12 +90,14 @@ async def run(
                     return
                 drawn = fuzzer.draw()
                 try:
-                    outcome = await ask(session, drawn)
+                    outcome = await ask(session, drawn, fuzzer.seen)
                 except WrongReply as error:
                     outcome = "wrong"
-                    wrong.append(f"{drawn.path} {drawn.body[:2000]!r}: {error}")
+                    wrong.append(f"{drawn.method} {drawn.path} {drawn.body[:2000]!r}: {error}")
                 outcomes[outcome] += 1
                 kinds[f"{drawn.kind} {outcome.partition(' ')[0]}"] += 1
+                if drawn.path.startswith("/v1/generate/") and outcome == "200":
+                    kinds["steered on the way"] += 1
 
         for part in [warm, *(count * (place + 1) // rests - count * place // rests for place in range(rests))]:
             pending = iter(range(part))
@@ -108,6 +120,8 @@ async def run(
         "sound_refused": kinds["sound 400"],
         "mutated_served": kinds["mutated 200"],
         "garbage_served": kinds["garbage 200"],
+        "kept_served": kinds["kept 200"],
+        "steered_on_the_way": kinds["steered on the way"],
         "outcomes": dict(sorted(outcomes.items())),
         **memory.growth(lambda look: look.requests > warm),
         "resident_at_rest_mb": [round(look.resident / 1e6, 1) for look in memory.looks],

@@ -39,7 +39,7 @@ async def run(
             while time.monotonic() < end and server.alive:
                 drawn = fuzzer.draw(sound)
                 try:
-                    outcomes[await ask(session, drawn)] += 1
+                    outcomes[await ask(session, drawn, fuzzer.seen)] += 1
                 except WrongReply as error:
                     wrong.append(f"{drawn.path} {drawn.body[:2000]!r}: {error}")
 

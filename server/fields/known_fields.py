@@ -42,10 +42,11 @@ _BOTH: Defaults = {
 CHAT: Defaults = {
     **_BOTH,
     "audio": (),
+    "best_of": (1,),
     "chat_template": (),
     "documents": ([],),
     "echo": (False,),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
     "include_reasoning": (True,),
     "media_io_kwargs": ({},),
@@ -63,12 +64,10 @@ MESSAGE: Defaults = {"audio": (), "function_call": (), "images": ([],)}
 
 # How a provider keeps, bills, routes or caches a request; spaces between special tokens are slow tokenizers' own.
 _UNREAD_OF_BOTH = (
-    "metadata", "priority", "request_id", "safety_identifier", "service_tier", "session_id",
-    "spaces_between_special_tokens", "store",
+    "metadata", "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
+    "safety_identifier", "service_tier", "session_id", "spaces_between_special_tokens", "store",
 )  # fmt: skip
-UNREAD_CHAT = (
-    *_UNREAD_OF_BOTH, "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-)  # fmt: skip
+UNREAD_CHAT = (*_UNREAD_OF_BOTH, "prediction")
 UNREAD_COMPLETIONS = _UNREAD_OF_BOTH
 # What comes with answers of one provider or another, and says nothing to a chat template.
 UNREAD_MESSAGE = (

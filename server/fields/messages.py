@@ -23,6 +23,8 @@ else:
 
 _PARTS = 'allowed: a string or a list of {"type": "text", "text": "..."}'
 _UNREAD = frozenset(UNREAD_PART)
+# An assistant of another provider's may have refused; the template shows what it said.
+_PART_KINDS = ("text", "refusal")
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     "conversations",
     "messages",
@@ -41,25 +43,33 @@ def _text(value: Any) -> Any:
 def _text_of_part(index: int, part: Any) -> str:
     if not isinstance(part, dict):
         raise ValueError(f"part {index} is no object; {_PARTS}")
-    if part.get("type") != "text":
-        raise ValueError(f"part {index} is of type {part.get('type')!r}; {_PARTS}")
-    if not isinstance(part.get("text"), str):
+    kind = part.get("type")
+    if kind not in _PART_KINDS:
+        raise ValueError(f"part {index} is of type {kind!r}; {_PARTS}")
+    if not isinstance(part.get(kind), str):
         raise ValueError(f"part {index} holds no text; {_PARTS}")
-    unknown = next((key for key in part if key not in ("type", "text") and key not in _UNREAD), None)
+    unknown = next((key for key in part if key not in ("type", kind) and key not in _UNREAD), None)
     if unknown is not None:
         raise ValueError(f"part {index} has an unknown or unsupported field {unknown[:100]!r}; {_PARTS}")
-    text: str = part["text"]
+    text: str = part[kind]
     return text
 
 
-_PART_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}, **{name: {} for name in UNREAD_PART}},
-    "additionalProperties": False,
-}
+def _part_schema(kind: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["type", kind],
+        "properties": {"type": {"const": kind}, kind: {"type": "string"}, **{name: {} for name in UNREAD_PART}},
+        "additionalProperties": False,
+    }
+
+
 _CONTENT_SCHEMA: dict[str, Any] = {
-    "anyOf": [{"type": "null"}, {"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]
+    "anyOf": [
+        {"type": "null"},
+        {"type": "string"},
+        {"type": "array", "items": {"anyOf": [_part_schema(kind) for kind in _PART_KINDS]}},
+    ]
 }
 
 
@@ -77,6 +87,15 @@ class Message(MessageBase):
     reasoning: str | None = Field(None, description="another name of reasoning_content")
     tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called, in its own messages")
     tool_call_id: str | None = Field(None, description="which call a message of role tool answers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refused(cls, value: Any) -> Any:
+        """Of an assistant who refused and said nothing else, that is what it said."""
+        if not isinstance(value, dict) or value.get("role") != "assistant" or not isinstance(value.get("refusal"), str):
+            return value
+        silent = value.get("content") is None and not value.get("tool_calls")
+        return {**value, "content": value["refusal"]} if silent else value
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> Message:

@@ -125,6 +125,7 @@ class SteeredFields(StrictModel):
     )
     ignore_eos: bool | None = Field(None, description="go on after the token that ends a text; extension")
     steering: SteeringField | None = None
+    cache_salt: CacheSalt | None = None
 
     def steered(self) -> dict[str, Any]:
         """These fields by name."""
@@ -149,7 +150,6 @@ class SamplingFields(OutputFields, SteeredFields):
     include_stop_str_in_output: bool | None = Field(
         None, description="the text holds what ended it, a stop string or a token of stop_token_ids; extension"
     )
-    cache_salt: CacheSalt | None = None
 
     @model_validator(mode="after")
     def _whole_or_streamed(self) -> SamplingFields:

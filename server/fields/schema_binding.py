@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
+from fractions import Fraction
 from typing import Any
 
 from ladle.merging.errors import InputError
-from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, unknown_keyword
+from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
+from ladle.server.fields.schema_formats import FORMATS, formats
+from ladle.server.fields.schema_names import combines, other_names
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
 
-# Those that the library keeps to. By the standard every other format is a note.
-FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
 _MOST_PARTS = 50_000  # objects, lists, texts and numbers in a schema
 _MOST_TEXT = 1 << 20  # characters of all names and texts in it
 _DEEP = 100  # schemas within schemas; the library's reader takes about as many
@@ -25,6 +27,7 @@ _SCALARS: dict[str | None, tuple[type, ...]] = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,),
     None: (str, int, float, bool, type(None)),
 }  # fmt: skip
+_MOST_FACTOR = 2**32 - 1  # of the common multiple of all factors; beyond it the library computes another one
 _MOST_UNIQUE = 5  # values of which lists without repetition are written out: 326 lists
 _NOTHING: tuple[Any, ...] = (True, {})  # a schema that everything fulfils
 
@@ -69,6 +72,9 @@ class _Binder:
     def __init__(self, field: str, root: dict[str, Any]) -> None:
         self._field = field
         self._root = root
+        self._factors: set[Fraction] = set()
+        self._combines = combines(root)
+        self._whole = _asks_for_integers(root)
 
     def bind(self, schema: Any, path: str, depth: int) -> Any:
         """``schema``, which stands at ``path``."""
@@ -81,11 +87,15 @@ class _Binder:
         try:
             for keyword in ("const", "enum"):
                 if keyword in part:
-                    check_constant(keyword, part[keyword])
+                    check_constant(keyword, part[keyword], self._whole)
             counts(part)
             bounds(part)
         except NumberError as error:
             raise InputError(_at(self._field, path, error.keyword), error.value, str(error)) from None
+        self._factor(part, path)
+        if _may_repeat(part):
+            allowed = "at most one more than the properties that are required, where other names are free"
+            raise InputError(_at(self._field, path, "minProperties"), part["minProperties"], allowed)
         pattern = part.get("pattern")
         if isinstance(pattern, str) and ends_in_lone_backslash(pattern):
             raise InputError(
@@ -102,12 +112,24 @@ class _Binder:
                 ]
             elif keyword in ONE:
                 part[keyword] = self.bind(value, _at(path, keyword), depth + 1)
+        if not self._combines:
+            other_names(part)
         return part
+
+    def _factor(self, part: dict[str, Any], path: str) -> None:
+        """Refuse a ``multipleOf`` that the library cannot bring together with the others. Not every two meet in one
+        number; those that do need not stand beside each other."""
+        factor = part.get("multipleOf")
+        if isinstance(factor, (int, float)) and not isinstance(factor, bool) and factor > 0:
+            self._factors.add(Fraction(repr(factor)))
+            scale = math.lcm(*(found.denominator for found in self._factors))
+            if len(self._factors) > 1 and math.lcm(*(int(found * scale) for found in self._factors)) > _MOST_FACTOR:
+                allowed = f"numbers whose common multiple, in units of their last place, is at most {_MOST_FACTOR}"
+                raise InputError(_at(self._field, path, "multipleOf"), factor, allowed)
 
     def _leave_out(self, part: dict[str, Any], path: str) -> None:
         """Take keywords out of ``part`` that bind nothing as they stand there."""
-        if isinstance(part.get("format"), str) and part["format"] not in FORMATS:
-            del part["format"]
+        formats(part)
         if part.get("uniqueItems") is False or (part.get("uniqueItems") is True and _few(part)):
             del part["uniqueItems"]
         if part.get("uniqueItems") is True:
@@ -243,6 +265,32 @@ class _Binder:
                 return
             part["additionalProperties"] = False
             del part["propertyNames"]
+
+
+def _asks_for_integers(root: dict[str, Any]) -> bool:
+    """Whether any part does."""
+    todo: list[Any] = [root]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            if part.get("type") == "integer" or "integer" in _list(part.get("type")):
+                return True
+            todo.extend(found for keyword, value in part.items() for _, found in inside(keyword, value))
+    return False
+
+
+def _may_repeat(part: dict[str, Any]) -> bool:
+    """Whether an object could come to its ``minProperties`` by saying a name twice: nothing keeps names that are not
+    listed from being said again, and whoever reads the object has one property less."""
+    least, free = (
+        part.get("minProperties"),
+        part.get("additionalProperties") is not False or "patternProperties" in part,
+    )
+    if type(least) is not int or not free or "object" not in (_types(part) or {"object"}):
+        return False
+    listed = part.get("properties")
+    listed = listed if isinstance(listed, dict) else {}
+    return least - len({name for name in _list(part.get("required")) if isinstance(name, str) and name in listed}) > 1
 
 
 def ends_in_lone_backslash(pattern: str) -> bool:

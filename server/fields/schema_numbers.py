@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from typing import Any
 
 _MOST_INTEGER = 2**63 - 1024  # the largest integer of 64 bits that is a double
 _MOST_NUMBER = 2**53  # beyond it ranges of decimals are not written
-_LEAST_NUMBER = 1e-30  # nearer to zero they are not written either
+_LEAST_NUMBER = 1e-22  # nearer to zero they are not written, and not read as they are
 _FINE = 1e-4  # an exclusive bound nearer to zero is taken for an inclusive one
 _COUNTS = [f"{side}{of}" for side in ("min", "max") for of in ("Contains", "Items", "Length", "Properties")]
 _MOST_COUNT = 10_000_000  # more than any answer is long
@@ -22,21 +23,26 @@ _Bound = Fraction | None
 class NumberError(ValueError):
     """A number that cannot be kept to. ``keyword``: where it stands; ``value``: the number."""
 
-    def __init__(self, keyword: str, value: int | float, reason: str) -> None:
+    def __init__(self, keyword: str, value: Any, reason: str) -> None:
         super().__init__(reason)
         self.keyword = keyword
         # Python writes no integer of more than some thousand digits.
         huge = isinstance(value, int) and value.bit_length() > 4096
-        self.value: object = f"an integer of {value.bit_length()} bits" if huge else value  # type: ignore[union-attr]
+        self.value: object = f"an integer of {value.bit_length()} bits" if huge else value
 
 
-def check_constant(keyword: str, value: Any) -> None:
-    """Raise NumberError for a number anywhere in ``value`` that would be written as another one."""
+def check_constant(keyword: str, value: Any, whole: bool = False) -> None:
+    """Raise NumberError for a number anywhere in ``value`` that would be written as another one; ``whole``: integers
+    are asked for, which have 64 bits."""
     for number in _numbers(value):
+        if whole and abs(number) >= 2**63:
+            raise NumberError(keyword, number, "a number within 64 bits, in a schema that asks for integers")
         if isinstance(number, float) and not math.isfinite(number):
             raise NumberError(keyword, number, "a number within the range of a double")
         if isinstance(number, float) and abs(number) > _MOST_NUMBER and Fraction(repr(number)) != Fraction(number):
             raise NumberError(keyword, number, "a number whose shortest decimal form is its value, or less than 2^53")
+        if isinstance(number, float) and not _read_as_it_is(number):
+            raise NumberError(keyword, number, "a number of at most 15 digits; this one would be written as another")
         if isinstance(number, int) and not _exact(number):
             reason = (
                 "an integer that a double holds, such as any from -2^53 to 2^53; this one would be written as another"
@@ -62,17 +68,40 @@ def counts(part: dict[str, Any]) -> None:
 
 def bounds(part: dict[str, Any]) -> None:
     """Narrow ``minimum`` and its kin, and check ``multipleOf``. Raises NumberError."""
+    for end in ("minimum", "maximum"):
+        exclusive = f"exclusive{end.capitalize()}"
+        # Before draft 6, and in OpenAPI 3.0, it says of the other keyword how that is meant.
+        if isinstance(part.get(exclusive), bool) and part.pop(exclusive) and end in part:
+            part[exclusive] = part.pop(end)
     for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"):
         value = part.get(keyword)
+        if keyword in part and not _is_number(value):
+            raise NumberError(keyword, value, "a number")
         if isinstance(value, float) and not math.isfinite(value):
             raise NumberError(keyword, value, "a number within the range of a double")
-    factor = part.get("multipleOf")
-    if _is_number(factor) and isinstance(factor, int) and not _exact(factor):
-        raise NumberError("multipleOf", factor, "a number that a double holds")
+    factor: Any = part.get("multipleOf")
+    if _is_number(factor) and not (_exact(factor) if isinstance(factor, int) else _read_as_it_is(factor)):
+        raise NumberError("multipleOf", factor, "a number that a double holds, of at most 15 digits")
     if _kind(part) == "integer":
         _integer_bounds(part)
     else:
         _number_bounds(part)
+    if _is_number(factor) and factor > 0:
+        _require_multiple(part, factor)
+
+
+def _require_multiple(part: dict[str, Any], factor: int | float) -> None:
+    """Raise NumberError where no multiple lies between the bounds: the library sees that while an answer is written."""
+    low = _tightest(part, "minimum", "exclusiveMinimum", 0)
+    high = _tightest(part, "maximum", "exclusiveMaximum", 0)
+    if low is None or high is None:
+        return
+    step = Fraction(repr(factor))
+    step = Fraction(step.numerator) if _kind(part) == "integer" else step
+    first = math.ceil(low / step) * step
+    first += step if first == low and _strict(part, "exclusiveMinimum", low) else 0
+    if first > high or (first == high and _strict(part, "exclusiveMaximum", high)):
+        raise NumberError("multipleOf", factor, "a number of which some multiple lies between the bounds")
 
 
 def _integer_bounds(part: dict[str, Any]) -> None:
@@ -85,7 +114,8 @@ def _integer_bounds(part: dict[str, Any]) -> None:
     if at_most is not None and at_most <= -_MOST_NUMBER and at_least is None:
         at_least = -_MOST_INTEGER
     contradictory = low is not None and high is not None and math.ceil(low) > math.floor(high)
-    if not contradictory:  # else it is for the library to say
+    small = all(bound is None or abs(bound) < _MOST_NUMBER for bound in (low, high))
+    if not (contradictory and small):  # else it is for the library to say
         beyond = at_least is not None and at_least > _MOST_INTEGER
         if beyond or (at_most is not None and at_most < -_MOST_INTEGER) or _empty(at_least, at_most):
             keyword = _named(part, "minimum" if at_least is not None and at_least > 0 else "maximum")
@@ -104,7 +134,11 @@ def _number_bounds(part: dict[str, Any]) -> None:
         if wrong_way:
             keyword = _named(part, keyword)
             raise NumberError(keyword, part[keyword], "a bound from -2^53 to 2^53 for numbers that need not be whole")
-    changed = False
+    # Two keywords for one end are written as one.
+    changed = any(
+        _is_number(part.get(f"exclusive{end.capitalize()}")) and _is_number(part.get(end))
+        for end in ("minimum", "maximum")
+    )
     if low is not None and low < -_MOST_NUMBER:
         low, changed = Fraction(-_MOST_NUMBER), True
     if high is not None and high > _MOST_NUMBER:
@@ -114,31 +148,66 @@ def _number_bounds(part: dict[str, Any]) -> None:
         low, changed = (least if low > 0 else Fraction(0)), True
     if high is not None and 0 < abs(high) < least:
         high, changed = (Fraction(0) if high > 0 else -least), True
-    exclusive = "exclusiveMinimum" in part or "exclusiveMaximum" in part
-    if exclusive and any(bound is not None and 0 < abs(bound) < _FINE for bound in (low, high)):
-        low, high, changed = *_inside(part, low, high), True
+    strict_low, strict_high = _strict(part, "exclusiveMinimum", low), _strict(part, "exclusiveMaximum", high)
+    fine = any(bound is not None and 0 < abs(bound) < _FINE for bound in (low, high))
+    if (strict_low or strict_high) and (fine or _taken_for_inclusive(low, high, strict_low, strict_high)):
+        ends = low, high
+        low, high = _inside(low, high, strict_low, strict_high)
+        if (strict_low and low == ends[0]) or (strict_high and high == ends[1]):
+            low, high = Fraction(1), Fraction(0)  # too near to each other
+        strict_low, strict_high, changed = False, False, True
     if changed:
-        if _empty(low, high) or (low == high and exclusive):
+        if _empty(low, high) or (low == high and (strict_low or strict_high)):
             keyword = _named(part, "minimum" if low is not None and low > 0 else "maximum")
             raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")
-        strict_low = "exclusiveMinimum" in part and low == _fraction(part["exclusiveMinimum"])
-        strict_high = "exclusiveMaximum" in part and high == _fraction(part["exclusiveMaximum"])
         _replace(part, _plain(low), _plain(high))
         if strict_low:
             part["exclusiveMinimum"] = part.pop("minimum")
         if strict_high:
             part["exclusiveMaximum"] = part.pop("maximum")
+    _readable_bounds(part)
 
 
-def _inside(part: dict[str, Any], low: _Bound, high: _Bound) -> tuple[_Bound, _Bound]:
-    """Bounds a thousandth further in where they are exclusive."""
+def _readable_bounds(part: dict[str, Any]) -> None:
+    """Move bounds that the library would read as other numbers inward. Raises NumberError."""
+    for keyword, rounding in (("inimum", ROUND_CEILING), ("aximum", ROUND_FLOOR)):
+        for name in (f"m{keyword}", f"exclusiveM{keyword}"):
+            value = part.get(name)
+            if not isinstance(value, float) or _read_as_it_is(value):
+                continue
+            places = range(15, 0, -1)
+            found = (float(Context(count, rounding).create_decimal_from_float(value)) for count in places)
+            part[name] = next(filter(_read_as_it_is, found))
+    if _empty(_tightest(part, "minimum", "exclusiveMinimum", 0), _tightest(part, "maximum", "exclusiveMaximum", 0)):
+        keyword = _named(part, "minimum")
+        raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")
+
+
+def _strict(part: dict[str, Any], keyword: str, bound: _Bound) -> bool:
+    """Whether ``bound`` is the one of an exclusive ``keyword``, which numbers may not reach."""
+    return _is_number(part.get(keyword)) and bound == _fraction(part[keyword])
+
+
+def _taken_for_inclusive(low: _Bound, high: _Bound, strict_low: bool, strict_high: bool) -> bool:
+    """Whether the library would let an exclusive bound itself pass: a whole one, the other end less than 1 away."""
+    if low is None or high is None or not 0 < high - low < 1:
+        return False
+    return (strict_low and low.denominator == 1 and low >= 0) or (strict_high and high.denominator == 1 and high <= 0)
+
+
+def _inside(low: _Bound, high: _Bound, strict_low: bool, strict_high: bool) -> tuple[_Bound, _Bound]:
+    """Bounds a thousandth further in where they are exclusive, or a little more, in 15 digits."""
     ends = [bound for bound in (low, high) if bound is not None]
     width = abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)) / 1000
-    if low is not None and "exclusiveMinimum" in part:
-        low = Fraction(float(f"{float(low + width):.6e}"))
-    if high is not None and "exclusiveMaximum" in part:
-        high = Fraction(float(f"{float(high - width):.6e}"))
+    if low is not None and strict_low:
+        low = _rounded(low + width, ROUND_CEILING)
+    if high is not None and strict_high:
+        high = _rounded(high - width, ROUND_FLOOR)
     return low, high
+
+
+def _rounded(bound: Fraction, rounding: str) -> Fraction:
+    return Fraction(float(Context(15, rounding).create_decimal_from_float(float(bound))))
 
 
 def _kind(part: dict[str, Any]) -> str:
@@ -203,6 +272,17 @@ def _down(number: int) -> int:
 
 def _exact(number: int) -> bool:
     return abs(number) <= _MOST_NUMBER or (abs(number) <= _MOST_INTEGER and int(float(number)) == number)
+
+
+def _read_as_it_is(number: float) -> bool:
+    """Whether the library reads ``number`` as what it is: its reader takes the digits for a double, which is exact up
+    to 2^53, and multiplies or divides it by a power of ten, which is exact up to 10^22."""
+    _, digits, exponent = Decimal(repr(number)).as_tuple()
+    assert isinstance(exponent, int)
+    read = float(int("".join(map(str, digits))))
+    power = float(f"1e{min(abs(exponent), 308)}")
+    read = read * power if exponent >= 0 else read / power
+    return abs(exponent) <= 308 and read == abs(number)
 
 
 def _is_number(value: Any) -> bool:

@@ -79,10 +79,11 @@ class ToolCalling:
             if body.structured_outputs is not None:
                 reason = "it cannot stand beside tools that the model may call; use tool_choice none or required"
                 raise InputError("structured_outputs", answer[0].text, reason=reason)
+        names = {tool.function.name for tool in self.tools}
         functions, parts = [], []
         for index, tool in enumerate(body.tools or ()):
             function, field = tool.function, f"tools[{index}].function.parameters"
-            if choice is not None and choice.name not in (None, function.name):
+            if function.name not in names or (choice is not None and choice.name not in (None, function.name)):
                 continue
             schema = function.parameters or NO_ARGUMENTS
             schema = bind_schema(schema, field)

@@ -50,10 +50,12 @@ class Tool(StrictModel):
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Whether functions are called: ``mode`` is none, auto or required; ``name`` of the one that is."""
+    """Whether functions are called: ``mode`` is none, auto or required; ``name`` of the one that is, ``allowed`` those
+    that may be, where not all of them."""
 
     mode: str
     name: str | None = None
+    allowed: tuple[str, ...] = ()
 
 
 def _choice(value: Any) -> ToolChoice | None:
@@ -63,26 +65,45 @@ def _choice(value: Any) -> ToolChoice | None:
         function = value["function"]
         if isinstance(function, dict) and set(function) == {"name"} and isinstance(function["name"], str):
             return ToolChoice("required", function["name"])
-    raise ValueError('allowed: none, auto, required or {"type": "function", "function": {"name": "..."}}')
+    if isinstance(value, dict) and set(value) == {"type", "allowed_tools"} and value["type"] == "allowed_tools":
+        return _allowed(value["allowed_tools"])
+    raise ValueError(_CHOICES)
 
 
+def _allowed(value: Any) -> ToolChoice:
+    if not isinstance(value, dict) or set(value) != {"mode", "tools"} or value["mode"] not in ("auto", "required"):
+        raise ValueError(_CHOICES)
+    if not isinstance(value["tools"], list) or not value["tools"]:
+        raise ValueError(_CHOICES)
+    named = [_choice(tool) if isinstance(tool, dict) else None for tool in value["tools"]]
+    names = tuple(choice.name for choice in named if choice is not None and choice.name is not None)
+    if len(names) < len(named):
+        raise ValueError(_CHOICES)
+    return ToolChoice(value["mode"], allowed=names)
+
+
+_CHOICES = (
+    'allowed: none, auto, required, {"type": "function", "function": {"name": "..."}} or {"type": "allowed_tools", '
+    '"allowed_tools": {"mode": "auto" or "required", "tools": [{"type": "function", "function": {"name": "..."}}]}}'
+)
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(properties),
+        "properties": properties,
+    }
+
+
+_NAMED = _object(type={"const": "function"}, function=_object(name={"type": "string"}))
+_SOME = _object(mode={"enum": ["auto", "required"]}, tools={"type": "array", "items": _NAMED, "minItems": 1})
 _CHOICE_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"enum": ["none", "auto", "required"]},
-        {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["type", "function"],
-            "properties": {
-                "type": {"const": "function"},
-                "function": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["name"],
-                    "properties": {"name": {"type": "string"}},
-                },
-            },
-        },
+        _NAMED,
+        _object(type={"const": "allowed_tools"}, allowed_tools=_SOME),
         {"type": "null"},
     ]
 }
@@ -96,10 +117,13 @@ def require_fit(names: Sequence[str], choice: ToolChoice | None) -> None:
     twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if twice is not None:
         raise InputError("tools", twice, "every name once")
-    if choice is not None and choice.mode != "none" and not names:
+    if choice is not None and choice.mode == "required" and not names:
         raise InputError("tool_choice", choice.name or choice.mode, "none", "there are no tools to choose from")
     if choice is not None and choice.name is not None and choice.name not in names:
         raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
+    for name in () if choice is None else choice.allowed:
+        if name not in names:
+            raise InputError("tool_choice.allowed_tools.tools", name, f"names of tools: {', '.join(names) or 'none'}")
 
 
 class ToolFields(StrictModel):
@@ -117,8 +141,11 @@ class ToolFields(StrictModel):
     @property
     def offered(self) -> list[Tool]:
         """The tools that may be called; none with tool_choice none."""
-        none = self.tool_choice is not None and self.tool_choice.mode == "none"
-        return [] if none else list(self.tools or ())
+        choice = self.tool_choice
+        if choice is not None and choice.mode == "none":
+            return []
+        allowed = () if choice is None else choice.allowed
+        return [tool for tool in self.tools or () if not allowed or tool.function.name in allowed]
 
 
 def json_object(value: str) -> str:

@@ -59,6 +59,20 @@ async def test_parts_messages_and_tools_may_carry_what_is_not_read(family: Famil
     assert len({request.prompt for request in engine.requests}) == 1
 
 
+async def test_what_an_assistant_of_another_provider_refused(family: Family) -> None:
+    engine = FakeEngine()
+    said: list[dict[str, Any]] = [
+        {"content": "No."}, {"content": None, "refusal": "No."}, {"refusal": "No."},
+        {"content": [{"type": "refusal", "refusal": "No."}]}, {"content": "No.", "refusal": "Never."},
+    ]  # fmt: skip
+    for answer in said:
+        await ask(family, CHAT, engine, messages=[*USER, {"role": "assistant", **answer}, *USER])
+    assert len({request.prompt for request in engine.requests}) == 1
+    for message in ({"role": "user", "refusal": "No."}, {"role": "assistant", "refusal": 5}):
+        error = await ask(family, CHAT, engine, 400, messages=[message])
+        assert error["error"]["param"] == "messages[0].content"
+
+
 async def test_names_and_thoughts_reach_templates_that_show_them(family: Family) -> None:
     engine = FakeEngine()
     engine.tokenizer.chat_template = (
@@ -99,6 +113,7 @@ async def test_values_that_change_nothing(family: Family) -> None:
     chat = {
         "add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {}, "echo": False,
         "documents": None, "chat_template": None, "mm_processor_kwargs": None, "include_reasoning": True,
+        "best_of": 1, "tool_choice": "auto", "function_call": "auto", "functions": [],
     }  # fmt: skip
     for path, body in (
         (CHAT, {"messages": USER, **both, **chat}),

@@ -196,6 +196,29 @@ async def test_keys_and_salts_keep_prefixes_apart(
         seen.add(tenant)
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_other_apis_keep_prefixes_apart(
+    family: Family, real_engine: Engine, rng: random.Random, path: str
+) -> None:
+    state = ServerState(ServerSettings(), keys=ApiKeys.of("alice", "bob"))
+    state.publish(Serving.of(family, AsyncEngine(real_engine), real_engine.vocabulary))
+    said = f"{path} {rng.random()} and rain, rain, rain"
+
+    async def cached(key: str, salt: str | None) -> int:
+        body = {"input": said, "max_output_tokens": 1}
+        if path == "/v1/messages":
+            body = {"messages": [{"role": "user", "content": said}], "max_tokens": 1}
+        async with client_of(state) as client:
+            reply = await client.post(path, json={**body, "cache_salt": salt}, headers={"x-api-key": key})
+        usage = reply.json()["usage"]
+        found: int = usage.get("cache_read_input_tokens", usage.get("input_tokens_details", {}).get("cached_tokens"))
+        return found
+
+    tenants: list[tuple[str, str | None]] = [("alice", None), ("bob", None), ("alice", "one"), ("bob", "one")]
+    assert [await cached(*tenant) for tenant in tenants] == [0, 0, 0, 0]
+    assert all([await cached(*tenant) for tenant in tenants])
+
+
 async def test_leaving_frees_lanes_and_blocks_at_once(real_state: ServerState, real_engine: Engine) -> None:
     messages = [{"role": "user", "content": "hi"}]
     for stream in (False, True):

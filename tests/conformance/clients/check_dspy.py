@@ -5,6 +5,7 @@ import dspy
 
 from server import KEY, NAMED, SAYING, STEERING, V1, Forecast
 
+tools = [{"type": "function", "function": {"name": "weather", "parameters": Forecast.model_json_schema()}}]
 form = {
     "type": "json_schema",
     "json_schema": {"name": "forecast", "schema": Forecast.model_json_schema(), "strict": True},
@@ -16,4 +17,7 @@ for model, more in ((f"openai/{NAMED}", {}), ("openai/demo", {"extra_body": STEE
         assert isinstance(said if isinstance(said, str) else said["text"], str)
     formed = dspy.LM(model, api_base=V1, api_key=KEY, max_tokens=400, cache=False, response_format=form, **more)
     (found,) = formed(messages=SAYING)
+    caller = dspy.LM(model, api_base=V1, api_key=KEY, max_tokens=300, cache=False, **more)
+    (called,) = caller(messages=SAYING, tools=tools, tool_choice="required")
+    Forecast.model_validate_json(called["tool_calls"][0].function.arguments)
     print(f"  {model}: {Forecast.model_validate_json(found)}")

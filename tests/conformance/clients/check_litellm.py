@@ -17,6 +17,10 @@ tools = [{"type": "function", "function": {"name": "weather", "parameters": Fore
 reply = litellm.completion(model="openai/demo", messages=SAYING, tools=tools, tool_choice="required", max_tokens=300,
                            parallel_tool_calls=False, **there)  # fmt: skip
 Forecast.model_validate_json(reply.choices[0].message.tool_calls[0].function.arguments)
+chunks = list(litellm.completion(model="openai/demo", messages=SAYING, tools=tools, tool_choice="required",
+                                 max_tokens=300, stream=True, parallel_tool_calls=False, **there))  # fmt: skip
+whole = litellm.stream_chunk_builder(chunks).choices[0]
+Forecast.model_validate_json(whole.message.tool_calls[0].function.arguments)
 try:
     litellm.completion(model="openai/demo", messages=[{"role": "user", "content": "rain " * 20000}], **there)
 except litellm.ContextWindowExceededError:

@@ -1,4 +1,5 @@
-"""Simon Willison's llm, with the server among its OpenAI-compatible models, as a user adds one: a file."""
+"""Simon Willison's llm: prompts, streams, schemas and functions, with the server among its OpenAI-compatible models, as
+a user adds one: a file."""
 
 import json
 import os
@@ -27,3 +28,7 @@ with tempfile.TemporaryDirectory() as folder:
     llm("-m", "ladle", "-o", "max_tokens", "12", "--no-stream", "-s", "Be kind.", "And snow?")
     schema = json.dumps(Forecast.model_json_schema())
     print("  ", Forecast.model_validate_json(llm("-m", "ladle", "--schema", schema, "Will it rain?")))
+    # It has no way to say that a function must be called, and none for further fields: the model's name steers.
+    function = "def weather(town: str) -> str:\n    return town + ' is wet'\n"
+    for streamed in ((), ("--no-stream",)):
+        llm("-m", "ladle", "-o", "max_tokens", "40", *streamed, "--functions", function, "Will it rain in Bath?")

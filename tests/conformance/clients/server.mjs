@@ -12,5 +12,5 @@ export const named = "demo/bone_soup@positive=1";
 export const steering = { steering: { preference: { concise: 1 } } };
 export const load = (name) => import(pathToFileURL(require.resolve(name)));
 
-const { z } = await load("zod");
+export const { z } = await load("zod");
 export const forecast = z.strictObject({ town: z.enum(["Ur", "Bath"]), days: z.int().min(1).max(9) });

@@ -193,7 +193,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
     ({"tools": [TOOLS[1], TOOLS[1]]}, "tools"),
-    ({"tools": None, "tool_choice": "auto"}, "tool_choice"),
+    ({"tools": None, "tool_choice": "required"}, "tool_choice"),
     ({"tools": [], "tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": "maybe"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "tool_choice.function.name"),

@@ -348,8 +348,6 @@ async def test_what_changes_nothing_passes(served: ToolEngine) -> None:
         "stream_options": {"include_obfuscation": False},
     }  # fmt: skip
     for more in (whatever, {}, {"reasoning": None, "text": None, "tools": [], "tool_choice": "auto"}):
-        if more.get("tools") == []:
-            more = {**more, "tool_choice": None}
         await served.ask(input="Hi", **more)
     assert len({request.prompt for request in served.engine.requests}) == 1
 

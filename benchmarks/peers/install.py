@@ -16,17 +16,22 @@ LLAMA = "llama-cpp-python==0.3.36"
 """The source distribution carries llama.cpp's own sources, its server and its converters among them."""
 
 
+_UNUSED = ("torchvision", "torchaudio", "torchcodec")
+
+
 @dataclass(frozen=True)
 class Installed:
     """What a run needs of the others.
 
     Attributes:
         vllm: the command ``vllm``.
+        python: of its environment, which has what llama.cpp's converters import.
         llama_server, llama_quantize: llama.cpp's commands, built for this processor.
         llama_sources: with the converters to GGUF.
     """
 
     vllm: Path
+    python: Path
     llama_server: Path
     llama_quantize: Path
     llama_sources: Path
@@ -44,6 +49,8 @@ def install(folder: Path) -> Installed:
     if not vllm.exists():
         venv.create(folder / "vllm", with_pip=True)
         _run([folder / "vllm" / "bin" / "python", "-m", "pip", "install", "--quiet", VLLM])
+        # For images and sound. What an index offers of them may be built for a GPU's torch, and then nothing imports.
+        _run([folder / "vllm" / "bin" / "python", "-m", "pip", "uninstall", "--quiet", "--yes", *_UNUSED])
     name, _, version = LLAMA.partition("==")
     unpacked = folder / f"{name.replace('-', '_')}-{version}"
     sources = unpacked / "vendor" / "llama.cpp"
@@ -60,7 +67,7 @@ def install(folder: Path) -> Installed:
         _run(["cmake", "-S", sources, "-B", built, *options])
         jobs = str(os.cpu_count() or 1)
         _run(["cmake", "--build", built, "--parallel", jobs, "--target", "llama-server", "llama-quantize"])
-    return Installed(vllm, server, quantize, sources)
+    return Installed(vllm, vllm.with_name("python"), server, quantize, sources)
 
 
 def gguf_of(base: Path, folder: Path, peers: Installed) -> dict[str, Path]:
@@ -69,7 +76,7 @@ def gguf_of(base: Path, folder: Path, peers: Installed) -> dict[str, Path]:
     if not whole.exists():
         _run(
             [
-                sys.executable,
+                peers.python,
                 peers.llama_sources / "convert_hf_to_gguf.py",
                 base,
                 "--outtype",
@@ -88,7 +95,7 @@ def adapter_of(adapter: Path, base: Path, folder: Path, peers: Installed) -> Pat
     out = folder / f"{adapter.name}-lora.gguf"
     if not out.exists():
         converter = peers.llama_sources / "convert_lora_to_gguf.py"
-        _run([sys.executable, converter, adapter, "--base", base, "--outtype", "bf16", "--outfile", out])
+        _run([peers.python, converter, adapter, "--base", base, "--outtype", "bf16", "--outfile", out])
     return out
 
 

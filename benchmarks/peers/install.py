@@ -24,14 +24,12 @@ class Installed:
     """What a run needs of the others.
 
     Attributes:
-        vllm: the command ``vllm``.
-        python: of its environment, which has what llama.cpp's converters import.
+        vllm: Python of its environment, which has what llama.cpp's converters import, too.
         llama_server, llama_quantize: llama.cpp's commands, built for this processor.
         llama_sources: with the converters to GGUF.
     """
 
     vllm: Path
-    python: Path
     llama_server: Path
     llama_quantize: Path
     llama_sources: Path
@@ -45,12 +43,13 @@ def install(folder: Path) -> Installed:
             and cmake).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    vllm = folder / "vllm" / "bin" / "vllm"
-    if not vllm.exists():
+    python, done = folder / "vllm" / "bin" / "python", folder / "vllm" / "installed"
+    if not done.exists():
         venv.create(folder / "vllm", with_pip=True)
-        _run([folder / "vllm" / "bin" / "python", "-m", "pip", "install", "--quiet", VLLM])
+        _run([python, "-m", "pip", "install", "--quiet", VLLM])
         # For images and sound. What an index offers of them may be built for a GPU's torch, and then nothing imports.
-        _run([folder / "vllm" / "bin" / "python", "-m", "pip", "uninstall", "--quiet", "--yes", *_UNUSED])
+        _run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *_UNUSED])
+        done.touch()
     name, _, version = LLAMA.partition("==")
     unpacked = folder / f"{name.replace('-', '_')}-{version}"
     sources = unpacked / "vendor" / "llama.cpp"
@@ -67,7 +66,7 @@ def install(folder: Path) -> Installed:
         _run(["cmake", "-S", sources, "-B", built, *options])
         jobs = str(os.cpu_count() or 1)
         _run(["cmake", "--build", built, "--parallel", jobs, "--target", "llama-server", "llama-quantize"])
-    return Installed(vllm, vllm.with_name("python"), server, quantize, sources)
+    return Installed(python, server, quantize, sources)
 
 
 def gguf_of(base: Path, folder: Path, peers: Installed) -> dict[str, Path]:
@@ -76,7 +75,7 @@ def gguf_of(base: Path, folder: Path, peers: Installed) -> dict[str, Path]:
     if not whole.exists():
         _run(
             [
-                peers.python,
+                peers.vllm,
                 peers.llama_sources / "convert_hf_to_gguf.py",
                 base,
                 "--outtype",
@@ -95,7 +94,7 @@ def adapter_of(adapter: Path, base: Path, folder: Path, peers: Installed) -> Pat
     out = folder / f"{adapter.name}-lora.gguf"
     if not out.exists():
         converter = peers.llama_sources / "convert_lora_to_gguf.py"
-        _run([peers.python, converter, adapter, "--base", base, "--outtype", "bf16", "--outfile", out])
+        _run([peers.vllm, converter, adapter, "--base", base, "--outtype", "bf16", "--outfile", out])
     return out
 
 

@@ -119,7 +119,8 @@ def _started(name: str, family: Family, manifest: str, peers: Installed, folder:
         body: dict[str, Any] = {"steering": {"method": "base"}, "repetition_penalty": 1.0}
         return running(name, command, port, log, body, wishes, "/ready")
     if name == "vllm":
-        command = [peers.vllm, "serve", base, "--port", str(port), "--dtype", "bfloat16"]
+        command = [peers.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", base, "--port", str(port)]
+        command += ["--dtype", "bfloat16"]
         command += ["--max-model-len", str(_CONTEXT), "--max-num-seqs", str(_LANES)]
         bound = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": f"0-{int(threads) - 1}"}
         return running(name, command, port, log, {"model": str(base)}, environment=bound)

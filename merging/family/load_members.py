@@ -125,7 +125,8 @@ class MemberLoader:
             if is_mlx_folder(path):
                 member = load_mlx(path, name, linear, rename)
             else:
-                member = load_peft(path, name, linear, rename, model.weight, model.architecture.head)
+                own = model.architecture
+                member = load_peft(path, name, linear, rename, model.weight, own.head, own.experts)
             model.low_rank[name] = member
             self.notes += require_shared_vocabulary(model.base_path, path)
         else:

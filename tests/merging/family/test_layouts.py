@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixtures import OF_PARAMETERS, write_expert_member, write_mixture, write_parameter_member
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import (
@@ -79,6 +80,22 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, target_modules=["lm_head", "q_proj"])
     assert f"{PREFIX}lm_head.base_layer.weight" in load_file(folder / LORA)
+    return Expected(by_peft(base, folder))
+
+
+@layout("PEFT: LoRA on experts (`target_parameters`)")
+def _(folder: Path, base: Path, seed: int) -> Expected:
+    shutil.rmtree(base)
+    write_mixture(base, "qwen3_moe", seed, tie_word_embeddings=False)
+    write_parameter_member(folder, base, seed, ("experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight"))
+    return Expected(by_peft(base, folder))
+
+
+@layout("PEFT: LoRA on experts one by one")
+def _(folder: Path, base: Path, seed: int) -> Expected:
+    shutil.rmtree(base)
+    write_mixture(base, "mixtral", seed, tie_word_embeddings=False)
+    write_expert_member(folder, "mixtral", seed)
     return Expected(by_peft(base, folder))
 
 
@@ -302,6 +319,7 @@ def family_of(root: Path, explicit: bool) -> Family:
     return load_family(root)
 
 
+@pytest.mark.filterwarnings(OF_PARAMETERS)
 @pytest.mark.parametrize("row", LAYOUTS)
 def test_every_layout_is_served_equally_or_refused_with_the_cure(tmp_path: Path, row: str, seed: int) -> None:
     base = write_tiny_base(tmp_path / "base", "llama", seed, tie=False)

@@ -112,7 +112,6 @@ def test_adapters_that_are_more_than_lora_are_refused(
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"init_lora_weights": "olora"}, "init_lora_weights"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
         ({"an_option_of_the_future": 3}, "an_option_of_the_future"),
         ({"r": 0}, "r"),
         ({"lora_alpha": "much"}, "lora_alpha"),

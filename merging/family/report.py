@@ -170,13 +170,17 @@ class Report:
                     f"{expert.norm:.3g}",
                     f"{expert.bias:+.3g}" if expert.bias else "",
                     expert.weights if expert.weights != expert.name else "",
+                    expert.model,
                 ]
                 for expert in self.router.experts
             ]
             if self.router.defer is not None:
-                rows.append(["(deferral)", f"{self.router.defer['norm']:.3g}", f"{self.router.defer['bias']:+.3g}", ""])
-            header = ["expert", "norm of its row", "bias", "weights of"]
-            tables.append((f"router {self.router.name}", *_filled(header, rows)))
+                rows.append(
+                    ["(deferral)", f"{self.router.defer['norm']:.3g}", f"{self.router.defer['bias']:+.3g}", "", ""]
+                )
+            header = ["expert", "norm of its row", "bias", "weights of", "grown from"]
+            grown = f", grown from {self.router.model}" if self.router.model else ""
+            tables.append((f"router {self.router.name}{grown}", *_filled(header, rows)))
         return tables
 
     def text(self) -> str:

@@ -59,8 +59,8 @@ class LowRankMember:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any module."""
-        return max(module.rank for module in self.modules.values())
+        """The largest rank of any module; 0 for a member that is the model as it is."""
+        return max((module.rank for module in self.modules.values()), default=0)
 
     def numel(self) -> int:
         """Number of parameters."""

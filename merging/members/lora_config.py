@@ -8,7 +8,7 @@ from typing import Any
 
 from ladle.merging.checkpoints.reader import read_json
 from ladle.merging.errors import FamilyError
-from ladle.merging.members.adapter_tensors import SERVE_WHOLE
+from ladle.merging.members.adapter_tensors import serve_whole
 
 CONFIG = "adapter_config.json"
 # Options that decide what was trained or how, but not what y = W x + scale * B (A x) computes from the saved tensors.
@@ -71,10 +71,12 @@ class LoraSettings:
 
 def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
     if config.get("peft_type") != "LORA":
-        reason = f"peft_type: {config.get('peft_type')!r} is not supported; only 'LORA' is; {SERVE_WHOLE}"
+        reason = f"peft_type: {config.get('peft_type')!r} is not supported; only 'LORA' is; {serve_whole(file.parent)}"
         raise FamilyError(file, reason)
     if config.get("bias", "none") != "none":
-        raise FamilyError(file, f"bias: {config['bias']!r} is not supported; only 'none' is; {SERVE_WHOLE}")
+        raise FamilyError(
+            file, f"bias: {config['bias']!r} is not supported; only 'none' is; {serve_whole(file.parent)}"
+        )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         reason = f"init_lora_weights: {init!r} changes the base; convert it to plain LoRA first"
@@ -83,7 +85,9 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
         # Whatever option PEFT has or will get: switched off it means plain LoRA, switched on we do not know it.
         if config[key] not in (None, False, [], {}, ""):
             value = sorted(config[key], key=str) if isinstance(config[key], list) else config[key]  # PEFT writes sets
-            raise FamilyError(file, f"{key}: {value!r} is not supported; only plain LoRA is; {SERVE_WHOLE}")
+            raise FamilyError(
+                file, f"{key}: {value!r} is not supported; only plain LoRA is; {serve_whole(file.parent)}"
+            )
     if not isinstance(config.get("r"), int) or config["r"] < 1:
         raise FamilyError(file, f"r: {config.get('r')!r} must be a whole number >= 1")
     alpha = config.get("lora_alpha")

@@ -104,13 +104,13 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     moved = load_file(folder / LORA)[f"{PREFIX}lm_head.weight"] + 0.01
     rewrite_tensors(folder / LORA, {f"{PREFIX}lm_head.weight": moved})
-    return Expected(reason="merge_and_unload")
+    return Expected(reason="ladle merge BASE --adapter .*ladle compress BASE --adapter")
 
 
 @layout("PEFT: DoRA")
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, use_dora=True, target_modules=["q_proj"])
-    return Expected(reason="use_dora: True .*merge_and_unload")
+    return Expected(reason="use_dora: True .*ladle merge BASE --adapter .*ladle compress BASE --adapter")
 
 
 @layout("PEFT: PiSSA, OLoRA, LoftQ")
@@ -124,7 +124,7 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, target_modules=["q_proj"])
     rewrite_json(folder / CONFIG, peft_type="IA3")
-    return Expected(reason="peft_type: 'IA3' is not supported.*merge_and_unload")
+    return Expected(reason="peft_type: 'IA3' is not supported.*ladle merge BASE --adapter")
 
 
 @layout("PEFT before 0.8: a pickle")
@@ -132,7 +132,7 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, target_modules=["q_proj"])
     torch.save(load_file(folder / LORA), folder / "adapter_model.bin")
     (folder / LORA).unlink()
-    return Expected(reason="adapter_model.bin is a pickle, which is never loaded; .*save_pretrained")
+    return Expected(reason="adapter_model.bin is a pickle, which is never loaded: convert it with `python -c")
 
 
 @layout("TRL: SFT with added tokens")

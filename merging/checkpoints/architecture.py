@@ -9,6 +9,7 @@ import torch
 from ladle.merging.checkpoints.blueprint import Blueprint
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.experts import Experts, read_experts
+from ladle.merging.checkpoints.quantised_reader import QuantisedReader
 from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 
@@ -152,8 +153,13 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
         FamilyError: naming file and tensor: a weight is missing (it would be drawn at random), has another shape than
             the config means, or holds no floating point numbers.
     """
+    blueprint = architecture.blueprint
     stored = CheckpointReader(folder)
-    weights = ConvertedReader(stored, architecture.blueprint.conversion)
+    if blueprint.quantization is not None:
+        own = getattr(blueprint.config.get_text_config(), "dtype", None)
+        dtype = own if isinstance(own, torch.dtype) else torch.bfloat16
+        stored = QuantisedReader(folder, blueprint.quantization, dtype)
+    weights = ConvertedReader(stored, blueprint.conversion)
     check_weights(architecture, weights)
     apart = architecture.untied_by(weights)
     for name, source in architecture.tied.items():

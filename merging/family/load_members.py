@@ -155,6 +155,11 @@ class MemberLoader:
                 member = load_peft(path, name, linear, rename, model.weight, own.head, own.experts)
             model.low_rank[name] = member
             self.notes += require_shared_vocabulary(model.base_path, path)
+        elif model.architecture.blueprint.quantization is not None:
+            how = model.architecture.blueprint.quantization.name
+            reason = f"{name!r} has full weights, and the base is quantised ({how}), which it was not tuned from"
+            cure = "give the plain base, or make it low-rank against that (ladle compress)"
+            raise FamilyError(path, f"{reason}; {cure}")
         else:
             member = model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)
         self.notes += member.notes

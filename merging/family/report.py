@@ -31,7 +31,8 @@ class Report:
     """Everything about a family that loaded.
 
     Attributes:
-        base: model, folder, revision, architecture, dtypes, parameters, bytes, number of linear modules, tied weights.
+        base: model, folder, revision, architecture, dtypes, quantization, parameters, bytes, number of linear modules,
+            tied weights.
         models: those beside the base.
         values: in manifest order.
         router: with its experts; None without.
@@ -87,6 +88,8 @@ class Report:
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """(title, header, rows) of every table, for whatever draws them."""
         size = f"{', '.join(self.base['dtypes'])}, {_size(self.base['bytes'])}"
+        if self.base["quantization"] is not None:
+            size += f", made of {self.base['quantization']}"
         overview = [
             ["base", str(self.base["model"])],
             ["folder", str(self.base["folder"])],
@@ -198,6 +201,7 @@ def build_report(
 ) -> Report:
     """The report of a loaded family; what methods say comes from the caller, for methods live above this package."""
     condition = None
+    quantization = family.architecture.blueprint.quantization
     warnings: list[str] = list(family.warnings)
     if family.matrix is not None:
         _, condition, found = check_matrix(family.matrix)
@@ -216,6 +220,7 @@ def build_report(
             "revision": family.base_revision,
             "architecture": model_type(family.models[""]),
             "dtypes": sorted({str(base.dtype(name)).removeprefix("torch.") for name in base.names}),
+            "quantization": None if quantization is None else quantization.name,
             "parameters": base.numel(),
             "bytes": base.nbytes(),
             "linear_modules": len(family.architecture.linear),

@@ -46,6 +46,9 @@ def merge_adapter(base: Path, adapter: Path, out: str | Path, dtype: torch.dtype
         raise FamilyError(adapter / CONFIG, "no such file; only adapters of PEFT are merged here")
     if not (adapter / WEIGHTS).is_file():
         raise FamilyError(adapter / WEIGHTS, f"no such file{as_safetensors(adapter / WEIGHTS)}")
+    if read_json(base / "config.json").get("quantization_config"):
+        reason = "quantization_config: PEFT merges into plain weights; give the plain base"
+        raise FamilyError(base / "config.json", reason)
     try:
         import peft
     except ImportError:

@@ -164,6 +164,7 @@ def _write_conversation(family: Family, folder: Path) -> None:
 
 def _write_config(family: Family, folder: Path, dtype: torch.dtype | None, untied: bool) -> None:
     config = read_json(family.base_path / "config.json")
+    config.pop("quantization_config", None)  # what is written is plain
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")

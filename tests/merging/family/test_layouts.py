@@ -294,7 +294,7 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_full_member(folder, base, seed)
     rewrite_json(folder / "config.json", quantization={"group_size": 64, "bits": 4})
-    return Expected(reason="quantization: the weights must be plain, not quantised")
+    return Expected(reason="quantization: a member.s weights must be plain, not quantised")
 
 
 @layout("any: another base's LoRA")

@@ -205,7 +205,9 @@ def test_copies_of_the_bases_layers_must_equal_them_bit_for_bit(
         tensor = saved[f"base_model.model.{copy}"].clone()
         tensor[7, 3] += 1e-3
         rewrite_tensors(path / WEIGHTS, {f"base_model.model.{copy}": tensor})
-        with pytest.raises(FamilyError, match="1 of 10240 values differ from the base's.*ladle merge BASE --adapter") as caught:
+        with pytest.raises(
+            FamilyError, match="1 of 10240 values differ from the base's.*ladle merge BASE --adapter"
+        ) as caught:
             load_peft(path, "m", shapes, base=weights)
         assert caught.value.tensor == f"base_model.model.{copy}"
         rewrite_tensors(path / WEIGHTS, {f"base_model.model.{copy}": saved[f"base_model.model.{copy}"]})

@@ -86,6 +86,13 @@ def expert_weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def one_by_one(model: Any) -> None:
+    """Have transformers' own experts of ``model`` multiply one after the other until gated ones stand for them: its
+    products of all at once take neither float64 nor rows of odd sizes on a CPU."""
+    if any(is_experts(module) for module in model.modules()):
+        model.set_experts_implementation("eager")
+
+
 def install_experts(model: nn.Module, bank: Bank, gate: Gate, dtype: torch.dtype, make: MakeGroup) -> None:
     """Swap the experts of ``model`` for gated ones, in place.
 

@@ -63,6 +63,12 @@ class Experts:
                    for name in names)  # fmt: skip
         return [name for name in renamed if name in self.weights]
 
+    def holds(self, module: str) -> bool:
+        """Whether the model has weights in the module ``module``, of whatever kind it is."""
+        while module.endswith(".base_layer"):
+            module = module.removesuffix(".base_layer")
+        return self.conversion is not None and any(name.startswith(f"{module}.") for name in self.conversion.weights)
+
     def part(self, module: str) -> ExpertPart | None:
         """What the module of one expert became that checkpoints of one tensor an expert call ``module``; None where it
         is no such module, or was not simply stacked and joined."""

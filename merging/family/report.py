@@ -31,8 +31,8 @@ class Report:
     """Everything about a family that loaded.
 
     Attributes:
-        base: model, folder, revision, architecture, dtypes, quantization, parameters, bytes, number of linear modules,
-            tied weights.
+        base: model, folder, revision, architecture, dtypes, quantization, parameters, bytes, number of linear modules
+            and of weights of experts, tied weights.
         models: those beside the base.
         values: in manifest order.
         router: with its experts; None without.
@@ -88,12 +88,13 @@ class Report:
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """(title, header, rows) of every table, for whatever draws them."""
         size = f"{', '.join(self.base['dtypes'])}, {_size(self.base['bytes'])}"
+        experts = f", {held} weights of experts" if (held := self.base["expert_weights"]) else ""
         if self.base["quantization"] is not None:
             size += f", made of {self.base['quantization']}"
         overview = [
             ["base", str(self.base["model"])],
             ["folder", str(self.base["folder"])],
-            ["architecture", f"{self.base['architecture']}, {self.base['linear_modules']} linear modules"],
+            ["architecture", f"{self.base['architecture']}, {self.base['linear_modules']} linear modules{experts}"],
             ["parameters", f"{self.base['parameters']:,} ({size})"],
             ["revision", str(self.base["revision"])[:16]],
             ["bank of low-rank members", f"{_size(self.bank_bytes)} in float32"],
@@ -224,6 +225,7 @@ def build_report(
             "parameters": base.numel(),
             "bytes": base.nbytes(),
             "linear_modules": len(family.architecture.linear),
+            "expert_weights": len(family.architecture.experts.weights),
             "tied": dict(family.architecture.tied),
         },
         objectives=family.objectives,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ladle.merging.checkpoints.experts import Experts
 from ladle.merging.errors import FamilyError
-from ladle.merging.members.adapter_tensors import PREFIX, Weights, read_factors
+from ladle.merging.members.adapter_tensors import PREFIX, Weights, read_factors, serve_whole
 from ladle.merging.members.expert_factors import ExpertFactors
 from ladle.merging.members.lora_config import CONFIG, LoraSettings
 from ladle.merging.members.low_rank import LowRank, LowRankMember
@@ -61,6 +61,8 @@ def load_peft(
         place = rename(module)
         if place not in shapes:
             reason = f"the base has no linear module {module}"
+            if experts is not None and experts.holds(place):
+                reason += f": what is there computes in a way of its own; {serve_whole(folder)}"
             raise FamilyError(weights_file, reason, f"{PREFIX}{module}.lora_A.weight")
         shape = shapes[place]
         if place == head and len(pair["b"]) != shape[0]:

@@ -13,7 +13,7 @@ from mixtures import MIXTURES, OF_PARAMETERS, write_expert_member, write_mixture
 from peft import PeftModel
 from safetensors.torch import load_file
 from seeds import fresh_seed
-from tiny_models import rewrite_tensors
+from tiny_models import rewrite_json, rewrite_tensors
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -25,6 +25,7 @@ from ladle.merging.checkpoints.architecture import Architecture, read_architectu
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import load_peft
 from ladle.merging.members.low_rank import LowRank, LowRankMember
+from ladle.merging.preferences.delta_norms import DeltaNorms
 
 pytestmark = pytest.mark.filterwarnings(OF_PARAMETERS)
 BOTH = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
@@ -70,6 +71,10 @@ def test_members_of_different_coefficients_in_one_batch_equal_peft(kind: str, tm
     folders = {name: tmp_path / name for name in ("both", "down", "single")}
     members = [member(folder, own) for folder in folders.values()]
     states = {name: by_peft(base, folder) for name, folder in folders.items()}
+    one, other = ({name: low.delta(torch.float64) for name, low in m.modules.items()} for m in (members[0], members[2]))
+    dense = sum(float((one[name] * other[name]).sum()) for name in one.keys() & other.keys())
+    norms = DeltaNorms({m.name: m for m in members})
+    assert dense != 0 and norms.product("both", "single") == pytest.approx(dense, rel=1e-6)
     plain = load(base, torch.float64)
     ids = torch.randint(3, 300, (5, 11), generator=torch.Generator().manual_seed(seed))
     rows: list[dict[str, float]] = [{"both": 1.0}, {"down": 1.0}, {"single": 1.0}, {}]
@@ -157,6 +162,10 @@ def test_what_is_no_lora_of_experts_is_refused_by_name(tmp_path: Path) -> None:
         member(folder, own)
     rewrite_tensors(file, dict.fromkeys((f"{first}.base_layer.lora_{side}.weight" for side in "AB"), None))
     with pytest.raises(FamilyError, match=r"1 pairs of factors of this module, but target_parameters names .*gate_up"):
+        member(folder, own)
+    rewrite_json(folder / "adapter_config.json", target_parameters=["mlp.experts.down_proj"])
+    rewrite_tensors(file, {f"base_model.model.model.norm.lora_{side}.weight": torch.ones(2, 2) for side in "AB"})
+    with pytest.raises(FamilyError, match=r"model\.norm.*a way of its own; `ladle merge BASE --adapter"):
         member(folder, own)
     write_expert_member(tmp_path / "s", "qwen3_moe", seed)
     file = tmp_path / "s" / "adapter_model.safetensors"

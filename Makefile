@@ -5,7 +5,8 @@
 #   make kernels every kernel in every configuration, compiled for every GPU that we name; needs none of them
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
 #   make docs    every command and program of README and docs, on a fresh server; takes minutes
-#   make conformance   clients that need an environment of their own, against a server. Fetches them, takes minutes
+#   make conformance   clients that need an environment of their own, against a server, and layouts of quantised weights
+#                against the packages that write them. Fetches all of these, takes minutes
 #   make ray     two replicas on Ray Serve, one of them killed; other people's clients in front of one. Fetches Ray, takes minutes
 
 PYTHON ?= python3
@@ -63,6 +64,7 @@ ray:
 conformance:
 	@$(PYTHON) tools/environment.py dev
 	$(BIN)/python tools/conformance.py
+	$(BIN)/python tools/layouts.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -16,6 +16,7 @@ from ladle.guidance.diagnostics.probe_prompts import render
 from ladle.guidance.plan import PromptView
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
+from ladle.merging.bank.gated_experts import one_by_one
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
@@ -203,6 +204,8 @@ def _load(model: FamilyModel, device: torch.device, state: Mapping[str, Tensor] 
     tied = {name: source for name, source in architecture.tied.items() if state is None or name not in state}
     # The one attention that knows every architecture's caps and sinks.
     loaded = architecture.blueprint.build(own, tied, torch.float32, "eager").to(device)
+    if device.type == "cpu":
+        one_by_one(loaded)
     bank = Bank(list(model.low_rank.values()))
     return _Loaded(loaded, gated.install(loaded, bank, torch.float32, exact=True))
 

@@ -109,6 +109,9 @@ def _members(family: Family) -> tuple[dict[str, tuple[str, str]], tuple[str, ...
     take coefficients.
     """
     members = {name: (name, "") for name in family.mergeable}
+    for member in (family.members_of[name] for name in family.experts):
+        if model := family.model_of(member):
+            members[member] = (member, model)
     parts: set[str] = set()
     for value in family.values:
         if value.kind != "implicit":

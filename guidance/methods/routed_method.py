@@ -15,8 +15,9 @@ from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Pre
 class RoutedMethod(ABC):
     """A method whose experts take turns, by what the router's head says of every token.
 
-    Router and experts are deltas on one base. A preference merges that base by Bone Soup, and ``coefficients`` by what
-    it states: every one of them is then W0 + sum_j c_j D_j + D_own (our own option; the papers have plain models).
+    Router and experts are deltas on the base or on further models, which may be of other sizes. A preference merges the
+    base by Bone Soup, and ``coefficients`` by what it states: every one of them that was grown from the base is then
+    W0 + sum_j c_j D_j + D_own (our own option; the papers have plain models).
     """
 
     name: str
@@ -38,14 +39,17 @@ class RoutedMethod(ABC):
         assert family.router is not None, "availability() was not asked"
         preference, merged, warnings = _base(family, steering)
         below = {} if merged is None else merged.as_dict()
+        if merged is not None:
+            speaking = (family.router.member, *(family.members_of[name] for name in family.experts))
+            warnings += _not_merged(family, steering, list(dict.fromkeys(speaking)))
         routing = self.routing(steering, family.router.name, tuple(range(1, len(family.experts) + 1)))
         complement, weight = routing.factors(steering.normalize)
         # Where the router defers it is either silent or alone.
         own = 1.0 if routing.threshold is not None else complement
         # An expert is a source of its own even where it is also the router, so that traces have its name.
-        sources = [_source(family.router.name, "router", own, below, family.router.member)]
+        sources = [_source(family, family.router.name, "router", own, below, family.router.member)]
         for name in family.experts:
-            sources.append(_source(name, "expert", weight, below, family.members_of[name]))
+            sources.append(_source(family, name, "expert", weight, below, family.members_of[name]))
         if steering.trace and not any(source.plain for source in sources):
             sources.append(REFERENCE)
         return Plan(
@@ -79,7 +83,19 @@ def _base(family: Family, steering: Steering) -> tuple[Preference | None, Coeffi
     return preference, soup.coefficients(family, preference), said
 
 
-def _source(name: str, role: str, weight: float, below: dict[str, float], member: str) -> Source:
+def _not_merged(family: Family, steering: Steering, members: list[str]) -> tuple[str, ...]:
+    """The warning that a merged base is not under all of the ``members``. Raises InputError where it is under none."""
+    beside = [name for name in members if family.model_of(name)]
+    if len(beside) == len(members):
+        key = "preference" if steering.coefficients is None else "coefficients"
+        allowed = "nothing, because neither the router nor any expert was grown from the base, which it would merge"
+        raise InputError(f"steering.{key}", dict(getattr(steering, key)), allowed)
+    return (f"the base is merged, but not under {', '.join(beside)}, grown from other models",) if beside else ()
+
+
+def _source(family: Family, name: str, role: str, weight: float, below: dict[str, float], member: str) -> Source:
     """A language model: the base under it and its own delta."""
+    model = family.model_of(member)
+    below = {} if model else below
     terms = {**below, member: below.get(member, 0.0) + 1.0}
-    return Source(name, role, weight, tuple((member, value) for member, value in terms.items() if value != 0.0))
+    return Source(name, role, weight, tuple((member, value) for member, value in terms.items() if value != 0.0), model)

@@ -9,6 +9,7 @@ a request gets the same float32 logits whatever shares its batch.
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,9 @@ class PackedLinear:
     rows at a time, the last of them padding; a step of few rows then costs as much as one of ``PIECE``.
     """
 
+    tried: ClassVar[dict[tuple[int, int, torch.dtype, bool, int], bool]] = {}
+    """Of which shapes the values of rows were found to stand alone."""
+
     def __init__(
         self,
         weight: Tensor,
@@ -89,7 +93,14 @@ class PackedLinear:
         return self._by_pieces(rows, addend) if self.in_pieces else self._product(rows, addend)
 
     def _rows_stand_alone(self, dtype: torch.dtype) -> bool:
-        """Whether the values of some rows are those that they have in a call with more of them."""
+        """Whether the values of some rows are those that they have in a call with more of them. Tried once a shape:
+        it follows from how the library cuts the product, and a mixture has thousands of one shape."""
+        shape = (self.out_features, self.in_features, dtype, self.bias is None, torch.get_num_threads())
+        if shape not in self.tried:
+            self.tried[shape] = self._try_rows(dtype)
+        return self.tried[shape]
+
+    def _try_rows(self, dtype: torch.dtype) -> bool:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(2 * _COUNTS[-1], self.in_features, generator=generator).to(dtype)
         whole = self._product(rows)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ladle.kernels.dispatch import Block
 from ladle.merging.errors import FamilyError
-from ladle.merging.members.adapter import LowRankMember
+from ladle.merging.members.low_rank import LowRankMember
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,13 @@ class Bank:
         """Where the first member lies that changes the module ``module``. Raises StopIteration where none does."""
         return str(next(self._paths[name] for name, modules in self._factors.items() if module in modules))
 
-    def stack(self, paths: Sequence[str], out_features: Sequence[int], dtype: torch.dtype) -> StackedFactors | None:
+    def stack(
+        self, paths: Sequence[str], out_features: Sequence[int], dtype: torch.dtype, expert: int | None = None
+    ) -> StackedFactors | None:
         """The factors of the modules ``paths`` (with ``out_features`` rows each) as one pair of matrices.
 
         Scales are folded into ``expand`` in float64 before rounding to ``dtype``. None when no member touches them.
+        ``expert``: whose factors, where ``paths`` are weights of all experts of a layer.
         """
         shrink: list[Tensor] = []
         expand: list[Tensor] = []
@@ -80,7 +83,8 @@ class Bank:
                 factors = self._factors[name].get(path) if name in self._factors else None
                 if factors is None:
                     continue
-                rank = factors.a.shape[0]
+                factors = factors if expert is None else factors.of(expert)
+                rank = factors.rank
                 scaled = torch.zeros(total, rank, dtype=torch.float64)
                 scaled[start : start + rows] = factors.b.double() * factors.scale
                 shrink.append(factors.a.double())

@@ -15,173 +15,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ladle.kernels import dispatch
-from ladle.merging.bank.bank import Bank, StackedFactors
+from ladle.merging.bank.bank import Bank
+from ladle.merging.bank.gated_experts import GatedExperts, expert_weights, install_experts
+from ladle.merging.bank.gated_group import Gate, GatedGroup
+from ladle.merging.bank.gated_weight import install_weights, require_multiplied, weight_of
+from ladle.merging.bank.grouped_experts import GroupedExperts
 from ladle.merging.bank.tensor_parallel import COLUMNS_GATHERED, Split
 from ladle.merging.errors import FamilyError
-
-
-class Gate:
-    """The coefficients of the tokens now in the forward pass, shared by every gated layer of one model."""
-
-    def __init__(self) -> None:
-        self._coefficients: Tensor | None = None
-        self._head_rows: Tensor | None = None
-        self._patterns: list[tuple[Tensor, bool]] = []
-        self._scales: list[Tensor | None] = []
-
-    def pattern(self, columns: Tensor, head: bool = False) -> int:
-        """Register a layer's rank columns; layers with equal columns share one expanded scale a step. ``head``: the
-        layer is the output head, which reads only some of the tokens."""
-        for index, (known, known_head) in enumerate(self._patterns):
-            if head == known_head and torch.equal(known, columns):
-                return index
-        self._patterns.append((columns, head))
-        self._scales.append(None)
-        return len(self._patterns) - 1
-
-    def open(self, coefficients: Tensor | None, head_rows: Tensor | None = None) -> None:
-        """Set ``coefficients`` [tokens, members] for the next forward; None: the plain base for every token.
-
-        ``head_rows`` [n] int64: the tokens whose logits are wanted, in order; None: all.
-        """
-        self._coefficients = coefficients
-        self._head_rows = head_rows
-        self._scales = [None] * len(self._patterns)
-
-    @property
-    def closed(self) -> bool:
-        return self._coefficients is None
-
-    def scale(self, pattern: int) -> Tensor:
-        """[tokens, R] coefficients of each rank column; for the output head [wanted tokens, R]."""
-        scale = self._scales[pattern]
-        if scale is None:
-            assert self._coefficients is not None
-            columns, head = self._patterns[pattern]
-            rows = self._coefficients
-            if head and self._head_rows is not None:
-                rows = rows.index_select(0, self._head_rows)
-            scale = rows.index_select(1, columns)
-            self._scales[pattern] = scale
-        return scale
-
-
-class GatedGroup:
-    """One or more linear layers that read the same input, as one product."""
-
-    def __init__(
-        self,
-        linears: Sequence[nn.Linear],
-        factors: StackedFactors | None,
-        gate: Gate,
-        activation_dtype: torch.dtype,
-        exact: bool,
-        head: bool = False,
-        split: Split | None = None,
-        reproducible: bool = False,
-        tiled_rows: int = 0,
-        quantized: bool = False,
-    ) -> None:
-        """``split``: how ``linears`` and ``factors``, which are this process's part already, were divided.
-        ``reproducible``: see ``PackedLinear``. ``tiled_rows``: up to how many rows go through a ``TiledProduct``.
-        ``quantized``: hold the layers' weights in int8; all rows do then."""
-        # In the activations' dtype from here on, so that factors are not rounded to the dtype of the base's weights.
-        weight = torch.cat([linear.weight.detach() for linear in linears]).to(activation_dtype)
-        self.dtype = activation_dtype
-        self.outputs = [linear.out_features for linear in linears]
-        self.total = sum(self.outputs)
-        self.gate = gate
-        self.split = split
-        bias = None
-        if any(linear.bias is not None for linear in linears):
-            bias = torch.cat(
-                [
-                    linear.bias.detach() if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
-                    for linear in linears
-                ]
-            ).to(activation_dtype)
-        self.pattern: int | None = None
-        self.expand: dispatch.PackedLinear | None = None
-        self.product: dispatch.PackedLinear | None = None
-        self.spans: Tensor | None = None
-        shrink = expand = None
-        if factors is not None:
-            factors = factors.padded(self.total)
-            shrink, expand = factors.shrink.to(weight), factors.expand.to(weight)
-            self.pattern = gate.pattern(factors.columns.to(weight.device), head)
-        tiled_rows = dispatch.ALL_ROWS if quantized or (reproducible and tiled_rows) else tiled_rows
-        self.tiled = dispatch.tiled_product(
-            weight, bias, shrink, expand, activation_dtype, tiled_rows, exact and not quantized, quantized
-        )
-        if quantized and self.tiled is None:
-            reason = dispatch.tiling_obstacle(weight, shrink, expand, activation_dtype, quantized)
-            raise ValueError(f"quantize int8 is not possible here: {reason}")
-        self.tiled_rows = 0 if self.tiled is None else tiled_rows
-        if self.tiled_rows < dispatch.ALL_ROWS:
-            self._pack(weight, bias, shrink, expand, reproducible)
-            if factors is not None and factors.blocks and dispatch.on_gpu(weight):
-                self.spans = dispatch.spans_of(factors.blocks, self.total, weight.device)
-        self._input: Tensor | None = None
-        self._outputs: list[Tensor | None] = []
-
-    def _pack(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        shrink: Tensor | None,
-        expand: Tensor | None,
-        reproducible: bool,
-    ) -> None:
-        if shrink is not None and expand is not None:
-            weight = torch.cat([weight, shrink])
-            bias = None if bias is None else torch.cat([bias, bias.new_zeros(shrink.shape[0])])
-            self.expand = dispatch.PackedLinear(expand, None, self.dtype, reproducible)
-        self.product = dispatch.PackedLinear(weight, bias, self.dtype, reproducible)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.product, self.expand, self.tiled) if part is not None)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """``rows`` [n, in] -> [n, out of all layers side by side], merged as the gate says."""
-        if self.split is None:
-            return self._merged(rows)
-        return self.split.after(self._merged(self.split.before(rows)))
-
-    def _merged(self, rows: Tensor) -> Tensor:
-        merges = self.pattern is not None and not self.gate.closed
-        if self.tiled is not None and rows.shape[0] <= self.tiled_rows:
-            return self.tiled(rows, self.gate.scale(self.pattern) if merges and self.pattern is not None else None)
-        assert self.product is not None
-        y = self.product(rows)
-        if self.expand is None:
-            return y
-        base = y[:, : self.total]
-        if not merges:
-            return base
-        assert self.pattern is not None
-        if self.expand.plain is not None and dispatch.on_gpu(y):
-            scale = self.gate.scale(self.pattern)
-            return dispatch.expand_gated(base, y[:, self.total :], scale, self.expand.plain, self.spans)
-        # The coefficients may be wider than the activations: a bfloat16 coefficient would be off by up to 0.4 %.
-        shrunk = (y[:, self.total :] * self.gate.scale(self.pattern)).to(y.dtype)
-        return self.expand(shrunk, base)
-
-    def member(self, position: int, x: Tensor) -> Tensor:
-        """Output of layer ``position`` for input ``x`` [..., in]; the group's product is made once a distinct ``x``."""
-        if len(self.outputs) == 1:
-            y = self.forward(x.reshape(-1, x.shape[-1]))
-            return y.view(*x.shape[:-1], y.shape[-1])
-        if x is not self._input or self._outputs[position] is None:
-            y = self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
-            self._input = x
-            self._outputs = list(y.split(self.outputs, dim=-1))
-        output = self._outputs[position]
-        assert output is not None
-        self._outputs[position] = None
-        if all(kept is None for kept in self._outputs):
-            self._input = None
-        return output
 
 
 class _Valueless(Tensor):
@@ -303,56 +143,63 @@ def install(
     require_called(model, bank, groups)
     paths_of_all = {path for group in groups for path in group}
     elements = sum(weight.numel() for path in paths_of_all for weight in model.get_submodule(path).parameters())
+    elements += sum(weight.numel() for weight in expert_weights(model).values())
     tiled_rows = 0 if dispatch.on_gpu(next(model.parameters())) else dispatch.tiled_rows(activation_dtype, elements)
-    for paths in groups:
-        linears = [model.get_submodule(path) for path in paths]
-        assert all(isinstance(linear, nn.Linear) for linear in linears)
+
+    def make(paths: list[str], linears: list[nn.Linear], expert: int | None = None) -> GatedGroup:
         split = splits.get(paths[0])
         times = split.exchange.size if split is not None and split.by_output else 1
-        outputs: list[int] = [times * linear.out_features for linear in linears]  # type: ignore[misc,operator]
-        factors = bank.stack(paths, outputs, torch.float64)
+        outputs = [times * linear.out_features for linear in linears]
+        factors = bank.stack(paths, outputs, torch.float64, expert)
         if factors is not None:
             bank.require_finite(factors, activation_dtype, paths)
             if split is not None:
                 factors = split.factors(factors, outputs)
         is_head = linears == [head]
         try:
-            group = GatedGroup(
-                linears,  # type: ignore[arg-type]
-                factors,
-                gate,
-                activation_dtype,
-                exact,
-                is_head,
-                split,
-                reproducible,
-                tiled_rows,
-                quantized,
+            return GatedGroup(
+                linears, factors, gate, activation_dtype, exact, is_head, split, reproducible, tiled_rows, quantized
             )
         except ValueError as error:
             raise FamilyError(", ".join(paths), str(error)) from None
+
+    for paths in groups:
+        linears: list[Any] = [model.get_submodule(path) for path in paths]
+        assert all(isinstance(linear, nn.Linear) for linear in linears)
+        group = make(paths, linears)
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")
-            gated = GatedLinear(group, position, linear.in_features, linear.out_features)  # type: ignore[arg-type]
+            gated = GatedLinear(group, position, linear.in_features, linear.out_features)
             setattr(model.get_submodule(parent), name, gated)
+    install_weights(model, bank, gate, activation_dtype, _read_by_others(model, bank, paths_of_all))
+    install_experts(model, bank, gate, activation_dtype, make)
     return gate
 
 
 def require_called(model: nn.Module, bank: Bank, groups: Sequence[Sequence[str]]) -> None:
-    """Every module that the bank changes must be one of ``groups`` (see ``shared_inputs``).
+    """Every module that the bank changes must be one of ``groups`` (see ``shared_inputs``), a weight of all experts of
+    a layer, or one that a module of another kind multiplies with.
 
     Raises:
-        ValueError: the bank names a module that is not a linear layer of ``model``.
+        ValueError: the bank names a module that is none of these.
         FamilyError: it names one whose weight the model reads without calling the layer, so that an adapter on it
             would change nothing.
     """
     known = {path for group in groups for path in group}
     linear = {path for path, module in model.named_modules() if type(module) is nn.Linear}
-    for stranger in sorted(bank.modules - known):
+    others = _read_by_others(model, bank, known)
+    for stranger in sorted(bank.modules - known - expert_weights(model).keys() - set(others)):
         if stranger not in linear:
             raise ValueError(f"the bank changes {stranger}, which is not a linear layer of the base")
         reason = "the base reads this layer's weight without calling the layer, so that a LoRA on it changes nothing"
         raise FamilyError(bank.folder_of(stranger), f"{reason}; leave it out of target_modules", stranger)
+    if others:
+        require_multiplied(model, bank, others)
+
+
+def _read_by_others(model: nn.Module, bank: Bank, known: set[str]) -> list[str]:
+    """Modules that the bank changes and that are no linear layers but multiply with a weight of theirs."""
+    return [path for path in sorted(bank.modules - known) if weight_of(model, path) is not None]
 
 
 def _divided_alike(paths: list[str], splits: Mapping[str, Split]) -> list[list[str]]:
@@ -367,4 +214,6 @@ def _divided_alike(paths: list[str], splits: Mapping[str, Split]) -> list[list[s
 def nbytes(model: nn.Module) -> int:
     """Bytes of the gated products of ``model``, each group counted once."""
     groups = {module.group for module in model.modules() if isinstance(module, GatedLinear)}
-    return sum(group.nbytes for group in groups)
+    groups |= {group for module in model.modules() if isinstance(module, GatedExperts) for group in module.groups}
+    beside = sum(module.nbytes for module in model.modules() if isinstance(module, GroupedExperts))
+    return sum(group.nbytes for group in groups) + beside

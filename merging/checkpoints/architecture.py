@@ -8,6 +8,8 @@ import torch
 
 from ladle.merging.checkpoints.blueprint import Blueprint
 from ladle.merging.checkpoints.conversion import ConvertedReader
+from ladle.merging.checkpoints.experts import Experts, read_experts
+from ladle.merging.checkpoints.quantised_reader import QuantisedReader
 from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 
@@ -38,6 +40,7 @@ class Architecture:
         embedding: name of the weight whose rows are the input embeddings.
         vocabulary: number of token ids, padding included.
         blueprint: the model without weights.
+        experts: its mixtures of experts.
     """
 
     config: dict[str, Any]
@@ -48,6 +51,7 @@ class Architecture:
     embedding: str
     vocabulary: int
     blueprint: Blueprint = field(compare=False, repr=False)
+    experts: Experts = field(default_factory=Experts, compare=False, repr=False)
 
     def stored_as(self, name: str) -> str:
         """The name under which a checkpoint stores the weight ``name``."""
@@ -106,7 +110,8 @@ def read_architecture(folder: str | Path) -> Architecture:
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     weights = {name: shape for name, shape in blueprint.conversion.weights.items() if name not in tied}
     config = comparable(blueprint.config)
-    return Architecture(config, linear, weights, tied, hidden, embedding, vocabulary, blueprint)
+    experts = read_experts(model, blueprint.conversion)
+    return Architecture(config, linear, weights, tied, hidden, embedding, vocabulary, blueprint, experts)
 
 
 def comparable(config: Any) -> dict[str, Any]:
@@ -148,8 +153,13 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
         FamilyError: naming file and tensor: a weight is missing (it would be drawn at random), has another shape than
             the config means, or holds no floating point numbers.
     """
+    blueprint = architecture.blueprint
     stored = CheckpointReader(folder)
-    weights = ConvertedReader(stored, architecture.blueprint.conversion)
+    if blueprint.quantization is not None:
+        own = getattr(blueprint.config.get_text_config(), "dtype", None)
+        dtype = own if isinstance(own, torch.dtype) else torch.bfloat16
+        stored = QuantisedReader(folder, blueprint.quantization, dtype)
+    weights = ConvertedReader(stored, blueprint.conversion)
     check_weights(architecture, weights)
     apart = architecture.untied_by(weights)
     for name, source in architecture.tied.items():

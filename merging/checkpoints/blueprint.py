@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ladle.merging.checkpoints.conversion import Conversion
 from ladle.merging.checkpoints.library_lock import loading
+from ladle.merging.checkpoints.quantised_reader import Quantization
 from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
 
@@ -51,20 +52,19 @@ class Blueprint:
         folder: where the config lies.
         config: as transformers reads it.
         conversion: how the tensors of a checkpoint become its weights.
+        quantization: how its weights are quantised; None for plain ones. The model itself is plain.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """Build it on the meta device, which takes no memory.
 
         Raises:
-            FamilyError: the config means quantised weights, transformers has no causal language model for it, or cannot
-                build it.
+            FamilyError: the config means weights in a form that is not read, transformers has no causal language model
+                for it, or cannot build it.
         """
         self.folder = Path(folder)
         self.config = load_config(folder)
-        if getattr(self.config, "quantization_config", None):
-            reason = "quantization_config: the weights must be plain, not quantised"
-            raise FamilyError(self.folder / "config.json", reason)
+        self.quantization = _quantization(self.config, self.folder / "config.json")
         self._skeletons: dict[tuple[torch.dtype, str], Any] = {}
         self._lock = threading.Lock()
         model, _ = self._on_meta({}, torch.float32, "eager")
@@ -190,6 +190,16 @@ class Blueprint:
                 reason = reason if hasattr(self, "conversion") else f"no causal language model: {_reason(error)}"
                 raise FamilyError(file, reason) from error
         return model, info
+
+
+def _quantization(config: Any, file: Path) -> Quantization | None:
+    """What a config says of quantised weights, and from then on no longer says. Raises FamilyError."""
+    document = getattr(config, "quantization_config", None)
+    if not document:
+        return None
+    found = Quantization(document if isinstance(document, dict) else document.to_dict(), file)
+    del config.quantization_config
+    return found
 
 
 def _parts(config: Any) -> Iterator[Any]:

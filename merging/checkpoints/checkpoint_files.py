@@ -104,7 +104,11 @@ def _hint(folder: Path) -> str:
     if inside:
         return f"; name one of the folders in it that have: {', '.join(inside[:5])}"
     pickles = [name for name in names if name.endswith(".bin")]
-    return f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
+    if not pickles:
+        return ""
+    load = f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')"
+    command = f"from transformers import AutoModelForCausalLM as M; {load}"
+    return f'; {pickles[0]} is a pickle, which is never loaded: convert it with `python -c "{command}"`'
 
 
 def refuse_pointer(file: Path) -> None:

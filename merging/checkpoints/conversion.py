@@ -69,6 +69,10 @@ class Conversion:
             renamed, pattern = rename_source_key(name, [], [], prefix, self._state)
         return renamed, pattern
 
+    def transform(self, pattern: str) -> Any:
+        """transformers' conversion of the tensors that ``pattern`` names (see ``rename``)."""
+        return self._of_pattern[pattern]
+
     def module(self, path: str) -> str:
         """The path that the linear module ``path`` of an adapter has in the model."""
         if f"{path}.weight" in self._state:

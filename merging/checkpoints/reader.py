@@ -31,11 +31,18 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    # Parts of quantised weights.
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 
 class CheckpointReader:
     """The tensors of one checkpoint folder, memory-mapped.
+
+    Attributes:
+        as_stored: the same, tensor by tensor of the files.
 
     Raises:
         FamilyError: no safetensors (pickles are never read), an unreadable file, a shard or tensor that the index
@@ -44,6 +51,7 @@ class CheckpointReader:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.as_stored: CheckpointReader = self
         self._files: dict[Path, Any] = {}  # open memory maps; they stay open so pages are faulted in once only
         self._where: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}

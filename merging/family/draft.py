@@ -8,15 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ladle.merging.checkpoints.base import resolve_base
 from ladle.merging.checkpoints.hub import Progress
 from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.checkpoints.reader import has_checkpoint
 from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.family.grown_from import model_that_fits
 from ladle.merging.members.adapter import is_peft_folder
 from ladle.merging.members.pblora import is_pblora_folder
+from ladle.merging.members.router_head import ROUTER_HEAD
 from ladle.merging.members.value_head import find_head
 
-_TABLES = {"backbone": "backbones", "policy": "policies", "value": "values", "expert": "experts"}
+_TABLES = {
+    "model": "models", "backbone": "backbones", "policy": "policies", "value": "values", "expert": "experts",
+}  # fmt: skip
+_GROWN = ("value", "expert", "router")
+"""Kinds that may be grown from a further model."""
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -26,9 +33,9 @@ class Draft:
     """A member as the caller names it.
 
     Attributes:
-        kind: backbone, policy, value, expert or router.
-        name: the objective it was trained on; of an expert its name.
-        place: a folder or a hub id.
+        kind: backbone, policy, value, expert or router; or model, one beside the base.
+        name: the objective it was trained on; of an expert or a model its name.
+        place: a folder or a hub id; of an expert also the name of a model, which it is then.
     """
 
     kind: str
@@ -55,21 +62,28 @@ def draft_manifest(
     objectives: Sequence[str] = (),
     beta: float | None = None,
     progress: Progress | None = None,
+    cache_dir: Path | None = None,
 ) -> str:
     """The text of a ``family.toml`` that is to lie in ``root``.
 
     Backbones, policies and values stand for the objectives that they are named after; a value's kind follows from its
     folder: explicit with a scalar head, else implicit. A member whose name another one has is prefixed by its kind.
+    Values, experts and the router are grown from the first model of their size, the base before any other.
 
     Args:
         base: as the caller's working directory understands it: a folder, a GGUF file, a package or a hub id.
         objectives: in order; those of the members, as they come, if empty.
         beta: of ``[soup]``.
+        cache_dir: where a converted model is kept.
 
     Raises:
         FamilyError: a member's folder is not there, or holds no member.
     """
-    folders = [_looked_at(member, progress) for member in members]
+    models = {each.name: each.place for each in members if each.kind == "model"}
+    homes = {}
+    if models and any(each.kind in _GROWN for each in members):
+        homes = {name: resolve_base(place, cache_dir, progress) for name, place in ({"": base} | models).items()}
+    folders = [_looked_at(each, models, homes, progress) for each in members]
     of_them = [
         member.name
         for member, folder in zip(members, folders, strict=True)
@@ -85,7 +99,15 @@ def draft_manifest(
         for member, folder in zip(members, folders, strict=True):
             if member.kind != kind:
                 continue
-            entry: dict[str, Any] = {"name": _free(member, taken), "path": _from(root, member.place)}
+            entry: dict[str, Any] = {"name": _free(member, taken)}
+            if kind == "model":
+                entry["model"] = _from(root, member.place)
+            elif kind == "expert" and member.place in models:
+                entry["base"] = member.place
+            else:
+                entry["path"] = _from(root, member.place)
+            if kind in _GROWN and homes and "base" not in entry and (own := model_that_fits(folder, homes)):
+                entry["base"] = own
             if kind == "policy":
                 entry["objective"] = member.name
             if kind == "value":
@@ -96,10 +118,13 @@ def draft_manifest(
     return "\n".join(lines) + "\n"
 
 
-def _looked_at(member: Draft, progress: Progress | None) -> Path:
+def _looked_at(member: Draft, models: Mapping[str, str], homes: Mapping[str, Path], progress: Progress | None) -> Path:
     """The member's folder. Raises FamilyError where it holds neither an adapter nor a checkpoint."""
+    if member.kind == "model" or (member.kind == "expert" and member.place in models):
+        return homes.get(member.name if member.kind == "model" else member.place, Path.cwd())
     folder = member_folder(member.place, Path.cwd(), progress)
-    if is_peft_folder(folder) or has_checkpoint(folder):
+    alone = member.kind == "router" and (folder / ROUTER_HEAD).is_file()
+    if is_peft_folder(folder) or has_checkpoint(folder) or alone:
         return folder
     steps = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
     inner = [path for _, path in sorted(steps) if is_peft_folder(path) or has_checkpoint(path)]

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from ladle.merging.checkpoints.architecture import Architecture
 from ladle.merging.checkpoints.base import Progress
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.calibration import Calibration, load_calibration
 from ladle.merging.family.conversation import Conversation, read_conversation
 from ladle.merging.family.family_model import FamilyModel, open_model, require_same_tokens
-from ladle.merging.family.load_members import MemberLoader
+from ladle.merging.family.load_members import MemberLoader, grown_from, place_of
 from ladle.merging.family.manifest import Manifest, load_manifest
 from ladle.merging.family.manifest_tables import Member, Value
 from ladle.merging.family.place import find_manifest
@@ -34,7 +33,8 @@ class MemberInfo:
     """One row of ``GET /v1/families`` and of ``ladle check``.
 
     Attributes:
-        rank: largest rank of its modules; None for a full checkpoint.
+        storage: ``low-rank``, ``full``, or ``plain`` for an expert or router that is its model as it is.
+        rank: largest rank of its modules; None for one that is not low-rank.
         parameters: number of parameters as saved.
         bytes: bytes as saved.
     """
@@ -98,6 +98,7 @@ class Family:
         experts: names of the experts in manifest order, which is the order of the router's rows; no two have the same
             member.
         router: what chooses among the experts; there is one if and only if there are experts.
+        grown: the model of ``[[models]]`` by the name of a member that was grown from one.
         calibration: how rewards follow preferences, where that was measured on these very members.
         surface: how rewards follow merge coefficients, on the same terms.
         cache_dir: what ``load_family`` was asked, for whoever loads the same again.
@@ -121,6 +122,7 @@ class Family:
     pbloras: dict[str, PBLora] = field(default_factory=dict)
     experts: tuple[str, ...] = ()
     router: RouterMember | None = None
+    grown: dict[str, str] = field(default_factory=dict)
     calibration: Calibration | None = None
     surface: Surface | None = None
     cache_dir: Path | None = None
@@ -182,13 +184,17 @@ class Family:
             if self.members_of[name] == name and (name in self.low_rank or name in self.full) and name not in others
         )
 
+    def model_of(self, member: str) -> str:
+        """The model that a loaded member was grown from: "" for the base, or a name of ``[[models]]``."""
+        return self.grown.get(member, "")
+
     def members(self) -> list[MemberInfo]:
         """What is loaded, in manifest order."""
         rows = []
         for kind, entry in self.manifest.members():
             if entry.name not in self.kinds:
                 continue
-            model = self.models[getattr(entry, "base", None) or ""]
+            model = self.models[grown_from(entry)]
             name = self.members_of[entry.name]
             member = self.pbloras.get(name) or model.low_rank.get(name) or model.full[name]
             rewards = getattr(entry, "rewards", None)
@@ -198,8 +204,8 @@ class Family:
                 MemberInfo(
                     name=entry.name,
                     kind=kind,
-                    storage="full" if isinstance(member, FullMember) else "low-rank",
-                    rank=None if isinstance(member, FullMember) else member.rank,
+                    storage="full" if isinstance(member, FullMember) else "low-rank" if member.rank else "plain",
+                    rank=None if isinstance(member, FullMember) else member.rank or None,
                     parameters=member.numel(),
                     bytes=member.nbytes(),
                     objective=getattr(entry, "objective", None),
@@ -242,7 +248,7 @@ def load_family(
     folders: list[tuple[Member, Path]] = []
     for kind, entry in manifest.members():
         try:
-            folders.append((entry, member_folder(entry.path, root, progress)))
+            folders.append((entry, place_of(entry, models, root, progress)))
         except FamilyError as error:
             raise FamilyError(file, f"{kind} {entry.name!r}: {error.reason}") from error
         kinds[entry.name] = kind
@@ -281,6 +287,7 @@ def load_family(
         amateur=next((model.name for model in manifest.models if model.amateur), None),
         experts=tuple(entry.name for entry in manifest.experts),
         router=loader.router,
+        grown=loader.grown,
         calibration=load_calibration(root, manifest),
         surface=load_surface(root, manifest),
         cache_dir=None if cache_dir is None else Path(cache_dir),

@@ -70,7 +70,7 @@ def open_model(
         raise FamilyError(folder / CONFIG, reason)
     base, architecture = open_weights(folder, read_architecture(folder))
     base.check_finite()
-    return FamilyModel(name, folder, base_identity(base.stored), base, architecture, spec)
+    return FamilyModel(name, folder, base_identity(base.stored.as_stored), base, architecture, spec)
 
 
 def require_same_tokens(base: FamilyModel, other: FamilyModel) -> None:

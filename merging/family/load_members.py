@@ -1,13 +1,16 @@
 """Loading members: each goes to the model it was grown from, and a folder that several entries name is read once."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ladle.merging.checkpoints.hub import Progress
+from ladle.merging.checkpoints.member_folder import member_folder
+from ladle.merging.checkpoints.reader import has_checkpoint
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family_model import FamilyModel
-from ladle.merging.family.manifest_tables import Member, Router, Value
+from ladle.merging.family.manifest_tables import Expert, Member, Router, Value
 from ladle.merging.members.adapter import CONFIG, LowRankMember, is_peft_folder, load_peft
 from ladle.merging.members.full_member import FullMember, load_full, unties
 from ladle.merging.members.mlx_adapter import is_mlx_folder, load_mlx
@@ -17,11 +20,29 @@ from ladle.merging.members.router_head import RouterMember, load_router_head
 from ladle.merging.members.value_head import ValueHead, load_value_head
 
 
+def grown_from(entry: Member) -> str:
+    """The model that a manifest's entry was grown from: "" for the base, or a name of ``[[models]]``."""
+    return getattr(entry, "base", None) or ""
+
+
+def place_of(entry: Member, models: Mapping[str, FamilyModel], root: Path, progress: Progress | None = None) -> Path:
+    """The folder of a member: its path's, or without one that of its model, which it is. Raises FamilyError."""
+    return member_folder(entry.path, root, progress) if entry.path else models[grown_from(entry)].base_path
+
+
+def _as_it_is(entry: Expert | Router, path: Path, model: FamilyModel) -> bool:
+    """Whether an expert or a router is ``model`` with no change: in its folder, or in one with the head alone."""
+    if path.resolve() == model.base_path.resolve():
+        return True
+    return isinstance(entry, Router) and not is_peft_folder(path) and not has_checkpoint(path)
+
+
 class MemberLoader:
     """Loads members one after the other into ``models``.
 
     Attributes:
         members_of: name of the member whose weights an entry has, by the entry's name.
+        grown: the further model by the name of a member that was grown from one.
         heads: scalar head by the name of an explicit value.
         pbloras: by the name of the value that loaded one.
         router: with its head, None before it was loaded.
@@ -30,6 +51,7 @@ class MemberLoader:
 
     def __init__(self, models: MutableMapping[str, FamilyModel], objectives: Sequence[str], experts: int = 0) -> None:
         self.members_of: dict[str, str] = {}
+        self.grown: dict[str, str] = {}
         self.heads: dict[str, ValueHead] = {}
         self.pbloras: dict[str, PBLora] = {}
         self.router: RouterMember | None = None
@@ -47,7 +69,7 @@ class MemberLoader:
             value = entry if isinstance(entry, Value) else None
             if is_peft_folder(path) or (value is not None and value.kind == "explicit"):
                 continue  # no head of an explicit value is ever asked for
-            name = value.base or "" if value is not None else ""
+            name = grown_from(entry)
             model = self._models[name]
             if not model.architecture.tied:
                 continue
@@ -62,7 +84,7 @@ class MemberLoader:
             FamilyError: naming file and tensor: the member fits neither the model nor what the entry says of it.
         """
         value = entry if isinstance(entry, Value) else None
-        model = self._models[value.base or "" if value is not None else ""]
+        model = self._models[grown_from(entry)]
         explicit = value is not None and value.kind == "explicit"
         conditioned = value is not None and value.conditioned
         if conditioned != is_pblora_folder(path):
@@ -75,8 +97,12 @@ class MemberLoader:
         place = (model.name, path.resolve())
         first = self._loaded.setdefault(place, entry.name)
         self.members_of[entry.name] = first
+        if model.name:
+            self.grown[first] = model.name
         if value is not None and conditioned:
             self._load_pblora(model, value, path, first)
+        elif first == entry.name and isinstance(entry, (Expert, Router)) and _as_it_is(entry, path, model):
+            model.low_rank[entry.name] = LowRankMember(entry.name, path, {})
         elif first == entry.name:
             self._load(model, entry.name, path, explicit)
         elif first in model.full and not explicit:
@@ -86,7 +112,7 @@ class MemberLoader:
             self.heads[entry.name] = load_value_head(path, model.architecture.hidden)
         if isinstance(entry, Router):
             head = load_router_head(path, self._experts, model.architecture.hidden)
-            self.router = RouterMember(entry.name, first, head)
+            self.router = RouterMember(entry.name, first, head, model.name)
 
     def conditioned(self, value: Value) -> tuple[tuple[str, str], ...]:
         """(objective, member) of a loaded value that takes the whole preference; empty for any other."""
@@ -125,9 +151,15 @@ class MemberLoader:
             if is_mlx_folder(path):
                 member = load_mlx(path, name, linear, rename)
             else:
-                member = load_peft(path, name, linear, rename, model.weight, model.architecture.head)
+                own = model.architecture
+                member = load_peft(path, name, linear, rename, model.weight, own.head, own.experts)
             model.low_rank[name] = member
             self.notes += require_shared_vocabulary(model.base_path, path)
+        elif model.architecture.blueprint.quantization is not None:
+            how = model.architecture.blueprint.quantization.name
+            reason = f"{name!r} has full weights, and the base is quantised ({how}), which it was not tuned from"
+            cure = "give the plain base, or make it low-rank against that (ladle compress)"
+            raise FamilyError(path, f"{reason}; {cure}")
         else:
             member = model.full[name] = load_full(path, name, model.base, model.architecture, headed=explicit)
         self.notes += member.notes

@@ -143,6 +143,7 @@ def _check(manifest: Manifest) -> None:
     _names("members", [entry.name for _, entry in manifest.members()] + [entry.name for entry in manifest.models])
     _check_policies(manifest)
     _check_values(manifest)
+    _check_routed(manifest)
     if manifest.experts and manifest.router is None:
         raise ValueError("router: missing; [[experts]] need a [router] that chooses among them")
     if manifest.router is not None and not manifest.experts:
@@ -206,6 +207,18 @@ def _check_values(manifest: Manifest) -> None:
             how = value.kind if value.reference in (None, True) else f"{value.kind}, reference-free"
             _objectives_at(f"{key}.objective", (value.objective, how), trained_on, manifest.objectives)
             trained_on.append((value.objective, how))
+
+
+def _check_routed(manifest: Manifest) -> None:
+    """``base`` and ``path`` of experts and the router. Raises ValueError starting with the key."""
+    models = [model.name for model in manifest.models]
+    entries: list[tuple[str, Expert | Router]] = [(f"experts[{i}]", entry) for i, entry in enumerate(manifest.experts)]
+    for key, entry in entries + ([("router", manifest.router)] if manifest.router is not None else []):
+        if entry.base is not None and entry.base not in models:
+            known = ", ".join(models) or "none"
+            raise ValueError(f"{key}.base: {entry.base!r} is no entry of [[models]]; known: {known}")
+        if not entry.path and entry.base is None:
+            raise ValueError(f"{key}.path: missing; only an expert with a base of its own may do without")
 
 
 def _check_kind(key: str, value: Value, objectives: list[str]) -> None:

@@ -104,14 +104,22 @@ class Value(Member):
 
 
 class Expert(Member):
-    """``[[experts]]``: a language model that is good at something; a router chooses among them at every token."""
+    """``[[experts]]``: a language model that is good at something; a router chooses among them at every token.
+
+    ``base``: the entry of ``[[models]]`` it was grown from; None for the family's base. Without a ``path`` the expert
+    is that entry as it is.
+    """
+
+    path: str = ""
+    base: str | None = None
 
 
 class Router(Member):
     """``[router]``: a language model and, beside its weights, a linear head with one row an expert, in the order of
-    ``[[experts]]``."""
+    ``[[experts]]``. ``base``: as of an expert. A folder with the head alone is that model as it is."""
 
     name: str = "router"
+    base: str | None = None
 
 
 class Sampling(Table):

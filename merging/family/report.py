@@ -31,7 +31,8 @@ class Report:
     """Everything about a family that loaded.
 
     Attributes:
-        base: model, folder, revision, architecture, dtypes, parameters, bytes, number of linear modules, tied weights.
+        base: model, folder, revision, architecture, dtypes, quantization, parameters, bytes, number of linear modules
+            and of weights of experts, tied weights.
         models: those beside the base.
         values: in manifest order.
         router: with its experts; None without.
@@ -87,10 +88,13 @@ class Report:
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """(title, header, rows) of every table, for whatever draws them."""
         size = f"{', '.join(self.base['dtypes'])}, {_size(self.base['bytes'])}"
+        experts = f", {held} weights of experts" if (held := self.base["expert_weights"]) else ""
+        if self.base["quantization"] is not None:
+            size += f", made of {self.base['quantization']}"
         overview = [
             ["base", str(self.base["model"])],
             ["folder", str(self.base["folder"])],
-            ["architecture", f"{self.base['architecture']}, {self.base['linear_modules']} linear modules"],
+            ["architecture", f"{self.base['architecture']}, {self.base['linear_modules']} linear modules{experts}"],
             ["parameters", f"{self.base['parameters']:,} ({size})"],
             ["revision", str(self.base["revision"])[:16]],
             ["bank of low-rank members", f"{_size(self.bank_bytes)} in float32"],
@@ -170,13 +174,17 @@ class Report:
                     f"{expert.norm:.3g}",
                     f"{expert.bias:+.3g}" if expert.bias else "",
                     expert.weights if expert.weights != expert.name else "",
+                    expert.model,
                 ]
                 for expert in self.router.experts
             ]
             if self.router.defer is not None:
-                rows.append(["(deferral)", f"{self.router.defer['norm']:.3g}", f"{self.router.defer['bias']:+.3g}", ""])
-            header = ["expert", "norm of its row", "bias", "weights of"]
-            tables.append((f"router {self.router.name}", *_filled(header, rows)))
+                rows.append(
+                    ["(deferral)", f"{self.router.defer['norm']:.3g}", f"{self.router.defer['bias']:+.3g}", "", ""]
+                )
+            header = ["expert", "norm of its row", "bias", "weights of", "grown from"]
+            grown = f", grown from {self.router.model}" if self.router.model else ""
+            tables.append((f"router {self.router.name}{grown}", *_filled(header, rows)))
         return tables
 
     def text(self) -> str:
@@ -194,6 +202,7 @@ def build_report(
 ) -> Report:
     """The report of a loaded family; what methods say comes from the caller, for methods live above this package."""
     condition = None
+    quantization = family.architecture.blueprint.quantization
     warnings: list[str] = list(family.warnings)
     if family.matrix is not None:
         _, condition, own = check_matrix(family.matrix)
@@ -212,9 +221,11 @@ def build_report(
             "revision": family.base_revision,
             "architecture": model_type(family.models[""]),
             "dtypes": sorted({str(base.dtype(name)).removeprefix("torch.") for name in base.names}),
+            "quantization": None if quantization is None else quantization.name,
             "parameters": base.numel(),
             "bytes": base.nbytes(),
             "linear_modules": len(family.architecture.linear),
+            "expert_weights": len(family.architecture.experts.weights),
             "tied": dict(family.architecture.tied),
         },
         objectives=family.objectives,

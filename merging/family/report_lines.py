@@ -77,12 +77,14 @@ class ExpertInfo:
     Attributes:
         weights: the member whose weights it has; another's where both name one folder.
         norm, bias: of its row.
+        model: what it was grown from: a name of ``[[models]]``, or "" for the base.
     """
 
     name: str
     weights: str
     norm: float
     bias: float
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,14 @@ class RouterInfo:
         weights: the member whose weights it has.
         experts: in the order of its rows.
         defer: ``norm`` and ``bias`` of the deferral logit, None for a router without.
+        model: what it was grown from, as of an expert.
     """
 
     name: str
     weights: str
     experts: tuple[ExpertInfo, ...]
     defer: dict[str, float] | None
+    model: str = ""
 
 
 def router_info(family: Family) -> RouterInfo | None:
@@ -111,14 +115,20 @@ def router_info(family: Family) -> RouterInfo | None:
     return RouterInfo(
         name=router.name,
         weights=router.member,
-        experts=tuple(ExpertInfo(name, family.members_of[name], norm, bias) for name, norm, bias in rows),
+        experts=tuple(
+            ExpertInfo(name, member := family.members_of[name], norm, bias, family.model_of(member))
+            for name, norm, bias in rows
+        ),
         defer=None if head.defer is None else {"norm": float(head.defer.norm()), "bias": head.defer_bias},
+        model=router.model,
     )
 
 
 def model_info(family: Family, model: FamilyModel) -> ModelInfo:
     """The line of a further model."""
     members = [value.name for value in family.values if value.model == model.name]
+    members += [name for name in family.experts if family.model_of(family.members_of[name]) == model.name]
+    members += [family.router.name] if family.router is not None and family.router.model == model.name else []
     return ModelInfo(
         name=model.name,
         folder=str(model.base_path),

@@ -13,7 +13,23 @@ from ladle.merging.members.head_names import HEAD_NAMES
 
 PREFIX = "base_model.model."
 _WRAPPERS = (".base_layer", ".modules_to_save.default", ".modules_to_save", ".original_module")
-SERVE_WHOLE = "merge the adapter into its base (PEFT's merge_and_unload) and give the full checkpoint as the member"
+
+
+def serve_whole(folder: Path) -> str:
+    """What to do about an adapter that cannot be mixed in a forward pass."""
+    options = f"BASE --adapter {folder} --out DIR"
+    return f"`ladle merge {options}` makes a full checkpoint of it, `ladle compress {options} --rank N` a plain LoRA"
+
+
+def as_safetensors(file: Path) -> str:
+    """What to do where an adapter lies beside ``file`` as a pickle; empty where none does."""
+    pickle = file.with_name("adapter_model.bin")
+    if not pickle.is_file():
+        return ""
+    load = f"torch.load('{pickle}', weights_only=True)"
+    command = f"import torch, safetensors.torch as s; s.save_file({load}, '{file}')"
+    return f'; {pickle.name} is a pickle, which is never loaded: convert it with `python -c "{command}"`'
+
 
 Weights = Callable[[str], torch.Tensor | None]
 """The base's weight of a name, of a tied one the weight that is stored; None where the base has none."""
@@ -48,13 +64,7 @@ def read_factors(file: Path, suffixes: Mapping[str, str], kind: str, base: Weigh
         FamilyError: naming file and tensor: a copy that differs from the base, a tensor that is neither factor, copy
             nor head, NaN or infinity.
     """
-    pickle = file.with_name("adapter_model.bin")
-    hint = (
-        f"; {pickle.name} is a pickle, which is never loaded; save it again with PEFT's save_pretrained"
-        if pickle.is_file()
-        else ""
-    )
-    tensors = read_tensors(file, hint)
+    tensors = read_tensors(file, as_safetensors(file))
     factors: dict[str, dict[str, torch.Tensor]] = {}
     notes = []
     for name in sorted(tensors):
@@ -101,10 +111,12 @@ def _checked_copy(file: Path, name: str, tensor: torch.Tensor, base: Weights | N
     weight = _plain(name.removeprefix(PREFIX))
     ours = base(weight) if base is not None and name.startswith(PREFIX) else None
     if ours is None:
-        raise FamilyError(file, _why_not(name, kind), name)
+        raise FamilyError(file, _why_not(file, name, kind), name)
     rows = tensor.ndim == 2 and len(tensor) > 0 and tensor.shape[1:] == ours.shape[1:]
     if tuple(tensor.shape) != tuple(ours.shape) and not rows:
-        reason = f"shape {list(tensor.shape)}, but the base's {weight} has {list(ours.shape)}; {SERVE_WHOLE}"
+        reason = (
+            f"shape {list(tensor.shape)}, but the base's {weight} has {list(ours.shape)}; {serve_whole(file.parent)}"
+        )
         raise FamilyError(file, reason, name)
     # An adapter may be saved in another type than its base; the base rounded to that type is the copy then.
     shared = min(len(tensor), len(ours)) if tensor.ndim else 1
@@ -114,7 +126,7 @@ def _checked_copy(file: Path, name: str, tensor: torch.Tensor, base: Weights | N
         reason = (
             f"{differ} of {one.numel()} values differ from the base's {weight}: a layer that was trained as a whole"
         )
-        raise FamilyError(file, f"{reason}; {SERVE_WHOLE}", name)
+        raise FamilyError(file, f"{reason}; {serve_whole(file.parent)}", name)
     if tensor.ndim and len(tensor) != len(ours):
         return [
             f"{file}: {name} has {len(tensor)} rows and the base {len(ours)}; the {shared} that both have are equal"
@@ -122,7 +134,7 @@ def _checked_copy(file: Path, name: str, tensor: torch.Tensor, base: Weights | N
     return []
 
 
-def _why_not(name: str, kind: str) -> str:
+def _why_not(file: Path, name: str, kind: str) -> str:
     for part, what in (
         ("lora_magnitude_vector", "a DoRA magnitude"),
         ("lora_embedding_", "a LoRA of an embedding"),
@@ -130,7 +142,7 @@ def _why_not(name: str, kind: str) -> str:
         (".bias", "a bias"),
     ):
         if part in name:
-            return f"{what} is not supported; only factors of linear layers are"
+            return f"{what} is not supported; only factors of linear layers are; {serve_whole(file.parent)}"
     if not name.startswith(PREFIX):
         return f"not a {kind}: its name does not begin with {PREFIX}, as PEFT's do"
     if name.endswith((".lora_A.default.weight", ".lora_B.default.weight")):

@@ -81,7 +81,7 @@ def _require_plain(file: Path) -> None:
     config = read_json(file) if file.is_file() else {}
     for key in ("quantization_config", "quantization"):
         if config.get(key):
-            reason = f"{key}: the weights must be plain, not quantised; save them again in bfloat16 (dequantise)"
+            reason = f"{key}: a member's weights must be plain, not quantised; save them again in bfloat16 (dequantise)"
             raise FamilyError(file, reason)
 
 

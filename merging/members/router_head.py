@@ -40,11 +40,13 @@ class RouterMember:
 
     Attributes:
         member: the loaded member whose weights it has; an entry that names an earlier one's folder shares its weights.
+        model: the model it was grown from: "" for the base, or a name of ``[[models]]``.
     """
 
     name: str
     member: str
     head: RouterHead
+    model: str = ""
 
 
 def load_router_head(folder: Path, experts: int, hidden: int) -> RouterHead:

@@ -16,6 +16,7 @@ from ladle.merging.checkpoints.new_folder import new_folder, require_free
 from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import InputError
 from ladle.merging.members.adapter import CONFIG, WEIGHTS
+from ladle.merging.members.expert_factors import flat_factors, nested_module
 from ladle.merging.members.full_member import FullMember
 from ladle.merging.members.router_head import copy_router_head
 from ladle.merging.members.value_head import copy_value_head
@@ -105,6 +106,8 @@ def compress(
 
     # A tied output head is the embedding and would need a delta on both: only heads of their own are linear here.
     linear = {f"{path}.weight": path for path in architecture.linear if f"{path}.weight" not in architecture.tied}
+    linear |= {f"{path}.weight": path for path in architecture.experts.routers}
+    linear |= {name: name for name in architecture.experts.weights}
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     kept, lost = [], []
     names = [name for name in base.names if name not in architecture.tied and base.dtype(name).is_floating_point]
@@ -116,9 +119,11 @@ def compress(
         delta = theirs.to(exact) - ours.to(exact)
         norm = float(torch.linalg.norm(delta))
         if norm > 0.0 and name in linear:
-            b, a = truncated_svd(delta, rank, energy)
+            experts = architecture.experts.weights.get(name)
+            delta = delta.mT if experts is not None and experts.transposed else delta
+            b, a = _of_all(delta, rank, energy) if experts is not None else truncated_svd(delta, rank, energy)
             loss = float(torch.linalg.norm(delta - b @ a))
-            kept.append(TensorError(name, a.shape[0], norm, loss / norm))
+            kept.append(TensorError(name, a.shape[-2], norm, loss / norm))
             factors[linear[name]] = (b.to(torch.float32), a.to(torch.float32))
         elif norm > 0.0:
             lost.append(TensorError(name, 0, norm, 1.0))
@@ -130,7 +135,7 @@ def compress(
     if max_error is not None and report.relative_error > max_error:
         raise InputError("max_error", max_error, f"at least {report.relative_error:.4g}, the error at this rank")
     with new_folder(target) as folder:
-        _write(folder, factors, report, base_name)
+        _write(folder, factors, report, base_name, architecture)
         copy_value_head(member.path, folder)
         copy_router_head(member.path, folder)
     return report
@@ -153,6 +158,19 @@ def truncated_svd(delta: torch.Tensor, rank: int | None, energy: float | None) -
     return u[:, :r] * root, root[:, None] * vh[:r]
 
 
+def _of_all(delta: torch.Tensor, rank: int | None, energy: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """``truncated_svd`` of each expert's part of ``delta`` [experts, out, in], with zeros up to the largest rank: PEFT
+    has one rank for all experts of a weight."""
+    moved = [own if bool(own.any()) else None for own in delta]
+    pairs = [None if own is None else truncated_svd(own, rank, energy) for own in moved]
+    most = max(pair[1].shape[0] for pair in pairs if pair is not None)
+    b, a = delta.new_zeros(len(delta), delta.shape[1], most), delta.new_zeros(len(delta), most, delta.shape[2])
+    for expert, pair in enumerate(pairs):
+        if pair is not None:
+            b[expert, :, : pair[1].shape[0]], a[expert, : pair[1].shape[0]] = pair
+    return b, a
+
+
 def _report(
     kept: list[TensorError], lost: list[TensorError], factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> CompressionReport:
@@ -168,11 +186,19 @@ def _report(
 
 
 def _write(
-    folder: Path, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], report: CompressionReport, base_name: str
+    folder: Path,
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    report: CompressionReport,
+    base_name: str,
+    architecture: Architecture,
 ) -> None:
-    ranks = {path: a.shape[0] for path, (_, a) in factors.items()}
+    experts, routers = architecture.experts.weights, architecture.experts.routers
+    # What is no linear layer is a parameter to PEFT, under its own name.
+    keys = {path: f"{path}.weight" if path in routers else path for path in factors}
+    ranks = {keys[path]: a.shape[-2] for path, (_, a) in factors.items()}
     largest = max(ranks.values())
-    own = {path: rank for path, rank in ranks.items() if rank != largest}
+    own = {key: rank for key, rank in ranks.items() if rank != largest}
+    parameters = sorted(keys[path] for path in factors if path in routers or path in experts)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -182,7 +208,8 @@ def _write(
         "lora_alpha": largest,  # alpha = rank everywhere: a scale of 1
         "rank_pattern": own,
         "alpha_pattern": own,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(ranks.keys() - set(parameters)),
+        **({"target_parameters": parameters} if parameters else {}),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
@@ -192,8 +219,10 @@ def _write(
     }
     tensors = {}
     for path, (b, a) in factors.items():
-        tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous()
-        tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous()
+        module = nested_module(path, list(factors), architecture.experts) if path in experts else path
+        b, a = flat_factors(b, a) if path in experts else (b, a)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b.contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / REPORT).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")

@@ -65,12 +65,7 @@ def export(
     with new_folder(target) as folder:
         _write_weights(family.base, merge, coefficients, folder, dtype, max_shard_bytes, progress)
         _write_config(family, folder, dtype, untied=_unties(family, merge, coefficients))
-        for name in _COMPANIONS:
-            if (family.base_path / name).is_file():
-                shutil.copyfile(family.base_path / name, folder / name)
-        for template in sorted((family.base_path / _MORE_TEMPLATES).glob("*.jinja")):
-            (folder / _MORE_TEMPLATES).mkdir(exist_ok=True)
-            shutil.copyfile(template, folder / _MORE_TEMPLATES / template.name)
+        copy_companions(family.base_path, folder)
         _write_conversation(family, folder)
         document = {
             "family": family.name,
@@ -81,6 +76,16 @@ def export(
         }
         (folder / PROVENANCE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return target
+
+
+def copy_companions(base: Path, folder: Path) -> None:
+    """Copy what lies beside the base's weights and config: text and tokenizers."""
+    for name in _COMPANIONS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    for template in sorted((base / _MORE_TEMPLATES).glob("*.jinja")):
+        (folder / _MORE_TEMPLATES).mkdir(exist_ok=True)
+        shutil.copyfile(template, folder / _MORE_TEMPLATES / template.name)
 
 
 def _write_weights(
@@ -159,6 +164,7 @@ def _write_conversation(family: Family, folder: Path) -> None:
 
 def _write_config(family: Family, folder: Path, dtype: torch.dtype | None, untied: bool) -> None:
     config = read_json(family.base_path / "config.json")
+    config.pop("quantization_config", None)  # what is written is plain
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")

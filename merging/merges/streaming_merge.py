@@ -125,7 +125,7 @@ class Merge:
                 # A value's checkpoint may lack the output head, which is then the base's.
                 full.append((coefficient, reader.tensor(stored) if stored in reader else self._base.tensor(stored)))
             elif module in (modules := self._low_rank[member].modules):
-                low_rank.append((coefficient, modules[module]))
+                low_rank.append((coefficient, modules[module].laid_out()))
         merge_tensor(out, self._base.tensor(stored), full, low_rank, self._scratch)
 
 
@@ -145,7 +145,7 @@ def merge_tensor(
         out: contiguous; the shape of ``base``, any floating dtype (other dtypes: copied from the base).
         base: W0.
         full: (c_j, W_j), the shape of ``base``.
-        low_rank: (c_j, delta_j) for a matrix ``base`` ``[out, in]``.
+        low_rank: (c_j, delta_j) for a matrix ``base`` ``[out, in]``, or for one an expert ``[experts, out, in]``.
         scratch: memory to work in; made for the call if None.
     """
     if not base.is_floating_point() or (not full and not low_rank):
@@ -155,6 +155,11 @@ def merge_tensor(
         out.copy_(full[0][1])
         return
     scratch = scratch if scratch is not None else Scratch()
+    if low_rank and base.ndim == 3:
+        for expert in range(len(out)):
+            weights = [(c, tensor[expert]) for c, tensor in full]
+            merge_tensor(out[expert], base[expert], weights, [(c, d.of(expert)) for c, d in low_rank], scratch)
+        return
     sum_dtype = torch.float64 if torch.float64 in (out.dtype, base.dtype) else torch.float32
     factors = _stack(low_rank, sum_dtype)
     # Low-rank products need whole rows; everything else is cut without regard to shape.

@@ -30,8 +30,8 @@ class DeltaNorms:
             parts = []
             for module in first.keys() & second.keys():
                 p, q = first[module], second[module]
-                outer = p.b.to(torch.float64).T @ q.b.to(torch.float64)
-                inner = p.a.to(torch.float64) @ q.a.to(torch.float64).T
+                outer = p.b.to(torch.float64).mT @ q.b.to(torch.float64)
+                inner = p.a.to(torch.float64) @ q.a.to(torch.float64).mT
                 parts.append(p.scale * q.scale * float((outer * inner).sum()))
             self._products[key] = math.fsum(parts)
         return self._products[key]

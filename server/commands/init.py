@@ -47,6 +47,14 @@ def command(
         str | None,
         typer.Option(metavar="FOLDER", help="The router of the experts.", autocompletion=_places),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="A model of another size, which values, experts and the router may be grown from; repeatable.",
+            autocompletion=_places,
+        ),
+    ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="An objective, in order; repeatable.", show_default="those of the members"),
@@ -62,7 +70,8 @@ def command(
     """Write family.toml from a base and its members.
 
     What cannot be served is refused, and nothing is written. Says which methods can be served, and what others would
-    need. Members may be hub ids too.
+    need. Members may be hub ids too. An expert may be a further model as it is: --model small=FOLDER --expert
+    math=small.
 
     Example: ladle init org/base --policy kind=adapters/kind --policy short=org/short-lora
     """
@@ -75,7 +84,7 @@ def command(
         from ladle.merging.family.place import MANIFEST_NAME
         from ladle.server.engine.forward.servable import require_servable
 
-        kinds = {"backbone": backbone, "policy": policy, "value": value, "expert": expert}
+        kinds = {"model": model, "backbone": backbone, "policy": policy, "value": value, "expert": expert}
         members = [Draft.parse(kind, text) for kind, texts in kinds.items() for text in texts or ()]
         if router is not None:
             members.append(Draft("router", "router", router))
@@ -83,7 +92,7 @@ def command(
         if file.exists():
             raise InputError("out", str(out), f"a folder without a {MANIFEST_NAME}; this one has one already")
         called = out.resolve().name if name is None else name
-        text = draft_manifest(called, base, members, out, objective or (), beta, say)
+        text = draft_manifest(called, base, members, out, objective or (), beta, say, cache_dir)
         out.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         written = False

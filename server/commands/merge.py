@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +27,12 @@ def _help(option: str) -> str:
 
 
 def command(
-    family: Annotated[str, typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.")],
+    family: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in family, a folder with family.toml, or a hub id; with --adapter a base will do."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],
     preference: Annotated[
         str | None, typer.Option(help=f"{_help('preference')} Such as positive=0.8,concise=0.2.")
@@ -37,6 +43,13 @@ def command(
     ] = None,
     strength: Annotated[float | None, typer.Option(help=_help("strength"), show_default="1")] = None,
     normalize: Annotated[Normalize, typer.Option(help=_help("normalize"))] = "none",
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Instead of members: a PEFT adapter of any kind (DoRA, layers trained whole), merged into the base.",
+        ),
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.", show_default="the base's")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder in which a converted base is kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
@@ -44,6 +57,9 @@ def command(
     """Write what a preference would be served with as a checkpoint that transformers loads.
 
     Example: ladle merge demo --preference positive=0.7,concise=0.3 --out merged
+
+    An adapter that cannot be mixed in a forward pass becomes a full-weight member: ladle merge org/base --adapter
+    adapters/dora --out whole
     """
     with clear_errors():
         # Here, so that other commands do not wait for torch to be imported.
@@ -63,8 +79,16 @@ def command(
         }
         steering = Steering.parse(given(options))
         require_free(out)
-        loaded = load_family(family, cache_dir, progress=say)
         torch_dtype = getattr(torch, dtype.value) if dtype is not None else None
+        if adapter is not None:
+            _refuse_beside(adapter, options)
+            notes = _merge_adapter(family, adapter, out, torch_dtype, cache_dir)
+            if as_json:
+                print_json({"out": str(out), "adapter": adapter, "warnings": list(notes)})
+            else:
+                typer.echo(f"{out}: {family} with {adapter}")
+            return
+        loaded = load_family(family, cache_dir, progress=say)
         with progress_bar("merging") as progress:
             plan = merge_offline(loaded, steering, out, dtype=torch_dtype, progress=progress)
         members = plan.coefficients.as_dict() if plan.coefficients is not None else {}
@@ -83,3 +107,24 @@ def command(
             say(f"warning: {warning}")
         mix = ", ".join(f"{name}={value:+.4f}" for name, value in members.items()) or "the base alone"
         typer.echo(f"{out}: {plan.method}, {mix}")
+
+
+def _refuse_beside(adapter: str, options: Mapping[str, Any]) -> None:
+    """Raise InputError where an option is given that says nothing of one adapter."""
+    from ladle.merging.errors import InputError
+
+    for name, value in options.items():
+        if value is not None and value != "none":
+            raise InputError(name, value, f"nothing beside --adapter {adapter}, which is merged as it is")
+
+
+def _merge_adapter(family: str, adapter: str, out: Path, dtype: Any, cache_dir: Path | None) -> tuple[str, ...]:
+    from ladle.merging.checkpoints.member_folder import member_folder
+    from ladle.merging.family.base_of import base_of
+    from ladle.merging.merges.adapter_merge import merge_adapter
+
+    base, _ = base_of(family, cache_dir, say)
+    notes = merge_adapter(base, member_folder(adapter, Path.cwd(), say), out, dtype)
+    for note in notes:
+        say(f"warning: {note}")
+    return notes

@@ -94,7 +94,8 @@ class ModelRunner:
         self._judge = PromptJudge(sampler.slots, device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
-            model, cache, router = models.store.models[key], models.caches[name], None if name else models.router
+            model, cache = models.store.models[key], models.caches[name]
+            router = models.router if name == models.router_model else None
             recording = record_decoding(model, cache, table, models.vocabulary, router)
             if recording is not None:
                 self._recorded[key] = recording

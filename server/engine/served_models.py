@@ -37,7 +37,8 @@ class ServedModels:
     """``names``: "" for the base, then those of ``[[models]]``. ``caches``: the KV pool of each; a block id means the
     same place in all of them, so that one block manager serves any lane. ``plain``: the key of each as it was loaded.
     ``vocabulary``: the token ids they have in common (sizes differ by padding only). ``router``: of the family, if it
-    has one. ``members``: the columns of a coefficient row, over all models."""
+    has one, and ``router_model``, whose hidden states it reads. ``members``: the columns of a coefficient row, over all
+    models."""
 
     def __init__(
         self,
@@ -79,8 +80,9 @@ class ServedModels:
         plain = {key: self.build(key) for key in (WeightsKey.of(revision, {}) for revision in self._name_of)}
         self.plain = dict(zip(self.names, plain, strict=True))
         self.base = plain[self.plain[""]]
-        self.router = None
+        self.router, self.router_model = None, ""
         if family.router is not None:
+            self.router_model = family.router.model
             self.router = ExpertRouter(family.router.head, self.score_dtype, device)
         self.vocabulary = min(model.vocabulary for model in plain.values())
         shapes = [model.kv_shapes for model in plain.values()]

@@ -87,6 +87,23 @@ def test_experts_router_and_a_pblora(home: Path, seed: int) -> None:
     assert "parm" in served
 
 
+def test_members_of_other_sizes_go_to_the_model_they_were_grown_from(home: Path, seed: int) -> None:
+    for name, width in (("half", 16), ("tiny", 8)):
+        write_tiny_base(home / name, "llama", seed, hidden_size=width, num_attention_heads=2, num_hidden_layers=1)
+    write_lora_member(home / "code", home / "half", seed)
+    write_full_member(home / "whole", home / "tiny", seed)
+    (home / "router").mkdir()
+    write_router_head(home / "router", 4, 8, seed)
+    models = ["--model", "half=half", "--model", "tiny=tiny"]
+    experts = [f for name in ("math=kind", "code=code", "verse=whole", "plain=half") for f in ("--expert", name)]
+    text = run("base", *models, *experts, "--router", "router", "--value", "kind=code", "--out", "routed")[0]
+    family = load_family(home / "routed")
+    assert family.models.keys() == {"", "half", "tiny"} and family.router is not None and family.router.model == "tiny"
+    assert [family.model_of(family.members_of[name]) for name in family.experts] == ["", "half", "tiny", "half"]
+    assert family.values[0].model == "half" and 'base = "half"' in text
+    assert {member.name: member.storage for member in family.members()}["plain"] == "plain"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

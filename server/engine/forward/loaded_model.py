@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
+from ladle.merging.bank.gated_experts import one_by_one
 from ladle.merging.bank.tensor_parallel import Exchange, Link, split_linears
 from ladle.merging.checkpoints.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.checkpoints.conversion import ConvertedReader
@@ -111,6 +112,8 @@ def load_model(
     link = None if exchange is None else Link(exchange)
     splits = {} if link is None else split_linears(model, link)
     model = model.to(device)
+    if device.type == "cpu":
+        one_by_one(model)
     attentions = learn_attention(model, config_file)
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
     gate = gated.install(

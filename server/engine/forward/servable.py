@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ladle.merging.bank.bank import Bank
+from ladle.merging.bank.gated_experts import one_by_one
 from ladle.merging.bank.gated_layers import require_called, shared_inputs
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family
@@ -67,4 +68,6 @@ def _hollow(model: FamilyModel) -> Any:
     def tensor(name: str) -> Tensor:
         return torch.ones(1, dtype=dtypes[name]).expand(weights[name])
 
-    return model.architecture.blueprint.build(tensor, model.architecture.tied, torch.float32, IMPLEMENTATION)
+    hollow = model.architecture.blueprint.build(tensor, model.architecture.tied, torch.float32, IMPLEMENTATION)
+    one_by_one(hollow)
+    return hollow

@@ -156,7 +156,7 @@ def test_a_base_that_contradicts_its_config_is_refused(root: Path) -> None:
 
 
 def test_a_quantised_or_unknown_base_is_refused(root: Path) -> None:
-    rewrite_json(root / "base" / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    rewrite_json(root / "base" / "config.json", quantization_config={"quant_method": "hqq", "bits": 4})
     with pytest.raises(FamilyError, match="config.json"):
         load_family(root)
     rewrite_json(root / "base" / "config.json", model_type="nothing-known")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixtures import OF_PARAMETERS, write_expert_member, write_mixture, write_parameter_member
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import (
@@ -82,18 +83,34 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
     return Expected(by_peft(base, folder))
 
 
+@layout("PEFT: LoRA on experts (`target_parameters`)")
+def _(folder: Path, base: Path, seed: int) -> Expected:
+    shutil.rmtree(base)
+    write_mixture(base, "qwen3_moe", seed, tie_word_embeddings=False)
+    write_parameter_member(folder, base, seed, ("experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight"))
+    return Expected(by_peft(base, folder))
+
+
+@layout("PEFT: LoRA on experts one by one")
+def _(folder: Path, base: Path, seed: int) -> Expected:
+    shutil.rmtree(base)
+    write_mixture(base, "mixtral", seed, tie_word_embeddings=False)
+    write_expert_member(folder, "mixtral", seed)
+    return Expected(by_peft(base, folder))
+
+
 @layout("PEFT: layers trained whole")
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     moved = load_file(folder / LORA)[f"{PREFIX}lm_head.weight"] + 0.01
     rewrite_tensors(folder / LORA, {f"{PREFIX}lm_head.weight": moved})
-    return Expected(reason="merge_and_unload")
+    return Expected(reason="ladle merge BASE --adapter .*ladle compress BASE --adapter")
 
 
 @layout("PEFT: DoRA")
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, use_dora=True, target_modules=["q_proj"])
-    return Expected(reason="use_dora: True .*merge_and_unload")
+    return Expected(reason="use_dora: True .*ladle merge BASE --adapter .*ladle compress BASE --adapter")
 
 
 @layout("PEFT: PiSSA, OLoRA, LoftQ")
@@ -107,7 +124,7 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, target_modules=["q_proj"])
     rewrite_json(folder / CONFIG, peft_type="IA3")
-    return Expected(reason="peft_type: 'IA3' is not supported.*merge_and_unload")
+    return Expected(reason="peft_type: 'IA3' is not supported.*ladle merge BASE --adapter")
 
 
 @layout("PEFT before 0.8: a pickle")
@@ -115,7 +132,7 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
     write_lora_member(folder, base, seed, target_modules=["q_proj"])
     torch.save(load_file(folder / LORA), folder / "adapter_model.bin")
     (folder / LORA).unlink()
-    return Expected(reason="adapter_model.bin is a pickle, which is never loaded; .*save_pretrained")
+    return Expected(reason="adapter_model.bin is a pickle, which is never loaded: convert it with `python -c")
 
 
 @layout("TRL: SFT with added tokens")
@@ -277,7 +294,7 @@ def _(folder: Path, base: Path, seed: int) -> Expected:
 def _(folder: Path, base: Path, seed: int) -> Expected:
     write_full_member(folder, base, seed)
     rewrite_json(folder / "config.json", quantization={"group_size": 64, "bits": 4})
-    return Expected(reason="quantization: the weights must be plain, not quantised")
+    return Expected(reason="quantization: a member.s weights must be plain, not quantised")
 
 
 @layout("any: another base's LoRA")
@@ -302,6 +319,7 @@ def family_of(root: Path, explicit: bool) -> Family:
     return load_family(root)
 
 
+@pytest.mark.filterwarnings(OF_PARAMETERS)
 @pytest.mark.parametrize("row", LAYOUTS)
 def test_every_layout_is_served_equally_or_refused_with_the_cure(tmp_path: Path, row: str, seed: int) -> None:
     base = write_tiny_base(tmp_path / "base", "llama", seed, tie=False)

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from mixtures import OF_PARAMETERS, write_mixture
 from peft import PeftModel
 from safetensors.torch import save_file
 from tiny_models import VOCAB_SIZE, rewrite_tensors, write_full_member, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ladle.merging.checkpoints.architecture import Architecture, read_architecture
+from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.members.adapter import load_peft
@@ -154,3 +156,23 @@ def test_a_value_keeps_its_head(tmp_path: Path, seed: int) -> None:
     save_file({"weight": head.weight, "bias": torch.tensor([0.25])}, full / HEAD)
     compress(load_full(full, "m", reader, architecture, headed=True), reader, architecture, tmp_path / "again", rank=4)
     assert load_value_head(tmp_path / "again", architecture.hidden).bias == 0.25
+
+
+@pytest.mark.filterwarnings(OF_PARAMETERS)
+def test_experts_become_what_peft_loads(tmp_path: Path, seed: int) -> None:
+    """The weights of all experts and the router's, of other ranks each."""
+    base = write_mixture(tmp_path / "base", "olmoe", seed)
+    member, reader, architecture = opened(base, write_full_member(tmp_path / "full", base, seed))
+    report = compress(member, ConvertedReader(reader, architecture.blueprint.conversion), architecture,
+                      tmp_path / "lora", energy=0.97)  # fmt: skip
+    assert {tensor.name for tensor in report.tensors} >= architecture.experts.weights.keys()
+    served: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "lora")
+    merged = served.double().merge_and_unload().state_dict()
+    adapter = load_peft(tmp_path / "lora", "m", architecture.linear, architecture.module, experts=architecture.experts)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).state_dict()
+    for name, delta in adapter.modules.items():
+        name = name if name in plain else f"{name}.weight"
+        torch.testing.assert_close(plain[name] + delta.delta(torch.float64), merged[name], rtol=1e-5, atol=1e-6)
+    for tensor in report.tensors:
+        left = merged[tensor.name] - member.reader.tensor(tensor.name).double()
+        assert float(left.norm()) == pytest.approx(tensor.relative_error * tensor.norm, rel=1e-3, abs=1e-4)

@@ -29,6 +29,7 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> None:
     def product(self: PackedLinear, rows: torch.Tensor, addend: torch.Tensor | None = None) -> torch.Tensor:
         return plain(self, rows, addend) * (1.0 + (0.0625 if rows.shape[0] < 6 else 0.0))
 
+    monkeypatch.setattr(PackedLinear, "tried", {})
     monkeypatch.setattr(PackedLinear, "_product", product)
     monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: 0)
 

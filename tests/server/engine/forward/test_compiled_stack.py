@@ -115,8 +115,11 @@ def test_every_method_scores_what_it_scores_without_them(
     for request in requests:
         for got, wanted in zip(together[request.request_id], alone(plain, request), strict=True):
             assert got.logprob is not None and wanted.logprob is not None
-            apart.append(abs(got.logprob - wanted.logprob))
-            if got.token != wanted.token:  # as good as each other, and from here on another text
+            if got.token == wanted.token or request.plan.scorer is None:
+                apart.append(abs(got.logprob - wanted.logprob))
+            if got.token != wanted.token:
+                # As good as each other, and from here on another text; where values are asked about some candidates
+                # only, roundings also decide which ones, and a candidate that only one side asks about may win by far.
                 break
     # Guidance multiplies what bfloat16 rounds away.
     assert statistics.median(apart) < (0.1 if native else 1e-3) and max(apart) < (0.6 if native else 5e-3)

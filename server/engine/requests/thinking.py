@@ -45,7 +45,7 @@ class Phase(Enum):
 @dataclass(frozen=True)
 class Placed:
     """Tokens of which it is known now where they belong: to the ``thought`` or to the ``answer``; a tag's to neither.
-    ``own``: whether the token that came last is the answer's, or may yet turn out to be."""
+    ``own``: whether the token that came last is the answer's; what may become the opening tag counts as that."""
 
     thought: tuple[int, ...] = ()
     answer: tuple[int, ...] = ()
@@ -124,7 +124,7 @@ class Thought:
             self._begin()
             return Placed(own=False)
         if opening[: len(self._held)] == tuple(self._held):
-            return Placed()
+            return Placed(own=False)
         held, self._held = tuple(self._held), []
         self.phase = Phase.AFTER
         return Placed(answer=held)

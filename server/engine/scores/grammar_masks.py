@@ -55,6 +55,7 @@ class GrammarMasks:
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
         """Which tokens may come next of those of ``sequences`` that have a grammar and whose answer may begin or go on.
 
+        Where a thought may come before the answer, the token that begins its tag may come besides.
         None of them may where the grammar has failed (see ``error``).
         """
         followed = {s: place for s in sequences if (place := self._of(s)) is not None and _start(s) is not None}
@@ -68,11 +69,11 @@ class GrammarMasks:
         """Follow the drawn tokens of those of ``sequences`` that have a grammar, as far as they are of the answer."""
         drawn = dict(zip(sequences, tokens, strict=True))
         places = [place for s in sequences if (place := self._of(s)) is not None and place.position.error is None]
+        for place in places:
+            place.allowed = None  # also where a thought begins, whose tag may come no second time
         followed = [place for place in places if _answers(place.sequence, drawn[place.sequence])]
         for pool, moving in _by_pool(followed).items():
             pool.advance([(place.position, drawn[place.sequence]) for place in moving])
-            for place in moving:
-                place.allowed = None
 
     def ended(self, sequence: Sequence) -> bool:
         """Whether the grammar has come to its end, so that no text can follow."""
@@ -108,6 +109,8 @@ class GrammarMasks:
             if not bits.any():
                 # The library saw neither an error nor an end; that no score is allowed is no fault of the model.
                 place.position.error = too_complex("it came to a dead end: no token may come next")
+            elif (thought := place.sequence.thought) is not None and thought.opening is not None:
+                bits[thought.opening] = True
         return Allowed(send_one(bits, self._device), int(bits.sum()))
 
 

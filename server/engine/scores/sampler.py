@@ -85,8 +85,8 @@ class Sampler:
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
         """Which tokens may come next of those of ``sequences`` that follow a grammar, or may not end yet (no request
         asks for both), or whose thought is long enough."""
-        answering = {**self._grammars.allowed(sequences, vocabulary), **self._least.allowed(sequences, vocabulary)}
-        return {**answering, **self._thoughts.allowed(sequences, answering, vocabulary)}
+        masks = {**self._grammars.allowed(sequences, vocabulary), **self._least.allowed(sequences, vocabulary)}
+        return {**masks, **self._thoughts.allowed(sequences, vocabulary)}
 
     def draw(
         self,

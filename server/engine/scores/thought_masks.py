@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -28,12 +27,9 @@ class ThoughtMasks:
         self._eos = eos
         self._known: dict[tuple[int, int], Allowed] = {}
 
-    def allowed(
-        self, sequences: Seq[Sequence], answering: Mapping[Sequence, Allowed], vocabulary: int
-    ) -> dict[Sequence, Allowed]:
-        """Which tokens may come next of those of ``sequences`` whose thought decides that; ``answering``: what else
-        does."""
-        masks = {}
+    def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
+        """Which tokens may come next of those of ``sequences`` whose thought decides that, whatever else would."""
+        masks: dict[Sequence, Allowed] = {}
         for sequence in sequences:
             thought = sequence.thought
             if thought is None or thought.phase is Phase.AFTER:
@@ -42,22 +38,18 @@ class ThoughtMasks:
             if token is not None:
                 masks[sequence] = self._only(token, vocabulary)
             elif sequence.request.grammar is not None:
-                masks[sequence] = self._beside_grammar(sequence, thought, answering, vocabulary)
+                masks |= self._beside_grammar(sequence, thought, vocabulary)
         return masks
 
-    def _beside_grammar(
-        self, sequence: Sequence, thought: Thought, answering: Mapping[Sequence, Allowed], vocabulary: int
-    ) -> Allowed:
+    def _beside_grammar(self, sequence: Sequence, thought: Thought, vocabulary: int) -> dict[Sequence, Allowed]:
         """The grammar is of the answer: a thought may come before it, but no end instead of it."""
+        if thought.may_answer:
+            return {}  # the grammar's mask knows of the tag
         opening = thought.opening
-        if opening is None:
-            ending: frozenset[int] = frozenset() if sequence.request.sampling.ignore_eos else self._eos
-            return self._least.without(ending, vocabulary)
-        if not thought.may_answer:  # a tag that is begun is no text of the grammar
-            return self._only(opening, vocabulary)
-        mask = answering[sequence].mask.clone()
-        mask[opening] = True
-        return Allowed(mask, int(mask.sum()))
+        if opening is not None:  # a tag that is begun is no text of the grammar
+            return {sequence: self._only(opening, vocabulary)}
+        ending: frozenset[int] = frozenset() if sequence.request.sampling.ignore_eos else self._eos
+        return {sequence: self._least.without(ending, vocabulary)}
 
     def _only(self, token: int, vocabulary: int) -> Allowed:
         key = (token, vocabulary)

@@ -114,6 +114,8 @@ class Thought:
         held, self._held = tuple(self._held), []
         if self.phase is Phase.BEFORE:
             return Placed(answer=held)
+        if self._script:
+            return Placed(own=False)  # a part of the tag that would have been completed
         self.tokens += len(held)
         return Placed(thought=held, own=False)
 

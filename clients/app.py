@@ -77,6 +77,10 @@ Temperature = Annotated[
 ]
 TopP = Annotated[float | None, typer.Option(help="Draw from the best tokens that hold this share of the probability.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the draws; the same seed gives the same tokens.")]
+Thinking = Annotated[
+    int | None,
+    typer.Option(min=0, help="Most tokens of the thought in front of the answer, which is shown dim."),
+]
 Trace = Annotated[bool, typer.Option("--trace", help="Colour the tokens by expert, or by how far control moved them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
@@ -114,6 +118,7 @@ def generate(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    thinking: Thinking = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many answers to make.")] = None,
     rank: Annotated[
         str | None,
@@ -149,6 +154,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        thinking=thinking,
         stop=stop or None,
         json_schema=parse_schema(json_schema),
         regex=regex,
@@ -183,6 +189,8 @@ def show_all(answer: Generation, trace: bool) -> None:
             output.print()
         if choice.score is not None:
             messages.print(f"score {choice.score:.4g}", style="dim", markup=False)
+        if choice.reasoning_content and not trace:
+            output.print(choice.reasoning_content, style="dim", markup=False, highlight=False)
         if trace and choice.tokens is not None:
             for token in choice.tokens:
                 output.print(painter.paint(token), end="")
@@ -213,6 +221,7 @@ def chat(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    thinking: Thinking = None,
     trace: Trace = False,
     url: Url = None,
     api_key: Key = None,
@@ -232,6 +241,7 @@ def chat(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        thinking=thinking,
         trace=trace or None,
     )
     with Client(url, api_key=api_key) as client:

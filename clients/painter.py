@@ -24,7 +24,9 @@ class Painter:
         self._written: dict[str, int] = {}
 
     def paint(self, token: Token) -> Text:
-        """The token's text in its style."""
+        """The token's text in its style; what it adds to a thought is dim."""
+        if token.reasoning_content is not None:
+            return Text(token.reasoning_content, style="dim")
         if token.expert is None and token.router is None:
             shift = token.shift or 0.0
             return Text(token.text, style=next((style for bound, style in SHADES if shift >= bound), ""))

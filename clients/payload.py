@@ -43,6 +43,9 @@ class Options(TypedDict, total=False):
         system: of ``chat``, a system message before the others.
         tools, tool_choice, parallel_tool_calls: of ``chat``, functions that the model may call, in OpenAI's words; the
             calls are ``choices[0].tool_calls`` of the answer.
+        thinking: tells the thought in front of the answer apart (``choices[0].reasoning_content``) and ends it after so
+            many tokens; or an object with ``budget`` and ``message``, what comes in front of its closing tag.
+        reasoning_effort: instead, a budget that the family has a name for: ``none``, ``low``, ``medium``, ``high``.
         min_tokens: how many to generate at least.
         ignore_eos, stop_token_ids: whether the token that ends a text ends it, and which others do.
         skip_special_tokens, include_stop_str_in_output: what of special tokens and of the stop string is text.
@@ -81,6 +84,8 @@ class Options(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+    thinking: int | Mapping[str, Any] | None
+    reasoning_effort: str | None
     min_tokens: int | None
     ignore_eos: bool | None
     stop_token_ids: Sequence[int] | None
@@ -141,6 +146,8 @@ def generation_body(model: str, prompt: Mapping[str, Any], options: Options, str
     structure = {field: _schema(given[key]) for key, field in _STRUCTURE.items() if key in given}
     if structure:
         body["structured_outputs"] = structure
+    if isinstance(body.get("thinking"), int):
+        body["thinking"] = {"budget": body["thinking"]}
     for key in ("stop", "tools", "stop_token_ids"):
         if isinstance(body.get(key), Sequence) and not isinstance(body[key], str):
             body[key] = list(body[key])

@@ -46,6 +46,7 @@ class Token(Response):
         router: the router's score of every expert; None unless traced, or for methods that do not route.
         top: the best alternatives, best first; None unless ``top_logprobs`` asked for them.
         part: what steers from this token on, where what came before was steered otherwise.
+        reasoning_content: what the token adds to the thought in front of the answer; None for one of the answer.
     """
 
     id: int
@@ -61,6 +62,7 @@ class Token(Response):
     router: dict[str, float] | None = None
     top: list[Alternative] | None = None
     part: BegunPart | None = None
+    reasoning_content: str | None = None
 
 
 class CalledFunction(Response):
@@ -80,7 +82,8 @@ class ToolCall(Response):
 
 class Choice(Response):
     """One continuation. ``tokens`` is None unless the request asked for a trace or logprobs; ``tool_calls`` unless it
-    calls functions, and then ``text`` is what stands beside them; ``score`` unless answers were ranked."""
+    calls functions, and then ``text`` is what stands beside them; ``score`` unless answers were ranked;
+    ``reasoning_content`` unless thoughts are told apart and there is one in front of the text."""
 
     index: int = 0
     text: str = ""
@@ -88,14 +91,22 @@ class Choice(Response):
     score: float | None = None
     tokens: list[Token] | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+
+
+class CompletionTokensDetails(Response):
+    """How many of the tokens stand between the tags of thoughts."""
+
+    reasoning_tokens: int
 
 
 class Usage(Response):
-    """Tokens counted over all choices of a request."""
+    """Tokens counted over all choices of a request; the details only where thoughts are told apart."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class Source(Response):
@@ -217,6 +228,8 @@ class Generation(Response):
     def message(self) -> dict[str, Any]:
         """The first choice as a message to put into the next ``chat``."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.choices[0].reasoning_content is not None:
+            message["reasoning_content"] = self.choices[0].reasoning_content
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         return message
@@ -232,6 +245,11 @@ class StreamToken(Response):
     def text(self) -> str:
         """What may be shown now; empty while half a character, or what may become a stop string, is held back."""
         return self.token.text
+
+    @property
+    def reasoning(self) -> str:
+        """What of the thought in front of the answer may be shown now."""
+        return self.token.reasoning_content or ""
 
 
 class ScorePart(Response):

@@ -61,11 +61,17 @@ class _Transcript:
             raise ResponseError("unexpected answer from the server: the stream had no closing summary")
         choices = [
             {"text": "".join(self.texts.get(choice.get("index", 0), []))}
+            | self._thought(choice.get("index", 0))
             | choice  # which says its text where the tokens wrote calls besides
             | ({"tokens": self.tokens.get(choice.get("index", 0), [])} if self.tokens_listed else {})
             for choice in self._summary["choices"]
         ]
         return parse(Generation, self._summary | {"choices": choices})
+
+    def _thought(self, index: int) -> dict[str, str]:
+        said = self.tokens.get(index, [])
+        parts = [token.reasoning_content for token in said if token.reasoning_content is not None]
+        return {"reasoning_content": "".join(parts)} if parts else {}
 
     @staticmethod
     def _parse(data: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ladle.server.fields.conversation import Conversation, Question
 from ladle.server.fields.messages import Message
+from ladle.server.fields.thinking import thinking_of
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
 from ladle.server.generation import Job, make_job, require_few
@@ -59,6 +60,7 @@ async def answer_job(
         tools = calling.definitions if calling else ()
         encoded = await encode_chat(serving, reader, messages, plan.views, tools, form)
     grammar = await answer_grammar(serving, body, calling, reader.compile)
+    thinking = thinking_of(serving, body, encoded.ids, messages is None or bool(body.continue_final_message))
     limit_field, limit = body.limit
     job = make_job(
         state,
@@ -73,5 +75,6 @@ async def answer_job(
         calling.stop if calling else (),
         caller=reader.caller,
         meter=reader.meter,
+        thinking=thinking,
     )
     return ChatJob(serving, job, body.model or serving.family.name, calling)

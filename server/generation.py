@@ -18,12 +18,13 @@ from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.requests.thinking import Thinking
 from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
 from ladle.server.live_answers import LiveAnswer, require_few_parts, token_cost
 from ladle.server.prompts import Prompt
-from ladle.server.replies.types import Usage
+from ladle.server.replies.usage import Usage, token_counts
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
@@ -56,6 +57,11 @@ class Job:
         return sum(map(len, self.prompts)) + sum(len(request.answer or ()) for request in self.requests)
 
     @property
+    def thinks(self) -> bool:
+        """Whether thoughts in front of the answers are told apart."""
+        return self.requests[0].thinking is not None
+
+    @property
     def kept(self) -> int:
         """How many choices of each prompt are returned."""
         return self.choices if self.plan.rank is None else self.plan.rank.keep
@@ -83,6 +89,12 @@ class Choice:
         return "".join(output.text for output in self.outputs)
 
     @property
+    def reasoning(self) -> str | None:
+        """The thought in front of the answer; None where there is none, or none is told apart."""
+        parts = [output.reasoning for output in self.outputs if output.reasoning is not None]
+        return "".join(parts) if parts else None
+
+    @property
     def last(self) -> StepOutput:
         return self.outputs[-1]
 
@@ -105,6 +117,7 @@ def make_job(
     prompt_logprobs: bool = False,
     caller: Caller = ANYONE,
     meter: Meter | None = None,
+    thinking: Thinking | None = None,
 ) -> Job:
     """Turn a validated request into engine requests.
 
@@ -116,6 +129,7 @@ def make_job(
         prompt_logprobs: whether the prompt's own tokens are to be judged too.
         caller: who asks, and pays for the tokens.
         meter: what has been paid for reading the prompts.
+        thinking: how thoughts in front of the answers are told apart and kept short.
 
     Raises:
         ApiError: prompt and limit do not fit the context.
@@ -142,7 +156,7 @@ def make_job(
         for choice in range(fields.choices):
             own = replace(samplings[limit], seed=choice_seed(seed, choice))
             request = GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, own, prompt.views, grammar, salt=salt)
-            requests.append(request)
+            requests.append(replace(request, thinking=thinking))
     longest = sum(len(request.prompt) + request.sampling.max_tokens for request in requests)
     most = state.settings.max_request_tokens
     if most is not None and longest > most:
@@ -373,23 +387,12 @@ async def batches(state: ServerState, serving: Serving, job: Job) -> AsyncGenera
 
 def usage(job: Job, last: Sequence[StepOutput]) -> Usage:
     """OpenAI's ``usage`` from every sequence's last output: a prompt counts once, however many choices it has."""
-    prompts = job.prompt_tokens
-    completion = sum(output.completion_tokens for output in last)
     cached = sum(last[index * job.choices].cached_tokens for index in range(len(job.prompts)))
-    return _usage(prompts, completion, cached)
+    return token_counts(job.prompt_tokens, cached, last, job.thinks)
 
 
 def usage_so_far(job: Job, seen: Mapping[int, StepOutput]) -> Usage:
     """The same of an answer that still grows; ``seen``: the newest output of each sequence that has one."""
-    completion = sum(output.completion_tokens for output in seen.values())
     firsts = [seen.get(index * job.choices) for index in range(len(job.prompts))]
-    return _usage(job.prompt_tokens, completion, sum(first.cached_tokens for first in firsts if first is not None))
-
-
-def _usage(prompts: int, completion: int, cached: int) -> Usage:
-    return {
-        "prompt_tokens": prompts,
-        "completion_tokens": completion,
-        "total_tokens": prompts + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+    cached = sum(first.cached_tokens for first in firsts if first is not None)
+    return token_counts(job.prompt_tokens, cached, list(seen.values()), job.thinks)

@@ -19,6 +19,7 @@ from ladle.server.engine.grammars.grammar import GrammarCompiler
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.text.control_tokens import ControlTokens
 from ladle.server.text.text_bound import TextBound
+from ladle.server.text.thinking_tags import ThinkingTags
 from ladle.server.text.token_text import TokenText
 
 
@@ -61,6 +62,7 @@ class Serving:
         fingerprint: changes with the base's weights, with the form and with our version.
         bound: how many tokens a text has at least.
         control_tokens: what names of special tokens in the texts of a chat are kept from becoming.
+        thinking: how thoughts in front of answers are told apart; None where nothing says so.
         grammars: of the base's tokenizer; ``compiling`` is where one is compiled before anybody asks.
     """
 
@@ -74,6 +76,7 @@ class Serving:
     control_tokens: ControlTokens
     grammars: GrammarCompiler
     compiling: ThreadPoolExecutor
+    thinking: ThinkingTags | None = None
     form: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -86,12 +89,13 @@ class Serving:
         backend.no_truncation()
         backend.no_padding()
         said = [f"{name}={value}" for name, value in sorted(form.items())]
+        # Rows beyond the tokenizer's tokens are padding; tokens beyond the rows have no embedding.
+        vocabulary = min(vocabulary, len(engine.tokenizer))
         identity = " ".join([family.base_revision, version("ladle"), *said])
         return cls(
             family=family,
             engine=engine,
-            # Rows beyond the tokenizer's tokens are padding; tokens beyond the rows have no embedding.
-            vocabulary=min(vocabulary, len(engine.tokenizer)),
+            vocabulary=vocabulary,
             created=int(time.time()),
             fingerprint=f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
             tokens=TokenText(engine.tokenizer),
@@ -99,5 +103,6 @@ class Serving:
             control_tokens=ControlTokens(engine.tokenizer),
             grammars=GrammarCompiler(engine.tokenizer, engine.eos),
             compiling=ThreadPoolExecutor(1, "ladle-compile"),
+            thinking=ThinkingTags.of(family.manifest.thinking, engine.tokenizer, vocabulary),
             form=dict(form),
         )

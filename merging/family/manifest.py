@@ -22,6 +22,7 @@ from ladle.merging.family.manifest_tables import (
     Preset,
     Router,
     Soup,
+    Thinking,
     Value,
 )
 from ladle.merging.family.place import MANIFEST_NAME
@@ -36,6 +37,7 @@ class Manifest(BaseModel):
 
     ``chat_template``: a file relative to the manifest, which replaces the base's own. ``stop_tokens``: names of tokens
     that end an answer besides the base's own. ``sampling``: how answers are drawn where a request does not say.
+    ``thinking``: what a thought in front of an answer is told apart by.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +48,7 @@ class Manifest(BaseModel):
     chat_template: str | None = Field(default=None, min_length=1)
     stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
     sampling: FamilySampling | None = None
+    thinking: Thinking | None = None
     base: Base
     soup: Soup | None = None
     backbones: list[Backbone] = []

@@ -154,6 +154,25 @@ _PRESET_FIELDS: dict[str, Any] = {
 _PRESET: Any = create_model("_PRESET", __base__=Table, **_PRESET_FIELDS)
 
 
+EFFORTS = ("minimal", "low", "medium", "high", "xhigh")
+"""What ``reasoning_effort`` may say, but for ``none``, which is a budget of 0."""
+
+
+class Thinking(Table):
+    """``[thinking]``: the tags around the thought in front of an answer, where these are others than ``<think>`` and
+    ``</think>`` or the chat template does not name them; ``budgets``: most tokens of a thought by reasoning effort."""
+
+    open: Annotated[str, Field(min_length=1)] | None = None
+    close: Annotated[str, Field(min_length=1)] | None = None
+    budgets: dict[Literal["minimal", "low", "medium", "high", "xhigh"], Annotated[StrictInt, Field(ge=0)]] = {}
+
+    @model_validator(mode="after")
+    def _two_tags(self) -> "Thinking":
+        if (self.open is None) != (self.close is None) or (self.open is not None and self.open == self.close):
+            raise ValueError("open and close are two tags; give both or neither")
+        return self
+
+
 class Preset(_PRESET):
     """``[presets.NAME]``: steering options (``ladle.steering_options``) under a name that clients may send as
     ``model``; ``sampling``: how its answers are drawn where a request does not say, before what the family says."""

@@ -26,6 +26,7 @@ from ladle.server.replies.anthropic import (
     MessageStart,
     MessageUsage,
     TextReply,
+    ThinkingReply,
     ToolUseReply,
 )
 from ladle.server.replies.trace_summary import TraceSummary
@@ -43,7 +44,9 @@ def message(chat: ChatJob, choice: Choice) -> MessageReply:
     summary.see(0, choice.outputs)
     parser = chat.calling.parser() if chat.calling else None
     parts: list[Part] = [choice.text] if parser is None else [*parser.push(choice.text), *parser.finish()]
-    content: list[TextReply | ToolUseReply] = []
+    content: list[ThinkingReply | TextReply | ToolUseReply] = []
+    if choice.reasoning:
+        content.append({"type": "thinking", "thinking": choice.reasoning, "signature": ""})
     for part in parts:
         previous = content[-1] if content else None
         if isinstance(part, Call):
@@ -73,7 +76,7 @@ class MessageStream(EventWriter):
         self._summary = TraceSummary(chat.serving)
         self._begun = False
         self._blocks = 0
-        self._in_text = False
+        self._open: str | None = None  # the kind of the block that grows
 
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[MessageEvent]:
         self._summary.see(index, [output])
@@ -83,6 +86,8 @@ class MessageStream(EventWriter):
             reply["usage"] = _usage(self._chat, output)
             yield {"type": "message_start", "message": reply}
             yield _PING
+        if output.reasoning:
+            yield from self._grow("thinking", {"type": "thinking", "thinking": "", "signature": ""}, output.reasoning)
         for part in self._parts(output):
             yield from self._call(part) if isinstance(part, Call) else self._text(part)
 
@@ -107,14 +112,15 @@ class MessageStream(EventWriter):
         return parts if output.finish_reason is None else [*parts, *self._parser.finish()]
 
     def _text(self, text: str) -> Iterator[MessageEvent]:
-        if not self._in_text:
-            self._in_text = True
-            yield {"type": "content_block_start", "index": self._blocks, "content_block": {"type": "text", "text": ""}}
-        yield {
-            "type": "content_block_delta",
-            "index": self._blocks,
-            "delta": {"type": "text_delta", "text": text},
-        }
+        yield from self._grow("text", {"type": "text", "text": ""}, text)
+
+    def _grow(self, kind: str, empty: ThinkingReply | TextReply, text: str) -> Iterator[MessageEvent]:
+        if self._open != kind:
+            yield from self._close()
+            self._open = kind
+            yield {"type": "content_block_start", "index": self._blocks, "content_block": empty}
+        delta = {"type": f"{kind}_delta", kind: text}
+        yield {"type": "content_block_delta", "index": self._blocks, "delta": delta}
 
     def _call(self, call: Call) -> Iterator[MessageEvent]:
         yield from self._close()
@@ -126,8 +132,8 @@ class MessageStream(EventWriter):
         self._blocks += 1
 
     def _close(self) -> Iterator[MessageEvent]:
-        if self._in_text:
-            self._in_text = False
+        if self._open is not None:
+            self._open = None
             yield {"type": "content_block_stop", "index": self._blocks}
             self._blocks += 1
 

@@ -12,6 +12,7 @@ from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import Defaults, only, with_known
 from ladle.server.fields.output_format import JsonSchema, ResponseFormat, Schema
 from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField
+from ladle.server.fields.thinking import ThinkingOptions
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool, ToolChoice, require_fit
@@ -26,6 +27,7 @@ SPELLING = Spelling(
         r"messages\[\d+\](\.\w+)*": "messages",
         r"continue_final_message": "messages",
         r"stop": "stop_sequences",
+        r"reasoning_effort": "thinking",
     }
 )
 """What the fields of a conversation are called here."""
@@ -107,13 +109,19 @@ class OutputConfig(StrictModel):
     )
 
 
-def _no_thinking(value: dict[str, Any]) -> dict[str, Any]:
-    if value != {"type": "disabled"}:
-        raise ValueError('this server does not support it; allowed: null, {"type": "disabled"}')
-    return value
+class ThinkingParam(StrictModel):
+    """``thinking``: with ``enabled``, the thought in front of the answer is told apart and has so many tokens at
+    most."""
 
+    type: Literal["enabled", "disabled"]
+    budget_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="less than max_tokens; with enabled")
 
-_DISABLED = {"type": "object", "properties": {"type": {"const": "disabled"}}, "required": ["type"]}
+    @model_validator(mode="after")
+    def _budget(self) -> ThinkingParam:
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            allowed = "a number of tokens with type enabled, and nothing with any other"
+            raise InputError("budget_tokens", self.budget_tokens, allowed)
+        return self
 
 
 class CountTokensRequest(MessagesBase):
@@ -124,10 +132,7 @@ class CountTokensRequest(MessagesBase):
     tools: Annotated[list[ToolParam], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoiceParam | None = None
     output_config: OutputConfig | None = None
-    thinking: (
-        Annotated[dict[str, Any], AfterValidator(_no_thinking), WithJsonSchema({**_DISABLED, "maxProperties": 1})]
-        | None
-    ) = Field(None, description="not supported")
+    thinking: ThinkingParam | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> CountTokensRequest:
@@ -151,7 +156,14 @@ class CountTokensRequest(MessagesBase):
             tool_choice=None if choice is None else choice.choice(),
             parallel_tool_calls=None if choice is None else not choice.disable_parallel_tool_use,
             response_format=self._format(),
+            **self._thought(),
         )
+
+    def _thought(self) -> dict[str, Any]:
+        """What is said of thoughts, in the words of all endpoints."""
+        if self.thinking is None or self.thinking.budget_tokens is None:
+            return {"reasoning_effort": None if self.thinking is None else "none"}
+        return {"thinking": ThinkingOptions(budget=self.thinking.budget_tokens, message=None)}
 
     def _format(self) -> ResponseFormat | None:
         stated = None if self.output_config is None else self.output_config.format
@@ -166,6 +178,13 @@ class MessagesRequest(CountTokensRequest):
 
     max_tokens: MaxTokens
     stop_sequences: StopField = Field([], validate_default=False)
+
+    @model_validator(mode="after")
+    def _room_for_an_answer(self) -> MessagesRequest:
+        budget = None if self.thinking is None else self.thinking.budget_tokens
+        if budget is not None and budget >= self.max_tokens:
+            raise InputError("thinking.budget_tokens", budget, f"less than max_tokens, which is {self.max_tokens}")
+        return self
 
     def conversation(self) -> Conversation:
         return super().conversation().model_copy(update={"max_tokens": self.max_tokens, "stop": self.stop_sequences})

@@ -133,7 +133,13 @@ class ScoredAnswer:
         if source.head:
             plan = self._bare((replace(source, weight=1.0),))
             own = replace(
-                self.request, request_id=name, plan=plan, sampling=SamplingParams(1), grammar=None, answer=None
+                self.request,
+                request_id=name,
+                plan=plan,
+                sampling=SamplingParams(1),
+                grammar=None,
+                thinking=None,
+                answer=None,
             )
             return Sequence(own, self._lanes(own), output=list(self._tokens))
         # By itself: its own view of the prompt is all there is.
@@ -150,6 +156,7 @@ class ScoredAnswer:
             sampling=SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(prompt)),
             views={},
             grammar=None,
+            thinking=None,
             answer=None,
         )
         return Sequence(own, self._lanes(own))

@@ -11,10 +11,11 @@ from ladle.server.errors import ApiError
 from ladle.server.fields.form import FormFields
 from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import SamplingFields
+from ladle.server.fields.thinking import ThinkingFields
 
 
-class Question(FormFields, ChatTemplateFields, SamplingFields):
-    """Functions, the form of the answer, and how to sample it."""
+class Question(FormFields, ChatTemplateFields, ThinkingFields, SamplingFields):
+    """Functions, the form of the answer, how it thinks before, and how to sample it."""
 
     @property
     def alternatives(self) -> int | None:

@@ -53,7 +53,6 @@ CHAT: Defaults = {
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "reasoning_effort": ("none",),
     "thinking_token_budget": (),
     "verbosity": ("medium",),
     "web_search_options": (),

@@ -37,6 +37,8 @@ def generated(
         text, calls = calls_in(choice.text, calling)
         reason = reason_of(choice.finish_reason, bool(calls))
         reply: GeneratedChoice = {"index": index, "text": text, "finish_reason": reason}
+        if job.thinks:
+            reply["reasoning_content"] = choice.reasoning
         if choice.last.score is not None:
             reply["score"] = number(choice.last.score.value)
         if calls:

@@ -48,7 +48,7 @@ def chat_completion(
     shown = best_first(job, choices)
     for index, choice in enumerate(shown):
         summary.see(index, choice.outputs)
-    messages = [_message(choice.text, calling) for choice in shown]
+    messages = [_message(choice, calling, job.thinks) for choice in shown]
     reply: ChatCompletion = {
         "id": f"chatcmpl-{job.id}",
         "object": "chat.completion",
@@ -75,9 +75,11 @@ def chat_completion(
     return reply
 
 
-def _message(text: str, calling: ToolCalling | None) -> ChatMessage:
-    message: ChatMessage = {"role": "assistant", "content": text, "refusal": None}
-    rest, calls = calls_in(text, calling)
+def _message(choice: Choice, calling: ToolCalling | None, thinks: bool) -> ChatMessage:
+    message: ChatMessage = {"role": "assistant", "content": choice.text, "refusal": None}
+    if thinks:
+        message["reasoning_content"] = choice.reasoning
+    rest, calls = calls_in(choice.text, calling)
     if calls or (calling is not None and calling.required):
         message["content"] = rest or None
     if calls:
@@ -107,14 +109,14 @@ def reason_of(reason: str, calls: bool) -> str:
 
 
 def chat_logprobs(tokens: TokenText, outputs: Sequence[StepOutput]) -> ChatLogprobs:
-    """``logprobs`` of a choice or of a chunk."""
+    """``logprobs`` of a choice or of a chunk: of what is content, and so of no thought."""
     content: list[TokenLogprob] = [
         {
             **_top(tokens, output.token, output.logprob),
             "top_logprobs": [_top(tokens, token, logprob) for token, logprob in output.top],
         }
         for output in outputs
-        if not ends_text(tokens, output)
+        if output.reasoning is None and not ends_text(tokens, output)
     ]
     return {"content": content, "refusal": None}
 
@@ -174,6 +176,8 @@ class ChatStream(EventWriter):
 
     def _deltas(self, index: int, output: StepOutput) -> Iterator[ChatDelta]:
         """What ``output`` adds to choice ``index``."""
+        if output.reasoning:
+            yield {"reasoning_content": output.reasoning}
         if self._parsers is None:
             if output.text:
                 yield {"content": output.text}

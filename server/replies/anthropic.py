@@ -25,6 +25,14 @@ class TextReply(TypedDict):
     text: str
 
 
+class ThinkingReply(TypedDict):
+    """The thought in front of an answer. There is nothing that its signature would have to prove: it is empty."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
 class ToolUseReply(TypedDict):
     """A call of a function."""
 
@@ -41,7 +49,7 @@ class MessageReply(TypedDict):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextReply | ToolUseReply]
+    content: list[ThinkingReply | TextReply | ToolUseReply]
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -60,11 +68,11 @@ class BlockStart(TypedDict):
 
     type: Literal["content_block_start"]
     index: int
-    content_block: TextReply | ToolUseReply
+    content_block: ThinkingReply | TextReply | ToolUseReply
 
 
 class BlockDelta(TypedDict):
-    """What a block grows by: ``text``, or ``partial_json`` of a call's input."""
+    """What a block grows by: ``text``, ``thinking``, or ``partial_json`` of a call's input."""
 
     type: Literal["content_block_delta"]
     index: int

@@ -18,7 +18,7 @@ class InputDetails(TypedDict):
 
 
 class OutputDetails(TypedDict):
-    """How many of the answer's tokens were thoughts: none."""
+    """How many of the answer's tokens stand between the tags of a thought, where thoughts are told apart."""
 
     reasoning_tokens: int
 
@@ -63,7 +63,23 @@ class FunctionCallReply(TypedDict):
     status: str
 
 
-OutputItem = MessageItemReply | FunctionCallReply
+class ReasoningTextReply(TypedDict):
+    """A thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningReply(TypedDict):
+    """What the assistant thought."""
+
+    id: str
+    type: Literal["reasoning"]
+    summary: list[Any]
+    content: list[ReasoningTextReply]
+
+
+OutputItem = MessageItemReply | FunctionCallReply | ReasoningReply
 
 
 class ResponseFailure(TypedDict):
@@ -91,7 +107,7 @@ class ResponseReply(TypedDict):
     output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
-    reasoning: dict[str, None]
+    reasoning: dict[str, str | None]
     store: bool
     temperature: float
     text: dict[str, Any]
@@ -114,7 +130,7 @@ class ResponseEvent(TypedDict):
     content_index: NotRequired[int]
     item_id: NotRequired[str]
     item: NotRequired[OutputItem]
-    part: NotRequired[OutputTextReply]
+    part: NotRequired[OutputTextReply | ReasoningTextReply]
     delta: NotRequired[str]
     text: NotRequired[str]
     name: NotRequired[str]
@@ -137,22 +153,6 @@ class InputMessageReply(TypedDict):
     role: Literal["user", "assistant", "system"]
     status: str
     content: list[InputTextReply | OutputTextReply]
-
-
-class ReasoningTextReply(TypedDict):
-    """A thought."""
-
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class ReasoningReply(TypedDict):
-    """What the assistant thought."""
-
-    id: str
-    type: Literal["reasoning"]
-    summary: list[Any]
-    content: list[ReasoningTextReply]
 
 
 class FunctionOutputReply(TypedDict):

@@ -34,6 +34,8 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
         reply["values"] = None if trace.values is None else dict(trace.values)
         if trace.router is not None:
             reply["router"] = {name: finite(score) for name, score in trace.router.items()}
+    if output.reasoning is not None:
+        reply["reasoning_content"] = output.reasoning
     if output.began is not None:
         reply["part"] = {"method": output.began.method, "preference": _preference(output.began)}
     if top:

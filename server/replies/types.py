@@ -7,21 +7,7 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 from ladle.server.replies.parts import BegunPart, SteeringPart
-
-
-class PromptTokensDetails(TypedDict):
-    """How many of the prompt tokens had their state reused."""
-
-    cached_tokens: int
-
-
-class Usage(TypedDict):
-    """Token counts."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+from ladle.server.replies.usage import Usage
 
 
 class PromptReply(TypedDict):
@@ -147,10 +133,12 @@ class ToolCall(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """The assistant's answer; ``content`` is null where it only calls functions."""
+    """The assistant's answer; ``content`` is null where it only calls functions. ``reasoning_content``, where thoughts
+    are told apart, is the one in front of it, or null."""
 
     role: str
     content: str | None
+    reasoning_content: NotRequired[str | None]
     refusal: None
     tool_calls: NotRequired[list[ToolCall]]
 
@@ -192,6 +180,7 @@ class ChatDelta(TypedDict, total=False):
 
     role: str
     content: str | None
+    reasoning_content: str
     tool_calls: list[ToolCall]
 
 
@@ -271,7 +260,8 @@ class Token(TypedDict):
     among the 20 best of the base that is guided (null without a guide); ``candidate_mass``, the probability under the
     first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token;
     ``router``, the router's score of every expert, where a method routes. ``part``: with the first token of a part of
-    the answer that is steered otherwise than what came before, its method and preference.
+    the answer that is steered otherwise than what came before, its method and preference. ``reasoning_content``: of a
+    token that is none of the answer, what it adds to the thought in front of it, which for a tag is nothing.
     """
 
     id: int
@@ -287,6 +277,7 @@ class Token(TypedDict):
     router: NotRequired[dict[str, float]]
     top: NotRequired[list[Alternative]]
     part: NotRequired[BegunPart]
+    reasoning_content: NotRequired[str]
 
 
 class TracedChoice(TypedDict):
@@ -297,12 +288,14 @@ class TracedChoice(TypedDict):
 
 
 class GeneratedChoice(TypedDict):
-    """One choice; ``tokens`` is there with a trace or logprobs, ``score`` with ``steering.rank``, best first.
+    """One choice; ``tokens`` is there with a trace or logprobs, ``score`` with ``steering.rank``, best first,
+    ``reasoning_content`` where thoughts are told apart: the one in front of the text, or null.
 
     A stream's last event leaves ``text`` out, unless there are ``tool_calls``, beside which it is what is no call."""
 
     index: int
     text: NotRequired[str]
+    reasoning_content: NotRequired[str | None]
     finish_reason: str
     score: NotRequired[float]
     tokens: NotRequired[list[Token]]

@@ -19,6 +19,8 @@ from ladle.server.replies.responses import (
     MessageItemReply,
     OutputItem,
     OutputTextReply,
+    ReasoningReply,
+    ReasoningTextReply,
     ResponseEvent,
     ResponseReply,
     ResponseUsage,
@@ -81,7 +83,7 @@ class Response:
             "input_tokens": counts["prompt_tokens"],
             "input_tokens_details": {**counts["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": counts["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": last.reasoning_tokens},
             "total_tokens": counts["total_tokens"],
         }
 
@@ -106,7 +108,7 @@ class Response:
             "output": list(items),
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
             "store": body.keeps,
             "temperature": drawn.temperature if body.temperature is None else body.temperature,
             "text": {"format": said, "verbosity": "medium"},
@@ -125,13 +127,13 @@ def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseR
     reply.see(choice.outputs)
     parser = chat.calling.parser() if chat.calling else None
     parts: list[Part] = [choice.text] if parser is None else [*parser.push(choice.text), *parser.finish()]
-    items: list[OutputItem] = []
+    items: list[OutputItem] = [_reasoning(choice.reasoning)] if choice.reasoning else []
     text = ""
     for part in [*parts, None]:
         if isinstance(part, str):
             text += part
             continue
-        if text or (part is None and not items):
+        if text or (part is None and not _said(items)):
             logprobs = [] if any(item["type"] == "message" for item in items) else reply.logprobs(choice.outputs)
             items.append(_message(text, logprobs, "completed"))
             text = ""
@@ -152,7 +154,8 @@ def answer_of(reply: ResponseReply) -> list[Message]:
                 call_id=item["call_id"], name=item["name"], arguments=item["arguments"]
             )
             calls.append(made.call())
-    return [Message.model_construct(role="assistant", content="\n".join(texts), tool_calls=calls or None)]
+    thoughts = [part["text"] for item in reply["output"] if item["type"] == "reasoning" for part in item["content"]]
+    return [Message.answer("\n".join(texts), calls, thoughts)]
 
 
 class ResponseStream(EventWriter):
@@ -168,6 +171,7 @@ class ResponseStream(EventWriter):
         self._number = 0
         self._items: list[OutputItem] = []
         self._open: MessageItemReply | None = None
+        self._thought: ReasoningReply | None = None
         self._waiting: list[TokenLogprob] = []
 
     def opening(self) -> Iterator[ResponseEvent]:
@@ -177,12 +181,17 @@ class ResponseStream(EventWriter):
     def step(self, index: int, output: StepOutput, last: bool) -> Iterator[ResponseEvent]:
         self._response.see([output])
         self._waiting += self._response.logprobs([output])
+        if output.reasoning:
+            yield from self._thinks(output.reasoning)
+        elif output.reasoning is None:
+            yield from self._conclude()
         for part in self._parts(output):
             yield from self._call(part) if isinstance(part, Call) else self._text(part)
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[ResponseEvent]:
         cut = outputs[0].finish_reason == "length"
-        if not self._items and self._open is None:
+        yield from self._conclude()
+        if not _said(self._items) and self._open is None:
             yield from self._text("")
         yield from self._close("incomplete" if cut else "completed")
         reply = self._response.ended(self._items, outputs[0])
@@ -190,7 +199,7 @@ class ResponseStream(EventWriter):
         yield self._event(reply["status"], response=reply)
 
     def failed(self, error: ApiError) -> Iterator[ResponseEvent]:
-        items = [*self._items, *([self._open] if self._open is not None else [])]
+        items = [*self._items, *(item for item in (self._thought, self._open) if item is not None)]
         yield self._event("failed", response=self._response.failed(items, error))
 
     def _parts(self, output: StepOutput) -> list[Part]:
@@ -205,6 +214,29 @@ class ResponseStream(EventWriter):
         event: ResponseEvent = {"type": f"response.{kind}", "sequence_number": self._number, **fields}  # type: ignore[typeddict-item]
         self._number += 1
         return event
+
+    def _thinks(self, text: str) -> Iterator[ResponseEvent]:
+        place = {"output_index": len(self._items), "content_index": 0}
+        if self._thought is None:
+            self._thought = _reasoning("")
+            empty: ReasoningReply = {**self._thought, "content": []}
+            yield self._event("output_item.added", output_index=len(self._items), item=empty)
+            part = {"type": "reasoning_text", "text": ""}
+            yield self._event("content_part.added", item_id=self._thought["id"], **place, part=part)
+        self._thought["content"][0]["text"] += text
+        yield self._event("reasoning_text.delta", item_id=self._thought["id"], **place, delta=text)
+
+    def _conclude(self) -> Iterator[ResponseEvent]:
+        """The thought is complete, if there is one."""
+        if self._thought is None:
+            return
+        item, self._thought = self._thought, None
+        part = item["content"][0]
+        place = {"item_id": item["id"], "output_index": len(self._items), "content_index": 0}
+        yield self._event("reasoning_text.done", **place, text=part["text"])
+        yield self._event("content_part.done", **place, part=part)
+        yield self._event("output_item.done", output_index=len(self._items), item=item)
+        self._items.append(item)
 
     def _text(self, text: str) -> Iterator[ResponseEvent]:
         place = {"output_index": len(self._items), "content_index": 0}
@@ -256,6 +288,16 @@ def _message(text: str, logprobs: list[TokenLogprob], status: str) -> MessageIte
         "status": status,
         "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}],
     }
+
+
+def _reasoning(text: str) -> ReasoningReply:
+    thought: ReasoningTextReply = {"type": "reasoning_text", "text": text}
+    return {"id": f"rs_{uuid.uuid4().hex}", "type": "reasoning", "summary": [], "content": [thought]}
+
+
+def _said(items: Sequence[OutputItem]) -> bool:
+    """Whether there is more than a thought."""
+    return any(item["type"] != "reasoning" for item in items)
 
 
 def _copy(part: OutputTextReply) -> OutputTextReply:

@@ -13,6 +13,7 @@ from ladle.server.fields.known_fields import Defaults, only, with_known
 from ladle.server.fields.messages import Message
 from ladle.server.fields.output_format import FORMAT_NAME, JsonSchema, ResponseFormat, Schema
 from ladle.server.fields.sampling import MaxTokens, SteeredFields, TopLogprobs
+from ladle.server.fields.thinking import Effort
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.responses.items import Input, Reference, messages_of
@@ -24,6 +25,7 @@ SPELLING = Spelling(
         r"tool_choice\.function\.name": "tool_choice.name",
         r"response_format\.json_schema\.schema": "text.format.schema",
         r"response_format": "text.format",
+        r"reasoning_effort": "reasoning.effort",
         # Calls that are joined move the places of messages.
         r"messages(\[\d+\](\.\w+)*)?": "input",
     }
@@ -193,11 +195,9 @@ class TextConfig(StrictModel):
 
 
 class Reasoning(StrictModel):
-    """``reasoning``; there is none to be asked for, and so nothing to be said of it."""
+    """``reasoning``: how long the thought in front of the answer may be."""
 
-    effort: Annotated[Any, AfterValidator(only("none")), WithJsonSchema({"enum": [None, "none"]})] = Field(
-        None, description="not supported"
-    )
+    effort: Effort | None = Field(None, description="a budget for the thought that the family has a name for")
     context: Unread = UNREAD
     generate_summary: Unread = UNREAD
     mode: Annotated[Any, AfterValidator(only("standard")), WithJsonSchema({"enum": [None, "standard"]})] = Field(
@@ -275,6 +275,7 @@ class ResponsesRequest(ResponsesBase):
             tool_choice=self._chosen(),
             parallel_tool_calls=self.parallel_tool_calls,
             response_format=form,
+            reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
             reported=(self.top_logprobs or 0) if self.logprobs else None,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 from transformers import PreTrainedTokenizerFast
 
 from ladle.guidance.plan import Plan
@@ -9,6 +11,7 @@ from ladle.merging.errors import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
+from ladle.server.engine.requests.thinking import Phase, Placed, Thought
 
 NOT_FINITE = "scores_not_finite"
 """Code of the error of a request that asked for coefficients or strengths under which a model says nothing."""
@@ -20,10 +23,14 @@ class Answer:
     def __init__(self, request: GenerationRequest, tokenizer: PreTrainedTokenizerFast, eos: frozenset[int]) -> None:
         self.request = request
         sampling = request.sampling
-        self._detokenizer = Detokenizer(
-            tokenizer, request.prompt, sampling.stop, sampling.skip_special_tokens, sampling.include_stop
-        )
+        self._tokenizer = tokenizer
+        self._detokenizer = self._answer_after(request.prompt)
         self._eos = eos
+        thinking = request.thinking
+        self._thought = None if thinking is None else Thought(thinking)
+        if thinking is not None:
+            opening = request.prompt if thinking.opened else (*request.prompt, *thinking.open)
+            self._thoughts = Detokenizer(tokenizer, opening, (), sampling.skip_special_tokens)
 
     def push(
         self,
@@ -38,20 +45,11 @@ class Answer:
     ) -> StepOutput:
         """The output for the ``count``-th token; it has a finish reason where a stop rule says so. ``ended``: no text
         can follow, because a grammar says so."""
-        sampling = self.request.sampling
-        reason = None
-        piece = text = ""
-        named = token in sampling.stop_token_ids
-        if (named and not sampling.include_stop) or (token in self._eos and not sampling.ignore_eos and not named):
-            reason, text = "stop", self._detokenizer.finish()
+        reasoning = None
+        if self._thought is None or self._thought.phase is Phase.AFTER:
+            piece, text, reason = self._answered(token, count, ended)
         else:
-            piece, text, stopped = self._detokenizer.push(token, stops=count >= sampling.min_tokens)
-            if stopped:
-                reason = "stop"
-            elif ended or named:
-                reason, text = "stop", text + self._detokenizer.finish()
-            elif count >= sampling.max_tokens:
-                reason, text = "length", text + self._detokenizer.finish()
+            piece, text, reason, reasoning = self._placed(self._thought, token, count, ended)
         return StepOutput(
             request_id=self.request.request_id,
             token=token,
@@ -66,7 +64,61 @@ class Answer:
             completion_tokens=count,
             expert=expert,
             stop=self._detokenizer.stop,
+            reasoning=reasoning,
+            reasoning_tokens=0 if self._thought is None else self._thought.tokens,
         )
+
+    def _answered(self, token: int, count: int, ended: bool) -> tuple[str, str, str | None]:
+        """The text of a token of the answer, what may be shown now, and why the answer ends if it does."""
+        sampling = self.request.sampling
+        named = token in sampling.stop_token_ids
+        if (named and not sampling.include_stop) or (token in self._eos and not sampling.ignore_eos and not named):
+            return "", self._detokenizer.finish(), "stop"
+        piece, text, stopped = self._detokenizer.push(token, stops=count >= sampling.min_tokens)
+        if stopped:
+            return piece, text, "stop"
+        if ended or named:
+            return piece, text + self._detokenizer.finish(), "stop"
+        if count >= sampling.max_tokens:
+            return piece, text + self._detokenizer.finish(), "length"
+        return piece, text, None
+
+    def _placed(self, thought: Thought, token: int, count: int, ended: bool) -> tuple[str, str, str | None, str | None]:
+        """The same of a token that comes before it is known to be the answer's own, with what it adds to the thought.
+        Stop strings and stop tokens do nothing there; what ends a text, ends it there too."""
+        inside, sampling = thought.phase is Phase.INSIDE, self.request.sampling
+        if inside and token in self._eos and not sampling.ignore_eos and thought.forced is None:
+            return "", "", "stop", self._thinks(thought.finish(), closed=True)
+        placed = thought.push(token)
+        text, reason = "", None
+        piece = "" if placed.answer else self._tokenizer.decode([token])
+        for index, own in enumerate(placed.answer):
+            last = index == len(placed.answer) - 1
+            piece, shown, reason = self._answered(own, count if last else min(count, sampling.max_tokens - 1), ended)
+            text += shown
+            if reason is not None:
+                break
+        closed = thought.phase is Phase.AFTER
+        if reason is None and not placed.answer and count >= sampling.max_tokens:
+            reason, closed = "length", True
+            rest = thought.finish()
+            placed = Placed(placed.thought + rest.thought, rest.answer, placed.own)
+            text = "".join(self._detokenizer.push(own, stops=False)[1] for own in rest.answer)
+            text += self._detokenizer.finish()
+        reasoning = None if placed.own else self._thinks(placed, closed)
+        if inside and thought.phase is Phase.AFTER:
+            assert self.request.thinking is not None
+            self._detokenizer = self._answer_after((*self.request.prompt, *self.request.thinking.close))
+        return piece, text, reason, reasoning
+
+    def _thinks(self, placed: Placed, closed: bool) -> str:
+        """What of the thought may be shown now; ``closed``: no more of it comes."""
+        text = "".join(self._thoughts.push(token)[1] for token in placed.thought)
+        return text + self._thoughts.finish() if closed else text
+
+    def _answer_after(self, tokens: Seq[int]) -> Detokenizer:
+        sampling = self.request.sampling
+        return Detokenizer(self._tokenizer, tokens, sampling.stop, sampling.skip_special_tokens, sampling.include_stop)
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""

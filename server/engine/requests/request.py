@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ladle.guidance.plan import Plan, PromptView, Source
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.requests.thinking import Thinking
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class GenerationRequest:
     work: what has been computed for it.
     salt: its state is reused by requests of the same salt only, and theirs by it.
     answer: token ids that the plan's ranking is to judge, where nothing is to be generated.
+    thinking: what keeps the thought in front of the answer apart, and short; a grammar is of the answer alone.
     """
 
     request_id: str
@@ -52,6 +54,7 @@ class GenerationRequest:
     work: Work = field(default_factory=Work, compare=False)
     salt: bytes = b""
     answer: tuple[int, ...] | None = None
+    thinking: Thinking | None = None
 
     @property
     def computing(self) -> tuple[Source, ...]:
@@ -125,6 +128,9 @@ class StepOutput:
     expert: who wrote the token, for plans that route; None for the router itself.
     value: what explicit values say of the text so far, where they were asked about whole blocks.
     score: with the last output, what the plan's ranking says of the answer.
+    reasoning: what the token adds to the thought in front of the answer, as ``text`` is what it adds to the answer;
+        None for a token of the answer. A tag around the thought adds nothing to either.
+    reasoning_tokens: how many tokens of the thought there are so far, without its tags.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
         several.
@@ -149,6 +155,8 @@ class StepOutput:
     queued_s: float | None = None
     stop: str | None = None
     began: Plan | None = None
+    reasoning: str | None = None
+    reasoning_tokens: int = 0
 
     @property
     def base_logprob(self) -> float | None:

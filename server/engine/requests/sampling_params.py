@@ -16,7 +16,7 @@ class SamplingParams:
     temperature: 0 means greedy.
     top_k: 0 means off.
     logit_bias: (token id, bias in logits).
-    stop: strings that end the text and are not part of it.
+    stop: strings that end the text and are not part of it; like stop_token_ids they do nothing within a thought.
     seed: with the position, it decides every draw.
     logprobs: how many top alternatives to report at each position; None reports none.
     prompt_logprobs: report the prompt's own tokens too, all but the first, as if they had been drawn.

@@ -15,6 +15,7 @@ from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.lane_head import LaneHead
 from ladle.server.engine.requests.queue import Ticket
 from ladle.server.engine.requests.request import GenerationRequest, PromptToken
+from ladle.server.engine.requests.thinking import Thought
 
 _arrivals = itertools.count()
 
@@ -103,9 +104,21 @@ class Sequence:
     began: Plan | None = None
     """The plan that took over since the last token, until its first one is there."""
 
+    _thought: Thought | None = None
+
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def thought(self) -> Thought | None:
+        """Where its tokens so far stand in the thought in front of the answer; None where no such thing is looked
+        for."""
+        if self.request.thinking is None:
+            return None
+        if self._thought is None:
+            self._thought = Thought(self.request.thinking)
+        return self._thought.follow(self.output)
 
     def leave_queue(self) -> None:
         """Its turn has come, or it is given up."""

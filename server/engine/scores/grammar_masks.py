@@ -49,14 +49,16 @@ class GrammarMasks:
         grammar = sequence.request.grammar
         if grammar is not None:
             # A sequence that was preempted, or that goes on from a block, has tokens already.
-            self._followed[sequence.slot] = _Followed(sequence, grammar, grammar.start(sequence.output))
+            own = [] if (start := _start(sequence)) is None else sequence.output[start:]
+            self._followed[sequence.slot] = _Followed(sequence, grammar, grammar.start(own))
 
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
-        """Which tokens may come next of those of ``sequences`` that have a grammar.
+        """Which tokens may come next of those of ``sequences`` that have a grammar and whose answer may begin or go on.
 
+        Where a thought may come before the answer, the token that begins its tag may come besides.
         None of them may where the grammar has failed (see ``error``).
         """
-        followed = {s: place for s in sequences if (place := self._of(s)) is not None}
+        followed = {s: place for s in sequences if (place := self._of(s)) is not None and _start(s) is not None}
         for pool, waiting in _by_pool([place for place in followed.values() if place.allowed is None]).items():
             pool.masks([place.position for place in waiting])
             for place in waiting:
@@ -64,13 +66,14 @@ class GrammarMasks:
         return {s: place.allowed for s, place in followed.items() if place.allowed is not None}
 
     def advance(self, sequences: Seq[Sequence], tokens: Seq[int]) -> None:
-        """Follow the drawn tokens of those of ``sequences`` that have a grammar."""
+        """Follow the drawn tokens of those of ``sequences`` that have a grammar, as far as they are of the answer."""
         drawn = dict(zip(sequences, tokens, strict=True))
-        followed = [place for s in sequences if (place := self._of(s)) is not None and place.position.error is None]
+        places = [place for s in sequences if (place := self._of(s)) is not None and place.position.error is None]
+        for place in places:
+            place.allowed = None  # also where a thought begins, whose tag may come no second time
+        followed = [place for place in places if _answers(place.sequence, drawn[place.sequence])]
         for pool, moving in _by_pool(followed).items():
             pool.advance([(place.position, drawn[place.sequence]) for place in moving])
-            for place in moving:
-                place.allowed = None
 
     def ended(self, sequence: Sequence) -> bool:
         """Whether the grammar has come to its end, so that no text can follow."""
@@ -106,7 +109,20 @@ class GrammarMasks:
             if not bits.any():
                 # The library saw neither an error nor an end; that no score is allowed is no fault of the model.
                 place.position.error = too_complex("it came to a dead end: no token may come next")
+            elif (thought := place.sequence.thought) is not None and thought.opening is not None:
+                bits[thought.opening] = True
         return Allowed(send_one(bits, self._device), int(bits.sum()))
+
+
+def _start(sequence: Sequence) -> int | None:
+    """Index of the answer's first token, if that may come next or is there; None before that."""
+    thought = sequence.thought
+    return 0 if thought is None else thought.start if thought.may_answer else None
+
+
+def _answers(sequence: Sequence, token: int) -> bool:
+    thought = sequence.thought
+    return thought is None or thought.answers(token)
 
 
 def _by_pool(followed: Seq[_Followed]) -> dict[GrammarPool, list[_Followed]]:

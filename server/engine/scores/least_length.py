@@ -36,10 +36,11 @@ class LeastLength:
             if len(sequence.output) < sampling.min_tokens:
                 ending = ending_tokens(sampling, self._eos)
                 if ending:
-                    masks[sequence] = self._mask(ending, vocabulary)
+                    masks[sequence] = self.without(ending, vocabulary)
         return masks
 
-    def _mask(self, ending: frozenset[int], vocabulary: int) -> Allowed:
+    def without(self, ending: frozenset[int], vocabulary: int) -> Allowed:
+        """All tokens but those of ``ending``."""
         key = (ending, vocabulary)
         if key not in self._known:
             if len(self._known) >= 64:  # every request may name its own

@@ -21,6 +21,7 @@ from ladle.server.engine.scores.grammar_masks import Allowed, GrammarMasks
 from ladle.server.engine.scores.least_length import LeastLength
 from ladle.server.engine.scores.slot_tables import SlotTables
 from ladle.server.engine.scores.tables import StepInputs, lay_out
+from ladle.server.engine.scores.thought_masks import ThoughtMasks
 from ladle.server.engine.scores.tracer import Tracer
 
 
@@ -58,6 +59,7 @@ class Sampler:
         self._device = device
         self._grammars = GrammarMasks(device)
         self._least = LeastLength(device, eos)
+        self._thoughts = ThoughtMasks(device, self._least, eos)
         self.slots = SlotTables(slots, experts)
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -81,9 +83,10 @@ class Sampler:
             self._counts[slot] = (counts, seen)
 
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
-        """Which tokens may come next of those of ``sequences`` that follow a grammar, or may not end yet; no request
-        asks for both."""
-        return {**self._grammars.allowed(sequences, vocabulary), **self._least.allowed(sequences, vocabulary)}
+        """Which tokens may come next of those of ``sequences`` that follow a grammar, or may not end yet (no request
+        asks for both), or whose thought is long enough."""
+        masks = {**self._grammars.allowed(sequences, vocabulary), **self._least.allowed(sequences, vocabulary)}
+        return {**masks, **self._thoughts.allowed(sequences, vocabulary)}
 
     def draw(
         self,

@@ -153,7 +153,7 @@ def _recordable(sequence: Sequence) -> bool:
     """Whether there is nothing between the sum of few sources and the draw of ``sequence``, and nobody asks for more
     than the token. Experts may be among the sources if each has computed what it lacks when it is chosen."""
     plan, params = sequence.request.plan, sequence.request.sampling
-    more = (plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar)
+    more = (plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar, sequence.request.thinking)
     if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
         return False
     if plan.routing is not None and (plan.routing.top != 1 or any(lane.lazy for lane in sequence.lanes)):

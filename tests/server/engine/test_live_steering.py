@@ -11,7 +11,7 @@ from guided_requests import ROOMY, World
 from routed_folder import write_routed_family
 from routed_requests import request as routed
 from routed_requests import steerings as routings
-from seeds import fresh_seed
+from seeds import continued_seed, fresh_seed
 from tiny_engine import Collector, alone, assert_idle, build, drain, make_request, random_prompt, serve
 
 from ladle.guidance.plan import Plan, ScheduledPlan
@@ -21,8 +21,6 @@ from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 
-_MASK = (1 << 64) - 1
-_POSITION = 0xD1342543DE82EF95
 METHODS = (
     "base",
     "rewarded_soup",
@@ -48,32 +46,10 @@ def engine(world: World) -> Engine:
     return build(world.family, **ROOMY)
 
 
-def _mixed(x: int) -> int:
-    """The finaliser of splitmix64."""
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
-    return x ^ (x >> 31)
-
-
-def _unmixed(x: int) -> int:
-    """Its inverse."""
-    x ^= (x >> 31) ^ (x >> 62)
-    x = x * pow(0x94D049BB133111EB, -1, 1 << 64) & _MASK
-    x ^= (x >> 27) ^ (x >> 54)
-    x = x * pow(0xBF58476D1CE4E5B9, -1, 1 << 64) & _MASK
-    return x ^ (x >> 30) ^ (x >> 60)
-
-
-def _continued(seed: int, position: int) -> int:
-    """The seed whose draws, from position 0 on, are those of ``seed`` from ``position`` on."""
-    golden = 0x9E3779B97F4A7C15
-    return (_unmixed((_mixed((seed + golden) & _MASK) + position * _POSITION) & _MASK) - golden) & _MASK
-
-
 def _fresh(request: GenerationRequest, plan: Plan, said: Sequence[int], most: int) -> GenerationRequest:
     """A request for ``most`` tokens of what is left of the answer: the text so far is part of its prompt, in every
     view."""
-    left = replace(request.sampling, max_tokens=most, seed=_continued(request.sampling.seed, len(said)))
+    left = replace(request.sampling, max_tokens=most, seed=continued_seed(request.sampling.seed, len(said)))
     views = {view: (*ids, *said) for view, ids in request.views.items()}
     return replace(request, request_id="fresh", prompt=(*request.prompt, *said), plan=plan, sampling=left, views=views)
 

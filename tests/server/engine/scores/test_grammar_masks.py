@@ -38,7 +38,7 @@ class Pool:
 
 def sequence_of(pool: Pool) -> Any:
     grammar = SimpleNamespace(pool=pool, start=lambda tokens: Position(GrammarSpec("regex", "a"), list(tokens), 1))
-    return Running(slot=0, output=[], request=SimpleNamespace(grammar=grammar))
+    return Running(slot=0, output=[], thought=None, request=SimpleNamespace(grammar=grammar))
 
 
 @pytest.mark.parametrize(("ids", "dead"), [({3, 7}, False), (set(), True), ({25}, True), ({3, 25}, False)])

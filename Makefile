@@ -4,14 +4,15 @@
 #   make bench   measure, on this machine
 #   make kernels every kernel in every configuration, compiled for every GPU that we name; needs none of them
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
-#   make docs    every command and program of README and docs, on a fresh server; takes minutes
+#   make docs    the site, and every command and program of README and docs, on a fresh server; takes minutes
+#   make site    the documentation with a reference of the API, as a site in build/site
 #   make conformance   clients that need an environment of their own, against a server. Fetches them, takes minutes
 #   make ray     two replicas on Ray Serve, one of them killed; other people's clients in front of one. Fetches Ray, takes minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench docs kernels gpu ray conformance clean
+.PHONY: demo test lint format bench docs site kernels gpu ray conformance clean
 
 demo:
 	@$(PYTHON) tools/environment.py server
@@ -41,9 +42,15 @@ bench:
 	$(BIN)/ladle bench serve
 	$(BIN)/ladle bench merge
 
-docs:
+docs: site
 	@$(PYTHON) tools/environment.py dev
 	@$(BIN)/python tools/docs.py
+
+# The notice that is turned off is of the generator's future, and ends no build.
+site:
+	@$(PYTHON) tools/environment.py docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html is the documentation"
 
 kernels:
 	@$(PYTHON) tools/environment.py dev

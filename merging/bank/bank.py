@@ -75,12 +75,14 @@ class Bank:
         total = sum(out_features)
         start = 0
         for path, rows in zip(paths, out_features, strict=True):
+            # Every module has its rows of B; a member adds rank columns to each module that it touches.
             first = len(columns)
             for position, name in enumerate(self.members):
                 factors = self._factors[name].get(path) if name in self._factors else None
                 if factors is None:
                     continue
                 rank = factors.a.shape[0]
+                # Block structure: a module's B is zero on the outputs of its neighbours, which share the input.
                 scaled = torch.zeros(total, rank, dtype=torch.float64)
                 scaled[start : start + rows] = factors.b.double() * factors.scale
                 shrink.append(factors.a.double())

@@ -107,8 +107,10 @@ class GatedGroup:
         shrink = expand = None
         if factors is not None:
             factors = factors.padded(self.total)
+            # Concatenated LoRA: A of all members below W, B beside it, and one coefficient per rank column between.
             shrink, expand = factors.shrink.to(weight), factors.expand.to(weight)
             self.pattern = gate.pattern(factors.columns.to(weight.device), head)
+        # Int8 weights have no other form; reproducible rows must take one path, however many of them come.
         tiled_rows = dispatch.ALL_ROWS if quantized or (reproducible and tiled_rows) else tiled_rows
         self.tiled = dispatch.tiled_product(
             weight, bias, shrink, expand, activation_dtype, tiled_rows, exact and not quantized, quantized
@@ -133,6 +135,7 @@ class GatedGroup:
         reproducible: bool,
     ) -> None:
         if shrink is not None and expand is not None:
+            # One GEMM computes the base outputs and the LoRA down-projection A x.
             weight = torch.cat([weight, shrink])
             bias = None if bias is None else torch.cat([bias, bias.new_zeros(shrink.shape[0])])
             self.expand = dispatch.PackedLinear(expand, None, self.dtype, reproducible)
@@ -156,6 +159,7 @@ class GatedGroup:
         y = self.product(rows)
         if self.expand is None:
             return y
+        # The first columns are W x + b, the others A x.
         base = y[:, : self.total]
         if not merges:
             return base
@@ -174,6 +178,7 @@ class GatedGroup:
             return y.view(*x.shape[:-1], y.shape[-1])
         if x is not self._input or self._outputs[position] is None:
             y = self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
+            # The first layer of a group that is called computes for all; the others take their slice of the same input.
             self._input = x
             self._outputs = list(y.split(self.outputs, dim=-1))
         output = self._outputs[position]
@@ -266,6 +271,7 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
+    # Layers under one parent that were given the very same tensor can be one product.
     groups: dict[tuple[str, int], list[str]] = {}
     for parent, tensor, path in seen:
         # `seen` keeps the tensors alive, so an id names one tensor.
@@ -308,6 +314,7 @@ def install(
         linears = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
         split = splits.get(paths[0])
+        # Under tensor parallelism a layer has its shard of W already; factors are stacked whole and sharded alike.
         times = split.exchange.size if split is not None and split.by_output else 1
         outputs: list[int] = [times * linear.out_features for linear in linears]  # type: ignore[misc,operator]
         factors = bank.stack(paths, outputs, torch.float64)

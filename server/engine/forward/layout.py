@@ -89,6 +89,7 @@ class HostLayout:
             numbers: 0, 1, 2, ... int64 on that device, as many as a group may have keys.
             ids: [tokens] token ids there, required where the layout has none of its own.
         """
+        # Flatten all arrays, copy them in one transfer, and take them out of the iterator in the same order.
         own = [self.positions, self.slot_mapping]
         own += [array for array in (self.ids, self.logits_indices) if array is not None]
         own += [self.rows] if self.merged else []

@@ -79,8 +79,16 @@ class ToolCall(Response):
 
 
 class Choice(Response):
-    """One continuation. ``tokens`` is None unless the request asked for a trace or logprobs; ``tool_calls`` unless it
-    calls functions, and then ``text`` is what stands beside them; ``score`` unless answers were ranked."""
+    """One continuation.
+
+    Attributes:
+        index: its place among the choices of the request.
+        text: what was said; beside calls of functions, what stands next to them.
+        finish_reason: why it ended, such as ``stop`` or ``length``.
+        score: what it was ranked by; None unless answers were ranked.
+        tokens: token by token; None unless the request asked for a trace or logprobs.
+        tool_calls: the functions that it calls; None where it calls none.
+    """
 
     index: int = 0
     text: str = ""
@@ -99,10 +107,16 @@ class Usage(Response):
 
 
 class Source(Response):
-    """What took part in the score: its weight there, and the members its own weights were merged from.
+    """What took part in the score.
 
-    ``model`` names another model than the base, ``prompt`` a view of the prompt of its own, ``head`` the heads that
-    were merged for an explicit value.
+    Attributes:
+        name: as traces call it.
+        role: ``base``, ``merged``, ``guide``, ``reference``, ``policy``, ``value``, ``router``, ``expert``, ...
+        weight: its weight in the score.
+        coefficients: of the members that its own weights were merged from, by name.
+        model: the name of another model than the base; None for the base.
+        prompt: a view of the prompt of its own; None where it sees the request's.
+        head: the weights of the heads that were merged for an explicit value, by member.
     """
 
     name: str
@@ -131,8 +145,15 @@ class Diagnostics(Response):
 
 
 class Outcome(Response):
-    """What a target is expected to come to for one objective: a quantile of the rewards that calibration saw, with two
-    standard errors around, and the mean reward. ``wanted`` is None for an objective that was left free."""
+    """What a target is expected to come to for one objective.
+
+    Attributes:
+        wanted: the quantile that was asked for; None for an objective that was left free.
+        quantile: what is expected, as a quantile of the rewards that calibration saw.
+        low: ``quantile`` less two standard errors.
+        high: ``quantile`` and two standard errors.
+        reward: the mean reward that is expected.
+    """
 
     wanted: float | None = None
     quantile: float
@@ -153,13 +174,23 @@ class SteeringPart(Response):
 
 
 class SteeringReport(Response):
-    """How a request was steered, as the server understood it.
+    """How a request was steered, as the server understood it. Where steering changed on the way, all but ``parts`` is
+    of the first plan.
 
-    ``preference`` is normalised to sum 1, whatever the request said. Where a method routes, ``routing`` has its options
-    and ``experts`` the share of tokens that each of them wrote. With a target, ``preference`` is what was found for it
-    and ``target`` what that is expected to get. ``rank`` says what answers were judged by; ``diagnostics`` are there
-    with a trace. Where the steering changed on the way, ``parts`` says what steered from where on; the rest is of the
-    first plan.
+    Attributes:
+        method: its name.
+        preference: weights by objective, normalised to sum 1 whatever the request said; with a target, what was found.
+        coefficients: the merge coefficients by member.
+        base_share: 1 minus the sum of the coefficients.
+        normalize: as requested.
+        sources: what took part in the score.
+        warnings: what was ignored or may surprise.
+        target: what is expected of the preference that was found for a target, by objective.
+        routing: the options of a method that routes.
+        experts: the share of tokens that each expert wrote.
+        parts: what steered from where on, where steering changed.
+        rank: what answers were judged by.
+        diagnostics: traces summed up; None without a trace.
     """
 
     method: str
@@ -178,8 +209,13 @@ class SteeringReport(Response):
 
 
 class SteeringChange(Response):
-    """What ``steer`` did: ``steering`` is in force from now on, and ``tokens`` says how many each choice had before;
-    None for one that had ended."""
+    """What ``steer`` did.
+
+    Attributes:
+        id: of the answer.
+        tokens: how many tokens each choice had before; None for one that had ended.
+        steering: what is in force from now on.
+    """
 
     id: str
     tokens: list[int | None]
@@ -243,8 +279,14 @@ class ScorePart(Response):
 
 
 class ScoredText(Response):
-    """How good the text ``index`` of a request is: the greater ``score``, the better. ``parts`` are empty where it is
-    the text's log-probability."""
+    """How good one text of a request is.
+
+    Attributes:
+        index: its place among the texts.
+        score: the greater, the better.
+        tokens: how many it has.
+        parts: what each source says of it; empty where the score is the text's log-probability.
+    """
 
     index: int
     score: float
@@ -301,8 +343,16 @@ class MethodStatus(Response):
 
 
 class Member(Response):
-    """One fine-tuned member of a family. ``rank`` is None for full checkpoints; what it was trained for is one
-    ``objective``, or ``rewards``, weights in the order of the family's objectives."""
+    """One fine-tuned member of a family.
+
+    Attributes:
+        name: its name in the family.
+        kind: ``backbone``, ``policy``, ``value``, ``expert`` or ``router``.
+        rank: of its low-rank factors; None for full checkpoints.
+        parameters: how many numbers it has.
+        objective: the one objective that it was trained for, if it was one.
+        rewards: else the weights it was trained for, in the order of the family's objectives.
+    """
 
     name: str
     kind: str
@@ -313,8 +363,13 @@ class Member(Response):
 
 
 class Calibration(Response):
-    """What targets are possible: quantiles of the rewards of ``answers`` answers, from least to greatest by objective;
-    with the method and options of ``steering``."""
+    """What targets are possible.
+
+    Attributes:
+        steering: method and options that calibration was measured with.
+        answers: how many answers it saw.
+        reachable: the least and the greatest quantile of their rewards that can be reached, by objective.
+    """
 
     steering: dict[str, Any]
     answers: int

@@ -380,7 +380,7 @@ def usage(job: Job, last: Sequence[StepOutput]) -> Usage:
 
 
 def usage_so_far(job: Job, seen: Mapping[int, StepOutput]) -> Usage:
-    """The same of an answer that still grows; ``seen``: the newest output of each sequence that has one."""
+    """OpenAI's ``usage`` of an answer that still grows; ``seen``: the newest output of each sequence that has one."""
     completion = sum(output.completion_tokens for output in seen.values())
     firsts = [seen.get(index * job.choices) for index in range(len(job.prompts))]
     return _usage(job.prompt_tokens, completion, sum(first.cached_tokens for first in firsts if first is not None))

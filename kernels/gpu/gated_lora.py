@@ -1,6 +1,6 @@
 """Low-rank deltas with coefficients of their own in every row, added onto a base product: two launches for a batch.
 
-y += ((x A^T) * c) B^T with one coefficient a row and rank column (the bank of ``merging.bank``). ``shrink`` cuts the
+y += ((x A^T) * c) B^T with one coefficient per row and rank column (the bank of ``merging.bank``). ``shrink`` cuts the
 inner dimension into parts that run side by side, for a product with so few outputs would leave a GPU idle; ``expand``
 sums the parts, scales, multiplies and adds. How a row is cut and summed follows from the shapes of the weights, not
 from the number of rows, and a rank block whose coefficients are all 0 adds nothing: so a row's values do not depend on

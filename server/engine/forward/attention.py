@@ -41,13 +41,18 @@ def bucket_blocks(blocks: int) -> int:
 
 @dataclass
 class AttentionGroup:
-    """Queries that attend in one call: the tokens ``start`` to ``stop`` of the row.
+    """Queries that attend in one call.
 
-    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``left_padding`` first and some
-    last of them padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill;
-    ``keys`` [blocks * BLOCK_SIZE] int64: 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE]: the places of the keys where
-    they do not follow their blocks. ``visible`` [tile, blocks * BLOCK_SIZE] bool: what a query may see of the keys at
-    or before its own place, None for all of them; candidates at one place see themselves and not each other.
+    Attributes:
+        start: the first of its tokens in the flat batch.
+        stop: the one after the last.
+        left_padding: how many of the first queries are padding; some of the last may be too.
+        positions: [tiles, tile] int64, places of the queries in their sequences.
+        table: [tiles or 1, blocks] int64, KV blocks; one row is shared by all tiles of a prefill.
+        keys: [blocks * BLOCK_SIZE] int64, 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE], the places of the keys where
+            they do not follow their blocks.
+        visible: [tile, blocks * BLOCK_SIZE] bool, what a query may see of the keys at or before its own place, None for
+            all of them; candidates at one place see themselves and not each other.
     """
 
     start: int
@@ -81,8 +86,12 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class TokenPlaces:
-    """Where each token of a row is: ``tables`` [tokens] its row of the block table ``blocks`` [lanes, blocks],
-    ``positions`` [tokens] its place in its sequence; int64. It sees what its blocks hold before that place, and itself.
+    """Where each token of a row is. It sees what its blocks hold before that place, and itself.
+
+    Attributes:
+        blocks: [lanes, blocks] int64, the block table.
+        tables: [tokens] int64, the row of the block table that is the token's.
+        positions: [tokens] int64, its place in its sequence.
     """
 
     blocks: NDArray[np.int64]

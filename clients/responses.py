@@ -82,8 +82,6 @@ class Choice(Response):
     """One continuation.
 
     Attributes:
-        index: its place among the choices of the request.
-        text: what was said; beside calls of functions, what stands next to them.
         finish_reason: why it ended, such as ``stop`` or ``length``.
         score: what it was ranked by; None unless answers were ranked.
         tokens: token by token; None unless the request asked for a trace or logprobs.
@@ -110,9 +108,7 @@ class Source(Response):
     """What took part in the score.
 
     Attributes:
-        name: as traces call it.
         role: ``base``, ``merged``, ``guide``, ``reference``, ``policy``, ``value``, ``router``, ``expert``, ...
-        weight: its weight in the score.
         coefficients: of the members that its own weights were merged from, by name.
         model: the name of another model than the base; None for the base.
         prompt: a view of the prompt of its own; None where it sees the request's.
@@ -178,13 +174,8 @@ class SteeringReport(Response):
     of the first plan.
 
     Attributes:
-        method: its name.
         preference: weights by objective, normalised to sum 1 whatever the request said; with a target, what was found.
-        coefficients: the merge coefficients by member.
         base_share: 1 minus the sum of the coefficients.
-        normalize: as requested.
-        sources: what took part in the score.
-        warnings: what was ignored or may surprise.
         target: what is expected of the preference that was found for a target, by objective.
         routing: the options of a method that routes.
         experts: the share of tokens that each expert wrote.
@@ -209,12 +200,8 @@ class SteeringReport(Response):
 
 
 class SteeringChange(Response):
-    """What ``steer`` did.
-
-    Attributes:
-        id: of the answer.
-        tokens: how many tokens each choice had before; None for one that had ended.
-        steering: what is in force from now on.
+    """What ``steer`` did: ``steering`` is in force from now on, and ``tokens`` says how many each choice had before;
+    None for one that had ended.
     """
 
     id: str
@@ -279,13 +266,8 @@ class ScorePart(Response):
 
 
 class ScoredText(Response):
-    """How good one text of a request is.
-
-    Attributes:
-        index: its place among the texts.
-        score: the greater, the better.
-        tokens: how many it has.
-        parts: what each source says of it; empty where the score is the text's log-probability.
+    """How good the text ``index`` of a request is: the greater ``score``, the better. ``parts`` are empty where it is
+    the text's log-probability.
     """
 
     index: int
@@ -346,10 +328,8 @@ class Member(Response):
     """One fine-tuned member of a family.
 
     Attributes:
-        name: its name in the family.
         kind: ``backbone``, ``policy``, ``value``, ``expert`` or ``router``.
         rank: of its low-rank factors; None for full checkpoints.
-        parameters: how many numbers it has.
         objective: the one objective that it was trained for, if it was one.
         rewards: else the weights it was trained for, in the order of the family's objectives.
     """
@@ -363,12 +343,8 @@ class Member(Response):
 
 
 class Calibration(Response):
-    """What targets are possible.
-
-    Attributes:
-        steering: method and options that calibration was measured with.
-        answers: how many answers it saw.
-        reachable: the least and the greatest quantile of their rewards that can be reached, by objective.
+    """What targets are possible: quantiles of the rewards of ``answers`` answers, from least to greatest by objective;
+    with the method and options of ``steering``.
     """
 
     steering: dict[str, Any]

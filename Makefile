@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made on first use with the versions of constraints.txt.
 #   make demo    serve the built-in family, see one prompt answered under several preferences (CI=1: stop after that)
 #   make test    style, types, tests
+#   make coverage   the tests once more, and which lines they run: a table, and build/coverage/index.html
 #   make bench   measure, on this machine
 #   make kernels every kernel in every configuration, compiled for every GPU that we name; needs none of them
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench docs site kernels gpu ray conformance clean
+.PHONY: demo test coverage lint format bench docs site kernels gpu ray conformance clean
 
 demo:
 	@$(PYTHON) tools/environment.py server
@@ -21,6 +22,14 @@ demo:
 # Two processes: most of a test is Python, which uses one core at a time.
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal $(if $(LADLE_TEST_SEED),--hypothesis-seed=$(LADLE_TEST_SEED))
+
+# Not in `make test`: it makes the tests two fifths slower, see CONTRIBUTING.md.
+coverage:
+	@$(PYTHON) tools/environment.py dev
+	@$(PYTHON) tools/environment.py coverage
+	rm -rf build/coverage
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report= $(TESTS)
+	@$(BIN)/python tools/coverage_table.py
 
 lint:
 	@$(PYTHON) tools/environment.py dev

@@ -1,6 +1,6 @@
 """Make .venv with what a task needs, unless it is there already.
 
-    python3 tools/environment.py server        # or dev, gpu, ray, docs: an extra of pyproject.toml
+    python3 tools/environment.py server        # or dev, gpu, ray, docs, coverage: an extra of pyproject.toml
 
 Runs on any Python 3, so that a wrong version ends in a sentence and not in a syntax error. The versions are those of
 constraints.txt. Nothing is installed again unless that file or pyproject.toml has changed.
@@ -27,6 +27,7 @@ INCLUDED = {
     "gpu": {"server", "gpu"},
     "ray": {"server", "ray"},
     "docs": {"docs"},
+    "coverage": {"server", "dev", "coverage"},
 }
 
 
@@ -94,7 +95,9 @@ def main() -> None:
     ]
     subprocess.run([*install, "-e", f"{ROOT}[{extra}]"], check=True)
     if "server" in INCLUDED[extra]:
-        subprocess.run([*install, "--no-deps", BASE_MODEL, *([HARNESS] if extra == "dev" else [])], check=True)
+        subprocess.run(
+            [*install, "--no-deps", BASE_MODEL, *([HARNESS] if "dev" in INCLUDED[extra] else [])], check=True
+        )
     with open(STAMP, "w") as file:
         file.write(" ".join([fingerprint(), *sorted(have | INCLUDED[extra])]))
 

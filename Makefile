@@ -1,10 +1,12 @@
 # Everything runs in .venv, which is made on first use with the versions of constraints.txt.
 #   make demo    serve the built-in family, see one prompt answered under several preferences (CI=1: stop after that)
 #   make test    style, types, tests
+#   make coverage   the tests once more, and which lines they run: a table, and build/coverage/index.html
 #   make bench   measure, on this machine
 #   make kernels every kernel in every configuration, compiled for every GPU that we name; needs none of them
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
-#   make docs    every command and program of README and docs, on a fresh server; takes minutes
+#   make docs    the site, and every command and program of README and docs, on a fresh server; takes minutes
+#   make site    the documentation with a reference of the API, as a site in build/site
 #   make conformance   clients that need an environment of their own, against a server, and layouts of quantised weights
 #                against the packages that write them. Fetches all of these, takes minutes
 #   make ray     two replicas on Ray Serve, one of them killed; other people's clients in front of one. Fetches Ray, takes minutes
@@ -12,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench docs kernels gpu ray conformance clean
+.PHONY: demo test coverage lint format bench docs site kernels gpu ray conformance clean
 
 demo:
 	@$(PYTHON) tools/environment.py server
@@ -21,6 +23,14 @@ demo:
 # Two processes: most of a test is Python, which uses one core at a time.
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal $(if $(LADLE_TEST_SEED),--hypothesis-seed=$(LADLE_TEST_SEED))
+
+# Not in `make test`: it makes the tests two fifths slower, see CONTRIBUTING.md.
+coverage:
+	@$(PYTHON) tools/environment.py dev
+	@$(PYTHON) tools/environment.py coverage
+	rm -rf build/coverage
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report= $(TESTS)
+	@$(BIN)/python tools/coverage_table.py
 
 lint:
 	@$(PYTHON) tools/environment.py dev
@@ -42,9 +52,15 @@ bench:
 	$(BIN)/ladle bench serve
 	$(BIN)/ladle bench merge
 
-docs:
+docs: site
 	@$(PYTHON) tools/environment.py dev
 	@$(BIN)/python tools/docs.py
+
+# The notice that is turned off is of the generator's future, and ends no build.
+site:
+	@$(PYTHON) tools/environment.py docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html is the documentation"
 
 kernels:
 	@$(PYTHON) tools/environment.py dev

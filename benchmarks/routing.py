@@ -105,7 +105,7 @@ class _Answers:
 
 
 def _with_full_experts(family: Family, folder: Path) -> Path:
-    """The same experts as full checkpoints, under the same router."""
+    """A copy of ``family`` in ``folder`` whose experts are full checkpoints, under the same router."""
     assert family.router is not None
     lines = [f"name = {json.dumps(family.name)}", "objectives = []", "[base]"]
     lines.append(f"model = {json.dumps(str(family.base_path))}")

@@ -17,21 +17,17 @@ from ladle.clients.errors import (
     UnreachableError,
     UsageError,
 )
+from ladle.clients.family_responses import Calibration, Family, Member, MethodStatus, Model
 from ladle.clients.payload import Message, Options
 from ladle.clients.responses import (
     Alternative,
     BegunPart,
-    Calibration,
     CalledFunction,
     Choice,
     CoefficientsReport,
     CompletionTokensDetails,
     Diagnostics,
-    Family,
     Generation,
-    Member,
-    MethodStatus,
-    Model,
     Outcome,
     ScoredText,
     ScorePart,

@@ -9,8 +9,9 @@ import httpx
 
 from ladle.clients.calls import Call, Calls, Exchange
 from ladle.clients.connection import Connection
+from ladle.clients.family_responses import Family, Model
 from ladle.clients.payload import Message, Options, as_messages, lists_tokens
-from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores
+from ladle.clients.responses import CoefficientsReport, Generation, Scores
 from ladle.clients.retry import RetryPolicy
 from ladle.clients.stream import AsyncStream
 
@@ -20,6 +21,7 @@ _T = TypeVar("_T")
 class AsyncClient:
     """A client of one Ladle server. Close it, or use it as a context manager.
 
+    Examples:
         >>> import asyncio
         >>> from ladle.clients import AsyncClient
         >>> async def main():
@@ -65,16 +67,17 @@ class AsyncClient:
     ) -> Generation | AsyncStream:
         """Answer a conversation, in the model's chat format.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         history = [{"role": "user", "content": "Tell me about rain."}]
-        ...         reply = await ladle.chat(history, preference={"positive": 1}, method="bone_soup", seed=7)
-        ...         history += [reply.message, {"role": "user", "content": "And about snow?"}]
-        ...         print(reply.text, reply.steering.preference)
-        >>> asyncio.run(main())
-        Rain is lovely. {'positive': 1.0}
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         history = [{"role": "user", "content": "Tell me about rain."}]
+            ...         reply = await ladle.chat(history, preference={"positive": 1}, method="bone_soup", seed=7)
+            ...         history += [reply.message, {"role": "user", "content": "And about snow?"}]
+            ...         print(reply.text, reply.steering.preference)
+            >>> asyncio.run(main())
+            Rain is lovely. {'positive': 1.0}
 
         Takes what ``Client.chat`` takes and raises what it raises; with ``stream`` it gives an ``AsyncStream``.
         """
@@ -91,19 +94,20 @@ class AsyncClient:
     ) -> Generation | AsyncStream:
         """Continue a text as it stands, without a chat format.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         stream = await ladle.generate("Once", preference={"simple": 1}, stream=True, trace=True)
-        ...         async with stream:
-        ...             async for token in stream:
-        ...                 print(repr(token.text), token.token.shift)
-        >>> asyncio.run(main())
-        ' upon' 0.25
-        ' a' 0.5
-        ' time' 0.0
-        '.' 0.125
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         stream = await ladle.generate("Once", preference={"simple": 1}, stream=True, trace=True)
+            ...         async with stream:
+            ...             async for token in stream:
+            ...                 print(repr(token.text), token.token.shift)
+            >>> asyncio.run(main())
+            ' upon' 0.25
+            ' a' 0.5
+            ' time' 0.0
+            '.' 0.125
 
         Takes what ``chat`` takes and raises what it raises.
         """
@@ -124,14 +128,15 @@ class AsyncClient:
     ) -> Scores:
         """How good given texts are as answers to a prompt: what ``rank`` says of answers that the server makes.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         found = await ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", method="bone_soup")
-        ...         return [text.score for text in found.scores]
-        >>> asyncio.run(main())
-        [-1.5, -2.5]
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         found = await ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", method="bone_soup")
+            ...         return [text.score for text in found.scores]
+            >>> asyncio.run(main())
+            [-1.5, -2.5]
 
         Takes what ``Client.score`` takes and raises what it raises.
         """
@@ -148,13 +153,14 @@ class AsyncClient:
     ) -> CoefficientsReport:
         """The member weights a preference becomes, without generating anything.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         return (await ladle.coefficients({"positive": 1}, method="bone_soup")).coefficients
-        >>> asyncio.run(main())
-        {'bone-positive': 1.75, 'bone-concise': -0.75}
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         return (await ladle.coefficients({"positive": 1}, method="bone_soup")).coefficients
+            >>> asyncio.run(main())
+            {'bone-positive': 1.75, 'bone-concise': -0.75}
 
         Takes what ``Client.coefficients`` takes and raises what it raises.
         """
@@ -163,26 +169,28 @@ class AsyncClient:
     async def families(self) -> list[Family]:
         """The families this server has.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         return [family.name for family in await ladle.families()]
-        >>> asyncio.run(main())
-        ['demo']
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         return [family.name for family in await ladle.families()]
+            >>> asyncio.run(main())
+            ['demo']
         """
         return await self._run(self._calls.families())
 
     async def family(self, name: str) -> Family:
         """One family: its objectives, members, and which methods it can serve and why not.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         return (await ladle.family("demo")).methods["mage"].reason
-        >>> asyncio.run(main())
-        'the family has no value models'
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         return (await ladle.family("demo")).methods["mage"].reason
+            >>> asyncio.run(main())
+            'the family has no value models'
 
         Raises:
             NotFoundError: there is none of that name.
@@ -192,39 +200,42 @@ class AsyncClient:
     async def models(self) -> list[Model]:
         """What may be given as ``model``: families and presets.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         return [model.id for model in await ladle.models()]
-        >>> asyncio.run(main())
-        ['demo', 'cheerful']
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         return [model.id for model in await ladle.models()]
+            >>> asyncio.run(main())
+            ['demo', 'cheerful']
         """
         return await self._run(self._calls.models())
 
     async def health(self) -> bool:
         """Whether the server is alive; False if it cannot be reached.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         return await ladle.health()
-        >>> asyncio.run(main())
-        True
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         return await ladle.health()
+            >>> asyncio.run(main())
+            True
         """
         return await self._run(self._calls.answers("/health"))
 
     async def ready(self) -> bool:
         """Whether the server takes requests: not while it loads, drains, or cannot be reached.
 
-        >>> import asyncio
-        >>> from ladle.clients import AsyncClient
-        >>> async def main():
-        ...     async with AsyncClient() as ladle:
-        ...         return await ladle.ready()
-        >>> asyncio.run(main())
-        True
+        Examples:
+            >>> import asyncio
+            >>> from ladle.clients import AsyncClient
+            >>> async def main():
+            ...     async with AsyncClient() as ladle:
+            ...         return await ladle.ready()
+            >>> asyncio.run(main())
+            True
         """
         return await self._run(self._calls.answers("/ready"))
 

@@ -20,8 +20,9 @@ from ladle.clients.errors import (
     error_from_status,
     error_from_transport,
 )
+from ladle.clients.family_responses import Family, Model
 from ladle.clients.payload import Message, Options, coefficients_body, generation_body, score_body
-from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores, parse, parse_list
+from ladle.clients.responses import CoefficientsReport, Generation, Scores, parse, parse_list
 from ladle.clients.retry import RETRIED_STATUSES, RetryPolicy, is_worth_repeating, retry_after_seconds
 
 

@@ -13,8 +13,8 @@ from ladle.clients.arguments import not_among, parse_preference, slip_of
 from ladle.clients.client import Client
 from ladle.clients.display import complain, describe_steering, messages, output, pairs
 from ladle.clients.errors import LadleError, NotFoundError, UsageError
+from ladle.clients.family_responses import Family
 from ladle.clients.painter import Painter
-from ladle.clients.responses import Family
 from ladle.clients.stream import Stream
 
 HELP = """\

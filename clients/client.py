@@ -9,8 +9,9 @@ import httpx
 
 from ladle.clients.calls import Call, Calls, Exchange
 from ladle.clients.connection import Connection
+from ladle.clients.family_responses import Family, Model
 from ladle.clients.payload import Message, Options, as_messages, lists_tokens
-from ladle.clients.responses import CoefficientsReport, Family, Generation, Model, Scores
+from ladle.clients.responses import CoefficientsReport, Generation, Scores
 from ladle.clients.retry import RetryPolicy
 from ladle.clients.stream import Stream
 
@@ -20,6 +21,7 @@ _T = TypeVar("_T")
 class Client:
     """A client of one Ladle server. Safe to share between threads; close it, or use it as a context manager.
 
+    Examples:
         >>> from ladle.clients import Client
         >>> with Client("http://localhost:8000") as ladle:
         ...     reply = ladle.chat("Tell me about rain.", preference={"positive": 0.8, "concise": 0.2})
@@ -60,13 +62,14 @@ class Client:
     ) -> Generation | Stream:
         """Answer a conversation, in the model's chat format.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     history = [{"role": "user", "content": "Tell me about rain."}]
-        ...     reply = ladle.chat(history, preference={"positive": 1}, method="bone_soup", max_tokens=64, seed=7)
-        ...     history += [reply.message, {"role": "user", "content": "And about snow?"}]
-        ...     print(reply.text, reply.steering.preference)
-        Rain is lovely. {'positive': 1.0}
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     history = [{"role": "user", "content": "Tell me about rain."}]
+            ...     reply = ladle.chat(history, preference={"positive": 1}, method="bone_soup", max_tokens=64, seed=7)
+            ...     history += [reply.message, {"role": "user", "content": "And about snow?"}]
+            ...     print(reply.text, reply.steering.preference)
+            Rain is lovely. {'positive': 1.0}
 
         Args:
             prompt: what the user says, or the messages so far.
@@ -87,14 +90,15 @@ class Client:
     def generate(self, prompt: str, *, stream: bool = False, **options: Unpack[Options]) -> Generation | Stream:
         """Continue a text as it stands, without a chat format.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     for token in ladle.generate("Once", preference={"simple": 1}, stream=True, trace=True):
-        ...         print(repr(token.text), token.token.shift)
-        ' upon' 0.25
-        ' a' 0.5
-        ' time' 0.0
-        '.' 0.125
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     for token in ladle.generate("Once", preference={"simple": 1}, stream=True, trace=True):
+            ...         print(repr(token.text), token.token.shift)
+            ' upon' 0.25
+            ' a' 0.5
+            ' time' 0.0
+            '.' 0.125
 
         Takes what ``chat`` takes and raises what it raises.
         """
@@ -115,11 +119,12 @@ class Client:
     ) -> Scores:
         """How good given texts are as answers to a prompt: what ``rank`` says of answers that the server makes.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     found = ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", preference={"positive": 1})
-        ...     [text.score for text in found.scores]
-        [-1.5, -2.5]
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     found = ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", preference={"positive": 1})
+            ...     [text.score for text in found.scores]
+            [-1.5, -2.5]
 
         Args:
             prompt: a text that is continued, or the messages that are answered.
@@ -128,7 +133,9 @@ class Client:
                 weighed by the preference.
             per: ``token`` to divide by the tokens of a text, default ``answer``.
             end: count the token that ends an answer as the last one of every text.
-            preference, method, model: as for ``chat``.
+            preference: as for ``chat``.
+            method: as for ``chat``.
+            model: as for ``chat``.
             steering: further options of the method.
 
         Raises what ``chat`` raises.
@@ -146,13 +153,16 @@ class Client:
     ) -> CoefficientsReport:
         """The member weights a preference becomes, without generating anything.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     ladle.coefficients({"positive": 1}, method="bone_soup").coefficients
-        {'bone-positive': 1.75, 'bone-concise': -0.75}
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     ladle.coefficients({"positive": 1}, method="bone_soup").coefficients
+            {'bone-positive': 1.75, 'bone-concise': -0.75}
 
         Args:
-            preference, method, model: as for ``chat``.
+            preference: as for ``chat``.
+            method: as for ``chat``.
+            model: as for ``chat``.
             steering: further options that change the sources and their weights, such as ``strength``.
 
         Raises what ``chat`` raises.
@@ -162,20 +172,22 @@ class Client:
     def families(self) -> list[Family]:
         """The families this server has.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     [family.name for family in ladle.families()]
-        ['demo']
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     [family.name for family in ladle.families()]
+            ['demo']
         """
         return self._run(self._calls.families())
 
     def family(self, name: str) -> Family:
         """One family: its objectives, members, and which methods it can serve and why not.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     ladle.family("demo").methods["mage"].reason
-        'the family has no value models'
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     ladle.family("demo").methods["mage"].reason
+            'the family has no value models'
 
         Raises:
             NotFoundError: there is none of that name.
@@ -185,30 +197,33 @@ class Client:
     def models(self) -> list[Model]:
         """What may be given as ``model``: families and presets.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     [model.id for model in ladle.models()]
-        ['demo', 'cheerful']
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     [model.id for model in ladle.models()]
+            ['demo', 'cheerful']
         """
         return self._run(self._calls.models())
 
     def health(self) -> bool:
         """Whether the server is alive; False if it cannot be reached.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     ladle.health()
-        True
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     ladle.health()
+            True
         """
         return self._run(self._calls.answers("/health"))
 
     def ready(self) -> bool:
         """Whether the server takes requests: not while it loads, drains, or cannot be reached.
 
-        >>> from ladle.clients import Client
-        >>> with Client() as ladle:
-        ...     ladle.ready()
-        True
+        Examples:
+            >>> from ladle.clients import Client
+            >>> with Client() as ladle:
+            ...     ladle.ready()
+            True
         """
         return self._run(self._calls.answers("/ready"))
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from ladle.clients.client import Client
 from ladle.clients.errors import LadleError
-from ladle.clients.responses import Family
+from ladle.clients.family_responses import Family
 from ladle.option_kinds import Choice, Flag
 from ladle.steering_options import OPTIONS
 

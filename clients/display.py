@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from ladle.clients.responses import CoefficientsReport, Family, SteeringReport, Token
+from ladle.clients.family_responses import Family
+from ladle.clients.responses import CoefficientsReport, SteeringReport, Token
 
 # No markup: what is shown comes from servers and files, where [[models]] and [/x] mean themselves.
 output = Console(highlight=False, soft_wrap=True, markup=False)

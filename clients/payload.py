@@ -14,7 +14,7 @@ Message = Mapping[str, Any]
 class Options(TypedDict, total=False):
     """What ``chat`` and ``generate`` take besides the prompt. Whatever is left out, or None, is the server's default.
 
-    Keys:
+    Attributes:
         model: a family, a preset, or ``FAMILY[/METHOD][@objective=weight,...]``; the family served, if it is only one.
         preference: weights >= 0 by objective; normalised by the server, which says so.
         target: instead of a preference: the reward that is wanted, as a quantile from 0 to 1 by objective; for families

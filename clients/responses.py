@@ -81,9 +81,15 @@ class ToolCall(Response):
 
 
 class Choice(Response):
-    """One continuation. ``tokens`` is None unless the request asked for a trace or logprobs; ``tool_calls`` unless it
-    calls functions, and then ``text`` is what stands beside them; ``score`` unless answers were ranked;
-    ``reasoning_content`` unless thoughts are told apart and there is one in front of the text."""
+    """One continuation.
+
+    Attributes:
+        finish_reason: why it ended, such as ``stop`` or ``length``.
+        score: what it was ranked by; None unless answers were ranked.
+        tokens: token by token; None unless the request asked for a trace or logprobs.
+        reasoning_content: the thought in front of the text, where thoughts are told apart.
+        tool_calls: the functions that it calls; None where it calls none.
+    """
 
     index: int = 0
     text: str = ""
@@ -110,10 +116,14 @@ class Usage(Response):
 
 
 class Source(Response):
-    """What took part in the score: its weight there, and the members its own weights were merged from.
+    """What took part in the score.
 
-    ``model`` names another model than the base, ``prompt`` a view of the prompt of its own, ``head`` the heads that
-    were merged for an explicit value.
+    Attributes:
+        role: ``base``, ``merged``, ``guide``, ``reference``, ``policy``, ``value``, ``router``, ``expert``, ...
+        coefficients: of the members that its own weights were merged from, by name.
+        model: the name of another model than the base; None for the base.
+        prompt: a view of the prompt of its own; None where it sees the request's.
+        head: the weights of the heads that were merged for an explicit value, by member.
     """
 
     name: str
@@ -142,8 +152,15 @@ class Diagnostics(Response):
 
 
 class Outcome(Response):
-    """What a target is expected to come to for one objective: a quantile of the rewards that calibration saw, with two
-    standard errors around, and the mean reward. ``wanted`` is None for an objective that was left free."""
+    """What a target is expected to come to for one objective.
+
+    Attributes:
+        wanted: the quantile that was asked for; None for an objective that was left free.
+        quantile: what is expected, as a quantile of the rewards that calibration saw.
+        low: ``quantile`` less two standard errors.
+        high: ``quantile`` and two standard errors.
+        reward: the mean reward that is expected.
+    """
 
     wanted: float | None = None
     quantile: float
@@ -164,13 +181,18 @@ class SteeringPart(Response):
 
 
 class SteeringReport(Response):
-    """How a request was steered, as the server understood it.
+    """How a request was steered, as the server understood it. Where steering changed on the way, all but ``parts`` is
+    of the first plan.
 
-    ``preference`` is normalised to sum 1, whatever the request said. Where a method routes, ``routing`` has its options
-    and ``experts`` the share of tokens that each of them wrote. With a target, ``preference`` is what was found for it
-    and ``target`` what that is expected to get. ``rank`` says what answers were judged by; ``diagnostics`` are there
-    with a trace. Where the steering changed on the way, ``parts`` says what steered from where on; the rest is of the
-    first plan.
+    Attributes:
+        preference: weights by objective, normalised to sum 1 whatever the request said; with a target, what was found.
+        base_share: 1 minus the sum of the coefficients.
+        target: what is expected of the preference that was found for a target, by objective.
+        routing: the options of a method that routes.
+        experts: the share of tokens that each expert wrote.
+        parts: what steered from where on, where steering changed.
+        rank: what answers were judged by.
+        diagnostics: traces summed up; None without a trace.
     """
 
     method: str
@@ -190,7 +212,8 @@ class SteeringReport(Response):
 
 class SteeringChange(Response):
     """What ``steer`` did: ``steering`` is in force from now on, and ``tokens`` says how many each choice had before;
-    None for one that had ended."""
+    None for one that had ended.
+    """
 
     id: str
     tokens: list[int | None]
@@ -262,7 +285,8 @@ class ScorePart(Response):
 
 class ScoredText(Response):
     """How good the text ``index`` of a request is: the greater ``score``, the better. ``parts`` are empty where it is
-    the text's log-probability."""
+    the text's log-probability.
+    """
 
     index: int
     score: float
@@ -298,69 +322,6 @@ class CoefficientsReport(Response):
     condition: float | None = None
     l1: float | None = None
     warnings: list[str] = Field(default_factory=list)
-
-
-class MethodStatus(Response):
-    """Whether a family can serve a method, and if not, why; what a request may say to it.
-
-    Attributes:
-        preference: ``required``, ``optional`` or ``ignored``.
-        options: the fields of ``steering`` it understands besides method, preference and trace.
-        needs: those of them it cannot do without.
-        strength: the default of that option; None where the method has none.
-    """
-
-    available: bool
-    reason: str | None = None
-    preference: str | None = None
-    options: list[str] = Field(default_factory=list)
-    needs: list[str] = Field(default_factory=list)
-    strength: float | None = None
-
-
-class Member(Response):
-    """One fine-tuned member of a family. ``rank`` is None for full checkpoints; what it was trained for is one
-    ``objective``, or ``rewards``, weights in the order of the family's objectives."""
-
-    name: str
-    kind: str
-    rank: int | None = None
-    parameters: int | None = None
-    objective: str | None = None
-    rewards: list[float] | None = None
-
-
-class Calibration(Response):
-    """What targets are possible: quantiles of the rewards of ``answers`` answers, from least to greatest by objective;
-    with the method and options of ``steering``."""
-
-    steering: dict[str, Any]
-    answers: int
-    reachable: dict[str, tuple[float, float]]
-
-
-class Family(Response):
-    """What a server serves. Row j of ``matrix`` holds the reward weights of backbone j; ``calibration`` is None for a
-    family that takes no targets. ``sampling``: how answers are drawn where a request does not say."""
-
-    name: str
-    objectives: list[str]
-    default_method: str | None = None
-    matrix: list[list[float]] | None = None
-    methods: dict[str, MethodStatus] = Field(default_factory=dict)
-    members: list[Member] = Field(default_factory=list)
-    sampling: dict[str, Any] = Field(default_factory=dict)
-    presets: dict[str, Any] = Field(default_factory=dict)
-    calibration: Calibration | None = None
-
-
-class Model(Response):
-    """An entry of ``/v1/models``."""
-
-    id: str
-    object: str = "model"
-    created: int | None = None
-    owned_by: str | None = None
 
 
 T = TypeVar("T", bound=Response)

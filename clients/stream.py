@@ -122,6 +122,7 @@ class Stream(_Progress):
 
     Leaving early ends the generation on the server:
 
+    Examples:
         >>> from ladle.clients import Client
         >>> with Client() as ladle, ladle.generate("Once", stream=True) as stream:
         ...     print("Once", end="")
@@ -158,6 +159,7 @@ class Stream(_Progress):
     ) -> SteeringChange:
         """Steer what has not been written yet otherwise; what is not named stays as it is.
 
+        Examples:
             >>> from ladle.clients import Client
             >>> with Client() as ladle, ladle.generate("Once", preference={"simple": 1}, stream=True) as stream:
             ...     for count, token in enumerate(stream):
@@ -210,6 +212,7 @@ class Stream(_Progress):
 class AsyncStream(_Progress):
     """Tokens as they are generated: an asynchronous iterator, and a context manager that closes the connection.
 
+    Examples:
         >>> import asyncio
         >>> from ladle.clients import AsyncClient
         >>> async def main():

@@ -43,7 +43,7 @@ def rank_of(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Rank:
         allowed = f"weights over {', '.join(family.objectives)} (required by rank by {by})"
         raise InputError("steering.preference", None, allowed)
     if by == "explicit" and per != "answer":
-        raise InputError("steering.rank.per", per, "answer, because an explicit value is one number an answer")
+        raise InputError("steering.rank.per", per, "answer, because an explicit value is one number per answer")
     parts, _ = guides(family, kind, plan.preference, "ensemble", "ensemble")
     judges = log_ratio(parts, 1.0) if kind == "implicit" else [part.source() for part in parts]
     if kind == "explicit":

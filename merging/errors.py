@@ -100,7 +100,7 @@ class InputError(ValueError):
         return f"{shown(self.value)} is not allowed{why}; allowed: {self.allowed}"
 
     def at(self, field: str) -> "InputError":
-        """The same error about a field that the request calls ``field``."""
+        """This error, about a field that the request calls ``field``."""
         return InputError(field, self.value, self.allowed, self.reason)
 
     def _slip(self) -> str:

@@ -293,7 +293,7 @@ class Record(Kind):
 
 
 def nullable(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with null, which leaves a key at its default."""
+    """``schema`` or null, which leaves a key at its default."""
     described = {key: schema[key] for key in ("description",) if key in schema}
     options = schema.get("anyOf", [{key: schema[key] for key in schema if key not in described}])
     return {**described, "anyOf": [*options, {"type": "null"}]}

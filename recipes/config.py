@@ -165,7 +165,7 @@ class Recipe:
         return {f"oracle-{name}": preference.vector() for name, preference in preferences.items()}
 
     def varied(self, beta: float | None = None, seed: int = 0) -> Recipe:
-        """The same recipe with another beta, or trained from another seed: ``seed`` is added to those of initialisation
+        """This recipe with another beta, or trained from another seed: ``seed`` is added to those of initialisation
         and order. Pool and evaluation stay, so that their results can be compared. Raises ValueError: a beta that is
         not allowed."""
         changed = dataclasses.replace(

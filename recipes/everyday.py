@@ -37,7 +37,7 @@ class Answered:
     Attributes:
         place: name of the preference; ``base`` for the plain base.
         drawn: a key of ``DRAWS``.
-        rewards: one an objective.
+        rewards: one per objective.
         relevance: how much likelier the base finds the prompt after this answer than after answers to other prompts,
             nats per token of the prompt.
     """

@@ -44,7 +44,7 @@ class ChatRenderer:
         return self._encode(text, mark)
 
     def without_tools(self) -> ChatRenderer:
-        """The same for conversations that know of no functions."""
+        """A renderer of conversations that know of no functions."""
         return ChatRenderer(self._serving, self._form, (), self._encode)
 
     def beginning_of_an_answer(self, turns: Sequence[dict[str, Any]]) -> TokenIds:

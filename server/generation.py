@@ -392,7 +392,7 @@ def usage(job: Job, last: Sequence[StepOutput]) -> Usage:
 
 
 def usage_so_far(job: Job, seen: Mapping[int, StepOutput]) -> Usage:
-    """The same of an answer that still grows; ``seen``: the newest output of each sequence that has one."""
+    """OpenAI's ``usage`` of an answer that still grows; ``seen``: the newest output of each sequence that has one."""
     firsts = [seen.get(index * job.choices) for index in range(len(job.prompts))]
     cached = sum(first.cached_tokens for first in firsts if first is not None)
     return token_counts(job.prompt_tokens, cached, list(seen.values()), job.thinks)

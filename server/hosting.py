@@ -170,7 +170,7 @@ class Hosting:
 
     @contextmanager
     def held(self, hosted: Hosted) -> Iterator[Serving]:
-        """The same for as long as a block runs."""
+        """Keep a hosted family for as long as a block runs."""
         hosted.users += 1
         try:
             yield hosted.live

@@ -153,7 +153,7 @@ async def tokens_of_answer(serving: Serving, reader: Reader, text: str, trusts_t
 async def tokens_of_chat(
     serving: Serving, reader: Reader, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
 ) -> TokenIds:
-    """The same of a conversation. Raises ApiError, ClientGone, and InputError as ``encode_chat`` does."""
+    """The tokens of a conversation. Raises ApiError, ClientGone, and InputError as ``encode_chat`` does."""
     turns, size, shown = _renderer(serving, messages, tools, form)
     return await reader.read(size, shown.ids, turns)
 

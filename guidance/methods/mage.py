@@ -19,7 +19,7 @@ class Mage(SoupGuidance):
     """Stage 1 is a Bone Soup for the preference; stage 2 guides it by values merged with the same preference.
 
     From the paper's abstract and overview: the two stages, that stage 1 is Bone Soup, that values are explicit or
-    implicit, one an objective or backbone, and merged into one guide. Its equations were not at hand, so these are our
+    implicit, one per objective or backbone, and merged into one guide. Its equations were not at hand, so these are our
     reconstruction, after the nearest published methods:
 
     - implicit: S = l_base(mu) + eta * (l_psi(mu) - l_ref), as emulated fine-tuning (arXiv 2310.12962) does; values

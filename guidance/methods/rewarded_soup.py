@@ -1,4 +1,4 @@
-"""``rewarded_soup``: Rewarded Soups (arXiv 2306.04488), one policy an objective, mixed by the preference itself."""
+"""``rewarded_soup``: Rewarded Soups (arXiv 2306.04488), one policy per objective, mixed by the preference itself."""
 
 from ladle.guidance.method import Availability
 from ladle.guidance.methods.merging_method import MergingMethod

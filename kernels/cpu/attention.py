@@ -67,6 +67,7 @@ def _widened(numbers: Any, wide: Floats) -> None:
     """``numbers`` [n, 2, heads, d] as float32; ``wide`` has room for whole vectors of d, the rest of them zeros."""
     dim = numbers.shape[3]
     if dim == wide.shape[3]:
+        # Heads fill whole vectors: one run over contiguous memory, which the compiler vectorises.
         flat, made = numbers.reshape(-1), wide.reshape(-1)
         for i in range(made.shape[0]):
             made[i] = widen(flat[i])
@@ -115,6 +116,7 @@ def _segment(
     _dot(query, held, count, folded, seen)
     for h in range(query.shape[0]):
         own, total = seen[h, :count], sums[h]
+        # Softmax within the segment, shifted by the segment's own maximum; ``_joined`` puts the segments on one scale.
         most = np.float32(-np.inf)
         for i in range(own.shape[0]):
             own[i] *= np.float32(scaling)
@@ -144,10 +146,12 @@ def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
     tasks = np.empty((firsts[tokens], 4), np.int64)
     made, t = 0, 0
     while t < tokens:
+        # Rows t to end belong to one sequence: a prefill chunk, or the candidates of a step.
         end, last = t + 1, rows.positions[t]
         while end < tokens and rows.tables[end] == rows.tables[t]:
             last = max(last, rows.positions[end])
             end += 1
+        # Segment outside, row inside: a segment's keys and values are held for all rows of the run.
         for number in range(last // SEGMENT + 1):
             for row in range(t, end):
                 position = rows.positions[row]
@@ -167,6 +171,7 @@ def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, h
     most = np.float32(-np.inf)
     for number in range(first, last):
         most = max(most, best[number, head])
+    # Rescale every segment from its own maximum to the common one (the online softmax), then divide once.
     total, together = sums[first, head], np.float32(0)
     for number in range(first, last):
         factor = exp(best[number, head] - most)
@@ -214,6 +219,7 @@ def attend(
     scores = np.empty((threads, heads, SEGMENT + 16), np.float32)  # a cache line apart
     asked = np.zeros((threads, heads, wide), np.float32)
     held = np.empty((threads, SEGMENT, 2, kv_heads, wide), np.float32)
+    # Split-KV: tasks are dealt to threads in contiguous runs, each with partial sums of its own.
     for part in prange(threads):
         query = asked[part]
         table, begin, known = -1, -1, -1  # what is held: tokens of a sequence from ``begin`` to ``known``
@@ -223,6 +229,8 @@ def attend(
                 table, begin, known = rows.tables[t], start, start
             _hold(rows, t, kv, block, start, known, stop, held[part])
             position = rows.positions[t]
+            # A candidate's own key is held at its position but is not part of the sequence: the next row reads that
+            # place anew.
             at = rows.blocks[table, position // block] * block + position % block
             known = stop if position >= stop or rows.slots[t] == at else position
             for head in range(heads):
@@ -231,6 +239,7 @@ def attend(
             _segment(
                 query, held[part], stop - start, folded, scaling, scores[part], sums[place], best[place], weight[place]
             )
+    # The second pass reduces the partial sums of each row in the order of its segments.
     for part in prange(threads):
         for t in range(part * tokens // threads, (part + 1) * tokens // threads):
             for head in range(heads):

@@ -46,6 +46,7 @@ def _run(step: LayerPass) -> None:
     attended = layers.attended
     inner = layers.gate_up.expand.shape[2] // 2
     inputs = layers.inputs.dtype
+    # The activations of one layer, which all layers write into in turn. Products come out in float32.
     normed = np.empty((tokens, hidden), inputs)
     mixed = np.empty((tokens, attended), inputs)
     gated = np.empty((tokens, inner), inputs)
@@ -59,6 +60,7 @@ def _run(step: LayerPass) -> None:
     low = np.empty((tokens, (ranks + LANES - 1) // LANES * LANES), np.float32)
 
     for layer in range(layers.norms.shape[0]):
+        # LoRA coefficients [rows, R] of the four products: one table for all layers where their rank columns agree.
         first = scales[0][layer if scales[0].shape[0] > 1 else 0]
         second = scales[1][layer if scales[1].shape[0] > 1 else 0]
         third = scales[2][layer if scales[2].shape[0] > 1 else 0]
@@ -66,14 +68,17 @@ def _run(step: LayerPass) -> None:
         qkv_product, out_product = _of(layers.qkv, layer), _of(layers.out, layer)
         gate_up_product, down_product = _of(layers.gate_up, layer), _of(layers.down, layer)
         norms = layers.norms[layer]
+        # Later layers get their input norm at the end of the layer before.
         if layer == 0:
             _normalise(x, norms[0], layers.eps, normed, threads)
+        # Attention block: W x and A x in one pass, then B (c * A x), rotary embedding and the write to the KV pool.
         _multiply(qkv_product, first, normed, qkv, low, threads)
         _store(qkv_product, first, qkv, low, rows, kv[layer], attended // dim, threads)
         attend(qkv, rows, kv[layer], block, attended // dim, layers.scaling, layers.windows[layer], mixed, threads)
         _multiply(out_product, second, mixed, out, low, threads)
         _add(out_product, second, out, low, x, threads)
         _normalise(x, norms[1], layers.eps, normed, threads)
+        # SwiGLU block; the expand products ride on the activation and on the residual sum.
         _multiply(gate_up_product, third, normed, both, low, threads)
         _activate(gate_up_product, third, both, low, gated, threads)
         _multiply(down_product, fourth, gated, down, low, threads)
@@ -146,6 +151,7 @@ def _store(
     """Expand, turn queries and keys by their positions, write keys and values to the pool."""
     kv_heads, dim = kv.shape[2], kv.shape[3]
     half = dim // 2
+    # A task is one head of one row: its slice of q, k or v is expanded, turned and stored by one thread.
     tasks = qkv.shape[0] * (heads + 2 * kv_heads)
     for part in prange(threads):
         for task in range(part * tasks // threads, (part + 1) * tasks // threads):
@@ -154,6 +160,7 @@ def _store(
             add_expanded(product.expand, scale.shape[1], low, t, qkv, start, start + dim)
             row = qkv[t, start : start + dim]
             if head < heads + kv_heads:
+                # Rotary embedding in the rotate-half form; the sign of the first half is in ``sin``.
                 for i in range(half):
                     one, other = row[i], row[half + i]
                     row[i] = one * rows.cos[t, i] + other * rows.sin[t, i]

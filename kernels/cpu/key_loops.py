@@ -75,6 +75,7 @@ def _dots(folded: int) -> Any:
                     builder.add(keys.start, builder.mul(builder.add(first, _constant(index)), keys.stride))
                     for index in range(many)
                 ]
+                # A register tile of folded x many accumulators: each key vector is loaded once for all query heads.
                 totals = [[_zero(builder) for _ in range(many)] for _ in range(folded)]
                 with cgutils.for_range(builder, keys.vectors, intp=_I64) as loop:
                     place = builder.mul(loop.index, _constant(keys.bytes))
@@ -84,6 +85,7 @@ def _dots(folded: int) -> Any:
                         asked = _floats(builder, address)
                         for key, total in zip(read, own, strict=True):
                             builder.store(_fma(builder, asked, key, builder.load(total)), total)
+                # Reduce the vectors of partial products across their lanes, four keys at once, and store the scores.
                 for start, own in zip(results.starts, totals, strict=True):
                     address = builder.add(start, builder.mul(first, _constant(4)))
                     made = _sums_of(builder, [builder.load(total) for total in own])
@@ -110,11 +112,13 @@ def _add(folded: int) -> Any:
                 offsets = [
                     builder.mul(builder.add(first, _constant(index)), _constant(4 * LANES)) for index in range(many)
                 ]
+                # The tile of sums is loaded, held in registers over all tokens, and stored at the end.
                 places = [[builder.add(start, offset) for offset in offsets] for start in results.starts]
                 totals = [[_zero(builder) for _ in range(many)] for _ in range(folded)]
                 for own, row in zip(places, totals, strict=True):
                     for place, total in zip(own, row, strict=True):
                         builder.store(_floats(builder, place), total)
+                # Along the tokens: value vectors are read once, and each head adds them by its own softmax weight.
                 with cgutils.for_range(builder, count, intp=_I64) as loop:
                     start = builder.add(values.start, builder.mul(loop.index, values.stride))
                     read = [
@@ -169,12 +173,14 @@ def _sums_of(builder: Any, vectors: list[Any]) -> Any:
         upper = [lane + size // 2 for lane in lower]
         return builder.fadd(picked(one, other, lower), picked(one, other, upper))
 
+    # A single vector goes through the same tree as four, so that a key's score is rounded alike in both.
     if len(vectors) == 1:
         vectors = vectors * _TOGETHER
         single = True
     else:
         single = False
     a, b, c, d = vectors
+    # A pairwise tree over 16 lanes: halves, quarters, pairs, sums.
     quarters = halved(halved(a, b, LANES), halved(c, d, LANES), LANES // 2)  # four lanes of each
     pairs = halved(quarters, quarters, LANES // 4)
     sums = halved(pairs, pairs, LANES // 8)

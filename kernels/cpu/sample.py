@@ -54,6 +54,7 @@ seconds more to compile."""
 
 def _each_part(loop: Callable[[int, int], None], rows: int) -> None:
     """``loop(first, end)`` over parts of ``rows``, one a thread of torch's."""
+    # Equal shares of rows; the first is computed by the calling thread.
     share = -(-rows // torch.get_num_threads())
     parts = [(first, min(first + share, rows)) for first in range(0, rows, share or 1)]
     others = [_threads.submit(loop, *part) for part in parts[1:]]
@@ -78,6 +79,7 @@ def _sample(
     vocabulary = scores.shape[1]
     scaled, weights = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.float32)
     for row in range(first, end):
+        # Gumbel-max: an argmax over noisy scores is a draw from their softmax, without normalising it.
         if temperature[row] > 0:
             _scale(scores[row], temperature[row], scaled)
             least = _threshold(scaled, weights, top_k[row], top_p[row], min_p[row])
@@ -145,6 +147,7 @@ def _threshold(scaled: Floats, weights: Floats, top_k: int, top_p: np.float32, m
     limited, nucleus = 0 < top_k < vocabulary, top_p < 1
     if not (limited or nucleus) or not np.isfinite(best):
         return least
+    # top-k goes first: the nucleus is taken of the k survivors, renormalised.
     kth = np.float32(-np.inf)
     if limited:
         kth = _kth_greatest(scaled, best, top_k)
@@ -160,6 +163,7 @@ def _kth_greatest(scaled: Floats, best: np.float32, k: int) -> np.float32:
     for i in range(scaled.shape[0]):
         if scaled[i] == scaled[i]:
             counts[_bucket(scaled[i], best)] += 1
+    # A histogram select: walk the buckets from the best score down to the one that the k-th lies in.
     bucket, before = 0, 0
     while bucket < BUCKETS - 1 and before + counts[bucket] < k:
         before += counts[bucket]
@@ -179,6 +183,7 @@ def _nucleus(scaled: Floats, weights: Floats, best: np.float32, kth: np.float32,
             bucket = _bucket(scaled[i], best)
             masses[bucket] += weights[i]
             counts[bucket] += 1
+    # The same walk by probability mass, in float64: thousands of small terms are added up.
     wanted = np.float64(top_p) * masses.sum()
     bucket, before, last = 0, 0.0, 0
     while bucket < BUCKETS - 1 and before + masses[bucket] < wanted:
@@ -187,6 +192,7 @@ def _nucleus(scaled: Floats, weights: Floats, best: np.float32, kth: np.float32,
         bucket += 1
     # Rounding may leave the last bucket empty.
     bucket = bucket if counts[bucket] else last
+    # Within the last bucket go score by score, from the best down, until the mass is reached.
     inside = _members(scaled, best, kth, bucket, counts[bucket])
     place = inside.shape[0] - 1
     before += exp(inside[place] - best)

@@ -27,6 +27,7 @@ _GROUP = 4
 
 def _sweep(rows: int) -> Any:
     """Compiled products of ``rows`` rows with the blocks ``first`` to ``last``."""
+    # Few rows leave registers free for several weight blocks side by side; the rest is done block by block.
     blocks = blocks_for(rows)
     wide, narrow_tile = tile(rows, blocks), tile(rows, 1)
 
@@ -52,6 +53,7 @@ def multiply(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
     rows = x.shape[0]
     for start in range(first, last, _GROUP):
         stop = min(start + _GROUP, last)
+        # Register blocking over the rows: tiles of six as long as they fit, then what is left in 4, 2 and 1.
         row = 0
         while rows - row >= _MOST_ROWS:
             _six(weight, x, y, start, stop, row)
@@ -78,6 +80,7 @@ def multiply_part(product: Product, scale: Floats, x: Any, y: Floats, low: Float
     multiply(product.weight, x, y, first, last)
     rows, ranks = x.shape[0], scale.shape[1]
     start, stop = first * LANES, min(last * LANES, product.expand.shape[1])
+    # Epilogue of this part's outputs: dequantise int8 per output channel, then the bias.
     if product.steps.shape[0] > 0 and start < stop:
         steps = product.steps[start:stop]
         for t in range(rows):
@@ -90,6 +93,7 @@ def multiply_part(product: Product, scale: Floats, x: Any, y: Floats, low: Float
             own = y[t, start:stop]
             for i in range(own.shape[0]):
                 own[i] += bias[i]
+    # The LoRA down-projection: rank blocks are dealt to the parts like the outputs, and idle ones are skipped.
     rank_blocks = (ranks + LANES - 1) // LANES
     for block in range(part * rank_blocks // parts, (part + 1) * rank_blocks // parts):
         begin, end = block * LANES, min((block + 1) * LANES, ranks)
@@ -137,6 +141,7 @@ def _merged(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, out
     for part in prange(threads):
         multiply_part(product, scale, x, y, low, part, threads)
     rows, size = out.shape
+    # The up-projection needs every rank of a row, so it is a second parallel pass, which also rounds to ``out``.
     for part in prange(threads):
         start, stop = part * size // threads, (part + 1) * size // threads
         for t in range(rows):
@@ -167,6 +172,7 @@ def pack(weight: Tensor) -> Any:
     packed = _aligned((blocks, steps, LANES * together), np.int8 if held == torch.int8 else np.int16)
     whole = weight.new_zeros(blocks * LANES, steps * together)
     whole[:out, :size] = weight
+    # Output-major tiles: at each step the inputs of 16 outputs lie in one vector.
     parts = whole.view(held).view(blocks, LANES, steps, together).permute(0, 2, 1, 3)
     torch.from_numpy(packed).view(blocks, steps, LANES, together).copy_(parts)
     return packed.view(np.uint16) if weight.dtype == torch.float16 else packed

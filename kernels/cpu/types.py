@@ -16,9 +16,12 @@ Places = NDArray[np.int64]
 class Product(NamedTuple):
     """One or more linear layers with the same input, and the bank's factors for them.
 
-    ``weight`` [blocks, steps, numbers a step] of ``out`` outputs as ``tiled_product.pack`` makes it; ``steps`` [out]
-    float32, what an output's quantised weights count, or [0]; ``bias`` [out] float32, or [0]; ``shrink`` the R shrink
-    factors, packed like ``weight``; ``expand`` [R, out] float16 patterns.
+    Attributes:
+        weight: [blocks, steps, numbers a step] of ``out`` outputs, as ``tiled_product.pack`` makes it.
+        steps: [out] float32, what one step of an output's quantised weights counts, or [0].
+        bias: [out] float32, or [0].
+        shrink: the R shrink factors, packed like ``weight``.
+        expand: [R, out] float16 patterns.
     """
 
     weight: Any
@@ -29,9 +32,19 @@ class Product(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """All layers of a model: ``norms`` [layers, 2, hidden] float32 weights before attention and before the MLP, ``eps``
-    theirs; the products, whose arrays have a first axis of layers; ``attended``, inputs of the product ``out``; the
-    attention's scale, and ``windows`` [layers] int64 (0 for none); ``inputs`` [0] of the dtype that the products read.
+    """All layers of a model. The arrays of products have a first axis of layers.
+
+    Attributes:
+        norms: [layers, 2, hidden] float32, weights before attention and before the MLP.
+        eps: of the norms.
+        qkv: queries, keys and values.
+        out: attention's output.
+        gate_up: the MLP's gate and up.
+        down: the MLP's output.
+        attended: inputs of the product ``out``.
+        scaling: of attention's scores.
+        windows: [layers] int64, tokens that a layer sees; 0 for all.
+        inputs: [0] of the dtype that the products read.
     """
 
     norms: Floats
@@ -47,9 +60,16 @@ class Layers(NamedTuple):
 
 
 class LayerRows(NamedTuple):
-    """The rows of a step: rotary ``cos`` and ``sin`` [rows, d] (the sines' first half negated), ``tables`` [rows] the
-    row of ``blocks`` [any, blocks] that lists a row's KV blocks, ``positions`` [rows] how many earlier tokens it sees
-    there, ``slots`` [rows] where its own key and value go; all int64 but the first two."""
+    """The rows of a step.
+
+    Attributes:
+        cos: [rows, d] float32, rotary cosines.
+        sin: [rows, d] float32, rotary sines, the first half negated.
+        blocks: [any, blocks] int64, the block table.
+        tables: [rows] int64, the row of ``blocks`` that lists a row's KV blocks.
+        positions: [rows] int64, how many earlier tokens it sees there.
+        slots: [rows] int64, where its own key and value go.
+    """
 
     cos: Floats
     sin: Floats

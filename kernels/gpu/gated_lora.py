@@ -1,6 +1,6 @@
 """Low-rank deltas with coefficients of their own in every row, added onto a base product: two launches for a batch.
 
-y += ((x A^T) * c) B^T with one coefficient a row and rank column (the bank of ``merging.bank``). ``shrink`` cuts the
+y += ((x A^T) * c) B^T with one coefficient per row and rank column (the bank of ``merging.bank``). ``shrink`` cuts the
 inner dimension into parts that run side by side, for a product with so few outputs would leave a GPU idle; ``expand``
 sums the parts, scales, multiplies and adds. How a row is cut and summed follows from the shapes of the weights, not
 from the number of rows, and a rank block whose coefficients are all 0 adds nothing: so a row's values do not depend on
@@ -47,6 +47,7 @@ def _shrink(  # type: ignore[no-untyped-def]
     start = split * part
     x_rows = x + row[:, None] * x_stride
     a_rows = shrink + rank[None, :].to(tl.int64) * shrink_stride
+    # Split-K: this program sums its part of the inner dimension; ``_expand`` adds the parts.
     there, ranked = row[:, None] < rows, rank[None, :] < ranks
     total = tl.zeros((ROWS, RANKS), dtype=tl.float32)
     for at in range(start, min(start + part, inner), INNER):
@@ -81,6 +82,7 @@ def _expand(  # type: ignore[no-untyped-def]
     OUTPUTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    # Fused q/k/v or gate/up have a block-structured B: outputs of one module read that module's ranks alone.
     first, last = 0, ranks
     if SPANNED:
         first = tl.multiple_of(tl.load(spans + 2 * tl.program_id(1)), 16)
@@ -104,6 +106,7 @@ def _expand(  # type: ignore[no-untyped-def]
             wanted = (rank[:, None] < last) & inside
             b = tl.load(b_rows + rank[:, None], mask=wanted, other=0).to(DOT)
             total = tl.dot(gated, b, total, input_precision="ieee")
+    # Epilogue: add onto the base product, which was rounded to its dtype, and round once more.
     at = out + row[:, None] * out_stride + column[None, :]
     total += tl.load(at, mask=there & inside, other=0).to(tl.float32)
     tl.store(at, total.to(out.dtype.element_ty), mask=there & inside)

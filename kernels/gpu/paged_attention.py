@@ -70,6 +70,7 @@ def _attend(  # type: ignore[no-untyped-def]
         for begin in range(start // TOKENS * TOKENS, stop, TOKENS):
             token = begin + tl.arange(0, TOKENS)
             seen = (token >= start) & (token < stop)
+            # Page-table walk: token -> block -> slot; keys and values of a slot lie side by side.
             block = tl.load(table + lane * table_stride + token // PAGE, mask=seen, other=0).to(tl.int64)
             at = keys + ((block * PAGE + token % PAGE) * (2 * kv_heads * DIM))[:, None] + dim[None, :]
             there = seen[:, None]
@@ -82,6 +83,7 @@ def _attend(  # type: ignore[no-untyped-def]
                 small = tl.exp(-2 * tl.abs(scores / softcap))
                 scores = softcap * tl.where(scores < 0, -1.0, 1.0) * (1 - small) / (1 + small)
             scores = tl.where(seen[None, :], scores, float("-inf"))
+            # Online softmax (FlashAttention): raise the running maximum and rescale what was summed under the old one.
             higher = tl.maximum(best, tl.max(scores, axis=1))
             weights = tl.exp(scores - higher[:, None])
             shrunk = tl.exp(best - higher)
@@ -89,6 +91,7 @@ def _attend(  # type: ignore[no-untyped-def]
             v = tl.load(at + kv_heads * DIM, mask=there, other=0).to(DOT)
             mixed = tl.dot(weights.to(DOT), v, mixed * shrunk[:, None], input_precision="ieee")
             best = higher
+        # Split-KV (Flash-Decoding): partial sums and their maxima go to ``_join``; one chunk alone is final.
         if CHUNKED:
             row = (lane * tl.num_programs(2) + chunk) * heads + head
             tl.store(maxima + row, best, mask=member < FOLDED)

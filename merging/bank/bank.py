@@ -1,8 +1,8 @@
 """The bank: the low-rank factors of all members of a family, stacked module by module.
 
 Merging is linear in the deltas: W(c) = W0 + sum_j c_j s_j B_j A_j. Stacking the factors gives the same merge at run
-time, ``y = W0 x + B_cat (c * (A_cat x))`` with one coefficient a rank column, so every row of a batch may carry its own
-coefficients (our reconstruction; algebra F5 of rank concatenation, exact in delta space).
+time, ``y = W0 x + B_cat (c * (A_cat x))`` with one coefficient per rank column, so every row of a batch may carry its
+own coefficients (our reconstruction; algebra F5 of rank concatenation, exact in delta space).
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from ladle.merging.members.low_rank import LowRankMember
 class StackedFactors:
     """All members' factors for one or more linear modules that read the same input.
 
-    ``shrink`` [R, in] holds the A's, ``expand`` [out, R] the scaled B's (block structured when several modules are
-    stacked), ``columns`` [R] int64 names the member (its index in ``Bank.members``) each rank column belongs to.
-    ``blocks``: where ``expand`` may be other than zero, a block a module.
+    Attributes:
+        shrink: [R, in], the A's.
+        expand: [out, R], the scaled B's, block structured when several modules are stacked.
+        columns: [R] int64, the member (its index in ``Bank.members``) that each rank column belongs to.
+        blocks: where ``expand`` may be other than zero, a block per module.
     """
 
     shrink: Tensor
@@ -34,8 +36,8 @@ class StackedFactors:
     blocks: tuple[Block, ...] = ()
 
     def padded(self, outputs: int) -> StackedFactors:
-        """The same with a rank column of zeros more if ``outputs`` and the ranks come to an odd number: models that
-        turn pairs as complex numbers need rows of even length."""
+        """These factors, with one more rank column of zeros if ``outputs`` and the ranks come to an odd number: models
+        that turn pairs as complex numbers need rows of even length."""
         if (outputs + self.shrink.shape[0]) % 2 == 0:
             return self
         shrink, expand = F.pad(self.shrink, (0, 0, 0, 1)), F.pad(self.expand, (0, 1))
@@ -78,6 +80,7 @@ class Bank:
         total = sum(out_features)
         start = 0
         for path, rows in zip(paths, out_features, strict=True):
+            # Every module has its rows of B; a member adds rank columns to each module that it touches.
             first = len(columns)
             for position, name in enumerate(self.members):
                 factors = self._factors[name].get(path) if name in self._factors else None
@@ -85,6 +88,7 @@ class Bank:
                     continue
                 factors = factors if expert is None else factors.of(expert)
                 rank = factors.rank
+                # Block structure: a module's B is zero on the outputs of its neighbours, which share the input.
                 scaled = torch.zeros(total, rank, dtype=torch.float64)
                 scaled[start : start + rows] = factors.b.double() * factors.scale
                 shrink.append(factors.a.double())

@@ -99,8 +99,10 @@ class GatedGroup:
         shrink = expand = None
         if factors is not None:
             factors = factors.padded(self.total)
+            # Concatenated LoRA: A of all members below W, B beside it, and one coefficient per rank column between.
             shrink, expand = factors.shrink.to(weight), factors.expand.to(weight)
             self.pattern = gate.pattern(factors.columns.to(weight.device), head)
+        # Int8 weights have no other form; reproducible rows must take one path, however many of them come.
         tiled_rows = dispatch.ALL_ROWS if quantized or (reproducible and tiled_rows) else tiled_rows
         self.tiled = dispatch.tiled_product(
             weight, bias, shrink, expand, activation_dtype, tiled_rows, exact and not quantized, quantized
@@ -125,6 +127,7 @@ class GatedGroup:
         reproducible: bool,
     ) -> None:
         if shrink is not None and expand is not None:
+            # One GEMM computes the base outputs and the LoRA down-projection A x.
             weight = torch.cat([weight, shrink])
             bias = None if bias is None else torch.cat([bias, bias.new_zeros(shrink.shape[0])])
             self.expand = dispatch.PackedLinear(expand, None, self.dtype, reproducible)
@@ -154,6 +157,7 @@ class GatedGroup:
         y = self.product(rows)
         if self.expand is None:
             return y
+        # The first columns are W x + b, the others A x.
         base = y[:, : self.total]
         if scale is None:
             return base

@@ -106,6 +106,7 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
+    # Layers under one parent that were given the very same tensor can be one product.
     groups: dict[tuple[str, int], list[str]] = {}
     for parent, tensor, path in seen:
         # `seen` keeps the tensors alive, so an id names one tensor.
@@ -148,6 +149,7 @@ def install(
 
     def make(paths: list[str], linears: list[nn.Linear], expert: int | None = None) -> GatedGroup:
         split = splits.get(paths[0])
+        # Under tensor parallelism a layer has its shard of W already; factors are stacked whole and sharded alike.
         times = split.exchange.size if split is not None and split.by_output else 1
         outputs = [times * linear.out_features for linear in linears]
         factors = bank.stack(paths, outputs, torch.float64, expert)

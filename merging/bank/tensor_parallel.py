@@ -87,10 +87,12 @@ class Split:
 
     def factors(self, factors: StackedFactors, outputs: Sequence[int]) -> StackedFactors:
         """This process's part of the factors of layers with ``outputs`` rows in all."""
+        # Row-parallel: A is cut along the input like W, and the partial sums of W x and B A x are reduced together.
         if not self.by_output:
             return StackedFactors(
                 factors.shrink[:, self.share(factors.shrink.shape[1])], factors.expand, factors.columns, factors.blocks
             )
+        # Column-parallel: A is whole, B loses the other ranks' outputs, module by module; blocks move up.
         starts = list(itertools.accumulate(outputs, initial=0))
         own = [self.share(count) for count in outputs]
         expand = [factors.expand[start + s.start : start + s.stop] for start, s in zip(starts, own, strict=False)]

@@ -79,7 +79,7 @@ class Architecture:
         }
 
     def without_ties(self, names: frozenset[str]) -> "Architecture":
-        """The same where the weights ``names`` are weights of their own."""
+        """This architecture with the tied weights ``names`` as weights of their own."""
         tied = {name: source for name, source in self.tied.items() if name not in names}
         weights = self.weights | {name: self.blueprint.conversion.weights[name] for name in names}
         return replace(self, tied=tied, weights=weights)

@@ -73,7 +73,8 @@ class Calibration(BaseModel):
         return np.stack(rewards, axis=-1)
 
     def quantiles(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same as shares in [0, 1] of the sweep's answers with a smaller reward."""
+        """Expected rewards as quantiles: float64 [points, objectives], the share in [0, 1] of the sweep's answers with
+        a smaller reward."""
         quantiles = [
             np.interp(rewards, *steps) for rewards, steps in zip(self.rewards(weights).T, self._steps, strict=True)
         ]

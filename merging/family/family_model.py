@@ -43,7 +43,7 @@ class FamilyModel:
     full: dict[str, FullMember] = field(default_factory=dict)
 
     def untied(self, names: frozenset[str]) -> "FamilyModel":
-        """The same where the tied weights ``names`` are weights of their own, of equal values in the base."""
+        """This model with the tied weights ``names`` as weights of their own, of equal values in the base."""
         for name in names:
             self.base.share(self.architecture.tied[name], name)
         return replace(self, architecture=self.architecture.without_ties(names))

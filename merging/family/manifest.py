@@ -35,9 +35,23 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # "/", "@", "," and "=" 
 class Manifest(BaseModel):
     """A validated ``family.toml``.
 
-    ``chat_template``: a file relative to the manifest, which replaces the base's own. ``stop_tokens``: names of tokens
-    that end an answer besides the base's own. ``sampling``: how answers are drawn where a request does not say.
-    ``thinking``: what a thought in front of an answer is told apart by.
+    Attributes:
+        name: of the family.
+        objectives: their names, in the order of all weights and rewards.
+        default_method: the method of requests that name none.
+        chat_template: a file relative to the manifest, which replaces the base's own template.
+        stop_tokens: names of tokens that end an answer besides the base's own.
+        sampling: how answers are drawn where a request does not say.
+        thinking: what a thought in front of an answer is told apart by.
+        base: ``[base]``.
+        soup: ``[soup]``.
+        backbones: ``[[backbones]]``.
+        policies: ``[[policies]]``.
+        values: ``[[values]]``.
+        models: ``[[models]]``.
+        experts: ``[[experts]]``.
+        router: ``[router]``.
+        presets: ``[presets.NAME]``, by name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,7 +87,7 @@ class Manifest(BaseModel):
             yield "router", self.router
 
     def without(self, names: Collection[str]) -> "Manifest":
-        """The same with the members ``names`` left out; names that no member has are no matter."""
+        """This manifest without the members ``names``; names that no member has are ignored."""
         tables = ("backbones", "policies", "values", "experts")
         kept = {table: [entry for entry in getattr(self, table) if entry.name not in names] for table in tables}
         router = None if self.router is not None and self.router.name in names else self.router
@@ -261,7 +275,7 @@ def _opposing(manifest: Manifest, value: Value) -> list[str]:
 
 
 def _check_policies(manifest: Manifest) -> None:
-    """At most one policy an objective, each for an objective that exists. Raises ValueError starting with the key."""
+    """At most one policy per objective, each for an objective that exists. Raises ValueError starting with the key."""
     served: list[tuple[str, str]] = []
     for index, policy in enumerate(manifest.policies):
         if policy.objective is not None:

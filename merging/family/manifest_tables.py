@@ -24,7 +24,13 @@ class Base(Table):
 
 
 class Soup(Table):
-    """``[soup]``: the backbone-reward matrix B, by ``beta`` or as ``matrix``; ``extrapolation`` holds k_i."""
+    """``[soup]``: the backbone-reward matrix B, by ``beta`` or as ``matrix``, not both.
+
+    Attributes:
+        beta: the weight of a backbone's own objective in its mix of rewards.
+        matrix: B, [n, n], a row per backbone.
+        extrapolation: k_i > 0, by objective.
+    """
 
     beta: Finite | None = None
     matrix: list[list[Finite]] | None = None
@@ -52,7 +58,7 @@ class Backbone(Member):
 
 
 class Policy(Member):
-    """``[[policies]]``: a policy trained on one objective alone, of which Rewarded Soup mixes one an objective; or one
+    """``[[policies]]``: a policy trained on one objective alone, of which Rewarded Soup mixes one per objective; or one
     trained for one preference, ``rewards``, by weights in the order of the objectives: what a merged model for that
     preference can be measured against."""
 
@@ -80,12 +86,17 @@ class Model(Table):
 class Value(Member):
     """``[[values]]``: implicit (a tuned language model) or explicit (a trunk with a scalar head).
 
-    ``objective``: what it was trained on, or ``rewards``: the mix, as its row of a backbone-reward matrix; neither for
-    an implicit value that takes the whole preference (PBLoRA), whose rows ``objectives`` names where they are not the
-    family's in order. ``base``: the entry of ``[[models]]`` it was grown from; None for the family's base.
-    ``reference``: an implicit value's score is taken against the model it was grown from (yes, unless said otherwise or
-    a PBLoRA). ``system``: its own system message. ``anti``: a member of the same model that speaks against the
-    objective.
+    Attributes:
+        kind: ``implicit`` or ``explicit``.
+        objective: what it was trained on; an implicit value without it and ``rewards`` takes the whole preference
+            (PBLoRA).
+        rewards: the mix that it was trained on: its row of a backbone-reward matrix.
+        objectives: the rows of a PBLoRA, where they are not the family's objectives in order.
+        base: the entry of ``[[models]]`` that it was grown from; None for the family's base.
+        reference: whether an implicit value's score is taken against the model that it was grown from; yes unless said
+            otherwise or a PBLoRA.
+        system: its own system message.
+        anti: a member of the same model that speaks against the objective.
     """
 
     kind: Literal["implicit", "explicit"]

@@ -27,7 +27,8 @@ def find_manifest(name_or_path: str | Path, progress: Progress | None = None) ->
 
 
 def local_manifest(name_or_path: str | Path) -> Path | None:
-    """The same without asking the hub: None for what can only be one of its repositories. Raises FamilyError."""
+    """The family.toml that a name or a path means, without asking the hub; None for what can only be one of its
+    repositories. Raises FamilyError."""
     given = str(name_or_path)
     path = Path(name_or_path).expanduser()
     # The folder is resolved and the file is not: in the hub's cache files are links to where no members lie.

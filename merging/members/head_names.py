@@ -5,4 +5,4 @@ _HEADS = ("score", "v_head.summary", "v_head", "value_head")
 HEAD_NAMES = {f"{head}.{part}": part for head in _HEADS for part in ("weight", "bias")}
 """``weight`` or ``bias`` by the name of a tensor."""
 EXPECTED = "score.weight, v_head.summary.weight or value_head.weight, each with an optional bias"
-"""The same in words."""
+"""The names in words, for messages."""

@@ -5,7 +5,7 @@ one of the authors' PEFT fork (Baijiong-Lin/PARM, ``peft/tuners/pblora``): ``pbl
 ``pblora_B`` [out, r1 + r2] holds B1 beside B2, ``pblora_W1`` is [r1, r1] and ``pblora_W2`` [objectives, r2 * r2] is M.
 
 W2 is linear in the preference, so dW(mu) = D0 + sum_i mu_i D_i with D0 = s B1 W1 A1 and D_i = s B2 reshape(M_i) A2: a
-fixed member at coefficient 1 and one member an objective at coefficient mu_i (our reading, exact). So a row of
+fixed member at coefficient 1 and one member per objective at coefficient mu_i (our reading, exact). So a row of
 coefficients says a preference, as it does for any other members, and one batch mixes preferences freely.
 """
 

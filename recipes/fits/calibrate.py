@@ -37,7 +37,7 @@ class Agreement:
 def fit(
     table: Table, method: str, *, fingerprint: str, sampling: Mapping[str, Any], draws: int, seed: int
 ) -> Calibration:
-    """Least squares of the mean reward at every preference on ``basis``, an objective at a time.
+    """Least squares of the mean reward at every preference on ``basis``, one objective at a time.
 
     Args:
         table: the sweep.

@@ -96,7 +96,7 @@ def _weights(weights: Mapping[str, float]) -> str:
 
 
 def _share_scales(panels: Sequence[Axes], pairs: Sequence[tuple[str, str]]) -> None:
-    """The same limits for an objective in all panels."""
+    """Give each objective the same limits in all panels."""
     limits: dict[str, tuple[float, float]] = {}
     sides = [
         (axes, side, name)
@@ -136,7 +136,7 @@ def _simplices(summary: Mapping[str, Any]) -> Figure:
     objectives, methods = summary["objectives"], list(summary["methods"])
     size = (3.0 * len(objectives), 2.8 * len(methods))
     figure, panels = plt.subplots(len(methods), len(objectives), figsize=size, squeeze=False)
-    # One scale an objective, so that methods can be compared by their colours.
+    # One scale per objective, so that methods can be compared by their colours.
     every = {name: [row[name]["z"] for row in summary["settings"] if row["weights"]] for name in objectives}
     for line, method in zip(panels, methods, strict=True):
         rows = [row for row in summary["settings"] if row["method"] == method]

@@ -56,7 +56,7 @@ async def collect(
     The seed of an answer depends on its prompt and number alone, so settings are compared on the same draws.
 
     Args:
-        rewards: one an objective, in their order.
+        rewards: one per objective, in their order.
         judged: how many answers a prompt, the first ones, the plain base judges as well (see ``ask``).
 
     Raises:

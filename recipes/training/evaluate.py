@@ -200,7 +200,7 @@ def summarise(
     scale: Scale,
     config: EvaluationConfig,
 ) -> list[dict[str, object]]:
-    """One row a setting: mean reward an objective with its 95 % bootstrap interval over prompts, mean tokens,
+    """One row per setting: the mean reward per objective with its 95 % bootstrap interval over prompts, mean tokens,
     degenerate share,
     perplexity under the base, and mean preference-weighted standardised reward (mu . z)."""
     rows = []

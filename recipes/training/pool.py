@@ -126,7 +126,7 @@ def build_pool(
     Args:
         base: the model that is sampled and that scores.
         prompts: the training prompts.
-        rewards: one an objective, in the family's order.
+        rewards: one per objective, in the family's order.
         config: counts, sampling settings and the seed; batch i draws from seed + i, so resuming does not change the
             data.
         path: the .jsonl file, one batch a line.

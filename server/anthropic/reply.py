@@ -191,7 +191,7 @@ def _input(arguments: str) -> dict[str, Any]:
 
 
 def _bounded(value: Any) -> Any:
-    """The same JSON with the greatest float in the place of infinite ones, which JSON cannot say."""
+    """``value`` with the greatest float in the place of infinite ones, which JSON cannot say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
     if isinstance(value, dict):

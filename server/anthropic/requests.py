@@ -146,7 +146,7 @@ class CountTokensRequest(MessagesBase):
         return self
 
     def conversation(self) -> Conversation:
-        """The same as all endpoints understand it. An answer of the assistant that comes last is gone on with."""
+        """The request as all endpoints understand it. An answer of the assistant that comes last is continued."""
         choice = self.tool_choice
         return Conversation.model_construct(
             **self.steered(),

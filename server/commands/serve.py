@@ -85,7 +85,7 @@ def command(
 def serve_on_ray(
     settings: ServerSettings, listener: socket.socket, url: str, as_json: bool, tell: Callable[[str], None] = say
 ) -> None:
-    """The same with replicas. Raises StartError where Ray is not installed."""
+    """Serve with replicas on Ray. Raises StartError where Ray is not installed."""
     from ladle.server.watch.start_error import StartError
 
     try:

@@ -113,7 +113,7 @@ class ServedModels:
         in_use: Callable[[], Iterable[WeightsKey]],
         on_lost: Callable[[], None],
     ) -> ServedModels:
-        """The same over as many processes as ``config`` says; ``on_lost``: see ``Ranks``. Raises RankLost as well."""
+        """Served models over as many processes as ``config`` says; ``on_lost``: see ``Ranks``. Raises RankLost too."""
         if config.tensor_parallel == 1:
             return cls(family, config, device, in_use)
         ranks = Ranks(family, config, device, on_lost)

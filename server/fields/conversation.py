@@ -48,7 +48,7 @@ class Spelling:
         return field
 
     def error(self, error: ApiError) -> ApiError:
-        """The same error about the field as the request calls it."""
+        """``error``, about the field as the request calls it."""
         field = error.param
         if field is None or self.of(field) == field:
             return error

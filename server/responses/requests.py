@@ -255,7 +255,7 @@ class ResponsesRequest(ResponsesBase):
         return self.store is not False
 
     def chat(self, earlier: Sequence[Message], reference: Reference) -> Conversation:
-        """The same as all endpoints understand it, after what was said ``earlier``.
+        """The request as all endpoints understand it, after what was said ``earlier``.
 
         Raises:
             InputError: there are no messages, or a reference to nothing.

@@ -28,7 +28,7 @@ class TextBound:
         return self.of_bytes(len(text.encode("utf-8", "surrogatepass")))
 
     def of_bytes(self, size: int) -> int:
-        """The same of a text of ``size`` bytes of UTF-8."""
+        """A number of tokens that a text of ``size`` bytes of UTF-8 has at least."""
         return 0 if self.longest is None else -(-size // self.longest)
 
 

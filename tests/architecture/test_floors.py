@@ -76,6 +76,7 @@ FLOORS: dict[str, list[str]] = {
         "chat_session completion",
         "async_client client lazy_commands",
         "calls display painter stream",
+        "family_responses",
         "arguments connection payload responses",
         "bash_words errors event_decoder retry",
     ],

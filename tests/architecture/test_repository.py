@@ -59,7 +59,7 @@ def test_constraints_are_exact_and_cover_the_dependencies():
     pinned = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    chosen = ("cli", "server", "train", "dev", "conformance", "otel", "ray")
+    chosen = ("cli", "server", "train", "dev", "conformance", "otel", "ray", "docs", "coverage")
     wanted = [*project["dependencies"], *(entry for extra in chosen for entry in extras[extra])]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;, ]", requirement)[0]).lower() for requirement in wanted}
     assert names - {"ladle"} <= pinned, names - pinned

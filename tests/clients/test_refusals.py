@@ -5,7 +5,7 @@ from mock_server import MockServer
 
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.display import family_tables, output
-from ladle.clients.responses import Family
+from ladle.clients.family_responses import Family
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def serving(family: Path | None, limits: Limits = NO_LIMITS, options: Sequence[s
 def serving_several(
     family: Path | None, limits: Sequence[Limits], options: Sequence[str] = ()
 ) -> Iterator[list[TwoKeys]]:
-    """The same with a hostile key for each of ``limits``, beside one other caller."""
+    """Serve ``family`` with a hostile key for each of ``limits``, beside one other caller."""
     headers, lines = [], []
     for index, own in enumerate([NO_LIMITS, *limits]):
         key, entry = ApiKey.new(f"hostile-{index}" if index else "other", (GENERATE,), own)

@@ -41,13 +41,18 @@ def bucket_blocks(blocks: int) -> int:
 
 @dataclass
 class AttentionGroup:
-    """Queries that attend in one call: the tokens ``start`` to ``stop`` of the row.
+    """Queries that attend in one call.
 
-    ``positions`` [tiles, tile] int64: places of the queries in their sequences, the ``left_padding`` first and some
-    last of them padding; ``table`` [tiles or 1, blocks] int64: KV blocks, one row shared by all tiles of a prefill;
-    ``keys`` [blocks * BLOCK_SIZE] int64: 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE]: the places of the keys where
-    they do not follow their blocks. ``visible`` [tile, blocks * BLOCK_SIZE] bool: what a query may see of the keys at
-    or before its own place, None for all of them; candidates at one place see themselves and not each other.
+    Attributes:
+        start: the first of its tokens in the flat batch.
+        stop: the one after the last.
+        left_padding: how many of the first queries are padding; some of the last may be too.
+        positions: [tiles, tile] int64, places of the queries in their sequences.
+        table: [tiles or 1, blocks] int64, KV blocks; one row is shared by all tiles of a prefill.
+        keys: [blocks * BLOCK_SIZE] int64, 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE], the places of the keys where
+            they do not follow their blocks.
+        visible: [tile, blocks * BLOCK_SIZE] bool, what a query may see of the keys at or before its own place, None for
+            all of them; candidates at one place see themselves and not each other.
     """
 
     start: int
@@ -65,6 +70,7 @@ class AttentionGroup:
         known = self._masks.get((folded, window, dtype))
         if known is None:
             query = self.positions[:, :, None]
+            # Causal by absolute position; ``visible`` keeps the candidates of one lane from seeing each other.
             allowed = self.keys <= query
             if self.visible is not None:
                 allowed &= self.visible
@@ -80,8 +86,12 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class TokenPlaces:
-    """Where each token of a row is: ``tables`` [tokens] its row of the block table ``blocks`` [lanes, blocks],
-    ``positions`` [tokens] its place in its sequence; int64. It sees what its blocks hold before that place, and itself.
+    """Where each token of a row is. It sees what its blocks hold before that place, and itself.
+
+    Attributes:
+        blocks: [lanes, blocks] int64, the block table.
+        tables: [tokens] int64, the row of the block table that is the token's.
+        positions: [tokens] int64, its place in its sequence.
     """
 
     blocks: NDArray[np.int64]
@@ -158,6 +168,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softc
     if softcap is None:
         filled = F.pad(q, (0, 0, 0, mask.shape[2] - rows)) if mask.shape[2] > rows else q
         return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :rows]
+    # Logit soft-capping is not in the library's fused attention, so it is written out.
     scores = _products(q, k) * scaling
     scores = softcap * torch.tanh(scores / softcap) + mask[:, :, :rows]
     return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
@@ -218,11 +229,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
         tiles, tile = group.positions.shape
         q = query[group.start : group.stop]
         q = q.float() if paged.widened else q
+        # Decode lanes on a GPU attend over the paged pool in place.
         if tile == 1 and group.visible is None and dispatch.on_gpu(q):
             pool, positions = paged.cache.layers[layer], group.positions[:, 0]
             options = (BLOCK_SIZE, attention.scaling, attention.window, attention.softcap)
             outputs.append(dispatch.paged_attention(q, pool, group.table, positions, *options))
             continue
+        # A prefill chunk is padded at both ends to whole tiles at absolute positions.
         padding = tiles * tile - q.shape[0]
         if padding:
             q = F.pad(q, (0, 0, 0, 0, group.left_padding, padding - group.left_padding))
@@ -232,11 +245,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
         else:
             q = q.reshape(tiles, tile, kv_heads, folded, dim).permute(0, 2, 3, 1, 4)
             q = q.reshape(tiles, kv_heads, folded * tile, dim)
+        # Gather the blocks into contiguous keys and values; all tiles of a chunk share one prefix.
         k, v = paged.cache.gather(layer, group.table)
         if k.shape[0] != tiles:
             k, v = k.expand(tiles, -1, -1, -1), v.expand(tiles, -1, -1, -1)
         mask = group.mask(folded, attention.window, q.dtype)
         o = _attend(q, k.to(q.dtype), v.to(q.dtype), mask, attention.scaling, attention.softcap).to(query.dtype)
+        # Undo the folding: back to [tokens, heads, d], without the padding.
         if tile > 1:
             o = o.view(tiles, kv_heads, folded, tile, -1).permute(0, 3, 1, 2, 4)
         o = o.reshape(tiles * tile, heads, -1)

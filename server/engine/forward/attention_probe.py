@@ -33,6 +33,7 @@ def learn_attention(model: Any, config_file: Path) -> dict[int, LayerAttention]:
         raise refusal(config_file, "its attention cannot be replaced")
     if model.get_output_embeddings() is None:
         raise refusal(config_file, "it has no output head over its vocabulary")
+    # A forward of two tokens passes every attention call; on the meta device it needs no weights.
     probe = AttentionProbe()
     ids = torch.zeros(1, _TOKENS, dtype=torch.int64, device=model.device)
     positions = torch.arange(_TOKENS, device=model.device)[None]
@@ -74,6 +75,7 @@ def require_positions(model: Any, config_file: Path) -> None:
     if not has_position_table(model):
         return
     ids = torch.tensor([[5, 6]], device=model.device)
+    # The rows that any position table is asked for must be the same with and without our ``position_ids``.
     looked_up = []
     for given in ({}, {"position_ids": torch.arange(2, device=model.device)[None]}):
         rows: list[Tensor] = []
@@ -99,6 +101,7 @@ def try_pool(model: Any, layers: dict[int, LayerAttention]) -> None:
     cache = KVCache([layers[layer].shape for layer in range(len(layers))], 2, model.dtype, device)
     prefill = AttentionGroup(0, 3, 0, numbers[None, :3], numbers[None, :1], numbers)
     decode = AttentionGroup(0, 2, 0, numbers[[3, 0], None], numbers[[0, 1], None], numbers)
+    # A prefill of three tokens, then a decode step of two lanes of different lengths.
     for slot_mapping, group in ((numbers[:3], prefill), (numbers[[3, 0]] + numbers[[0, 1]] * BLOCK_SIZE, decode)):
         positions = group.positions.reshape(1, -1)
         ids = torch.zeros_like(positions)

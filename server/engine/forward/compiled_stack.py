@@ -65,6 +65,7 @@ class DecoderStack(nn.Module):
         x = torch.randn(1, 2, first.hidden, generator=generator).to(self._dtype)
         angles = torch.rand(1, 2, dim // 2, generator=generator).repeat(1, 1, 2)
         turns = angles.cos().to(self._dtype), angles.sin().to(self._dtype)
+        # Without a merge: no request has stated coefficients yet.
         first.qkv.gate.open(None)
         bound = 1e-2 if self._dtype == torch.float32 else 3e-2
         for index, layer in enumerate(self._layers):
@@ -84,6 +85,7 @@ class DecoderStack(nn.Module):
     ) -> Tensor:
         places = paged.places
         assert places is not None
+        # The residual stream stays in float32 through all layers and is rounded once, at the end.
         x = hidden_states[0].float().numpy().copy()
         cos, sin = (part[:, 0].float().numpy() for part in rotary(position_embeddings, paged))
         slot_mapping = paged.slot_mapping.numpy()
@@ -103,6 +105,7 @@ class DecoderStack(nn.Module):
     def _scales(self, index: int, count: int) -> NDArray[np.float32]:
         """[layers or 1, ``count``, R] coefficients of the rank columns of the product ``index`` of every layer."""
         groups = [layer.groups[index] for layer in self._layers]
+        # Layers whose adapters cover the same modules share one table of coefficients; else each gets its own, padded.
         patterns = [None if group.gate.closed else group.pattern for group in groups]
         if patterns.count(patterns[0]) == len(patterns):
             return _scale(groups[0], patterns[0], count)[None]
@@ -161,6 +164,7 @@ def compile_layers(model: Any, dtype: torch.dtype) -> bool:
     if not isinstance(layers, nn.ModuleList) or not dispatch.can_compile():
         return False
     fused = [layer for layer in layers if isinstance(layer, FusedDecoderLayer)]
+    # All or nothing: one layer of another activation, shape or weight format keeps the whole stack as it was.
     if (
         not fused
         or len(fused) < len(layers)

@@ -57,6 +57,7 @@ class FusedDecoderLayer(nn.Module):
         tokens, dim = x.shape[0], self.attention.shape.head_dim
         qkv = self.qkv.forward(self.norms[0](x))
         rotated_width = self.rotated * dim
+        # Queries and keys lie side by side in the fused product, so one rotary embedding turns both.
         turned = _rotate(qkv[:, :rotated_width].view(tokens, self.rotated, dim), *rotary(position_embeddings, paged))
         query, key = turned[:, : self.heads], turned[:, self.heads :]
         value = qkv[:, rotated_width:].view(tokens, -1, dim)
@@ -134,6 +135,7 @@ def fuse_layers(model: Any, attentions: dict[int, LayerAttention], dtype: torch.
             continue  # only a part of each head is turned
         fused = FusedDecoderLayer(layer, attention)
         generator = torch.Generator().manual_seed(index)
+        # Trust no name: the fused layer replaces one whose output it matches on random input.
         x = torch.randn(1, 3, fused.hidden, generator=generator).to(model.device, dtype)
         angles = torch.rand(1, 3, attention.shape.head_dim // 2, generator=generator).repeat(1, 1, 2).to(x)
         embeddings = (angles.cos(), angles.sin())

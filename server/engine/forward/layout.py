@@ -16,9 +16,14 @@ from ladle.server.engine.requests.sequence import Lane
 class StepLayout:
     """What one forward reads, on its device.
 
-    ``ids``, ``positions`` [1, tokens] int64; ``slot_mapping`` [tokens] int64; ``coefficients`` [tokens, members] or
-    None when every token runs on plain weights; ``logits_indices`` [n] int64 tokens whose logits are wanted (None:
-    all). ``places``: where each token is.
+    Attributes:
+        ids: [1, tokens] int64.
+        positions: [1, tokens] int64.
+        slot_mapping: [tokens] int64, where new keys and values go.
+        groups: which queries attend in one call.
+        coefficients: [tokens, members], or None when every token runs on plain weights.
+        logits_indices: [n] int64, tokens whose logits are wanted; None: all.
+        places: where each token is.
     """
 
     ids: Tensor
@@ -59,9 +64,18 @@ class HostGroup:
 
 @dataclass
 class HostLayout:
-    """A ``StepLayout`` of arrays: ``rows`` [tokens] int64 of the lane table in place of coefficients, and ``merged``,
-    whether any of them are needed. ``ids`` None: the tokens are on the device already. ``logit_lanes``: the lanes of
-    the tokens whose logits are wanted."""
+    """A ``StepLayout`` of arrays.
+
+    Attributes:
+        ids: [tokens] int64; None: the tokens are on the device already.
+        positions: [tokens] int64.
+        slot_mapping: [tokens] int64.
+        rows: [tokens] int64, of the lane table, in place of coefficients.
+        merged: whether any coefficients are needed.
+        groups: which queries attend in one call.
+        logits_indices: [n] int64, tokens whose logits are wanted; None: all.
+        logit_lanes: the lanes of the tokens whose logits are wanted.
+    """
 
     ids: Array | None
     positions: Array
@@ -89,6 +103,7 @@ class HostLayout:
             numbers: 0, 1, 2, ... int64 on that device, as many as a group may have keys.
             ids: [tokens] token ids there, required where the layout has none of its own.
         """
+        # Flatten all arrays, copy them in one transfer, and take them out of the iterator in the same order.
         own = [self.positions, self.slot_mapping]
         own += [array for array in (self.ids, self.logits_indices) if array is not None]
         own += [self.rows] if self.merged else []

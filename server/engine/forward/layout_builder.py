@@ -42,6 +42,7 @@ class LayoutBuilder:
     def build(self, decode: Seq[Lane], chunks: Seq[Chunk]) -> HostLayout:
         """The layout of one forward: ``decode`` lanes compute one token each, then the ``chunks`` follow."""
         table = self._table
+        # Decode: one token a lane. A lane's bucket is the padded number of blocks that its context fills.
         rows = np.fromiter((lane.row for lane in decode), dtype=np.int64, count=len(decode))
         widths = self._bucket[table.computed[rows] // BLOCK_SIZE + 1]
         if self._together:
@@ -50,6 +51,7 @@ class LayoutBuilder:
         order = np.argsort(widths, kind="stable")
         rows, widths = rows[order], widths[order]
         groups = self._decode_groups(rows, widths)
+        # The batch is flat, without padding: decode tokens first, then the tokens of every prefill chunk.
         row_parts, position_parts, id_parts = [rows], [table.computed[rows]], [table.last[rows]]
         ordered = [decode[index] for index in order]
         wanted = [index for index, lane in enumerate(ordered) if not lane.scores]
@@ -63,6 +65,8 @@ class LayoutBuilder:
             id_parts.append(np.asarray(chunk.sequence.tokens(chunk.lane, chunk.start, stop), dtype=np.int64))
             groups.extend(self._chunk_groups(chunk, start))
             start += chunk.count
+            # Logits cost a product with the vocabulary: only the last token of a finished prompt gets them, or judged
+            # ones.
             wants = chunk.count if chunk.judged else int(chunk.final)
             if not chunk.lane.scores:
                 wanted.extend(range(start - wants, start))
@@ -90,6 +94,7 @@ class LayoutBuilder:
         many = np.array(counts)
         starts = np.array(lengths)
         widths = self._bucket[starts // BLOCK_SIZE + 1]
+        # Lanes of equal width and equally many candidates form a rectangle, which attends in one call.
         order = sorted(range(len(lanes)), key=lambda index: (widths[index], many[index]))
         groups, start = [], 0
         for (width, count), members in itertools.groupby(order, key=lambda index: (widths[index], many[index])):
@@ -114,6 +119,8 @@ class LayoutBuilder:
     def _candidate_group(
         self, start: int, width: int, count: int, rows: Array, scratch: Array, lengths: Array
     ) -> HostGroup:
+        # Keys are the lane's prefix and its scratch blocks. All candidates stand at one position, and each sees the
+        # prefix and itself: a tree attention of depth one.
         prefix = np.arange(width * BLOCK_SIZE)
         key_positions = np.where(prefix < lengths[:, None], prefix, _NOWHERE)
         own = np.broadcast_to(lengths[:, None], (len(rows), scratch.shape[1] * BLOCK_SIZE))
@@ -136,6 +143,7 @@ class LayoutBuilder:
 
     def _decode_groups(self, rows: Array, widths: Array) -> list[HostGroup]:
         groups = []
+        # Runs of equal width: the edges are where the sorted widths change.
         edges = np.flatnonzero(np.diff(widths, prepend=-1, append=-1))
         for start, stop in itertools.pairwise(edges):
             width = int(widths[start])
@@ -155,6 +163,7 @@ class LayoutBuilder:
     def _chunk_groups(self, chunk: Chunk, start: int) -> list[HostGroup]:
         """The chunk's query tiles, aligned to absolute positions and grouped by bucket: the place of a chunk's edges,
         which depends on load, leaves no mark on the values."""
+        # Tiles of BLOCK_SIZE queries at absolute positions; consecutive tiles of one padded KV width form a group.
         first, last = chunk.start // BLOCK_SIZE, (chunk.start + chunk.count - 1) // BLOCK_SIZE
         widths = self._bucket[np.arange(first, last + 1) + 1]
         edges = np.flatnonzero(np.diff(widths, prepend=-1, append=-1))

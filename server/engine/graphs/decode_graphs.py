@@ -60,6 +60,7 @@ class DecodeGraphs:
         self._steps: dict[Size, RecordedStep] = {}
         self._replays: dict[Size, Callable[[], RecordedOutput]] = {}
         with torch.inference_mode():
+            # A recording fixes shapes and addresses: one per bucket of (rows, KV width, merged or not).
             for size in sizes:
                 step = RecordedStep(size, model, cache, table, self._vocabulary, arange, router)
                 step.fill(self._example(size))
@@ -78,6 +79,7 @@ class DecodeGraphs:
         if len(layout.groups) != 1 or layout.ids is None:
             return None
         (group,) = layout.groups
+        # Only pure decode fits: one query a lane, one attention group, no candidates.
         rows, width = layout.tokens, group.table.shape[1]
         if group.stop != rows or group.positions.shape != (rows, 1) or group.visible is not None:
             return None
@@ -92,6 +94,7 @@ class DecodeGraphs:
         ``tables``, whose rows are those of the logits. ``routes``: of the same sequences, where any of them routes."""
         self._steps[size].fill(layout, tables, routes)
         output, rows = self._replays[size](), layout.tokens
+        # Value lanes have no logits: those of the others are picked out, and the step draws outside of the graph.
         if layout.logits_indices is not None:
             wanted = send_one(layout.logits_indices, output.logits.device)
             return RecordedOutput(output.logits.index_select(0, wanted), output.hidden.index_select(0, wanted))

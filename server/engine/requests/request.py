@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it, one value a token."""
+"""What goes into the engine and what comes out of it, one value per token."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class StepOutput:
 
     @property
     def base_logprob(self) -> float | None:
-        """The same token's logprob under the plain base in nats, when the plan is traced."""
+        """The token's logprob under the plain base in nats, when the plan is traced."""
         return None if self.trace is None else self.trace.base_logprob
 
     @property

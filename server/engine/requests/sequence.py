@@ -162,7 +162,7 @@ class Sequence:
 
     @property
     def candidates(self) -> int:
-        """How many candidates get a value a step; 0 without a scorer."""
+        """How many candidates get a value in each step; 0 without a scorer."""
         scorer = self.request.plan.scorer
         return 0 if scorer is None else scorer.candidates
 

@@ -56,6 +56,7 @@ def value_candidates(
             counts[sequence] = min(sequence.candidates, allowed[sequence].count)
         # Tokens that are not allowed sort last; they are valued to keep the forward's size fixed, and then dropped.
         chosen[sequence] = scores.topk(sequence.candidates).indices
+    # One forward per set of resident weights, which the value lanes of all sequences share, coefficients row by row.
     groups: dict[object, list[tuple[Sequence, Lane]]] = {}
     for sequence in chosen:
         for lane in sequence.lanes:
@@ -68,6 +69,7 @@ def value_candidates(
         plan = layout(lanes, [s.length(lane) for s, lane in members], [s.candidates for s, _ in members])
         ordered = list(dict.fromkeys(plan.logit_lanes))
         states = hidden(lanes[0], plan, torch.cat([chosen[owner[lane]] for lane in ordered]))
+        # The layout sorts lanes by their buckets; hidden states come back in that order, k rows a lane.
         start = 0
         for lane in ordered:
             stop = start + owner[lane].candidates
@@ -103,6 +105,7 @@ def keep_chosen(
         kept.add(sequence)
         for lane in candidates.values:
             position = sequence.length(lane)
+            # From the scratch slot, where the candidate's key and value were written, to the lane's next slot.
             source = lane.scratch[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
             target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             moves.setdefault(cache_of(lane), []).append((source, target))

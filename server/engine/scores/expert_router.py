@@ -61,6 +61,7 @@ class ExpertRouter:
         scores, likely = self.judge(torch.stack([states[s.lanes[routing.source]] for s, routing in routed]))
         history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)
         chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2])
+        # The hard turn (argmax with hysteresis) is one kernel for all; mixtures of several experts are made one by one.
         mixed = {
             index: dispatch.mix_experts(scores[index : index + 1], routing.top)
             for index, (_, routing) in enumerate(routed)
@@ -83,6 +84,7 @@ class ExpertRouter:
             if not all(map(math.isfinite, row)):
                 shares = [math.nan] * len(shares)
             lanes = tuple(sequence.lanes[routing.experts[expert]] for expert in experts)
+            # Hysteresis: the run length of the leading expert decides when the head may switch again (``stay``).
             last, stayed = sequence.speaker
             speaker = (experts[0], stayed + 1 if experts[0] == last else 1)
             turns[sequence] = Turn(lanes, tuple(shares), named, speaker)

@@ -59,6 +59,7 @@ class GrammarMasks:
         None of them may where the grammar has failed (see ``error``).
         """
         followed = {s: place for s in sequences if (place := self._of(s)) is not None and _start(s) is not None}
+        # A vocabulary mask per position, computed by the grammar's own process since the last token was drawn.
         for pool, waiting in _by_pool([place for place in followed.values() if place.allowed is None]).items():
             pool.masks([place.position for place in waiting])
             for place in waiting:

@@ -52,6 +52,7 @@ class PromptJudge:
         """
         for sequence, own in _by_sequence(chunks).items():
             start, count, prompt = own[0].start, own[0].count, sequence.request.prompt
+            # The logits at position i score the token at i + 1: the chunk's rows are shifted by one against its tokens.
             first = max(start + 1, sequence.request.sampling.judged_from)
             targets = prompt[first : start + count + 1]
             if targets:
@@ -60,11 +61,13 @@ class PromptJudge:
 
     def _tokens(self, logits: Tensor, firsts: Array, sequence: Sequence, targets: Seq[int]) -> list[PromptToken]:
         """``firsts``: the row of every lane's first token, by lane; what follows token i is ``targets[i]``."""
+        # Each prompt position takes the part of a sequence of its own, so that decoding's kernels score it.
         repeated = [sequence] * len(targets)
         tables = _at_positions(self._slots.tables(repeated, firsts))
         own = lay_out(tables, repeated, StepInputs(firsts), logits.dtype, self._device)
         logprobs = torch.log_softmax(dispatch.guided_scores(logits, own), dim=-1)
         said = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]
+        # The token's rank is one more than the number of tokens that are more likely.
         better = (logprobs > said[:, None]).sum(dim=-1)
         sampling = sequence.request.sampling
         most = max(sampling.logprobs or 0, sampling.prompt_alternatives)
@@ -79,6 +82,7 @@ class PromptJudge:
 
 def _at_positions(tables: HostTables) -> HostTables:
     """From ``tables`` that say the same n times those of n positions side by side: the i-th reads i rows further on."""
+    # The tables repeat one sequence: what points at logits (sources, mask base, budget base) moves on by one row.
     further = np.arange(len(tables.rows))
     choices, budgets = tables.choices, tables.budgets
     choices[:, columns.BASE] += np.where(choices[:, columns.BASE] >= 0, further, 0).astype(choices.dtype)

@@ -72,6 +72,7 @@ class Sampler:
             self._grammars.admit(sequence)
         self._counts.pop(slot, None)
         if params.penalises:
+            # Presence and frequency penalties count the output alone, the repetition penalty the prompt too.
             counts = torch.zeros(vocabulary, dtype=torch.int32, device=self._device)
             seen = torch.zeros(vocabulary, dtype=torch.bool, device=self._device)
             output, prompt = send(
@@ -104,6 +105,7 @@ class Sampler:
             values: of the candidates of those whose plan has a scorer.
             turns: of those that are routed.
         """
+        # Host tables -> device tables -> one fused step: combine, mask, penalise, truncate, draw.
         step = StepInputs(rows, values, turns, self.allowed(sequences, logits.shape[1]), self._penalties(sequences))
         host = self.slots.tables(sequences, rows)
         made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
@@ -111,6 +113,7 @@ class Sampler:
         tracer = Tracer(logits, step, made.guided, made.tokens, traced) if traced else None
         valued = [s for s in sequences if s in values] if values else []
         reported = [] if tracer is None else tracer.tensors
+        # A single synchronisation: everything that the host needs of this step comes back in one copy.
         tensors = iter(
             read(
                 *(made.tokens, made.logprobs, made.other_tokens, made.other_logprobs),
@@ -119,6 +122,7 @@ class Sampler:
             )
         )
         tokens, logprobs, other_tokens, other_logprobs = (next(tensors).tolist() for _ in range(4))
+        # Whether the drawn token was a candidate decides if its KV state can be kept (``keep_chosen``).
         known = {s: next(tensors).tolist() for s in valued}
         drawn = dict(zip(sequences, tokens, strict=True))
         candidate_indices = {s: ids.index(drawn[s]) if drawn[s] in ids else None for s, ids in known.items()}

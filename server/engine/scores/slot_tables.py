@@ -66,6 +66,7 @@ class SlotTables:
         assert slot is not None
         self._seeds[slot] = params.seed & _MASK
         _fill(params, plan, self._choices[slot], self._numbers[slot])
+        # The tables grow to the most sources that any admitted plan has had.
         lanes = _added_lanes(sequence)
         if len(lanes) > self._sources.shape[1]:
             more = ((0, 0), (0, len(lanes) - self._sources.shape[1]))
@@ -77,12 +78,15 @@ class SlotTables:
         self._masked[slot] = plan.mask is not None
         self._budgets[slot] = 0.0 if plan.kl_budget is None else plan.kl_budget
         self._traced[slot] = plan.trace
+        # What a step of such sequences may leave out: all tables but those of a linear sum; truncation; and, in a
+        # recorded step, everything between the sum and the draw.
         self._plain[slot] = not (
             plan.trace or plan.mask or plan.kl_budget or plan.rule != "linear" or params.logit_bias or params.logprobs
         )
         self._truncates[slot] = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
         self._recordable[slot] = recordable = _recordable(sequence)
         self._routes[slot] = recordable and plan.routing is not None
+        # Routed sequences read the router's row first; which expert joins it the recorded step decides itself.
         if recordable and plan.routing is not None:
             (self._sources[slot, 0],) = _rows([sequence.lanes[plan.routing.source]])
             self._experts[slot] = _rows([sequence.lanes[index] for index in plan.routing.experts])
@@ -103,16 +107,19 @@ class SlotTables:
         slots = _slots(sequences)
         choices, numbers = self._choices[slots], self._numbers[slots]
         if numbers[:, columns.TEMPERATURE].any():
+            # Counter-based random numbers: the key is (seed, place in the answer), whatever the batch or the lane.
             positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
             choices[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
         width = max(1, int(self._counts[slots].max()))
         plain, truncates = bool(self._plain[slots].all()), bool(self._truncates[slots].any())
+        # Two gathers: slot -> lanes of its sources, lane -> row of this step's logits.
         sources, weights = rows[self._sources[slots, :width]], self._weights[slots, :width]
         tables = HostTables(sources, weights, choices, numbers, plain=plain, truncates=truncates)
         if plain:
             return tables
         firsts, budgets = rows[self._firsts[slots]], self._budgets[slots]
         choices[:, columns.BASE] = np.where(self._masked[slots], firsts, -1)
+        # KL budgets concern few sequences, so they are a list of (sequence, base row, nats) and no column.
         limited = np.flatnonzero(budgets)
         kept = HostBudgets(limited, firsts[limited], budgets[limited])
         return replace(tables, budgets=kept, traced=np.flatnonzero(self._traced[slots]))

@@ -51,6 +51,7 @@ def lay_out(
     held: dict[str, Any] = {}
     if step.values:
         held["candidates"], held["values"] = _candidates(host, sequences, step.values, dtype)
+    # Counts and masks are stacked for the sequences that have them; a column of ``choices`` says which row is whose.
     if step.counted:
         counted = _place(sequences, step.counted, choices[:, columns.COUNTED])
         held["counts"], held["seen"] = (torch.stack([step.counted[s][part] for s in counted]) for part in (0, 1))
@@ -81,6 +82,7 @@ def lay_out(
 def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) -> tuple[Array, Array]:
     """Rows and weights of all sources: of sequences that route the router and the experts whose turn it is."""
     rows, weights = host.rows, host.weights
+    # Column 0 is the router's; the experts whose turn it is follow.
     most = max((len(turn.lanes) for turn in step.turns.values()), default=0)
     if most >= rows.shape[1]:
         more = np.zeros((len(rows), 1 + most - rows.shape[1]), dtype=np.int64)
@@ -93,6 +95,7 @@ def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) ->
         router, stop = sequence.lanes[plan.routing.source], 1 + len(turn.lanes)
         rows[index, :stop] = [step.rows[lane.row] for lane in (router, *turn.lanes)]
         weights[index, :stop] = [1.0, *turn.shares]
+        # The router's complement and the expert's weight (FusionRoute); where no expert was asked, the router alone.
         if turn.lanes:
             weights[index, 0], weight = plan.routing.factors(plan.normalize)
             host.choices[index, columns.RULE] = columns.ROUTED

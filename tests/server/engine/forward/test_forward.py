@@ -155,7 +155,7 @@ def test_paged_forward_under_preemption(tmp_path: Path) -> None:
     family = family_of(tmp_path, "llama", seed % 1000)
     engine = build(family, dtype="float64", kv_memory=16 * 2 * 2 * 2 * 8 * 8 * 16)  # 16 blocks
     for _ in range(6):  # preemption takes some luck
-        assert compare(engine, family, rng, requests=10) <= TOLERANCE
+        assert compare(engine, family, rng, requests=10, longest=70) <= TOLERANCE
         if engine.stats().preemptions:
             break
     assert engine.stats().preemptions > 0

@@ -1,0 +1,77 @@
+"""What a server says of the families that it serves."""
+
+from typing import Any
+
+from pydantic import Field
+
+from ladle.clients.responses import Response
+
+
+class MethodStatus(Response):
+    """Whether a family can serve a method, and if not, why; what a request may say to it.
+
+    Attributes:
+        preference: ``required``, ``optional`` or ``ignored``.
+        options: the fields of ``steering`` it understands besides method, preference and trace.
+        needs: those of them it cannot do without.
+        strength: the default of that option; None where the method has none.
+    """
+
+    available: bool
+    reason: str | None = None
+    preference: str | None = None
+    options: list[str] = Field(default_factory=list)
+    needs: list[str] = Field(default_factory=list)
+    strength: float | None = None
+
+
+class Member(Response):
+    """One fine-tuned member of a family.
+
+    Attributes:
+        kind: ``backbone``, ``policy``, ``value``, ``expert`` or ``router``.
+        rank: of its low-rank factors; None for full checkpoints.
+        objective: the one objective that it was trained for, if it was one.
+        rewards: else the weights it was trained for, in the order of the family's objectives.
+    """
+
+    name: str
+    kind: str
+    rank: int | None = None
+    parameters: int | None = None
+    objective: str | None = None
+    rewards: list[float] | None = None
+
+
+class Calibration(Response):
+    """What targets are possible: quantiles of the rewards of ``answers`` answers, from least to greatest by objective;
+    with the method and options of ``steering``.
+    """
+
+    steering: dict[str, Any]
+    answers: int
+    reachable: dict[str, tuple[float, float]]
+
+
+class Family(Response):
+    """What a server serves. Row j of ``matrix`` holds the reward weights of backbone j; ``calibration`` is None for a
+    family that takes no targets. ``sampling``: how answers are drawn where a request does not say."""
+
+    name: str
+    objectives: list[str]
+    default_method: str | None = None
+    matrix: list[list[float]] | None = None
+    methods: dict[str, MethodStatus] = Field(default_factory=dict)
+    members: list[Member] = Field(default_factory=list)
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    presets: dict[str, Any] = Field(default_factory=dict)
+    calibration: Calibration | None = None
+
+
+class Model(Response):
+    """An entry of ``/v1/models``."""
+
+    id: str
+    object: str = "model"
+    created: int | None = None
+    owned_by: str | None = None

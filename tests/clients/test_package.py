@@ -27,7 +27,7 @@ def test_exported_members():
     assert all(hasattr(ladle.clients, name) for name in exported)
     assert len(exported) == len(ladle.clients.__all__)
     public: set[str] = set()
-    for module in ("client", "async_client", "stream", "errors", "responses"):
+    for module in ("client", "async_client", "stream", "errors", "responses", "family_responses"):
         names = vars(importlib.import_module(f"ladle.clients.{module}")).items()
         public |= {
             name

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
-from ladle.merging.merges.merge import Merge
+from ladle.merging.merges.streaming_merge import Merge
 from ladle.server.commands import compress, merge
 
 app = typer.Typer()

@@ -133,5 +133,5 @@ async def test_views_count_before_they_are_read(family: Family, engine: FakeEngi
         body = {"prompt": ["hello you " * 300] * 100, "steering": VIEWS, "max_tokens": 1}
         refused = await client.post("/v1/completions", json=body)
     error = refused.json()["error"]
-    assert refused.status_code == 400 and error["param"] == "prompt" and "200000 prompt tokens" in error["message"]
+    assert refused.status_code == 400 and error["param"] == "prompt" and "at most 200000 may wait" in error["message"]
     assert len(encoded) < 33 * 12

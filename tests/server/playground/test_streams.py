@@ -118,13 +118,13 @@ def test_weights_sum_to_one_whatever_is_moved(page: Page, url: str) -> None:
 
 def test_two_answers_stream_side_by_side(page: Page, url: str) -> None:
     prompt = 'It\'s "rain",\nsays Ä\\: $HOME `tell` me'
-    page.open(url, a=GUIDED, b=ROUTED, prompt=prompt, max_tokens=50, seed=11, temperature=0.8)
+    page.open(url, a=GUIDED, b=ROUTED, prompt=prompt, max_tokens=120, seed=11, temperature=0.8)
     page.ready()
     page.one("#answer-both").click()
     both = page.wait(lambda: page.count("a") and page.count("b") and (page.state("a"), page.state("b")))
     assert both == ("running", "running"), "they stream at the same time"
     page.finished()
-    assert page.count("a") == page.count("b") == 50
+    assert page.count("a") == page.count("b") == 120
 
     # What is copied from the page gives what the page shows.
     for side in "ab":
@@ -195,7 +195,7 @@ def check_comparison(page: Page) -> None:
     said = page.one("#fork").text
     assert "first token on" in said if same == 0 else str(same) in said or "token is" in said
     table = page.one("#compare").text
-    assert "Tokens 50 50" in table and "Seed 11 11" in table and "Ended by length length" in table
+    assert "Tokens 120 120" in table and "Seed 11 11" in table and "Ended by length length" in table
 
 
 def test_a_stopped_answer_frees_its_lanes(page: Page, url: str) -> None:

@@ -24,7 +24,7 @@ demo:
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal $(if $(LADLE_TEST_SEED),--hypothesis-seed=$(LADLE_TEST_SEED))
 
-# Not in `make test`: it makes the tests two fifths slower, see CONTRIBUTING.md.
+# Not in `make test`: it makes the tests some tens of percent slower, see CONTRIBUTING.md.
 coverage:
 	@$(PYTHON) tools/environment.py dev
 	@$(PYTHON) tools/environment.py coverage

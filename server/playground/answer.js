@@ -212,11 +212,11 @@ export class Answer {
 
   listen() {
     const spanOf = (event) => event.target.closest?.(".token");
-    const look = (span) => {
-      span.setAttribute("aria-describedby", "inspector");
-      this.inspector.show(this.tokens[Number(span.dataset.index)], span);
-    };
-    this.box.addEventListener("pointerover", (event) => spanOf(event) && look(spanOf(event)));
+    const tokenOf = (span) => this.tokens[Number(span.dataset.index)];
+    this.box.addEventListener("pointerover", (event) => {
+      const span = spanOf(event);
+      if (span) this.inspector.show(tokenOf(span), span);
+    });
     this.box.addEventListener("pointerout", (event) => {
       if (spanOf(event) && spanOf(event) !== document.activeElement) this.inspector.hide(spanOf(event));
     });
@@ -224,10 +224,9 @@ export class Answer {
       const span = spanOf(event);
       if (!span) return;
       this.select(Number(span.dataset.index));
-      // Moving the focus may scroll, which hides the card: it is shown after that.
-      requestAnimationFrame(() => document.activeElement === span && look(span));
+      this.inspector.showFocused(tokenOf(span), span);
     });
-    this.box.addEventListener("focusout", () => this.inspector.hide());
+    this.box.addEventListener("focusout", () => this.inspector.dismiss());
     this.box.addEventListener("keydown", (event) => this.key(event));
   }
 

@@ -42,13 +42,27 @@ export class Inspector {
   constructor() {
     this.box = byId("inspector");
     this.shown = null;
+    this.frame = 0;
     addEventListener("scroll", () => this.hide(), { passive: true, capture: true });
-    addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
+    addEventListener("keydown", (event) => event.key === "Escape" && this.dismiss());
+  }
+
+  /** Show it at the next frame if the focus is still there: moving the focus may scroll, which hides the card. */
+  showFocused(token, span) {
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => document.activeElement === span && this.show(token, span));
+  }
+
+  /** Hide it, and do not show what waits for the next frame. */
+  dismiss() {
+    cancelAnimationFrame(this.frame);
+    this.hide();
   }
 
   /** Show what `token` says beside `span`. */
   show(token, span) {
     this.shown = span;
+    span.setAttribute("aria-describedby", "inspector");
     const head = make("p", { class: "inspected" }, make("b", { class: "mono" }, visible(token.text)), ` id ${token.id}`);
     this.box.replaceChildren(head, list(factsOf(token)));
     if (token.top?.length) {

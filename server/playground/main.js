@@ -108,7 +108,9 @@ function leaning(family, index) {
 
 // -- what changes -------------------------------------------------------------------------------------------------
 
-const remember = debounced(() => history.replaceState(null, "", `#${fragmentOf(state)}`), 250);
+/** Write the settings to the address; while a dial moves, when it rests: browsers refuse too many writes. */
+const rememberNow = () => history.replaceState(null, "", `#${fragmentOf(state)}`);
+const remember = debounced(rememberNow, 250);
 
 /** Mark what is shown and was asked with other settings than there are now. */
 function age() {
@@ -184,6 +186,7 @@ async function run(letter) {
   const traced = state.trace;
   const how = sides[letter].brief;
   const fragment = fragmentOf(state);
+  rememberNow();
   answer.start(title(state.sides[letter].method));
   asked[letter] = signature(letter);
   update();

@@ -1,62 +1,28 @@
 """Concurrent HTTP clients: Ladle with a different preference a client against ``transformers serve``; interleaved.
 
 Both servers run the same base in the same dtype on this machine; requests differ only by the preference. Bursts
-alternate between them, and while one serves the other idles.
+alternate between them, and while one serves the other is stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from ladle.benchmarks.decode import preferences
+from ladle.benchmarks.peers.sides import free_port, running
 from ladle.merging.family.family import Family
-from ladle.recipes.sweeps.server import end
 
 MAX_TOKENS = 48
 _TOPICS = ["rain", "bread", "trains", "the sea", "chess", "gardens", "winter", "music", "maps", "bees", "clocks", "tea"]
-_START_TIMEOUT_S = 180.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _server(command: list[str], url: str, log: Path) -> Iterator[None]:
-    """Run ``command`` until the block ends; enter when ``url`` answers."""
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "CI": "1"})
-    try:
-        until = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            if process.poll() is not None:
-                raise RuntimeError(f"{command[0]} ended with {process.returncode}; see {log}")
-            try:
-                if httpx.get(url, timeout=2).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            if time.monotonic() > until:
-                raise RuntimeError(f"{command[0]} did not answer at {url} within {_START_TIMEOUT_S:.0f} s; see {log}")
-            time.sleep(0.3)
-        yield
-    finally:
-        end(process, patience_s=20)
 
 
 async def _burst(url: str, bodies: list[dict[str, Any]], per_client: int) -> dict[str, float]:
@@ -97,7 +63,7 @@ def run(
     family: Family, manifest: str, dtype: str, clients: int, per_client: int, rounds: int, logs: Path
 ) -> Iterator[dict[str, object]]:
     """One row: medians of both sides over ``rounds`` bursts, and the ratio of text chunks a second burst by burst."""
-    ours, theirs = _free_port(), _free_port()
+    ours, theirs = free_port(), free_port()
     scripts = Path(sys.executable).parent
     ladle = [str(scripts / "ladle"), "serve", manifest, "--port", str(ours), "--dtype", dtype]
     peer_binary = shutil.which("transformers", path=str(scripts))
@@ -112,13 +78,19 @@ def run(
     our_bodies = [{**ours_alone, "steering": {"preference": mixed(n).preference}} for n in range(clients)]
     their_bodies = [{**common, "model": str(family.base_path)} for _ in range(clients)]
     results: dict[str, list[dict[str, float]]] = {"ladle": [], "transformers": []}
+    quiet = {"CI": "1"}
     with (
-        _server(ladle, f"http://127.0.0.1:{ours}/ready", logs / "ladle-serve.log"),
-        _server(peer, f"http://127.0.0.1:{theirs}/health", logs / "transformers-serve.log"),
+        running("ladle", ladle, ours, logs / "ladle-serve.log", {}, health="/ready", environment=quiet) as left,
+        running("transformers", peer, theirs, logs / "transformers-serve.log", {}, environment=quiet) as right,
     ):
+        right.pause()
         for turn in range(rounds + 1):
-            one = asyncio.run(_burst(f"http://127.0.0.1:{ours}/v1/chat/completions", our_bodies, per_client))
-            other = asyncio.run(_burst(f"http://127.0.0.1:{theirs}/v1/chat/completions", their_bodies, per_client))
+            one = asyncio.run(_burst(f"{left.url}/v1/chat/completions", our_bodies, per_client))
+            left.pause()
+            right.resume()
+            other = asyncio.run(_burst(f"{right.url}/v1/chat/completions", their_bodies, per_client))
+            right.pause()
+            left.resume()
             if turn:
                 results["ladle"].append(one)
                 results["transformers"].append(other)

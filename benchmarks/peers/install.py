@@ -54,8 +54,22 @@ def install(folder: Path) -> Installed:
     unpacked = folder / f"{name.replace('-', '_')}-{version}"
     sources = unpacked / "vendor" / "llama.cpp"
     if not sources.exists():
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        _run([*download, "--no-build-isolation", "--dest", folder, LLAMA])
+        # Only this package as sources: what builds it may come as wheels.
+        _run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                name,
+                "--dest",
+                folder,
+                LLAMA,
+            ]
+        )
         with tarfile.open(folder / f"{unpacked.name}.tar.gz") as archive:
             archive.extractall(folder, filter="data")
     built = folder / "llama"

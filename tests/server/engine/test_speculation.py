@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from guided_requests import METHODS, ROOMY, World
@@ -23,8 +24,8 @@ from ladle.server.engine.schedule.draft_pace import DraftPace
 class Foreseen:
     """An index that knows what will come, mostly: in place of the n-grams of text that random weights never repeat."""
 
-    known: dict[tuple[int, ...], list[int]] = {}
-    rng = random.Random()
+    known: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+    rng: ClassVar[random.Random] = random.Random()
 
     def __init__(self, prompt: Iterable[int]) -> None:
         self._answer = self.known.get(tuple(prompt), [])
@@ -135,7 +136,9 @@ def test_the_last_token_is_the_last(world: World, foreseen: type[Foreseen]) -> N
     plain, drafting = build(world.family, **ROOMY), build(world.family, draft_tokens=8, **ROOMY)
     request = world.request("long", {"method": "base"}, world.prompts(rng), max_tokens=20)
     text = "".join(output.text for output in alone(plain, request))
-    requests = [replace(request, request_id=f"r{n}", sampling=replace(request.sampling, max_tokens=n)) for n in (1, 2, 20)]
+    requests = [
+        replace(request, request_id=f"r{n}", sampling=replace(request.sampling, max_tokens=n)) for n in (1, 2, 20)
+    ]
     requests.append(
         replace(request, request_id="stopped", sampling=replace(request.sampling, stop=(text[len(text) // 2 :][:3],)))
     )

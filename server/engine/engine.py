@@ -19,7 +19,7 @@ from ladle.server.engine.device.device import make_current, require_working
 from ladle.server.engine.kv.block_manager import BlockManager
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
-from ladle.server.engine.model_runner import ModelRunner, StepResult
+from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.request_tracker import RequestTracker, Sink
 from ladle.server.engine.requests.answer import Answer, without_token
 from ladle.server.engine.requests.queue import WaitingRoom
@@ -37,6 +37,7 @@ from ladle.server.engine.speculation import Speculation
 from ladle.server.engine.stats.idle_check import IdleCheck, IdleChecks
 from ladle.server.engine.stats.stats import EngineStats
 from ladle.server.engine.stats.step_counts import StepCounts
+from ladle.server.engine.step_result import StepResult
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ladle.guidance.plan import Source
 from ladle.kernels import dispatch
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.device.transfers import Array, read
@@ -20,7 +19,7 @@ from ladle.server.engine.forward.layout_builder import LayoutBuilder
 from ladle.server.engine.graphs.decode_graphs import DecodeGraphs, record_decoding
 from ladle.server.engine.kv.cache import KVCache
 from ladle.server.engine.requests.sequence import Lane, Sequence
-from ladle.server.engine.schedule.catch_up import CatchUp, plan_catch_up
+from ladle.server.engine.schedule.catch_up import plan_catch_up
 from ladle.server.engine.schedule.drafts import drafted_lanes
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
@@ -29,23 +28,7 @@ from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.prompt_scores import PromptJudge
 from ladle.server.engine.scores.sampler import Draw, Sampler
 from ladle.server.engine.served_models import ServedModels
-
-
-@dataclass
-class StepResult:
-    """What one step gave.
-
-    Attributes:
-        draws: the token of each sequence that got one.
-        values: of each sequence that only asked for values, by source.
-        kept: the sequences whose value lanes have the state of the drawn token already.
-        caught_up: what experts computed that had missed something, and which sequences get no token because of it.
-    """
-
-    draws: dict[Sequence, Draw] = field(default_factory=dict)
-    values: dict[Sequence, dict[Source, float]] = field(default_factory=dict)
-    kept: set[Sequence] = field(default_factory=set)
-    caught_up: CatchUp = field(default_factory=CatchUp)
+from ladle.server.engine.step_result import StepResult
 
 
 @dataclass

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
-from ladle.server.engine.block_search import worth
-from ladle.server.engine.model_runner import StepResult
 from ladle.server.engine.requests.answer import Answer, not_finite, without_token
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.engine.requests.sequence import Change, Sequence
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.scores.sampler import Draw
+from ladle.server.engine.step_result import StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ class RequestTracker:
         for sequence in sequences:
             if sequence in result.caught_up.behind:
                 continue
-            value = worth(result.values[sequence]) if sequence in result.values else None
+            value = result.worth(sequence)
             if value is None and (refused := result.draws[sequence].error) is not None:
                 self.end(sequence, "error", refused)
                 continue

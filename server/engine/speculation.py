@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from ladle.server.engine.model_runner import ModelRunner, StepResult
+from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.schedule.drafts import Drafts, confirmed, drafted_lanes
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan, account_tokens
+from ladle.server.engine.step_result import StepResult
 
 logger = logging.getLogger(__name__)
 

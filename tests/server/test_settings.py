@@ -79,8 +79,9 @@ def test_the_engine_gets_its_share() -> None:
         prefix_cache=False,
     )  # fmt: skip
     config = settings.engine_config()
+    assert config.draft_tokens == 0  # ``speculate`` says how
     for name, value in vars(config).items():
-        assert value == getattr(settings, name), name
+        assert name == "draft_tokens" or value == getattr(settings, name), name
 
 
 def test_by_default_nobody_outside_is_served() -> None:

@@ -111,6 +111,24 @@ def reproducible(
     _report("reproducible", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
 
 
+@command.command(epilog="Example: ladle bench speculation --batches 1,4,16")
+def speculation(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
+    rounds: Annotated[int, typer.Option(min=2)] = 7,
+    drafts: Annotated[int, typer.Option(min=1, max=16, help="Tokens drafted in a step, at most.")] = 4,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tokens a second of `ladle serve --speculate ngram:N` against those of a server without."""
+    from ladle.benchmarks import speculation as benchmark
+    from ladle.merging.family.family import load_family
+
+    sizes = [int(size) for size in batches.split(",")]
+    _report("speculation", benchmark.run(load_family(family), dtype, sizes, rounds, drafts), out, as_json)
+
+
 @command.command(epilog="Example: ladle bench quantized --texts studies/control/test/samples.csv.gz")
 def quantized(
     family: FamilyOption = "demo",

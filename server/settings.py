@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ladle.server.access.api_keys import ApiKeys
     from ladle.server.engine.config import EngineConfig
 
+_DRAFTS = re.compile(r"none|ngram(?::([1-9]|1[0-6]))?")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
@@ -35,6 +36,11 @@ def parse_bytes(value: object) -> object:
         unit = (match[2] or "").lower()
         return int(Decimal(match[1]) * _UNITS[unit])
     return value
+
+
+def _draft_tokens(speculate: str) -> int:
+    """``"ngram:4"`` -> 4, ``"ngram"`` -> 4, ``"none"`` -> 0."""
+    return 0 if speculate == "none" else int(speculate.partition(":")[2] or 4)
 
 
 class Size(BeforeValidator):
@@ -90,6 +96,11 @@ class ServerSettings(BaseSettings):
         ge=0,
         description="how many times longer a step may take because prompts are read beside answers that are written; "
         "0: as long as max-batch-tokens lets it",
+    )
+    speculate: str = Field(
+        "none",
+        description="compute tokens ahead that repeat earlier text: ngram:4 for up to 4 of them a step; the text stays "
+        "the same",
     )
     kv_memory: Bytes = Field(1 << 30, description="size of the KV pool, e.g. 2GiB")
     weights_memory: Bytes = Field(4 << 30, description="size of the cache of merged full-weight members")
@@ -202,6 +213,15 @@ class ServerSettings(BaseSettings):
         description="URL that gets OpenTelemetry traces, e.g. http://localhost:4318/v1/traces",
     )
 
+    @field_validator("speculate")
+    @classmethod
+    def _drafts(cls, value: str) -> str:
+        if not _DRAFTS.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not allowed; allowed: none, ngram (for ngram:4), or ngram:N with N of 1 to 16"
+            )
+        return value
+
     @field_validator("families_dir")
     @classmethod
     def _folder(cls, value: Path | None) -> Path | None:
@@ -281,6 +301,7 @@ class ServerSettings(BaseSettings):
             max_lanes=self.max_lanes,
             max_batch_tokens=self.max_batch_tokens,
             prefill_slowdown=self.prefill_slowdown,
+            draft_tokens=_draft_tokens(self.speculate),
             kv_memory=self.kv_memory,
             weights_memory=self.weights_memory,
             max_context=self.max_context,

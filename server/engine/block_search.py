@@ -8,13 +8,12 @@ with everything else; the request itself is no sequence.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from ladle.guidance.plan import Plan, Source
+from ladle.guidance.plan import Plan
 from ladle.server.engine.requests.answer import Answer, without_token
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
@@ -166,8 +165,3 @@ class BlockSearch:
         assert output.finish_reason is not None
         whole = Sequence(self.request, [], output=self._tokens)
         self._deliver([without_token(whole, output.finish_reason, output.error, self._answer.finish())])
-
-
-def worth(values: dict[Source, float]) -> float:
-    """sum_s weight_s V_s of a text; NaN where a value is."""
-    return math.fsum(source.weight * value for source, value in values.items())

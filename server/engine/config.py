@@ -11,6 +11,7 @@ from ladle.kernels.dispatch import can_compile, cpu_has_bfloat16
 from ladle.merging.errors import InputError
 
 GIB = 1 << 30
+MOST_DRAFTED = 16
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _QUANTISED = ("none", "int8")
 _SCHEDULES = ("auto", "eager", "lazy")
@@ -28,6 +29,8 @@ class EngineConfig:
     max_batch_tokens: token budget of one step, all lanes together.
     prefill_slowdown: how many times longer a step may take because prompts are read beside answers that are written; 0:
         as long as max_batch_tokens lets it.
+    draft_tokens: how many tokens that repeat earlier text a sequence has computed ahead in a step (speculation); 0:
+        none. It changes no text.
     kv_memory: bytes of the KV pool. weights_memory: bytes of materialised weight sets kept (full-weight members).
     max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
     max_queue: requests waiting before new ones are refused. max_queue_tokens: their prompt tokens, those of every
@@ -54,6 +57,7 @@ class EngineConfig:
     max_lanes: int | None = None
     max_batch_tokens: int = 512
     prefill_slowdown: float = 3.0
+    draft_tokens: int = 0
     kv_memory: int = GIB
     weights_memory: int = 4 * GIB
     max_context: int | None = None
@@ -81,6 +85,8 @@ class EngineConfig:
                 raise InputError(name, getattr(self, name), "a number >= 1")
         if not (self.prefill_slowdown == 0 or 1 < self.prefill_slowdown < math.inf):
             raise InputError("prefill_slowdown", self.prefill_slowdown, "0, or a number above 1")
+        if not 0 <= self.draft_tokens <= MOST_DRAFTED:
+            raise InputError("draft_tokens", self.draft_tokens, f"0 to {MOST_DRAFTED}")
         for name in ("max_lanes", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:

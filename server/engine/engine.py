@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Sequence as Seq
 
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.admission import check_request, check_schedule
-from ladle.server.engine.block_search import BlockSearch, worth
+from ladle.server.engine.block_search import BlockSearch
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
 from ladle.server.engine.device.device import make_current, require_working
@@ -22,7 +21,7 @@ from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
 from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.request_tracker import RequestTracker, Sink
-from ladle.server.engine.requests.answer import Answer, not_finite, without_token
+from ladle.server.engine.requests.answer import Answer, without_token
 from ladle.server.engine.requests.queue import WaitingRoom
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Lane, Sequence
@@ -34,9 +33,11 @@ from ladle.server.engine.scored_answer import ScoredAnswer
 from ladle.server.engine.scores.prompt_scores import ROW_BYTES
 from ladle.server.engine.scores.sampler import Sampler
 from ladle.server.engine.served_models import ServedModels
+from ladle.server.engine.speculation import Speculation
 from ladle.server.engine.stats.idle_check import IdleCheck, IdleChecks
 from ladle.server.engine.stats.stats import EngineStats
 from ladle.server.engine.stats.step_counts import StepCounts
+from ladle.server.engine.step_result import StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Engine:
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, graphs)
         self.tracker = RequestTracker(self.scheduler, self.cancel)
         self._sequences = self.tracker.entries
+        self.speculation = Speculation(self.scheduler, self.runner, config.draft_tokens, self._tell, self._lose)
         self._searches: dict[str, BlockSearch | ScoredAnswer] = {}
         self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
         self._stopping = False
@@ -128,6 +130,7 @@ class Engine:
             "quantized": self.config.quantize,
             "layers": "compiled" if self.models.base.compiled else "gated",
             "cuda_graphs": "on" if self.runner.recorded else "off",
+            "drafts": str(self.config.draft_tokens),
             "processes": str(self.config.tensor_parallel),
             "reproducible": "yes" if self.config.reproducible else "no",
         }
@@ -172,6 +175,8 @@ class Engine:
             step_rows=self.runner.rows,
             distinct_weights=counts.weights,
             catch_up_tokens=dict(counts.late),
+            drafted_tokens=self.speculation.drafts.drafted,
+            accepted_tokens=self.speculation.drafts.accepted,
             distinct_preferences=counts.preferences,
             merges=self.store.stats(),
             rows=counts.rows.seen(),
@@ -240,6 +245,7 @@ class Engine:
             sequence, error = self._failed.pop()
             self.tracker.end(sequence, "error", error)
         if plan:
+            self.speculation.drafts.plan(plan)
             self._step(plan)
         self._trimmer.tick()
         return bool(plan)
@@ -339,43 +345,31 @@ class Engine:
                 self.store.use(lane.materialised for lane in sequence.lanes)
             result = self.runner.step(plan)
         except Exception as error:
-            # Only the requests of this step are lost; the engine goes on with the others.
             logger.exception("a step failed")
-            for sequence in dict.fromkeys([*plan.sequences, *admitted]):
-                self.tracker.end(sequence, "error", f"{type(error).__name__} in the engine")
-            require_working(self.device)
-            self.models.require_all()
+            self._lose(list(dict.fromkeys([*plan.sequences, *admitted])), error)
             return
         self.scheduler.advance(plan, result.caught_up.behind)
-        for chunk in result.caught_up.chunks:
-            self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
+        self._tell(plan.sampling, result)
+        accepted = self.speculation.draw_on(plan)
         seconds = time.monotonic() - start
         self.scheduler.pace.note(plan, seconds)
-        self.counts.step(plan.sequences, self.runner.rows, seconds, result.caught_up.missed())
-        outputs: dict[Sink, list[StepOutput]] = {}
-        for sequence in plan.sampling:
-            if sequence in result.caught_up.behind:
-                continue
-            value = worth(result.values[sequence]) if sequence in result.values else None
-            if value is None and (refused := result.draws[sequence].error) is not None:
-                self.tracker.end(sequence, "error", refused)
-                continue
-            if math.isnan(result.draws[sequence].logprob if value is None else value):
-                self.tracker.end(sequence, "error", not_finite(sequence.request.plan))
-                continue
-            sink = self.tracker.sink(sequence)
-            try:
-                if value is None:
-                    output = self.tracker.emit(sequence, result.draws[sequence], sequence in result.kept)
-                else:
-                    self.tracker.forget(sequence)
-                    output = replace(without_token(sequence, "stop", None, ""), value=value)
-                outputs.setdefault(sink, []).append(output)
-            except Exception as error:
-                logger.exception("a token could not be turned into text")
-                self.tracker.end(sequence, "error", f"{type(error).__name__} in the engine")
-        for sink, batch in outputs.items():
-            self.tracker.deliver(sink, batch)
+        self.speculation.drafts.note(plan, accepted, seconds)
+        self.counts.step(plan.sequences, self.runner.rows, seconds)
+
+    def _tell(self, sequences: Seq[Sequence], result: StepResult) -> None:
+        """Record what a round of draws gave ``sequences``, and hand it over."""
+        for chunk in result.caught_up.chunks:
+            self.scheduler.extend(chunk.sequence, chunk.lane, chunk.count)
+        self.counts.made_up(result.caught_up.missed())
+        self.tracker.tell(sequences, result)
+
+    def _lose(self, sequences: Seq[Sequence], error: Exception) -> None:
+        """Only the requests of a step that failed are lost; the engine goes on with the others. Raises where it cannot:
+        the device is broken, or another process is gone."""
+        for sequence in sequences:
+            self.tracker.end(sequence, "error", f"{type(error).__name__} in the engine")
+        require_working(self.device)
+        self.models.require_all()
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks, rows and slots add up. For the thread that steps."""

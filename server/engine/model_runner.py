@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ladle.guidance.plan import Source
 from ladle.kernels import dispatch
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.device.transfers import Array, read
@@ -20,7 +19,8 @@ from ladle.server.engine.forward.layout_builder import LayoutBuilder
 from ladle.server.engine.graphs.decode_graphs import DecodeGraphs, record_decoding
 from ladle.server.engine.kv.cache import KVCache
 from ladle.server.engine.requests.sequence import Lane, Sequence
-from ladle.server.engine.schedule.catch_up import CatchUp, plan_catch_up
+from ladle.server.engine.schedule.catch_up import plan_catch_up
+from ladle.server.engine.schedule.drafts import drafted_lanes
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
 from ladle.server.engine.scores.candidates import CandidateValues, keep_chosen, value_candidates
@@ -28,23 +28,7 @@ from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.prompt_scores import PromptJudge
 from ladle.server.engine.scores.sampler import Draw, Sampler
 from ladle.server.engine.served_models import ServedModels
-
-
-@dataclass
-class StepResult:
-    """What one step gave.
-
-    Attributes:
-        draws: the token of each sequence that got one.
-        values: of each sequence that only asked for values, by source.
-        kept: the sequences whose value lanes have the state of the drawn token already.
-        caught_up: what experts computed that had missed something, and which sequences get no token because of it.
-    """
-
-    draws: dict[Sequence, Draw] = field(default_factory=dict)
-    values: dict[Sequence, dict[Source, float]] = field(default_factory=dict)
-    kept: set[Sequence] = field(default_factory=set)
-    caught_up: CatchUp = field(default_factory=CatchUp)
+from ladle.server.engine.step_result import StepResult
 
 
 @dataclass
@@ -54,12 +38,15 @@ class _Logits:
     Attributes:
         rows: [rows of the lane table] int64, the row of the logits that is of each lane's last token.
         parts: [n, vocabulary] of each forward.
-        states: last hidden states [hidden] by lane; None where nobody asks for them.
+        states: last hidden states [hidden] by lane, in the order of its tokens whose logits are wanted; None where
+            nobody asks for them.
+        drafted: how many drafted tokens each lane that has some has still in front of it.
     """
 
     rows: Array
     parts: list[Tensor] = field(default_factory=list)
-    states: dict[Lane, Tensor] | None = None
+    states: dict[Lane, list[Tensor]] | None = None
+    drafted: dict[Lane, int] = field(default_factory=dict)
 
     def add(self, layout: HostLayout, logits: Tensor, hidden: Tensor) -> None:
         """What the forward of ``layout`` gave for the tokens whose logits are wanted."""
@@ -69,7 +56,19 @@ class _Logits:
         self.rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
         self.parts.append(logits)
         if self.states is not None:
-            self.states.update(zip(layout.logit_lanes, hidden, strict=True))
+            for lane, state in zip(layout.logit_lanes, hidden, strict=True):
+                self.states.setdefault(lane, []).append(state)
+
+    def follow(self, lane: Lane, drafted: int) -> None:
+        """Read of ``lane`` what comes before the last ``drafted`` tokens whose logits there are."""
+        assert lane.row is not None
+        self.rows[lane.row] += self.drafted.get(lane, 0) - drafted
+        self.drafted[lane] = drafted
+
+    def state(self, lane: Lane) -> Tensor:
+        """[hidden], of the token whose logits are read."""
+        assert self.states is not None
+        return self.states[lane][-1 - self.drafted.get(lane, 0)]
 
     def joined(self) -> Tensor:
         """All logits so far, [rows, vocabulary]."""
@@ -99,6 +98,7 @@ class ModelRunner:
             recording = record_decoding(model, cache, table, models.vocabulary, router)
             if recording is not None:
                 self._recorded[key] = recording
+        self._logits: _Logits | None = None
         self.rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
 
@@ -117,29 +117,59 @@ class ModelRunner:
         """Compute ``plan``; the weights of its lanes must be ready."""
         result = StepResult()
         self.rows = 0
-        draws = self._replayed(plan)
+        draws = None if plan.drafts else self._replayed(plan)
         if draws is not None:
             result.draws = dict(zip(plan.sampling, draws, strict=True))
             return result
         drawing = [sequence for sequence in plan.sampling if sequence.draws]
-        routed = [sequence for sequence in drawing if sequence.request.plan.routing is not None]
-        logits = _Logits(np.zeros(self.table.rows, dtype=np.int64), states={} if routed else None)
-        self._forward(plan.lanes, [chunk for chunk in plan.chunks if chunk.sequence.draws], logits)
+        routes = any(sequence.request.plan.routing is not None for sequence in drawing)
+        logits = _Logits(np.zeros(self.table.rows, dtype=np.int64), states={} if routes else None)
+        drafts = self._draft_chunks(plan)
+        decode = [lane for lane in plan.lanes if lane not in drafts] if drafts else plan.lanes
+        self._forward(decode, [*drafts.values(), *(chunk for chunk in plan.chunks if chunk.sequence.draws)], logits)
+        for lane, chunk in drafts.items():
+            logits.follow(lane, len(chunk.drafted))
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
         judged = [chunk for chunk in plan.chunks if chunk.judged]
         if judged:
             self._judge.judge(logits.joined(), logits.rows, judged)
+        self._logits = logits if drafts else None
+        self._choose(drawing, logits, result)
+        return result
+
+    @torch.inference_mode()
+    def again(self, sequences: Seq[Sequence]) -> StepResult:
+        """One more token for each of ``sequences``, at least one, whose drafted token was drawn in the last step, from
+        what that step computed."""
+        result, logits = StepResult(), self._logits
+        assert logits is not None
+        for sequence in sequences:
+            for lane in drafted_lanes(sequence):
+                logits.follow(lane, logits.drafted[lane] - 1)
+        self._choose(sequences, logits, result)
+        return result
+
+    def _draft_chunks(self, plan: StepPlan) -> dict[Lane, Chunk]:
+        """What lanes compute that have drafted tokens: the one that is due, and these."""
+        return {
+            lane: Chunk(sequence, lane, int(self.table.computed[lane.row]), 1, True, drafted=draft)
+            for sequence, draft in plan.drafts.items()
+            for lane in drafted_lanes(sequence)
+        }
+
+    def _choose(self, drawing: Seq[Sequence], logits: _Logits, result: StepResult) -> None:
+        """One token for each of ``drawing`` whose experts have all that it takes."""
+        routed = [sequence for sequence in drawing if sequence.request.plan.routing is not None]
         turns = self._route(routed, logits, result) if routed else {}
         if turns:
             drawing = [sequence for sequence in drawing if sequence not in result.caught_up.behind]
         if drawing:
             self._draw(drawing, turns, logits, result)
-        return result
 
     def _route(self, routed: Seq[Sequence], logits: _Logits, result: StepResult) -> dict[Sequence, Turn]:
         """Whose turn it is in ``routed``, and the logits of experts that had missed something."""
-        assert self.models.router is not None and logits.states is not None
-        turns = self.models.router.choose(routed, logits.states)
+        assert self.models.router is not None
+        turns = self.models.router.choose(routed, logits.state)
         result.caught_up = late = plan_catch_up(self.scheduler, {s: turn.lanes for s, turn in turns.items()})
         # What was recorded has its results in the same place every time, where this step's first ones still are.
         self._forward(*late.decode_and_prefill(), logits, recorded=False)

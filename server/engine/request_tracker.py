@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 
-from ladle.server.engine.requests.answer import Answer, without_token
+from ladle.server.engine.requests.answer import Answer, not_finite, without_token
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.engine.requests.sequence import Change, Sequence
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.scores.sampler import Draw
+from ladle.server.engine.step_result import StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +122,33 @@ class RequestTracker:
                 if lane.scores:
                     self._scheduler.extend(sequence, lane, 1)
         return replace(output, prompt=said, queued_s=sequence.queued_s) if first else output
+
+    def tell(self, sequences: Seq[Sequence], result: StepResult) -> None:
+        """Record what ``result`` has for ``sequences``, and hand it over: to each listener all of it in one call."""
+        outputs: dict[Sink, list[StepOutput]] = {}
+        for sequence in sequences:
+            if sequence in result.caught_up.behind:
+                continue
+            value = result.worth(sequence)
+            if value is None and (refused := result.draws[sequence].error) is not None:
+                self.end(sequence, "error", refused)
+                continue
+            if math.isnan(result.draws[sequence].logprob if value is None else value):
+                self.end(sequence, "error", not_finite(sequence.request.plan))
+                continue
+            sink = self.sink(sequence)
+            try:
+                if value is None:
+                    output = self.emit(sequence, result.draws[sequence], sequence in result.kept)
+                else:
+                    self.forget(sequence)
+                    output = replace(without_token(sequence, "stop", None, ""), value=value)
+                outputs.setdefault(sink, []).append(output)
+            except Exception as error:
+                logger.exception("a token could not be turned into text")
+                self.end(sequence, "error", f"{type(error).__name__} in the engine")
+        for sink, batch in outputs.items():
+            self.deliver(sink, batch)
 
     def deliver(self, sink: Sink, batch: list[StepOutput]) -> None:
         """Hand over outputs. A sink that raises loses its requests, and nobody else's."""

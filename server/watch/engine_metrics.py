@@ -36,6 +36,8 @@ class EngineCollector(Collector):
         counters = (
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
+            ("drafted_tokens", "Tokens computed before they were drawn", stats.drafted_tokens),
+            ("accepted_tokens", "Drafted tokens that were then drawn", stats.accepted_tokens),
             ("num_preemptions", "Sequences set back because KV memory ran out", stats.preemptions),
             ("engine_steps", "Steps computed", stats.steps),
             ("integrity_checks", "Times the bookkeeping was looked over while idle", stats.integrity_checks),

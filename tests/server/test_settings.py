@@ -32,6 +32,9 @@ def test_sizes(text: str, expected: int) -> None:
         {"kv_memory": "1PiB"},
         {"kv_memory": ""},
         {"kv_memory": "9" * 500},
+        {"speculate": "ngram:0"},
+        {"speculate": "ngram:17"},
+        {"speculate": "small"},
         {"port": 65536},
         {"port": -1},
         {"port": "http"},
@@ -76,10 +79,16 @@ def test_the_engine_gets_its_share() -> None:
         prefix_cache=False,
     )  # fmt: skip
     config = settings.engine_config()
+    assert config.draft_tokens == 0  # ``speculate`` says how
     for name, value in vars(config).items():
-        assert value == getattr(settings, name), name
+        assert name == "draft_tokens" or value == getattr(settings, name), name
 
 
 def test_by_default_nobody_outside_is_served() -> None:
     settings = ServerSettings()
     assert settings.host == "127.0.0.1" and settings.cors_origins == [] and settings.api_key_file is None
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("none", 0), ("ngram", 4), ("ngram:1", 1), ("ngram:16", 16)])
+def test_drafts(text: str, tokens: int) -> None:
+    assert ServerSettings(speculate=text).engine_config().draft_tokens == tokens

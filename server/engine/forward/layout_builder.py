@@ -59,15 +59,14 @@ class LayoutBuilder:
         start = len(rows)
         for chunk in chunks:
             assert chunk.lane.row is not None
-            stop = chunk.start + chunk.count
-            row_parts.append(np.full(chunk.count, chunk.lane.row))
-            position_parts.append(np.arange(chunk.start, stop))
-            id_parts.append(np.asarray(chunk.sequence.tokens(chunk.lane, chunk.start, stop), dtype=np.int64))
+            row_parts.append(np.full(chunk.stop - chunk.start, chunk.lane.row))
+            position_parts.append(np.arange(chunk.start, chunk.stop))
+            id_parts.append(np.asarray(chunk.ids, dtype=np.int64))
             groups.extend(self._chunk_groups(chunk, start))
-            start += chunk.count
+            start += chunk.stop - chunk.start
             # Logits cost a product with the vocabulary: only the last token of a finished prompt gets them, or judged
             # ones.
-            wants = chunk.count if chunk.judged else int(chunk.final)
+            wants = chunk.count if chunk.judged else int(chunk.final) + len(chunk.drafted)
             if not chunk.lane.scores:
                 wanted.extend(range(start - wants, start))
                 lanes.extend([chunk.lane] * wants)
@@ -164,13 +163,13 @@ class LayoutBuilder:
         """The chunk's query tiles, aligned to absolute positions and grouped by bucket: the place of a chunk's edges,
         which depends on load, leaves no mark on the values."""
         # Tiles of BLOCK_SIZE queries at absolute positions; consecutive tiles of one padded KV width form a group.
-        first, last = chunk.start // BLOCK_SIZE, (chunk.start + chunk.count - 1) // BLOCK_SIZE
+        first, last = chunk.start // BLOCK_SIZE, (chunk.stop - 1) // BLOCK_SIZE
         widths = self._bucket[np.arange(first, last + 1) + 1]
         edges = np.flatnonzero(np.diff(widths, prepend=-1, append=-1))
         groups = []
         for lower, upper in itertools.pairwise(edges):
             begin, end = (first + int(lower)) * BLOCK_SIZE, (first + int(upper)) * BLOCK_SIZE
-            from_token, to_token = max(begin, chunk.start), min(end, chunk.start + chunk.count)
+            from_token, to_token = max(begin, chunk.start), min(end, chunk.stop)
             width = int(widths[lower])
             groups.append(
                 HostGroup(

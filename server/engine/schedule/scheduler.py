@@ -296,7 +296,7 @@ class Scheduler:
         for lane, lacks in zip(sequence.lanes, missing, strict=True):
             if lane.lazy:
                 # Whatever it will have to catch up finds room.
-                if final and not self._grow(lane, sequence.length(lane)):
+                if final and not self.grow(lane, sequence.length(lane)):
                     break
                 continue
             # Where values of the text itself are asked for, the last token's state is what they are taken from.
@@ -304,7 +304,7 @@ class Scheduler:
             count = lacks if final else min(lacks if early else lacks - 1, left)
             assert lane.row is not None
             start = int(self.table.computed[lane.row])
-            if not self._grow(lane, start + count + (final and sequence.draws_on(lane))):
+            if not self.grow(lane, start + count + (final and sequence.draws_on(lane))):
                 # The prompt was admitted with room to spare, since taken by decode: wait for blocks to come back.
                 break
             if count <= 0:
@@ -332,7 +332,7 @@ class Scheduler:
         chunks = []
         for lane in sequence.lanes:
             start = sequence.length(lane) - missing
-            if not self._grow(lane, start + count):
+            if not self.grow(lane, start + count):
                 if not plan and len(self.running) > 1:
                     self._preempt(self.running[-1])
                 return 0
@@ -345,12 +345,12 @@ class Scheduler:
         from the youngest running sequence if need be."""
         for lane in sequence.lanes:
             while sequence.slot is not None:
-                if self._grow(lane, sequence.length(lane) + lane.scores):
+                if self.grow(lane, sequence.length(lane) + lane.scores):
                     break
                 self._preempt(self.running[-1])
         return sequence.slot is not None
 
-    def _grow(self, lane: Lane, length: int) -> bool:
+    def grow(self, lane: Lane, length: int) -> bool:
         """Blocks for ``length`` tokens; False when the pool has not enough (what was taken stays with the lane)."""
         assert lane.row is not None
         while len(lane.blocks) * BLOCK_SIZE < length:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ladle.server.engine.requests.sequence import Lane, Sequence
@@ -18,6 +19,7 @@ class Chunk:
         count: how many they are.
         final: whether the logits of the last one are needed.
         judged: whether the logits of all of them are.
+        drafted: what is held to follow them, computed with them; the logits of all of these are needed, too.
     """
 
     sequence: Sequence
@@ -26,6 +28,17 @@ class Chunk:
     count: int
     final: bool
     judged: bool = False
+    drafted: tuple[int, ...] = ()
+
+    @property
+    def stop(self) -> int:
+        """The position behind all of it, drafted tokens among them."""
+        return self.start + self.count + len(self.drafted)
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens of all of it."""
+        return [*self.sequence.tokens(self.lane, self.start, self.start + self.count), *self.drafted]
 
 
 @dataclass
@@ -37,12 +50,14 @@ class StepPlan:
         lanes: those of their lanes that compute one.
         chunks: prefill.
         sampling: the sequences that get a token from this step: first those in decode, then finished prefills.
+        drafts: tokens that are held to come after the next one, by sequence in decode; computed with it.
     """
 
     decode: list[Sequence] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     sampling: list[Sequence] = field(default_factory=list)
+    drafts: dict[Sequence, tuple[int, ...]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.decode or self.chunks)
@@ -52,9 +67,15 @@ class StepPlan:
         leaves while it does has had them computed."""
         for chunk in self.chunks:
             chunk.sequence.request.work.tokens += chunk.count
-        for sequence in self.decode:
-            sequence.request.work.tokens += sum(max(1, sequence.candidates * lane.scores) for lane in sequence.lanes)
+        account_tokens(self.decode)
 
     @property
     def sequences(self) -> list[Sequence]:
         return list(dict.fromkeys([*self.decode, *(chunk.sequence for chunk in self.chunks)]))
+
+
+def account_tokens(sequences: Iterable[Sequence]) -> None:
+    """Write one more token of each of ``sequences`` down with its request. Drafts that are not drawn are the server's
+    own affair."""
+    for sequence in sequences:
+        sequence.request.work.tokens += sum(max(1, sequence.candidates * lane.scores) for lane in sequence.lanes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -50,15 +50,15 @@ class ExpertRouter:
         self._defer_bias = head.defer_bias
         self.experts = len(self._weight)
 
-    def choose(self, sequences: Seq[Sequence], states: Mapping[Lane, Tensor]) -> dict[Sequence, Turn]:
-        """The turns of ``sequences``, at least one, which all route; ``states`` [hidden] of their routers' lanes.
+    def choose(self, sequences: Seq[Sequence], state: Callable[[Lane], Tensor]) -> dict[Sequence, Turn]:
+        """The turns of ``sequences``, at least one, which all route; ``state`` gives [hidden] of a router's lane.
 
         Asking changes nothing: a turn counts once its token is drawn (``Turn.speaker``).
 
         Scores that are not finite give a turn whose shares are NaN, which makes the sequence's scores NaN.
         """
         routed = [(s, s.request.plan.routing) for s in sequences if s.request.plan.routing is not None]
-        scores, likely = self.judge(torch.stack([states[s.lanes[routing.source]] for s, routing in routed]))
+        scores, likely = self.judge(torch.stack([state(s.lanes[routing.source]) for s, routing in routed]))
         history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)
         chosen = dispatch.route_tokens(scores, history[:, 0], history[:, 1], history[:, 2])
         # The hard turn (argmax with hysteresis) is one kernel for all; mixtures of several experts are made one by one.

@@ -57,14 +57,17 @@ class StepCounts:
         self.mixed = Tally(_MIXED)
         self.late = dict.fromkeys(experts, 0)
 
-    def step(self, sequences: Seq[Sequence], rows: int, seconds: float, late: Mapping[str, int]) -> None:
-        """Count a step over ``sequences``; ``late``: what experts made up for in it."""
+    def step(self, sequences: Seq[Sequence], rows: int, seconds: float) -> None:
+        """Count a step over ``sequences``."""
         self.steps += 1
         self.weights = len({lane.weights for sequence in sequences for lane in sequence.lanes})
         self.preferences = len({_wish(sequence) for sequence in sequences})
         self.rows.add(rows)
         self.seconds.add(seconds)
         self.mixed.add(self.preferences)
+
+    def made_up(self, late: Mapping[str, int]) -> None:
+        """Count what experts made up for."""
         for name, count in late.items():
             self.late[name] += count
 

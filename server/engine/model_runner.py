@@ -13,7 +13,7 @@ from torch import Tensor
 from ladle.guidance.plan import Source
 from ladle.kernels import dispatch
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.device.transfers import Array, read
+from ladle.server.engine.device.transfers import Array, read, send_one
 from ladle.server.engine.forward.attention import PagedContext
 from ladle.server.engine.forward.layout import HostLayout, StepLayout
 from ladle.server.engine.forward.layout_builder import LayoutBuilder
@@ -27,6 +27,7 @@ from ladle.server.engine.scores.candidates import CandidateValues, keep_chosen, 
 from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.prompt_scores import PromptJudge
 from ladle.server.engine.scores.sampler import Draw, Sampler
+from ladle.server.engine.scores.watched import WatchedStates, with_watched
 from ladle.server.engine.served_models import ServedModels
 
 
@@ -55,14 +56,19 @@ class _Logits:
         rows: [rows of the lane table] int64, the row of the logits that is of each lane's last token.
         parts: [n, vocabulary] of each forward.
         states: last hidden states [hidden] by lane; None where nobody asks for them.
+        watched: last hidden states of lanes that watch.
     """
 
     rows: Array
     parts: list[Tensor] = field(default_factory=list)
     states: dict[Lane, Tensor] | None = None
+    watched: WatchedStates = field(default_factory=WatchedStates)
 
     def add(self, layout: HostLayout, logits: Tensor, hidden: Tensor) -> None:
-        """What the forward of ``layout`` gave for the tokens whose logits are wanted."""
+        """What the forward of ``layout`` gave for the tokens whose logits are wanted, or states alone."""
+        if layout.watch_lanes:
+            self.watched.add(layout.watch_lanes, hidden[len(layout.logit_lanes) :])
+            hidden = hidden[: len(layout.logit_lanes)]
         if not layout.logit_lanes:
             return
         before = sum(part.shape[0] for part in self.parts)
@@ -157,6 +163,7 @@ class ModelRunner:
             lay_out = self._layouts.build_candidates
             values = value_candidates(logits, forwarded.rows, scored, lay_out, self._hidden, allowed)
         draws = self.sampler.draw(logits, forwarded.rows, drawing, values, turns)
+        draws = with_watched(forwarded.watched, drawing, draws)
         result.draws = dict(zip(drawing, draws, strict=True))
         if values:
             drawn_candidates = {sequence: result.draws[sequence].place for sequence in scored}
@@ -188,6 +195,10 @@ class ModelRunner:
         wanted = [output.tokens, output.logprobs, *([] if output.speakers is None else [output.speakers])]
         tokens, logprobs, *speakers = (part.tolist() for part in read(*wanted))
         draws = self.sampler.follow(plan.sampling, tokens, logprobs)
+        if layout.watch_indices is not None:
+            watched = WatchedStates()
+            watched.add(layout.watch_lanes, output.hidden[send_one(layout.watch_indices, output.hidden.device)])
+            draws = with_watched(watched, plan.sampling, draws)
         if speakers:
             for index, speaker in enumerate(zip(*speakers[0], strict=True)):
                 draws[index] = _spoken(plan.sampling[index], speaker, draws[index])

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OWN_CONTROLS = {"method", "preference", "target", "strength", "trace"}
 # The page's sliders say one preference and its answers come as they are made: a schedule is several of those, and a
 # ranking comes when all have ended.
-NOT_IN_THE_PAGE = {"schedule", "rank"}
+NOT_IN_THE_PAGE = {"schedule", "rank", "monitor"}
 
 
 def schema_of_steering() -> dict[str, Any]:

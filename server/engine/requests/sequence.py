@@ -37,9 +37,12 @@ class Lane:
         bank: frozenset[str],
         head: LaneHead | None = None,
         salt: bytes = b"",
+        watches: bool = False,
     ) -> None:
+        """``watches``: its head values the token that was drawn, and no candidates."""
         self.source = source
         self.lazy = False
+        self.watches = watches
         self.weights = weights
         self.prompt = prompt
         self.head = head
@@ -60,7 +63,12 @@ class Lane:
         Such a lane is never short of a last token whose logits are wanted: before a step it lacks nothing, or the one
         token that was drawn from outside its candidates.
         """
-        return self.head is not None
+        return self.head is not None and not self.watches
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it gives logits."""
+        return self.head is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +111,9 @@ class Sequence:
     """Plans that are still to take over, in the order in which they do."""
     began: Plan | None = None
     """The plan that took over since the last token, until its first one is there."""
+
+    ahead: bool = False
+    """Whether it goes before all that waits: an answer that has had its turn ends with it."""
 
     _thought: Thought | None = None
 

@@ -152,13 +152,17 @@ async def encode_chat(
 
 
 def _answerable(serving: Serving, asked: TokenIds, space: str) -> TokenIds:
-    """``asked`` and, one token each, yes and no as they would come next: behind a ``space``."""
+    """``asked``, what yes and no begin with alike, and then the token of each in which they differ, as they would come
+    next: behind a ``space``."""
     encode = serving.engine.tokenizer.backend_tokenizer.encode
-    yes, no = (encode(f"{space}{word}", add_special_tokens=False).ids[0] for word in ("Yes", "No"))
-    if yes == no:
-        reason = "the base's tokenizer begins yes and no with the same token"
+    yes, no = (encode(f"{space}{word}", add_special_tokens=False).ids for word in ("Yes", "No"))
+    alike = 0
+    while alike < min(len(yes), len(no)) and yes[alike] == no[alike]:
+        alike += 1
+    if alike == min(len(yes), len(no)):
+        reason = "the base's tokenizer does not tell yes from no"
         raise InputError("steering.monitor.ask", "a question", reason=reason)
-    return (*asked, yes, no)
+    return (*asked, *yes[:alike], yes[alike], no[alike])
 
 
 async def tokens_of_text(serving: Serving, reader: Reader, text: str, special: bool) -> TokenIds:

@@ -1,6 +1,5 @@
 """Answers that are watched: what is said of each token against transformers and PEFT, where they end, what leaves."""
 
-import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from seeds import fresh_seed
 from tiny_engine import Collector, alone, assert_idle, build, drain, serve
 from transformers import AutoModelForCausalLM
+from watched_text import bound, ends_at
 
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer
@@ -68,21 +68,6 @@ class PlainValues:
 @pytest.fixture(scope="module")
 def plain_values(world: World) -> PlainValues:
     return PlainValues(world.root, VALUE)
-
-
-def ends_at(values: Sequence[float], above: float, run: int, hold: int) -> tuple[int, int] | None:
-    """(tokens judged, tokens shown) where the answer ends, written out."""
-    for count in range(run, len(values) + 1):
-        if all(value > above for value in values[count - run : count]):
-            return count, max(0, count - hold)
-    return None
-
-
-def bound(values: Sequence[float], rng: random.Random) -> float:
-    """A bound that no value is close to, above some of them where there is room between two."""
-    ordered = sorted(values)
-    gaps = [(a + b) / 2 for a, b in itertools.pairwise(ordered) if b - a > 1e-3]
-    return rng.choice([*gaps, ordered[0] - 1])
 
 
 def watched(value: str = VALUE, above: float = NEVER, **options: Any) -> dict[str, Any]:
@@ -163,10 +148,10 @@ def test_answers_end_where_a_value_is_above_for_long_enough(
     outputs = collector.outputs
     for name, (end, values) in expected.items():
         own = outputs[name]
-        if end is None:
+        judged, shown = end
+        if judged is None:
             assert [o.token for o in own] == [o.token for o in without[name]] and own[-1].tripped is None
             continue
-        judged, shown = end
         last = own.pop()
         assert last.finish_reason == "content_filter" and last.token == -1 and last.text == ""
         assert last.tripped is not None and last.tripped.token == judged and last.completion_tokens == shown
@@ -236,8 +221,8 @@ def test_a_live_change_does_not_shake_off_the_monitor(
     scheduled = {"schedule": parts, **watched(above=above, hold=3, **{"for": 2})}
     own = alone(engine, world.request("s", scheduled, prompts, **options))
     end = ends_at(values, above, 2, 3)
-    assert len(own) == (24 if end is None else end[1] + 1)
-    assert own[-1].finish_reason == ("length" if end is None else "content_filter")
+    assert len(own) == (24 if end[0] is None else end[1] + 1)
+    assert own[-1].finish_reason == ("length" if end[0] is None else "content_filter")
 
 
 def test_ranked_answers_that_ended_badly_have_scores_of_what_is_left(
@@ -251,7 +236,7 @@ def test_ranked_answers_that_ended_badly_have_scores_of_what_is_left(
     rank = {"rank": {"by": "explicit"}, "preference": PREFERENCE}
     own = alone(engine, world.request("r", {"method": "base", **rank, **watched(above=above)}, prompts, **options))
     end = ends_at(values, above, 1, 1)
-    assert end is not None and own[-1].finish_reason == "content_filter"
+    assert end[0] is not None and own[-1].finish_reason == "content_filter"
     assert own[-1].score is not None and len(own) == end[1] + 1
     engine.check_idle()
 

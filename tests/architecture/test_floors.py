@@ -66,7 +66,7 @@ FLOORS: dict[str, list[str]] = {
     "benchmarks": [
         "command",
         "gpu peers serve",
-        "architectures decode faults forms guidance quantized reproducible routing",
+        "architectures decode faults forms guidance monitor quantized reproducible routing",
         "bandwidth engine_side environment merge paired random_family tiny_config",
         "tiny_overrides",
     ],

@@ -163,7 +163,8 @@ class ModelRunner:
             lay_out = self._layouts.build_candidates
             values = value_candidates(logits, forwarded.rows, scored, lay_out, self._hidden, allowed)
         draws = self.sampler.draw(logits, forwarded.rows, drawing, values, turns)
-        draws = with_watched(forwarded.watched, drawing, draws)
+        if waiting := forwarded.watched.tensors():
+            draws = with_watched(forwarded.watched.said(read(*waiting)), drawing, draws)
         result.draws = dict(zip(drawing, draws, strict=True))
         if values:
             drawn_candidates = {sequence: result.draws[sequence].place for sequence in scored}
@@ -192,15 +193,16 @@ class ModelRunner:
         rows[layout.rows] = np.arange(layout.tokens)
         output = graphs.run(layout, size, slots.tables(plan.sampling, rows), slots.routes(plan.sampling, rows))
         assert output.tokens is not None and output.logprobs is not None
-        wanted = [output.tokens, output.logprobs, *([] if output.speakers is None else [output.speakers])]
-        tokens, logprobs, *speakers = (part.tolist() for part in read(*wanted))
-        draws = self.sampler.follow(plan.sampling, tokens, logprobs)
+        watched = WatchedStates()
         if layout.watch_indices is not None:
-            watched = WatchedStates()
-            watched.add(layout.watch_lanes, output.hidden[send_one(layout.watch_indices, output.hidden.device)])
-            draws = with_watched(watched, plan.sampling, draws)
-        if speakers:
-            for index, speaker in enumerate(zip(*speakers[0], strict=True)):
+            seen = send_one(layout.watch_indices, output.hidden.device)
+            watched.add(layout.watch_lanes, output.hidden.index_select(0, seen))
+        wanted = [output.tokens, output.logprobs, *([] if output.speakers is None else [output.speakers])]
+        tokens, logprobs, *rest = read(*wanted, *watched.tensors())
+        draws = self.sampler.follow(plan.sampling, tokens.tolist(), logprobs.tolist())
+        draws = with_watched(watched.said(rest[len(wanted) - 2 :]), plan.sampling, draws)
+        if output.speakers is not None:
+            for index, speaker in enumerate(zip(*rest[0].tolist(), strict=True)):
                 draws[index] = _spoken(plan.sampling[index], speaker, draws[index])
         return draws
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ladle.server.engine.device.transfers import read
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.scores.sampler import Draw
 
@@ -25,30 +25,41 @@ class WatchedStates:
         self._lanes.extend(lanes)
         self._parts.append(states)
 
-    def values(self) -> dict[Lane, float]:
-        """What the head of each lane says, as it is: V = weight . h + bias, in the head's dtype."""
-        said: dict[Lane, float] = {}
-        # The models of a family may have states of different widths.
-        for width in {part.shape[1] for part in self._parts}:
-            lanes = [lane for lane in self._lanes if lane.head is not None and lane.head.weight.shape[0] == width]
-            heads = [lane.head for lane in lanes if lane.head is not None]
-            states = torch.cat([part for part in self._parts if part.shape[1] == width])
-            weights = torch.stack([head.weight for head in heads])
-            values = (states.to(weights.dtype) * weights).sum(dim=-1)
-            (found,) = read(values)
-            said |= {lane: v + lane.head.bias for lane, v in zip(lanes, found.tolist(), strict=True) if lane.head}
-        return said
+    def tensors(self) -> list[Tensor]:
+        """What the heads say, V = weight . h + bias in the head's dtype, without the bias; for ``said`` on the host."""
+        values = []
+        for lanes, states in self._by_width():
+            weights = torch.stack([lane.head.weight for lane in lanes if lane.head is not None])
+            values.append((states.to(weights.dtype) * weights).sum(dim=-1))
+        return values
+
+    def said(self, values: Seq[Tensor]) -> dict[Lane, float]:
+        """What the head of each lane says; ``values``: ``tensors``, read back."""
+        found: dict[Lane, float] = {}
+        for (lanes, _), own in zip(self._by_width(), values, strict=True):
+            for lane, value in zip(lanes, own.tolist(), strict=True):
+                assert lane.head is not None
+                found[lane] = value + lane.head.bias
+        return found
+
+    def _by_width(self) -> list[tuple[list[Lane], Tensor]]:
+        """The models of a family may have states of different widths."""
+        groups: dict[int, tuple[list[Lane], list[Tensor]]] = {}
+        start = 0
+        for part in self._parts:
+            lanes, parts = groups.setdefault(part.shape[1], ([], []))
+            lanes.extend(self._lanes[start : start + part.shape[0]])
+            parts.append(part)
+            start += part.shape[0]
+        return [(lanes, torch.cat(parts)) for lanes, parts in groups.values()]
 
 
-def with_watched(watched: WatchedStates, sequences: Seq[Sequence], draws: Seq[Draw]) -> list[Draw]:
-    """``draws`` of ``sequences`` with what their monitors say of the token before; what they would say of a prompt,
+def with_watched(said: Mapping[Lane, float], sequences: Seq[Sequence], draws: Seq[Draw]) -> list[Draw]:
+    """``draws`` of ``sequences`` with what their monitors said of the token before; what they would say of a prompt,
     which nobody drew, is left out."""
-    values = watched.values()
-    if not values:
-        return list(draws)
     return [
-        replace(draw, watched=tuple(values[lane] for lane in sequence.lanes if lane.watches))
-        if sequence.output
+        replace(draw, watched=tuple(said[lane] for lane in sequence.lanes if lane.watches))
+        if said and sequence.output
         else draw
         for sequence, draw in zip(sequences, draws, strict=True)
     ]

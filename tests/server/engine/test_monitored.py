@@ -11,12 +11,17 @@ import pytest
 import torch
 from guided_requests import World
 from peft import PeftModel
+from routed_folder import write_routed_family
+from routed_requests import request as routed
+from routed_requests import steerings as routings
 from safetensors.torch import load_file
 from seeds import fresh_seed
-from tiny_engine import Collector, alone, assert_idle, build, drain, serve
+from tiny_engine import Collector, alone, assert_idle, build, drain, random_prompt, serve
 from transformers import AutoModelForCausalLM
+from watched_folder import MONITOR, add_monitors
 from watched_text import bound, ends_at
 
+from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer
 from ladle.server.engine.requests.request import StepOutput
@@ -270,4 +275,29 @@ def test_cancelled_and_failed_ones_leave_nothing_behind(world: World, rng: rando
     head.copy_(kept)
     assert outputs["bad"][-1].finish_reason == "error" and [o.token for o in outputs["bad"]] == [-1]
     assert outputs["good"][-1].finish_reason == "length"
+    engine.check_idle()
+
+
+@pytest.mark.parametrize("expert_schedule", ["auto", "lazy"])
+def test_routed_answers_are_watched(tmp_path: Path, rng: random.Random, expert_schedule: str) -> None:
+    seed = rng.randrange(1000)
+    root = add_monitors(write_routed_family(tmp_path, seed=seed, full=rng.choice([["json"], []]), defer=True), seed)
+    family = load_family(root)
+    engine = build(family, max_lanes=60, expert_schedule=expert_schedule, max_batch_tokens=64)
+    said = PlainValues(root, MONITOR)
+    drawn = [(s, random_prompt(rng, 1, 60), {"seed": rng.getrandbits(40)}) for s in routings(rng)]
+    without = serve(engine, [routed(family, f"r{i}", s, prompt, **o) for i, (s, prompt, o) in enumerate(drawn)])
+    requests, expected = [], {}
+    for index, (steering, prompt, options) in enumerate(drawn):
+        values = said(prompt, [o.token for o in without[f"r{index}"]])
+        chances = [1 / (1 + math.exp(-value)) for value in values]
+        above = max(0.0, bound(chances, rng))
+        monitor = watched(MONITOR, above=above, hold=3, **{"for": 2})
+        requests.append(routed(family, f"r{index}", {**steering, **monitor}, prompt, **options))
+        expected[f"r{index}"] = ends_at(chances, above, 2, 3)
+    for name, own in serve(engine, requests, rng).items():
+        judged, shown = expected[name]
+        assert [o.token for o in own if o.token >= 0] == [o.token for o in without[name][:shown]]
+        assert [o.expert for o in own if o.token >= 0] == [o.expert for o in without[name][:shown]]
+        assert (own[-1].tripped is None) == (judged is None)
     engine.check_idle()

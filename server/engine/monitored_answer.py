@@ -152,10 +152,11 @@ class MonitoredAnswer:
 
     def _value(self, watch: Watch, index: int) -> None:
         """Ask the value of ``watch`` about the whole answer, up to its last token."""
-        assert watch.monitor.source is not None
-        plan = self._bare(replace(watch.monitor.source, weight=1.0))
+        lanes = [lane for lane in self._whole.lanes if lane.watches]
+        lane = lanes[self._valued.index(watch)].asked()
+        plan = self._bare(lane.source)
         own = self._own(f"v{self._watches.index(watch)}", plan, self.request.prompt, SamplingParams(1))
-        self._start(Sequence(own, self._lanes(own), output=list(self._tokens), ahead=True), _Question(watch, index))
+        self._start(Sequence(own, [lane], output=list(self._tokens), ahead=True), _Question(watch, index))
 
     def _ask(self, watch: Watch, index: int) -> None:
         """Ask the base about the answer so far: how likely yes and no are after the question."""

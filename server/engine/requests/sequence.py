@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan, Source
 from ladle.merging.preferences.weights_key import WeightsKey
@@ -64,6 +65,14 @@ class Lane:
         token that was drawn from outside its candidates.
         """
         return self.head is not None and not self.watches
+
+    def asked(self) -> Lane:
+        """A lane like this one, which watched and holds nothing any more, to be asked about a whole text."""
+        assert self.watches and self.row is None and not self.blocks
+        lane = copy.copy(self)
+        lane.watches, lane.source = False, replace(self.source, weight=1.0)
+        lane.blocks, lane.scratch = [], []
+        return lane
 
     @property
     def speaks(self) -> bool:

@@ -96,7 +96,11 @@ class TraceSummary:
         if routed:
             reply["experts"] = routed
         if "monitor" in reply:
-            reply["monitor"]["stopped"] = sorted(self._stopped, key=lambda stopped: stopped["index"])
+            reply["monitor"]["stopped"] = stopped = sorted(self._stopped, key=lambda one: one["index"])
+            reply["warnings"] += [
+                f"monitor {one['name']} ended answer {one['index']} at token {one['token']}: it said {one['value']:.4g}"
+                for one in stopped
+            ]
         parts = self._parts.reply(reply)
         if parts:
             reply["parts"] = parts

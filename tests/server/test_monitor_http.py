@@ -89,6 +89,7 @@ async def test_every_endpoint_says_where_it_ended_and_shows_nothing_after(state:
         assert [(entry["index"], entry["token"]) for entry in said["stopped"]] == stopped
         for entry in said["stopped"]:
             assert entry["value"] == pytest.approx(values[entry["index"]][entry["token"] - 1], abs=1e-4)
+        assert sum("monitor score-positive ended" in text for text in whole["steering"]["warnings"]) == len(stopped)
         assert whole["usage"]["completion_tokens"] == sum(shown for _, shown in ends)
         assert Generation.model_validate(whole).steering.monitor is not None
         # Streamed: nothing of what came later stands anywhere in the body.

@@ -94,6 +94,23 @@ def forms(
     _report("form of answers", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
 
 
+@command.command(epilog="Example: ladle bench monitor --batches 1,16")
+def monitor(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,16",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode steps of answers that a value watches against those that nothing watches."""
+    from ladle.benchmarks import monitor as benchmark
+    from ladle.merging.family.family import load_family
+
+    sizes = [int(size) for size in batches.split(",")]
+    _report("watched answers", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
+
+
 @command.command(epilog="Example: ladle bench reproducible --batches 1,4,16")
 def reproducible(
     family: FamilyOption = "demo",

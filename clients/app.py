@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ladle.clients import completion
-from ladle.clients.arguments import given, parse_preference, parse_rank, parse_schema, parse_steering
+from ladle.clients.arguments import given, parse_monitor, parse_preference, parse_rank, parse_schema, parse_steering
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
 from ladle.clients.display import coefficients_table, describe_steering, family_tables, messages, output
@@ -125,6 +125,9 @@ def generate(
         typer.Option(help="Print only the best of --n answers, by likelihood, implicit or explicit values."),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="How many of the best to print, with --rank.")] = None,
+    monitor: Annotated[
+        str | None, typer.Option(metavar="VALUE=BOUND", help="End the answer where an explicit value is above a bound.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     json_schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="A JSON schema that the answer fulfils.")
@@ -143,6 +146,7 @@ def generate(
     options = given(
         n=n,
         rank=parse_rank(rank, keep),
+        monitor=parse_monitor(monitor),
         preference=parse_preference(preference),
         target=parse_preference(target, "target"),
         method=method,

@@ -81,6 +81,28 @@ def parse_rank(by: str | None, keep: int | None) -> dict[str, Any] | None:
     return {"by": by} if keep is None else {"by": by, "keep": keep}
 
 
+def parse_monitor(text: str | None) -> dict[str, Any] | None:
+    """``steering.monitor`` from ``harm=0.9``, a value and its bound; None stays None.
+
+    Raises:
+        UsageError: something else.
+    """
+    if text is None:
+        return None
+    name, sign, bound = text.rpartition("=")
+    try:
+        return {"value": name, "above": float(bound)} if name and sign else _no_monitor(text)
+    except ValueError:
+        return _no_monitor(text)
+
+
+def _no_monitor(text: str) -> dict[str, Any]:
+    raise UsageError(
+        f"monitor: {text!r} is not allowed; allowed: VALUE=BOUND, such as harm=0.9; "
+        "for more write --steering monitor='{...}'"
+    )
+
+
 def parse_schema(text: str | None) -> dict[str, Any] | None:
     """The JSON schema in a file; None stays None.
 

@@ -27,6 +27,8 @@ class Options(TypedDict, total=False):
         rank: makes ``n`` answers and returns the best, best first, each with its ``score``: what they are judged by,
             ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``keep`` (how many are returned,
             default 1) and ``per``; not with ``stream``.
+        monitor: watches the answer and ends it where it goes wrong, with ``finish_reason`` ``content_filter``: an
+            object with ``value`` or ``ask``, ``above``, ``for`` and ``hold`` (docs/monitor.md).
         max_tokens: how many to generate at most.
         temperature, top_p, top_k, min_p: how the next token is drawn; temperature 0 is greedy.
         n: number of choices.
@@ -61,6 +63,7 @@ class Options(TypedDict, total=False):
     steering: Mapping[str, Any] | None
     trace: bool | None
     rank: str | Mapping[str, Any] | None
+    monitor: Mapping[str, Any] | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None

@@ -60,6 +60,7 @@ class Token(Response):
     candidate_mass: float | None = None
     values: dict[str, float] | None = None
     router: dict[str, float] | None = None
+    monitors: dict[str, float] | None = None
     top: list[Alternative] | None = None
     part: BegunPart | None = None
     reasoning_content: str | None = None
@@ -84,7 +85,7 @@ class Choice(Response):
     """One continuation.
 
     Attributes:
-        finish_reason: why it ended, such as ``stop`` or ``length``.
+        finish_reason: why it ended, such as ``stop``, ``length`` or ``content_filter``.
         score: what it was ranked by; None unless answers were ranked.
         tokens: token by token; None unless the request asked for a trace or logprobs.
         reasoning_content: the thought in front of the text, where thoughts are told apart.
@@ -180,6 +181,23 @@ class SteeringPart(Response):
     warnings: list[str] = Field(default_factory=list)
 
 
+class Stopped(Response):
+    """An answer that a monitor ended: the choice, the monitor, how many tokens it had judged when it did, and what it
+    said of the last of them, or of the sentence that ends there."""
+
+    index: int
+    name: str
+    token: int
+    value: float
+
+
+class WatchReport(Response):
+    """What watched an answer: ``monitors`` as they were in force, and the choices that were ended by them."""
+
+    monitors: list[dict[str, Any]]
+    stopped: list[Stopped]
+
+
 class SteeringReport(Response):
     """How a request was steered, as the server understood it. Where steering changed on the way, all but ``parts`` is
     of the first plan.
@@ -192,6 +210,7 @@ class SteeringReport(Response):
         experts: the share of tokens that each expert wrote.
         parts: what steered from where on, where steering changed.
         rank: what answers were judged by.
+        monitor: what watched the answers, and which it ended.
         diagnostics: traces summed up; None without a trace.
     """
 
@@ -207,6 +226,7 @@ class SteeringReport(Response):
     experts: dict[str, float] | None = None
     parts: list[SteeringPart] | None = None
     rank: dict[str, Any] | None = None
+    monitor: WatchReport | None = None
     diagnostics: Diagnostics | None = None
 
 

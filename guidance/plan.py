@@ -21,12 +21,13 @@ class PromptView:
 
     Attributes:
         kind: ``system``: the request with ``text`` as its system message; ``prompt``: ``text`` in place of the whole
-            prompt, nothing but the beginning of an answer where it is empty.
+            prompt, nothing but the beginning of an answer where it is empty; ``question``: what comes after an answer
+            that ``text`` is asked about, and then, one token each, yes and no.
         text: see ``kind``.
         field: what of the request gave the text; None where the family did.
     """
 
-    kind: Literal["system", "prompt"]
+    kind: Literal["system", "prompt", "question"]
     text: str
     field: str | None = dataclass_field(default=None, compare=False)
 
@@ -131,6 +132,34 @@ class Rank:
 
 
 @dataclass(frozen=True)
+class Monitor:
+    """Ends an answer that is judged badly while it is written, and keeps back what is not judged yet.
+
+    What is judged are the tokens one by one, where there is a ``source``, or else its sentences. With values v_1, v_2,
+    ... of them the answer ends at the first t with v_i > above for all i of t - run + 1, ..., t; of what was judged up
+    to there, the last ``hold`` are never shown, nor is anything after it.
+
+    Attributes:
+        name: of the family's monitor, or of the value.
+        above: see above.
+        run: how many in a row must be above it; ``for`` in a request.
+        hold: see above.
+        source: the explicit value that is asked at every token.
+        probability: v is the logistic function of what the head gives, because it was trained as a classifier.
+        question: what the base is asked after every sentence, in place of ``source``; v is its probability of yes
+            against no.
+    """
+
+    name: str
+    above: float
+    run: int = 1
+    hold: int = 1
+    source: Source | None = None
+    probability: bool = False
+    question: PromptView | None = None
+
+
+@dataclass(frozen=True)
 class Routing:
     """One of several experts speaks at every token, chosen by a head w = W h + b on the router's last hidden state h:
     S = complement * lp_router + weight * lp_expert, lp = log_softmax (FusionRoute, arXiv 2601.05106).
@@ -232,6 +261,7 @@ class Plan:
             in all of them.
         steering: what it was resolved from.
         rank: what finished answers are judged by; ``blocks`` is None beside it.
+        monitors: what may end the answer; ``blocks`` is None beside them. Plans that take over have the same ones.
     """
 
     method: str
@@ -252,6 +282,7 @@ class Plan:
     schedule: tuple[ScheduledPlan, ...] = ()
     steering: Steering | None = dataclass_field(default=None, compare=False)
     rank: Rank | None = None
+    monitors: tuple[Monitor, ...] = ()
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -265,10 +296,21 @@ class Plan:
 
     @property
     def views(self) -> tuple[PromptView, ...]:
-        """The views of the prompt that the sources of all its plans have, those that judge answers included, each
-        once."""
-        views = (source.view for plan in self.plans for source in (*plan.sources, *plan.ranking))
+        """The views of the prompt that the sources of all its plans have, those that judge answers and the questions
+        of monitors included, each once."""
+        sources = (source for plan in self.plans for source in (*plan.sources, *plan.ranking, *plan.watching))
+        views = (*(source.view for source in sources), *(monitor.question for monitor in self.monitors))
         return tuple(dict.fromkeys(view for view in views if view is not None))
+
+    @property
+    def watching(self) -> tuple[Source, ...]:
+        """The explicit values that are asked about every token that was drawn."""
+        return tuple(monitor.source for monitor in self.monitors if monitor.source is not None)
+
+    @property
+    def lanes(self) -> int:
+        """How many sources have state while the answer is written."""
+        return len(self.sources) + len(self.watching)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ladle.guidance.methods.parm import Parm
 from ladle.guidance.methods.proxy_tuning import ProxyTuning
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.guidance.methods.vas import Vas
+from ladle.guidance.monitors import monitors_of
 from ladle.guidance.plan import Plan, ScheduledPlan, Steering
 from ladle.guidance.ranking import rank_of
 from ladle.guidance.schedule import inside, parts_of
@@ -94,7 +95,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
-    plan = replace(method.plan(family, steering), steering=steering)
+    plan = method.plan(family, steering)
+    plan = replace(plan, steering=steering, monitors=monitors_of(family, plan, steering.monitor))
     return plan if steering.rank is None else replace(plan, rank=rank_of(family, plan, steering.rank))
 
 
@@ -107,6 +109,8 @@ def _scheduled(family: Family, steering: Steering) -> Plan:
                 reason = "whole blocks are chosen from the beginning of an answer on, so no schedule can have them"
                 raise InputError("steering.block_length", plan.blocks.length, reason=reason)
         except InputError as error:
+            if error.field.startswith("steering.monitor"):
+                raise  # it stands beside the schedule
             raise inside(index, error) from None
         plans.append(ScheduledPlan(start, plan))
     return replace(plans[0].plan, schedule=tuple(plans[1:]))

@@ -22,7 +22,7 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
 
     Raises:
         InputError: ``steering.<key>``: an unknown key, a value of the wrong type, or a key that holds for the whole
-            answer (``trace``, ``schedule``, ``rank``).
+            answer (``trace``, ``schedule``, ``rank``, ``monitor``).
     """
     for key in WHOLE:
         if given.get(key) is not None:
@@ -31,7 +31,7 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
     named = {key for key, value in given.items() if value is not None}
     kept = set(OPTIONS) - {"schedule"}
     if "method" in named and new.method != before.method:
-        kept = {"preference", "target", "trace"}
+        kept = {"preference", "target", "trace", "monitor"}
     if named & AIMS:
         kept -= AIMS
     return Steering(**{key: getattr(new if key in named else before, key) for key in kept | named})

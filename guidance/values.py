@@ -177,6 +177,11 @@ def _obstacle(values: Sequence[ValueMember]) -> str:
     return ""
 
 
+def watching(value: ValueMember) -> Source:
+    """What asks one explicit value about an answer and adds nothing to its scores."""
+    return _guide(value.name, 0.0, [(value, 1.0)], "explicit").source()
+
+
 def log_ratio(guides: Sequence[Guide], strength: float) -> list[Source]:
     """The sources of strength * sum_i w_i (l_i - l_ref), and of strength * sum_i w_i l_i without references.
 

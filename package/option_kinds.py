@@ -250,13 +250,15 @@ class Record(Kind):
 
     Attributes:
         kinds: of the values, by key.
-        defaults: of keys that may be left out; the others are required.
+        defaults: of keys that may be left out; the others are required. A default of None says that nothing was given.
         example: as JSON.
+        one_of: of these keys, which may be left out, exactly one is given.
     """
 
     kinds: Mapping[str, Kind]
     defaults: Mapping[str, Any]
     example: str
+    one_of: tuple[str, ...] = ()
     type = dict[str, Any]
 
     @property
@@ -272,12 +274,17 @@ class Record(Kind):
             if key not in self.kinds:
                 raise OptionError(str(key), raw[key], f"the keys {', '.join(self.kinds)}")
         given = {key: entry for key, entry in raw.items() if entry is not None}
-        parsed = {}
+        parsed: dict[str, Any] = {}
         for key, kind in self.kinds.items():
             entry = given.get(key, self.defaults.get(key))
+            if entry is None and key in self.defaults:
+                parsed[key] = None
+                continue
             if not kind.accepts(entry):
                 raise OptionError(key, entry, kind.allowed)
             parsed[key] = kind.parse(entry)
+        if self.one_of and sum(key in given for key in self.one_of) != 1:
+            raise OptionError("", dict(raw), f"an object with one of {', '.join(self.one_of)}, such as {self.example}")
         return parsed
 
     def schema(self) -> dict[str, Any]:
@@ -289,7 +296,12 @@ class Record(Kind):
                 key: nullable(kind.schema()) if key in self.defaults else kind.schema()
                 for key, kind in self.kinds.items()
             },
+            **({"oneOf": [self._given(key) for key in self.one_of]} if self.one_of else {}),
         }
+
+    def _given(self, key: str) -> dict[str, Any]:
+        """A JSON schema of objects in which ``key`` is given."""
+        return {"required": [key], "properties": {key: self.kinds[key].schema()}}
 
 
 def nullable(schema: Mapping[str, Any]) -> dict[str, Any]:

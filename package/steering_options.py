@@ -27,6 +27,8 @@ MAX_ALPHA = 100.0
 MAX_STAY = 65536
 MAX_BUDGET = 100.0
 MAX_PARTS = 256
+MAX_HELD = 512
+MAX_VALUE = 1e9
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,27 @@ class SteeringOptions:
                 example='{"by": "explicit", "keep": 1}',
             ),
             "Makes n answers, scores them and returns the keep (default 1) best, best first; not together with stream.",
+            universal=True,
+            whole=True,
+        ),
+    )
+    monitor: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_row(
+            Record(
+                {
+                    "value": Text("the name of an explicit value"),
+                    "ask": Text("a question that is answered with yes or no"),
+                    "above": Number(-MAX_VALUE, MAX_VALUE),
+                    "for": Count(MAX_HELD),
+                    "hold": Count(MAX_HELD),
+                },
+                {"value": None, "ask": None, "above": None, "for": None, "hold": None},
+                example='{"value": "harm", "above": 0.9, "for": 3, "hold": 8}',
+                one_of=("value", "ask"),
+            ),
+            "Watches the answer and ends it where a value is above a bound for so many tokens in a row, or a question "
+            "is answered with yes at so many ends of sentences; the last hold of them are never shown.",
             universal=True,
             whole=True,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -60,6 +61,22 @@ class ChatRenderer:
         whole, mark = self._text(turns)
         ids = self._encode(whole[len(before) :], mark) if whole.startswith(before) else ()
         return ids or self._encode(whole, mark)[-1:]
+
+    def after_answer(self, turns: Sequence[dict[str, Any]], question: str) -> TokenIds:
+        """What comes behind an answer to ``turns`` when the user asks ``question`` next, up to where that is answered.
+
+        Raises:
+            InputError: the template refuses the conversation, or does not show the answer as it is.
+        """
+        place = f"[{secrets.token_hex(8)}]"  # stands for the answer, whose text is not known yet
+        others = list(turns[:-1] if self._form.continues else turns)
+        told = [*others, {"role": "assistant", "content": place}, {"role": "user", "content": question}]
+        form = replace(self._form, opens_answer=True, continues=False)
+        text, mark = ChatRenderer(self._serving, form, self._tools, self._encode)._text(told)
+        _, found, after = text.rpartition(place)
+        if not found:
+            raise InputError("steering.monitor.ask", question, reason="the base's chat template leaves the answer out")
+        return self._encode(after, mark)
 
     def _text(self, turns: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
         """The conversation, and the mark in it of what must not become a special token."""

@@ -146,7 +146,7 @@ def make_job(
     defaults = sampling_defaults(serving.family, fields.model, plan.method, grammar is not None)
     salt = salt_of(state, fields.cache_salt, caller)
     for prompt in prompts:
-        limit = _limit(state, serving, max(len(part.sources) for part in plan.plans), prompt, max_tokens, limit_field)
+        limit = _limit(state, serving, max(part.lanes for part in plan.plans), prompt, max_tokens, limit_field)
         if limit not in samplings:
             sampling = fields.sampling(limit, seed, serving.vocabulary, logprobs, defaults)
             judged = prompt_logprobs or fields.prompt_logprobs is not None
@@ -194,7 +194,7 @@ def require_place(state: ServerState, plan: Plan, prompts: Sequence[Prompt], cho
     """Raise InputError for a request whose sequences the queue could not hold together: they would be told in vain to
     come back. ``prompts``: those that have been read so far, of ``in_all``."""
     settings = state.settings
-    count, tokens = in_all * choices, sum(map(len, prompts)) * choices * len(plan.sources)
+    count, tokens = in_all * choices, sum(map(len, prompts)) * choices * plan.lanes
     name, value = ("n", choices) if choices > 1 else ("prompt", f"{in_all} prompts")
     if count > settings.max_queue:
         raise InputError(name, value, reason=f"this makes {count} answers; at most {settings.max_queue} may wait here")
@@ -206,7 +206,7 @@ def require_place(state: ServerState, plan: Plan, prompts: Sequence[Prompt], cho
 def _limit(
     state: ServerState, serving: Serving, lanes: int, shown: Prompt, max_tokens: int | None, limit_field: str
 ) -> int:
-    context, prompt = serving.engine.max_context, shown.longest
+    context, prompt = serving.engine.max_context - shown.question, shown.longest
     if max_tokens is None:
         # A sequence with several lanes may fill the KV pool before it fills the context.
         room = min(context, serving.engine.stats().blocks_total // lanes * BLOCK_SIZE)

@@ -94,14 +94,14 @@ def require_few_parts(plan: Plan, most: int) -> None:
 def token_cost(plan: Plan) -> int:
     """Tokens that one token of an answer is charged as: one for each language model of the plan, one for each candidate
     that a value judges, all of it for each of the blocks that are drawn to keep one, and one
-    for each source that judges the answer."""
+    for each source that judges the answer or watches it."""
     models = sum(not source.head for source in plan.sources)
     heads = len(plan.sources) - models
     values = heads * (plan.scorer.candidates if plan.scorer is not None else 1)
     written = (models + values) * (plan.blocks.count if plan.blocks is not None else 1)
-    return written + len(plan.ranking)
+    return written + len(plan.ranking) + len(plan.watching)
 
 
 def _anew(request: GenerationRequest, plan: Plan, said: int) -> int:
     """Tokens that a change to ``plan`` is charged as: what each of its sources reads, the prompt and what was said."""
-    return sum(len(request.prompt_of(source)) + said for source in plan.sources)
+    return sum(len(request.prompt_of(source)) + said for source in (*plan.sources, *plan.watching))

@@ -20,6 +20,7 @@ from ladle.server.tools.formats import format_of
 _CHARACTERS = 8  # of a token; ordinary text has fewer
 _USUAL = 4  # characters of a token on average
 _MANY = 500  # messages
+_YES_OR_NO = "Answer with yes or no."
 _SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it
 
 
@@ -36,12 +37,18 @@ class Prompt:
     @property
     def longest(self) -> int:
         """Tokens of the longest view, the client's included."""
-        return max(map(len, (self.ids, *self.views.values())))
+        return max(map(len, (self.ids, *(ids for view, ids in self.views.items() if view.kind != "question"))))
+
+    @property
+    def question(self) -> int:
+        """Tokens of the longest question that is asked behind an answer."""
+        return max((len(ids) for view, ids in self.views.items() if view.kind == "question"), default=0)
 
     @property
     def longest_field(self) -> str:
         """What is to blame for the length of the longest view, in words."""
-        longest = max(self.views, key=lambda view: len(self.views[view]), default=None)
+        prompts = [view for view in self.views if view.kind != "question"]
+        longest = max(prompts, key=lambda view: len(self.views[view]), default=None)
         if longest is None or longest.field is None or len(self.views[longest]) <= 2 * len(self.ids):
             return "the prompt"
         return longest.field
@@ -59,7 +66,8 @@ async def encode_prompt(
     tokens in it are these tokens.
 
     A ``system`` view puts its text and an empty line in front of the prompt, a ``prompt`` view stands in its place; an
-    empty one is the token that begins a text, or the prompt's last one where the tokenizer has none.
+    empty one is the token that begins a text, or the prompt's last one where the tokenizer has none. A ``question``
+    view is a paragraph behind the answer.
 
     Raises:
         ApiError: more tokens than the context holds.
@@ -78,7 +86,11 @@ async def encode_prompt(
     size = len(prompt) if isinstance(prompt, str) else _USUAL * len(ids)
     for view in views:
         blamed = _blamed(view, size, field)
-        if view.kind == "system" and isinstance(prompt, str):
+        if view.kind == "question":
+            asked = f"\n\n{view.text} {_YES_OR_NO}\nAnswer:"
+            ids_of_it = await reader.read(len(asked), _encode, serving, asked, False, view.field or field)
+            seen[view] = _answerable(serving, ids_of_it, " ")
+        elif view.kind == "system" and isinstance(prompt, str):
             text = f"{view.text}\n\n{prompt}"
             seen[view] = await reader.read(len(text), _encode, serving, text, special, blamed)
         elif view.kind == "system":
@@ -103,7 +115,8 @@ async def encode_chat(
     """A conversation in the base's chat template, ready for the assistant's answer unless ``form`` says otherwise.
 
     A ``system`` view is the conversation under another system message, a ``prompt`` view a conversation of that one
-    user message; an empty one is what begins an answer and nothing else. ``tools``: definitions of the functions that
+    user message; an empty one is what begins an answer and nothing else; a ``question`` view is what the template puts
+    behind an answer when the user asks that next. ``tools``: definitions of the functions that
     may be called, which the template must know to show.
 
     Raises:
@@ -120,7 +133,11 @@ async def encode_chat(
     for view in views:
         blamed = _blamed(view, size, "messages")
         seen_by_it = _renderer(serving, messages, tools, form, blamed)[2]
-        if view.kind == "system":
+        if view.kind == "question":
+            question = f"{view.text} {_YES_OR_NO}"
+            asked = await reader.read(size + len(question), seen_by_it.without_tools().after_answer, turns, question)
+            rendered = _answerable(serving, asked, "")
+        elif view.kind == "system":
             others = [turn for turn in turns if turn["role"] != "system"]
             turned = [{"role": "system", "content": view.text}, *others]
             rendered = await reader.read(size + len(view.text), seen_by_it.ids, turned)
@@ -132,6 +149,20 @@ async def encode_chat(
             rendered = await reader.read(size, shown.beginning_of_an_answer, turns)
         seen[view] = _check(serving, rendered, blamed)
     return Prompt(ids, seen)
+
+
+def _answerable(serving: Serving, asked: TokenIds, space: str) -> TokenIds:
+    """``asked``, what yes and no begin with alike, and then the token of each in which they differ, as they would come
+    next: behind a ``space``."""
+    encode = serving.engine.tokenizer.backend_tokenizer.encode
+    yes, no = (encode(f"{space}{word}", add_special_tokens=False).ids for word in ("Yes", "No"))
+    alike = 0
+    while alike < min(len(yes), len(no)) and yes[alike] == no[alike]:
+        alike += 1
+    if alike == min(len(yes), len(no)):
+        reason = "the base's tokenizer does not tell yes from no"
+        raise InputError("steering.monitor.ask", "a question", reason=reason)
+    return (*asked, *yes[:alike], yes[alike], no[alike])
 
 
 async def tokens_of_text(serving: Serving, reader: Reader, text: str, special: bool) -> TokenIds:

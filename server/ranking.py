@@ -24,7 +24,7 @@ _MOST = sys.float_info.max
 
 def best_first(job: Job, choices: Sequence[Choice]) -> list[Choice]:
     """The choices that are returned, prompt by prompt: with a ranking the best of each, best first, equal ones in the
-    order in which they were asked for; without one all, as they are."""
+    order in which they were asked for, and those that a monitor ended last; without one all, as they are."""
     if job.plan.rank is None:
         return list(choices)
     best: list[Choice] = []
@@ -34,9 +34,9 @@ def best_first(job: Job, choices: Sequence[Choice]) -> list[Choice]:
     return best
 
 
-def _score(choice: Choice) -> float:
+def _score(choice: Choice) -> tuple[bool, float]:
     assert choice.last.score is not None, "with a ranking every answer has a score"
-    return choice.last.score.value
+    return choice.last.tripped is None, choice.last.score.value
 
 
 def number(score: float) -> float:

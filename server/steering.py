@@ -8,7 +8,7 @@ from typing import Any
 
 from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
-from ladle.guidance.plan import Plan, Source, Steering
+from ladle.guidance.plan import Monitor, Plan, Source, Steering
 from ladle.guidance.schedule import changed
 from ladle.merging.errors import CodedText, InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
@@ -16,6 +16,7 @@ from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import NORMALISED
 from ladle.server.errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
+from ladle.server.replies.monitors import MonitorReply
 from ladle.server.replies.types import OutcomeReply, SourceReply, SteeringReply
 from ladle.steering_options import AIMS
 
@@ -147,6 +148,17 @@ def describe(plan: Plan) -> SteeringReply:
     if plan.rank is not None:
         ranking = [_source(source) for source in plan.rank.sources]
         reply["rank"] = {"by": plan.rank.by, "per": plan.rank.per, "keep": plan.rank.keep, "sources": ranking}
+    if plan.monitors:
+        reply["monitor"] = {"monitors": [_monitor(monitor) for monitor in plan.monitors], "stopped": []}
+    return reply
+
+
+def _monitor(monitor: Monitor) -> MonitorReply:
+    reply: MonitorReply = {"name": monitor.name, "above": monitor.above, "for": monitor.run, "hold": monitor.hold}
+    if monitor.source is not None:
+        reply["value"] = monitor.source.name
+    if monitor.question is not None:
+        reply["ask"] = monitor.question.text
     return reply
 
 

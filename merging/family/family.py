@@ -17,7 +17,7 @@ from ladle.merging.family.conversation import Conversation, read_conversation
 from ladle.merging.family.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.family.load_members import MemberLoader, grown_from, place_of
 from ladle.merging.family.manifest import Manifest, load_manifest
-from ladle.merging.family.manifest_tables import Member, Value
+from ladle.merging.family.manifest_tables import HEADED, Member, Value
 from ladle.merging.family.place import find_manifest
 from ladle.merging.family.surface import Surface, load_surface
 from ladle.merging.members.adapter import LowRankMember
@@ -54,7 +54,7 @@ class ValueMember:
     """A value model as methods see it.
 
     Attributes:
-        kind: ``implicit`` or ``explicit``.
+        kind: ``implicit``, ``explicit`` or ``monitor``.
         objective, rewards: what it was trained on: one objective, or a mix (a row of a backbone-reward matrix).
         member: the loaded member whose weights it has; an entry that names an earlier one's folder shares its weights.
         model: the model it was grown from: "" for the base, or a name of ``[[models]]``.
@@ -177,7 +177,7 @@ class Family:
     @property
     def mergeable(self) -> tuple[str, ...]:
         """Names of the members of the base that may take part in a merge, in manifest order: language models all."""
-        others = {value.name for value in self.values if value.kind == "explicit" or value.conditioned}
+        others = {value.name for value in self.values if value.kind in HEADED or value.conditioned}
         return tuple(
             name
             for name in self.kinds

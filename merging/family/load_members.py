@@ -10,7 +10,7 @@ from ladle.merging.checkpoints.reader import has_checkpoint
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family_model import FamilyModel
-from ladle.merging.family.manifest_tables import Expert, Member, Router, Value
+from ladle.merging.family.manifest_tables import HEADED, Expert, Member, Router, Value
 from ladle.merging.members.adapter import CONFIG, LowRankMember, is_peft_folder, load_peft
 from ladle.merging.members.full_member import FullMember, load_full, unties
 from ladle.merging.members.mlx_adapter import is_mlx_folder, load_mlx
@@ -67,7 +67,7 @@ class MemberLoader:
         """
         for entry, path in entries:
             value = entry if isinstance(entry, Value) else None
-            if is_peft_folder(path) or (value is not None and value.kind == "explicit"):
+            if is_peft_folder(path) or (value is not None and value.kind in HEADED):
                 continue  # no head of an explicit value is ever asked for
             name = grown_from(entry)
             model = self._models[name]
@@ -85,7 +85,7 @@ class MemberLoader:
         """
         value = entry if isinstance(entry, Value) else None
         model = self._models[grown_from(entry)]
-        explicit = value is not None and value.kind == "explicit"
+        explicit = value is not None and value.kind in HEADED
         conditioned = value is not None and value.conditioned
         if conditioned != is_pblora_folder(path):
             reason = (

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.default_sampling import FamilySampling
 from ladle.merging.family.manifest_tables import (
+    HEADED,
     Backbone,
     Base,
     Expert,
     Member,
     Model,
+    MonitorTable,
     Policy,
     Preset,
     Router,
@@ -48,6 +50,7 @@ class Manifest(BaseModel):
         backbones: ``[[backbones]]``.
         policies: ``[[policies]]``.
         values: ``[[values]]``.
+        monitors: ``[[monitors]]``.
         models: ``[[models]]``.
         experts: ``[[experts]]``.
         router: ``[router]``.
@@ -68,6 +71,7 @@ class Manifest(BaseModel):
     backbones: list[Backbone] = []
     policies: list[Policy] = []
     values: list[Value] = []
+    monitors: list[MonitorTable] = []
     models: list[Model] = []
     experts: list[Expert] = []
     router: Router | None = None
@@ -160,6 +164,7 @@ def _check(manifest: Manifest) -> None:
     _names("members", [entry.name for _, entry in manifest.members()] + [entry.name for entry in manifest.models])
     _check_policies(manifest)
     _check_values(manifest)
+    _check_monitors(manifest)
     _check_routed(manifest)
     if manifest.experts and manifest.router is None:
         raise ValueError("router: missing; [[experts]] need a [router] that chooses among them")
@@ -226,6 +231,23 @@ def _check_values(manifest: Manifest) -> None:
             trained_on.append((value.objective, how))
 
 
+def _check_monitors(manifest: Manifest) -> None:
+    """``[[monitors]]`` against ``[[values]]``. Raises ValueError starting with the key."""
+    _names("monitors", [monitor.name for monitor in manifest.monitors])
+    kinds = {value.name: value.kind for value in manifest.values if value.kind in HEADED}
+    judges: list[tuple[str | None, str | None]] = []
+    for index, monitor in enumerate(manifest.monitors):
+        key = f"monitors[{index}]"
+        if monitor.value is not None and monitor.value not in kinds:
+            known = ", ".join(kinds) or "none"
+            raise ValueError(f"{key}.value: {monitor.value!r} is no explicit value of the family; known: {known}")
+        if (monitor.ask is not None or kinds[monitor.value or ""] == "monitor") and not 0 <= monitor.above < 1:
+            raise ValueError(f"{key}.above: {monitor.above:g} is no probability; allowed: from 0 to below 1")
+        if (monitor.value, monitor.ask) in judges:
+            raise ValueError(f"{key}: a second monitor that asks {monitor.value or monitor.ask!r}")
+        judges.append((monitor.value, monitor.ask))
+
+
 def _check_routed(manifest: Manifest) -> None:
     """``base`` and ``path`` of experts and the router. Raises ValueError starting with the key."""
     models = [model.name for model in manifest.models]
@@ -240,12 +262,17 @@ def _check_routed(manifest: Manifest) -> None:
 
 def _check_kind(key: str, value: Value, objectives: list[str]) -> None:
     """Keys that say something only of one kind of value. Raises ValueError."""
-    if value.kind == "explicit":
+    if value.kind == "monitor":
+        for name in ("objective", "rewards"):
+            if getattr(value, name) is not None:
+                raise ValueError(f"{key}.{name}: {getattr(value, name)!r} says nothing of a monitor; leave it out")
+    if value.kind in HEADED:
         if value.conditioned:
             raise ValueError(f"{key}.objective: an explicit value needs an objective or rewards")
+        words = "a monitor" if value.kind == "monitor" else "an explicit value"
         for name, given in (("reference", value.reference), ("anti", value.anti)):
             if given is not None:
-                raise ValueError(f"{key}.{name}: {given!r} says nothing of an explicit value; leave it out")
+                raise ValueError(f"{key}.{name}: {given!r} says nothing of {words}; leave it out")
     if value.objectives is not None:
         if not value.conditioned:
             raise ValueError(f"{key}.objectives: only for a value with neither objective nor rewards")
@@ -267,7 +294,7 @@ def _opposing(manifest: Manifest, value: Value) -> list[str]:
     for kind, entry in manifest.members():
         if entry.name == value.name or kind not in ("backbone", "policy", "value"):
             continue
-        if isinstance(entry, Value) and (entry.kind == "explicit" or entry.conditioned):
+        if isinstance(entry, Value) and (entry.kind in HEADED or entry.conditioned):
             continue
         if (getattr(entry, "base", None) or "") == (value.base or ""):
             names.append(entry.name)

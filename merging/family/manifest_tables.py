@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, create_model, model_validator
 
-from ladle.steering_options import OPTIONS
+from ladle.steering_options import MAX_HELD, OPTIONS
 
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
@@ -83,11 +83,16 @@ class Model(Table):
     amateur: StrictBool = False
 
 
+HEADED = ("explicit", "monitor")
+"""Kinds of values that are a trunk with a scalar head."""
+
+
 class Value(Member):
-    """``[[values]]``: implicit (a tuned language model) or explicit (a trunk with a scalar head).
+    """``[[values]]``: implicit (a tuned language model) or explicit (a trunk with a scalar head), of which one that was
+    trained as a monitor guides nothing: its head gives the logit of the probability that a text goes wrong.
 
     Attributes:
-        kind: ``implicit`` or ``explicit``.
+        kind: ``implicit``, ``explicit`` or ``monitor``.
         objective: what it was trained on; an implicit value without it and ``rewards`` takes the whole preference
             (PBLoRA).
         rewards: the mix that it was trained on: its row of a backbone-reward matrix.
@@ -99,7 +104,7 @@ class Value(Member):
         anti: a member of the same model that speaks against the objective.
     """
 
-    kind: Literal["implicit", "explicit"]
+    kind: Literal["implicit", "explicit", "monitor"]
     objective: str | None = None
     rewards: list[Finite] | None = None
     objectives: list[str] | None = None
@@ -111,7 +116,41 @@ class Value(Member):
     @property
     def conditioned(self) -> bool:
         """Whether it takes the whole preference."""
-        return self.objective is None and self.rewards is None
+        return self.objective is None and self.rewards is None and self.kind != "monitor"
+
+
+class MonitorTable(Table):
+    """``[[monitors]]``: what ends answers of this family while they are written, whatever a request says; it may only
+    make one stricter.
+
+    Attributes:
+        name: of the monitor.
+        value: the explicit value, or the one of kind ``monitor``, that is asked about every token.
+        ask: in place of it, a question that the base answers with yes or no after every sentence.
+        above: the bound; of a question and a value of kind ``monitor`` a probability.
+        run: ``for``, how many tokens or sentences in a row must be above it.
+        hold: how many of the last ones judged are never shown; as many as ``for`` unless said otherwise.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=False, validate_by_alias=True)
+
+    name: str
+    value: str | None = None
+    ask: Annotated[str, Field(min_length=1)] | None = None
+    above: Finite
+    run: Annotated[StrictInt, Field(ge=1, le=MAX_HELD, alias="for")] = 1
+    hold: Annotated[StrictInt, Field(ge=1, le=MAX_HELD)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "MonitorTable":
+        if (self.value is None) == (self.ask is None):
+            raise ValueError("give value or ask, one of them")
+        return self
+
+    def stated(self) -> dict[str, Any]:
+        """What it says, as a request would say it."""
+        hold = self.run if self.hold is None else self.hold
+        return {"value": self.value, "ask": self.ask, "above": self.above, "for": self.run, "hold": hold}
 
 
 class Expert(Member):

@@ -148,7 +148,8 @@ def value_info(family: Family, value: ValueMember) -> ValueInfo:
     if value.conditioned:
         trained_on = "the preference over " + ", ".join(objective for objective, _ in value.conditioned)
     else:
-        trained_on = value.objective or ", ".join(f"{weight:g}" for weight in value.rewards or ())
+        mixed = ", ".join(f"{weight:g}" for weight in value.rewards or ())
+        trained_on = value.objective or mixed or "texts with labels"
     head = family.heads.get(value.name)
     return ValueInfo(
         name=value.name,

@@ -171,6 +171,8 @@ def _reason(chat: ChatJob, last: StepOutput, parser: ToolParser | None) -> tuple
     """``stop_reason`` and ``stop_sequence``. What ends an answer after its only call is no sequence of the client's."""
     if last.finish_reason == "length":
         return "max_tokens", None
+    if last.finish_reason == "content_filter":
+        return "refusal", None
     own = chat.calling.stop if chat.calling else ()
     if last.stop is not None and last.stop not in own:
         return "stop_sequence", last.stop

@@ -36,7 +36,8 @@ def check_request(
     lanes = models.lanes(request) if writes else []
     judges = [lane for plan in alone for lane in models.lanes(replace(request, plan=plan))]
     prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in (*lanes, *judges))]))
-    _check_lengths(request, prompts, max_context)
+    asked = max((len(ids) for view, ids in request.views.items() if view.kind == "question"), default=0)
+    _check_lengths(request, prompts, max_context - asked)
     for prompt in prompts:
         _check_ids("prompt", prompt, models.vocabulary)
     _check_ids("texts", request.answer or (), models.vocabulary)
@@ -61,6 +62,7 @@ def check_request(
     length = request.sampling.max_tokens + len(request.answer or ())
     needed = Scheduler.blocks_for(Generated(request, lanes), length)
     needed = max([needed, *(-(-(len(lane.prompt) + length) // BLOCK_SIZE) for lane in judges)])
+    needed = max(needed, -(-(len(request.prompt) + length + asked) // BLOCK_SIZE))
     if needed > blocks:
         reason = (
             f"with {len(lanes)} lanes and a prompt of {max(map(len, prompts))} tokens this takes {needed} blocks of "

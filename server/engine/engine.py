@@ -12,24 +12,23 @@ from collections.abc import Sequence as Seq
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.admission import check_request, check_schedule
-from ladle.server.engine.block_search import BlockSearch
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
 from ladle.server.engine.device.device import make_current, require_working
 from ladle.server.engine.kv.block_manager import BlockManager
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
+from ladle.server.engine.led_requests import LedRequests
 from ladle.server.engine.model_runner import ModelRunner
 from ladle.server.engine.request_tracker import RequestTracker, Sink
-from ladle.server.engine.requests.answer import Answer, without_token
+from ladle.server.engine.requests.answer import without_token
 from ladle.server.engine.requests.queue import WaitingRoom
-from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.requests.tokenizer import eos_ids, load_tokenizer
 from ladle.server.engine.schedule.prefill_pace import PrefillPace
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan
-from ladle.server.engine.scored_answer import ScoredAnswer
 from ladle.server.engine.scores.prompt_scores import ROW_BYTES
 from ladle.server.engine.scores.sampler import Sampler
 from ladle.server.engine.served_models import ServedModels
@@ -80,7 +79,7 @@ class Engine:
         self.tracker = RequestTracker(self.scheduler, self.cancel)
         self._sequences = self.tracker.entries
         self.speculation = Speculation(self.scheduler, self.runner, config.draft_tokens, self._tell, self._lose)
-        self._searches: dict[str, BlockSearch | ScoredAnswer] = {}
+        self.led = LedRequests(self.tracker, self.tokenizer, self.eos, models.lanes)
         self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -272,63 +271,25 @@ class Engine:
     def _receive(self, inbox: Iterable[tuple[Sequence, Sink] | str | Callable[[], None]]) -> None:
         for item in inbox:
             if isinstance(item, str):
-                self._drop(item)
+                self.led.drop(item)
                 continue
             if not isinstance(item, tuple):
                 item()
                 continue
             sequence, sink = item
-            if sequence.request_id in self.tracker or sequence.request_id in self._searches:
+            if sequence.request_id in self.tracker or sequence.request_id in self.led:
                 sequence.leave_queue()
                 self.tracker.deliver(sink, [without_token(sequence, "error", "a request with this id is running", "")])
                 continue
             try:
-                self._begin(sequence, sink)
+                self.led.begin(sequence, sink)
             except Exception as error:
                 logger.exception("a request could not begin")
-                self._drop(sequence.request_id)
+                self.led.drop(sequence.request_id)
                 sequence.leave_queue()
                 self.tracker.deliver(
                     sink, [without_token(sequence, "error", f"{type(error).__name__} in the engine", "")]
                 )
-
-    def _begin(self, sequence: Sequence, sink: Sink) -> None:
-        if sequence.request.plan.blocks is not None or sequence.request.plan.rank is not None:
-            self._lead(sequence, sink)
-        else:
-            self._add(sequence, sink)
-
-    def _add(self, sequence: Sequence, sink: Sink) -> None:
-        self.tracker.add(sequence, Answer(sequence.request, self.tokenizer, self.eos), sink)
-
-    def _lead(self, whole: Sequence, sink: Sink) -> None:
-        """Begin a request that is made of several sequences."""
-        request = whole.request
-
-        def deliver(outputs: list[StepOutput]) -> None:
-            if outputs[-1].finish_reason is not None:
-                self._searches.pop(request.request_id, None)
-            self.tracker.deliver(sink, outputs)
-
-        def run(part: Sequence, sink: Sink) -> None:
-            part.ticket = whole.ticket  # it has had its turn when the first of its parts has
-            self._add(part, sink)
-
-        search: BlockSearch | ScoredAnswer
-        if request.plan.rank is not None:
-            search = ScoredAnswer(whole, deliver, run, self._drop, self.models.lanes)
-        else:
-            answer = Answer(request, self.tokenizer, self.eos)
-            search = BlockSearch(request, answer, deliver, run, self._drop, self.models.lanes)
-        self._searches[request.request_id] = search
-        search.begin()
-
-    def _drop(self, request_id: str) -> None:
-        """Forget a request without a word."""
-        if request_id in self.tracker:
-            self.tracker.drop(request_id)
-        elif request_id in self._searches:
-            self._searches.pop(request_id).cancel()
 
     def _step(self, plan: StepPlan) -> None:
         start = time.monotonic()
@@ -383,7 +344,7 @@ class Engine:
             "blocks": self.blocks.total - self.blocks.free,
             "lane rows": self.config.lanes - self.scheduler.table.free,
             "sequences": len(self.tracker),
-            "block searches and scored answers": len(self._searches),
+            "led requests": len(self.led),
         }
         if any(held.values()):
             raise AssertionError(

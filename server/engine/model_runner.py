@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ladle.kernels import dispatch
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.device.transfers import Array, read
+from ladle.server.engine.device.transfers import Array, read, send_one
 from ladle.server.engine.forward.attention import PagedContext
 from ladle.server.engine.forward.layout import HostLayout, StepLayout
 from ladle.server.engine.forward.layout_builder import LayoutBuilder
@@ -27,6 +27,7 @@ from ladle.server.engine.scores.candidates import CandidateValues, keep_chosen, 
 from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.prompt_scores import PromptJudge
 from ladle.server.engine.scores.sampler import Draw, Sampler
+from ladle.server.engine.scores.watched import WatchedStates, with_watched
 from ladle.server.engine.served_models import ServedModels
 from ladle.server.engine.step_result import StepResult
 
@@ -41,15 +42,20 @@ class _Logits:
         states: last hidden states [hidden] by lane, in the order of its tokens whose logits are wanted; None where
             nobody asks for them.
         drafted: how many drafted tokens each lane that has some has still in front of it.
+        watched: last hidden states of lanes that watch.
     """
 
     rows: Array
     parts: list[Tensor] = field(default_factory=list)
     states: dict[Lane, list[Tensor]] | None = None
     drafted: dict[Lane, int] = field(default_factory=dict)
+    watched: WatchedStates = field(default_factory=WatchedStates)
 
     def add(self, layout: HostLayout, logits: Tensor, hidden: Tensor) -> None:
-        """What the forward of ``layout`` gave for the tokens whose logits are wanted."""
+        """What the forward of ``layout`` gave for the tokens whose logits are wanted, or states alone."""
+        if layout.watch_lanes:
+            self.watched.add(layout.watch_lanes, hidden[len(layout.logit_lanes) :])
+            hidden = hidden[: len(layout.logit_lanes)]
         if not layout.logit_lanes:
             return
         before = sum(part.shape[0] for part in self.parts)
@@ -187,6 +193,8 @@ class ModelRunner:
             lay_out = self._layouts.build_candidates
             values = value_candidates(logits, forwarded.rows, scored, lay_out, self._hidden, allowed)
         draws = self.sampler.draw(logits, forwarded.rows, drawing, values, turns)
+        if waiting := forwarded.watched.tensors():
+            draws = with_watched(forwarded.watched.said(read(*waiting)), drawing, draws, forwarded.drafted)
         result.draws = dict(zip(drawing, draws, strict=True))
         if values:
             drawn_candidates = {sequence: result.draws[sequence].place for sequence in scored}
@@ -215,11 +223,16 @@ class ModelRunner:
         rows[layout.rows] = np.arange(layout.tokens)
         output = graphs.run(layout, size, slots.tables(plan.sampling, rows), slots.routes(plan.sampling, rows))
         assert output.tokens is not None and output.logprobs is not None
+        watched = WatchedStates()
+        if layout.watch_indices is not None:
+            seen = send_one(layout.watch_indices, output.hidden.device)
+            watched.add(layout.watch_lanes, output.hidden.index_select(0, seen))
         wanted = [output.tokens, output.logprobs, *([] if output.speakers is None else [output.speakers])]
-        tokens, logprobs, *speakers = (part.tolist() for part in read(*wanted))
-        draws = self.sampler.follow(plan.sampling, tokens, logprobs)
-        if speakers:
-            for index, speaker in enumerate(zip(*speakers[0], strict=True)):
+        tokens, logprobs, *rest = read(*wanted, *watched.tensors())
+        draws = self.sampler.follow(plan.sampling, tokens.tolist(), logprobs.tolist())
+        draws = with_watched(watched.said(rest[len(wanted) - 2 :]), plan.sampling, draws, {})
+        if output.speakers is not None:
+            for index, speaker in enumerate(zip(*rest[0].tolist(), strict=True)):
                 draws[index] = _spoken(plan.sampling[index], speaker, draws[index])
         return draws
 

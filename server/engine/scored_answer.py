@@ -110,7 +110,7 @@ class ScoredAnswer:
         if output.token >= 0:
             self._tokens.append(output.token)
             self._logprobs.append(output.logprob)
-        if output.finish_reason in ("stop", "length"):
+        if output.finish_reason in ("stop", "length", "content_filter"):
             self._last = output
             self._ask()
         else:
@@ -163,7 +163,7 @@ class ScoredAnswer:
 
     def _bare(self, sources: tuple[Source, ...]) -> Plan:
         """A plan that only says what ``sources`` say: the request's own where they are all of its."""
-        plan = replace(self.request.plan, trace=False, rank=None)
+        plan = replace(self.request.plan, trace=False, rank=None, monitors=())
         if sources == plan.sources:
             return plan
         return Plan(plan.method, plan.preference, None, sources, "none", False, ())

@@ -179,7 +179,10 @@ class ServedModels:
         return {"models": [self._revision(n) for n in self.names], "members": [*self.members], "blocks": self.blocks}
 
     def lanes(self, request: GenerationRequest) -> list[Lane]:
-        """Fresh lanes for the sources of a request. Raises InputError for a view of the prompt that is not there."""
+        """Fresh lanes for the sources of a request, those that watch what it writes last. Raises InputError for a view
+        of the prompt that is not there."""
+        plan = request.plan
+        watching = plan.watching if request.sampling.max_tokens else ()
         lanes = [
             Lane(
                 source,
@@ -188,8 +191,9 @@ class ServedModels:
                 self._bank,
                 LaneHead.of(source, self.family.heads, self.score_dtype, self.device),
                 request.salt,
+                watches=index >= len(plan.sources),
             )
-            for source in request.plan.sources
+            for index, source in enumerate((*plan.sources, *watching))
         ]
         if request.plan.routing is not None:
             self._schedule_experts(lanes, request.plan.routing)
@@ -210,7 +214,8 @@ class ServedModels:
 
     def merged_sets(self, plan: Plan) -> dict[WeightsKey, int]:
         """Bytes of the sets of merged full weights that ``plan`` needs at once."""
-        keys = {Lane(source, self._weights(source), (), self._bank).materialised for source in plan.sources}
+        sources = (*plan.sources, *plan.watching)
+        keys = {Lane(source, self._weights(source), (), self._bank).materialised for source in sources}
         return {key: self.store.set_nbytes(key) for key in keys if not self.store.is_plain(key)}
 
     def _weights(self, source: Source) -> WeightsKey:

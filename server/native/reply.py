@@ -44,7 +44,7 @@ def generated(
         if calls:
             reply["tool_calls"] = calls
         if tokens:
-            reply["tokens"] = [token(serving, output, top) for output in choice.outputs]
+            reply["tokens"] = [token(serving, output, top) for output in choice.outputs if output.tripped is None]
         replies.append(reply)
     reply_of_all = _reply(job, model, replies, [choice.last for choice in choices], summary)
     if prompt_logprobs is not None:
@@ -85,7 +85,8 @@ class GenerateStream(EventWriter):
         self._summary.see(index, [output])
         if self._calling is not None:
             self._texts[index] += output.text
-        yield {"index": index, "token": token(self._serving, output, self._top)}
+        if output.tripped is None:
+            yield {"index": index, "token": token(self._serving, output, self._top)}
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[Generated]:
         choices: list[GeneratedChoice] = [

@@ -116,7 +116,7 @@ def chat_logprobs(tokens: TokenText, outputs: Sequence[StepOutput]) -> ChatLogpr
             "top_logprobs": [_top(tokens, token, logprob) for token, logprob in output.top],
         }
         for output in outputs
-        if output.reasoning is None and not ends_text(tokens, output)
+        if output.token >= 0 and output.reasoning is None and not ends_text(tokens, output)
     ]
     return {"content": content, "refusal": None}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ladle.guidance.diagnostics.compatibility import BEST, OFTEN_OUTSIDE
 from ladle.guidance.plan import Plan
 from ladle.server.engine.requests.request import StepOutput
+from ladle.server.replies.monitors import TripReply
 from ladle.server.replies.parts import SteeringPart
 from ladle.server.replies.types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.serving import Serving
@@ -32,6 +33,8 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
         reply["outside"] = trace.outside
         reply["candidate_mass"] = trace.candidate_mass
         reply["values"] = None if trace.values is None else dict(trace.values)
+        if trace.monitors is not None:
+            reply["monitors"] = dict(trace.monitors)
         if trace.router is not None:
             reply["router"] = {name: finite(score) for name, score in trace.router.items()}
     if output.reasoning is not None:
@@ -68,11 +71,14 @@ class TraceSummary:
         self._outside: list[bool] = []
         self._experts: Counter[str | None] = Counter()
         self._parts = _Parts()
+        self._stopped: list[TripReply] = []
 
     def see(self, index: int, outputs: Iterable[StepOutput]) -> None:
         """Take in tokens of the choice ``index``."""
         for output in outputs:
             self._parts.see(index, output)
+            if (trip := output.tripped) is not None:
+                self._stopped.append({"index": index, "name": trip.monitor, "token": trip.token, "value": trip.value})
             if output.token >= 0:
                 self._experts[output.expert] += 1
             if output.trace is None:
@@ -89,6 +95,12 @@ class TraceSummary:
         routed = {name: count / total for name, count in sorted(self._experts.items(), key=str) if name is not None}
         if routed:
             reply["experts"] = routed
+        if "monitor" in reply:
+            reply["monitor"]["stopped"] = stopped = sorted(self._stopped, key=lambda one: one["index"])
+            reply["warnings"] += [
+                f"monitor {one['name']} ended answer {one['index']} at token {one['token']}: it said {one['value']:.4g}"
+                for one in stopped
+            ]
         parts = self._parts.reply(reply)
         if parts:
             reply["parts"] = parts

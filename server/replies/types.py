@@ -6,6 +6,7 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict
 
+from ladle.server.replies.monitors import WatchReply
 from ladle.server.replies.parts import BegunPart, SteeringPart
 from ladle.server.replies.usage import Usage
 
@@ -75,9 +76,9 @@ class OutcomeReply(TypedDict):
 class SteeringReply(TypedDict):
     """What steered the answer. With a ``target``, ``preference`` is the one that was found for it. Where experts take
     turns, ``routing`` says by which options and ``experts`` what share of the tokens each of them wrote; what is
-    missing to 1 the router wrote. Where the steering changed on the way, ``parts`` says what steered from where on, and
-    the rest is of the plan that the answer began with. With a trace there are ``diagnostics``, and in OpenAI's answers
-    ``choices`` with the traced tokens."""
+    missing to 1 the router wrote. ``monitor`` is there where the answer was watched. Where the steering changed on the
+    way, ``parts`` says what steered from where on, and the rest is of the plan that the answer began with. With a trace
+    there are ``diagnostics``, and in OpenAI's answers ``choices`` with the traced tokens."""
 
     method: str
     preference: dict[str, float] | None
@@ -91,6 +92,7 @@ class SteeringReply(TypedDict):
     experts: NotRequired[dict[str, float]]
     parts: NotRequired[list[SteeringPart]]
     rank: NotRequired[RankReply]
+    monitor: NotRequired[WatchReply]
     diagnostics: NotRequired[Diagnostics]
     choices: NotRequired[list[TracedChoice]]
 
@@ -259,7 +261,8 @@ class Token(TypedDict):
     With a trace: ``argmax_changed``, whether guidance changed the best token; ``outside``, whether that token is not
     among the 20 best of the base that is guided (null without a guide); ``candidate_mass``, the probability under the
     first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token;
-    ``router``, the router's score of every expert, where a method routes. ``part``: with the first token of a part of
+    ``router``, the router's score of every expert, where a method routes; ``monitors``, what each monitor said of the
+    token, or of the sentence that ends with it, where there are any. ``part``: with the first token of a part of
     the answer that is steered otherwise than what came before, its method and preference. ``reasoning_content``: of a
     token that is none of the answer, what it adds to the thought in front of it, which for a tag is nothing.
     """
@@ -275,6 +278,7 @@ class Token(TypedDict):
     candidate_mass: NotRequired[float | None]
     values: NotRequired[dict[str, float] | None]
     router: NotRequired[dict[str, float]]
+    monitors: NotRequired[dict[str, float]]
     top: NotRequired[list[Alternative]]
     part: NotRequired[BegunPart]
     reasoning_content: NotRequired[str]

@@ -33,7 +33,8 @@ from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter
 from ladle.server.tools.parser import Call, Part
 
-_CUT = "max_output_tokens"
+_CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Why an answer is incomplete, by the reason of its end."""
 
 
 class Response:
@@ -60,9 +61,9 @@ class Response:
 
     def ended(self, items: Sequence[OutputItem], last: StepOutput) -> ResponseReply:
         """Once it is complete, or cut."""
-        cut = last.finish_reason == "length"
+        cut = _CUT.get(str(last.finish_reason))
         reply = self._reply("incomplete" if cut else "completed", items)
-        reply["incomplete_details"] = {"reason": _CUT} if cut else None
+        reply["incomplete_details"] = {"reason": cut} if cut else None
         reply["completed_at"] = None if cut else int(time.time())
         reply["usage"] = self._usage(last)
         reply["steering"] = self._summary.add_to(describe(self._chat.job.plan), tokens=True)
@@ -139,7 +140,7 @@ def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseR
             text = ""
         if part is not None:
             items.append(_call(part))
-    if choice.finish_reason == "length" and items[-1]["type"] == "message":
+    if choice.finish_reason in _CUT and items[-1]["type"] == "message":
         items[-1]["status"] = "incomplete"
     return reply.ended(items, choice.last)
 
@@ -189,7 +190,7 @@ class ResponseStream(EventWriter):
             yield from self._call(part) if isinstance(part, Call) else self._text(part)
 
     def closing(self, outputs: list[StepOutput]) -> Iterator[ResponseEvent]:
-        cut = outputs[0].finish_reason == "length"
+        cut = outputs[0].finish_reason in _CUT
         yield from self._conclude()
         if not _said(self._items) and self._open is None:
             yield from self._text("")

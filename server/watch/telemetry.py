@@ -18,7 +18,7 @@ _FIRST = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 
 _LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 _NATS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
-_REASONS = ("stop", "length", "abort", "error")
+_REASONS = ("stop", "length", "content_filter", "abort", "error")
 
 
 class Metrics:
@@ -56,6 +56,7 @@ class Metrics:
             "by",
         )
         self.scored = counter("scored_answers", "Answers that a ranking judged", "by")
+        self.trips = counter("monitor_trips", "Answers that a monitor ended", "monitor")
         self.cancelled = counter("requests_cancelled", "Sequences given up before their end")
         self.shift = histogram(
             "guidance_shift_nats", "KL(base, final) of traced tokens by method", _NATS, labels=("method",)
@@ -118,6 +119,8 @@ class SequenceClock:
         metrics.success.labels(finished_reason=output.finish_reason).inc()
         metrics.prompt_length.observe(output.prompt_tokens)
         metrics.answer_length.observe(output.completion_tokens)
+        if output.tripped is not None:
+            metrics.trips.labels(monitor=output.tripped.monitor).inc()
         if output.score is not None:
             metrics.scored.labels(by=output.score.by).inc()
         if times.started is not None:

@@ -28,8 +28,8 @@ from ladle.steering_options import OPTIONS, UNIVERSAL, WHOLE
 ROOT = Path(__file__).resolve().parents[2]
 OWN_CONTROLS = {"method", "preference", "target", "strength", "trace"}
 # The page's sliders say one preference and its answers come as they are made: a schedule is several of those, and a
-# ranking comes when all have ended.
-NOT_IN_THE_PAGE = {"schedule", "rank"}
+# ranking comes when all have ended. What watches answers is the family's to say there.
+NOT_IN_THE_PAGE = {"schedule", "rank", "monitor"}
 
 
 def schema_of_steering() -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_every_place_has_every_option():
 def test_what_the_sdk_names_is_in_the_table():
     """Its own arguments are the options that most requests state; all others pass through ``steering``."""
     assert {name for name in Options.__annotations__ if name in OPTIONS} == {
-        "preference", "target", "method", "strength", "trace", "rank",
+        "preference", "target", "method", "strength", "trace", "rank", "monitor",
     }  # fmt: skip
     turned = set(inspect.signature(Stream.steer).parameters) - {"self", "steering"}
     assert turned <= set(OPTIONS) - set(WHOLE)

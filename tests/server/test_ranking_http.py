@@ -195,7 +195,7 @@ async def test_who_leaves_leaves_nothing_behind(state: ServerState, engine: Engi
         reply = await _ask(client, "/v1/generate", prompt="a", max_tokens=2)
     assert len(reply["choices"]) == 1
     for _ in range(200):
-        if not engine._searches and not engine._sequences:
+        if not engine.led and not engine._sequences:
             break
         await asyncio.sleep(0.02)
     done = asyncio.Event()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class StepLayout:
         coefficients: [tokens, members], or None when every token runs on plain weights.
         logits_indices: [n] int64, tokens whose logits are wanted; None: all.
         places: where each token is.
+        watch_indices: [m] int64, tokens whose last hidden states are wanted and no logits; None: none.
     """
 
     ids: Tensor
@@ -33,6 +34,7 @@ class StepLayout:
     coefficients: Tensor | None
     logits_indices: Tensor | None
     places: TokenPlaces
+    watch_indices: Tensor | None = None
 
 
 @dataclass
@@ -75,6 +77,8 @@ class HostLayout:
         groups: which queries attend in one call.
         logits_indices: [n] int64, tokens whose logits are wanted; None: all.
         logit_lanes: the lanes of the tokens whose logits are wanted.
+        watch_indices: [m] int64, the last tokens of lanes that watch; None: there are none.
+        watch_lanes: these lanes.
     """
 
     ids: Array | None
@@ -85,6 +89,8 @@ class HostLayout:
     groups: list[HostGroup]
     logits_indices: Array | None
     logit_lanes: list[Lane]
+    watch_indices: Array | None = None
+    watch_lanes: list[Lane] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -105,7 +111,7 @@ class HostLayout:
         """
         # Flatten all arrays, copy them in one transfer, and take them out of the iterator in the same order.
         own = [self.positions, self.slot_mapping]
-        own += [array for array in (self.ids, self.logits_indices) if array is not None]
+        own += [array for array in (self.ids, self.logits_indices, self.watch_indices) if array is not None]
         own += [self.rows] if self.merged else []
         grouped = [group.arrays for group in self.groups]
         tensors = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
@@ -113,10 +119,12 @@ class HostLayout:
         tokens = ids if self.ids is None else next(tensors)
         assert tokens is not None
         logits_indices = None if self.logits_indices is None else next(tensors)
+        watched = None if self.watch_indices is None else next(tensors)
         coefficients = table.coefficients.index_select(0, next(tensors)) if self.merged else None
         groups = [
             group.on_device([next(tensors) for _ in arrays], numbers)
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
         places = TokenPlaces(table.blocks, self.rows, self.positions)
-        return StepLayout(tokens[None], positions[None], slot_mapping, groups, coefficients, logits_indices, places)
+        placed = (tokens[None], positions[None], slot_mapping)
+        return StepLayout(*placed, groups, coefficients, logits_indices, places, watched)

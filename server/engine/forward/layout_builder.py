@@ -54,8 +54,10 @@ class LayoutBuilder:
         # The batch is flat, without padding: decode tokens first, then the tokens of every prefill chunk.
         row_parts, position_parts, id_parts = [rows], [table.computed[rows]], [table.last[rows]]
         ordered = [decode[index] for index in order]
-        wanted = [index for index, lane in enumerate(ordered) if not lane.scores]
+        wanted = [index for index, lane in enumerate(ordered) if lane.speaks]
         lanes = [ordered[index] for index in wanted]
+        watched = [index for index, lane in enumerate(ordered) if lane.watches]
+        watching = [ordered[index] for index in watched]
         start = len(rows)
         for chunk in chunks:
             assert chunk.lane.row is not None
@@ -67,9 +69,13 @@ class LayoutBuilder:
             # Logits cost a product with the vocabulary: only the last token of a finished prompt gets them, or judged
             # ones.
             wants = chunk.count if chunk.judged else int(chunk.final) + len(chunk.drafted)
-            if not chunk.lane.scores:
+            if chunk.lane.speaks:
                 wanted.extend(range(start - wants, start))
                 lanes.extend([chunk.lane] * wants)
+            elif chunk.lane.watches and chunk.final:
+                seen = range(start - 1 - len(chunk.drafted), start)
+                watched.extend(seen)
+                watching.extend([chunk.lane] * len(seen))
         all_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
         return HostLayout(
             np.concatenate(id_parts),
@@ -80,6 +86,8 @@ class LayoutBuilder:
             groups,
             None if len(wanted) == start else np.asarray(wanted, dtype=np.int64),
             lanes,
+            np.asarray(watched, dtype=np.int64) if watched else None,
+            watching,
         )
 
     def build_candidates(self, lanes: Seq[Lane], lengths: Seq[int], counts: Seq[int]) -> HostLayout:

@@ -45,15 +45,26 @@ class LoadedModel:
 
     def forward(self, layout: StepLayout, context: PagedContext) -> tuple[Tensor, Tensor]:
         """Logits [n, vocabulary] of the rows that ``layout`` wants, in their order, and the last hidden states
-        [n, hidden], after the final norm, that they were made of."""
+        [n + m, hidden], after the final norm: those that they were made of, and those of the m rows that are
+        watched."""
         states: list[Tensor] = []
+        every: list[Tensor] = []
         # Seen on its way into the output head: what a model does to its logits afterwards is its own affair.
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: states.append(x[0]))
+        hooks = [self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: states.append(x[0]))]
+        if layout.watch_indices is not None:
+            hooks.append(self._trunk.register_forward_hook(lambda _, x, y: every.append(y.last_hidden_state[0])))
         try:
             logits = self._logits(layout, context)
         finally:
-            hook.remove()
-        return logits, states[0][0]
+            for hook in hooks:
+                hook.remove()
+        if layout.watch_indices is None:
+            return logits, states[0][0]
+        return logits, torch.cat((states[0][0], every[0].index_select(0, layout.watch_indices)))
+
+    @property
+    def _trunk(self) -> Any:
+        return getattr(self.model, self.model.base_model_prefix)
 
     def _logits(self, layout: StepLayout, context: PagedContext) -> Tensor:
         self.gate.open(layout.coefficients, layout.logits_indices)
@@ -71,8 +82,7 @@ class LoadedModel:
     def hidden(self, layout: StepLayout, context: PagedContext) -> Tensor:
         """Last hidden states [tokens, hidden], after the final norm, of every token of ``layout``."""
         self.gate.open(layout.coefficients, None)
-        trunk = getattr(self.model, self.model.base_model_prefix)
-        output = trunk(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, paged=context)
+        output = self._trunk(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, paged=context)
         states: Tensor = output.last_hidden_state[0]
         return states
 

@@ -90,17 +90,21 @@ class DecodeGraphs:
     def run(
         self, layout: HostLayout, size: Size, tables: HostTables | None = None, routes: HostRoutes | None = None
     ) -> RecordedOutput:
-        """What ``layout`` computes: logits and hidden states of the rows it wants, and one token for each sequence of
-        ``tables``, whose rows are those of the logits. ``routes``: of the same sequences, where any of them routes."""
+        """What ``layout`` computes: logits and hidden states of the rows it wants, those that are watched last; or,
+        with ``tables``, whose rows are those of the layout, one token for each of their sequences, and logits and
+        hidden states of all rows. ``routes``: of the same sequences, where any of them routes."""
         self._steps[size].fill(layout, tables, routes)
         output, rows = self._replays[size](), layout.tokens
-        # Value lanes have no logits: those of the others are picked out, and the step draws outside of the graph.
-        if layout.logits_indices is not None:
-            wanted = send_one(layout.logits_indices, output.logits.device)
-            return RecordedOutput(output.logits.index_select(0, wanted), output.hidden.index_select(0, wanted))
         logits, hidden = output.logits[:rows], output.hidden[:rows]
         if tables is None or output.tokens is None or output.logprobs is None:
-            return RecordedOutput(logits, hidden)
+            # Value lanes have no logits: those of the others are picked out, and the step draws outside of the graph.
+            if layout.logits_indices is None:
+                return RecordedOutput(logits, hidden)
+            wanted = send_one(layout.logits_indices, logits.device)
+            seen = wanted
+            if layout.watch_indices is not None:
+                seen = torch.cat((wanted, send_one(layout.watch_indices, logits.device)))
+            return RecordedOutput(logits.index_select(0, wanted), hidden.index_select(0, seen))
         count = len(tables.rows)
         speakers = None if routes is None or output.speakers is None else output.speakers[:, :count]
         return RecordedOutput(logits, hidden, output.tokens[:count], output.logprobs[:count], speakers)

@@ -34,6 +34,20 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Trip:
+    """What ended an answer in its midst.
+
+    monitor: its name.
+    token: how many tokens had been judged when it did, the one that was too much included.
+    value: what it said of that token, or of the sentence that ends there.
+    """
+
+    monitor: str
+    token: int
+    value: float
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
 
@@ -61,7 +75,9 @@ class GenerationRequest:
         """The sources that compute something for it: those that write, unless the answer is there, and those that judge
         it."""
         ranking = self.plan.ranking
-        return ranking if self.answer is not None and ranking else self.plan.sources + ranking
+        if self.answer is not None and ranking:
+            return ranking
+        return self.plan.sources + ranking + (self.plan.watching if self.sampling.max_tokens else ())
 
     @property
     def prompt_cost(self) -> int:
@@ -87,6 +103,7 @@ class TokenTrace:
     values: what each explicit value said of the token, by source; None where there are none or the token was no
         candidate.
     router: what the router's head says of every expert, by name; None for plans that do not route.
+    monitors: what each monitor that judged the token, or the sentence that ends with it, says; None without monitors.
     """
 
     base_logprob: float
@@ -96,6 +113,7 @@ class TokenTrace:
     candidate_mass: float | None = None
     values: Mapping[str, float] | None = None
     router: Mapping[str, float] | None = None
+    monitors: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +138,9 @@ class StepOutput:
         tokens that it allows.
     top: (token id, logprob) of the best alternatives, best first.
     trace: what guidance did, when the plan is traced.
-    finish_reason: None until the last output, then "stop", "length", "abort" or "error" (with `error` set). The token
-        that hit the end-of-sequence id is included, with `text` empty. A grammar that comes to its end is a "stop".
+    finish_reason: None until the last output, then "stop", "length", "content_filter" (with `tripped` set), "abort" or
+        "error" (with `error` set). The token that hit the end-of-sequence id is included, with `text` empty. A grammar
+        that comes to its end is a "stop".
     began: with the first token that another plan gave than the one before, that plan.
     stop: with the last output, the stop string that ended the text; None where something else did.
     cached_tokens: prompt tokens whose state was reused.
@@ -131,6 +150,8 @@ class StepOutput:
     reasoning: what the token adds to the thought in front of the answer, as ``text`` is what it adds to the answer;
         None for a token of the answer. A tag around the thought adds nothing to either.
     reasoning_tokens: how many tokens of the thought there are so far, without its tags.
+    watched: what each of the plan's monitors with a value says of the token before this one, within the engine.
+    tripped: with the last output, which has no token then, the monitor that ended the answer.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
         several.
@@ -157,6 +178,8 @@ class StepOutput:
     began: Plan | None = None
     reasoning: str | None = None
     reasoning_tokens: int = 0
+    watched: tuple[float, ...] = ()
+    tripped: Trip | None = None
 
     @property
     def base_logprob(self) -> float | None:

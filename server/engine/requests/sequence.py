@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan, Source
 from ladle.merging.preferences.weights_key import WeightsKey
@@ -37,9 +38,12 @@ class Lane:
         bank: frozenset[str],
         head: LaneHead | None = None,
         salt: bytes = b"",
+        watches: bool = False,
     ) -> None:
+        """``watches``: its head values the token that was drawn, and no candidates."""
         self.source = source
         self.lazy = False
+        self.watches = watches
         self.weights = weights
         self.prompt = prompt
         self.head = head
@@ -60,7 +64,20 @@ class Lane:
         Such a lane is never short of a last token whose logits are wanted: before a step it lacks nothing, or the one
         token that was drawn from outside its candidates.
         """
-        return self.head is not None
+        return self.head is not None and not self.watches
+
+    def asked(self) -> Lane:
+        """A lane like this one, which watched and holds nothing any more, to be asked about a whole text."""
+        assert self.watches and self.row is None and not self.blocks
+        lane = copy.copy(self)
+        lane.watches, lane.source = False, replace(self.source, weight=1.0)
+        lane.blocks, lane.scratch = [], []
+        return lane
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it gives logits."""
+        return self.head is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +120,9 @@ class Sequence:
     """Plans that are still to take over, in the order in which they do."""
     began: Plan | None = None
     """The plan that took over since the last token, until its first one is there."""
+
+    ahead: bool = False
+    """Whether it goes before all that waits: an answer that has had its turn ends with it."""
 
     _thought: Thought | None = None
 

@@ -59,7 +59,7 @@ class Scheduler:
     # -- what the engine calls ------------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        (self.waiting.appendleft if sequence.ahead else self.waiting.append)(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Take ``sequence`` out, wherever it stands, and give back all it holds."""

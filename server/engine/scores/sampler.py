@@ -38,6 +38,7 @@ class Draw:
         place: of the token among its candidates, for plans that value some; None for one from outside them.
         ended: whether the grammar allows no more text.
         error: why there is no token, if the grammar cannot be followed.
+        watched: what each of the plan's monitors with a value says of the token before it; empty where there is none.
     """
 
     token: int
@@ -48,6 +49,7 @@ class Draw:
     place: int | None = None
     ended: bool = False
     error: str | None = None
+    watched: tuple[float, ...] = ()
 
 
 class Sampler:

@@ -153,7 +153,7 @@ def _added_lanes(sequence: Sequence) -> list[Lane]:
     """The language models whose scores are added up; those of a routed sequence take turns instead."""
     if sequence.request.plan.routing is not None:
         return []
-    return [lane for lane in sequence.lanes if not lane.scores and lane.source.weight != 0]
+    return [lane for lane in sequence.lanes if lane.speaks and lane.source.weight != 0]
 
 
 def _recordable(sequence: Sequence) -> bool:

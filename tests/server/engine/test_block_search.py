@@ -123,7 +123,7 @@ def test_cancelled_and_failed_searches_leave_nothing_behind(tmp_path: Path, rng:
     drain(engine, until=lambda: engine.stats().steps >= steps)
     engine.cancel("r1")
     drain(engine)
-    assert not engine._searches and not engine._sequences
+    assert not engine.led and not engine._sequences
     assert engine.stats().running == engine.stats().waiting == 0
     assert all(collector.reason(f"r{index}") == "length" for index in (0, 2, 3))
     assert not collector.finished("r1")
@@ -134,4 +134,4 @@ def test_cancelled_and_failed_searches_leave_nothing_behind(tmp_path: Path, rng:
     bad = world.request("bad", steering, world.prompts(rng))
     outputs = serve(engine, [good, bad])
     assert outputs["bad"][-1].finish_reason == "error" and outputs["good"][-1].finish_reason == "length"
-    assert not engine._searches and not engine._sequences
+    assert not engine.led and not engine._sequences

@@ -196,6 +196,29 @@ def test_a_recorded_step_is_a_copy_a_replay_and_a_wait(tmp_path: Path, request: 
         assert sum(count for place, count in copies.items() if place.startswith("copy to the device")) == 1
 
 
+def test_a_recorded_step_is_watched_in_the_same_wait(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    rng = random.Random(fresh_seed())
+    world = World(tmp_path, rng, pblora=False)
+    prompts, preference = world.prompts(rng, 12), dict.fromkeys(world.objectives, 0.5)
+    monitor = {"monitor": {"value": "score-positive", "above": 1e9, "hold": 2}}
+    requests = [
+        world.request(f"{i}", {**steering, **monitor}, prompts, max_tokens=4, seed=i, temperature=i % 2)
+        for i, steering in enumerate([{"method": "base"}, {"method": "bone_soup", "preference": preference}])
+    ]
+    ended = {"method": "base", "monitor": {"value": "score-positive", "above": -1e9, "for": 2, "hold": 1}}
+    requests.append(world.request("ended", ended, prompts, max_tokens=5))
+    expected = serve(build(world.family, compiled_layers=False), requests)
+    watched: Watched = request.getfixturevalue("watched")
+    engine = watched.engine(world.family, cuda_graphs=True)
+    found = watched.serve(engine, requests)
+    alike(found, expected)
+    assert found["ended"][-1].tripped is not None and found["ended"][-1].tripped.token == 2
+    decoded = [step for step in watched.steps if step[0] and step[1].get("replay")]
+    assert CUDA or decoded
+    for _, _, waits, _ in decoded:
+        assert sum(waits.values()) == 1
+
+
 def test_a_router_chooses_within_a_recording(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,7 +193,7 @@ def test_a_block_search_that_fails_says_so(family: Family, monkeypatch: pytest.M
     engine.submit(make_request("other", PROMPT, max_tokens=4, ignore_eos=True), collector)
     drain(engine)
     assert collector.reason("search") == "error" and collector.reason("other") == "length"
-    assert not engine._searches
+    assert not engine.led
     engine.check_idle()
 
 

@@ -1,0 +1,103 @@
+"""Requests that are led: those that take several sequences, or whose outputs wait for what others say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import PreTrainedTokenizerFast
+
+from ladle.server.engine.block_search import BlockSearch
+from ladle.server.engine.monitored_answer import MonitoredAnswer
+from ladle.server.engine.request_tracker import RequestTracker, Sink
+from ladle.server.engine.requests.answer import Answer
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.scored_answer import ScoredAnswer
+
+
+class LedRequests:
+    """For the engine's thread.
+
+    Args:
+        tracker: where their sequences are served.
+        tokenizer: turns tokens into text.
+        eos: the ids that end a text.
+        lanes: fresh lanes for the sources of a request.
+    """
+
+    def __init__(
+        self,
+        tracker: RequestTracker,
+        tokenizer: PreTrainedTokenizerFast,
+        eos: frozenset[int],
+        lanes: Callable[[GenerationRequest], list[Lane]],
+    ) -> None:
+        self.entries: dict[str, BlockSearch | ScoredAnswer | MonitoredAnswer] = {}
+        self._tracker = tracker
+        self._tokenizer = tokenizer
+        self._eos = eos
+        self._lanes = lanes
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self.entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def begin(self, whole: Sequence, sink: Sink) -> None:
+        """Serve a request: by itself, where nothing leads it."""
+        request = whole.request
+        if request.plan.rank is not None:
+            deliver, run = self._around(whole, sink)
+            self._lead(request, ScoredAnswer(whole, deliver, run, self.drop, self._lanes))
+        elif request.plan.blocks is not None:
+            deliver, run = self._around(whole, sink)
+            self._lead(request, BlockSearch(request, self._answer(request), deliver, run, self.drop, self._lanes))
+        else:
+            self._write(whole, sink)
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request without a word."""
+        led = self.entries.pop(request_id, None)
+        if led is not None:
+            led.cancel()
+        self._stop(request_id)
+
+    def _write(self, sequence: Sequence, sink: Sink) -> None:
+        """Serve a sequence that writes, watched or not."""
+        request = sequence.request
+        if request.plan.monitors and request.sampling.max_tokens:
+            deliver, _ = self._around(sequence, sink)
+            self._lead(request, MonitoredAnswer(sequence, deliver, self._add, self._stop, self._lanes))
+        else:
+            self._add(sequence, sink)
+
+    def _lead(self, request: GenerationRequest, leader: BlockSearch | ScoredAnswer | MonitoredAnswer) -> None:
+        self.entries[request.request_id] = leader
+        leader.begin()
+
+    def _around(
+        self, whole: Sequence, sink: Sink
+    ) -> tuple[Callable[[list[StepOutput]], None], Callable[[Sequence, Sink], None]]:
+        """What takes the outputs of ``whole``, which is led, and what starts its parts."""
+
+        def deliver(outputs: list[StepOutput]) -> None:
+            if outputs[-1].finish_reason is not None:
+                self.entries.pop(whole.request_id, None)
+            self._tracker.deliver(sink, outputs)
+
+        def run(part: Sequence, sink: Sink) -> None:
+            part.ticket = whole.ticket  # it has had its turn when the first of its parts has
+            self._write(part, sink)
+
+        return deliver, run
+
+    def _add(self, sequence: Sequence, sink: Sink) -> None:
+        self._tracker.add(sequence, self._answer(sequence.request), sink)
+
+    def _answer(self, request: GenerationRequest) -> Answer:
+        return Answer(request, self._tokenizer, self._eos)
+
+    def _stop(self, request_id: str) -> None:
+        if request_id in self._tracker:
+            self._tracker.drop(request_id)

@@ -1,0 +1,255 @@
+"""Answers that are watched: tokens leave the engine once no monitor can take them back any more.
+
+The answer is an ordinary sequence, with a lane for each value that watches it: what a monitor says of a token comes
+with the next one. What it says of the last token, and what the base answers when it is asked about a sentence, are
+sequences of their own, which batch with everything else. What is shown depends on the answer alone, not on what it was
+batched with.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ladle.guidance.plan import Monitor, Plan, Source
+from ladle.server.engine.block_search import Sink
+from ladle.server.engine.requests.answer import without_token
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput, Trip
+from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.watch import Sentences, Watch
+
+logger = logging.getLogger(__name__)
+
+_BASE = Source("base", "base", 1.0, ())
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a sequence asks: ``watch`` about its part ``index``. ``yes``: how likely yes is, or no; None for a value."""
+
+    watch: Watch
+    index: int
+    yes: bool | None = None
+
+
+class MonitoredAnswer:
+    """One request on its way, on the engine thread.
+
+    Args:
+        whole: the request, whose plan has monitors, with the lanes that it writes with.
+        deliver: takes the request's outputs.
+        run: starts a sequence whose outputs go to a sink.
+        stop: ends a sequence by its id, if it runs, without an output.
+        lanes: fresh lanes for the sources of a request.
+    """
+
+    def __init__(
+        self,
+        whole: Sequence,
+        deliver: Sink,
+        run: Callable[[Sequence, Sink], None],
+        stop: Callable[[str], None],
+        lanes: Callable[[GenerationRequest], list[Lane]],
+    ) -> None:
+        self.request = whole.request
+        self._whole = whole
+        self._deliver = deliver
+        self._run = run
+        self._stop = stop
+        self._lanes = lanes
+        watches = [Watch(monitor) for monitor in whole.request.plan.monitors]
+        self._valued = [watch for watch in watches if watch.monitor.source is not None]
+        self._asking = [(watch, Sentences()) for watch in watches if watch.monitor.question is not None]
+        self._watches = watches
+        self._tokens: list[int] = []
+        self._held: deque[StepOutput] = deque()
+        self._first: StepOutput | None = None
+        self._shown = 0
+        self._ended = False
+        self._questions: dict[str, _Question] = {}
+        self._likely: dict[tuple[Watch, int], dict[bool, float]] = {}
+
+    def begin(self) -> None:
+        """Write the answer, under the request's own id: whoever changes its steering finds it there."""
+        self._run(self._whole, self._take)
+
+    def cancel(self) -> None:
+        """Forget it all."""
+        for name in (self.request.request_id, *self._questions):
+            self._stop(name)
+        self._questions = {}
+
+    def _take(self, outputs: list[StepOutput]) -> None:
+        try:
+            self._follow(outputs)
+        except NotFiniteError as error:
+            self._fail("error", str(error))
+        except Exception as error:
+            # Nobody but this object would know that the request has failed.
+            logger.exception("an answer could not be watched")
+            self._fail("error", f"{type(error).__name__} in the engine")
+
+    def _follow(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            if output.request_id == self.request.request_id:
+                if output.finish_reason in ("error", "abort"):
+                    self._fail(output.finish_reason, output.error)
+                    return
+                self._written(output)
+            elif output.request_id in self._questions:
+                if output.finish_reason in ("error", "abort"):
+                    self._fail(output.finish_reason, output.error)
+                    return
+                self._answered(self._questions.pop(output.request_id), output)
+            else:
+                continue
+            if self._settle():
+                return
+
+    # -- what is judged -------------------------------------------------------------------------------------------
+
+    def _written(self, output: StepOutput) -> None:
+        """One more token of the answer, and what was said of the one before it."""
+        if self._first is None:
+            self._first = output
+        self._tokens.append(output.token)
+        self._held.append(output)
+        count = len(self._tokens)
+        for watch, value in zip(self._valued, output.watched, strict=False):
+            self._judge(watch, count - 2, value)
+        for watch in self._valued:
+            watch.ended(count)
+        self._ended = output.finish_reason is not None
+        for watch, sentences in self._asking:
+            if sentences.push(output.token_text) or (self._ended and (sentences.says or not watch.ends)):
+                self._ask(watch, watch.ended(count))
+            elif self._ended:
+                watch.extend(count)
+        if self._ended:
+            for watch in self._valued:
+                self._value(watch, count - 1)
+
+    def _judge(self, watch: Watch, index: int, said: float) -> None:
+        value = _logistic(said) if watch.monitor.probability else said
+        if math.isnan(value):
+            raise NotFiniteError(watch.monitor)
+        watch.judged(index, value)
+
+    def _answered(self, question: _Question, output: StepOutput) -> None:
+        if question.yes is None:
+            assert output.value is not None
+            self._judge(question.watch, question.index, output.value)
+            return
+        (token,) = output.prompt or ()
+        likely = self._likely.setdefault((question.watch, question.index), {})
+        likely[question.yes] = token.logprob
+        if len(likely) == 2:
+            self._judge(question.watch, question.index, _logistic(likely[True] - likely[False]))
+
+    def _value(self, watch: Watch, index: int) -> None:
+        """Ask the value of ``watch`` about the whole answer, up to its last token."""
+        lanes = [lane for lane in self._whole.lanes if lane.watches]
+        lane = lanes[self._valued.index(watch)].asked()
+        plan = self._bare(lane.source)
+        own = self._own(f"v{self._watches.index(watch)}", plan, self.request.prompt, SamplingParams(1))
+        self._start(Sequence(own, [lane], output=list(self._tokens), ahead=True), _Question(watch, index))
+
+    def _ask(self, watch: Watch, index: int) -> None:
+        """Ask the base about the answer so far: how likely yes and no are after the question."""
+        assert watch.monitor.question is not None
+        *asked, yes, no = self.request.views[watch.monitor.question]
+        before = (*self.request.prompt, *self._tokens, *asked)
+        sampling = SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(before))
+        for word, token in ((True, yes), (False, no)):
+            name = f"q{self._watches.index(watch)}.{index}.{int(word)}"
+            own = replace(self._own(name, self._bare(_BASE), (*before, token), sampling), views={})
+            self._start(Sequence(own, self._lanes(own), ahead=True), _Question(watch, index, word))
+
+    def _own(self, name: str, plan: Plan, prompt: tuple[int, ...], sampling: SamplingParams) -> GenerationRequest:
+        return replace(
+            self.request,
+            request_id=f"{self.request.request_id}/{name}",
+            plan=plan,
+            prompt=prompt,
+            sampling=sampling,
+            grammar=None,
+            thinking=None,
+        )
+
+    def _bare(self, source: Source) -> Plan:
+        return Plan(self.request.plan.method, None, None, (source,), "none", False, ())
+
+    def _start(self, part: Sequence, question: _Question) -> None:
+        self._questions[part.request_id] = question
+        self._run(part, self._take)
+
+    # -- what is shown --------------------------------------------------------------------------------------------
+
+    def _settle(self) -> bool:
+        """Show what may be shown, or end the answer; whether it has ended."""
+        tripped = [watch.trip for watch in self._watches if watch.trip is not None]
+        first = min(tripped, key=lambda trip: trip.token, default=None)
+        settled = min(watch.settled(len(self._tokens)) for watch in self._watches)
+        if first is not None and settled >= first.token:
+            self._trip(first)
+            return True
+        if first is None and self._ended and settled == len(self._tokens):
+            self._deliver(self._released(len(self._tokens)))
+            return True
+        # Others are asked what they say up to where one has tripped: what is shown does not depend on who is first.
+        outputs = self._released(self._free(settled if first is None else min(settled, first.token - 1)))
+        if outputs:
+            self._deliver(outputs)
+        return False
+
+    def _free(self, settled: int) -> int:
+        return min(watch.free(settled) for watch in self._watches)
+
+    def _released(self, count: int) -> list[StepOutput]:
+        """The outputs of the tokens up to ``count``, as far as they have not left."""
+        outputs = []
+        while self._shown < count:
+            self._shown += 1
+            outputs.append(self._traced(replace(self._held.popleft(), watched=()), self._shown))
+        return outputs
+
+    def _traced(self, output: StepOutput, count: int) -> StepOutput:
+        if output.trace is None:
+            return output
+        said = {watch.monitor.name: watch.said(count) for watch in self._watches}
+        known = {name: value for name, value in said.items() if value is not None}
+        return replace(output, trace=replace(output.trace, monitors=known))
+
+    def _trip(self, trip: Trip) -> None:
+        """End the answer: what is held never leaves."""
+        outputs = self._released(self._free(trip.token - 1))
+        self.cancel()
+        assert self._first is not None
+        last = self._first if not outputs else outputs[-1]
+        end = without_token(Sequence(self.request, [], output=self._tokens[: self._shown]), "content_filter", None, "")
+        end = replace(
+            end, cached_tokens=self._first.cached_tokens, tripped=trip, reasoning_tokens=last.reasoning_tokens
+        )
+        if not self._shown:
+            end = replace(end, prompt=self._first.prompt, queued_s=self._first.queued_s, reasoning_tokens=0)
+        self._deliver([*outputs, end])
+
+    def _fail(self, reason: str, error: str | None) -> None:
+        self.cancel()
+        shown = Sequence(self.request, [], output=self._tokens[: self._shown])
+        self._deliver([without_token(shown, reason, error, "")])
+
+
+class NotFiniteError(ValueError):
+    """A monitor says nothing that could be compared."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        super().__init__(f"what monitor {monitor.name} says is not a number")
+
+
+def _logistic(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))

@@ -17,7 +17,7 @@ FLOORS: dict[str, list[str]] = {
         "diagnostics registry",
         "methods ranking",
         "values",
-        "method schedule sources target",
+        "method schedule sources stated target",
         "plan",
         "outcome",
     ],

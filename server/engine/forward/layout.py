@@ -24,6 +24,7 @@ class StepLayout:
         coefficients: [tokens, members], or None when every token runs on plain weights.
         logits_indices: [n] int64, tokens whose logits are wanted; None: all.
         places: where each token is.
+        amounts: [tokens, vectors], how much of each steering vector a token gets; None when none gets any.
     """
 
     ids: Tensor
@@ -33,6 +34,7 @@ class StepLayout:
     coefficients: Tensor | None
     logits_indices: Tensor | None
     places: TokenPlaces
+    amounts: Tensor | None = None
 
 
 @dataclass
@@ -75,6 +77,7 @@ class HostLayout:
         groups: which queries attend in one call.
         logits_indices: [n] int64, tokens whose logits are wanted; None: all.
         logit_lanes: the lanes of the tokens whose logits are wanted.
+        steered: whether any steering vectors are needed.
     """
 
     ids: Array | None
@@ -85,6 +88,7 @@ class HostLayout:
     groups: list[HostGroup]
     logits_indices: Array | None
     logit_lanes: list[Lane]
+    steered: bool = False
 
     @property
     def tokens(self) -> int:
@@ -106,17 +110,20 @@ class HostLayout:
         # Flatten all arrays, copy them in one transfer, and take them out of the iterator in the same order.
         own = [self.positions, self.slot_mapping]
         own += [array for array in (self.ids, self.logits_indices) if array is not None]
-        own += [self.rows] if self.merged else []
+        own += [self.rows] if self.merged or self.steered else []
         grouped = [group.arrays for group in self.groups]
         tensors = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
         positions, slot_mapping = next(tensors), next(tensors)
         tokens = ids if self.ids is None else next(tensors)
         assert tokens is not None
         logits_indices = None if self.logits_indices is None else next(tensors)
-        coefficients = table.coefficients.index_select(0, next(tensors)) if self.merged else None
+        rows = next(tensors) if self.merged or self.steered else None
+        coefficients = table.coefficients.index_select(0, rows) if rows is not None and self.merged else None
+        amounts = table.amounts.index_select(0, rows) if rows is not None and self.steered else None
         groups = [
             group.on_device([next(tensors) for _ in arrays], numbers)
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
         places = TokenPlaces(table.blocks, self.rows, self.positions)
-        return StepLayout(tokens[None], positions[None], slot_mapping, groups, coefficients, logits_indices, places)
+        ids, at = tokens[None], positions[None]
+        return StepLayout(ids, at, slot_mapping, groups, coefficients, logits_indices, places, amounts)

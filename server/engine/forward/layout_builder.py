@@ -81,6 +81,7 @@ class LayoutBuilder:
             groups,
             None if len(wanted) == start else np.asarray(wanted, dtype=np.int64),
             lanes,
+            bool(table.steered[all_rows].any()),
         )
 
     def build_candidates(self, lanes: Seq[Lane], lengths: Seq[int], counts: Seq[int]) -> HostLayout:
@@ -114,6 +115,7 @@ class LayoutBuilder:
             groups,
             None,
             [lanes[index] for index in order for _ in range(many[index])],
+            bool(table.steered[rows].any()),
         )
 
     def _candidate_group(

@@ -56,7 +56,7 @@ FLOORS: dict[str, list[str]] = {
         "watch",
     ],
     "recipes": [
-        "everyday experts",
+        "everyday experts vector_study",
         "training",
         "commands config",
         "fits routing_config",
@@ -66,7 +66,7 @@ FLOORS: dict[str, list[str]] = {
     "benchmarks": [
         "command",
         "gpu peers serve",
-        "architectures decode faults forms guidance quantized reproducible routing",
+        "architectures decode faults forms guidance quantized reproducible routing vectors",
         "bandwidth engine_side environment merge paired random_family tiny_config",
         "tiny_overrides",
     ],

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tiny_models import write_family, write_tiny_base
 from transformers import AutoModelForCausalLM
 from vector_folder import write_vectors
 
+from ladle.guidance.plan import Steering
+from ladle.guidance.registry import resolve
 from ladle.merging.bank.bank import Bank
 from ladle.merging.family.family import Family, load_family
 from ladle.server.engine import config
@@ -31,8 +34,8 @@ from ladle.server.engine.forward.compiled_stack import DecoderStack
 from ladle.server.engine.graphs import decode_graphs
 from ladle.server.engine.requests.request import StepOutput
 
-SHAPES = ("llama", "qwen3", "gemma2", "phi3", "olmo2", "granite", "cohere")
-"""Fused layers and transformers' own, norms on either side, a parallel block."""
+SHAPES = ("llama", "gemma2", "phi3", "cohere")
+"""Fused layers and transformers' own, norms on either side, one product for several layers, a parallel block."""
 BARE: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2}, "gpt_neox": {}, "gpt2": {}, "opt": {"ffn_dim": 64},
 }  # fmt: skip
@@ -290,3 +293,19 @@ def test_prompt_tokens_are_judged_under_the_vector(tmp_path: Path) -> None:
     expected = reference(family, coefficients, prompt)
     wanted = [expected[i, token].item() for i, token in enumerate(prompt[1:])]
     assert [token.logprob for token in judged] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_change_on_the_way_is_a_fresh_request(tmp_path: Path) -> None:
+    rng = random.Random(seed := fresh_seed())
+    family = steered_family(tmp_path, seed=seed % 1000)
+    engine = build(family)
+    amounts, prompt = [1.5, -0.75, 0.0], random_prompt(rng, 5, 30)
+    parts = [{"until": until, "coefficients": {"calm": c}} for until, c in zip((3, 8, None), amounts, strict=True)]
+    plan = resolve(family, Steering.parse({"schedule": parts}))
+    greedy = make_request("r", prompt, max_tokens=12, temperature=0.0, ignore_eos=True)
+    found = [output.token for output in alone(engine, replace(greedy, plan=plan))]
+    for start, stop, amount in zip((0, 3, 8), (3, 8, 12), amounts, strict=True):
+        fresh = make_request(
+            "r", [*prompt, *found[:start]], {"calm": amount}, max_tokens=stop - start, temperature=0.0, ignore_eos=True
+        )
+        assert found[start:stop] == [output.token for output in alone(engine, fresh)]

@@ -54,7 +54,9 @@ class DecodeGraphs:
         self._cache = cache
         self._router = router
         self._vocabulary = min(vocabulary, model.vocabulary)
-        sizes = sorted(sizes_of(table), reverse=True)  # see CudaRecorder
+        steered = model.vectors is not None
+        # The largest first: see CudaRecorder.
+        sizes = sorted((size for size in sizes_of(table) if steered or not size.steered), reverse=True)
         widest = max(size.blocks for size in sizes)
         arange = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
         self._steps: dict[Size, RecordedStep] = {}

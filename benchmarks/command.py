@@ -77,6 +77,23 @@ def routing(
     _report("routing", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
 
 
+@command.command(epilog="Example: ladle bench vectors --batches 1,16")
+def vectors(
+    family: FamilyOption = "demo",
+    dtype: DTypeOption = "bfloat16",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,16",
+    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode steps with another coefficient of a steering vector in every row against plain ones."""
+    from ladle.benchmarks import vectors as benchmark
+    from ladle.merging.family.family import load_family
+
+    sizes = [int(size) for size in batches.split(",")]
+    _report("steering vectors", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
+
+
 @command.command(epilog="Example: ladle bench forms --batches 1,8")
 def forms(
     family: FamilyOption = "demo",

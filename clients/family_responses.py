@@ -29,8 +29,8 @@ class Member(Response):
     """One fine-tuned member of a family.
 
     Attributes:
-        kind: ``backbone``, ``policy``, ``value``, ``expert`` or ``router``.
-        rank: of its low-rank factors; None for full checkpoints.
+        kind: ``backbone``, ``policy``, ``value``, ``expert``, ``router`` or ``vector``.
+        rank: of its low-rank factors; None for full checkpoints and vectors.
         objective: the one objective that it was trained for, if it was one.
         rewards: else the weights it was trained for, in the order of the family's objectives.
     """

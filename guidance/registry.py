@@ -28,6 +28,7 @@ from ladle.guidance.monitors import monitors_of
 from ladle.guidance.plan import Plan, ScheduledPlan, Steering
 from ladle.guidance.ranking import rank_of
 from ladle.guidance.schedule import inside, parts_of
+from ladle.guidance.stated import takes_over
 from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import Family
@@ -77,12 +78,12 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.target is not None:
         aimed, reached = resolve_target(family, steering)
         return replace(resolve(family, aimed), target=reached.outcomes, steering=steering)
-    name = steering.method if steering.method is not None else default_method(family)
+    name = steering.method if steering.method is not None else _unnamed(family, steering)
     if name not in METHODS:
         raise InputError("steering.method", name, _usable(family))
     method = METHODS[name]
     # Stated coefficients need neither policies nor a matrix, only members to weigh.
-    state = method.availability(family, steering.coefficients is not None and "coefficients" in method.options)
+    state = method.availability(family, takes_over(family, steering) and "coefficients" in method.options)
     if not state.available:
         raise InputError("steering.method", name, _usable(family), state.reason)
     for option in OPTIONS.values():
@@ -98,6 +99,15 @@ def resolve(family: Family, steering: Steering) -> Plan:
     plan = method.plan(family, steering)
     plan = replace(plan, steering=steering, monitors=monitors_of(family, plan, steering.monitor))
     return plan if steering.rank is None else replace(plan, rank=rank_of(family, plan, steering.rank))
+
+
+def _unnamed(family: Family, steering: Steering) -> str:
+    """The method of a request that names none: the family's default; but a default that takes no coefficients gives
+    way to ``rewarded_soup``, which adds them up as they stand, where steering vectors are all that is asked for."""
+    name = default_method(family)
+    if "coefficients" in METHODS[name].options or steering.preference is not None or not steering.coefficients:
+        return name
+    return RewardedSoup.name if all(member in family.vectors for member in steering.coefficients) else name
 
 
 def _scheduled(family: Family, steering: Steering) -> Plan:

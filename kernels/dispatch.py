@@ -36,6 +36,7 @@ __all__ = [
     "PackedLinear",
     "Product",
     "add_candidate_values",
+    "add_vectors",
     "apply_penalties",
     "best_logprobs",
     "can_compile",
@@ -347,6 +348,12 @@ def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Te
     from ladle.kernels.gpu import gated_lora
 
     return gated_lora.gated_lora(out, x, shrink, scale, expand)
+
+
+def add_vectors(x: Tensor, amounts: Tensor, vectors: Tensor) -> Tensor:
+    """See ``ladle.kernels.gpu.add_vectors.add_vectors``."""
+    made: Tensor = _module("add_vectors", model_reference, x, amounts).add_vectors(x, amounts, vectors)
+    return made
 
 
 def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:

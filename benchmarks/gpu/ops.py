@@ -55,6 +55,7 @@ def cases(device: torch.device, sizes: Sizes) -> Iterator[Case]:
         for rows in sizes.rows:
             for ranks in sizes.ranks:
                 yield from _gated(rows, ranks, sizes, dtype, draw)
+            yield _vectors(rows, sizes, dtype, draw)
         for lanes, context in sizes.contexts:
             yield _attention(lanes, context, sizes, dtype, draw)
         yield from step_cases(device, dtype, sizes.vocabularies, sizes.batches)
@@ -70,6 +71,22 @@ def _merge(count: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Ten
         nbytes(out, *(weight for _, weight in terms)),
         lambda: dispatch.merge_weights(out, terms),
         lambda: model_reference.merge_weights(out, terms),
+    )
+
+
+def _vectors(rows: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> Case:
+    # As many steering vectors as there are members, of which each row has one.
+    count, hidden = max(sizes.members), sizes.weight[1]
+    x, vectors = draw(rows, hidden, dtype=dtype), draw(count, hidden)
+    chosen = torch.arange(rows, device=x.device)[:, None] % count == torch.arange(count, device=x.device)
+    amounts = chosen.float()
+    return Case(
+        "add_vectors",
+        f"{rows} x {hidden}, {count} vectors",
+        dtype,
+        nbytes(x, x, amounts, vectors[: min(rows, count)]),
+        lambda: dispatch.add_vectors(x, amounts, vectors),
+        lambda: model_reference.add_vectors(x, amounts, vectors),
     )
 
 

@@ -20,9 +20,9 @@ KEYS = ("source", "weight", "system")
 class Custom:
     """S = sum_i weight_i * l_i over ``terms``, each ``{"source": ..., "weight": number, "system": text}``.
 
-    A source is ``"base"``, a member's name, the name of another model of the family, or merge coefficients by member;
-    ``system``, which may be left out, is a system message for this source alone. The method is ours; it is the algebra
-    that the others are written in. Nothing is normalised unless ``normalize`` says so.
+    A source is ``"base"``, the name of a member, of a steering vector or of another model of the family, or merge
+    coefficients by member; ``system``, which may be left out, is a system message for this source alone. The method is
+    ours; it is the algebra that the others are written in. Nothing is normalised unless ``normalize`` says so.
     """
 
     name = "custom"
@@ -103,12 +103,13 @@ def _weights(family: Family, raw: Any, field: str) -> tuple[str, tuple[tuple[str
 
 
 def _members(family: Family) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
-    """(member, model) of every language member by name, and the names of those that are a model by themselves.
+    """(member, model) of every language member and steering vector by name, and the names of those that are a source
+    by themselves.
 
     Explicit values give no next-token scores. A value conditioned on the preference is nothing without one: its parts
     take coefficients.
     """
-    members = {name: (name, "") for name in family.mergeable}
+    members = {name: (name, "") for name in family.weighable}
     for member in (family.members_of[name] for name in family.experts):
         if model := family.model_of(member):
             members[member] = (member, model)

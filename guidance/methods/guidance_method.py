@@ -7,9 +7,10 @@ from typing import Literal
 from ladle.guidance.method import Availability, ignores_preference
 from ladle.guidance.plan import Blocks, Mask, Plan, Scorer, Source, Steering
 from ladle.guidance.sources import arrange, merged_source, summing_to_one
+from ladle.guidance.stated import stated_coefficients
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
-from ladle.merging.preferences.coefficients import Coefficients, explicit
+from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import NORMALISED, Preference
 
 
@@ -128,9 +129,9 @@ class GuidanceMethod(ABC):
         self, family: Family, steering: Steering, preference: Preference | None
     ) -> tuple[Coefficients | None, Source]:
         """The base that is guided, and its coefficients where it is merged. Raises InputError."""
-        if steering.coefficients is None:
+        merged = stated_coefficients(family, steering)
+        if merged is None:
             return None, Source(name="base", role="base", weight=1.0, coefficients=())
-        merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
         return merged, merged_source(merged)
 
     def guided(self, family: Family, steering: Steering, preference: Preference | None, base: Source) -> Guidance:

@@ -7,6 +7,7 @@ from ladle.guidance.method import Availability
 from ladle.guidance.methods.guidance_method import Guidance, Request
 from ladle.guidance.methods.soup_guidance import SoupGuidance
 from ladle.guidance.plan import Scorer, Source, Steering
+from ladle.guidance.stated import takes_over
 from ladle.guidance.values import Kind, guides, log_ratio, usable
 from ladle.merging.errors import CodedText, InputError
 from ladle.merging.family.family import Family
@@ -54,7 +55,7 @@ class Mage(SoupGuidance):
             reason = "it applies only to explicit values, and this request uses implicit ones"
             raise InputError("steering.candidates", steering.candidates, reason=reason)
         guidance = Guidance()
-        if steering.coefficients is not None:
+        if takes_over(family, steering):
             text = "coefficients were given, so the preference weighs only the values"
             guidance = Guidance(warnings=(CodedText("preference_weighs_values", text),))
         for kind, eta in etas.items():

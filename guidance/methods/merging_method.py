@@ -5,16 +5,18 @@ from abc import ABC, abstractmethod
 from ladle.guidance.method import Availability
 from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.sources import arrange, merged_source
+from ladle.guidance.stated import beside, stated_coefficients, takes_over
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
-from ladle.merging.preferences.coefficients import Coefficients, explicit
+from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Preference
 
 
 class MergingMethod(ABC):
     """A method whose whole effect is one set of merged weights.
 
-    ``steering.coefficients`` replaces what the preference would give. ``normalize: sum`` divides the coefficients by
+    ``steering.coefficients`` replaces what the preference would give, unless it names steering vectors alone, which are
+    added to that. ``normalize: sum`` divides the coefficients by
     their sum, ``normalize: norm`` makes the merged delta as long as its members'. ``strength`` then scales all of them,
     W0 + strength * sum_j c_j D_j: 1 is the method as published, 0 the base exactly. Strength and norm are our own
     options, not the papers'.
@@ -31,7 +33,7 @@ class MergingMethod(ABC):
         """Whether the family has the members to turn a preference into coefficients."""
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
-        if stated and family.mergeable:
+        if stated and family.weighable:
             return Availability(True)
         return self.members(family)
 
@@ -44,15 +46,16 @@ class MergingMethod(ABC):
         if steering.preference is not None:
             preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
         warnings: tuple[str, ...] = ()
-        if steering.coefficients is not None:
-            merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
+        stated = stated_coefficients(family, steering)
+        if stated is not None and takes_over(family, steering):
+            merged = stated
             if preference is not None:
                 warnings += (WITHOUT_EFFECT,)
         elif preference is None:
             allowed = f"weights over {', '.join(family.objectives)} (required by method {self.name})"
             raise InputError("steering.preference", None, allowed)
         else:
-            merged = self.coefficients(family, preference)
+            merged = beside(self.coefficients(family, preference), stated)
             if preference.normalised:
                 warnings += (NORMALISED,)
         if steering.normalize == "sum":

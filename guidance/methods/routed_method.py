@@ -6,9 +6,10 @@ from ladle.guidance.method import Availability
 from ladle.guidance.methods.bone_soup import BoneSoup
 from ladle.guidance.plan import Plan, Routing, Source, Steering
 from ladle.guidance.sources import REFERENCE
+from ladle.guidance.stated import beside, stated_coefficients, takes_over
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
-from ladle.merging.preferences.coefficients import Coefficients, explicit
+from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Preference
 
 
@@ -69,9 +70,9 @@ def _base(family: Family, steering: Steering) -> tuple[Preference | None, Coeffi
     preference = None
     if steering.preference is not None:
         preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
-    if steering.coefficients is not None:
-        merged = explicit(steering.coefficients, family.mergeable, field="steering.coefficients")
-        return preference, merged, () if preference is None else (WITHOUT_EFFECT,)
+    stated = stated_coefficients(family, steering)
+    if takes_over(family, steering):
+        return preference, stated, () if preference is None else (WITHOUT_EFFECT,)
     if preference is None:
         return None, None, ()
     soup = BoneSoup()
@@ -80,7 +81,7 @@ def _base(family: Family, steering: Steering) -> tuple[Preference | None, Coeffi
         reason = f"no base can be merged for it: {state.reason}"
         raise InputError("steering.preference", preference.as_dict(), reason=reason)
     said = (NORMALISED,) if preference.normalised else ()
-    return preference, soup.coefficients(family, preference), said
+    return preference, beside(soup.coefficients(family, preference), stated), said
 
 
 def _not_merged(family: Family, steering: Steering, members: list[str]) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def _of(product: Product, layer: int) -> Product:
 
 @njit(**OUTER)
 def _run(step: LayerPass) -> None:
-    x, layers, scales, rows, kv, block, threads = step
+    x, layers, scales, rows, kv, block, threads, amounts, vectors = step
     tokens, hidden = x.shape
     dim = rows.cos.shape[1]
     attended = layers.attended
@@ -83,6 +83,8 @@ def _run(step: LayerPass) -> None:
         _activate(gate_up_product, third, both, low, gated, threads)
         _multiply(down_product, fourth, gated, down, low, threads)
         _add(down_product, fourth, down, low, x, threads)
+        if amounts.shape[1] > 0:
+            _steer(amounts, vectors[layer], x, threads)
         if layer + 1 < layers.norms.shape[0]:
             _normalise(x, layers.norms[layer + 1, 0], layers.eps, normed, threads)
 
@@ -142,6 +144,32 @@ def _add(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, thr
         _add_rows(product, scale, y, low, x, 0, x.shape[0])
     else:
         _add_beside(product, scale, y, low, x, threads)
+
+
+@njit(**INNER)
+def _steer_rows(amounts: Floats, vectors: Floats, x: Floats, first: int, last: int) -> None:
+    for t in range(first, last):
+        own = x[t]
+        for j in range(amounts.shape[1]):
+            amount, vector = amounts[t, j], vectors[j]
+            if amount != 0:
+                for i in range(own.shape[0]):
+                    own[i] += amount * vector[i]
+
+
+@njit(parallel=True, **OUTER)
+def _steer_beside(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
+    for part in prange(threads):
+        _steer_rows(amounts, vectors, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
+
+
+@njit(**OUTER)
+def _steer(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
+    """x += amounts vectors, vector after vector."""
+    if x.shape[0] <= _ALONE:
+        _steer_rows(amounts, vectors, x, 0, x.shape[0])
+    else:
+        _steer_beside(amounts, vectors, x, threads)
 
 
 @njit(parallel=True, **OUTER)

@@ -93,6 +93,8 @@ class LayerPass(NamedTuple):
             attends.
         block: slots a block.
         threads: how many parts the work is cut into.
+        amounts: [rows, n], how much of each of n steering vectors a row gets; [rows, 0] where none gets any.
+        vectors: [layers, n, hidden], what is added after each layer.
     """
 
     x: Floats
@@ -102,3 +104,5 @@ class LayerPass(NamedTuple):
     kv: Any
     block: int
     threads: int
+    amounts: Floats
+    vectors: Floats

@@ -27,6 +27,14 @@ def expand_gated(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spa
     return out.add_((shrunk * scale).to(expand.dtype) @ expand.T)
 
 
+def add_vectors(x: Tensor, amounts: Tensor, vectors: Tensor) -> Tensor:
+    """See ``ladle.kernels.gpu.add_vectors.add_vectors``; sums are made in the dtype of ``amounts``."""
+    total = x.to(torch.promote_types(x.dtype, amounts.dtype), copy=True)
+    for index in range(vectors.shape[0]):
+        total += amounts[:, index, None] * vectors[index]
+    return total.to(x.dtype)
+
+
 def paged_attention(
     query: Tensor,
     pool: Tensor,

@@ -58,6 +58,11 @@ class Architecture:
         return self.tied.get(name, name)
 
     @property
+    def layers(self) -> int:
+        """How many decoder layers it has."""
+        return int(self.blueprint.model.config.get_text_config().num_hidden_layers)
+
+    @property
     def head(self) -> str | None:
         """Module path of the output head; None where the model has none."""
         model = self.blueprint.model

@@ -24,6 +24,7 @@ from ladle.merging.members.adapter import LowRankMember
 from ladle.merging.members.full_member import FullMember
 from ladle.merging.members.pblora import PBLora
 from ladle.merging.members.router_head import RouterMember
+from ladle.merging.members.steering_vector import SteeringVector
 from ladle.merging.members.value_head import ValueHead
 from ladle.merging.preferences.delta_norms import DeltaNorms
 
@@ -33,7 +34,7 @@ class MemberInfo:
     """One row of ``GET /v1/families`` and of ``ladle check``.
 
     Attributes:
-        storage: ``low-rank``, ``full``, or ``plain`` for an expert or router that is its model as it is.
+        storage: ``low-rank``, ``full``, ``vector``, or ``plain`` for an expert or router that is its model as it is.
         rank: largest rank of its modules; None for one that is not low-rank.
         parameters: number of parameters as saved.
         bytes: bytes as saved.
@@ -164,6 +165,11 @@ class Family:
         """Full-weight members of the base by name."""
         return self.models[""].full
 
+    @property
+    def vectors(self) -> dict[str, SteeringVector]:
+        """Steering vectors of the base by name."""
+        return self.models[""].vectors
+
     @cached_property
     def delta_norms(self) -> DeltaNorms:
         """The norms of the base's low-rank members."""
@@ -184,6 +190,11 @@ class Family:
             if self.members_of[name] == name and (name in self.low_rank or name in self.full) and name not in others
         )
 
+    @property
+    def weighable(self) -> tuple[str, ...]:
+        """Names that ``coefficients`` may give a number: members that may take part in a merge, then vectors."""
+        return (*self.mergeable, *self.vectors)
+
     def model_of(self, member: str) -> str:
         """The model that a loaded member was grown from: "" for the base, or a name of ``[[models]]``."""
         return self.grown.get(member, "")
@@ -196,7 +207,7 @@ class Family:
                 continue
             model = self.models[grown_from(entry)]
             name = self.members_of[entry.name]
-            member = self.pbloras.get(name) or model.low_rank.get(name) or model.full[name]
+            member = self.pbloras.get(name) or model.low_rank.get(name) or model.vectors.get(name) or model.full[name]
             rewards = getattr(entry, "rewards", None)
             if kind == "backbone" and rewards is None and self.matrix is not None:
                 rewards = self.matrix[self.backbones.index(name)].tolist()
@@ -204,8 +215,8 @@ class Family:
                 MemberInfo(
                     name=entry.name,
                     kind=kind,
-                    storage="full" if isinstance(member, FullMember) else "low-rank" if member.rank else "plain",
-                    rank=None if isinstance(member, FullMember) else member.rank or None,
+                    storage=_storage(member),
+                    rank=None if isinstance(member, (FullMember, SteeringVector)) else member.rank or None,
                     parameters=member.numel(),
                     bytes=member.nbytes(),
                     objective=getattr(entry, "objective", None),
@@ -213,6 +224,12 @@ class Family:
                 )
             )
         return rows
+
+
+def _storage(member: FullMember | LowRankMember | PBLora | SteeringVector) -> str:
+    if isinstance(member, SteeringVector):
+        return "vector"
+    return "full" if isinstance(member, FullMember) else "low-rank" if member.rank else "plain"
 
 
 def load_family(

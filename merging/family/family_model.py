@@ -14,6 +14,7 @@ from ladle.merging.checkpoints.vocabulary import TOKENIZER, largest_id, require_
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import CONFIG, LowRankMember
 from ladle.merging.members.full_member import FullMember
+from ladle.merging.members.steering_vector import SteeringVector
 
 _SAMPLE = 4096  # bytes hashed at the start, the middle and the end of every tensor
 
@@ -31,6 +32,7 @@ class FamilyModel:
         spec: what the manifest calls it.
         low_rank: low-rank members of it by name, in manifest order.
         full: full-weight members by name.
+        vectors: steering vectors by name, in manifest order.
     """
 
     name: str
@@ -41,6 +43,7 @@ class FamilyModel:
     spec: str = ""
     low_rank: dict[str, LowRankMember] = field(default_factory=dict)
     full: dict[str, FullMember] = field(default_factory=dict)
+    vectors: dict[str, SteeringVector] = field(default_factory=dict)
 
     def untied(self, names: frozenset[str]) -> "FamilyModel":
         """This model with the tied weights ``names`` as weights of their own, of equal values in the base."""

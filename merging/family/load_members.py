@@ -10,13 +10,14 @@ from ladle.merging.checkpoints.reader import has_checkpoint
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family_model import FamilyModel
-from ladle.merging.family.manifest_tables import HEADED, Expert, Member, Router, Value
+from ladle.merging.family.manifest_tables import HEADED, Expert, Member, Router, Value, Vector
 from ladle.merging.members.adapter import CONFIG, LowRankMember, is_peft_folder, load_peft
 from ladle.merging.members.full_member import FullMember, load_full, unties
 from ladle.merging.members.mlx_adapter import is_mlx_folder, load_mlx
 from ladle.merging.members.named_base import other_bases
 from ladle.merging.members.pblora import PBLora, is_pblora_folder, load_pblora
 from ladle.merging.members.router_head import RouterMember, load_router_head
+from ladle.merging.members.steering_vector import load_vector, vector_file
 from ladle.merging.members.value_head import ValueHead, load_value_head
 
 
@@ -26,7 +27,10 @@ def grown_from(entry: Member) -> str:
 
 
 def place_of(entry: Member, models: Mapping[str, FamilyModel], root: Path, progress: Progress | None = None) -> Path:
-    """The folder of a member: its path's, or without one that of its model, which it is. Raises FamilyError."""
+    """The folder of a member: its path's, or without one that of its model, which it is; of a vector its file. Raises
+    FamilyError."""
+    if isinstance(entry, Vector):
+        return vector_file(entry.path, root)
     return member_folder(entry.path, root, progress) if entry.path else models[grown_from(entry)].base_path
 
 
@@ -67,7 +71,7 @@ class MemberLoader:
         """
         for entry, path in entries:
             value = entry if isinstance(entry, Value) else None
-            if is_peft_folder(path) or (value is not None and value.kind in HEADED):
+            if isinstance(entry, Vector) or is_peft_folder(path) or (value is not None and value.kind in HEADED):
                 continue  # no head of an explicit value is ever asked for
             name = grown_from(entry)
             model = self._models[name]
@@ -85,6 +89,11 @@ class MemberLoader:
         """
         value = entry if isinstance(entry, Value) else None
         model = self._models[grown_from(entry)]
+        if isinstance(entry, Vector):
+            layers, hidden = model.architecture.layers, model.architecture.hidden
+            model.vectors[entry.name] = load_vector(path, entry.name, layers, hidden)
+            self.members_of[entry.name] = entry.name
+            return
         explicit = value is not None and value.kind in HEADED
         conditioned = value is not None and value.conditioned
         if conditioned != is_pblora_folder(path):

@@ -26,6 +26,7 @@ from ladle.merging.family.manifest_tables import (
     Soup,
     Thinking,
     Value,
+    Vector,
 )
 from ladle.merging.family.place import MANIFEST_NAME
 from ladle.merging.preferences.coefficients import check_matrix, circulant
@@ -54,6 +55,7 @@ class Manifest(BaseModel):
         models: ``[[models]]``.
         experts: ``[[experts]]``.
         router: ``[router]``.
+        vectors: ``[[vectors]]``.
         presets: ``[presets.NAME]``, by name.
     """
 
@@ -75,10 +77,11 @@ class Manifest(BaseModel):
     models: list[Model] = []
     experts: list[Expert] = []
     router: Router | None = None
+    vectors: list[Vector] = []
     presets: dict[str, Preset] = {}
 
     def members(self) -> Iterator[tuple[str, Member]]:
-        """(kind, entry) of every member in manifest order: backbone, policy, value, expert, router."""
+        """(kind, entry) of every member in manifest order: backbone, policy, value, expert, router, vector."""
         for kind, entries in (
             ("backbone", self.backbones),
             ("policy", self.policies),
@@ -89,10 +92,12 @@ class Manifest(BaseModel):
                 yield kind, entry
         if self.router is not None:
             yield "router", self.router
+        for vector in self.vectors:
+            yield "vector", vector
 
     def without(self, names: Collection[str]) -> "Manifest":
         """This manifest without the members ``names``; names that no member has are ignored."""
-        tables = ("backbones", "policies", "values", "experts")
+        tables = ("backbones", "policies", "values", "experts", "vectors")
         kept = {table: [entry for entry in getattr(self, table) if entry.name not in names] for table in tables}
         router = None if self.router is not None and self.router.name in names else self.router
         return self.model_copy(update={**kept, "router": router})

@@ -172,6 +172,12 @@ class Router(Member):
     base: str | None = None
 
 
+class Vector(Member):
+    """``[[vectors]]``: a steering vector of the base: a ``.safetensors`` file with one tensor ``[layers, hidden]``, a
+    folder with a ``steering_vector.safetensors``, or a control vector in GGUF. It lies on this machine: ``path`` names
+    no repository of the hub."""
+
+
 class Sampling(Table):
     """How answers are drawn where a request does not say, with the names and bounds of a request's own fields."""
 

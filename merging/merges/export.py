@@ -59,6 +59,9 @@ def export(
     """
     target = require_free(out)
     for name, value in coefficients.items():
+        if name in family.vectors:
+            reason = "a steering vector is added to hidden states, so that no checkpoint of weights can hold it"
+            raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}", reason)
         if name not in family.mergeable:
             raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}")
     merge = Merge.of(family)

@@ -4,7 +4,7 @@ B is the backbone-reward matrix: row j holds the weights of the objectives' rewa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,8 @@ class Coefficients:
         condition: 2-norm condition number of B where B was solved, else None.
         l1: sum of |values|.
         warnings: what a reader of a response should know.
+        vectors: (steering vector, its number). Vectors are added to hidden states and are no part of the weights: they
+            count neither in ``base_share`` nor in ``l1``, and nothing normalises them.
     """
 
     members: tuple[str, ...]
@@ -39,31 +41,35 @@ class Coefficients:
     condition: float | None
     l1: float
     warnings: tuple[str, ...]
+    vectors: tuple[tuple[str, float], ...] = ()
 
     def as_dict(self) -> dict[str, float]:
-        """The coefficients by member."""
-        return dict(zip(self.members, self.values, strict=True))
+        """The coefficients by member, those of vectors included."""
+        return {**dict(zip(self.members, self.values, strict=True)), **dict(self.vectors)}
 
     def scaled(self, factor: float) -> "Coefficients":
-        """Every member's coefficient times ``factor``: 0 is the base exactly, 1 changes nothing."""
+        """Every coefficient times ``factor``: 0 is the base exactly, 1 changes nothing."""
         if factor == 1.0:
             return self
         # "+ 0.0" turns -0.0 into 0.0, which would otherwise be printed as "-0.0" in responses.
         values = tuple(value * factor + 0.0 for value in self.values)
         kept = tuple(warning for warning in self.warnings if code_of(warning) != LARGE)
-        return replace(_coefficients(self.members, values, self.condition), warnings=kept + _l1_warnings(values))
+        vectors = tuple((name, value * factor + 0.0) for name, value in self.vectors)
+        scaled = _coefficients(self.members, values, self.condition)
+        return replace(scaled, warnings=kept + _l1_warnings(values), vectors=vectors)
 
     def summing_to_one(self, field: str) -> "Coefficients":
         """Coefficients divided by their sum, as mergekit's ``linear`` does; the base's share becomes 0.
 
         Raises:
-            InputError: naming ``field``, when the sum is 0 within rounding.
+            InputError: naming ``field``, when the sum is 0 within rounding, or there are only vectors.
         """
+        self._require_weights(field, "sum")
         total = math.fsum(self.values)
         if abs(total) < 1e-9 * max(1.0, self.l1):
             raise InputError(field, "sum", "none", f"the coefficients of {', '.join(self.members)} sum to {total:.3g}")
         scaled = self.scaled(1.0 / total)
-        return replace(scaled, base_share=0.0)
+        return replace(scaled, base_share=0.0, vectors=self.vectors)
 
     def keeping_norm(self, norms: DeltaNorms, field: str) -> "Coefficients":
         """Coefficients scaled so that the merged delta is as long (Frobenius) as its members' are on average, each
@@ -73,16 +79,23 @@ class Coefficients:
         lengthen them: n orthogonal deltas of one length have 1 / sqrt(n) of it at the even preference.
 
         Raises:
-            InputError: naming ``field``: a member without low-rank factors, or deltas that cancel each other out.
+            InputError: naming ``field``: a member without low-rank factors, deltas that cancel each other out, or
+                nothing but vectors.
         """
-        given = {name: value for name, value in self.as_dict().items() if value != 0.0}
+        self._require_weights(field, "norm")
+        given = {name: value for name, value in zip(self.members, self.values, strict=True) if value != 0.0}
         for name in given:
             if name not in norms:
                 raise InputError(field, "norm", "none, sum", f"norms are of low-rank members, and {name} is a full one")
         norm, wanted = norms.merged(given), norms.mean(given)
         if norm <= 1e-9 * max(1.0, self.l1) * wanted:
             raise InputError(field, "norm", "none", f"the deltas of {', '.join(self.members)} cancel each other out")
-        return self.scaled(wanted / norm)
+        return replace(self.scaled(wanted / norm), vectors=self.vectors)
+
+    def _require_weights(self, field: str, value: str) -> None:
+        if self.vectors and not self.members:
+            reason = "only steering vectors were given, and it normalises the coefficients of weights"
+            raise InputError(field, value, "none", reason)
 
 
 def circulant(beta: float, n: int) -> NDArray[np.float64]:
@@ -187,8 +200,17 @@ def bone_soup(
     return replace(result, warnings=warnings + result.warnings)
 
 
-def explicit(mapping: Mapping[str, float], members: Sequence[str], field: str = "coefficients") -> Coefficients:
+def explicit(
+    mapping: Mapping[str, float],
+    members: Sequence[str],
+    field: str = "coefficients",
+    vectors: Collection[str] = (),
+) -> Coefficients:
     """Coefficients that a request states itself; members it does not name are left out.
+
+    Args:
+        members: all names that there are.
+        vectors: those of ``members`` that are steering vectors.
 
     Raises:
         InputError: an unknown member, a coefficient that is no finite number, or an empty mapping.
@@ -201,7 +223,9 @@ def explicit(mapping: Mapping[str, float], members: Sequence[str], field: str = 
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e6:
             raise InputError(f"{field}.{name}", value, "a finite number between -1e6 and 1e6")
     ordered = [name for name in members if name in mapping]
-    return _coefficients(tuple(ordered), tuple(float(mapping[name]) for name in ordered), None)
+    weights = [name for name in ordered if name not in vectors]
+    stated = _coefficients(tuple(weights), tuple(float(mapping[name]) for name in weights), None)
+    return replace(stated, vectors=tuple((name, float(mapping[name])) for name in ordered if name in vectors))
 
 
 LARGE = "coefficients_large"

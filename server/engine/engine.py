@@ -60,7 +60,8 @@ class Engine:
         # The base's own first: the family's template may bring another eos_token.
         self.eos = eos_ids(models.base.model, self.tokenizer) | family.conversation.dress(self.tokenizer)
         self.max_context = models.max_context
-        table = LaneTable(config.lanes, self.max_context, models.members, models.score_dtype, self.device)
+        lanes, dtype = config.lanes, models.score_dtype
+        table = LaneTable(lanes, self.max_context, models.members, dtype, self.device, models.vectors)
         self.blocks = BlockManager(models.blocks)
         self.scheduler = Scheduler(
             self.blocks,

@@ -38,7 +38,7 @@ class ServedModels:
     same place in all of them, so that one block manager serves any lane. ``plain``: the key of each as it was loaded.
     ``vocabulary``: the token ids they have in common (sizes differ by padding only). ``router``: of the family, if it
     has one, and ``router_model``, whose hidden states it reads. ``members``: the columns of a coefficient row, over all
-    models."""
+    models; ``vectors``: its last ones, of the base's steering vectors."""
 
     def __init__(
         self,
@@ -75,7 +75,8 @@ class ServedModels:
         self._expert_schedule = config.expert_schedule
         self.names = tuple(family.models)
         self.members = tuple(name for model in family.models.values() for name in model.low_rank)
-        self._bank = frozenset(self.members)
+        self.vectors = tuple(family.vectors)
+        self._bank = frozenset((*self.members, *self.vectors))
         self._name_of = {self._revision(name): name for name in self.names}
         plain = {key: self.build(key) for key in (WeightsKey.of(revision, {}) for revision in self._name_of)}
         self.plain = dict(zip(self.names, plain, strict=True))
@@ -159,6 +160,7 @@ class ServedModels:
             weights=(model.base, model.architecture),
             reproducible=self._config.reproducible,
             quantized=self._config.quantize == "int8",
+            vectors=tuple(model.vectors.values()),
         )
         try:
             loaded = load(exchange=self._group)
@@ -176,7 +178,8 @@ class ServedModels:
 
     def facts(self) -> dict[str, Any]:
         """What processes that share the models must have in common."""
-        return {"models": [self._revision(n) for n in self.names], "members": [*self.members], "blocks": self.blocks}
+        members = [*self.members, *self.vectors]
+        return {"models": [self._revision(n) for n in self.names], "members": members, "blocks": self.blocks}
 
     def lanes(self, request: GenerationRequest) -> list[Lane]:
         """Fresh lanes for the sources of a request, those that watch what it writes last. Raises InputError for a view

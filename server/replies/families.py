@@ -24,7 +24,7 @@ class MethodReply(TypedDict):
 
 
 class MemberReply(TypedDict):
-    """One member of a family; ``rank`` is null for full weights."""
+    """One member of a family; ``rank`` is null for full weights and steering vectors."""
 
     name: str
     kind: str

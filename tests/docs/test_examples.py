@@ -22,6 +22,7 @@ from doc_blocks import ROOT, Block, blocks, commands
 from live_server import served
 from playground_folder import write_playground_family
 from tool_templates import HERMES_TEMPLATE
+from vector_folder import write_vectors
 
 from ladle.merging.family.manifest import load_manifest
 
@@ -38,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest.write_text(manifest.read_text().replace('name = "tiny"', 'name = "demo"', 1))
     (root / "base" / "chat_template.jinja").write_text(HERMES_TEMPLATE)
     calibrate_identically(root)
+    write_vectors(root, 11, ["positive-tone"])
     return root
 
 

@@ -18,6 +18,7 @@ from ladle.kernels import dispatch
 from ladle.merging.bank.gated_layers import GatedGroup
 from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenPlaces
 from ladle.server.engine.forward.fused_layer import FusedDecoderLayer, rotary
+from ladle.server.engine.forward.layer_vectors import LayerVectors
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 
 CPU = torch.device("cpu")
@@ -28,12 +29,16 @@ TOGETHER = 512
 class DecoderStack(nn.Module):
     """Stands for the decoder layers of a model, all of them fused ones, in its list of layers."""
 
-    def __init__(self, layers: list[FusedDecoderLayer], dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: list[FusedDecoderLayer], dtype: torch.dtype, vectors: LayerVectors | None = None
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.attention_type = layers[0].attention_type
         self._dtype = dtype
         self._layers = layers
+        self._vectors = vectors
+        self._none = np.zeros((len(layers), 0, layers[0].hidden), dtype=np.float32)
         self._compiled = _compiled(layers, dtype)
         self.most_rows = min(group.tiled_rows for layer in layers for group in layer.groups)
         """Rows beyond which the layers as they are have the quicker products."""
@@ -91,6 +96,8 @@ class DecoderStack(nn.Module):
         slot_mapping = paged.slot_mapping.numpy()
         scales = [self._scales(index, x.shape[0]) for index in range(4)]
         kv, layers, threads = paged.cache.array[part], _part(self._compiled, part), torch.get_num_threads()
+        amounts, vectors = self._steering(x.shape[0])
+        vectors = vectors[part]
         # A token sees those before it, which come before it here too: so all layers of the first rows go first.
         for start in range(0, x.shape[0], TOGETHER):
             some = slice(start, start + TOGETHER)
@@ -99,8 +106,16 @@ class DecoderStack(nn.Module):
             )
             first, second, third, fourth = (np.ascontiguousarray(scale[:, some]) for scale in scales)
             scale_of = (first, second, third, fourth)
-            dispatch.run_layers(dispatch.LayerPass(x[some], layers, scale_of, rows, kv, BLOCK_SIZE, threads))
+            dispatch.run_layers(
+                dispatch.LayerPass(x[some], layers, scale_of, rows, kv, BLOCK_SIZE, threads, amounts[some], vectors)
+            )
         return torch.from_numpy(x).to(hidden_states.dtype)[None]
+
+    def _steering(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """[``count``, n] amounts and [layers, n, hidden] directions of the steering vectors that any row has."""
+        if self._vectors is None or self._vectors.closed:
+            return np.zeros((count, 0), dtype=np.float32), self._none
+        return self._vectors.arrays()
 
     def _scales(self, index: int, count: int) -> NDArray[np.float32]:
         """[layers or 1, ``count``, R] coefficients of the rank columns of the product ``index`` of every layer."""
@@ -156,9 +171,9 @@ def _compiled(layers: list[FusedDecoderLayer], dtype: torch.dtype) -> dispatch.L
     )
 
 
-def compile_layers(model: Any, dtype: torch.dtype) -> bool:
+def compile_layers(model: Any, dtype: torch.dtype, vectors: LayerVectors | None = None) -> bool:
     """Put a ``DecoderStack`` in the place of the decoder layers of ``model`` if all of them can be compiled; returns
-    whether they were."""
+    whether they were. ``vectors``: what its forwards may add to their hidden states."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not dispatch.can_compile():
@@ -173,7 +188,7 @@ def compile_layers(model: Any, dtype: torch.dtype) -> bool:
         or len({_shape(layer) for layer in fused}) > 1
     ):
         return False
-    stack = DecoderStack(fused, dtype)
+    stack = DecoderStack(fused, dtype, vectors)
     if not stack.agrees():
         return False
     decoder.layers = nn.ModuleList([stack])

@@ -25,6 +25,7 @@ class StepLayout:
         logits_indices: [n] int64, tokens whose logits are wanted; None: all.
         places: where each token is.
         watch_indices: [m] int64, tokens whose last hidden states are wanted and no logits; None: none.
+        amounts: [tokens, vectors], how much of each steering vector a token gets; None when none gets any.
     """
 
     ids: Tensor
@@ -35,6 +36,7 @@ class StepLayout:
     logits_indices: Tensor | None
     places: TokenPlaces
     watch_indices: Tensor | None = None
+    amounts: Tensor | None = None
 
 
 @dataclass
@@ -79,6 +81,7 @@ class HostLayout:
         logit_lanes: the lanes of the tokens whose logits are wanted.
         watch_indices: [m] int64, the last tokens of lanes that watch; None: there are none.
         watch_lanes: these lanes.
+        steered: whether any steering vectors are needed.
     """
 
     ids: Array | None
@@ -91,6 +94,7 @@ class HostLayout:
     logit_lanes: list[Lane]
     watch_indices: Array | None = None
     watch_lanes: list[Lane] = field(default_factory=list)
+    steered: bool = False
 
     @property
     def tokens(self) -> int:
@@ -112,7 +116,7 @@ class HostLayout:
         # Flatten all arrays, copy them in one transfer, and take them out of the iterator in the same order.
         own = [self.positions, self.slot_mapping]
         own += [array for array in (self.ids, self.logits_indices, self.watch_indices) if array is not None]
-        own += [self.rows] if self.merged else []
+        own += [self.rows] if self.merged or self.steered else []
         grouped = [group.arrays for group in self.groups]
         tensors = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
         positions, slot_mapping = next(tensors), next(tensors)
@@ -120,11 +124,13 @@ class HostLayout:
         assert tokens is not None
         logits_indices = None if self.logits_indices is None else next(tensors)
         watched = None if self.watch_indices is None else next(tensors)
-        coefficients = table.coefficients.index_select(0, next(tensors)) if self.merged else None
+        rows = next(tensors) if self.merged or self.steered else None
+        coefficients = table.coefficients.index_select(0, rows) if rows is not None and self.merged else None
+        amounts = table.amounts.index_select(0, rows) if rows is not None and self.steered else None
         groups = [
             group.on_device([next(tensors) for _ in arrays], numbers)
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
         places = TokenPlaces(table.blocks, self.rows, self.positions)
         placed = (tokens[None], positions[None], slot_mapping)
-        return StepLayout(*placed, groups, coefficients, logits_indices, places, watched)
+        return StepLayout(*placed, groups, coefficients, logits_indices, places, watched, amounts)

@@ -88,6 +88,7 @@ class LayoutBuilder:
             lanes,
             np.asarray(watched, dtype=np.int64) if watched else None,
             watching,
+            steered=bool(table.steered[all_rows].any()),
         )
 
     def build_candidates(self, lanes: Seq[Lane], lengths: Seq[int], counts: Seq[int]) -> HostLayout:
@@ -121,6 +122,7 @@ class LayoutBuilder:
             groups,
             None,
             [lanes[index] for index in order for _ in range(many[index])],
+            steered=bool(table.steered[rows].any()),
         )
 
     def _candidate_group(

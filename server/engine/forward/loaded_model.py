@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from ladle.merging.bank.gated_experts import one_by_one
 from ladle.merging.bank.tensor_parallel import Exchange, Link, split_linears
 from ladle.merging.checkpoints.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.checkpoints.conversion import ConvertedReader
+from ladle.merging.members.steering_vector import SteeringVector
 from ladle.server.engine.forward.attention import IMPLEMENTATION, PagedContext
 from ladle.server.engine.forward.attention_probe import learn_attention
 from ladle.server.engine.forward.compiled_stack import compile_layers
 from ladle.server.engine.forward.fused_layer import fuse_layers
+from ladle.server.engine.forward.layer_vectors import LayerVectors, add_after_layers, layer_paths
 from ladle.server.engine.forward.layout import StepLayout
 from ladle.server.engine.forward.norms import fuse_norms
 from ladle.server.engine.kv.cache import KVShape
@@ -29,13 +31,14 @@ from ladle.server.engine.kv.cache import KVShape
 @dataclass
 class LoadedModel:
     """One set of weights in memory. ``nbytes`` counts packed products and what is left plain; ``compiled``: whether
-    small steps go through compiled layers."""
+    small steps go through compiled layers; ``vectors``: its steering vectors, if it has any."""
 
     model: Any
     gate: gated.Gate
     kv_shapes: list[KVShape]
     nbytes: int
     compiled: bool
+    vectors: LayerVectors | None
 
     @property
     def vocabulary(self) -> int:
@@ -66,8 +69,13 @@ class LoadedModel:
     def _trunk(self) -> Any:
         return getattr(self.model, self.model.base_model_prefix)
 
+    def _open(self, layout: StepLayout, head_rows: Tensor | None) -> None:
+        self.gate.open(layout.coefficients, head_rows)
+        if self.vectors is not None:
+            self.vectors.open(layout.amounts)
+
     def _logits(self, layout: StepLayout, context: PagedContext) -> Tensor:
-        self.gate.open(layout.coefficients, layout.logits_indices)
+        self._open(layout, layout.logits_indices)
         keep: int | Tensor = 0 if layout.logits_indices is None else layout.logits_indices
         output = self.model(
             input_ids=layout.ids,
@@ -81,7 +89,7 @@ class LoadedModel:
 
     def hidden(self, layout: StepLayout, context: PagedContext) -> Tensor:
         """Last hidden states [tokens, hidden], after the final norm, of every token of ``layout``."""
-        self.gate.open(layout.coefficients, None)
+        self._open(layout, None)
         output = self._trunk(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, paged=context)
         states: Tensor = output.last_hidden_state[0]
         return states
@@ -99,6 +107,7 @@ def load_model(
     weights: tuple[ConvertedReader, Architecture] | None = None,
     reproducible: bool = False,
     quantized: bool = False,
+    vectors: Sequence[SteeringVector] = (),
 ) -> LoadedModel:
     """Put the base in ``folder`` (or the weights ``merged``, which stand in its place) into a copy of its model, and
     gate it with ``bank``. Nothing here is a load of transformers' but for the first one of an architecture.
@@ -108,6 +117,7 @@ def load_model(
         exchange: the processes that the model is divided among; nothing is exchanged while it loads.
         weights: the base's, where they have been opened already.
         quantized: hold the weights of linear layers in int8, on a CPU.
+        vectors: what may be added to its hidden states, in the order of their coefficients.
 
     Raises:
         FamilyError: the checkpoint does not fit its config, or the architecture cannot run on the KV pool.
@@ -125,6 +135,7 @@ def load_model(
     if device.type == "cpu":
         one_by_one(model)
     attentions = learn_attention(model, config_file)
+    steered = layer_paths(model, config_file) if vectors else []
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.
     gate = gated.install(
         model,
@@ -140,12 +151,17 @@ def load_model(
         parameter.data = parameter.data.to(activation_dtype)
     fuse_norms(model)
     fuse_layers(model, attentions, activation_dtype)
-    stacked = compiled and not splits and compile_layers(model, activation_dtype)
+    added = None
+    if vectors:
+        # Every process that shares the model has all hidden states between its layers, and adds the whole vector.
+        added = LayerVectors(vectors, torch.promote_types(activation_dtype, torch.float32), device)
+        add_after_layers(model, steered, added)
+    stacked = compiled and not splits and compile_layers(model, activation_dtype, added)
     if link is not None:
         link.open = True
-    plain = sum(parameter.nbytes for parameter in model.parameters())
+    plain = sum(parameter.nbytes for parameter in model.parameters()) + (0 if added is None else added.nbytes)
     kv_shapes = [attentions[layer].shape for layer in range(len(attentions))]
-    return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model), stacked)
+    return LoadedModel(model, gate, kv_shapes, plain + gated.nbytes(model), stacked, added)
 
 
 def context_limit(config: Any, kv_tokens: int) -> int:

@@ -22,6 +22,7 @@ from ladle.server.engine.forward.attention_probe import (
     require_positions,
     try_pool,
 )
+from ladle.server.engine.forward.layer_vectors import layer_paths
 from ladle.server.engine.requests.tokenizer import load_tokenizer
 
 
@@ -34,13 +35,13 @@ def require_servable(family: Family) -> None:
 
 
 def require_architecture(model: FamilyModel) -> None:
-    """Raise FamilyError if a model's layers do not run on the KV pool, or do not take its members' factors. No weight
-    is read."""
+    """Raise FamilyError if a model's layers do not run on the KV pool, or do not take its members' factors or
+    vectors. No weight is read."""
     blueprint, file = model.architecture.blueprint, model.base_path / "config.json"
     bank = Bank(list(model.low_rank.values()))
     look: Any = blueprint.look(IMPLEMENTATION)
     try:
-        _try(look, bank, file)
+        _try(look, bank, file, bool(model.vectors))
         if has_position_table(look):
             require_positions(_hollow(model), file)
     except FamilyError:
@@ -49,7 +50,7 @@ def require_architecture(model: FamilyModel) -> None:
         # A forward that asks a tensor for its value cannot be followed on the meta device. Weights that take no memory,
         # one number for all of a tensor, can be.
         try:
-            _try(_hollow(model), bank, file)
+            _try(_hollow(model), bank, file, bool(model.vectors))
         except FamilyError:
             raise
         except Exception as error:
@@ -57,9 +58,11 @@ def require_architecture(model: FamilyModel) -> None:
             raise refusal(file, f"a forward of two tokens fails ({type(error).__name__}: {reason})") from error
 
 
-def _try(model: Any, bank: Bank, file: Path) -> None:
+def _try(model: Any, bank: Bank, file: Path, vectors: bool) -> None:
     try_pool(model, learn_attention(model, file))
     require_called(model, bank, shared_inputs(model))
+    if vectors:
+        layer_paths(model, file)
 
 
 def _hollow(model: FamilyModel) -> Any:

@@ -54,13 +54,16 @@ class DecodeGraphs:
         self._cache = cache
         self._router = router
         self._vocabulary = min(vocabulary, model.vocabulary)
-        sizes = sorted(sizes_of(table), reverse=True)  # see CudaRecorder
+        steered = model.vectors is not None
+        # The largest first: see CudaRecorder.
+        sizes = sorted((size for size in sizes_of(table) if steered or not size.steered), reverse=True)
         widest = max(size.blocks for size in sizes)
         arange = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
         self._steps: dict[Size, RecordedStep] = {}
         self._replays: dict[Size, Callable[[], RecordedOutput]] = {}
         with torch.inference_mode():
-            # A recording fixes shapes and addresses: one per bucket of (rows, KV width, merged or not).
+            # A recording fixes shapes and addresses: one per bucket of (rows, KV width, merged or not, steered or
+            # not).
             for size in sizes:
                 step = RecordedStep(size, model, cache, table, self._vocabulary, arange, router)
                 step.fill(self._example(size))
@@ -83,7 +86,8 @@ class DecodeGraphs:
         rows, width = layout.tokens, group.table.shape[1]
         if group.stop != rows or group.positions.shape != (rows, 1) or group.visible is not None:
             return None
-        fitting = [s for s in self._replays if s.rows >= rows and s.blocks >= width and s.merged == layout.merged]
+        kind = layout.merged, layout.steered
+        fitting = [s for s in self._replays if s.rows >= rows and s.blocks >= width and (s.merged, s.steered) == kind]
         return min(fitting, default=None)
 
     @torch.inference_mode()
@@ -142,7 +146,8 @@ class DecodeGraphs:
         ids = np.where(there, (7919 * rows + 5) % self._vocabulary, 0)
         blocks = np.stack((np.maximum(held, 0), np.maximum(held + 1, 0)), axis=1)[:, : size.blocks]
         group = HostGroup(0, size.rows, 0, positions[:, None], blocks, size.blocks * BLOCK_SIZE)
-        return HostLayout(ids, positions, slot_mapping, rows % (self._table.rows + 1), size.merged, [group], None, [])
+        lanes = rows % (self._table.rows + 1)
+        return HostLayout(ids, positions, slot_mapping, lanes, size.merged, [group], None, [], steered=size.steered)
 
     def _plans(self, size: Size, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
         """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
@@ -176,9 +181,10 @@ def sizes_of(table: LaneTable) -> list[Size]:
     while width < longest:
         widths.append(width)
         width *= WIDER
-    kinds = (False, True) if table.coefficients.shape[1] else (False,)
+    merged = (False, True) if table.members else (False,)
+    steered = (False, True) if table.amounts.shape[1] else (False,)
     rows = [count for count in ROWS if count <= table.rows]
-    return [Size(*size) for size in itertools.product(rows, widths, kinds)]
+    return [Size(*size) for size in itertools.product(rows, widths, merged, steered)]
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

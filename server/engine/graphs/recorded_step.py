@@ -26,11 +26,13 @@ from ladle.server.engine.scores.slot_tables import SOURCES
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """``rows`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients."""
+    """``rows`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients; ``steered``: with steering
+    vectors."""
 
     rows: int
     blocks: int
     merged: bool
+    steered: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class RecordedStep:
         held = self._tensors
         group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["block_table"], self._keys)
         merged = self._table.coefficients.index_select(0, held["lane_rows"]) if self._size.merged else None
+        amounts = self._table.amounts.index_select(0, held["lane_rows"]) if self._size.steered else None
         ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
-        layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, places)
+        layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, places, amounts=amounts)
         logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slot_mapping, [group]))
         if not dispatch.fuses(logits):
             return RecordedOutput(logits, hidden)

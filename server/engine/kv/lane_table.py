@@ -15,19 +15,30 @@ class LaneTable:
     """``rows`` rows, one a lane; a lane takes a row when admitted and gives it back when it ends or is preempted.
 
     computed [rows] int64: tokens whose KV state exists. last [rows] int64: the token that comes next in decode.
-    blocks [rows, max_blocks] int64: the block table, 0 where unused. coefficients [rows + 1, members] float32 (float64
-    for float64 weights) on the device, the last of them always 0; merged [rows] bool: whether any is non-zero.
+    blocks [rows, max_blocks] int64: the block table, 0 where unused. coefficients [rows + 1, members + vectors] float32
+    (float64 for float64 weights) on the device, the last row of them always 0; amounts [rows + 1, vectors]: those of
+    them that are of steering vectors, in the same memory. merged, steered [rows] bool: whether any of a member's, of a
+    vector's is non-zero.
     """
 
     def __init__(
-        self, rows: int, max_context: int, members: tuple[str, ...], dtype: torch.dtype, device: torch.device
+        self,
+        rows: int,
+        max_context: int,
+        members: tuple[str, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        vectors: tuple[str, ...] = (),
     ) -> None:
         self.computed = np.zeros(rows, dtype=np.int64)
         self.last = np.zeros(rows, dtype=np.int64)
         self.blocks = np.zeros((rows, -(-max_context // BLOCK_SIZE)), dtype=np.int64)
-        self.coefficients = torch.zeros(rows + 1, len(members), dtype=dtype, device=device)
+        self.members = len(members)
+        self.coefficients = torch.zeros(rows + 1, len(members) + len(vectors), dtype=dtype, device=device)
+        self.amounts = self.coefficients[:, len(members) :]
         self.merged = np.zeros(rows, dtype=bool)
-        self._column = {name: column for column, name in enumerate(members)}
+        self.steered = np.zeros(rows, dtype=bool)
+        self._column = {name: column for column, name in enumerate((*members, *vectors))}
         self._free = list(range(rows - 1, -1, -1))
 
     @property
@@ -53,7 +64,8 @@ class LaneTable:
         for name, value in coefficients.items():
             if name in self._column:
                 values[self._column[name]] = value
-        self.merged[row] = any(values)
+        self.merged[row] = any(values[: self.members])
+        self.steered[row] = any(values[self.members :])
         self.coefficients[row] = send_one(values, self.coefficients.device, np.float64).to(self.coefficients.dtype)
         return row
 

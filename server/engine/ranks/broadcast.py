@@ -25,7 +25,8 @@ class BroadcastModel(LoadedModel):
 
     @classmethod
     def of(cls, model: LoadedModel, name: str, key: WeightsKey, ranks: Ranks) -> BroadcastModel:
-        return cls(model.model, model.gate, model.kv_shapes, model.nbytes, model.compiled, name, key, ranks)
+        held = (model.model, model.gate, model.kv_shapes, model.nbytes, model.compiled, model.vectors)
+        return cls(*held, name, key, ranks)
 
     def forward(self, layout: StepLayout, context: PagedContext) -> tuple[Tensor, Tensor]:
         with self.ranks.computing("forward", self.name, self.key, layout):

@@ -21,7 +21,7 @@ def pack(layout: StepLayout) -> tuple[dict[str, Any], list[Tensor]]:
     """(facts, tensors) of ``layout``: everything that a forward reads of it. A tensor a dtype, flat."""
     tensors: dict[str, Tensor | None] = {
         "ids": layout.ids, "positions": layout.positions, "slot_mapping": layout.slot_mapping,
-        "coefficients": layout.coefficients, "logits_indices": layout.logits_indices,
+        "coefficients": layout.coefficients, "logits_indices": layout.logits_indices, "amounts": layout.amounts,
     }  # fmt: skip
     groups = []
     for index, group in enumerate(layout.groups):
@@ -73,6 +73,7 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         there.get("coefficients"),
         there.get("logits_indices"),
         TokenPlaces.none(),
+        amounts=there.get("amounts"),
     )
 
 

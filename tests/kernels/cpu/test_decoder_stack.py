@@ -113,6 +113,10 @@ class Case:
         gates = [f((shared, self.rows, count)).astype(np.float32) * (rng.random(count) < 0.6) for count in ranks]
         gates = [gate * (rng.random((self.rows, 1)) < 0.7) for gate in gates]
         self.scales: Any = tuple(gate.astype(np.float32) for gate in gates)
+        # Steering vectors: none, or some of which each row has some, or none.
+        count = int(rng.integers(0, 4))
+        amounts = f((self.rows, count)) * (rng.random((self.rows, count)) < 0.6)
+        self.steering = amounts.astype(np.float32), f((LAYERS, count, hidden)).astype(np.float32)
         if rng.integers(4) == 0:
             self.scales = tuple(np.zeros((1, self.rows, 0), np.float32) for _ in ranks)
 
@@ -120,11 +124,11 @@ class Case:
         x = self.x.copy()
         if self.dtype == torch.float32:
             kv = self.kv.copy()
-            run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads))
+            run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads, *self.steering))
             return x, kv
         pool = torch.from_numpy(self.kv).bfloat16()
         kv = pool.view(torch.int16).numpy()
-        run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads))
+        run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads, *self.steering))
         return x, pool.float().numpy()
 
     def expected(self) -> tuple[Any, Any]:
@@ -163,7 +167,9 @@ class Case:
                 mixed[t, head] = weights / weights.sum() @ own[:, 1]
         x = x + self.linears[1](layer, scales[1], mixed.reshape(self.rows, -1))
         gate, up = np.split(self.linears[2](layer, scales[2], norm(1)), 2, axis=1)
-        return x + self.linears[3](layer, scales[3], gate / (1 + np.exp(-gate)) * up)
+        x = x + self.linears[3](layer, scales[3], gate / (1 + np.exp(-gate)) * up)
+        amounts, vectors = self.steering
+        return x + amounts.astype(np.float64) @ vectors[layer].astype(np.float64)
 
 
 @pytest.mark.parametrize("round_", range(12))
@@ -222,6 +228,7 @@ def test_a_row_is_the_same_whatever_is_beside_it(seed: int, dtype: torch.dtype) 
         together, _ = case.run()
     part = slice(row, row + 1)
     case.x, case.scales = case.x[part], tuple(scale[:, part].copy() for scale in case.scales)
+    case.steering = case.steering[0][part].copy(), case.steering[1]
     places = case.places
     case.places = dispatch.LayerRows(
         places.cos[part],

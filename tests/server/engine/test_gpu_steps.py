@@ -18,7 +18,9 @@ from routed_requests import request as routed_request
 from routed_requests import steerings as routed_steerings
 from seeds import fresh_seed
 from simulated_gpu import OnDevice, SimulatedGpu, simulated
-from tiny_engine import Collector, build, drain, random_prompt, serve
+from tiny_engine import Collector, build, drain, make_request, random_prompt, serve
+from tiny_models import write_tiny_base
+from vector_folder import write_vectors
 
 pytest.importorskip("triton", reason="Triton is not on this platform")
 
@@ -217,6 +219,27 @@ def test_a_recorded_step_is_watched_in_the_same_wait(tmp_path: Path, request: py
     assert CUDA or decoded
     for _, _, waits, _ in decoded:
         assert sum(waits.values()) == 1
+
+
+def test_steering_vectors_cost_no_wait(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    rng = random.Random(seed := fresh_seed())
+    write_tiny_base(tmp_path / "base", "llama", seed % 1000, num_hidden_layers=1)
+    (tmp_path / "family.toml").write_text('name = "bare"\n[base]\nmodel = "base"\n')
+    write_vectors(tmp_path, seed, layers=1)
+    family = load_family(tmp_path)
+    wishes = [{"calm": 1.5}, {"calm": -0.5, "loud": 0.7}, {}]
+    requests = [
+        make_request(f"{i}", random_prompt(rng, 2, 12), wish, max_tokens=3, seed=i, ignore_eos=True)
+        for i, wish in enumerate(wishes)
+    ]
+    expected = serve(build(family, compiled_layers=False), requests)
+    watched: Watched = request.getfixturevalue("watched")
+    alike(watched.serve(watched.engine(family, cuda_graphs=True), requests), expected)
+    decoded = [calls for only, calls, _, _ in watched.steps if only]
+    assert CUDA or (decoded and all(calls == {"replay": 1, "copy": 3} for calls in decoded))
+    assert CUDA or any(calls["_add"] == 1 for only, calls, _, _ in watched.steps if not only)
+    for _, _, waits, _ in watched.steps:
+        assert sum(waits.values()) == 1 and all(HERE in place for place in waits), waits
 
 
 def test_a_router_chooses_within_a_recording(

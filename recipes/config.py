@@ -220,6 +220,11 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _frozen(value: Any) -> Any:
+    """Lists, and those in them, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(table) - set(fields)):
@@ -231,7 +236,7 @@ def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
     ]
     if missing:
         raise ValueError(f"{where}: the key {missing[0]!r} is missing")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    return kind(**{key: _frozen(value) for key, value in table.items()})
 
 
 def load_recipe(spec: str) -> Recipe:
@@ -246,9 +251,6 @@ def load_recipe(spec: str) -> Recipe:
     check_algorithm(table.get("algorithm", "dpo"), table, str(path))
     if "prompts" in table.get("pool", {}):
         table["pool"]["prompts"] = prompt_source(table["pool"]["prompts"], f"{path}: pool.prompts")
-    if isinstance(table.get("soup", {}).get("matrix"), list):
-        rows = table["soup"]["matrix"]
-        table["soup"]["matrix"] = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
     sections: dict[str, type] = {
         "soup": SoupConfig,
         "pool": PoolConfig,

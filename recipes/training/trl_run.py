@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import constants as hub_constants
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -143,7 +143,7 @@ def run(base: Base, job: Job, make: Callable[..., Any], report: Callable[[str], 
     Returns:
         means over the last quarter of the steps of all that TRL logged, by its names.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would tell the hub what is trained
+    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would tell the hub what kind of training this is
     state = processes()
     with _unchanged(base):
         factors = _initial_factors(base, job.adapter)

@@ -34,8 +34,8 @@ def dpo_arguments(config: DpoConfig, given: Mapping[str, Any], job: Job, pairs: 
     rows, repeats = shares(config.prompts_per_step * config.pairs, given, "pairs")
     steps = config.epochs * math.ceil(pairs / (config.prompts_per_step * config.pairs))
     own = own_arguments(config, job, rows, repeats)
-    own |= {"warmup_steps": warmup_steps(config, steps), "max_length": None}
-    own |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.winner_nll]}
+    own |= {"beta": config.beta, "num_train_epochs": config.epochs, "warmup_steps": warmup_steps(config, steps)}
+    own |= {"max_length": None, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.winner_nll]}
     if "loss_type" in given:  # another loss stands alone, and is weighted by nothing
         own["loss_weights"] = None
     made: DPOConfig = arguments(DPOConfig, given, own)

@@ -41,7 +41,8 @@ def online_arguments(
     steps = config.epochs * (prompts // config.prompts_per_step)
     own = own_arguments(config, job, rows, repeats)
     own |= {
-        "seed": config.seed, "data_seed": None, "warmup_steps": warmup_steps(config, steps),
+        "seed": config.seed, "data_seed": None, "beta": config.beta, "num_train_epochs": config.epochs,
+        "warmup_steps": warmup_steps(config, steps),
         "num_generations": config.generations, "max_completion_length": max_tokens,
         "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k,
     }  # fmt: skip

@@ -118,10 +118,9 @@ def arguments(kind: type, given: Mapping[str, Any], own: Mapping[str, Any]) -> A
 def own_arguments(config: Any, job: Job, rows: int, repeats: int) -> dict[str, Any]:
     """The arguments that the tables of all algorithms share; ``config`` is one of these tables."""
     return {
-        "output_dir": str(job.checkpoints), "seed": job.adapter.seed, "data_seed": config.seed, "beta": config.beta,
+        "output_dir": str(job.checkpoints), "seed": job.adapter.seed, "data_seed": config.seed,
         "per_device_train_batch_size": rows, "gradient_accumulation_steps": repeats,
-        "num_train_epochs": config.epochs, "learning_rate": config.learning_rate,
-        "max_grad_norm": config.max_gradient,
+        "learning_rate": config.learning_rate, "max_grad_norm": config.max_gradient,
         "use_cpu": processes().device.type == "cpu",
     }  # fmt: skip
 

@@ -232,17 +232,14 @@ def make_family(
         ValueError: something of the recipe cannot be used; most of it is told before anything is sampled.
     """
     workshop.check(split, explicit=explicit)
-    on_main(lambda: _ignore(workshop.pool()))
-    pool = workshop.pool()
+    sampled: list[list[Candidate]] = []
+    on_main(lambda: sampled.append(workshop.pool()))
+    pool = sampled[0] if sampled else workshop.pool()  # the others read what the first process left
     scale = workshop.scale(pool)
     folders = workshop.members(pool, scale, oracles)
     measured: dict[str, object] = {}
     on_main(lambda: measured.update(_finish(workshop, out, split, pool, scale, folders, explicit)))
     return measured
-
-
-def _ignore(_: object) -> None:
-    """The result is in a file."""
 
 
 def _finish(

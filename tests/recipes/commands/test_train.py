@@ -193,7 +193,7 @@ def started(place: Path, *launcher: str) -> "subprocess.Popen[str]":
 def test_a_killed_run_goes_on(place: Path) -> None:
     """SIGKILL in the middle of the second member; the whole command again gives what an undisturbed run gives."""
     (place / "mine.toml").write_text(
-        RECIPE.replace("epochs = 1", "epochs = 40", 1).replace("[trl]\nsave_strategy", "[trl]\n# ", 1)
+        RECIPE.replace("epochs = 1", "epochs = 5", 1).replace("[trl]\nsave_strategy", "[trl]\n# ", 1)
     )
     whole = started(place)
     said, _ = whole.communicate(timeout=600)

@@ -8,7 +8,8 @@
 #   make docs    the site, and every command and program of README and docs, on a fresh server; takes minutes
 #   make site    the documentation with a reference of the API, as a site in build/site
 #   make conformance   clients that need an environment of their own, against a server, and layouts of quantised weights
-#                against the packages that write them. Fetches all of these, takes minutes
+#                against the packages that write them. Fetches all of these, takes minutes. Also trainings that are
+#                killed, and shared by two processes
 #   make ray     two replicas on Ray Serve, one of them killed; other people's clients in front of one. Fetches Ray, takes minutes
 
 PYTHON ?= python3
@@ -79,6 +80,7 @@ ray:
 
 conformance:
 	@$(PYTHON) tools/environment.py dev
+	LADLE_TRAIN=1 $(BIN)/pytest tests/recipes/commands
 	$(BIN)/python tools/conformance.py
 	$(BIN)/python tools/layouts.py
 

@@ -18,6 +18,8 @@ from ladle.clients.display import complain
 from ladle.clients.errors import AuthenticationError, LadleError, UnreachableError
 
 GROUP = "ladle.commands"
+_EXTRAS = {"train": "train", "sweep": "sweep", "fit": "sweep", "calibrate": "sweep", "compare": "sweep"}
+"""What brings the packages of a command; of all others, ``server``."""
 
 
 class LazyCommand(TyperCommand):
@@ -88,7 +90,8 @@ def explain_missing(command: str | None, error: ModuleNotFoundError) -> None:
     missing = (error.name or "").partition(".")[0]
     if not missing or missing == "ladle" or missing in sys.modules:
         raise error
-    complain(f"`ladle {command}` needs {missing}, which is not installed: pip install 'ladle[server]'")
+    extra = _EXTRAS.get(command or "", "server")
+    complain(f"`ladle {command}` needs {missing}, which is not installed: pip install 'ladle[{extra}]'")
 
 
 def first_line(entry: EntryPoint) -> str:

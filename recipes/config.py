@@ -21,17 +21,11 @@ from ladle.recipes.routing_config import (
     RoutingEvaluationConfig,
     check_routing,
 )
+from ladle.recipes.soup_config import SoupConfig, check_soup
+from ladle.recipes.trl_config import OnlineConfig, PromptSource, check_algorithm, check_online, prompt_source
 
 _FOLDER = Path(__file__).parent / "configs"
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class SoupConfig:
-    """Bone Soup's beta, and the factor k by objective of its extrapolation against the base (1 where not given)."""
-
-    beta: float
-    extrapolation: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class SamplingConfig:
 class PoolConfig(SamplingConfig):
     """Candidates per training prompt. Lengths are in tokens; ``limit``: use the first prompts only."""
 
-    prompts: str
+    prompts: str | PromptSource
     plain_samples: int
     style_samples: int
     max_tokens: int
@@ -72,7 +66,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class DpoConfig:
-    """Training of one member (see `dpo.py`)."""
+    """Training of one member by direct preference optimisation (see `trl_dpo.py`)."""
 
     seed: int
     beta: float
@@ -141,10 +135,22 @@ class Recipe:
     sampling: FamilySampling | None = None
     chat_template: Path | None = None
     rewards: dict[str, str] = dataclasses.field(default_factory=dict)
+    algorithm: str = "dpo"
+    grpo: OnlineConfig | None = None
+    rloo: OnlineConfig | None = None
+    trl: dict[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path = _FOLDER
+
+    @property
+    def online(self) -> OnlineConfig | None:
+        """The table of the algorithm where that is a policy gradient; None for DPO."""
+        return {"grpo": self.grpo, "rloo": self.rloo}.get(self.algorithm)
 
     def matrix(self) -> np.ndarray:
         """B, float64 [n, n], one row a backbone (Bone Soup, arXiv 2502.10762)."""
+        if self.soup.matrix is not None:
+            return np.array(self.soup.matrix, dtype=np.float64)
+        assert self.soup.beta is not None, "load_recipe refuses a recipe with neither"
         return circulant(self.soup.beta, len(self.objectives))
 
     def values(self) -> dict[str, int]:
@@ -168,15 +174,23 @@ class Recipe:
         """This recipe with another beta, or trained from another seed: ``seed`` is added to those of initialisation
         and order. Pool and evaluation stay, so that their results can be compared. Raises ValueError: a beta that is
         not allowed."""
+        if beta is not None and self.soup.matrix is not None:
+            raise ValueError(f"--beta: {beta!r} is not allowed; the recipe's soup.matrix says all that a beta would")
+
+        def moved(config: OnlineConfig | None) -> OnlineConfig | None:
+            return None if config is None else dataclasses.replace(config, seed=config.seed + seed)
+
         changed = dataclasses.replace(
             self,
             soup=dataclasses.replace(self.soup, beta=self.soup.beta if beta is None else beta),
             adapter=dataclasses.replace(self.adapter, seed=self.adapter.seed + seed),
             dpo=dataclasses.replace(self.dpo, seed=self.dpo.seed + seed),
+            grpo=moved(self.grpo),
+            rloo=moved(self.rloo),
             value_adapter=dataclasses.replace(self.value_adapter, seed=self.value_adapter.seed + seed),
             value=dataclasses.replace(self.value, seed=self.value.seed + seed),
         )
-        _check_beta(changed, "--beta")
+        check_soup(changed.soup, len(changed.objectives), "--beta")
         return changed
 
 
@@ -189,7 +203,12 @@ def _table(path: Path) -> dict[str, Any]:
     if not isinstance(parent, str) or not (_FOLDER / f"{parent}.toml").is_file():
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.toml")))
         raise ValueError(f"{path}: extends: {parent!r} is not allowed; allowed: {known}")
-    return _over(_table(_FOLDER / f"{parent}.toml"), table)
+    below = _table(_FOLDER / f"{parent}.toml")
+    if "matrix" in table.get("soup", {}):
+        below["soup"].pop("beta", None)  # the matrix stands in its place
+    if "base" in table:
+        below.pop("base_name", None)
+    return _over(below, table)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +218,11 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         if isinstance(below[name], dict) and isinstance(above[name], dict):
             merged[name] = _over(below[name], above[name])
     return merged
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, and those in them, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
@@ -212,12 +236,7 @@ def _build(kind: type[_T], table: dict[str, Any], where: str) -> _T:
     ]
     if missing:
         raise ValueError(f"{where}: the key {missing[0]!r} is missing")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
-
-
-def _check_beta(recipe: Recipe, where: str) -> None:
-    if not 1.0 / len(recipe.objectives) < recipe.soup.beta < 1.0:
-        raise ValueError(f"{where}: {recipe.soup.beta!r} is not allowed; allowed: 1/n < beta < 1")
+    return kind(**{key: _frozen(value) for key, value in table.items()})
 
 
 def load_recipe(spec: str) -> Recipe:
@@ -229,6 +248,9 @@ def load_recipe(spec: str) -> Recipe:
     """
     path = Path(spec) if spec.endswith(".toml") else _FOLDER / f"{spec}.toml"
     table = _table(path)
+    check_algorithm(table.get("algorithm", "dpo"), table, str(path))
+    if "prompts" in table.get("pool", {}):
+        table["pool"]["prompts"] = prompt_source(table["pool"]["prompts"], f"{path}: pool.prompts")
     sections: dict[str, type] = {
         "soup": SoupConfig,
         "pool": PoolConfig,
@@ -249,11 +271,19 @@ def load_recipe(spec: str) -> Recipe:
     if any(section in table for section in routing):  # a family may have no experts, but not half of what makes them
         for section, kind in routing.items():
             table[section] = _build(kind, table.get(section, {}), f"{path}: [{section}]")
+    for section in ("grpo", "rloo"):
+        if section in table:
+            table[section] = _build(OnlineConfig, table[section], f"{path}: [{section}]")
+            check_online(table[section], f"{path}: {section}")
     if "deferral" in table:
         table["deferral"] = _build(DeferralConfig, table["deferral"], f"{path}: [deferral]")
     if "sampling" in table:
         table["sampling"] = FamilySampling.model_validate(table["sampling"])
     table["folder"] = path.parent
+    if "base" in table:
+        table.setdefault("base_name", table["base"])
+    if "base" in table and path.parent != _FOLDER and (path.parent / table["base"]).exists():
+        table["base"] = str((path.parent / table["base"]).resolve())  # family.toml lies elsewhere
     if "chat_template" in table:
         table["chat_template"] = path.parent / table["chat_template"]
     for name in table.get("rewards", {}):
@@ -264,7 +294,7 @@ def load_recipe(spec: str) -> Recipe:
         check_routing(recipe.experts, recipe.router, str(path))
     if len(recipe.objectives) < 2:
         raise ValueError(f"{path}: objectives: {list(recipe.objectives)!r} is not allowed; allowed: at least two")
-    _check_beta(recipe, f"{path}: soup.beta")
+    check_soup(recipe.soup, len(recipe.objectives), f"{path}: soup.beta" if recipe.soup.beta is not None else str(path))
     try:
         recipe.oracle_members()
     except InputError as error:

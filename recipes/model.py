@@ -45,16 +45,18 @@ class Base:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def load_base(spec: str) -> Base:
-    """Loads a base in float32 on one thread, the setting in which a recipe repeats exactly.
+def load_base(spec: str, device: torch.device | str = "cpu", threads: int = 1) -> Base:
+    """Loads a base in float32, on one thread unless told otherwise: the setting in which a recipe repeats exactly.
 
     Args:
         spec: anything `ladle.merging.checkpoints.base.resolve_base` takes.
+        device: where it computes.
+        threads: of torch, on the CPU.
     """
     from ladle.merging.checkpoints.base import resolve_base
     from ladle.merging.checkpoints.library_lock import loading
 
-    prepare_process()
+    prepare_process(threads)
     folder = Path(resolve_base(spec))
     with loading(f"reading {folder}"):
         model = AutoModelForCausalLM.from_pretrained(
@@ -62,16 +64,16 @@ def load_base(spec: str) -> Base:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model.requires_grad_(False)
-    return Base(model.eval(), tokenizer)
+    return Base(model.eval().to(device), tokenizer)
 
 
-def prepare_process() -> None:
-    """One torch thread (sums in one order), and an allocator that keeps its pages.
+def prepare_process(threads: int = 1) -> None:
+    """One torch thread (sums in one order) or more, and an allocator that keeps its pages.
 
     A training step frees and asks again for hundreds of MB; with glibc's defaults each goes back to the kernel and is
     faulted in again, which was measured to make training 1.5 times slower.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
@@ -12,11 +13,21 @@ _FOLDER = Path(__file__).parent / "prompts"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message, the topic it belongs to and its split (one of `SPLITS`)."""
+    """One user message, the topic it belongs to and its split (one of `SPLITS`).
+
+    Attributes:
+        columns: what else the data set says of it, for rewards that look at that.
+    """
 
     split: str
     topic: str
     text: str
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False)
+
+
+def shipped_lists() -> list[str]:
+    """The names of the lists in `recipes/prompts`."""
+    return [file.stem for file in _FOLDER.glob("*.jsonl")]
 
 
 def load_prompts(name: str, split: str | None = None) -> list[Prompt]:

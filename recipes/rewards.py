@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import runpy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+BUILT_IN = ("positive", "concise", "simple")
+"""Objectives that `make_reward` has a reward for."""
 _VADER_ALPHA = 15.0
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
 _BREAK = re.compile(r"[.!?…]+(?=\s|$)|\n+")
@@ -124,40 +124,23 @@ def make_reward(name: str, count_tokens: Callable[[str], int], concise_target: i
         return Concise(count_tokens, concise_target)
     if name == "simple":
         return Simple()
-    raise ValueError(f"objectives: {name!r} is not allowed; allowed: positive, concise, simple")
+    raise ValueError(
+        f"objectives: {name!r} is not allowed; allowed: {', '.join(BUILT_IN)}, or one that [rewards] names a reward for"
+    )
 
 
-def own_reward(name: str, spec: str, folder: Path) -> Reward:
-    """A function of one's own as a reward: ``function(prompt, response) -> float``, higher is better.
+def scores(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The reward of each response, at once where the reward takes several.
 
     Args:
-        name: the objective.
-        spec: ``FILE.py:FUNCTION``; the file is run, as any program of one's own.
-        folder: what a relative FILE is relative to.
-
-    Raises:
-        ValueError: no such file or function.
+        reward: may have a method ``many`` with these two arguments.
+        prompts: one for each response.
+        responses: as a reader sees them.
     """
-    file, _, function = spec.rpartition(":")
-    path = folder / Path(file).expanduser()
-    if not file.endswith(".py") or not path.is_file():
-        raise ValueError(f"rewards.{name}: {spec!r} is not allowed; allowed: FILE.py:FUNCTION with a file that exists")
-    reward = runpy.run_path(str(path)).get(function)
-    if not callable(reward):
-        raise ValueError(f"rewards.{name}: {path} has no function {function!r}")
-    return _Own(name, reward)
-
-
-class _Own:
-    def __init__(self, name: str, function: Callable[[str, str], float]) -> None:
-        self.name = name
-        self._function = function
-
-    def __call__(self, prompt: str, response: str) -> float:
-        score = float(self._function(prompt, response))
-        if not math.isfinite(score):
-            raise ValueError(f"rewards.{self.name}: {score} for the response {response[:80]!r}; need a finite number")
-        return score
+    many: Callable[[Sequence[str], Sequence[str]], list[float]] | None = getattr(reward, "many", None)
+    if many is not None:
+        return many(prompts, responses)
+    return [reward(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def combine(rows: Sequence[Sequence[float]], scores: np.ndarray) -> np.ndarray:

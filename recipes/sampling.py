@@ -53,12 +53,13 @@ def sample(
     The draws depend on (prompts, seed) only: one generator, rows in order, rows that ended still draw until they are
     dropped.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = model.device
+    generator = torch.Generator(device).manual_seed(seed)
     longest = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt), device=device)
         mask[row, longest - len(prompt) :] = 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
@@ -68,7 +69,7 @@ def sample(
     position = positions[:, -1:]
     outputs: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_tokens):
         token = draw(logits.float(), temperature, top_k, top_p, generator)
         for row, (index, value) in enumerate(zip(alive, token.tolist(), strict=True)):

@@ -28,15 +28,15 @@ def answer_logprobs(
         [answers, longest]
         log-probabilities of its tokens, zero beyond its end. Position t predicts token t.
     """
-    ids, valid = _padded(answers)
     inner = causal_model(model)
+    ids, valid = _padded(answers, inner.device)
     cache = DynamicCache(config=inner.config)
     # The prompt's last token goes with the answers: it is the position that predicts their first token. Padding needs
     # no mask:
     # it comes after every real token and attention is causal.
-    model(torch.tensor([list(prompt[:-1])]), past_key_values=cache, logits_to_keep=1)
+    model(torch.tensor([list(prompt[:-1])], device=ids.device), past_key_values=cache, logits_to_keep=1)
     cache.batch_repeat_interleave(len(answers))
-    last = torch.full((len(answers), 1), int(prompt[-1]))
+    last = torch.full((len(answers), 1), int(prompt[-1]), device=ids.device)
     logits = model(torch.cat([last, ids[:, :-1]], dim=-1), past_key_values=cache).logits.float()
     logprobs = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
     return logits, logprobs * valid
@@ -56,10 +56,10 @@ def answer_states(
         (states, valid): float32 [answers, longest, hidden], where position t has read the answer up to and with its
         token t, and float32 [answers, longest], 1 up to each answer's end and 0 beyond.
     """
-    ids, valid = _padded(answers)
     trunk = causal_model(model).base_model
+    ids, valid = _padded(answers, trunk.device)
     cache = DynamicCache(config=trunk.config)
-    trunk(torch.tensor([list(prompt)]), past_key_values=cache)
+    trunk(torch.tensor([list(prompt)], device=ids.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
     return trunk(ids, past_key_values=cache).last_hidden_state.float(), valid
 
@@ -104,10 +104,10 @@ def predictions(model: torch.nn.Module, items: Sequence[Encoded]) -> Predictions
     inner = causal_model(model)
     trunk = inner.base_model
     shared = _shared_prefix([item.prompt for item in items])
-    ids, _ = _padded([(*item.prompt[shared:], *item.answer[:-1]) for item in items])
+    ids, _ = _padded([(*item.prompt[shared:], *item.answer[:-1]) for item in items], inner.device)
     cache = DynamicCache(config=inner.config)
     if shared:
-        trunk(torch.tensor([list(items[0].prompt[:shared])]), past_key_values=cache)
+        trunk(torch.tensor([list(items[0].prompt[:shared])], device=ids.device), past_key_values=cache)
         cache.batch_repeat_interleave(len(items))
     # Padding needs no mask, see `answer_logprobs`.
     hidden = trunk(ids, past_key_values=cache).last_hidden_state
@@ -115,7 +115,7 @@ def predictions(model: torch.nn.Module, items: Sequence[Encoded]) -> Predictions
     rows = torch.cat([torch.full((len(item.answer),), row) for row, item in enumerate(items)])
     columns = torch.cat([torch.arange(s, s + len(i.answer)) for s, i in zip(starts, items, strict=True)])
     states = hidden[rows, columns]
-    targets = torch.tensor([token for item in items for token in item.answer])
+    targets = torch.tensor([token for item in items for token in item.answer], device=states.device)
     return Predictions(output_logits(inner, states), states.float(), targets, rows)
 
 
@@ -146,7 +146,7 @@ def causal_model(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
-def _padded(answers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(answers: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 and float32 [answers, longest]: token ids, 0 beyond the end; 1 for tokens, 0 beyond."""
     longest = max(len(answer) for answer in answers)
     ids = torch.zeros(len(answers), longest, dtype=torch.long)
@@ -154,4 +154,4 @@ def _padded(answers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tenso
     for row, answer in enumerate(answers):
         ids[row, : len(answer)] = torch.tensor(list(answer))
         valid[row, : len(answer)] = 1.0
-    return ids, valid
+    return ids.to(device), valid.to(device)

@@ -46,7 +46,7 @@ def merged(base: Base, members: Mapping[str, LowRankMember], coefficients: Mappi
                     weight = modules[path].get_parameter("weight")
                     if path not in originals:
                         originals[path] = weight.detach().clone()
-                    weight.add_(low_rank.delta(torch.float32), alpha=coefficient)
+                    weight.add_(low_rank.delta(torch.float32).to(weight.device), alpha=coefficient)
         yield
     finally:
         with torch.no_grad():

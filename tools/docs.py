@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60
 ADDRESS = "http://localhost:8000"
-LONG = ("serve", "bench", "sweep", "calibrate", "fit", "compare")
+LONG = ("serve", "bench", "train", "sweep", "calibrate", "fit", "compare")
 """Commands of `ladle` that go on, or need what does; tests/docs compares their options with their help."""
-FOREIGN = ("make", "pip", "docker", "kubectl", "npm", "lm_eval", "python", "helm")
+FOREIGN = ("make", "pip", "accelerate", "docker", "kubectl", "npm", "lm_eval", "python", "helm")
 FILES = {"rain.json": {"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"]}}
 
 

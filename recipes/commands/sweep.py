@@ -47,7 +47,8 @@ def command(
         typer.Option(
             "--reward",
             "-r",
-            help="A sequence classifier that scores an objective, as OBJECTIVE=FOLDER[#LABEL]; may be repeated.",
+            help="What scores an objective: a sequence classifier as OBJECTIVE=FOLDER[#LABEL], or a function as "
+            "OBJECTIVE=FILE.py:FUNCTION; may be repeated.",
         ),
     ] = None,
     perplexity_answers: Annotated[

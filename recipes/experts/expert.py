@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +13,8 @@ import torch
 from ladle.recipes.config import AdapterConfig, ExpertsConfig
 from ladle.recipes.domains.domains import Question
 from ladle.recipes.model import Base
-from ladle.recipes.scoring import Encoded, predictions
-from ladle.recipes.training.descent import descend
-from ladle.recipes.training.lora import new_adapter, save_adapter
+from ladle.recipes.scoring import Encoded
+from ladle.recipes.training.trl_run import Job, arguments, own_arguments, run, shares, warmup_steps
 
 _WINDOW = 4  # batches whose items are sorted by length among themselves, so that little is padded
 
@@ -58,8 +59,8 @@ def train_expert(
     base_name: str,
     report: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Trains one expert on a pass over its questions and writes it as a PEFT LoRA folder, factors in float16. The base
-    is left as it was.
+    """Trains one expert on a pass over its questions, with TRL's SFTTrainer, and writes it as a PEFT LoRA folder,
+    factors in float16. The base is left as it was.
 
     Args:
         base: the frozen base.
@@ -74,22 +75,28 @@ def train_expert(
     Returns:
         "loss", mean over the last quarter of the steps, nats a token.
     """
-    items = [encode(base, question) for question in questions]
-    model = new_adapter(base, adapter, "default")
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    steps = [[batch] for batch in batches(items, config.batch, np.random.default_rng(config.seed))]
+    job = Job(name, folder, base_name, adapter)
+    rows, repeats = shares(config.batch, {}, "questions")
+    own = own_arguments(config, job, rows, repeats)
+    own |= {"num_train_epochs": 1, "warmup_steps": warmup_steps(config, math.ceil(len(questions) / config.batch))}
+    # Tokens with labels are what SFTTrainer calls prepared; answers of like length share a batch.
+    own |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    own |= {"train_sampling_strategy": "group_by_length"}
 
-    def backward(batch: list[int], share: float) -> tuple[float]:
-        predicted = predictions(model, [items[index] for index in batch])
-        loss = language_loss(predicted.logits, predicted.targets)
-        (loss * share).backward()
-        return (float(loss.detach()),)
+    def make(**parts: Any) -> Any:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
 
-    rates = [(config.learning_rate, parameters)]
-    try:
-        (loss,) = descend(name, rates, steps, backward, warmup=config.warmup, max_gradient=config.max_gradient)
-        save_adapter(model, folder, base_name)
-    finally:
-        model.unload()
-    report(f"{name}: loss {loss:.3f}, {len(steps)} steps")
-    return {"loss": float(loss)}
+        items = [encode(base, question) for question in questions]
+        data = Dataset.from_list([_labelled(item) for item in items])
+        return SFTTrainer(args=arguments(SFTConfig, {}, own), train_dataset=data, **parts)
+
+    return {"loss": run(base, job, make, report)["loss"]}
+
+
+def _labelled(item: Encoded) -> dict[str, list[int]]:
+    """Prompt and answer as TRL takes them; prompts have no part in the loss."""
+    return {
+        "input_ids": [*item.prompt, *item.answer],
+        "labels": [*[-100] * len(item.prompt), *item.answer],
+    }

@@ -27,7 +27,7 @@ from ladle.recipes.model import Base, load_base
 from ladle.recipes.routing_config import ExpertsConfig, RouterConfig
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import load_members
-from ladle.recipes.training.card import write_manifest
+from ladle.recipes.training.family_manifest import write_manifest
 from ladle.recipes.training.train import fingerprint
 
 _T = TypeVar("_T")

@@ -21,7 +21,7 @@ from ladle.recipes.config import EvaluationConfig, Recipe
 from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.model import Base
 from ladle.recipes.prompts import Prompt
-from ladle.recipes.rewards import Reward
+from ladle.recipes.rewards import Reward, scores
 from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.soup import merged
@@ -176,9 +176,10 @@ def _stored(path: Path) -> dict[tuple[str, str], list[Answer]]:
 @torch.inference_mode()
 def _judge(base: Base, prompt: str, outputs: Sequence[list[int]], rewards: Sequence[Reward]) -> list[Answer]:
     _, logprobs = answer_logprobs(base.model, base.prompt_ids(prompt), outputs)
+    texts = [base.text(tokens) for tokens in outputs]
+    rated = zip(*(scores(reward, [prompt] * len(texts), texts) for reward in rewards), strict=True)
     answers = []
-    for tokens, logprob in zip(outputs, logprobs.sum(-1).tolist(), strict=True):
-        text = base.text(tokens)
+    for tokens, text, row, logprob in zip(outputs, texts, rated, logprobs.sum(-1).tolist(), strict=True):
         body = [token for token in tokens if token != base.eos]
         answers.append(
             Answer(
@@ -187,7 +188,7 @@ def _judge(base: Base, prompt: str, outputs: Sequence[list[int]], rewards: Seque
                 len(tokens),
                 is_degenerate(body),
                 logprob,
-                tuple(reward(prompt, text) for reward in rewards),
+                row,
             )
         )
     return answers

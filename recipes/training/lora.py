@@ -15,7 +15,21 @@ from ladle.recipes.config import AdapterConfig
 from ladle.recipes.model import Base
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
+
+
+def lora_config(config: AdapterConfig) -> LoraConfig:
+    """PEFT's form of a recipe's adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(config.targets),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
 
 
 def new_adapter(base: Base, config: AdapterConfig, name: str) -> PeftModel:
@@ -25,18 +39,10 @@ def new_adapter(base: Base, config: AdapterConfig, name: str) -> PeftModel:
     Sharing the initialisation keeps members in one linearly connected region, which merging them relies on
     (Rewarded Soups, arXiv 2306.04488).
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model
 
     torch.manual_seed(config.seed)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules=list(config.targets),
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base.model, lora, adapter_name=name)
+    model = get_peft_model(base.model, lora_config(config), adapter_name=name)
     assert isinstance(model, PeftModel)
     return model
 
@@ -85,10 +91,11 @@ def save_adapter(
     lora.target_modules = sorted(lora.target_modules)  # PEFT keeps a set, whose order differs from run to run
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(str(aside), safe_serialization=True)
+    # No embeddings are trained; to find that out PEFT would ask the hub for the base.
+    model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
     (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the family has one card for all members
     if head is not None:
-        tensors = {name: tensor.detach().float().contiguous() for name, tensor in head.items()}
+        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in head.items()}
         save_file(tensors, str(aside / head_file), metadata={"format": "pt"})
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

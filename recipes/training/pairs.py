@@ -20,8 +20,12 @@ class Scale:
     std: np.ndarray
 
     @classmethod
-    def of(cls, pool: Sequence[Candidate]) -> Scale:
+    def of(cls, pool: Sequence[Candidate], objectives: Sequence[str] = ()) -> Scale:
         """Measures a pool.
+
+        Args:
+            pool: candidates with their rewards.
+            objectives: what these are called, for the message.
 
         Raises:
             ValueError: a reward is the same for every candidate, so there is nothing to learn from it.
@@ -29,7 +33,12 @@ class Scale:
         rewards = np.array([candidate.rewards for candidate in pool], dtype=np.float64)
         std = rewards.std(axis=0)
         if not (std > 0).all():
-            raise ValueError(f"pool: reward {int(np.argmin(std))} is constant over {len(pool)} candidates")
+            which = int(np.argmin(std))
+            name = objectives[which] if objectives else which
+            raise ValueError(
+                f"rewards.{name}: the reward is {rewards[0, which]:g} for each of the {len(pool)} answers of the pool; "
+                "allowed: one that differs between answers"
+            )
         return cls(rewards.mean(axis=0), std)
 
     def z(self, rewards: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:

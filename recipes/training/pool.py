@@ -15,7 +15,7 @@ from rich.progress import track
 from ladle.recipes.config import PoolConfig
 from ladle.recipes.model import Base
 from ladle.recipes.prompts import Prompt
-from ladle.recipes.rewards import Reward, ends_sentence
+from ladle.recipes.rewards import Reward, ends_sentence, scores
 from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import answer_logprobs
 
@@ -67,10 +67,10 @@ def _candidates(
     prompt: Prompt,
     index: int,
     samples: Sequence[tuple[str, list[int]]],
-    rewards: Sequence[Reward],
     config: PoolConfig,
 ) -> Iterator[Candidate]:
-    """Scores the samples of one prompt under the default system prompt and adds their shortened variants."""
+    """Scores the samples of one prompt under the default system prompt and adds their shortened variants, without
+    rewards."""
     draw = np.random.default_rng((config.seed, index))
     logits, logprobs = answer_logprobs(base.model, base.prompt_ids(prompt.text), [tokens for _, tokens in samples])
     ending = torch.log_softmax(logits, -1)[..., base.eos]
@@ -84,9 +84,17 @@ def _candidates(
         for name, ids, total in variants:
             text = base.text(ids)
             if text:
-                yield Candidate(
-                    prompt.text, name, tuple(ids), text, total, tuple(reward(prompt.text, text) for reward in rewards)
-                )
+                yield Candidate(prompt.text, name, tuple(ids), text, total, ())
+
+
+def rewarded(candidates: Sequence[Candidate], rewards: Sequence[Reward]) -> list[Candidate]:
+    """The candidates with their rewards, in order."""
+    prompts = [candidate.prompt for candidate in candidates]
+    texts = [candidate.text for candidate in candidates]
+    columns = [scores(reward, prompts, texts) for reward in rewards]
+    return [
+        replace(candidate, rewards=row) for candidate, row in zip(candidates, zip(*columns, strict=True), strict=True)
+    ]
 
 
 def _prompts_a_batch(prompts: Sequence[Prompt], config: PoolConfig) -> int:
@@ -113,8 +121,8 @@ def sample_batch(
     batch: list[Candidate] = []
     for i, prompt in enumerate(chunk):
         samples = [(name, tokens) for (j, name, _), tokens in zip(requests, outputs, strict=True) if j == i]
-        batch += _candidates(base, prompt, number * step + i, samples, rewards, config)
-    return batch
+        batch += _candidates(base, prompt, number * step + i, samples, config)
+    return rewarded(batch, rewards)
 
 
 def build_pool(
@@ -146,11 +154,7 @@ def build_pool(
             file.flush()
             batches.append(batch)
     # Scored again even when read back: rewards are cheap, and a changed reward must not leave old scores behind.
-    return [
-        replace(candidate, rewards=tuple(reward(candidate.prompt, candidate.text) for reward in rewards))
-        for batch in batches
-        for candidate in batch
-    ]
+    return rewarded([candidate for batch in batches for candidate in batch], rewards)
 
 
 def read_batches(path: Path) -> list[list[Candidate]]:

@@ -1,27 +1,24 @@
-"""Makes a family: pool, members, values, evaluation, manifest and card.
-
-`python -m ladle.recipes.training.train --config demo --out families/demo`
-"""
+"""Makes a family: pool, members, values, evaluation, manifest and card. `ladle train` runs it."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
-from ladle.merging.checkpoints.base import default_cache_dir
-from ladle.recipes.config import Recipe, load_recipe
+from ladle.recipes.config import Recipe
 from ladle.recipes.model import Base, load_base
-from ladle.recipes.prompts import Prompt, load_prompts
-from ladle.recipes.rewards import Reward, make_reward, own_reward
+from ladle.recipes.processes import on_main, processes
+from ladle.recipes.prompt_sources import read_prompts
+from ladle.recipes.prompts import SPLITS, Prompt
+from ladle.recipes.reward_sources import reward_of
+from ladle.recipes.rewards import Reward
 from ladle.recipes.soup import load_members
-from ladle.recipes.training.card import write_card, write_manifest
-from ladle.recipes.training.dpo import train_member
+from ladle.recipes.training.card import CardFacts, Measured, write_card
 from ladle.recipes.training.evaluate import (
     Answer,
     Setting,
@@ -32,8 +29,12 @@ from ladle.recipes.training.evaluate import (
     summarise,
     write_csv,
 )
+from ladle.recipes.training.family_manifest import write_manifest
 from ladle.recipes.training.pairs import Scale, select_pairs
 from ladle.recipes.training.pool import Candidate, build_pool
+from ladle.recipes.training.trl_dpo import dpo_arguments, train_by_dpo
+from ladle.recipes.training.trl_online import online_arguments, train_online
+from ladle.recipes.training.trl_run import Job
 from ladle.recipes.training.value import Rated, by_prompt, held_out_topics, train_value
 from ladle.recipes.training.value_fit import Fit, fits, predictions, store_fits, stored_fits, write_fits
 
@@ -60,21 +61,67 @@ class Workshop:
     folder: Path
 
     @classmethod
-    def open(cls, recipe: Recipe, folder: Path) -> Workshop:
-        """Loads the base and the rewards."""
-        base = load_base(recipe.base)
+    def open(cls, recipe: Recipe, folder: Path, device: str = "cpu", threads: int = 1) -> Workshop:
+        """Loads the prompts, the base and the rewards, and tries each of these once.
+
+        Args:
+            recipe: what is made.
+            folder: where intermediate results are kept.
+            device: "cpu" or "cuda".
+            threads: of torch, on the CPU.
+
+        Raises:
+            ValueError: a prompt or reward source that is not allowed, or a reward that fails.
+        """
+        prompts = read_prompts(recipe.pool.prompts, recipe.folder)
+        columns = {prompt.text: prompt.columns for prompt in prompts}
+        base = load_base(recipe.base, processes(device).device, threads)
         rewards = tuple(
-            own_reward(name, recipe.rewards[name], recipe.folder)
-            if name in recipe.rewards
-            else make_reward(name, base.count_tokens, recipe.concise_target)
+            reward_of(name, recipe.rewards.get(name), recipe.folder, base.count_tokens, recipe.concise_target, columns)
             for name in recipe.objectives
         )
+        for reward in rewards:
+            reward(prompts[0].text, "Yes.")  # what cannot be used is said before anything is sampled
         return cls(recipe, base, rewards, folder)
 
+    @cached_property
+    def _prompts(self) -> list[Prompt]:
+        return read_prompts(self.recipe.pool.prompts, self.recipe.folder)
+
     def prompts(self, split: str) -> list[Prompt]:
-        """The recipe's prompts of one split."""
-        prompts = load_prompts(self.recipe.pool.prompts, split)
+        """The recipe's prompts of one split. Raises ValueError: an unknown one."""
+        if split not in SPLITS:
+            raise ValueError(f"split: {split!r} is not allowed; allowed: {', '.join(SPLITS)}")
+        prompts = [prompt for prompt in self._prompts if prompt.split == split]
         return prompts[: self.recipe.pool.limit] if split == "train" else prompts
+
+    def check(self, split: str | None, *, explicit: bool) -> None:
+        """Refuses what would only be noticed after hours: a split without prompts, values that none are left for, what
+        TRL does not take.
+
+        Args:
+            split: the prompts that will be judged; None for none.
+            explicit: whether explicit values are trained.
+
+        Raises:
+            ValueError: it would fail.
+        """
+        recipe, prompts = self.recipe, self.prompts("train")
+        for name in ("train", *([split] if split else [])):
+            if not self.prompts(name):
+                raise ValueError(f"pool.prompts: {recipe.pool.prompts!r} has no prompts in the split {name!r}")
+        if explicit:
+            held_out_topics(prompts, recipe.value)
+        job = Job("check", self.folder / "check", recipe.base_name, recipe.adapter)
+        if recipe.online is None:
+            dpo_arguments(recipe.dpo, recipe.trl, job, len(prompts))
+        else:
+            tokens = recipe.pool.max_tokens
+            online_arguments(recipe.algorithm, recipe.online, recipe.trl, job, len(prompts), tokens)
+
+    def scale(self, pool: Sequence[Candidate]) -> Scale:
+        """What standardises the rewards. Raises ValueError: a reward is the same for the whole pool."""
+        return Scale.of(pool, self.recipe.objectives)
 
     @property
     def pool_key(self) -> str:
@@ -97,12 +144,22 @@ class Workshop:
         recipe = self.recipe
         folders = {}
         scales = [*scale.mean.tolist(), *scale.std.tolist()]
+        how = [recipe.algorithm, recipe.online or recipe.dpo, recipe.trl]
         for name, weights in (recipe.members() | (recipe.oracle_members() if oracles else {})).items():
-            key = fingerprint(self.pool_key, scales, recipe.adapter, recipe.dpo, weights.tolist(), recipe.base_name)
+            key = fingerprint(self.pool_key, scales, recipe.adapter, *how, weights.tolist(), recipe.base_name)
             folders[name] = self.folder / f"{name}-{key}"
-            if not folders[name].is_dir():
+            if folders[name].is_dir():
+                continue
+            job = Job(name, folders[name], recipe.base_name, recipe.adapter)
+            if recipe.online is None:
                 pairs = select_pairs(pool, scale, weights, pairs=recipe.dpo.pairs, implausible=recipe.pool.implausible)
-                train_member(self.base, name, pairs, recipe.adapter, recipe.dpo, folders[name], recipe.base_name)
+                train_by_dpo(self.base, job, pairs, recipe.dpo, recipe.trl)
+            else:
+                asked = [prompt.text for prompt in self.prompts("train")]
+                train_online(
+                    self.base, job, recipe.algorithm, asked, self.rewards, weights, scale, recipe.online, recipe.trl,
+                    recipe.pool.max_tokens,
+                )  # fmt: skip
         return folders
 
     def rated(self, pool: Sequence[Candidate], scale: Scale, objective: int) -> tuple[list[Rated], list[Rated]]:
@@ -155,37 +212,10 @@ class Workshop:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ladle train",
-        description="Make a family of adapters from a recipe. A run that was broken off goes on where it stopped.",
-        epilog="example: python -m ladle.recipes.training.train --config demo --out families/demo",
-    )
-    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the family: family.toml, adapters, card, evaluation.csv"
-    )
-    parser.add_argument(
-        "--work", type=Path, help="folder for the pool and other intermediate results (default: the user's cache)"
-    )
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="prompts that are judged")
-    parser.add_argument("--beta", type=float, help="train the backbones for this beta, not the recipe's")
-    parser.add_argument(
-        "--training-seed", type=int, default=0, help="added to the seeds of initialisation and order (default 0)"
-    )
-    parser.add_argument("--oracles", action="store_true", help="also train the recipe's policies for one preference")
-    parser.add_argument("--skip-values", action="store_true", help="train no explicit values; needs --skip-evaluation")
-    parser.add_argument(
-        "--skip-evaluation", action="store_true", help="stop once the members and the manifest are written"
-    )
-    parser.add_argument("--json", action="store_true", help="print the evaluation as JSON")
-    return parser
-
-
 def make_family(
     workshop: Workshop, out: Path, split: str | None = "test", *, oracles: bool = False, explicit: bool = True
 ) -> dict[str, object]:
-    """Makes everything a family consists of.
+    """Makes everything a family consists of, together with the other processes of the run.
 
     Args:
         workshop: the recipe and where its intermediate results are kept.
@@ -196,17 +226,40 @@ def make_family(
 
     Returns:
         "settings" (rows of `summarise`), "fronts" (`front` by method) and "values" (`Fit` rows by explicit
-        value); empty without a split.
+        value); empty without a split, and in all processes but the first.
+
+    Raises:
+        ValueError: something of the recipe cannot be used; most of it is told before anything is sampled.
     """
-    recipe = workshop.recipe
-    pool = workshop.pool()
-    scale = Scale.of(pool)
+    workshop.check(split, explicit=explicit)
+    sampled: list[list[Candidate]] = []
+    on_main(lambda: sampled.append(workshop.pool()))
+    pool = sampled[0] if sampled else workshop.pool()  # the others read what the first process left
+    scale = workshop.scale(pool)
     folders = workshop.members(pool, scale, oracles)
+    measured: dict[str, object] = {}
+    on_main(lambda: measured.update(_finish(workshop, out, split, pool, scale, folders, explicit)))
+    return measured
+
+
+def _finish(
+    workshop: Workshop,
+    out: Path,
+    split: str | None,
+    pool: Sequence[Candidate],
+    scale: Scale,
+    folders: dict[str, Path],
+    explicit: bool,
+) -> dict[str, object]:
+    """All that is done once the members are there."""
+    recipe = workshop.recipe
     values = workshop.values(pool, scale) if explicit else {}
     for name, folder in (folders | values).items():
         shutil.copytree(folder, out / "adapters" / name, dirs_exist_ok=True)
     write_manifest(recipe, out)
+    facts = CardFacts(recipe, scale, len(pool), len(workshop.prompts("train")), explicit)
     if split is None:
+        write_card(facts, out)
         return {}
     settings = grid_settings(recipe, recipe.evaluation.grid)
     answers = workshop.judge(folders, split, settings)
@@ -216,37 +269,9 @@ def make_family(
     fronts = {method: front(method, settings, answers, scale, recipe.evaluation, reference) for method in methods}
     write_csv(rows, out / "evaluation.csv")
     value_fits = workshop.fits(pool, scale, values)
-    write_fits(value_fits, out / "values.csv")
-    prompts = len(workshop.prompts("train"))
+    if value_fits:
+        write_fits(value_fits, out / "values.csv")
     examples = [(label, texts[0]) for label, texts in answers.items()]
-    write_card(
-        recipe, out, rows, fronts, scale, examples, value_fits, candidates=len(pool), prompts=prompts, split=split
-    )
+    write_card(facts, out, Measured(rows, fronts, examples, value_fits, split))
     plain_fits = {name: [dataclasses.asdict(fit) for fit in points] for name, points in value_fits.items()}
     return {"settings": rows, "fronts": fronts, "values": plain_fits}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the recipe; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    started = time.monotonic()
-    if arguments.skip_values and not arguments.skip_evaluation:
-        raise ValueError("--skip-values: not allowed without --skip-evaluation, which judges the values")
-    recipe = load_recipe(arguments.config).varied(arguments.beta, arguments.training_seed)
-    workshop = Workshop.open(recipe, arguments.work or default_cache_dir() / "recipes" / recipe.name)
-    figures = make_family(
-        workshop,
-        arguments.out,
-        None if arguments.skip_evaluation else arguments.split,
-        oracles=arguments.oracles,
-        explicit=not arguments.skip_values,
-    )
-    if arguments.json:
-        print(json.dumps(figures))
-    else:
-        print(f"{arguments.out}: {(time.monotonic() - started) / 60:.1f} minutes")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -100,7 +100,8 @@ def value_loss(
         scalar.
     """
     targets = lambda_returns(values, lengths, rewards, td_lambda)
-    valid = torch.arange(values.shape[1])[None, :] < torch.tensor(list(lengths))[:, None]
+    ends = torch.tensor(list(lengths), device=values.device)
+    valid = torch.arange(values.shape[1], device=values.device)[None, :] < ends[:, None]
     return 0.5 * ((values - targets)[valid] ** 2).mean()
 
 
@@ -168,7 +169,7 @@ def train_value(
         "loss", mean over the last quarter of the steps.
     """
     model = new_adapter(base, adapter, "default")
-    head = new_head(hidden_size(base))
+    head = new_head(hidden_size(base)).to(base.model.device)
     draw = np.random.default_rng(config.seed)
     orders = [draw.permutation(len(prompt.answers)) for prompt in rated]
     passes = [

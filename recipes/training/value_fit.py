@@ -54,11 +54,12 @@ def predictions(base: Base, folder: Path, rated: Sequence[Rated]) -> list[list[n
         folder: as `train_value` wrote it; the stored, rounded weights are what is judged.
         rated: the answers.
     """
-    head = load_head(folder, hidden_size(base))
+    head = load_head(folder, hidden_size(base)).to(base.model.device)
     with merged(base, load_members(base, {"value": folder}), {"value": 1.0}):
         results = []
         for prompt in rated:
-            values = answer_values(base.model, head, base.prompt_ids(prompt.prompt), prompt.answers).double().numpy()
+            read = answer_values(base.model, head, base.prompt_ids(prompt.prompt), prompt.answers)
+            values = read.cpu().double().numpy()
             results.append([row[: len(answer)] for row, answer in zip(values, prompt.answers, strict=True)])
     return results
 

@@ -58,12 +58,14 @@ FLOORS: dict[str, list[str]] = {
         "watch",
     ],
     "recipes": [
-        "everyday experts vector_study",
+        "commands everyday vector_study",
+        "experts",
         "training",
-        "commands config",
-        "fits routing_config",
+        "config fits",
+        "routing_config",
         "domains soup sweeps",
-        "markdown metrics model prompts rewards sampling scoring",
+        "prompt_sources reward_sources",
+        "classifier markdown metrics model processes prompts rewards sampling scoring soup_config trl_config",
     ],
     "benchmarks": [
         "command",

@@ -90,6 +90,8 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command: str, url: str, folder: Path, tmp_path: Path) -> None:
     words = shlex.split(command, comments=True)
+    if words[0] == "accelerate":
+        words = words[words.index("ladle") :]
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "pip":
@@ -100,7 +102,7 @@ def test_commands(command: str, url: str, folder: Path, tmp_path: Path) -> None:
     elif words[0] == "lm_eval":
         pytest.skip("tests/conformance runs it")
     elif words[0] == "python" or (
-        words[0] == "ladle" and words[1] in ("serve", "bench", "sweep", "calibrate", "fit", "compare")
+        words[0] == "ladle" and words[1] in ("serve", "bench", "train", "sweep", "calibrate", "fit", "compare")
     ):
         # These go on for long, or need what does; whether they understand what is asked is seen without doing it.
         known(words)

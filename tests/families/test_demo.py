@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ladle.guidance.registry import available, check_methods
 from ladle.merging.family.family import Family, load_family
 from ladle.recipes.config import load_recipe
-from ladle.recipes.training.card import write_manifest
+from ladle.recipes.training.family_manifest import write_manifest
 from ladle.server.engine.requests.tokenizer import load_tokenizer
 from ladle.server.tools.formats import HERMES, format_of
 

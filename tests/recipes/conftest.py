@@ -89,6 +89,7 @@ def recipe(base_folder: Path, tmp_path: Path) -> Recipe:
         chat_template=None,
         objectives=("positive", "concise"),
         oracles={},
+        trl={"save_strategy": "no"},
         presets={"cheerful": {"positive": 1.0}, "balanced": {"positive": 0.5, "concise": 0.5}},
         pool=pool,
         adapter=replace(shipped.adapter, rank=2, alpha=4),

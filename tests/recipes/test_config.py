@@ -8,7 +8,7 @@ import pytest
 
 from ladle.merging.family.manifest import load_manifest
 from ladle.recipes.config import load_recipe
-from ladle.recipes.training.card import write_manifest
+from ladle.recipes.training.family_manifest import write_manifest
 
 
 @pytest.mark.parametrize(("name", "objectives"), [("demo", 3), ("quick", 2)])

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,6 @@ from ladle.recipes.rewards import (
     count_syllables,
     ends_sentence,
     make_reward,
-    own_reward,
 )
 
 
@@ -97,18 +94,3 @@ def test_combine_is_b_times_r(random: np.random.Generator) -> None:
     matrix, scores = random.normal(size=(3, 3)), random.normal(size=(5, 3))
     expected = [[sum(matrix[j, i] * scores[c, i] for i in range(3)) for j in range(3)] for c in range(5)]
     np.testing.assert_allclose(combine(matrix.tolist(), scores), expected, rtol=1e-12)
-
-
-def test_a_function_of_one_s_own_is_a_reward(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def asks(prompt, response):\n    return response.count('?')\n\nodd = 3\n")
-    reward = own_reward("curious", "mine.py:asks", tmp_path)
-    assert reward.name == "curious" and reward("p", "You? Me?") == 2.0
-    for spec, words in (
-        ("mine.py:nobody", "no function 'nobody'"), ("mine.py:odd", "no function 'odd'"),
-        ("none.py:asks", "rewards.curious: 'none.py:asks' is not allowed"), ("mine:asks", "FILE.py:FUNCTION"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=words):
-            own_reward("curious", spec, tmp_path)
-    (tmp_path / "bad.py").write_text("def endless(prompt, response):\n    return float('inf')\n")
-    with pytest.raises(ValueError, match="need a finite number"):
-        own_reward("bad", "bad.py:endless", tmp_path)("p", "r")

@@ -14,7 +14,7 @@ from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import load_family
 from ladle.recipes.model import Base
-from ladle.recipes.training import monitor_command
+from ladle.recipes.commands import monitor as monitor_command
 from ladle.recipes.training.monitor import (
     Labelled,
     monitor_loss,

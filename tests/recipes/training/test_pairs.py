@@ -20,7 +20,7 @@ def test_scale_standardises(random: np.random.Generator) -> None:
 
 
 def test_a_constant_reward_is_refused() -> None:
-    with pytest.raises(ValueError, match="reward 1 is constant"):
+    with pytest.raises(ValueError, match="rewards.1: the reward is 2 for each of the 4 answers"):
         Scale.of([_candidate("p", i, (float(i), 2.0)) for i in range(4)])
 
 

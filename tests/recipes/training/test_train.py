@@ -13,7 +13,7 @@ from ladle.recipes.config import Recipe, load_recipe
 from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.training.evaluate import grid_settings
-from ladle.recipes.training.train import Workshop, fingerprint, main, make_family
+from ladle.recipes.training.train import Workshop, fingerprint, make_family
 
 
 def test_a_whole_family_is_made_and_loads(
@@ -119,6 +119,15 @@ def test_members_are_the_rows_of_b_and_the_unit_rows() -> None:
     ("old", "new", "message"),
     [
         ("beta = 0.7", "beta = 0.3", r"soup.beta: 0.3 is not allowed"),
+        ("beta = 0.7", "", r"give soup.beta or soup.matrix, one of them"),
+        ("beta = 0.7", "matrix = [[1, 0], [0, 1]]", r"soup.matrix: 2x2 numbers are not allowed; allowed: 3x3"),
+        ("beta = 0.7", "matrix = [[1, 0, 0], [1, 0, 0], [0, 0, 1]]", r"soup.matrix: .*singular"),
+        (
+            "concise_target",
+            'algorithm = "ppo"\nconcise_target',
+            r"algorithm: 'ppo' is not allowed; allowed: dpo, grpo, rloo",
+        ),
+        ("concise_target", 'algorithm = "grpo"\nconcise_target', r"algorithm: 'grpo' needs the table \[grpo\]"),
         ("warmup =", "warm =", r"\[dpo\]: unknown key 'warm'"),
         ("rank = 4", "", r"\[adapter\]: the key 'rank' is missing"),
         ("td_lambda = 1.0", "td_lambda = 1.5", r"value.td_lambda: 1.5 is not allowed; allowed: 0 to 1"),
@@ -136,12 +145,6 @@ def test_bad_recipes_are_refused(tmp_path: Path, old: str, new: str, message: st
         load_recipe(str(path))
 
 
-def test_command_needs_an_output_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([])
-    assert "--out" in capsys.readouterr().err
-
-
 def test_oracles_are_trained_and_values_left_out_on_request(
     base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
 ) -> None:
@@ -152,8 +155,3 @@ def test_oracles_are_trained_and_values_left_out_on_request(
     assert {value.kind for value in family.values} == {"implicit"}
     plan = resolve(family, Steering(coefficients={"oracle-even": 1.0}))
     assert plan.sources[0].coefficients == (("oracle-even", 1.0),)
-
-
-def test_values_cannot_be_judged_if_they_are_left_out(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--skip-values"):
-        main(["--out", str(tmp_path), "--skip-values"])

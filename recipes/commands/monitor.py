@@ -1,4 +1,4 @@
-"""``ladle monitor``."""
+"""``ladle monitor``: a value that watches answers, trained from texts with labels and written into a family."""
 
 from __future__ import annotations
 

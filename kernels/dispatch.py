@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +61,7 @@ __all__ = [
     "rule_out_implausible",
     "run_layers",
     "sample",
+    "seconds",
     "spans_of",
     "stack_products",
     "tiled_product",
@@ -145,6 +146,13 @@ def tiled_rows(dtype: torch.dtype, elements: int) -> int:
     from ladle.kernels.cpu import row_limit
 
     return row_limit.tiled_rows(dtype, elements)
+
+
+def seconds(work: Callable[[], object], rounds: int) -> float:
+    """How long the quickest of ``rounds`` calls of ``work`` takes."""
+    from ladle.kernels.cpu import row_limit
+
+    return row_limit.seconds(work, rounds)
 
 
 def stack_products(products: Sequence[Any]) -> Product:

@@ -22,6 +22,8 @@ from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold
 LARGEST = 1 << 29
 """Weights of a model up to which two copies of them are held, where a processor multiplies many rows in another way."""
 _SIZE = 1024
+_WEIGHTS = 12
+"""Different ones: a model's weights come from memory at every step, and do not lie in a processor's caches."""
 _COUNTS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 _ROUNDS = 7
 _AS_QUICK = 1.4
@@ -53,9 +55,9 @@ def _quickest(dtype: torch.dtype) -> int:
     if not has_other_unit(dtype):
         return sys.maxsize
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(_SIZE, _SIZE, generator=generator)
-    tiled = TiledProduct(weight, None, None, None, dtype)
-    packed = PackedLinear(weight, None, dtype)
+    weights = [torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(_WEIGHTS)]
+    tiled = [TiledProduct(weight, None, None, None, dtype) for weight in weights]
+    packed = [PackedLinear(weight, None, dtype) for weight in weights]
     for index, count in enumerate(_COUNTS):
         rows = torch.randn(count, _SIZE, generator=generator).to(dtype)
         if any(_as_quick(rows, tiled, packed) for _ in range(_TRIES)):
@@ -63,18 +65,18 @@ def _quickest(dtype: torch.dtype) -> int:
     return 0
 
 
-def _as_quick(rows: Tensor, tiled: TiledProduct, packed: PackedLinear) -> bool:
+def _as_quick(rows: Tensor, tiled: list[TiledProduct], packed: list[PackedLinear]) -> bool:
     time.sleep(_PAUSE_S)
-    tile = _seconds(rows, lambda x: tiled(x, None))
-    return tile <= _AS_QUICK * _seconds(rows, packed)
+    tile = seconds(lambda: [product(rows, None) for product in tiled])
+    return tile <= _AS_QUICK * seconds(lambda: [product(rows) for product in packed])
 
 
-def _seconds(rows: Tensor, product: Callable[[Tensor], Tensor]) -> float:
+def seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
     """How long the quickest of some calls in a row takes: what else the machine does only adds, and
     the threads of one form get in the way of the other's when they take turns."""
     times = []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         start = time.perf_counter()
-        product(rows)
+        work()
         times.append(time.perf_counter() - start)
     return min(times)

@@ -22,6 +22,12 @@ from ladle.server.engine.forward.layer_vectors import LayerVectors
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 
 CPU = torch.device("cpu")
+_COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
+_FIRST_TRIED = 16
+_ROUNDS = 3
+_TRIED_BYTES = 1 << 28
+_AS_QUICK = 1.1
+"""Rows that are kept apart are worth a little."""
 TOGETHER = 512
 """Rows a call: what the layers hold of a row between their products should stay in the processor's caches."""
 
@@ -60,26 +66,60 @@ class DecoderStack(nn.Module):
     @torch.inference_mode()
     def agrees(self) -> bool:
         """Compiles the layers, and compares each with what it stands for: two rows on a pool of their own."""
-        first = self._layers[0]
-        dim = first.attention.shape.head_dim
-        caches = [KVCache([layer.attention.shape for layer in self._layers], 3, self._dtype, CPU) for _ in range(2)]
-        slot_mapping, positions = torch.tensor([16, 17]), torch.tensor([0, 1])
-        group = AttentionGroup(0, 2, 0, positions[None], torch.tensor([[1]]), torch.arange(BLOCK_SIZE))
-        places = TokenPlaces(np.array([[1]]), np.zeros(2, dtype=np.int64), positions.numpy())
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, 2, first.hidden, generator=generator).to(self._dtype)
-        angles = torch.rand(1, 2, dim // 2, generator=generator).repeat(1, 1, 2)
-        turns = angles.cos().to(self._dtype), angles.sin().to(self._dtype)
-        # Without a merge: no request has stated coefficients yet.
-        first.qkv.gate.open(None)
         bound = 1e-2 if self._dtype == torch.float32 else 3e-2
+        x, turns, plain_context = self._trial(2)
+        _, _, context = self._trial(2)
         for index, layer in enumerate(self._layers):
-            plain = layer(x, turns, PagedContext(caches[0], slot_mapping, [group])).float()
-            context = PagedContext(caches[1], slot_mapping, [group], places)
+            plain = layer(x, turns, plain_context).float()
             compiled = self._run(x, turns, context, slice(index, index + 1)).float()
             if not torch.linalg.vector_norm(compiled - plain) <= bound * torch.linalg.vector_norm(plain):
                 return False
         return True
+
+    @torch.inference_mode()
+    def choose_rows(self) -> None:
+        """Find by trying up to how many rows the compiled layers are the quicker ones. Tried only where products are,
+        too (``row_limit``): elsewhere it is all rows, and no race may decide the form of a step."""
+        if self.most_rows == dispatch.ALL_ROWS:
+            return
+        counts = [count for count in _COUNTS if count >= _FIRST_TRIED]
+        if not self._is_quicker(counts[0]):
+            fewer = (count for count in reversed(_COUNTS) if count < _FIRST_TRIED and self._is_quicker(count))
+            self.most_rows = next(fewer, 1)
+            return
+        slower = next((index for index, count in enumerate(counts[1:]) if not self._is_quicker(count)), len(counts) - 1)
+        self.most_rows = counts[slower]
+
+    def _is_quicker(self, count: int) -> bool:
+        # As many layers as a large processor's caches do not hold: in a step they come from memory.
+        size = sum(group.nbytes for group in self._layers[0].groups)
+        part = slice(0, max(1, min(len(self._layers), _TRIED_BYTES // max(1, size))))
+        x, turns, context = self._trial(count)
+
+        def plain() -> None:
+            states = x
+            for layer in self._layers[part]:
+                states = layer(states, turns, context)
+
+        compiled = dispatch.seconds(lambda: self._run(x, turns, context, part), _ROUNDS)
+        return compiled <= _AS_QUICK * dispatch.seconds(plain, _ROUNDS)
+
+    def _trial(self, count: int) -> tuple[Tensor, tuple[Tensor, Tensor], PagedContext]:
+        """Random states, rotations and a context for ``count`` tokens of one sequence, on a pool of their own; without
+        a merge, as no request has stated coefficients yet."""
+        first, blocks = self._layers[0], -(-count // BLOCK_SIZE)
+        dim = first.attention.shape.head_dim
+        cache = KVCache([layer.attention.shape for layer in self._layers], blocks + 1, self._dtype, CPU)
+        table, positions = torch.arange(1, blocks + 1)[None], torch.arange(count)
+        tiles = torch.arange(blocks * BLOCK_SIZE)
+        group = AttentionGroup(0, count, 0, tiles.view(blocks, BLOCK_SIZE), table, tiles)
+        places = TokenPlaces(table.numpy(), np.zeros(count, dtype=np.int64), positions.numpy())
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, count, first.hidden, generator=generator).to(self._dtype)
+        angles = torch.rand(1, count, dim // 2, generator=generator).repeat(1, 1, 2)
+        first.qkv.gate.open(None)
+        context = PagedContext(cache, BLOCK_SIZE + positions, [group], places)
+        return x, (angles.cos().to(self._dtype), angles.sin().to(self._dtype)), context
 
     def _run(
         self,
@@ -191,6 +231,7 @@ def compile_layers(model: Any, dtype: torch.dtype, vectors: LayerVectors | None 
     stack = DecoderStack(fused, dtype, vectors)
     if not stack.agrees():
         return False
+    stack.choose_rows()
     decoder.layers = nn.ModuleList([stack])
     return True
 

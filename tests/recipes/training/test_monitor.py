@@ -13,8 +13,8 @@ from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import load_family
-from ladle.recipes.model import Base
 from ladle.recipes.commands import monitor as monitor_command
+from ladle.recipes.model import Base
 from ladle.recipes.training.monitor import (
     Labelled,
     monitor_loss,

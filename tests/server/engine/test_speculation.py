@@ -118,6 +118,21 @@ def test_answers_of_several_sequences(world: World, foreseen: type[Foreseen]) ->
     _same(alone(build(world.family, draft_tokens=3, **ROOMY), request), expected)
 
 
+def test_answers_that_are_watched(world: World, foreseen: type[Foreseen]) -> None:
+    """A monitor values every token of a draft, and ends the answer at the one that it ends without drafts."""
+    rng = random.Random(fresh_seed())
+    requests = []
+    for index, above in enumerate([1e9, -0.2, 0.0, 0.1, 0.3, 0.6]):
+        monitor = {"value": "score-positive", "above": above, "for": 1 + index % 3, "hold": 3}
+        steering = {"method": "base", "monitor": monitor}
+        requests.append(world.request(f"r{index}", steering, world.prompts(rng), max_tokens=14, seed=index))
+    plain, drafting = build(world.family, **ROOMY), build(world.family, draft_tokens=4, **ROOMY)
+    _compare(plain, drafting, requests, foreseen)
+    expected, outputs = serve(plain, requests), serve(drafting, requests)
+    for request in requests:
+        assert [o.tripped for o in outputs[request.request_id]] == [o.tripped for o in expected[request.request_id]]
+
+
 @pytest.mark.parametrize("schedule", ["eager", "lazy"])
 def test_routed_requests(schedule: str, tmp_path: Path, foreseen: type[Foreseen]) -> None:
     rng = random.Random(fresh_seed())

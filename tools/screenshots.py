@@ -139,15 +139,24 @@ def picture(browser: Any, size: tuple[int, int]) -> Image.Image:
 def save(frames: list[tuple[Image.Image, float]], file: Path) -> None:
     """One picture, or an animated one of frames and the times, in seconds, at which they are shown: small files, in a
     palette of their own."""
-    first = frames[-1][0].quantize(COLOURS, dither=Image.Dither.NONE)
     if len(frames) == 1:
-        first.save(file, optimize=True)
+        frames[0][0].quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
     else:
-        pictures = [image.quantize(palette=first, dither=Image.Dither.NONE) for image, _ in frames[:-1]]
+        palette = beside([image for image, _ in frames[:: len(frames) // 4 + 1]]).quantize(COLOURS)
+        pictures = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image, _ in frames[:-1]]
         lasts = [round(1000 * min(LONGEST, after - time)) for (_, time), (_, after) in pairwise(frames)]
         lasts[-1] = 3000  # what it came to
         pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=lasts, loop=0, optimize=True)
     print(f"{file.relative_to(ROOT)}  {file.stat().st_size / 1024:.0f} KiB", flush=True)
+
+
+def beside(images: list[Image.Image]) -> Image.Image:
+    """One picture of several of the same size."""
+    width, height = images[0].size
+    joined = Image.new("RGB", (width * len(images), height))
+    for place, image in enumerate(images):
+        joined.paste(image, (place * width, 0))
+    return joined
 
 
 def wait(browser: Any, condition: str, seconds: float = 180) -> None:

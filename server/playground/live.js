@@ -57,6 +57,12 @@ export class LiveSteering {
     this.closed = true;
   }
 
+  /** Another answer has taken its place: nothing more is sent, or told. */
+  drop() {
+    this.closed = true;
+    this.told = { accepted() {}, refused() {} };
+  }
+
   /** Steer the rest by `steering`, once nothing else has been asked for for a moment. */
   want(steering, strength) {
     if (this.closed) return;

@@ -98,6 +98,7 @@ function show(fragment) {
     answers[letter].find(".name").textContent = title(state.sides[letter].method);
     answers[letter].paint(form.colours);
   }
+  age();
   if (found.problems.length) notice(`Of the link, ${found.problems.join("; ")}.`);
 }
 

@@ -35,6 +35,7 @@ export class Runs {
   async run(letter) {
     const { state, sides, answers, past } = this.page;
     this.running[letter]?.abort();
+    this.live[letter]?.drop();
     const answer = answers[letter];
     const controller = (this.running[letter] = new AbortController());
     const traced = state.trace;

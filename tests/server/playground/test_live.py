@@ -1,5 +1,6 @@
 """Answers that are steered from the page while they are written."""
 
+import time
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_slider_steers_the_running_answer(watched: Page) -> None:
 
 
 def test_a_steered_answer_is_remembered_with_its_parts(page: Page, url: str) -> None:
-    page.open(url, **{**LONG, "max_tokens": 1500})
+    page.open(url, **{**LONG, "max_tokens": 500})
     page.ready()
     begun(page, "a")
     page.sliders("a")[1].send_keys(END)
@@ -111,6 +112,20 @@ def test_without_the_switch_nothing_is_sent_until_it_is_asked_for(watched: Page)
     page.wait(lambda: len(page.all("#answer-b .part")) == 2)
     stopped(page, "b")
     assert page.complaints() == []
+
+
+def test_a_change_for_an_answer_that_was_begun_anew_is_forgotten(watched: Page) -> None:
+    page = watched
+    begun(page, "a")
+    page.run(
+        "const one = document.querySelectorAll('#side-a .preference input')[1]; one.value = 100;"
+        "one.dispatchEvent(new Event('input')); document.querySelector('#answer-both').click()"
+    )
+    time.sleep(0.5)  # longer than controls have to rest
+    page.wait(lambda: page.count("a") > 5)
+    assert requests(page) == [] and page.one("#answer-a .steered").text == ""
+    page.one("#stop-both").click()
+    page.wait(lambda: "running" not in (page.state("a"), page.state("b")))
 
 
 def test_what_cannot_be_is_said_and_the_answer_goes_on(watched: Page, running: tuple[str, Service]) -> None:

@@ -6,6 +6,7 @@ import { only } from "./fields.js";
 
 const REST = 250; // milliseconds; each change computes the text so far anew
 const AIMS = ["preference", "target", "coefficients", "terms"]; // a new one takes the place of the old one
+const FINAL = ["too_many_changes", "not_steerable", "not_here"]; // codes after which no other change is taken either
 const ENDED = "The answer had ended before the change came.";
 
 /**
@@ -85,8 +86,8 @@ export class LiveSteering {
       this.now = steering;
       this.told.accepted(steering, tokens[0]);
     } catch (error) {
-      if (error.status === 404) this.refuse(ENDED);
-      else if (error.code === "too_many_changes" || error.code === "not_steerable") this.refuse(error.message);
+      if (error.code === "answer_not_found") this.refuse(ENDED);
+      else if (FINAL.includes(error.code)) this.refuse(error.message);
       else this.told.refused(error.message);
     }
     this.sending = false;

@@ -162,6 +162,21 @@ def test_what_cannot_be_is_said_and_the_answer_goes_on(watched: Page, running: t
     stopped(page, "b")
 
 
+def test_a_server_of_several_replicas_says_that_it_cannot(page: Page, url: str) -> None:
+    page.open(url, **LONG)
+    page.ready()
+    page.run(
+        "const real = window.fetch; window.fetch = async (path, options) => path.endsWith('/steering')"
+        " ? new Response(JSON.stringify({error: {message: 'steer it by a schedule', code: 'not_here'}}), {status: 404})"
+        "  : real(path, options)"
+    )
+    begun(page, "a")
+    page.sliders("a")[1].send_keys(END)
+    page.wait(lambda: "by a schedule" in page.one("#answer-a .steered").text)
+    assert page.state("a") == "running" and not page.one("#answer-a .steer").is_displayed()
+    stopped(page, "a")
+
+
 def test_what_a_change_says(page: Page, url: str) -> None:
     """Only what is new is sent; what cannot be taken back is told."""
     page.open(url)

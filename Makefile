@@ -5,7 +5,7 @@
 #   make bench   measure, on this machine
 #   make kernels every kernel in every configuration, compiled for every GPU that we name; needs none of them
 #   make gpu     tests and benchmarks that need a GPU; fails where there is none
-#   make docs    the site, and every command and program of README and docs, on a fresh server; takes minutes
+#   make docs    the site, every command and program of README and docs, on a fresh server, and the pictures; takes minutes
 #   make site    the documentation with a reference of the API, as a site in build/site
 #   make conformance   clients that need an environment of their own, against a server, and layouts of quantised weights
 #                against the packages that write them. Fetches all of these, takes minutes. Also trainings that are
@@ -56,6 +56,7 @@ bench:
 docs: site
 	@$(PYTHON) tools/environment.py dev
 	@$(BIN)/python tools/docs.py
+	@$(BIN)/python tools/screenshots.py
 
 # The notice that is turned off is of the generator's future, and ends no build.
 site:

@@ -2,13 +2,15 @@
 
 import { fixed, fromTemplate, make, percent } from "./dom.js";
 import { binOf, fillLegend } from "./legend.js";
+import { numbersOf, wordsOf } from "./numbers.js";
+import { partName } from "./parts.js";
 import { spark } from "./spark.js";
+import { Walk } from "./walk.js";
 
-/** One side's answer. `actions`: toggle(letter). */
+/** One side's answer. `actions`: toggle(letter), and steer(letter), its rest by the settings as they are now. */
 export class Answer {
   constructor(letter, inspector, actions) {
     this.letter = letter;
-    this.inspector = inspector;
     this.root = fromTemplate("answer");
     this.root.id = `answer-${letter}`;
     const badge = this.find(".badge");
@@ -21,9 +23,11 @@ export class Answer {
     this.button = this.find(".toggle");
     this.button.addEventListener("click", () => actions.toggle(letter));
     this.find(".retry").addEventListener("click", () => actions.toggle(letter));
+    this.find(".steer").addEventListener("click", () => actions.steer(letter));
+    this.find(".thought-toggle").addEventListener("click", () => this.showThought(this.box.classList.contains("folded")));
     this.colours = "auto";
     this.experts = [];
-    this.listen();
+    this.walk = new Walk(this.box, inspector);
     this.clear();
   }
 
@@ -35,25 +39,31 @@ export class Answer {
     this.tokens = [];
     this.spans = [];
     this.waiting = [];
-    this.current = -1;
+    this.walk.clear(this.spans, this.tokens);
+    this.parts = []; // {at, name}: where it was steered otherwise on the way
+    this.last = null; // the steering that the last token came under
+    this.thought = null;
     this.reply = null;
     this.firstAt = this.lastAt = null;
     this.box.replaceChildren();
-    this.box.removeAttribute("role");
     this.find(".plain").textContent = "";
     this.find(".problem").hidden = true;
     this.find(".retry").hidden = true;
     this.setStale(false);
     spark(this.find(".spark"), []);
     this.find(".warnings").hidden = true;
+    this.find(".ended").hidden = true;
+    this.find(".thought-toggle").hidden = true;
+    this.say("");
     this.find(".meter").textContent = "";
     this.root.dataset.state = "idle";
     this.legend();
   }
 
-  /** A new answer begins; `name` says how it was asked for. */
-  start(name) {
+  /** A new answer begins; `name` says how it was asked for, `steering` what steers it. */
+  start(name, steering) {
     this.clear();
+    this.last = { method: steering.method, preference: steering.preference ?? null };
     this.find(".name").textContent = name;
     this.startedAt = performance.now();
     this.setState("running");
@@ -73,24 +83,50 @@ export class Answer {
   flush() {
     if (!this.waiting.length) return;
     const follow = this.page.scrollHeight - this.page.scrollTop - this.page.clientHeight < 24;
-    this.box.append(...this.waiting.splice(0).map((token) => this.span(token)));
-    if (this.current < 0) {
-      this.current = 0;
-      this.spans[0].tabIndex = 0;
-      this.box.setAttribute("role", "listbox");
-    }
+    for (const token of this.waiting.splice(0)) this.place(token);
+    this.walk.begin();
     if (follow) this.page.scrollTop = this.page.scrollHeight;
     this.meter();
     this.legend();
   }
 
-  span(token) {
+  /** Put a token where it belongs: a mark in front of it where a part begins, and a thought apart from the answer. */
+  place(token) {
+    if (token.part) this.box.append(this.mark(token.part));
+    if (token.reasoning_content === undefined) this.box.append(this.span(token, token.text));
+    else this.thoughts().append(this.span(token, token.reasoning_content));
+  }
+
+  mark(part) {
+    const name = partName(part, this.last);
+    this.last = part;
+    this.parts.push({ at: this.spans.length, name });
+    // Said by the card of the token, and once by the status line; between options there is no place for a text.
+    return make("span", { class: "part", "aria-hidden": "true" }, name);
+  }
+
+  thoughts() {
+    if (this.thought) return this.thought;
+    this.thought = make("span", { class: "thought", role: "group", "aria-label": "Thought" });
+    this.box.append(this.thought);
+    this.find(".thought-toggle").hidden = false;
+    this.showThought(true);
+    return this.thought;
+  }
+
+  showThought(shown) {
+    this.box.classList.toggle("folded", !shown);
+    this.find(".thought-toggle").setAttribute("aria-expanded", String(shown));
+    this.find(".thought-toggle").textContent = shown ? "Hide the thought" : "Show the thought";
+  }
+
+  span(token, text) {
     const index = this.spans.length;
-    const span = make("span", { class: "token", role: "option", tabindex: -1, "aria-selected": "false" }, token.text);
+    const span = make("span", { class: "token", role: "option", tabindex: -1, "aria-selected": "false" }, text);
     span.dataset.index = index;
-    if (!token.text.trim()) span.setAttribute("aria-label", named(token.text));
-    if (token.text === "") span.classList.add("silent");
-    if (token.text.includes("\n")) span.classList.add("break");
+    if (!text.trim()) span.setAttribute("aria-label", named(text));
+    if (text === "") span.classList.add("silent");
+    if (text.includes("\n")) span.classList.add("break");
     if (token.shift !== null) span.dataset.shift = binOf(token.shift);
     if (token.argmax_changed) span.classList.add("changed");
     if (token.expert) span.dataset.expert = this.expertIndex(token.expert);
@@ -108,7 +144,12 @@ export class Answer {
     this.reply = reply;
     this.flush();
     this.setState("done");
-    const { warnings } = reply.steering;
+    const { warnings, monitor } = reply.steering;
+    const trip = monitor?.stopped.find(({ index }) => index === 0);
+    this.find(".ended").textContent = trip
+      ? `Stopped by monitor ${trip.name} at token ${trip.token} (value ${fixed(trip.value, 3)}).`
+      : "";
+    this.find(".ended").hidden = !trip;
     const list = this.find(".warnings");
     list.replaceChildren(...warnings.map((text) => make("li", {}, text)));
     list.hidden = !warnings.length;
@@ -133,10 +174,19 @@ export class Answer {
     this.find(".retry").hidden = false;
   }
 
-  /** Whether the settings are no longer those that made this answer. */
-  setStale(stale) {
+  /** Whether the settings are no longer those that made this answer; while it is written its rest can follow them. */
+  setStale(stale, steerable = false) {
     this.root.toggleAttribute("data-stale", stale);
     this.find(".stale-note").hidden = !stale;
+    this.find(".steer").hidden = !steerable;
+  }
+
+  /** What came of a change on the way; `bad` where nothing did. */
+  say(text, bad = false) {
+    const line = this.find(".steered");
+    line.textContent = text;
+    line.hidden = !text;
+    line.classList.toggle("refused", bad);
   }
 
   get text() {
@@ -165,27 +215,14 @@ export class Answer {
 
   /** What can be said in numbers, as far as it is known. */
   get numbers() {
-    const shifts = this.tokens.map((token) => token.shift).filter((shift) => shift !== null && shift !== undefined);
-    const changed = this.tokens.filter((token) => token.argmax_changed).length;
-    const guided = this.tokens.filter((token) => token.outside !== null && token.outside !== undefined);
-    const seconds = this.lastAt === null ? 0 : (this.lastAt - this.firstAt) / 1000;
-    const share = (part, whole) => (whole ? part / whole : null);
-    return {
-      tokens: this.tokens.length,
-      shift: share(shifts.reduce((sum, shift) => sum + shift, 0), shifts.length),
-      changed: shifts.length ? share(changed, this.tokens.length) : null,
-      outside: share(guided.filter((token) => token.outside).length, guided.length),
-      first: this.firstAt === null ? null : (this.firstAt - this.startedAt) / 1000,
-      rate: seconds > 0 ? (this.tokens.length - 1) / seconds : null,
-    };
+    return numbersOf(this.tokens, this);
   }
 
   meter() {
     const { tokens, shift } = this.numbers;
     const parts = [];
     if (this.root.dataset.state === "stopped") parts.push("stopped");
-    const words = this.text.split(/\s+/).filter(Boolean).length;
-    if (tokens) parts.push(`${words}\u00a0words`, `${tokens}\u00a0tokens`);
+    if (tokens) parts.push(`${wordsOf(this.text)}\u00a0words`, `${tokens}\u00a0tokens`);
     if (shift !== null) parts.push(`shift\u00a0${fixed(shift)}`);
     if (!this.running) spark(this.find(".spark"), this.tokens);
     this.find(".meter").textContent = parts.join(" \u00b7 ");
@@ -208,68 +245,6 @@ export class Answer {
   markFork(index) {
     this.box.querySelector(".fork")?.classList.remove("fork");
     this.spans[index]?.classList.add("fork");
-  }
-
-  listen() {
-    const spanOf = (event) => event.target.closest?.(".token");
-    const tokenOf = (span) => this.tokens[Number(span.dataset.index)];
-    this.box.addEventListener("pointerover", (event) => {
-      const span = spanOf(event);
-      if (span) this.inspector.show(tokenOf(span), span);
-    });
-    this.box.addEventListener("pointerout", (event) => {
-      if (spanOf(event) && spanOf(event) !== document.activeElement) this.inspector.hide(spanOf(event));
-    });
-    this.box.addEventListener("focusin", (event) => {
-      const span = spanOf(event);
-      if (!span) return;
-      this.select(Number(span.dataset.index));
-      this.inspector.showFocused(tokenOf(span), span);
-    });
-    this.box.addEventListener("focusout", () => this.inspector.dismiss());
-    this.box.addEventListener("keydown", (event) => this.key(event));
-  }
-
-  select(index) {
-    const before = this.spans[this.current];
-    if (before) {
-      before.tabIndex = -1;
-      before.setAttribute("aria-selected", "false");
-    }
-    this.current = index;
-    this.spans[index].tabIndex = 0;
-    this.spans[index].setAttribute("aria-selected", "true");
-  }
-
-  key(event) {
-    const last = this.spans.length - 1;
-    const to = {
-      ArrowRight: () => this.current + 1,
-      ArrowLeft: () => this.current - 1,
-      ArrowDown: () => this.line(1),
-      ArrowUp: () => this.line(-1),
-      Home: () => 0,
-      End: () => last,
-    }[event.key];
-    if (!to || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    this.spans[Math.min(Math.max(0, to()), last)].focus();
-  }
-
-  /** The token under or above the current one. */
-  line(direction) {
-    const here = this.spans[this.current].getClientRects()[0];
-    if (!here) return this.current + direction;
-    let best = this.current;
-    let distance = Infinity;
-    for (const [index, span] of this.spans.entries()) {
-      const at = span.getClientRects()[0];
-      const rows = at ? (at.top - here.top) / here.height : 0;
-      if (rows * direction < 0.5) continue;
-      const away = Math.abs(rows) * 10_000 + Math.abs(at.left - here.left);
-      if (away < distance) [best, distance] = [index, away];
-    }
-    return best;
   }
 }
 

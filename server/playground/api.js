@@ -78,11 +78,12 @@ export async function call(path, body, signal) {
 }
 
 /**
- * The events of POST /v1/generate. Aborting `signal`, or leaving the loop early, closes the connection, and the server
+ * The events of POST /v1/generate; `began(id)` hears by which id it may be steered, or null. Aborting `signal`, or leaving the loop early, closes the connection, and the server
  * then frees what the request held.
  */
-export async function* generate(body, signal) {
+export async function* generate(body, signal, began = () => {}) {
   const response = await send("v1/generate", body, signal);
+  began(response.headers.get("x-generation-id"));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   try {

@@ -5,6 +5,7 @@ import { byId, fixed, make, percent } from "./dom.js";
 const NOTHING = "\u2013";
 
 const ROWS = [
+  ["Words", ({ words }) => (words === null ? null : String(words))],
   ["Tokens", ({ tokens }) => (tokens ? String(tokens) : null)],
   ["Mean shift", ({ shift }) => shift === null ? null : `${fixed(shift, 3)} nats`],
   ["Best token changed", ({ changed }) => changed === null ? null : percent(changed)],
@@ -25,7 +26,7 @@ export function compare(a, b) {
   const both = [a, b];
   const head = make("tr", {}, make("td", {}), ...["a", "b"].map((side) => heading(side)));
   const rows = ROWS.map(([name, shown]) => row(name, both.map((answer) => shown(answer.numbers))));
-  rows.push(row("Ended by", both.map((answer) => answer.reply?.choices[0].finish_reason ?? stateOf(answer))));
+  rows.push(row("Ended by", both.map((answer) => endOf(answer))));
   rows.push(row("Seed", both.map((answer) => (answer.reply ? String(answer.reply.seed) : null))));
   byId("compare").replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
   const settled = both.every((answer) => answer.tokens.length && !answer.running);
@@ -38,6 +39,12 @@ function words(fork, one, two) {
   if (fork > 0) return `The first ${fork === 1 ? "token is" : `${fork} tokens are`} the same; there they part.`;
   if (fork === 0) return "They differ from the first token on.";
   return one === two ? "Both say the same." : "One is the beginning of the other.";
+}
+
+function endOf(answer) {
+  const reason = answer.reply?.choices[0].finish_reason;
+  if (reason === "content_filter") return `monitor ${answer.reply.steering.monitor?.stopped[0]?.name ?? ""}`.trim();
+  return reason ?? stateOf(answer);
 }
 
 function stateOf(answer) {

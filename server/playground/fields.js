@@ -7,9 +7,10 @@ import { OPTIONS } from "./steering_options.js";
 export const FIELDS = {
   "generate": [
     "model", "messages", "prompt", "max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "stream",
-    "steering"
+    "thinking", "steering"
   ],
   "coefficients": ["model", "steering"],
+  "live": ["steering"],
   "steering": ["method", "preference", "target", "strength", "trace"]
 };
 

@@ -3,6 +3,7 @@
 import { byId } from "./dom.js";
 
 const TEXTS = { prompt: "prompt", promptB: "prompt-b", system: "system" };
+const CHECKS = { locked: "locked", live: "live" };
 const NUMBERS = {
   temperature: "temperature", topP: "top-p", maxTokens: "max-tokens", alternatives: "alternatives", seed: "seed",
   seedB: "seed-b",
@@ -13,6 +14,7 @@ export function newForm() {
   return {
     prompt: "What is a computer?", promptB: "", system: "", format: "chat", temperature: undefined, topP: undefined,
     maxTokens: 160, alternatives: 3, seed: 7, seedB: undefined, locked: true, colours: "auto",
+    thinking: "", live: false,
   };
 }
 
@@ -28,8 +30,9 @@ export function writeForm(form) {
   for (const name of ["format", "colours"]) {
     document.querySelector(`input[name="${name}"][value="${form[name]}"]`).checked = true;
   }
-  byId("locked").checked = form.locked;
-  if (form.system) byId("system-box").open = true;
+  for (const [name, id] of Object.entries(CHECKS)) byId(id).checked = form[name];
+  byId("thinking").value = form.thinking;
+  if (form.system || form.thinking) byId("more").open = true;
   follow(form);
 }
 
@@ -66,6 +69,14 @@ export function listenToForm(form, changed) {
     }
     follow(form);
     changed("locked");
+  });
+  byId("live").addEventListener("change", () => {
+    form.live = byId("live").checked;
+    changed("live");
+  });
+  byId("thinking").addEventListener("change", () => {
+    form.thinking = byId("thinking").value;
+    changed("thinking");
   });
   byId("dice").addEventListener("click", () => {
     form.seed = newSeed();

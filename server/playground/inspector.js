@@ -1,6 +1,7 @@
 // The card beside a token: everything its trace says, in words and numbers.
 
 import { byId, fixed, make, percent } from "./dom.js";
+import { partName } from "./parts.js";
 
 const FAR = 9999; // stands for infinity in answers of the server
 
@@ -27,9 +28,11 @@ export function factsOf(token) {
   add("Best token changed", token.argmax_changed, (changed) => (changed ? "yes" : "no"));
   add("Outside base's 20 best", token.outside, (outside) => (outside ? "yes" : "no"));
   add("Mass of candidates", token.candidate_mass, (mass) => percent(mass, 1));
+  add("From here on", token.part, (part) => partName(part, null));
   add("Expert", token.expert, (name) => name);
   for (const [name, score] of Object.entries(token.router ?? {})) facts.push([`Router: ${name}`, nats(score)]);
   for (const [name, value] of Object.entries(token.values ?? {})) facts.push([`Value: ${name}`, fixed(value, 3)]);
+  for (const [name, value] of Object.entries(token.monitors ?? {})) facts.push([`Monitor: ${name}`, fixed(value, 3)]);
   return facts;
 }
 
@@ -63,7 +66,7 @@ export class Inspector {
   show(token, span) {
     this.shown = span;
     span.setAttribute("aria-describedby", "inspector");
-    const head = make("p", { class: "inspected" }, make("b", { class: "mono" }, visible(token.text)), ` id ${token.id}`);
+    const head = make("p", { class: "inspected" }, make("b", { class: "mono" }, visible(token.reasoning_content ?? token.text)), ` id ${token.id}`);
     this.box.replaceChildren(head, list(factsOf(token)));
     if (token.top?.length) {
       const others = token.top.map(({ text, logprob }) => [make("b", { class: "mono" }, visible(text)), chance(logprob)]);

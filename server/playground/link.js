@@ -1,5 +1,6 @@
 // The page's state in the URL's fragment, which browsers do not send to servers. It never holds the API key.
 
+import { THOUGHTS } from "./request.js";
 import { newSide, steeringOf } from "./steering.js";
 import { OPTIONS } from "./steering_options.js";
 
@@ -8,7 +9,9 @@ const NUMBERS = {
   temperature: "temperature", top_p: "topP", max_tokens: "maxTokens", alternatives: "alternatives", seed: "seed",
   seed_b: "seedB",
 };
-const CHOICES = { format: ["chat", "text"], colours: ["auto", "shift", "expert", "none"] };
+const CHOICES = {
+  format: ["chat", "text"], colours: ["auto", "shift", "expert", "none"], thinking: Object.keys(THOUGHTS),
+};
 
 /** The fragment for a state, without "#". */
 export function fragmentOf(state) {
@@ -28,7 +31,8 @@ export function fragmentOf(state) {
   for (const [key, name] of Object.entries(NUMBERS)) {
     if (form[name] !== undefined && (key !== "seed_b" || !form.locked)) parts.set(key, String(form[name]));
   }
-  for (const key of Object.keys(CHOICES)) parts.set(key, form[key]);
+  for (const key of Object.keys(CHOICES)) if (form[key]) parts.set(key, form[key]);
+  if (form.live) parts.set("live", "yes");
   if (!form.locked) parts.set("locked", "no");
   return parts.toString();
 }
@@ -59,6 +63,8 @@ export function readFragment(fragment, family, form) {
     if (choices.includes(parts.get(key))) form[key] = parts.get(key);
   }
   form.locked = parts.get("locked") !== "no";
+  if (!parts.has("thinking")) form.thinking = "";
+  form.live = parts.get("live") === "yes";
   const sides = {};
   for (const letter of ["a", "b"]) {
     if (parts.has(letter)) sides[letter] = sideIn(parts.get(letter), family, letter.toUpperCase(), problems);

@@ -1,7 +1,8 @@
 // The page: loads the family, keeps the state, runs the answers.
 
 import { Answer } from "./answer.js";
-import { apiKey, call, generate, serverUrl, setApiKey } from "./api.js";
+import { call, generate, setApiKey } from "./api.js";
+import { Code } from "./code.js";
 import { compare } from "./compare.js";
 import { byId, confirmOn, copy, debounced, make } from "./dom.js";
 import { listenToForm, newForm, writeForm } from "./form.js";
@@ -11,32 +12,34 @@ import { familyIn, fragmentOf, readFragment } from "./link.js";
 import { title } from "./methods.js";
 import { Past } from "./past.js";
 import { cellBody, coefficientsBody, generateBody } from "./request.js";
+import { Runs } from "./runs.js";
 import { Side } from "./side.js";
-import { asCurl, asPython } from "./snippets.js";
 import { newSide } from "./steering.js";
 
 const LETTERS = ["a", "b"];
-const EXAMPLES = [
-  "What is a computer?", "What is a good way to spend a Sunday?", "Why do people keep cats?",
-  "Ben has 12 coins, gives 4 to Tom and then finds 6. How many coins does Ben have now?",
-];
+const EXAMPLES = {
+  "A computer": "What is a computer?",
+  "A Sunday": "What is a good way to spend a Sunday?",
+  Cats: "Why do people keep cats?",
+  "Twelve coins": "Ben has 12 coins, gives 4 to Tom and then finds 6. How many coins does Ben have now?",
+};
 const form = newForm();
 const state = { family: null, form, sides: {}, trace: true };
-const running = {}; // letter -> AbortController
 const previews = {};
 
 const inspector = new Inspector();
+const code = new Code();
 const sides = Object.fromEntries(
   LETTERS.map((letter) => [letter, new Side(letter, { changed: sideChanged, copy: copySide, code: showCode })]),
 );
-const answers = Object.fromEntries(LETTERS.map((letter) => [letter, new Answer(letter, inspector, { toggle })]));
+const answers = Object.fromEntries(LETTERS.map((letter) => [letter, new Answer(letter, inspector, { toggle, steer })]));
 
 const grid = new Grid({ ask: (steering, signal) => generate(cellBody(state, steering), signal), use });
 const past = new Past((fragment) => {
   history.replaceState(null, "", `#${fragment}`);
   show(fragment);
 });
-const asked = {}; // letter -> what the answer that is shown was asked with
+const runs = new Runs({ state, sides, answers, past, began: rememberNow, changed: update, notice, needsKey: askForKey });
 
 // -- what the server has ------------------------------------------------------------------------------------------
 
@@ -95,6 +98,7 @@ function show(fragment) {
     answers[letter].find(".name").textContent = title(state.sides[letter].method);
     answers[letter].paint(form.colours);
   }
+  age();
   if (found.problems.length) notice(`Of the link, ${found.problems.join("; ")}.`);
 }
 
@@ -109,21 +113,15 @@ function leaning(family, index) {
 // -- what changes -------------------------------------------------------------------------------------------------
 
 /** Write the settings to the address; while a dial moves, when it rests: browsers refuse too many writes. */
-const rememberNow = () => history.replaceState(null, "", `#${fragmentOf(state)}`);
+function rememberNow() {
+  history.replaceState(null, "", `#${fragmentOf(state)}`);
+}
 const remember = debounced(rememberNow, 250);
 
 /** Mark what is shown and was asked with other settings than there are now. */
 function age() {
-  for (const letter of LETTERS) answers[letter].setStale(letter in asked && asked[letter] !== signature(letter));
+  for (const letter of LETTERS) runs.age(letter);
   grid.compare(shared());
-}
-
-function signature(letter) {
-  try {
-    return JSON.stringify(generateBody(state, letter, true));
-  } catch {
-    return ""; // an option that is being typed
-  }
 }
 
 /** What all cells of the grid have in common, in words. */
@@ -142,6 +140,7 @@ function sideChanged(letter) {
   state.sides[letter] = sides[letter].state;
   preview(letter);
   remember();
+  runs.edited(letter);
   age();
 }
 
@@ -149,9 +148,7 @@ function copySide(from) {
   const to = from === "a" ? "b" : "a";
   state.sides[to] = structuredClone(state.sides[from]);
   sides[to].show(state.sides[to]);
-  preview(to);
-  remember();
-  age();
+  sideChanged(to);
   confirmOn(sides[from].find(".copy-side"), "Copied");
 }
 
@@ -175,54 +172,15 @@ async function previewNow(letter) {
 // -- answers ------------------------------------------------------------------------------------------------------
 
 function toggle(letter) {
-  if (running[letter]) running[letter].abort();
-  else run(letter);
+  runs.toggle(letter);
 }
 
-async function run(letter) {
-  running[letter]?.abort();
-  const answer = answers[letter];
-  const controller = (running[letter] = new AbortController());
-  const traced = state.trace;
-  const how = sides[letter].brief;
-  const fragment = fragmentOf(state);
-  rememberNow();
-  answer.start(title(state.sides[letter].method));
-  asked[letter] = signature(letter);
-  update();
-  try {
-    for await (const event of generate(generateBody(state, letter, true), controller.signal)) {
-      if (running[letter] !== controller) return;
-      if (event.token) answer.push(event.token);
-      else {
-        answer.finish(event);
-        if (event.steering.experts) sides[letter].coefficients.wrote(event.steering.experts);
-        past.add(letter, how, letter === "b" && !form.locked ? form.promptB : form.prompt, answer.text, fragment);
-      }
-    }
-  } catch (error) {
-    if (running[letter] !== controller) return;
-    if (error.param === "steering.trace" && traced) {
-      state.trace = false;
-      notice("This server gives no traces: tokens come without shifts.");
-      return run(letter);
-    }
-    if (error.name === "AbortError") answer.stopped();
-    else answer.fail(failure(error));
-    if (error.status === 401) askForKey(error.message);
-  }
-  delete running[letter];
-  update();
-}
-
-function failure(error) {
-  // What fetch says of a connection that nobody answers, or that broke, is not for people.
-  if (error instanceof TypeError) return "The server cannot be reached: it has stopped, or the network is down.";
-  return error.retryAfter ? `${error.message} (try again in ${error.retryAfter} s)` : error.message;
+function steer(letter) {
+  runs.steer(letter);
 }
 
 function update() {
-  byId("stop-both").disabled = !Object.keys(running).length;
+  byId("stop-both").disabled = !runs.any;
   compare(answers.a, answers.b);
 }
 
@@ -238,7 +196,7 @@ function intoView(element) {
 }
 
 function stopAll() {
-  for (const controller of Object.values(running)) controller.abort();
+  runs.stop();
   grid.stop();
 }
 
@@ -257,17 +215,11 @@ function askForKey(reason) {
 }
 
 function showCode(letter) {
-  let body;
   try {
-    body = generateBody(state, letter, false);
+    code.show(letter, generateBody(state, letter, false));
   } catch (error) {
     notice(error.message);
-    return;
   }
-  byId("code-title").textContent = `Request ${letter.toUpperCase()}`;
-  byId("curl").textContent = asCurl(serverUrl(), body, Boolean(apiKey()));
-  byId("python").textContent = asPython(serverUrl(), body);
-  byId("code").showModal();
 }
 
 function wire() {
@@ -276,13 +228,14 @@ function wire() {
   if (matchMedia("(max-width: 46rem)").matches) for (const letter of LETTERS) sides[letter].root.open = false;
   writeForm(form);
   listenToForm(form, (name) => {
+    if (name === "live" && form.live) for (const letter of LETTERS) runs.steer(letter);
     if (name === "colours") for (const letter of LETTERS) answers[letter].paint(form.colours);
     if (!state.family) return;
     remember();
     age();
   });
-  for (const text of EXAMPLES) {
-    const chip = make("button", { type: "button", class: "chip" }, text.length > 40 ? `${text.slice(0, 38)}\u2026` : text);
+  for (const [name, text] of Object.entries(EXAMPLES)) {
+    const chip = make("button", { type: "button", class: "chip", title: text }, name);
     chip.addEventListener("click", () => {
       byId("prompt").value = text;
       byId("prompt").dispatchEvent(new Event("input"));
@@ -296,7 +249,7 @@ function wire() {
   });
   byId("run").addEventListener("submit", (event) => {
     event.preventDefault();
-    for (const letter of LETTERS) run(letter);
+    for (const letter of LETTERS) runs.run(letter);
     intoView(byId("answer-list"));
   });
   byId("stop-both").addEventListener("click", stopAll);
@@ -322,12 +275,6 @@ function wire() {
     history.replaceState(null, "", `#${fragmentOf(state)}`);
     if (await copy(location.href)) confirmOn(byId("share"), "Copied");
   });
-  byId("code-close").addEventListener("click", () => byId("code").close());
-  for (const button of document.querySelectorAll("[data-copy]")) {
-    button.addEventListener("click", async () => {
-      if (await copy(byId(button.dataset.copy).textContent)) confirmOn(button, "Copied");
-    });
-  }
   addEventListener("hashchange", () => state.family && show(location.hash.slice(1)));
   const theme = document.documentElement.dataset.theme ?? "auto";
   for (const radio of document.querySelectorAll("input[name=theme]")) {

@@ -2,6 +2,7 @@
 // in steering_options.js, from its table of them; which of them a method takes, in what it says of a family.
 
 import { make } from "./dom.js";
+import { memberNames } from "./member_names.js";
 import { OPTIONS } from "./steering_options.js";
 
 /**
@@ -27,10 +28,15 @@ export function asText(name, value) {
   return OPTIONS[name].json ? JSON.stringify(value) : String(value);
 }
 
-/** Fill `box` with a control for each of `names`; `texts` holds what is in them, and `changed()` hears of edits. */
-export function showOptions(box, names, texts, prefix, changed) {
+/**
+ * Fill `box` with a control for each of `names`; `texts` holds what is in them, `members` are those of the family, and
+ * `changed()` hears of edits.
+ */
+export function showOptions(box, names, texts, members, prefix, changed) {
   const known = Object.keys(OPTIONS).filter((name) => names.includes(name));
   box.replaceChildren(...known.map((name) => row(name, texts, prefix, changed)));
+  const control = box.querySelector("[data-option=coefficients]");
+  if (control) control.after(memberNames(members, control));
 }
 
 function row(name, texts, prefix, changed) {

@@ -11,11 +11,14 @@ export class Past {
     this.list = byId("past-list");
   }
 
-  /** Keep an answer: which side, how it was asked for, what was asked, the text, and the fragment of its settings. */
+  /**
+   * Keep an answer: which side, how it was asked for and then steered, what was asked, the text, and the fragment of the
+   * settings that it began with.
+   */
   add(letter, how, prompt, text, fragment) {
     const button = make("button", { type: "button", class: "quiet" }, "Bring back");
     button.addEventListener("click", () => this.restore(fragment));
-    const head = make("p", { class: "past-head" }, make("span", { class: `badge ${letter}` }, letter.toUpperCase()), ` ${how}`);
+    const head = make("p", { class: "past-head" }, make("span", { class: `badge ${letter}` }, letter.toUpperCase()), ` ${how.join("; ")}`);
     const entry = make("li", {}, head, make("p", { class: "hint" }, prompt), make("p", { class: "past-text" }, text), button);
     this.list.prepend(entry);
     while (this.list.childElementCount > KEPT) this.list.lastElementChild.remove();

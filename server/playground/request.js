@@ -3,6 +3,9 @@
 import { only } from "./fields.js";
 import { steeringOf } from "./steering.js";
 
+/** What `thinking` is by the form's choice: nothing, apart, or apart and ended after so many tokens. */
+export const THOUGHTS = { "": undefined, apart: {}, ...Object.fromEntries([0, 128, 512, 2048].map((budget) => [budget, { budget }])) };
+
 /** The body of POST /v1/generate for one side. Throws an Error where an option cannot be read. */
 export function generateBody(state, letter, stream) {
   return bodyOf(state, letter, stream, steeringOf(state.family, state.sides[letter], state.trace));
@@ -31,6 +34,7 @@ function bodyOf(state, letter, stream, steering) {
     logprobs: form.alternatives ? true : undefined,
     top_logprobs: form.alternatives || undefined,
     stream: stream || undefined,
+    thinking: THOUGHTS[form.thinking],
     steering,
   });
 }

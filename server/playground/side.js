@@ -2,6 +2,7 @@
 
 import { Coefficients } from "./coefficients.js";
 import { fromTemplate, make } from "./dom.js";
+import { Front } from "./front.js";
 import { summary, title } from "./methods.js";
 import { parsed, showOptions } from "./options.js";
 import { asSent, equal } from "./preference.js";
@@ -36,6 +37,7 @@ export class Side {
       this.sliders.show(weights);
       this.edited();
     });
+    this.front = new Front(this.find(".front"));
     this.targets = new Targets(this.find(".targets"), (target) => {
       this.state.target = target;
       this.edited();
@@ -74,6 +76,7 @@ export class Side {
   setFamily(family) {
     this.family = family;
     this.triangle.setFamily(family);
+    this.front.setFamily(family);
     const entries = Object.entries(family.methods);
     const ready = entries.filter(([, method]) => method.available);
     const missing = entries.filter(([, method]) => !method.available);
@@ -138,7 +141,7 @@ export class Side {
     this.sliders.show(state.weights);
     this.triangle.show(state.weights);
     this.showStrengths();
-    showOptions(this.find(".options"), method.options, state.texts, `option-${this.letter}`, () => this.optionEdited());
+    showOptions(this.find(".options"), method.options, state.texts, this.family.members, `option-${this.letter}`, () => this.optionEdited());
     this.find(".more").hidden = !this.find(".options").childElementCount;
     if (method.needs.length) this.find(".more").open = true;
     this.describe();
@@ -187,6 +190,7 @@ export class Side {
       const sent = Object.entries(asSent(state.weights)).filter(([, weight]) => weight > 0);
       parts.push(...sent.map(([name, weight]) => `${name} ${weight.toFixed(2)}`));
     }
+    this.front.show(state.weights, canTarget(family, state.method) && !state.target);
     this.brief = parts.join(" \u00b7 ");
     this.find(".brief").textContent = this.brief;
     const set = family.methods[state.method].options.filter((name) => name in state.texts && isSet(name, state.texts));

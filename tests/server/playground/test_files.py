@@ -15,7 +15,7 @@ from fake_engine import FakeEngine, fake_state
 from ladle.guidance.plan import Steering
 from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKeys
-from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.native.requests import CoefficientsRequest, GenerateRequest, LiveSteeringRequest
 from ladle.server.replies.types import Token
 from ladle.server.routes.playground import assets
 from ladle.server.settings import ServerSettings
@@ -76,7 +76,7 @@ def test_nothing_in_it_is_inline_or_comes_from_elsewhere() -> None:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
             name
         )
-    for name in ("look.css", "page.css"):
+    for name in ("look.css", "answers.css", "page.css"):
         assert not re.search(r"url\(|@import", assets()[name].body.decode()), name
 
 
@@ -96,6 +96,7 @@ def test_every_file_is_there_loaded_early_and_packaged() -> None:
 def test_what_it_sends_is_what_the_api_takes() -> None:
     sent = constant("fields.js", "FIELDS")
     assert set(sent["generate"]) <= set(GenerateRequest.model_fields)
+    assert set(sent["live"]) <= set(LiveSteeringRequest.model_fields)
     assert set(sent["coefficients"]) <= set(CoefficientsRequest.model_fields)
     # What has a control of its own; tests/package compares the others, and all of them with the table.
     controls = constant("steering_options.js", "OPTIONS")
@@ -105,8 +106,13 @@ def test_what_it_sends_is_what_the_api_takes() -> None:
 
 def test_what_it_reads_of_a_token_is_there() -> None:
     text = "".join(SCRIPTS[name] for name in ("answer.js", "inspector.js", "legend.js", "compare.js"))
+    text += SCRIPTS["parts.js"]
     read = set(re.findall(r"\btoken\.([a-z_]+)\b", text))
-    assert {"logprob", "shift", "router", "values"} <= read <= set(Token.__annotations__)
+    assert (
+        {"logprob", "shift", "router", "values", "part", "monitors", "reasoning_content"}
+        <= read
+        <= set(Token.__annotations__)
+    )
 
 
 async def test_coefficients_take_a_whole_steering(family: Family, engine: FakeEngine) -> None:

@@ -118,3 +118,100 @@ def test_what_experts_wrote_is_in_the_bars(page: Page, url: str) -> None:
     rows = page.wait(lambda: page.all("#side-a .bars .bars-table tr"))
     shares = [float(row.find_element("css selector", ".number").text) for row in rows]
     assert len(shares) >= 2 and abs(sum(shares) - 1) < 0.02
+
+
+ADDED = """
+const real = window.fetch;
+window.fetch = (path, options) => {
+  if (!path.endsWith('v1/generate')) return real(path, options);
+  const body = JSON.parse(options.body);
+  Object.assign(body.steering, arguments[0]);
+  return real(path, {...options, body: JSON.stringify(body)});
+};
+"""
+SAID = """
+const tokens = [['<think>', ''], ['They ', 'They '], ['ask.', 'ask.'], ['</think>', '']].map(([_, reasoning_content]) =>
+  ({id: 5, text: '', logprob: -1, base_logprob: -1, shift: 0.1, expert: null, reasoning_content}));
+tokens.push({id: 6, text: 'Yes.', logprob: -1, base_logprob: -1, shift: 0.1, expert: null});
+const end = {seed: 1, choices: [{index: 0, finish_reason: 'stop', reasoning_content: 'They ask.'}],
+  steering: {warnings: []}};
+const real = window.fetch;
+window.fetch = async (path, options) => {
+  if (!path.endsWith('v1/generate')) return real(path, options);
+  window.sent = JSON.parse(options.body);
+  const events = [...tokens.map(token => ({index: 0, token})), end].map(one => `data: ${JSON.stringify(one)}\\n\\n`);
+  return new Response(`${events.join('')}data: [DONE]\\n\\n`);
+};
+"""
+
+
+def test_a_monitor_that_ended_an_answer_is_named(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, max_tokens=40, seed=2)
+    page.ready()
+    page.run(ADDED, {"monitor": {"value": "explicit-simple", "above": -1e6, "for": 4, "hold": 1}})
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    said = page.one("#answer-a .ended").text
+    assert said.startswith("Stopped by monitor explicit-simple at token 4 (value "), said
+    assert "monitor explicit-simple" in page.one("#compare").text and page.count("a") == 3
+
+
+def test_a_thought_stands_apart_from_the_answer(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, thinking=128)
+    page.ready()
+    assert page.one("#thinking").get_attribute("value") == "128"
+    page.run(SAID)
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    assert page.run("return window.sent.thinking") == {"budget": 128}
+    assert page.one("#answer-a .thought").text == "They ask."
+    assert page.run("return document.querySelector('#answer-a .thought').nextSibling.textContent") == "Yes."
+    assert "1\u00a0words" in page.one("#answer-a .meter").get_attribute("textContent"), "the answer's alone"
+    page.one("#answer-a .thought-toggle").click()
+    assert not page.one("#answer-a .thought").is_displayed()
+    assert page.one("#answer-a .thought-toggle").get_attribute("aria-expanded") == "false"
+    page.one("#past summary").click()
+    assert page.one("#past-list .past-text").text == "Yes."
+
+
+def test_a_family_without_tags_refuses_a_thought_in_its_own_words(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, thinking="apart", max_tokens=4)
+    page.ready()
+    page.one("#answer-a .toggle").click()
+    assert "thinking" in page.wait(lambda: page.one("#answer-a .problem").text)
+
+
+def test_names_of_members_are_put_into_the_coefficients(page: Page, url: str) -> None:
+    page.open(url, a=SOUP)
+    page.ready()
+    page.run("document.querySelectorAll('#side-a .more, #side-a .names').forEach(one => { one.open = true; })")
+    field = page.one("#side-a [data-option=coefficients]")
+    chips = page.all("#side-a .names .chip")
+    assert len(chips) >= 3
+    for chip in (chips[0], chips[1], chips[0]):
+        chip.click()
+    names = [chip.text for chip in chips[:2]]
+    assert field.get_attribute("value") == f'{{"{names[0]}":0.1,"{names[1]}":0.1}}'
+    page.wait(lambda: all(name in page.one("#side-a .bars").text for name in names))
+
+
+def test_expected_rewards_show_where_the_sliders_stand(page: Page, calibrated: str) -> None:
+    page.open(calibrated, a=SOUP)
+    page.ready()
+    page.run("document.querySelector('#side-a .front').open = true")
+    assert "positive 0.50 \u00b7 simple 0.30 \u00b7 concise 0.20" in page.one("#side-a .front .hint").text
+    place = "const one = document.querySelector('#side-a .front .dot'); return one.outerHTML"
+    before = page.run(place)
+    page.sliders("a")[0].send_keys("\ue010")
+    assert page.run(place) != before
+    found = page.browser.execute_async_script(
+        """
+        const [done] = arguments;
+        import('/playground/front.js').then(({frontOf, expectedAt}) => done([
+          frontOf([[0, 1], [0.5, 0.5], [0.4, 0.4], [1, 0], [0.2, 1]]),
+          expectedAt([[1, 0], [0.5, 0.5], [0, 1]].map(([x, y]) => ({preference: {x, y}, quantiles: {x: x * x, y}})),
+                     ['x', 'y'], {x: 0.75, y: 0.25}),
+        ]));
+        """
+    )
+    assert found == [[[0.2, 1], [0.5, 0.5], [1, 0]], {"x": 0.625, "y": 0.25}]

@@ -278,6 +278,23 @@ def test_cancelled_and_failed_ones_leave_nothing_behind(world: World, rng: rando
     engine.check_idle()
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_part_that_fails_ends_its_answer_and_nobody_elses(world: World, engine: Engine, broken: int) -> None:
+    """Also where the other parts of the same answer are computed in the very step in which one of them fails."""
+    names = ("score-positive", "score-simple")
+    one, other = (world.request("bad", {"method": "base", **watched(name)}, {None: (5, 6)}) for name in names)
+    plan = replace(one.plan, monitors=(*one.plan.monitors, *other.plan.monitors))
+    bad = replace(one, plan=plan, sampling=replace(one.sampling, max_tokens=1))
+    head = engine.family.heads[names[broken]].weight
+    kept = head.clone()
+    head.fill_(math.nan)
+    outputs = serve(engine, [bad, world.request("good", {"method": "base"}, {None: (7,)})])
+    head.copy_(kept)
+    assert [(o.token, o.finish_reason) for o in outputs["bad"]] == [(-1, "error")]
+    assert outputs["good"][-1].finish_reason == "length"
+    engine.check_idle()
+
+
 @pytest.mark.parametrize("expert_schedule", ["auto", "lazy"])
 def test_routed_answers_are_watched(tmp_path: Path, rng: random.Random, expert_schedule: str) -> None:
     seed = rng.randrange(1000)

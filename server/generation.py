@@ -22,7 +22,7 @@ from ladle.server.engine.requests.thinking import Thinking
 from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
-from ladle.server.live_answers import LiveAnswer, require_few_parts, token_cost
+from ladle.server.live_answers import LiveAnswer, cost_of, require_few_parts, token_cost
 from ladle.server.prompts import Prompt
 from ladle.server.replies.usage import Usage, token_counts
 from ladle.server.serving import Serving
@@ -312,7 +312,7 @@ class Outputs:
                     if output.began is not None:
                         cost = token_cost(output.began)
                         self._meter.generated(self._live.began(request, output))
-                    self._meter.generated(cost if output.token >= 0 else 0)
+                    self._meter.generated(cost_of(output, cost))
                 finished = output.finish_reason is not None
                 self._queue.put_nowait((index, output))
             if not finished:

@@ -91,8 +91,8 @@ class Message(MessageBase):
     @model_validator(mode="before")
     @classmethod
     def _refused(cls, value: Any) -> Any:
-        """Of an assistant who refused and said nothing else, that is what it said. An answer that was cut before it said
-        anything has no content; it comes back as it was given out."""
+        """Of an assistant who refused and said nothing else, that is what it said. An answer that was cut before it
+        said anything has no content; it comes back as it was given out."""
         if not isinstance(value, dict) or value.get("role") != "assistant":
             return value
         refusal = value.get("refusal") or ""

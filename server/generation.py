@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0  # how often a silent engine is looked at
 _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still an HTTP status, before it begins
-# Codes of failures that the request itself is the reason of, and the field that is to blame.
-_BLAMED = {"grammar_too_complex": "response_format", "scores_not_finite": "steering"}
 
 
 @dataclass(frozen=True)
@@ -231,6 +229,9 @@ class Outputs:
         self._failure: Exception | None = None
         self._meter = meter
         self._live = live
+        form = job.requests[0].grammar
+        # Codes of failures that the request itself is the reason of, and the field that is to blame.
+        self._blamed = {"grammar_too_complex": form.field if form else None, "scores_not_finite": "steering"}
 
     @property
     def finished(self) -> bool:
@@ -282,8 +283,8 @@ class Outputs:
         """What a failed output means to the client; None for any other output."""
         if isinstance(output, StepOutput):
             code = code_of(output.error)
-            if code in _BLAMED:
-                return ApiError(400, str(output.error), param=_BLAMED[code], code=code)
+            if code in self._blamed:
+                return ApiError(400, str(output.error), param=self._blamed[code], code=code)
             if code == "grammars_unavailable":
                 return unavailable(str(output.error), code)
             if output.finish_reason == "error":

@@ -204,14 +204,15 @@ def require_place(state: ServerState, plan: Plan, prompts: Sequence[Prompt], cho
 def _limit(
     state: ServerState, serving: Serving, lanes: int, shown: Prompt, max_tokens: int | None, limit_field: str
 ) -> int:
-    context, prompt = serving.engine.max_context - shown.question, shown.longest
-    if max_tokens is None:
-        # A sequence with several lanes may fill the KV pool before it fills the context.
-        room = min(context, serving.engine.stats().blocks_total // lanes * BLOCK_SIZE)
-        return max(1, min(room - prompt, state.settings.default_max_tokens))
-    if prompt + max_tokens > context:
-        asked = f"{limit_field} asks for {max_tokens}, of which there is room for {context - prompt}"
-        raise context_overflow(context, f"{shown.longest_field} has {prompt} tokens and {asked}", limit_field)
+    context, prompt, asked = serving.engine.max_context, shown.longest, shown.question
+    left = context - prompt - asked
+    if max_tokens is None and left > 0:
+        room = serving.engine.stats().blocks_total // lanes * BLOCK_SIZE - prompt  # several lanes may fill the pool
+        return max(1, min(left, room, state.settings.default_max_tokens))
+    if max_tokens is None or max_tokens > left:
+        has = f"{prompt} tokens" + (f", the question of steering.monitor {asked}" if asked else "")
+        asks = f"{limit_field} asks for {max_tokens or 1}, of which there is room for {max(0, left)}"
+        raise context_overflow(context, f"{shown.longest_field} has {has} and {asks}", limit_field)
     return max_tokens
 
 

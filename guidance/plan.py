@@ -308,6 +308,12 @@ class Plan:
         return tuple(monitor.source for monitor in self.monitors if monitor.source is not None)
 
     @property
+    def asking(self) -> tuple[Source, ...]:
+        """The base, where monitors put questions to it about the answer so far."""
+        asked = any(monitor.question is not None for monitor in self.monitors)
+        return (Source("base", "base", 1.0, ()),) if asked else ()
+
+    @property
     def lanes(self) -> int:
         """How many sources have state while the answer is written."""
         return len(self.sources) + len(self.watching)

@@ -22,7 +22,7 @@ from ladle.server.engine.requests.thinking import Thinking
 from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
-from ladle.server.live_answers import LiveAnswer, require_few_parts, token_cost
+from ladle.server.live_answers import LiveAnswer, cost_of, require_few_parts, token_cost
 from ladle.server.prompts import Prompt
 from ladle.server.replies.usage import Usage, token_counts
 from ladle.server.serving import Serving
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0  # how often a silent engine is looked at
 _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still an HTTP status, before it begins
-# Codes of failures that the request itself is the reason of, and the field that is to blame.
-_BLAMED = {"grammar_too_complex": "response_format", "scores_not_finite": "steering"}
 
 
 @dataclass(frozen=True)
@@ -206,14 +204,15 @@ def require_place(state: ServerState, plan: Plan, prompts: Sequence[Prompt], cho
 def _limit(
     state: ServerState, serving: Serving, lanes: int, shown: Prompt, max_tokens: int | None, limit_field: str
 ) -> int:
-    context, prompt = serving.engine.max_context - shown.question, shown.longest
-    if max_tokens is None:
-        # A sequence with several lanes may fill the KV pool before it fills the context.
-        room = min(context, serving.engine.stats().blocks_total // lanes * BLOCK_SIZE)
-        return max(1, min(room - prompt, state.settings.default_max_tokens))
-    if prompt + max_tokens > context:
-        asked = f"{limit_field} asks for {max_tokens}, of which there is room for {context - prompt}"
-        raise context_overflow(context, f"{shown.longest_field} has {prompt} tokens and {asked}", limit_field)
+    context, prompt, asked = serving.engine.max_context, shown.longest, shown.question
+    left = context - prompt - asked
+    if max_tokens is None and left > 0:
+        room = serving.engine.stats().blocks_total // lanes * BLOCK_SIZE - prompt  # several lanes may fill the pool
+        return max(1, min(left, room, state.settings.default_max_tokens))
+    if max_tokens is None or max_tokens > left:
+        has = f"{prompt} tokens" + (f", the question of steering.monitor {asked}" if asked else "")
+        asks = f"{limit_field} asks for {max_tokens or 1}, of which there is room for {max(0, left)}"
+        raise context_overflow(context, f"{shown.longest_field} has {has} and {asks}", limit_field)
     return max_tokens
 
 
@@ -231,6 +230,9 @@ class Outputs:
         self._failure: Exception | None = None
         self._meter = meter
         self._live = live
+        form = job.requests[0].grammar
+        # Codes of failures that the request itself is the reason of, and the field that is to blame.
+        self._blamed = {"grammar_too_complex": form.field if form else None, "scores_not_finite": "steering"}
 
     @property
     def finished(self) -> bool:
@@ -282,8 +284,8 @@ class Outputs:
         """What a failed output means to the client; None for any other output."""
         if isinstance(output, StepOutput):
             code = code_of(output.error)
-            if code in _BLAMED:
-                return ApiError(400, str(output.error), param=_BLAMED[code], code=code)
+            if code in self._blamed:
+                return ApiError(400, str(output.error), param=self._blamed[code], code=code)
             if code == "grammars_unavailable":
                 return unavailable(str(output.error), code)
             if output.finish_reason == "error":
@@ -312,7 +314,7 @@ class Outputs:
                     if output.began is not None:
                         cost = token_cost(output.began)
                         self._meter.generated(self._live.began(request, output))
-                    self._meter.generated(cost if output.token >= 0 else 0)
+                    self._meter.generated(cost_of(output, cost))
                 finished = output.finish_reason is not None
                 self._queue.put_nowait((index, output))
             if not finished:

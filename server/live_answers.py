@@ -93,13 +93,19 @@ def require_few_parts(plan: Plan, most: int) -> None:
 
 def token_cost(plan: Plan) -> int:
     """Tokens that one token of an answer is charged as: one for each language model of the plan, one for each candidate
-    that a value judges, all of it for each of the blocks that are drawn to keep one, and one
-    for each source that judges the answer or watches it."""
+    that a value judges, all of it for each of the blocks that are drawn to keep one, and one for each source that
+    judges the answer or watches it; the base that monitors ask about it is one."""
     models = sum(not source.head for source in plan.sources)
     heads = len(plan.sources) - models
     values = heads * (plan.scorer.candidates if plan.scorer is not None else 1)
     written = (models + values) * (plan.blocks.count if plan.blocks is not None else 1)
-    return written + len(plan.ranking) + len(plan.watching)
+    return written + len(plan.ranking) + len(plan.watching) + len(plan.asking)
+
+
+def cost_of(output: StepOutput, cost: int) -> int:
+    """Tokens that ``output`` is charged as where a token of the answer is charged as ``cost``: those that a monitor
+    took back were written as well, and its questions were read."""
+    return cost * ((output.token >= 0) + output.unseen) + output.asked
 
 
 def _anew(request: GenerationRequest, plan: Plan, said: int) -> int:

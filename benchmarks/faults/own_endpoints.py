@@ -83,3 +83,16 @@ def rank(rng: random.Random, n: int) -> dict[str, Any]:
     if rng.random() < 0.5:
         found["keep"] = rng.randint(1, n)
     return found
+
+
+def monitor(rng: random.Random, values: Sequence[str], text: Callable[[int], str]) -> dict[str, Any]:
+    """What watches an answer: one of ``values``, of which only explicit ones are taken, or a question."""
+    found: dict[str, Any] = {}
+    if values and rng.random() < 0.6:
+        found = {"value": rng.choice(values), "above": rng.choice([-1e9, -1, 0, 0.5, 1e9])}
+    else:
+        found = {"ask": f"{text(4)} bad?", "above": rng.choice([0, 0.3, 0.5, 0.9])}
+    for name in ("for", "hold"):
+        if rng.random() < 0.5:
+            found[name] = rng.randint(1, 6)
+    return found

@@ -11,7 +11,7 @@ from ladle.benchmarks.faults.request_fuzzer import GENERATING
 
 STATUSES = frozenset({200, 400, 404, 409, 413, 415, 429})
 _ENDS = {
-    MESSAGES: ("stop_reason", ("end_turn", "max_tokens", "stop_sequence", "tool_use")),
+    MESSAGES: ("stop_reason", ("end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal")),
     RESPONSES: ("status", ("completed", "incomplete")),
 }
 """Where the answers of an endpoint say how they ended, and what they may say."""
@@ -48,8 +48,8 @@ def check(drawn: Drawn, status: int, kind: str, body: bytes) -> str:
         choices = document["choices"]
         if drawn.kind == "sound" and len(choices) != drawn.sequences:
             raise WrongReply(f"{len(choices)} choices instead of {drawn.sequences}")
-        if not all(choice["finish_reason"] in ("stop", "length", "tool_calls") for choice in choices):
-            raise WrongReply(f"finish reasons {[choice['finish_reason'] for choice in choices]}")
+        for index, choice in enumerate(choices):
+            _finished(document, choice["finish_reason"], index)
         if document["usage"]["total_tokens"] < document["usage"]["prompt_tokens"]:
             raise WrongReply(f"usage {document['usage']}")
     return "200"
@@ -71,8 +71,26 @@ def _ended(drawn: Drawn, document: Any) -> None:
     name, allowed = _ENDS[drawn.path]
     if document[name] not in allowed:
         raise WrongReply(f"{name} {document[name]}")
+    cut = (document.get("incomplete_details") or {}).get("reason", document.get("stop_reason"))
+    if (cut in ("refusal", "content_filter")) != bool(_stopped(document)):
+        raise WrongReply(f"an end by {cut}, and monitors ended {_stopped(document)}")
     if document["usage"]["input_tokens"] < 0 or document["usage"]["output_tokens"] < 0:
         raise WrongReply(f"usage {document['usage']}")
+
+
+def _finished(document: Any, reason: str, index: int) -> None:
+    """Raise WrongReply unless the choice ``index`` may end for ``reason``: for a monitor, where one says that it ended
+    that choice, and nowhere else."""
+    if reason not in ("stop", "length", "tool_calls", "content_filter"):
+        raise WrongReply(f"finish reason {reason}")
+    if (reason == "content_filter") != (index in _stopped(document)):
+        raise WrongReply(f"choice {index} ended by {reason}, and monitors ended {_stopped(document)}")
+
+
+def _stopped(document: Any) -> list[int]:
+    """Indices of the choices that monitors ended, as the answer says."""
+    watched = (document.get("steering") or {}).get("monitor") or {"stopped": []}
+    return [trip["index"] for trip in watched["stopped"]]
 
 
 def _error(drawn: Drawn, document: Any) -> str:

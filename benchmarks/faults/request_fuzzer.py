@@ -11,7 +11,7 @@ from typing import Any
 from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.hostile_bodies import hostile
 from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
-from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, rank, schedule, score_body
+from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, monitor, rank, schedule, score_body
 from ladle.option_kinds import Choice
 from ladle.steering_options import OPTIONS
 
@@ -56,6 +56,7 @@ class RequestFuzzer:
         self.seen = Seen()
         self._methods = [name for name, method in family["methods"].items() if method["available"]]
         self._members = [member["name"] for member in family["members"]]
+        self._judges = [member["name"] for member in family["members"] if member.get("kind") == "value"]
         # What is drawn of options that are sound only together with the family or the method; the others by their kind.
         self._options: dict[str, Callable[[], Any]] = {
             "strength": lambda: rng.choice([0, 0.5, 1, rng.uniform(-2, 3), 100]),
@@ -146,7 +147,7 @@ class RequestFuzzer:
         if path in (MESSAGES, RESPONSES, COUNT):
             body = sound_body(rng, path, lambda words: self._text(words) or "x", self._longest)
             body["model"] = self._model()
-            return body | ({"steering": self.steering(rng.choice(self._methods))} if rng.random() < 0.85 else {})
+            return body | ({"steering": self._watched()} if rng.random() < 0.85 else {})
         body = {"max_tokens": rng.randint(1, self._longest)}
         if path == _CHAT:
             roles = ["system", "user", "assistant", "user"][rng.randint(0, 1) :]
@@ -194,13 +195,20 @@ class RequestFuzzer:
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
         """``steering`` for an answer to ``body``, some of which changes on the way or chooses among answers."""
         rng = self._rng
-        steering = self.steering(rng.choice(self._methods))
+        steering = self._watched()
         if rng.random() < 0.12:
             parts = [self._part() for _ in range(rng.randint(1, 3))]
             steering["schedule"] = schedule(rng, parts, body["max_tokens"])
         elif rng.random() < 0.1 and not body.get("stream"):
             body["n"] = rng.randint(2, 4)
             steering["rank"] = rank(rng, body["n"])
+        return steering
+
+    def _watched(self) -> dict[str, Any]:
+        """``steering`` for any method, at times with what watches the answer."""
+        steering = self.steering(self._rng.choice(self._methods))
+        if self._rng.random() < 0.15 and "block_length" not in steering:
+            steering["monitor"] = monitor(self._rng, self._judges, self._text)
         return steering
 
     def _part(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class MonitoredAnswer:
     ) -> None:
         self.request = whole.request
         self._whole = whole
-        self._deliver = deliver
+        self._sink = deliver
         self._run = run
         self._stop = stop
         self._lanes = lanes
@@ -72,6 +72,7 @@ class MonitoredAnswer:
         self._ended = False
         self._questions: dict[str, _Question] = {}
         self._likely: dict[tuple[Watch, int], dict[bool, float]] = {}
+        self._asked = 0
 
     def begin(self) -> None:
         """Write the answer, under the request's own id: whoever changes its steering finds it there."""
@@ -167,6 +168,7 @@ class MonitoredAnswer:
         for word, token in ((True, yes), (False, no)):
             name = f"q{self._watches.index(watch)}.{index}.{int(word)}"
             own = replace(self._own(name, self._bare(_BASE), (*before, token), sampling), views={})
+            self._asked += len(asked) + 1
             self._start(Sequence(own, self._lanes(own), ahead=True), _Question(watch, index, word))
 
     def _own(self, name: str, plan: Plan, prompt: tuple[int, ...], sampling: SamplingParams) -> GenerationRequest:
@@ -206,6 +208,11 @@ class MonitoredAnswer:
             self._deliver(outputs)
         return False
 
+    def _deliver(self, outputs: list[StepOutput]) -> None:
+        """Hand over outputs, the first one with what was asked since those before."""
+        asked, self._asked = self._asked, 0
+        self._sink([replace(outputs[0], asked=asked), *outputs[1:]])
+
     def _free(self, settled: int) -> int:
         return min(watch.free(settled) for watch in self._watches)
 
@@ -232,7 +239,11 @@ class MonitoredAnswer:
         last = self._first if not outputs else outputs[-1]
         end = without_token(Sequence(self.request, [], output=self._tokens[: self._shown]), "content_filter", None, "")
         end = replace(
-            end, cached_tokens=self._first.cached_tokens, tripped=trip, reasoning_tokens=last.reasoning_tokens
+            end,
+            cached_tokens=self._first.cached_tokens,
+            tripped=trip,
+            reasoning_tokens=last.reasoning_tokens,
+            unseen=len(self._tokens) - self._shown,
         )
         if not self._shown:
             end = replace(end, prompt=self._first.prompt, queued_s=self._first.queued_s, reasoning_tokens=0)

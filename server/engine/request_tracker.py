@@ -129,7 +129,8 @@ class RequestTracker:
         """Record what ``result`` has for ``sequences``, and hand it over: to each listener all of it in one call."""
         outputs: dict[Sink, list[StepOutput]] = {}
         for sequence in sequences:
-            if sequence in result.caught_up.behind:
+            # Who leads several sequences gives up the others of this step where one of them fails.
+            if sequence in result.caught_up.behind or sequence.request_id not in self.entries:
                 continue
             value = result.worth(sequence)
             if value is None and (refused := result.draws[sequence].error) is not None:

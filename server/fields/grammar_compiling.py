@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ladle.merging.errors import InputError
@@ -64,7 +64,7 @@ async def compile_grammar(serving: Serving, ask: Callable[[], AskedGrammar | Non
         if asked is None:
             return None
         try:
-            return serving.grammars.compile(asked.spec)
+            return replace(serving.grammars.compile(asked.spec), field=asked.field)
         except GrammarError as error:
             raise _refusal(serving.grammars, asked.spec, asked.field, asked.parts, error) from None
 

@@ -91,11 +91,14 @@ class Message(MessageBase):
     @model_validator(mode="before")
     @classmethod
     def _refused(cls, value: Any) -> Any:
-        """Of an assistant who refused and said nothing else, that is what it said."""
-        if not isinstance(value, dict) or value.get("role") != "assistant" or not isinstance(value.get("refusal"), str):
+        """Of an assistant who refused and said nothing else, that is what it said. An answer that was cut before it
+        said anything has no content; it comes back as it was given out."""
+        if not isinstance(value, dict) or value.get("role") != "assistant":
             return value
+        refusal = value.get("refusal") or ""
         silent = value.get("content") is None and not value.get("tool_calls")
-        return {**value, "content": value["refusal"]} if silent else value
+        says = isinstance(refusal, str) and (refusal or "content" in value)
+        return {**value, "content": refusal} if silent and says else value
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> Message:

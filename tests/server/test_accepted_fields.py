@@ -68,6 +68,11 @@ async def test_what_an_assistant_of_another_provider_refused(family: Family) -> 
     for answer in said:
         await ask(family, CHAT, engine, messages=[*USER, {"role": "assistant", **answer}, *USER])
     assert len({request.prompt for request in engine.requests}) == 1
+    # What was cut before it said anything is given out so, and comes back.
+    cut = {"role": "assistant", "content": None, "refusal": None}
+    await ask(family, CHAT, engine, messages=[*USER, cut, *USER])
+    await ask(family, CHAT, engine, messages=[*USER, {**cut, "content": ""}, *USER])
+    assert engine.requests[-1].prompt == engine.requests[-2].prompt
     for message in ({"role": "user", "refusal": "No."}, {"role": "assistant", "refusal": 5}):
         error = await ask(family, CHAT, engine, 400, messages=[message])
         assert error["error"]["param"] == "messages[0].content"

@@ -217,6 +217,16 @@ async def test_what_is_refused(state: ServerState, monitor: Any, field: str, wor
     assert inside["param"] == "steering.schedule.1.monitor" and "whole answer" in inside["message"]
 
 
+@pytest.mark.parametrize("limit", [{}, {"max_tokens": 3}])
+async def test_a_question_takes_room_in_the_context(state: ServerState, limit: dict[str, int]) -> None:
+    steering = with_monitor({"ask": "bad " * 100, "above": 0.5})
+    async with client_of(state) as client:
+        error = await ask(client, "/v1/generate", 400, prompt="a " * 120, steering=steering, **limit)
+    assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
+    assert "maximum context length is 512 tokens" in error["message"]
+    assert "question of steering.monitor" in error["message"] and "room for 0" in error["message"]
+
+
 async def test_questions_are_asked_at_the_ends_of_sentences(state: ServerState, family: Family) -> None:
     """Against the log-probabilities of yes and no behind the same text, as an echo gives them."""
     rng = random.Random(fresh_seed())

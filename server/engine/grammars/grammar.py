@@ -36,10 +36,11 @@ _JSON = {"whitespace_pattern": r"( |\n {0,20})?", "lenient": False, "coerce_one_
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar that compiles, for one tokenizer."""
+    """A grammar that compiles, for one tokenizer. ``field``: of the request that asks for it."""
 
     spec: GrammarSpec
     pool: GrammarPool
+    field: str = "response_format"
 
     def start(self, tokens: Iterable[int] = ()) -> Position:
         """A position behind ``tokens``. Whoever starts one finishes it."""

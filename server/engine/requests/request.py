@@ -73,11 +73,12 @@ class GenerationRequest:
     @property
     def computing(self) -> tuple[Source, ...]:
         """The sources that compute something for it: those that write, unless the answer is there, and those that judge
-        it."""
+        or watch it."""
         ranking = self.plan.ranking
         if self.answer is not None and ranking:
             return ranking
-        return self.plan.sources + ranking + (self.plan.watching if self.sampling.max_tokens else ())
+        monitoring = self.plan.watching + self.plan.asking if self.sampling.max_tokens else ()
+        return self.plan.sources + ranking + monitoring
 
     @property
     def prompt_cost(self) -> int:
@@ -152,6 +153,8 @@ class StepOutput:
     reasoning_tokens: how many tokens of the thought there are so far, without its tags.
     watched: what each of the plan's monitors with a value says of the token before this one, within the engine.
     tripped: with the last output, which has no token then, the monitor that ended the answer.
+    unseen: with the last output, how many tokens were written and are not shown, because a monitor ended the answer.
+    asked: how many tokens of monitors' questions were read since the output before, once for yes and once for no.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
         several.
@@ -180,6 +183,8 @@ class StepOutput:
     reasoning_tokens: int = 0
     watched: tuple[float, ...] = ()
     tripped: Trip | None = None
+    unseen: int = 0
+    asked: int = 0
 
     @property
     def base_logprob(self) -> float | None:

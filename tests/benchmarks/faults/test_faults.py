@@ -146,6 +146,31 @@ def test_right_answers_pass() -> None:
     assert check(drawn, 200, "text/event-stream", ended) == "200, then c"
 
 
+TRIPPED = {"steering": {"monitor": {"stopped": [{"index": 0}]}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "ended", "other"),
+    [
+        ("/v1/generate", {"choices": [{"finish_reason": "content_filter"}]}, {"choices": [{"finish_reason": "stop"}]}),
+        ("/v1/messages", {"stop_reason": "refusal"}, {"stop_reason": "end_turn"}),
+        (
+            "/v1/responses",
+            {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}},
+            {"status": "completed", "incomplete_details": None},
+        ),
+    ],
+)
+def test_an_answer_ends_by_a_monitor_where_one_says_so(path: str, ended: dict, other: dict) -> None:
+    counts = {"usage": {name: 1 for name in ("prompt_tokens", "total_tokens", "input_tokens", "output_tokens")}}
+    drawn = Drawn(path, b"", "sound")
+    for right in ({**ended, **TRIPPED}, other):
+        assert check(drawn, 200, "application/json", json.dumps({**right, **counts}).encode()) == "200"
+    for wrong in (ended, {**other, **TRIPPED}):
+        with pytest.raises(WrongReply):
+            check(drawn, 200, "application/json", json.dumps({**wrong, **counts}).encode())
+
+
 def named(*events: dict) -> bytes:
     return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
 
@@ -220,10 +245,12 @@ def test_the_same_seed_draws_the_same() -> None:
     family = {
         "name": "f",
         "objectives": ["a", "b"],
-        "members": [{"name": "m"}],
+        "members": [{"name": "m", "kind": "value"}],
         "methods": {"x": {"available": True, "preference": "required", "options": ["strength"], "needs": []}},
     }
     seed = fresh_seed()
     first, second = (RequestFuzzer(random.Random(seed), family, VOCABULARY) for _ in range(2))
-    assert [first.draw() for _ in range(200)] == [second.draw() for _ in range(200)]
+    drawn = [first.draw() for _ in range(200)]
+    assert drawn == [second.draw() for _ in range(200)]
+    assert any(b'"monitor": {' in one.body for one in drawn), "answers are watched, too"
     assert {first.draw(sound=True).kind for _ in range(20)} == {"sound"}

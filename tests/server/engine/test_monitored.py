@@ -25,6 +25,7 @@ from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer
 from ladle.server.engine.requests.request import StepOutput
+from ladle.server.live_answers import cost_of, token_cost
 
 PREFERENCE = {"positive": 0.7, "simple": 0.3}
 NEVER = 1e9
@@ -274,6 +275,41 @@ def test_cancelled_and_failed_ones_leave_nothing_behind(world: World, rng: rando
     outputs = serve(engine, [good, bad])
     head.copy_(kept)
     assert outputs["bad"][-1].finish_reason == "error" and [o.token for o in outputs["bad"]] == [-1]
+    assert outputs["good"][-1].finish_reason == "length"
+    engine.check_idle()
+
+
+def test_what_is_taken_back_and_what_is_asked_is_told_for_who_pays(world: World, engine: Engine) -> None:
+    options: dict[str, Any] = {"max_tokens": 20, "seed": 3}
+    steering = {"method": "base", **watched(above=-NEVER, hold=512, **{"for": 9})}
+    request = world.request("r", steering, {None: (5, 6)}, **options)
+    (end,) = alone(engine, request)
+    assert cost_of(end, token_cost(request.plan)) == 2 * 10, "of the base, and of the value that watches"
+    assert end.finish_reason == "content_filter" and (end.completion_tokens, end.unseen, end.asked) == (0, 10, 0)
+    # A question is read twice, for yes and for no; here once, because the only sentence ends with the answer.
+    question = {"method": "base", "monitor": {"ask": "Bad?", "above": 0.999}}
+    prompts = {None: (5, 6), ("question", "Bad?"): (7, 8, 9, 10, 11)}
+    bias = ((70, 100.0), (71, 100.0))
+    request = world.request("r", question, prompts, logit_bias=bias, **options)
+    assert (token_cost(request.plan), request.prompt_cost) == (2, 4), "the base that is asked reads it all as well"
+    output = alone(engine, request)
+    assert len(output) == 20 and [o.asked for o in output if o.asked] == [8]
+    assert sum(o.unseen for o in output) == 0
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_part_that_fails_ends_its_answer_and_nobody_elses(world: World, engine: Engine, broken: int) -> None:
+    """Also where the other parts of the same answer are computed in the very step in which one of them fails."""
+    names = ("score-positive", "score-simple")
+    one, other = (world.request("bad", {"method": "base", **watched(name)}, {None: (5, 6)}) for name in names)
+    plan = replace(one.plan, monitors=(*one.plan.monitors, *other.plan.monitors))
+    bad = replace(one, plan=plan, sampling=replace(one.sampling, max_tokens=1))
+    head = engine.family.heads[names[broken]].weight
+    kept = head.clone()
+    head.fill_(math.nan)
+    outputs = serve(engine, [bad, world.request("good", {"method": "base"}, {None: (7,)})])
+    head.copy_(kept)
+    assert [(o.token, o.finish_reason) for o in outputs["bad"]] == [(-1, "error")]
     assert outputs["good"][-1].finish_reason == "length"
     engine.check_idle()
 

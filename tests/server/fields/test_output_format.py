@@ -215,7 +215,9 @@ async def test_a_grammar_that_becomes_too_complex_is_the_clients_fault(
     async with client_of(real_state) as client:
         with frozen_workers(real_state.serving.grammars):
             reply = await client.post("/v1/generate", json={"prompt": "a", "structured_outputs": {"regex": "a+"}})
-    assert reply.status_code == 400 and reply.json()["error"]["code"] == "grammar_too_complex"
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["code"] == "grammar_too_complex"
+    assert error["param"] == "structured_outputs.regex"
 
 
 def test_keywords_are_looked_for_where_keywords_stand() -> None:

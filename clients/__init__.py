@@ -36,10 +36,12 @@ from ladle.clients.responses import (
     SteeringChange,
     SteeringPart,
     SteeringReport,
+    Stopped,
     StreamToken,
     Token,
     ToolCall,
     Usage,
+    WatchReport,
 )
 from ladle.clients.stream import AsyncStream, Stream
 
@@ -70,6 +72,8 @@ __all__ = [
     "SteeringChange",
     "SteeringPart",
     "BegunPart",
+    "Stopped",
+    "WatchReport",
     "StreamToken",
     "Token",
     "CalledFunction",

@@ -28,6 +28,8 @@ _ROUNDS = 3
 _TRIED_BYTES = 1 << 28
 _AS_QUICK = 1.1
 """Rows that are kept apart are worth a little."""
+_CHOSEN: dict[tuple[Any, ...], int] = {}
+"""What was found, by the shape of the layers: once a process."""
 TOGETHER = 512
 """Rows a call: what the layers hold of a row between their products should stay in the processor's caches."""
 
@@ -80,15 +82,19 @@ class DecoderStack(nn.Module):
     def choose_rows(self) -> None:
         """Find by trying up to how many rows the compiled layers are the quicker ones. Tried only where products are,
         too (``row_limit``): elsewhere it is all rows, and no race may decide the form of a step."""
-        if self.most_rows == dispatch.ALL_ROWS:
-            return
+        if self.most_rows != dispatch.ALL_ROWS:
+            shape = (_shape(self._layers[0]), len(self._layers), self._dtype)
+            if shape not in _CHOSEN:
+                _CHOSEN[shape] = self._quickest_rows()
+            self.most_rows = _CHOSEN[shape]
+
+    def _quickest_rows(self) -> int:
         counts = [count for count in _COUNTS if count >= _FIRST_TRIED]
         if not self._is_quicker(counts[0]):
             fewer = (count for count in reversed(_COUNTS) if count < _FIRST_TRIED and self._is_quicker(count))
-            self.most_rows = next(fewer, 1)
-            return
+            return next(fewer, 1)
         slower = next((index for index, count in enumerate(counts[1:]) if not self._is_quicker(count)), len(counts) - 1)
-        self.most_rows = counts[slower]
+        return counts[slower]
 
     def _is_quicker(self, count: int) -> bool:
         # As many layers as a large processor's caches do not hold: in a step they come from memory.

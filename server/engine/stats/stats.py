@@ -41,9 +41,6 @@ class EngineStats:
     distinct_weights: int
     catch_up_tokens: Mapping[str, int] = field(default_factory=dict)
     """By expert: tokens that it computed later than they came, because it had not been chosen before."""
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    """Tokens that were computed before they were drawn, and those of them that then were."""
     distinct_preferences: int = 0
     merges: MergeStats = MergeStats()
     rows: Distribution | None = None
@@ -51,6 +48,9 @@ class EngineStats:
     preferences: Distribution | None = None
     integrity_checks: int = 0
     """How often the bookkeeping was looked over while nothing ran."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Tokens that were computed before they were drawn, and those of them that then were."""
 
 
 NONE = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

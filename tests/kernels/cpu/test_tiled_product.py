@@ -136,11 +136,10 @@ def test_how_many_rows_take_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by trying: here with a library's product that is quicker from 64 rows on."""
     taken: dict[bool, float] = {}
 
-    def seconds(rows: Tensor, product: object) -> float:
-        tiled = not isinstance(product, row_limit.PackedLinear)
-        return len(rows) / 1e6 if tiled else taken.get(len(rows) >= 64, 1.0)
+    def as_quick(rows: Tensor, tiled: object, packed: object) -> bool:
+        return len(rows) / 1e6 <= taken.get(len(rows) >= 64, 1.0)
 
-    monkeypatch.setattr(row_limit, "_seconds", seconds)
+    monkeypatch.setattr(row_limit, "_as_quick", as_quick)
     monkeypatch.setattr(row_limit, "_PAUSE_S", 0)
     monkeypatch.setattr(row_limit, "has_other_unit", lambda dtype: True)
     row_limit._quickest.cache_clear()

@@ -291,7 +291,7 @@ async def test_the_forms_in_force_are_said(settings: ServerSettings, caplog: pyt
         said = "yes" if reproducible else "no"
         assert (
             "tiny runs on: device cpu, weights float32, activations float32, quantized none, layers gated, "
-            f"cuda_graphs off, processes 1, reproducible {said}" in caplog.messages
+            f"cuda_graphs off, drafts 0, processes 1, reproducible {said}" in caplog.messages
         )
         async with client_of(state) as client:
             metrics = (await client.get("/metrics")).text

@@ -13,6 +13,7 @@ from ladle.guidance.plan import Blocks, Plan, Source
 from ladle.merging.errors import code_of
 from ladle.merging.family.family import Family
 from ladle.server.engine import engine as engine_module
+from ladle.server.engine import led_requests
 from ladle.server.engine.device.device import DeviceLost, require_working
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.answer import NOT_FINITE
@@ -159,14 +160,14 @@ def test_an_engine_that_is_told_to_exit_ends_every_request(family: Family, monke
 
 def test_a_request_that_cannot_begin_is_alone_in_that(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = build(family, max_queue=2)
-    real = engine_module.Answer
+    real = led_requests.Answer
 
     def answer(request: GenerationRequest, *rest: Any) -> Any:
         if request.request_id == "bad":
             raise ValueError("no answer")
         return real(request, *rest)
 
-    monkeypatch.setattr(engine_module, "Answer", answer)
+    monkeypatch.setattr(led_requests, "Answer", answer)
     collector = Collector()
     for name in ("bad", "good"):
         engine.submit(make_request(name, PROMPT, max_tokens=3, ignore_eos=True), collector)

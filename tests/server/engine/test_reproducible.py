@@ -17,6 +17,7 @@ from ladle.merging.errors import InputError
 from ladle.server.engine import config
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.forward.compiled_stack import DecoderStack
 
 Said = list[tuple[int, float]]
 
@@ -89,6 +90,7 @@ def test_where_many_rows_are_multiplied_otherwise_the_option_decides(
     """As on a processor with a unit for products of many rows, which tiles leave to the library."""
     monkeypatch.setattr(config, "cpu_has_bfloat16", has_pairs)
     monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: 8)
+    monkeypatch.setattr(DecoderStack, "choose_rows", lambda stack: None)
     first, again, crowded, turn, fresh = all_ways(family_of(tmp_path), reproducible=reproducible)
     assert (first == again == crowded and turn == fresh) == reproducible
 

@@ -140,12 +140,23 @@ def test_rows_of_a_long_prompt_go_in_parts(
 
 
 def test_more_rows_take_the_plain_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_seen: list[int]) -> None:
-    """Where another product is the quicker one for many rows."""
-    monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: 64)
+    """Where another product is the quicker one for many rows: how many these are is tried on the layers."""
+    monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: 2)
+    monkeypatch.setattr(decoder_stack, "_CHOSEN", {})
+    monkeypatch.setattr(DecoderStack, "_is_quicker", lambda stack, count: count <= 64)
     engine = build(family_of(tmp_path), dtype="bfloat16")
     rows_seen.clear()
     outputs = alone(engine, make_request("r", range(3, 190), max_tokens=3))
     assert len(outputs) == 3 and rows_seen == [1, 1]
+
+
+def test_up_to_how_many_rows_is_found_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = model_of(build(family_of(tmp_path), dtype="bfloat16")).model.model.layers[0]
+    for most, chosen in ((1, 1), (2, 2), (8, 8), (15, 8), (16, 16), (100, 64), (9999, 256)):
+        monkeypatch.setattr(DecoderStack, "_is_quicker", lambda stack, count, most=most: count <= most)
+        assert stack._quickest_rows() == chosen, most
+    monkeypatch.undo()
+    assert stack._is_quicker(4) in (True, False), "both forms run"
 
 
 def test_weights_that_give_no_numbers_are_that_requests_error(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,30 +27,85 @@ FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with 
 OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; without it nothing is written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")]
 DTypeOption = Annotated[str, typer.Option(help="Type of the weights: float32 or bfloat16.")]
+BatchesOption = Annotated[str, typer.Option(help="Batch sizes, with commas between them.")]
+RoundsOption = Annotated[int, typer.Option(min=2, help="Number of turns that each side has, after one to warm up.")]
 
 
-@command.command(epilog="Example: ladle bench decode --dtype bfloat16 --batches 1,4,16")
-def decode(
-    family: FamilyOption = "demo",
-    dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """A decode step against transformers' own, and with sixteen preferences against the plain base."""
-    from ladle.benchmarks import decode as benchmark
-    from ladle.merging.family.family import load_family
+@dataclass(frozen=True)
+class StepBenchmark:
+    """A module of this folder that compares steps by batch size, as a command of its name.
 
-    sizes = [int(size) for size in batches.split(",")]
-    _report("decode step", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
+    Attributes:
+        title: above the table.
+        batches: the sizes that it takes by itself.
+        help: what the command says of itself.
+    """
+
+    title: str
+    batches: str
+    help: str
+
+
+STEP_BENCHMARKS = {
+    "decode": StepBenchmark(
+        "decode step",
+        "1,4,16",
+        "A decode step against transformers' own, and with sixteen preferences against the plain base.",
+    ),
+    "routing": StepBenchmark(
+        "routing",
+        "1,4",
+        "Routed decode steps against plain ones, and both schedules of experts with weights of their own.",
+    ),
+    "vectors": StepBenchmark(
+        "steering vectors",
+        "1,16",
+        "Decode steps with another coefficient of a steering vector in every row against plain ones.",
+    ),
+    "forms": StepBenchmark(
+        "form of answers",
+        "1,8",
+        "Decode steps of answers that follow a JSON schema against free ones, and what a grammar takes by itself.",
+    ),
+    "monitor": StepBenchmark(
+        "watched answers",
+        "1,16",
+        "Decode steps of answers that a value watches against those that nothing watches.",
+    ),
+    "reproducible": StepBenchmark(
+        "reproducible",
+        "1,4,16",
+        "Steps and prompts of `ladle serve --reproducible` against those of a server without.",
+    ),
+}
+"""Modules with ``run(family, dtype, batches, rounds)``, which gives rows of results."""
+
+
+def _add_step_benchmark(name: str, benchmark: StepBenchmark) -> None:
+    @command.command(name, help=benchmark.help, epilog=f"Example: ladle bench {name} --batches {benchmark.batches}")
+    def measure(
+        family: FamilyOption = "demo",
+        dtype: DTypeOption = "bfloat16",
+        batches: BatchesOption = benchmark.batches,
+        rounds: RoundsOption = 9,
+        out: OutOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        from ladle.merging.family.family import load_family
+
+        run = importlib.import_module(f"ladle.benchmarks.{name}").run
+        _report(benchmark.title, run(load_family(family), dtype, _sizes(batches), rounds), out, as_json)
+
+
+for _name, _benchmark in STEP_BENCHMARKS.items():
+    _add_step_benchmark(_name, _benchmark)
 
 
 @command.command(epilog="Example: ladle bench guidance --rounds 9 --out guidance.csv")
 def guidance(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    rounds: RoundsOption = 9,
     loops: Annotated[bool, typer.Option(help="Also run transformers, one model after the other.")] = True,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -60,97 +117,12 @@ def guidance(
     _report("guided decode step", benchmark.run(load_family(family), dtype, rounds, loops), out, as_json)
 
 
-@command.command(epilog="Example: ladle bench routing --batches 1,4")
-def routing(
-    family: FamilyOption = "demo",
-    dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Routed decode steps against plain ones, and both schedules of experts with weights of their own."""
-    from ladle.benchmarks import routing as benchmark
-    from ladle.merging.family.family import load_family
-
-    sizes = [int(size) for size in batches.split(",")]
-    _report("routing", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
-
-
-@command.command(epilog="Example: ladle bench vectors --batches 1,16")
-def vectors(
-    family: FamilyOption = "demo",
-    dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,16",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Decode steps with another coefficient of a steering vector in every row against plain ones."""
-    from ladle.benchmarks import vectors as benchmark
-    from ladle.merging.family.family import load_family
-
-    sizes = [int(size) for size in batches.split(",")]
-    _report("steering vectors", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
-
-
-@command.command(epilog="Example: ladle bench forms --batches 1,8")
-def forms(
-    family: FamilyOption = "demo",
-    dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,8",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Decode steps of answers that follow a JSON schema against free ones, and what a grammar takes by itself."""
-    from ladle.benchmarks import forms as benchmark
-    from ladle.merging.family.family import load_family
-
-    sizes = [int(size) for size in batches.split(",")]
-    _report("form of answers", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
-
-
-@command.command(epilog="Example: ladle bench monitor --batches 1,16")
-def monitor(
-    family: FamilyOption = "demo",
-    dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,16",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Decode steps of answers that a value watches against those that nothing watches."""
-    from ladle.benchmarks import monitor as benchmark
-    from ladle.merging.family.family import load_family
-
-    sizes = [int(size) for size in batches.split(",")]
-    _report("watched answers", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
-
-
-@command.command(epilog="Example: ladle bench reproducible --batches 1,4,16")
-def reproducible(
-    family: FamilyOption = "demo",
-    dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Steps and prompts of `ladle serve --reproducible` against those of a server without."""
-    from ladle.benchmarks import reproducible as benchmark
-    from ladle.merging.family.family import load_family
-
-    sizes = [int(size) for size in batches.split(",")]
-    _report("reproducible", benchmark.run(load_family(family), dtype, sizes, rounds), out, as_json)
-
-
 @command.command(epilog="Example: ladle bench speculation --batches 1,4,16")
 def speculation(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
-    rounds: Annotated[int, typer.Option(min=2)] = 7,
+    batches: BatchesOption = "1,4,16",
+    rounds: RoundsOption = 7,
     drafts: Annotated[int, typer.Option(min=1, max=16, help="Tokens drafted in a step, at most.")] = 4,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -159,15 +131,15 @@ def speculation(
     from ladle.benchmarks import speculation as benchmark
     from ladle.merging.family.family import load_family
 
-    sizes = [int(size) for size in batches.split(",")]
+    sizes = _sizes(batches)
     _report("speculation", benchmark.run(load_family(family), dtype, sizes, rounds, drafts), out, as_json)
 
 
 @command.command(epilog="Example: ladle bench quantized --texts studies/control/test/samples.csv.gz")
 def quantized(
     family: FamilyOption = "demo",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,4,16",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    batches: BatchesOption = "1,4,16",
+    rounds: RoundsOption = 9,
     texts: Annotated[
         Path | None, typer.Option(help="File of samples whose perplexity is compared; default: none is.")
     ] = None,
@@ -180,7 +152,7 @@ def quantized(
     from ladle.merging.family.family import load_family
 
     loaded = load_family(family)
-    sizes = [int(size) for size in batches.split(",")]
+    sizes = _sizes(batches)
     _report("int8 weights", benchmark.run(loaded, sizes, rounds), out, as_json)
     if texts is not None:
         found = benchmark.perplexities(loaded, benchmark.texts_of(texts)[:most])
@@ -194,7 +166,7 @@ def serve(
     dtype: DTypeOption = "bfloat16",
     clients: Annotated[int, typer.Option(min=1)] = 8,
     per_client: Annotated[int, typer.Option(min=1, help="Number of requests that each client sends in one burst.")] = 2,
-    rounds: Annotated[int, typer.Option(min=2)] = 5,
+    rounds: RoundsOption = 5,
     logs: Annotated[Path, typer.Option(help="Folder for the servers' logs.")] = Path("/tmp"),
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -217,7 +189,7 @@ def peers(
             show_default="~/.cache/ladle/peers",
         ),
     ] = Path.home() / ".cache" / "ladle" / "peers",
-    rounds: Annotated[int, typer.Option(min=2)] = 5,
+    rounds: RoundsOption = 5,
     only: Annotated[str, typer.Option(help="Part of the names of the cases to run; default: all.")] = "",
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -234,7 +206,7 @@ def peers(
 @command.command(epilog="Example: ladle bench merge --dtype float32")
 def merge(
     dtype: DTypeOption = "float32",
-    rounds: Annotated[int, typer.Option(min=2)] = 9,
+    rounds: RoundsOption = 9,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -275,6 +247,16 @@ def architectures(
     if wrong:
         typer.echo(f"error: passed check and not served equally: {', '.join(wrong)}", err=True)
         raise typer.Exit(1)
+
+
+def _sizes(batches: str) -> list[int]:
+    try:
+        sizes = [int(size) for size in batches.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise typer.BadParameter(f"{batches!r} is not allowed; allowed: numbers from 1 on, with commas between them")
+    return sizes
 
 
 def _report(title: str, rows: Iterable[dict[str, object]], out: Path | None, as_json: bool) -> None:

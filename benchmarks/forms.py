@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from ladle.benchmarks.engine_side import EngineSide
-from ladle.benchmarks.paired import interleave, medians, ratio
+from ladle.benchmarks.paired import over_plain
 from ladle.guidance.plan import Steering
 from ladle.merging.family.family import Family
 from ladle.server.engine.grammars.grammar import GrammarCompiler, GrammarSpec
@@ -45,17 +45,10 @@ def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iter
             "plain": lambda batch=batch: side.burst(batch, BURST, lambda row: PLAIN),  # type: ignore[misc]
             "form": lambda batch=batch: side.burst(batch, BURST, lambda row: PLAIN, grammar),  # type: ignore[misc]
         }
-        times = interleave(sides, rounds)
-        typical = medians(times)
-        over, quartiles = ratio(times["form"], times["plain"])
         yield {
             "batch": batch,
             "dtype": dtype,
-            "rounds": rounds,
-            "plain_ms": round(1e3 * typical["plain"], 2),
-            "form_ms": round(1e3 * typical["form"], 2),
-            "over_plain": over,
-            "over_plain_quartiles": quartiles,
+            **over_plain(sides, rounds),
             "compile_ms": round(1e3 * compiled, 2),
             "mask_us": round(1e6 * statistics.median(masks), 1),
             "mask_us_99": round(1e6 * sorted(masks)[int(0.99 * len(masks))], 1),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ladle.benchmarks.engine_side import EngineSide
-from ladle.benchmarks.paired import interleave, medians, ratio
+from ladle.benchmarks.paired import over_plain
 from ladle.guidance.plan import Steering
 from ladle.merging.family.family import Family
 from ladle.merging.family.manifest_tables import HEADED
@@ -35,16 +35,4 @@ def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iter
                 "plain": lambda batch=batch, own=plain: side.burst(batch, BURST, lambda row: own),  # type: ignore[misc]
                 "watched": lambda batch=batch, own=watched: side.burst(batch, BURST, lambda row: own),  # type: ignore[misc]
             }
-            times = interleave(sides, rounds)
-            typical = medians(times)
-            over, quartiles = ratio(times["watched"], times["plain"])
-            yield {
-                "method": method,
-                "batch": batch,
-                "dtype": dtype,
-                "rounds": rounds,
-                "plain_ms": round(1e3 * typical["plain"], 2),
-                "watched_ms": round(1e3 * typical["watched"], 2),
-                "over_plain": over,
-                "over_plain_quartiles": quartiles,
-            }
+            yield {"method": method, "batch": batch, "dtype": dtype, **over_plain(sides, rounds)}

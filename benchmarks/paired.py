@@ -27,3 +27,15 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, str]:
     paired = [a / b for a, b in zip(one, other, strict=True)]
     low, _, high = statistics.quantiles(paired, n=4) if len(paired) > 1 else (paired[0],) * 3
     return round(statistics.median(paired), 3), f"{low:.2f}-{high:.2f}"
+
+
+def over_plain(sides: Mapping[str, Callable[[], Iterable[float]]], rounds: int) -> dict[str, object]:
+    """Columns for a row of results: every side's median in milliseconds, and the ratio of each to the one that is
+    called ``plain``, round by round, with its quartiles."""
+    times = interleave(sides, rounds)
+    row: dict[str, object] = {"rounds": rounds}
+    row |= {f"{name}_ms": round(1e3 * seconds, 2) for name, seconds in medians(times).items()}
+    for name in times:
+        if name != "plain":
+            row[f"{name}_over_plain"], row[f"{name}_quartiles"] = ratio(times[name], times["plain"])
+    return row

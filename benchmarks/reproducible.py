@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 
 from ladle.benchmarks.engine_side import EngineSide
-from ladle.benchmarks.paired import interleave, medians, ratio
+from ladle.benchmarks.paired import over_plain
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.kernels import dispatch
@@ -40,21 +40,12 @@ def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iter
             name: lambda side=side, batch=batch: side.burst(batch, BURST, lambda row: PLAIN)  # type: ignore[misc]
             for name, side in sides.items()
         }
-        yield {"what": f"decode step, batch {batch}", **_compared(bursts, rounds, dtype)}
+        yield {"what": f"decode step, batch {batch}", "dtype": dtype, **over_plain(bursts, rounds)}
     prompts: dict[str, Callable[[], Iterator[float]]] = {
         name: lambda side=side: _prompt(side, family)  # type: ignore[misc]
         for name, side in sides.items()
     }
-    yield {"what": f"prompt of {PROMPT} tokens", **_compared(prompts, rounds, dtype)}
-
-
-def _compared(sides: dict[str, Callable[[], Iterator[float]]], rounds: int, dtype: str) -> dict[str, object]:
-    times = interleave(sides, rounds)
-    row: dict[str, object] = {"dtype": dtype, "rounds": rounds}
-    row |= {f"{name}_ms": round(1e3 * seconds, 2) for name, seconds in medians(times).items()}
-    for name in ("reproducible", "pieces"):
-        row[f"{name}_over_plain"], row[f"{name}_quartiles"] = ratio(times[name], times["plain"])
-    return row
+    yield {"what": f"prompt of {PROMPT} tokens", "dtype": dtype, **over_plain(prompts, rounds)}
 
 
 def _prompt(side: EngineSide, family: Family) -> Iterator[float]:

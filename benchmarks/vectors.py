@@ -5,14 +5,14 @@ Both sides run on one engine, whose family has one random vector, so that what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ladle.benchmarks.engine_side import EngineSide
-from ladle.benchmarks.paired import interleave, medians, ratio
+from ladle.benchmarks.paired import over_plain
 from ladle.guidance.plan import Steering
 from ladle.merging.family.family import Family
 from ladle.merging.members.steering_vector import SteeringVector
@@ -30,7 +30,7 @@ def with_vector(family: Family) -> Family:
     return replace(family, models={**family.models, "": replace(base, vectors={**base.vectors, NAME: vector})})
 
 
-def run(family: Family, dtype: str, batches: list[int], rounds: int) -> Iterator[dict[str, object]]:
+def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:
     """One row a batch size: median milliseconds of both, and their ratio round by round with its quartiles."""
     ladle = EngineSide(with_vector(family), dtype)
     base = Steering(method="base")
@@ -40,16 +40,7 @@ def run(family: Family, dtype: str, batches: list[int], rounds: int) -> Iterator
 
     for batch in batches:
         sides: dict[str, Callable[[], Iterable[float]]] = {
-            "base": lambda batch=batch: ladle.burst(batch, BURST, lambda row: base),  # type: ignore[misc]
+            "plain": lambda batch=batch: ladle.burst(batch, BURST, lambda row: base),  # type: ignore[misc]
             "vectors": lambda batch=batch: ladle.burst(batch, BURST, amounts),  # type: ignore[misc]
         }
-        times = interleave(sides, rounds)
-        over, quartiles = ratio(times["vectors"], times["base"])
-        yield {
-            "dtype": dtype,
-            "batch": batch,
-            "rounds": rounds,
-            **{f"{name}_ms": round(1e3 * value, 2) for name, value in medians(times).items()},
-            "vectors_over_base": over,
-            "vectors_over_base_quartiles": quartiles,
-        }
+        yield {"batch": batch, "dtype": dtype, **over_plain(sides, rounds)}

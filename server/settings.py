@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ladle.server.access.api_keys import ApiKeys
     from ladle.server.engine.config import EngineConfig
 
-_DRAFTS = re.compile(r"none|ngram(?::([1-9]|1[0-6]))?")
+_DRAFTS = re.compile(r"ngram(?::([1-9]\d?))?")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
@@ -39,8 +39,17 @@ def parse_bytes(value: object) -> object:
 
 
 def _draft_tokens(speculate: str) -> int:
-    """``"ngram:4"`` -> 4, ``"ngram"`` -> 4, ``"none"`` -> 0."""
-    return 0 if speculate == "none" else int(speculate.partition(":")[2] or 4)
+    """``"ngram:2"`` -> 2, ``"ngram"`` -> 4, ``"none"`` -> 0. Raises ValueError for anything else."""
+    if speculate == "none":
+        return 0
+    from ladle.server.engine.config import MOST_DRAFTED  # needs torch, which no other option asks for
+
+    match = _DRAFTS.fullmatch(speculate)
+    tokens = int(match[1] or 4) if match else 0
+    if not 1 <= tokens <= MOST_DRAFTED:
+        allowed = f"none, ngram (for ngram:4), or ngram:N with N of 1 to {MOST_DRAFTED}"
+        raise ValueError(f"{speculate!r} is not allowed; allowed: {allowed}")
+    return tokens
 
 
 class Size(BeforeValidator):
@@ -216,10 +225,7 @@ class ServerSettings(BaseSettings):
     @field_validator("speculate")
     @classmethod
     def _drafts(cls, value: str) -> str:
-        if not _DRAFTS.fullmatch(value):
-            raise ValueError(
-                f"{value!r} is not allowed; allowed: none, ngram (for ngram:4), or ngram:N with N of 1 to 16"
-            )
+        _draft_tokens(value)
         return value
 
     @field_validator("families_dir")

@@ -16,9 +16,8 @@ from ladle.merging.errors import InputError
 from ladle.recipes.config import AdapterConfig
 from ladle.recipes.model import Base
 from ladle.recipes.soup import load_members, merged
-from ladle.recipes.training.descent import descend
-from ladle.recipes.training.lora import new_adapter, save_adapter
-from ladle.recipes.training.value import answer_values, hidden_size, load_head, new_head
+from ladle.recipes.training.lora import new_adapter
+from ladle.recipes.training.value import answer_values, hidden_size, load_head, new_head, train_headed
 
 _HELD_OUT = 5
 """One prompt in so many is kept from training."""
@@ -200,14 +199,7 @@ def train_monitor(
         (loss * share).backward()
         return (float(loss.detach()),)
 
-    trunk = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rates = [(config.learning_rate, trunk), (config.head_learning_rate, list(head.parameters()))]
-    try:
-        (loss,) = descend(name, rates, batches, backward, warmup=config.warmup, max_gradient=config.max_gradient)
-        save_adapter(model, folder, base_name, {"weight": head.weight[0], "bias": head.bias})
-    finally:
-        model.unload()
-    return float(loss)
+    return train_headed(name, model, head, batches, backward, config, folder, base_name)
 
 
 def _by_prompt(texts: Sequence[Labelled]) -> list[list[Labelled]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from ladle.recipes.scoring import answer_states
 from ladle.recipes.training.descent import descend
 from ladle.recipes.training.lora import new_adapter, save_adapter
 from ladle.recipes.training.pool import Candidate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,58 @@ def answer_values(
     return values.squeeze(-1)
 
 
+class HeadedConfig(Protocol):
+    """The hyperparameters that training a trunk with a head takes."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the trunk's factors, at the top of the schedule."""
+
+    @property
+    def head_learning_rate(self) -> float:
+        """Of the head."""
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps during which the rates rise."""
+
+    @property
+    def max_gradient(self) -> float:
+        """Norm to which gradients are clipped."""
+
+
+def train_headed(
+    name: str,
+    model: PeftModel,
+    head: torch.nn.Linear,
+    batches: Sequence[Sequence[_T]],
+    backward: Callable[[_T, float], tuple[float]],
+    config: HeadedConfig,
+    folder: Path,
+    base_name: str,
+) -> float:
+    """Descends on ``batches`` (see `descend`), writes the adapter and its head, and leaves the base as it was, also
+    where that fails.
+
+    Args:
+        model: as `new_adapter` made it.
+        head: hidden -> 1.
+        folder: where both go; there whole or not at all.
+        base_name: what adapter_config.json calls its base.
+
+    Returns:
+        The loss, mean over the last quarter of the steps.
+    """
+    trunk = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rates = [(config.learning_rate, trunk), (config.head_learning_rate, list(head.parameters()))]
+    try:
+        (loss,) = descend(name, rates, batches, backward, warmup=config.warmup, max_gradient=config.max_gradient)
+        save_adapter(model, folder, base_name, {"weight": head.weight[0], "bias": head.bias})
+    finally:
+        model.unload()
+    return float(loss)
+
+
 def train_value(
     base: Base,
     name: str,
@@ -187,15 +245,9 @@ def train_value(
         (loss * share).backward()
         return (float(loss.detach()),)
 
-    trunk = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rates = [(config.learning_rate, trunk), (config.head_learning_rate, list(head.parameters()))]
-    try:
-        (loss,) = descend(name, rates, batches, backward, warmup=config.warmup, max_gradient=config.max_gradient)
-        save_adapter(model, folder, base_name, {"weight": head.weight[0], "bias": head.bias})
-    finally:
-        model.unload()
+    loss = train_headed(name, model, head, batches, backward, config, folder, base_name)
     report(f"{name}: loss {loss:.3f}, {len(batches)} steps")
-    return {"loss": float(loss)}
+    return {"loss": loss}
 
 
 def _part(prompt: Rated, order: np.ndarray, epoch: int, count: int) -> Rated:

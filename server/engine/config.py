@@ -12,6 +12,7 @@ from ladle.merging.errors import InputError
 
 GIB = 1 << 30
 MOST_DRAFTED = 16
+"""Tokens that may be drafted at once: rows of one sequence that a step computes on trial."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _QUANTISED = ("none", "int8")
 _SCHEDULES = ("auto", "eager", "lazy")

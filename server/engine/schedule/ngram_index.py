@@ -23,9 +23,6 @@ class NgramIndex:
         self._ends: dict[tuple[int, ...], int] = {}
         self.extend(list(prompt)[-_REMEMBERED:])
 
-    def __len__(self) -> int:
-        return len(self._tokens)
-
     def extend(self, tokens: Iterable[int]) -> None:
         """More of the text. An n-gram counts from the moment that a token follows it."""
         own, ends = self._tokens, self._ends

@@ -13,8 +13,10 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-_SOURCES = ("compiler.py", "intrinsics.py", "elementary.py", "tiles.py", "tiled_product.py", "key_loops.py",
-            "attention.py",             "decoder_stack.py", "sample.py", "weighted_sum.py")  # fmt: skip
+from ladle.kernels.cpu.matrix_unit import has_matrix_unit
+
+_SOURCES = ("compiler.py", "intrinsics.py", "elementary.py", "tiles.py", "matrix_unit.py", "tiled_product.py",
+            "key_loops.py", "attention.py", "decoder_stack.py", "sample.py", "weighted_sum.py")  # fmt: skip
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
 must be seen."""
@@ -45,11 +47,14 @@ def _find_threads() -> None:
 
 def _keep() -> bool:
     """Whether compiled code can be kept for the next start. The folder's name follows all of the source, of which numba
-    itself watches only the file of the outermost function."""
+    itself watches only the file of the outermost function, and whether there is a unit for matrices, which a container
+    may be refused on a processor that has it."""
     if numba.config.CACHE_DIR:
         return True  # the operator's own
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES))
+    if has_matrix_unit():
+        digest.update(b"matrices")
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "ladle" / "compiled" / digest.hexdigest()[:16]
     try:

@@ -20,6 +20,8 @@ from ladle.kernels.cpu.tiled_product import add_expanded, multiply_part
 from ladle.kernels.cpu.tiles import LANES
 from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product
 
+_LINE = 64
+"""Bytes of a cache line."""
 _ALONE = 4
 """Rows up to which what is done row by row is not worth waking a second thread."""
 
@@ -38,6 +40,16 @@ def _of(product: Product, layer: int) -> Product:
     )
 
 
+@njit(**INNER)
+def _aligned(rows: int, columns: int, like: Any) -> Any:
+    """[rows, columns] of the dtype of ``like``, undefined, from the beginning of a cache line on: rows that are whole
+    lines are read from as many, and not from one more each."""
+    line = _LINE // like.itemsize
+    memory = np.empty(rows * columns + line, like.dtype)
+    start = -(memory.ctypes.data // like.itemsize) % line
+    return memory[start : start + rows * columns].reshape((rows, columns))
+
+
 @njit(**OUTER)
 def _run(step: LayerPass) -> None:
     x, layers, scales, rows, kv, block, threads, amounts, vectors = step
@@ -45,15 +57,14 @@ def _run(step: LayerPass) -> None:
     dim = rows.cos.shape[1]
     attended = layers.attended
     inner = layers.gate_up.expand.shape[2] // 2
-    inputs = layers.inputs.dtype
     # The activations of one layer, which all layers write into in turn. Products come out in float32.
-    normed = np.empty((tokens, hidden), inputs)
-    mixed = np.empty((tokens, attended), inputs)
-    gated = np.empty((tokens, inner), inputs)
-    qkv = np.empty((tokens, layers.qkv.weight.shape[1] * LANES), np.float32)
-    out = np.empty((tokens, layers.out.weight.shape[1] * LANES), np.float32)
-    both = np.empty((tokens, layers.gate_up.weight.shape[1] * LANES), np.float32)
-    down = np.empty((tokens, layers.down.weight.shape[1] * LANES), np.float32)
+    normed = _aligned(tokens, hidden, layers.inputs)
+    mixed = _aligned(tokens, attended, layers.inputs)
+    gated = _aligned(tokens, inner, layers.inputs)
+    qkv = _aligned(tokens, layers.qkv.weight.shape[1] * LANES, x)
+    out = _aligned(tokens, layers.out.weight.shape[1] * LANES, x)
+    both = _aligned(tokens, layers.gate_up.weight.shape[1] * LANES, x)
+    down = _aligned(tokens, layers.down.weight.shape[1] * LANES, x)
     ranks = 0
     for scale in scales:
         ranks = max(ranks, scale.shape[2])

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ladle.kernels.cpu.matrix_unit import has_matrix_unit
 from ladle.kernels.cpu.packed_linear import PackedLinear
 from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold
 
@@ -47,7 +48,7 @@ def has_other_unit(dtype: torch.dtype) -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True  # Accelerate's, or one that nothing here can ask for
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return dtype == torch.bfloat16 and bool(capability.get("amx_bf16"))
+    return dtype == torch.bfloat16 and bool(capability.get("amx_bf16")) and not has_matrix_unit()
 
 
 @functools.cache

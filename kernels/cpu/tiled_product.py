@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
 from ladle.kernels.cpu.intrinsics import narrow, widen
+from ladle.kernels.cpu.matrix_unit import CONFIGS, ROWS, configure, fits, matrix_tile, release
 from ladle.kernels.cpu.tiles import LANES, blocks_for, has_pairs, tile
 from ladle.kernels.cpu.types import Floats, Halves, Product
 
@@ -23,6 +24,7 @@ _MOST_ROWS = 6
 """Rows of the largest tile."""
 _GROUP = 4
 """Blocks that all rows are multiplied with before the next ones: together they stay in a core's own cache."""
+_GROUP_OF_MATRICES = 8
 
 
 def _sweep(rows: int) -> Any:
@@ -48,8 +50,7 @@ _one, _two, _four, _six = (_sweep(rows) for rows in (1, 2, 4, _MOST_ROWS))
 
 
 @njit(**INNER)
-def multiply(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
-    """y of the outputs of the blocks ``first`` to ``last``; arguments as of ``tiles.tile``."""
+def _multiply_vectors(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
     rows = x.shape[0]
     for start in range(first, last, _GROUP):
         stop = min(start + _GROUP, last)
@@ -66,6 +67,54 @@ def multiply(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
             row += 2
         if rows - row == 1:
             _one(weight, x, y, start, stop, row)
+
+
+_one_by_four, _one_by_one, _two_by_two, _two_by_one = (
+    matrix_tile(*shape) for shape in ((1, 4), (1, 1), (2, 2), (2, 1))
+)
+
+
+@njit(**INNER)
+def _multiply_matrices(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
+    rows = x.shape[0]
+    whole = rows // (2 * ROWS) * 2 * ROWS
+    for start in range(first, last, _GROUP_OF_MATRICES):
+        stop = min(start + _GROUP_OF_MATRICES, last)
+        # Two tiles of rows by two blocks read each tile from the caches half as often as one by four.
+        if whole > 0:
+            configure(CONFIGS, ROWS)
+            for row in range(0, whole, 2 * ROWS):
+                for block in range(start, stop, 2):
+                    if block + 2 <= stop:
+                        _two_by_two(weight, x, y, block, row)
+                    else:
+                        _two_by_one(weight, x, y, block, row)
+        row = whole
+        while row < rows:
+            count = min(ROWS, rows - row)
+            configure(CONFIGS, count)
+            block = start
+            while block + 4 <= stop:
+                _one_by_four(weight, x, y, block, row)
+                block += 4
+            while block < stop:
+                _one_by_one(weight, x, y, block, row)
+                block += 1
+            row += count
+    release()
+
+
+@njit(**INNER)
+def multiply(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
+    """y of the outputs of the blocks ``first`` to ``last``; arguments as of ``tiles.tile``.
+
+    In the processor's unit for matrices, where there is one and it fits, whatever the number of rows: a row's value is
+    to be the same in every step.
+    """
+    if fits(weight):
+        _multiply_matrices(weight, x, y, first, last)
+    else:
+        _multiply_vectors(weight, x, y, first, last)
 
 
 @njit(**INNER)

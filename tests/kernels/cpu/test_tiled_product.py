@@ -14,7 +14,7 @@ from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold, quantise, st
 from ladle.kernels.cpu.tiles import has_pairs
 
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not has_pairs(), reason="no pairs"))]
-ROWS = (0, 1, 2, 3, 5, 6, 7, 13, 16, 33)
+ROWS = (0, 1, 2, 3, 5, 6, 7, 13, 16, 33, 63, 64)
 
 
 class Case:
@@ -42,7 +42,7 @@ class Case:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("out", "size", "ranks"), [(64, 48, 0), (33, 17, 3), (200, 72, 40), (5, 2, 1)])
+@pytest.mark.parametrize(("out", "size", "ranks"), [(64, 48, 0), (33, 17, 3), (200, 72, 40), (200, 96, 40), (5, 32, 1), (5, 2, 1)])
 def test_product_equals_float64(dtype: torch.dtype, out: int, size: int, ranks: int) -> None:
     torch.manual_seed(fresh_seed())
     size += size % 2 * (dtype == torch.bfloat16)  # it takes pairs
@@ -75,10 +75,10 @@ def test_int8_is_the_nearest_step_of_each_output() -> None:
 def test_rows_do_not_depend_on_each_other(dtype: torch.dtype) -> None:
     torch.manual_seed(fresh_seed())
     case = Case(130, 96, 20, True, dtype)
-    x, scale = case.rows(40)
+    x, scale = case.rows(70)
     whole = case.product(x, scale)
-    for count in (1, 2, 3, 6, 7, 16, 17):
-        rows = torch.randperm(40)[:count]
+    for count in (1, 2, 3, 6, 7, 16, 17, 32, 33, 64):
+        rows = torch.randperm(70)[:count]
         assert torch.equal(case.product(x[rows], scale[rows]), whole[rows]), count
 
 

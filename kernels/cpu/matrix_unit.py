@@ -1,0 +1,172 @@
+"""The unit of a processor that multiplies whole tiles of matrices (AMX), as compiled loops call it.
+
+A tile register holds sixteen rows of 64 bytes. Packed bfloat16 weights (``tiled_product.pack``) lie in memory as the
+unit reads them: sixteen steps of a block are one tile. A row of sums depends on that row of activations alone, and is
+formed in the order of the inputs, however many rows a tile has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ladle.kernels.cpu.tiles import features
+
+ROWS = 16
+"""Rows of activations a tile, and steps of weights."""
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+_SUMS, _INPUTS, _WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
+"""Which registers hold what. Four sums hide the latency of each other's additions."""
+_BLOCK_BYTES = 64
+_I8, _I64 = ir.IntType(8), ir.IntType(64)
+_POINTER = _I8.as_pointer()
+
+
+@functools.cache
+def has_matrix_unit() -> bool:
+    """Whether this process may multiply bfloat16 in such a unit: Linux wants to be asked before its first use."""
+    known = features()
+    if not (sys.platform == "linux" and platform.machine() == "x86_64" and known.get("amx-tile")):
+        return False
+    if not known.get("amx-bf16"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def _configs() -> Any:
+    """[17, 64] uint8: what the unit loads before tiles of so many rows; weights always have sixteen steps."""
+    configs = np.zeros((ROWS + 1, 64), np.uint8)
+    configs[:, 0] = 1  # the only palette
+    configs[:, 16:32].view(np.uint16)[:] = _BLOCK_BYTES
+    for rows in range(ROWS + 1):
+        configs[rows, [48 + register for register in (*_SUMS, *_INPUTS)]] = rows
+        configs[rows, [48 + register for register in _WEIGHTS]] = ROWS
+    return configs
+
+
+CONFIGS: Any = _configs()
+"""CONFIGS[n]: for ``configure``, tiles of n rows."""
+
+
+def _call(builder: Any, name: str, arguments: list[Any]) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    builder.call(builder.module.declare_intrinsic(f"llvm.x86.{name}", (), kind), arguments)
+
+
+def _register(number: int) -> Any:
+    return ir.Constant(_I8, number)
+
+
+def _fits(typing_context: Any, weight: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.args[0].dtype != types.int16 or not has_matrix_unit():
+            return ir.Constant(ir.IntType(1), 0)
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        steps = cgutils.unpack_tuple(builder, held.shape, 3)[1]
+        rest = builder.urem(steps, ir.Constant(_I64, ROWS))
+        return builder.icmp_unsigned("==", rest, ir.Constant(_I64, 0))
+
+    return types.boolean(weight), generate
+
+
+def _configure(typing_context: Any, configs: Any, rows: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if has_matrix_unit():
+            table = context.make_array(signature.args[0])(context, builder, arguments[0])
+            start = builder.add(builder.ptrtoint(table.data, _I64), builder.mul(arguments[1], ir.Constant(_I64, 64)))
+            _call(builder, "ldtilecfg", [builder.inttoptr(start, _POINTER)])
+        return context.get_dummy_value()
+
+    return types.void(configs, types.int64), generate
+
+
+def _release(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if has_matrix_unit():
+            _call(builder, "tilerelease", [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _tile(tiles: int, blocks: int) -> Any:
+    def typed(context: Any, w: Any, x: Any, y: Any, block: Any, row: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            if signature.args[0].dtype != types.int16 or not has_matrix_unit():
+                return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
+            weights, inputs, outputs = (
+                context.make_array(kind)(context, builder, value)
+                for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
+            )
+            block, row = arguments[3:]
+            steps = cgutils.unpack_tuple(builder, weights.shape, 3)[1]
+            block_bytes = cgutils.unpack_tuple(builder, weights.strides, 3)[0]
+            row_bytes = cgutils.unpack_tuple(builder, inputs.strides, 2)[0]
+            result_bytes = cgutils.unpack_tuple(builder, outputs.strides, 2)[0]
+
+            def places(data: Any, first: Any, stride: Any, count: int, apart: int) -> list[Any]:
+                start = builder.add(builder.ptrtoint(data, _I64), builder.mul(first, stride))
+                return [builder.add(start, builder.mul(stride, ir.Constant(_I64, apart * i))) for i in range(count)]
+
+            def moved(name: str, register: int, address: Any, stride: Any) -> None:
+                _call(builder, name, [_register(register), builder.inttoptr(address, _POINTER), stride])
+
+            weight_at = places(weights.data, block, block_bytes, blocks, 1)
+            input_at = places(inputs.data, row, row_bytes, tiles, ROWS)
+            output_at = places(outputs.data, row, result_bytes, tiles, ROWS)
+            sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
+            for own in sums:
+                for register in own:
+                    _call(builder, "tilezero", [_register(register)])
+            every = ir.Constant(_I64, ROWS)
+            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), steps, every, intp=_I64) as (step, _):
+                weight_offset = builder.mul(step, ir.Constant(_I64, _BLOCK_BYTES))
+                input_offset = builder.mul(step, ir.Constant(_I64, 4))
+                for register, place in zip(_INPUTS, input_at, strict=False):
+                    moved("tileloadd64", register, builder.add(place, input_offset), row_bytes)
+                for index, place in enumerate(weight_at):
+                    held = _WEIGHTS[index % len(_WEIGHTS)]
+                    moved("tileloadd64", held, builder.add(place, weight_offset), ir.Constant(_I64, _BLOCK_BYTES))
+                    for own, given in zip(sums, _INPUTS, strict=False):
+                        _call(builder, "tdpbf16ps", [_register(number) for number in (own[index], given, held)])
+            column = builder.mul(block, ir.Constant(_I64, _BLOCK_BYTES))
+            for own, place in zip(sums, output_at, strict=True):
+                for index, register in enumerate(own):
+                    at = builder.add(builder.add(place, column), ir.Constant(_I64, _BLOCK_BYTES * index))
+                    moved("tilestored64", register, at, result_bytes)
+            return context.get_dummy_value()
+
+        return types.void(w, x, y, types.int64, types.int64), generate
+
+    return intrinsic(typed)
+
+
+fits: Any = intrinsic(_fits)
+"""fits(weight): whether the unit multiplies packed weights [blocks, steps, numbers a step]: bfloat16 (int16), whole
+tiles of steps."""
+configure: Any = intrinsic(_configure)
+"""configure(CONFIGS, rows): from now on this thread's tiles of activations and of sums have ``rows`` rows."""
+release: Any = intrinsic(_release)
+"""release(): this thread has no tiles any more, which a change of threads would have to save."""
+
+
+@functools.cache
+def matrix_tile(tiles: int, blocks: int) -> Any:
+    """What compiled code calls as ``matrix_tile(weight, x, y, block, row)``: y[row + i, 16 (block + j) + lane] of
+    ``tiles`` tiles of rows, one below the other, and ``blocks`` blocks; ``tiles`` times ``blocks`` is at most four.
+
+    Arguments as of ``tiles.tile``, with bfloat16 weights that ``fits`` says yes to, after ``configure``.
+    """
+    return _tile(tiles, blocks)

@@ -15,8 +15,10 @@ import numba
 
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
 
-_SOURCES = ("compiler.py", "intrinsics.py", "elementary.py", "tiles.py", "matrix_unit.py", "tiled_product.py",
-            "key_loops.py", "attention.py", "decoder_stack.py", "sample.py", "weighted_sum.py")  # fmt: skip
+_SOURCES = ("compiler.py", "intrinsics.py", "elementary.py", "tiles.py", "matrix_unit.py", "word_order.py",
+            "tiled_product.py",
+            "key_loops.py", "segments.py", "vector_attention.py", "matrix_attention.py", "decoder_stack.py",
+            "sample.py", "weighted_sum.py")  # fmt: skip
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
 must be seen."""

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from ladle.kernels.cpu.attention import attend
 from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
+from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.tiled_product import add_expanded, multiply_part
 from ladle.kernels.cpu.tiles import LANES
 from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product
+from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -29,7 +30,7 @@ _ALONE = 4
 def run_layers(step: LayerPass) -> None:
     """All decoder layers on ``step.x``, in place. Raises nothing: what is not finite goes on into ``x``."""
     with one_at_a_time:
-        _run(step)
+        _run(step, True if can_attend(step.kv, step.block) else None)
 
 
 @njit(inline="always", **INNER)
@@ -51,7 +52,8 @@ def _aligned(rows: int, columns: int, like: Any) -> Any:
 
 
 @njit(**OUTER)
-def _run(step: LayerPass) -> None:
+def _run(step: LayerPass, in_matrices: bool | None) -> None:
+    # Numba compiles one branch of a question whether an argument is None, and not both.
     x, layers, scales, rows, kv, block, threads, amounts, vectors = step
     tokens, hidden = x.shape
     dim = rows.cos.shape[1]
@@ -85,7 +87,11 @@ def _run(step: LayerPass) -> None:
         # Attention block: W x and A x in one pass, then B (c * A x), rotary embedding and the write to the KV pool.
         _multiply(qkv_product, first, normed, qkv, low, threads)
         _store(qkv_product, first, qkv, low, rows, kv[layer], attended // dim, threads)
-        attend(qkv, rows, kv[layer], block, attended // dim, layers.scaling, layers.windows[layer], mixed, threads)
+        heads, window = attended // dim, layers.windows[layer]
+        if in_matrices is None:
+            attend_by_vectors(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
+        else:
+            attend_by_matrices(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         _multiply(out_product, second, mixed, out, low, threads)
         _add(out_product, second, out, low, x, threads)
         _normalise(x, norms[1], layers.eps, normed, threads)

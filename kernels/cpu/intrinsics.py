@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 
@@ -59,6 +60,43 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
     return types.void(types.uintp), generate
 
 
+def _address(typing_context: Any, array: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.ptrtoint(held.data, ir.IntType(64))
+
+    return types.int64(array), generate
+
+
+def _largest(typing_context: Any, start: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start, count = arguments
+        lanes = 16
+        floats, word = ir.VectorType(ir.FloatType(), lanes), ir.IntType(64)
+
+        def larger(one: Any, other: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", other, one), other, one)
+
+        place = cgutils.alloca_once(builder, floats)
+        builder.store(ir.Constant(floats, [float("-inf")] * lanes), place)
+        step = ir.Constant(word, lanes)
+        with cgutils.for_range_slice(builder, ir.Constant(word, 0), count, step, intp=word) as (index, _):
+            at = builder.add(start, builder.mul(index, ir.Constant(word, 4)))
+            read = builder.load(builder.inttoptr(at, floats.as_pointer()))
+            read.align = 4
+            builder.store(larger(builder.load(place), read), place)
+        most = builder.load(place)
+        while lanes > 1:
+            lanes //= 2
+            halves = [[start + lane for lane in range(lanes)] for start in (0, lanes)]
+            order = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), half) for half in halves]
+            one, other = (builder.shuffle_vector(most, most, half) for half in order)
+            most = larger(one, other)
+        return builder.extract_element(most, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(types.int64, types.int64), generate
+
+
 widen: Any = intrinsic(_widen)
 """widen(number): float32 of a float16 bit pattern (uint16), of a bfloat16 bit pattern (int16), or of a float32."""
 narrow: Any = intrinsic(_narrow)
@@ -67,3 +105,8 @@ power_of_two: Any = intrinsic(_power_of_two)
 """power_of_two(exponent): 2^exponent as float32, -126 <= exponent <= 127."""
 prefetch: Any = intrinsic(_prefetch)
 """prefetch(address): asks for the cache line at ``address``, which need not be there."""
+address: Any = intrinsic(_address)
+"""address(array): of its first number, as a signed number that other signed ones can be added to."""
+largest: Any = intrinsic(_largest)
+"""largest(start, count): of ``count`` float32, a multiple of sixteen, from the address ``start`` on; what is no number
+is passed over. Numba's own reduction would compare them one by one, because of what is no number."""

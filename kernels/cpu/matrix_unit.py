@@ -24,9 +24,10 @@ from ladle.kernels.cpu.tiles import features
 ROWS = 16
 """Rows of activations a tile, and steps of weights."""
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
-_SUMS, _INPUTS, _WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
+LINE, TILE = 64, 1024
+"""Bytes of a row of a tile, and of a whole one."""
+_SUMS, _GIVEN, _HELD = (0, 1, 2, 3), (4, 5), (6, 7)
 """Which registers hold what. Four sums hide the latency of each other's additions."""
-_BLOCK_BYTES = 64
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _POINTER = _I8.as_pointer()
 
@@ -49,10 +50,10 @@ def _configs() -> Any:
     """[17, 64] uint8: what the unit loads before tiles of so many rows; weights always have sixteen steps."""
     configs = np.zeros((ROWS + 1, 64), np.uint8)
     configs[:, 0] = 1  # the only palette
-    configs[:, 16:32].view(np.uint16)[:] = _BLOCK_BYTES
+    configs[:, 16:32].view(np.uint16)[:] = LINE
     for rows in range(ROWS + 1):
-        configs[rows, [48 + register for register in (*_SUMS, *_INPUTS)]] = rows
-        configs[rows, [48 + register for register in _WEIGHTS]] = ROWS
+        configs[rows, [48 + register for register in (*_SUMS, *_GIVEN)]] = rows
+        configs[rows, [48 + register for register in _HELD]] = ROWS
     return configs
 
 
@@ -85,7 +86,7 @@ def _configure(typing_context: Any, configs: Any, rows: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if has_matrix_unit():
             table = context.make_array(signature.args[0])(context, builder, arguments[0])
-            start = builder.add(builder.ptrtoint(table.data, _I64), builder.mul(arguments[1], ir.Constant(_I64, 64)))
+            start = builder.add(builder.ptrtoint(table.data, _I64), builder.mul(arguments[1], ir.Constant(_I64, LINE)))
             _call(builder, "ldtilecfg", [builder.inttoptr(start, _POINTER)])
         return context.get_dummy_value()
 
@@ -102,53 +103,43 @@ def _release(typing_context: Any) -> Any:
 
 
 def _tile(tiles: int, blocks: int) -> Any:
-    def typed(context: Any, w: Any, x: Any, y: Any, block: Any, row: Any) -> Any:
+    def typed(
+        context: Any, given: Any, given_row: Any, held: Any, held_block: Any, made: Any, made_row: Any, steps: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            if signature.args[0].dtype != types.int16 or not has_matrix_unit():
+            if not has_matrix_unit():
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
-            weights, inputs, outputs = (
-                context.make_array(kind)(context, builder, value)
-                for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
-            )
-            block, row = arguments[3:]
-            steps = cgutils.unpack_tuple(builder, weights.shape, 3)[1]
-            block_bytes = cgutils.unpack_tuple(builder, weights.strides, 3)[0]
-            row_bytes = cgutils.unpack_tuple(builder, inputs.strides, 2)[0]
-            result_bytes = cgutils.unpack_tuple(builder, outputs.strides, 2)[0]
+            given, given_row, held, held_block, made, made_row, steps = arguments
 
-            def places(data: Any, first: Any, stride: Any, count: int, apart: int) -> list[Any]:
-                start = builder.add(builder.ptrtoint(data, _I64), builder.mul(first, stride))
+            def places(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
                 return [builder.add(start, builder.mul(stride, ir.Constant(_I64, apart * i))) for i in range(count)]
 
             def moved(name: str, register: int, address: Any, stride: Any) -> None:
                 _call(builder, name, [_register(register), builder.inttoptr(address, _POINTER), stride])
 
-            weight_at = places(weights.data, block, block_bytes, blocks, 1)
-            input_at = places(inputs.data, row, row_bytes, tiles, ROWS)
-            output_at = places(outputs.data, row, result_bytes, tiles, ROWS)
+            line = ir.Constant(_I64, LINE)
+            held_at, given_at = places(held, held_block, blocks, 1), places(given, given_row, tiles, ROWS)
             sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
             for own in sums:
                 for register in own:
                     _call(builder, "tilezero", [_register(register)])
-            every = ir.Constant(_I64, ROWS)
-            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), steps, every, intp=_I64) as (step, _):
-                weight_offset = builder.mul(step, ir.Constant(_I64, _BLOCK_BYTES))
-                input_offset = builder.mul(step, ir.Constant(_I64, 4))
-                for register, place in zip(_INPUTS, input_at, strict=False):
-                    moved("tileloadd64", register, builder.add(place, input_offset), row_bytes)
-                for index, place in enumerate(weight_at):
-                    held = _WEIGHTS[index % len(_WEIGHTS)]
-                    moved("tileloadd64", held, builder.add(place, weight_offset), ir.Constant(_I64, _BLOCK_BYTES))
-                    for own, given in zip(sums, _INPUTS, strict=False):
-                        _call(builder, "tdpbf16ps", [_register(number) for number in (own[index], given, held)])
-            column = builder.mul(block, ir.Constant(_I64, _BLOCK_BYTES))
-            for own, place in zip(sums, output_at, strict=True):
+            with cgutils.for_range(builder, steps, intp=_I64) as loop:
+                held_offset = builder.mul(loop.index, ir.Constant(_I64, TILE))
+                given_offset = builder.mul(loop.index, line)
+                for register, place in zip(_GIVEN, given_at, strict=False):
+                    moved("tileloadd64", register, builder.add(place, given_offset), given_row)
+                for index, place in enumerate(held_at):
+                    weights = _HELD[index % len(_HELD)]
+                    moved("tileloadd64", weights, builder.add(place, held_offset), line)
+                    for own, rows in zip(sums, _GIVEN, strict=False):
+                        _call(builder, "tdpbf16ps", [_register(number) for number in (own[index], rows, weights)])
+            for own, place in zip(sums, places(made, made_row, tiles, ROWS), strict=True):
                 for index, register in enumerate(own):
-                    at = builder.add(builder.add(place, column), ir.Constant(_I64, _BLOCK_BYTES * index))
-                    moved("tilestored64", register, at, result_bytes)
+                    at = builder.add(place, ir.Constant(_I64, LINE * index))
+                    moved("tilestored64", register, at, made_row)
             return context.get_dummy_value()
 
-        return types.void(w, x, y, types.int64, types.int64), generate
+        return types.void(*[types.int64] * 7), generate
 
     return intrinsic(typed)
 
@@ -164,9 +155,12 @@ release: Any = intrinsic(_release)
 
 @functools.cache
 def matrix_tile(tiles: int, blocks: int) -> Any:
-    """What compiled code calls as ``matrix_tile(weight, x, y, block, row)``: y[row + i, 16 (block + j) + lane] of
-    ``tiles`` tiles of rows, one below the other, and ``blocks`` blocks; ``tiles`` times ``blocks`` is at most four.
+    """What compiled code calls as ``matrix_tile(given, given_row, held, held_block, made, made_row, steps)``: the
+    products of ``tiles`` tiles of rows, one below the other, and ``blocks`` blocks of sixteen outputs; ``tiles`` times
+    ``blocks`` is at most four. After ``configure``, whose rows each tile has.
 
-    Arguments as of ``tiles.tile``, with bfloat16 weights that ``fits`` says yes to, after ``configure``.
+    All are addresses and bytes. ``given``: bfloat16 rows, ``given_row`` apart, of 32 inputs a step. ``held``: a tile of
+    1024 bytes a step and block, as ``tiled_product.pack`` lays out weights, blocks ``held_block`` apart. ``made``:
+    float32 rows, ``made_row`` apart.
     """
     return _tile(tiles, blocks)

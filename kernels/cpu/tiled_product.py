@@ -15,8 +15,8 @@ from numba import njit, prange
 from torch import Tensor
 
 from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
-from ladle.kernels.cpu.intrinsics import narrow, widen
-from ladle.kernels.cpu.matrix_unit import CONFIGS, ROWS, configure, fits, matrix_tile, release
+from ladle.kernels.cpu.intrinsics import address, narrow, widen
+from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, fits, matrix_tile, release
 from ladle.kernels.cpu.tiles import LANES, blocks_for, has_pairs, tile
 from ladle.kernels.cpu.types import Floats, Halves, Product
 
@@ -76,7 +76,9 @@ _one_by_four, _one_by_one, _two_by_two, _two_by_one = (
 
 @njit(**INNER)
 def _multiply_matrices(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
-    rows = x.shape[0]
+    rows, steps = x.shape[0], weight.shape[1] // ROWS
+    given, held, made = address(x), address(weight), address(y)
+    given_row, held_block, made_row = x.strides[0], weight.strides[0], y.strides[0]
     whole = rows // (2 * ROWS) * 2 * ROWS
     for start in range(first, last, _GROUP_OF_MATRICES):
         stop = min(start + _GROUP_OF_MATRICES, last)
@@ -84,21 +86,26 @@ def _multiply_matrices(weight: Any, x: Any, y: Floats, first: int, last: int) ->
         if whole > 0:
             configure(CONFIGS, ROWS)
             for row in range(0, whole, 2 * ROWS):
+                own, out = given + row * given_row, made + row * made_row
                 for block in range(start, stop, 2):
+                    at, to = held + block * held_block, out + block * LINE
                     if block + 2 <= stop:
-                        _two_by_two(weight, x, y, block, row)
+                        _two_by_two(own, given_row, at, held_block, to, made_row, steps)
                     else:
-                        _two_by_one(weight, x, y, block, row)
+                        _two_by_one(own, given_row, at, held_block, to, made_row, steps)
         row = whole
         while row < rows:
             count = min(ROWS, rows - row)
             configure(CONFIGS, count)
+            own, out = given + row * given_row, made + row * made_row
             block = start
             while block + 4 <= stop:
-                _one_by_four(weight, x, y, block, row)
+                at, to = held + block * held_block, out + block * LINE
+                _one_by_four(own, given_row, at, held_block, to, made_row, steps)
                 block += 4
             while block < stop:
-                _one_by_one(weight, x, y, block, row)
+                at, to = held + block * held_block, out + block * LINE
+                _one_by_one(own, given_row, at, held_block, to, made_row, steps)
                 block += 1
             row += count
     release()

@@ -42,7 +42,9 @@ class Case:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("out", "size", "ranks"), [(64, 48, 0), (33, 17, 3), (200, 72, 40), (200, 96, 40), (5, 32, 1), (5, 2, 1)])
+@pytest.mark.parametrize(
+    ("out", "size", "ranks"), [(64, 48, 0), (33, 17, 3), (200, 72, 40), (200, 96, 40), (5, 32, 1), (5, 2, 1)]
+)
 def test_product_equals_float64(dtype: torch.dtype, out: int, size: int, ranks: int) -> None:
     torch.manual_seed(fresh_seed())
     size += size % 2 * (dtype == torch.bfloat16)  # it takes pairs

@@ -1,4 +1,4 @@
-"""Attention of single queries over the blocks of a KV pool on a CPU, where they lie: nothing is gathered or copied."""
+"""Attention over the blocks of a KV pool in vectors of float32, one query after the other: nothing is gathered."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from numba import njit, prange
 
 from ladle.kernels.cpu.compiler import INNER, OUTER
 from ladle.kernels.cpu.elementary import exp
-from ladle.kernels.cpu.intrinsics import narrow, widen
+from ladle.kernels.cpu.intrinsics import widen
 from ladle.kernels.cpu.key_loops import add_values, dot_keys
+from ladle.kernels.cpu.segments import SEGMENT, first_segments, join_segments
 from ladle.kernels.cpu.tiles import LANES
 from ladle.kernels.cpu.types import Floats, LayerRows, Places
 
 _MOST_FOLDED = 2
 """Query heads that read keys and values together. With more of them it would take longer to compile."""
-SEGMENT = 128
-"""Tokens that one thread attends to at a time. Where a segment begins follows from places in the sequence alone, so
-that a row is summed in the same order whatever shares its step."""
 
 
 def _heads(folded: int) -> Any:
@@ -136,13 +134,9 @@ def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
     """[tasks, 4] row, first token, last token, place of the result: every segment of every row.
 
     Rows of one sequence that follow each other take a segment in turns, so that it is read once for all of them.
-    ``firsts`` [rows + 1] takes the number of segments before those of each row.
+    ``firsts``: see ``first_segments``.
     """
     tokens = rows.positions.shape[0]
-    firsts[0] = 0
-    for t in range(tokens):
-        start = max(0, rows.positions[t] - window + 1) if window > 0 else 0
-        firsts[t + 1] = firsts[t] + rows.positions[t] // SEGMENT - start // SEGMENT + 1
     tasks = np.empty((firsts[tokens], 4), np.int64)
     made, t = 0, 0
     while t < tokens:
@@ -165,31 +159,8 @@ def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
     return tasks
 
 
-@njit(**INNER)
-def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, head: int, answer: Any) -> None:
-    """What the segments ``first`` to ``last`` of one row and head amount to."""
-    most = np.float32(-np.inf)
-    for number in range(first, last):
-        most = max(most, best[number, head])
-    # Rescale every segment from its own maximum to the common one (the online softmax), then divide once.
-    total, together = sums[first, head], np.float32(0)
-    for number in range(first, last):
-        factor = exp(best[number, head] - most)
-        together += factor * weight[number, head]
-        part = sums[number, head]
-        if number == first:
-            for i in range(total.shape[0]):
-                total[i] *= factor
-        else:
-            for i in range(total.shape[0]):
-                total[i] += factor * part[i]
-    together = np.float32(1) / together
-    for i in range(answer.shape[0]):
-        answer[i] = narrow(total[i] * together, answer[i])
-
-
 @njit(parallel=True, **OUTER)
-def attend(
+def attend_by_vectors(
     queries: Floats,
     rows: LayerRows,
     kv: Any,
@@ -208,8 +179,7 @@ def attend(
     """
     kv_heads, dim = kv.shape[2], kv.shape[3]
     folded = heads // kv_heads
-    tokens = queries.shape[0]
-    firsts = np.empty(tokens + 1, np.int64)
+    firsts = first_segments(rows, window)
     tasks = _tasks(rows, window, firsts)
     count = tasks.shape[0]
     wide = (dim + LANES - 1) // LANES * LANES
@@ -239,9 +209,4 @@ def attend(
             _segment(
                 query, held[part], stop - start, folded, scaling, scores[part], sums[place], best[place], weight[place]
             )
-    # The second pass reduces the partial sums of each row in the order of its segments.
-    for part in prange(threads):
-        for t in range(part * tokens // threads, (part + 1) * tokens // threads):
-            for head in range(heads):
-                answer = mixed[t, head * dim : (head + 1) * dim]
-                _joined(sums, best, weight, firsts[t], firsts[t + 1], head, answer)
+    join_segments(sums, best, weight, firsts, heads, mixed, threads)

@@ -1,0 +1,69 @@
+"""Segments of a sequence that attention takes one by one, and how what they give is put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from ladle.kernels.cpu.compiler import INNER, OUTER
+from ladle.kernels.cpu.elementary import exp
+from ladle.kernels.cpu.intrinsics import narrow
+from ladle.kernels.cpu.types import Floats, LayerRows, Places
+
+SEGMENT = 128
+"""Tokens that one thread attends to at a time. Where a segment begins follows from places in the sequence alone, so
+that a row is summed in the same order whatever shares its step."""
+
+
+@njit(**INNER)
+def first_segments(rows: LayerRows, window: int) -> Places:
+    """[rows + 1] the number of segments before those that each row sees."""
+    tokens = rows.positions.shape[0]
+    firsts = np.empty(tokens + 1, np.int64)
+    firsts[0] = 0
+    for t in range(tokens):
+        start = max(0, rows.positions[t] - window + 1) if window > 0 else 0
+        firsts[t + 1] = firsts[t] + rows.positions[t] // SEGMENT - start // SEGMENT + 1
+    return firsts
+
+
+@njit(**INNER)
+def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, head: int, answer: Any) -> None:
+    """What the segments ``first`` to ``last`` of one row and head amount to."""
+    most = np.float32(-np.inf)
+    for number in range(first, last):
+        most = max(most, best[number, head])
+    # Rescale every segment from its own maximum to the common one (the online softmax), then divide once.
+    total, together = sums[first, head], np.float32(0)
+    for number in range(first, last):
+        factor = exp(best[number, head] - most)
+        together += factor * weight[number, head]
+        part = sums[number, head]
+        if number == first:
+            for i in range(total.shape[0]):
+                total[i] *= factor
+        else:
+            for i in range(total.shape[0]):
+                total[i] += factor * part[i]
+    together = np.float32(1) / together
+    for i in range(answer.shape[0]):
+        answer[i] = narrow(total[i] * together, answer[i])
+
+
+@njit(parallel=True, **OUTER)
+def join_segments(
+    sums: Floats, best: Floats, weight: Floats, firsts: Places, heads: int, mixed: Any, threads: int
+) -> None:
+    """The answers ``mixed`` [rows, heads * d] of what each row's segments gave, in their order.
+
+    ``sums`` [segments, heads, d or more]: weighted values, relative to the largest score ``best`` [segments, heads],
+    and the sum of the weights ``weight`` [segments, heads]; ``firsts``: see ``first_segments``.
+    """
+    tokens, dim = mixed.shape[0], mixed.shape[1] // heads
+    for part in prange(threads):
+        for t in range(part * tokens // threads, (part + 1) * tokens // threads):
+            for head in range(heads):
+                answer = mixed[t, head * dim : (head + 1) * dim]
+                _joined(sums, best, weight, firsts[t], firsts[t + 1], head, answer)

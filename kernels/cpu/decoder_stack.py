@@ -30,7 +30,10 @@ _ALONE = 4
 def run_layers(step: LayerPass) -> None:
     """All decoder layers on ``step.x``, in place. Raises nothing: what is not finite goes on into ``x``."""
     with one_at_a_time:
-        _run(step, True if can_attend(step.kv, step.block) else None)
+        if can_attend(step.kv, step.block):
+            _run(step, None, True)
+        else:
+            _run(step, True, None)
 
 
 @njit(inline="always", **INNER)
@@ -52,8 +55,8 @@ def _aligned(rows: int, columns: int, like: Any) -> Any:
 
 
 @njit(**OUTER)
-def _run(step: LayerPass, in_matrices: bool | None) -> None:
-    # Numba compiles one branch of a question whether an argument is None, and not both.
+def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> None:
+    """One of the last two is None: what attends in the other way is not compiled then, which takes seconds."""
     x, layers, scales, rows, kv, block, threads, amounts, vectors = step
     tokens, hidden = x.shape
     dim = rows.cos.shape[1]
@@ -88,9 +91,9 @@ def _run(step: LayerPass, in_matrices: bool | None) -> None:
         _multiply(qkv_product, first, normed, qkv, low, threads)
         _store(qkv_product, first, qkv, low, rows, kv[layer], attended // dim, threads)
         heads, window = attended // dim, layers.windows[layer]
-        if in_matrices is None:
+        if by_vectors is not None:
             attend_by_vectors(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
-        else:
+        if by_matrices is not None:
             attend_by_matrices(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         _multiply(out_product, second, mixed, out, low, threads)
         _add(out_product, second, out, low, x, threads)

@@ -53,9 +53,24 @@ class Calibration(Response):
     reachable: dict[str, tuple[float, float]]
 
 
+class ThinkingTags(Response):
+    """The tags around the thought in front of an answer, and the most tokens of a thought by reasoning effort."""
+
+    open: str
+    close: str
+    budgets: dict[str, int] = Field(default_factory=dict)
+
+
 class Family(Response):
-    """What a server serves. Row j of ``matrix`` holds the reward weights of backbone j; ``calibration`` is None for a
-    family that takes no targets. ``sampling``: how answers are drawn where a request does not say."""
+    """What a server serves.
+
+    Attributes:
+        matrix: row j holds the reward weights of backbone j.
+        sampling: how answers are drawn where a request does not say.
+        calibration: None for a family that takes no targets.
+        thinking: None where thoughts cannot be told from answers.
+        monitors: what watches every answer, whatever a request says.
+    """
 
     name: str
     objectives: list[str]
@@ -66,6 +81,8 @@ class Family(Response):
     sampling: dict[str, Any] = Field(default_factory=dict)
     presets: dict[str, Any] = Field(default_factory=dict)
     calibration: Calibration | None = None
+    thinking: ThinkingTags | None = None
+    monitors: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Model(Response):

@@ -25,7 +25,7 @@ def monitors_of(family: Family, plan: Plan, asked: Mapping[str, Any] | None) -> 
         InputError: ``steering.monitor...``: an unknown value, no bound, or one that would make a monitor of the family
             less strict; ``steering.block_length`` beside any monitor.
     """
-    monitors = [_monitor(family, entry.name, entry.stated()) for entry in family.manifest.monitors]
+    monitors = list(family_monitors(family))
     if asked is not None:
         index = next((i for i, entry in enumerate(family.manifest.monitors) if _same(entry, asked)), None)
         if index is None:
@@ -56,6 +56,11 @@ def _require_stricter(entry: MonitorTable, asked: Mapping[str, Any]) -> None:
         if asked[key] is not None and looser(asked[key], stated[key]):
             reason = f"monitor {entry.name} of the family holds for every request, which may only make it stricter"
             raise InputError(f"steering.monitor.{key}", asked[key], f"{words} {stated[key]:g}", reason)
+
+
+def family_monitors(family: Family) -> tuple[Monitor, ...]:
+    """The monitors of the manifest, which watch every answer. Raises InputError: see ``monitors_of``."""
+    return tuple(_monitor(family, entry.name, entry.stated()) for entry in family.manifest.monitors)
 
 
 def _monitor(family: Family, name: str, stated: Mapping[str, Any]) -> Monitor:

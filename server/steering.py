@@ -149,11 +149,12 @@ def describe(plan: Plan) -> SteeringReply:
         ranking = [_source(source) for source in plan.rank.sources]
         reply["rank"] = {"by": plan.rank.by, "per": plan.rank.per, "keep": plan.rank.keep, "sources": ranking}
     if plan.monitors:
-        reply["monitor"] = {"monitors": [_monitor(monitor) for monitor in plan.monitors], "stopped": []}
+        reply["monitor"] = {"monitors": [describe_monitor(monitor) for monitor in plan.monitors], "stopped": []}
     return reply
 
 
-def _monitor(monitor: Monitor) -> MonitorReply:
+def describe_monitor(monitor: Monitor) -> MonitorReply:
+    """A monitor as clients see it."""
     reply: MonitorReply = {"name": monitor.name, "above": monitor.above, "for": monitor.run, "hold": monitor.hold}
     if monitor.source is not None:
         reply["value"] = monitor.source.name

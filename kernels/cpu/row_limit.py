@@ -44,7 +44,7 @@ def tiled_rows(dtype: torch.dtype, elements: int) -> int:
 
 
 def has_other_unit(dtype: torch.dtype) -> bool:
-    """Whether a library's product of activations in ``dtype`` may run in a unit for matrices that tiles do not reach."""
+    """Whether a library's product of activations in ``dtype`` may run in a unit that tiles do not reach."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True  # Accelerate's, or one that nothing here can ask for
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from ladle.server.replies.monitors import MonitorReply
+
 
 class MethodReply(TypedDict):
     """Whether the family can serve a method, and if not, why; what a request may say to it.
@@ -53,10 +55,19 @@ class CalibrationReply(TypedDict):
     map: list[MapPoint]
 
 
+class ThinkingReply(TypedDict):
+    """The tags around the thought in front of an answer, and the most tokens of a thought by reasoning effort."""
+
+    open: str
+    close: str
+    budgets: dict[str, int]
+
+
 class FamilyReply(TypedDict):
     """Answer of ``GET /v1/families/{name}``; row j of ``matrix`` holds the reward weights of backbone j. Without a
     ``calibration`` of the members as they are there are no targets. ``sampling`` has the fields of a request that have
-    a default of the family's own, and under ``methods`` those of one method; a preset may have its own."""
+    a default of the family's own, and under ``methods`` those of one method; a preset may have its own. ``thinking``
+    is null where thoughts cannot be told from answers; ``monitors`` watch every answer, whatever a request says."""
 
     name: str
     objectives: list[str]
@@ -67,6 +78,8 @@ class FamilyReply(TypedDict):
     sampling: dict[str, Any]
     presets: dict[str, dict[str, Any]]
     calibration: CalibrationReply | None
+    thinking: ThinkingReply | None
+    monitors: list[MonitorReply]
 
 
 class FamilyList(TypedDict):

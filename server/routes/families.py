@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from ladle.guidance import registry
 from ladle.guidance.methods.routed_method import RoutedMethod
+from ladle.guidance.monitors import family_monitors
 from ladle.guidance.target import reachable
 from ladle.merging.errors import did_you_mean
 from ladle.merging.family.calibration import Calibration
@@ -24,8 +25,12 @@ from ladle.server.replies.families import (
     MapPoint,
     MemberReply,
     MethodReply,
+    ThinkingReply,
 )
 from ladle.server.routes import answers, state_of
+from ladle.server.serving import Serving
+from ladle.server.steering import describe_monitor
+from ladle.server.text.thinking_tags import ThinkingTags
 
 router = APIRouter()
 
@@ -40,8 +45,8 @@ async def families(request: Request) -> JSONResponse:
     """The first one answers requests that name none."""
     state = state_of(request)
     state.require()
-    served = [hosted.live.family for hosted in state.hosting.families.values()]
-    return JSONResponse({"object": "list", "data": [describe_family(family) for family in served]})
+    served = [hosted.live for hosted in state.hosting.families.values()]
+    return JSONResponse({"object": "list", "data": [describe_family(serving) for serving in served]})
 
 
 @router.get(
@@ -57,7 +62,7 @@ async def family_by_name(name: str, request: Request) -> JSONResponse:
     hosted = state.hosting.families.get(name)
     if hosted is None:
         raise unknown_family(name, state.hosting.families)
-    return JSONResponse(describe_family(hosted.live.family))
+    return JSONResponse(describe_family(hosted.live))
 
 
 def unknown_family(name: str, known: Iterable[str]) -> ApiError:
@@ -68,8 +73,9 @@ def unknown_family(name: str, known: Iterable[str]) -> ApiError:
     return ApiError(404, message, param="name", code="family_not_found")
 
 
-def describe_family(family: Family) -> FamilyReply:
+def describe_family(serving: Serving) -> FamilyReply:
     """A family as clients see it."""
+    family = serving.family
     methods = registry.available(family)
     return {
         "name": family.name,
@@ -81,7 +87,13 @@ def describe_family(family: Family) -> FamilyReply:
         "sampling": _sampling(family),
         "presets": {name: preset.model_dump(exclude_none=True) for name, preset in family.manifest.presets.items()},
         "calibration": _calibration(family.calibration),
+        "thinking": _thinking(serving.thinking),
+        "monitors": [describe_monitor(monitor) for monitor in family_monitors(family)],
     }
+
+
+def _thinking(tags: ThinkingTags | None) -> ThinkingReply | None:
+    return None if tags is None else {"open": tags.open, "close": tags.close, "budgets": dict(tags.budgets)}
 
 
 def _sampling(family: Family) -> dict[str, Any]:

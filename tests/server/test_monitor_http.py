@@ -86,6 +86,7 @@ async def test_every_endpoint_says_where_it_ended_and_shows_nothing_after(state:
         said = whole["steering"]["monitor"]
         house = {"name": "house", "value": MONITOR, "above": FAMILYS["above"], "for": 5, "hold": 2}
         assert said["monitors"] == [house, {"name": "score-positive", **monitor}]
+        assert (await client.get("/v1/families/tiny")).json()["monitors"] == [house]
         assert [(entry["index"], entry["token"]) for entry in said["stopped"]] == stopped
         for entry in said["stopped"]:
             assert entry["value"] == pytest.approx(values[entry["index"]][entry["token"] - 1], abs=1e-4)

@@ -173,8 +173,10 @@ async def test_with_a_model(tmp_path: Path) -> None:
             bound = (await client.post(CHAT, json={**body, **regex})).json()
             events = events_of((await client.post(CHAT, json={**body, **regex, "stream": True})).text)
             called = (await client.post(CHAT, json={**body, **call, "parallel_tool_calls": False})).json()
+            tags = (await client.get(f"/v1/families/{family.name}")).json()["thinking"]
     finally:
         engine.shutdown()
+    assert (tags["open"], tags["close"]) == ("<<", ">>") and tags["budgets"]["low"] == 512
     texts, thoughts = [""] * 3, [""] * 3
     for choice in (choice for event in events if event != "[DONE]" for choice in event["choices"]):
         texts[choice["index"]] += choice["delta"].get("content") or ""

@@ -15,10 +15,6 @@ import numba
 
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
 
-_SOURCES = ("compiler.py", "intrinsics.py", "elementary.py", "tiles.py", "matrix_unit.py", "word_order.py",
-            "tiled_product.py",
-            "key_loops.py", "segments.py", "vector_attention.py", "matrix_attention.py", "decoder_stack.py",
-            "sample.py", "weighted_sum.py")  # fmt: skip
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
 must be seen."""
@@ -54,7 +50,7 @@ def _keep() -> bool:
     if numba.config.CACHE_DIR:
         return True  # the operator's own
     here = Path(__file__).parent
-    digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
     if has_matrix_unit():
         digest.update(b"matrices")
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
@@ -21,8 +22,6 @@ from ladle.kernels.cpu.tiles import LANES
 from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
-_LINE = 64
-"""Bytes of a cache line."""
 _ALONE = 4
 """Rows up to which what is done row by row is not worth waking a second thread."""
 
@@ -44,16 +43,6 @@ def _of(product: Product, layer: int) -> Product:
     )
 
 
-@njit(**INNER)
-def _aligned(rows: int, columns: int, like: Any) -> Any:
-    """[rows, columns] of the dtype of ``like``, undefined, from the beginning of a cache line on: rows that are whole
-    lines are read from as many, and not from one more each."""
-    line = _LINE // like.itemsize
-    memory = np.empty(rows * columns + line, like.dtype)
-    start = -(memory.ctypes.data // like.itemsize) % line
-    return memory[start : start + rows * columns].reshape((rows, columns))
-
-
 @njit(**OUTER)
 def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> None:
     """One of the last two is None: what attends in the other way is not compiled then, which takes seconds."""
@@ -63,13 +52,13 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
     attended = layers.attended
     inner = layers.gate_up.expand.shape[2] // 2
     # The activations of one layer, which all layers write into in turn. Products come out in float32.
-    normed = _aligned(tokens, hidden, layers.inputs)
-    mixed = _aligned(tokens, attended, layers.inputs)
-    gated = _aligned(tokens, inner, layers.inputs)
-    qkv = _aligned(tokens, layers.qkv.weight.shape[1] * LANES, x)
-    out = _aligned(tokens, layers.out.weight.shape[1] * LANES, x)
-    both = _aligned(tokens, layers.gate_up.weight.shape[1] * LANES, x)
-    down = _aligned(tokens, layers.down.weight.shape[1] * LANES, x)
+    normed = aligned((tokens, hidden), layers.inputs)
+    mixed = aligned((tokens, attended), layers.inputs)
+    gated = aligned((tokens, inner), layers.inputs)
+    qkv = aligned((tokens, layers.qkv.weight.shape[1] * LANES), x)
+    out = aligned((tokens, layers.out.weight.shape[1] * LANES), x)
+    both = aligned((tokens, layers.gate_up.weight.shape[1] * LANES), x)
+    down = aligned((tokens, layers.down.weight.shape[1] * LANES), x)
     ranks = 0
     for scale in scales:
         ranks = max(ranks, scale.shape[2])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.compiler import INNER, OUTER
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import address, largest, narrow, widen
@@ -195,15 +196,6 @@ def _weigh(
 
 
 @njit(**INNER)
-def _lines(count: int, like: Any) -> Any:
-    """``count`` undefined numbers of the dtype of ``like``, from the beginning of a cache line on."""
-    line = LINE // like.itemsize
-    memory = np.empty(count + line, like.dtype)
-    start = -(address(memory) // like.itemsize) % line
-    return memory[start : start + count]
-
-
-@njit(**INNER)
 def _attend_part(
     queries: Floats, rows: LayerRows, kv: Any, block: int, heads: int, scaling: float, window: int,
     groups: Places, firsts: Places, sums: Floats, best: Floats, weight: Floats,
@@ -212,12 +204,10 @@ def _attend_part(
     kv_heads, dim = kv.shape[2], kv.shape[3]
     folded = heads // kv_heads
     words = np.empty(0, np.int32)
-    keys = _lines(SEGMENT * kv_heads * dim // 2, words).reshape((kv_heads, SEGMENT // ROWS, dim // 2, ROWS))
-    values = _lines(SEGMENT * kv_heads * dim // 2, words).reshape((kv_heads, dim // ROWS, SEGMENT // 2, ROWS))
-    asked = _lines(ROWS * dim, kv).reshape((ROWS, dim))
-    weights = _lines(ROWS * SEGMENT, kv).reshape((ROWS, SEGMENT))
-    scores = _lines(ROWS * SEGMENT, queries).reshape((ROWS, SEGMENT))
-    made = _lines(ROWS * dim, queries).reshape((ROWS, dim))
+    keys = aligned((kv_heads, SEGMENT // ROWS, dim // 2, ROWS), words)
+    values = aligned((kv_heads, dim // ROWS, SEGMENT // 2, ROWS), words)
+    asked, weights = aligned((ROWS, dim), kv), aligned((ROWS, SEGMENT), kv)
+    scores, made = aligned((ROWS, SEGMENT), queries), aligned((ROWS, dim), queries)
     places, nothing = np.empty(ROWS, np.int64), np.zeros(ROWS, np.int16)
     table, begin, known = np.int64(-1), np.int64(-1), np.int64(-1)  # what is packed: a sequence's tokens to ``known``
     for group in range(groups.shape[0]):

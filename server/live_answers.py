@@ -44,7 +44,8 @@ class LiveAnswer:
     def require_changeable(self) -> None:
         """Raise ApiError (409) for an answer that cannot be steered on its way, or has been as often as it may."""
         if self.plan.blocks is not None:
-            message = "this answer chooses among whole blocks (block_length), which are steered from its beginning on"
+            option = self.plan.blocks.option
+            message = f"this answer chooses among whole blocks ({option}), which are steered from its beginning on"
             raise ApiError(409, message, code="not_steerable")
         if self._changes >= self._most:
             message = f"the steering of this answer has changed {self._changes} times; allowed: {self._most} times"

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Sink = Callable[[list[StepOutput]], None]
 _MASK = (1 << 64) - 1
+_NOTHING = Spent(0, 0)
 
 
 @dataclass(eq=False)
@@ -92,7 +93,7 @@ class BlockSearch:
         self._said: dict[tuple[DrawnText, int], float] = {}
         self._round = 0
         self._shown = 0
-        self._spent = Spent(0, 0)
+        self._spent = _NOTHING
         self._cached_tokens = 0
 
     def begin(self) -> None:
@@ -282,9 +283,9 @@ class BlockSearch:
         if not outputs:
             return
         self._shown += len(outputs)
-        outputs = [replace(output, cached_tokens=self._cached_tokens) for output in outputs]
+        outputs = [replace(output, cached_tokens=self._cached_tokens, spent=_NOTHING) for output in outputs]
         outputs[0] = replace(outputs[0], spent=self._spent)
-        self._spent = Spent(0, 0)
+        self._spent = _NOTHING
         self._deliver(outputs)
 
     def _fail(self, reason: str, error: str | None) -> None:

@@ -171,7 +171,7 @@ class StepOutput:
     value: what explicit values say of the text so far, where they were asked about whole blocks.
     entropy: of the distribution of which the token was drawn, in nats, where its sequence asks for it.
     block: with the first token of a block that a search chose, how.
-    spent: with outputs of a search, what it drew since those before.
+    spent: where an answer is drawn in blocks, what was drawn since the output before.
     score: with the last output, what the plan's ranking says of the answer.
     reasoning: what the token adds to the thought in front of the answer, as ``text`` is what it adds to the answer;
         None for a token of the answer. A tag around the thought adds nothing to either.

@@ -1,0 +1,159 @@
+"""Does a search help? Questions with right answers under several settings, and what a search draws for an answer.
+
+python -m ladle.recipes.search_study questions demo --out studies/search
+python -m ladle.recipes.search_study cost demo
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ladle.clients import AsyncClient
+from ladle.recipes.metrics import bootstrap_mean
+from ladle.recipes.sweeps.server import PLAIN, serving
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+DRAWN = {"temperature": 0.8, "top_p": 0.95}
+DOUBT = {"entropy": [0.01, 1.5], "most": 10}
+ROUTED = {"method": "fusion_route"}
+MATH = {"method": "custom", "terms": [{"source": "math", "weight": 1}]}
+EXPLICIT = {"by": "explicit", "until": 16, "draws": 4}
+_AT_ONCE = 12
+
+
+def _cautious(until: str) -> dict[str, Any]:
+    """Cautious Next Token Prediction."""
+    return {"by": "likelihood", "until": until, "draws": DOUBT}
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "routed, greedy": (ROUTED, {"temperature": 0}),
+    "routed, drawn": (ROUTED, DRAWN),
+    "routed, CNTP to the end of a sentence": ({**ROUTED, "search": _cautious("sentence")}, DRAWN),
+    "routed, CNTP to any punctuation": ({**ROUTED, "search": _cautious("punctuation")}, DRAWN),
+    "expert math, greedy": (MATH, {"temperature": 0}),
+    "expert math, drawn": (MATH, DRAWN),
+    "expert math, CNTP to the end of a sentence": ({**MATH, "search": _cautious("sentence")}, DRAWN),
+    "expert math, CNTP to any punctuation": ({**MATH, "search": _cautious("punctuation")}, DRAWN),
+}
+
+
+@app.command(name="questions")
+def ask_questions(
+    family: Annotated[str, typer.Argument(help="A family with experts and a router, or its server's address.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: questions.csv, answers.csv.")],
+    answers: Annotated[int, typer.Option(min=1, help="Answers to each question, with seeds of their own.")] = 1,
+    most: Annotated[int, typer.Option(help="Questions of each domain, at most.")] = 1000,
+) -> None:
+    """Shares of right answers to the held-out questions of the experts' domains; the expert is asked its own alone."""
+    from ladle.recipes.config import load_recipe
+    from ladle.recipes.domains.domains import is_right, questions
+    from ladle.recipes.experts.route import needed
+
+    recipe = load_recipe("demo")
+    config = needed(recipe.routing_evaluation, "routing_evaluation")
+    domains = list(needed(recipe.experts, "experts").samples)
+    held_out = [q for domain in domains for q in questions(domain, "test", config.prompts, config.seed)[:most]]
+    asked = [
+        (label, index, number)
+        for label in SETTINGS
+        for index, question in enumerate(held_out)
+        for number in range(answers)
+        if question.domain == "math" or label.startswith("routed")
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, serving(family, Path(folder) / "log", "--dtype", "bfloat16") as url:
+        texts = [question.task.prompt for question in held_out]
+        rows = asyncio.run(_answers(url, asked, texts, config.max_tokens))
+    for row in rows:
+        question = held_out[row["question"]]
+        row["domain"], row["right"] = question.domain, int(is_right(question, row["text"]))
+    _write(out / "answers.csv", rows)
+    table = [entry for label in SETTINGS for entry in _shares(label, [row for row in rows if row["setting"] == label])]
+    _write(out / "questions.csv", table)
+    for entry in table:
+        typer.echo("  ".join(f"{key} {value}" for key, value in entry.items()))
+
+
+async def _answers(
+    url: str, asked: Sequence[tuple[str, int, int]], texts: Sequence[str], max_tokens: int
+) -> list[dict[str, Any]]:
+    gate = asyncio.Semaphore(_AT_ONCE)
+    async with AsyncClient(url, timeout=600, max_retries=8) as client:
+
+        async def one(label: str, index: int, number: int) -> dict[str, Any]:
+            steering, sampling = SETTINGS[label]
+            options = {**PLAIN, **sampling, "max_tokens": max_tokens, "seed": 1000 * number + index}
+            async with gate:
+                reply = await client.chat(texts[index], steering=steering, **options)  # type: ignore[arg-type]
+            written = reply.usage.completion_tokens if reply.usage else 0
+            return {"setting": label, "question": index, "number": number, "tokens": written,
+                    "drawn": _drawn(reply.steering, written), "text": reply.text}  # fmt: skip
+
+        return list(await asyncio.gather(*(one(*each) for each in asked)))
+
+
+def _drawn(steering: Any, written: int) -> int:
+    """Tokens that were drawn for an answer of ``written`` tokens."""
+    search = None if steering is None else steering.search
+    return written if search is None else sum(choice["tokens"] for choice in search["choices"])
+
+
+def _shares(label: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a domain, and one of all; the questions are what is drawn again."""
+    entries = []
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    for domain in (*domains, "all") if len(domains) > 1 else domains:
+        own = [row for row in rows if domain in ("all", row["domain"])]
+        groups = [[row["right"] for row in own if row["question"] == q] for q in dict.fromkeys(r["question"] for r in own)]
+        mean, low, high = bootstrap_mean(np.array(groups, dtype=float), draws=2000, seed=0)
+        entries.append(
+            {
+                "setting": label,
+                "domain": domain,
+                "answers": len(own),
+                "right": f"{mean:.3f}",
+                "low": f"{low:.3f}",
+                "high": f"{high:.3f}",
+                "tokens": f"{sum(row['tokens'] for row in own) / len(own):.1f}",
+                "drawn": f"{sum(row['drawn'] for row in own) / len(own):.1f}",
+            }
+        )
+    return entries
+
+
+@app.command()
+def cost(
+    family: Annotated[str, typer.Argument(help="A family with explicit values, or its server's address.")],
+    split: Annotated[str, typer.Option(help="Prompts of the shipped list that are asked.")] = "test",
+    most: Annotated[int, typer.Option(help="How many of them.")] = 26,
+) -> None:
+    """Tokens that a search by explicit values draws for a token of an answer, at an even preference."""
+    from ladle.recipes.prompts import load_prompts
+
+    texts = [prompt.text for prompt in load_prompts("everyday", split)][:most]
+    even = {"positive": 1.0, "simple": 1.0, "concise": 1.0}
+    SETTINGS["searched"] = ({"method": "bone_soup", "preference": even, "search": EXPLICIT}, DRAWN)
+    with tempfile.TemporaryDirectory() as folder, serving(family, Path(folder) / "log", "--dtype", "bfloat16") as url:
+        rows = asyncio.run(_answers(url, [("searched", index, 0) for index in range(len(texts))], texts, 48))
+    written, drawn = sum(row["tokens"] for row in rows), sum(row["drawn"] for row in rows)
+    typer.echo(f"{len(rows)} answers of {written / len(rows):.1f} tokens; {drawn / written:.2f} drawn for each of them")
+
+
+def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    app()

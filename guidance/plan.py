@@ -128,7 +128,7 @@ class Blocks:
     beam: int = 1
     by: Literal["likelihood", "implicit", "explicit"] = "explicit"
     sources: tuple[Source, ...] = ()
-    option: Literal["block_length", "search"] = "block_length"
+    option: str = ""
 
     def draws(self, entropy: float) -> int:
         """How many continuations a text gets whose next token has this ``entropy``, in nats."""
@@ -325,9 +325,7 @@ class Plan:
         """The views of the prompt that the sources of all its plans have, those that judge answers and the questions
         of monitors included, each once."""
         sources = (
-            source
-            for plan in self.plans
-            for source in (*plan.sources, *plan.ranking, *plan.watching, *plan.choosing)
+            source for plan in self.plans for source in (*plan.sources, *plan.ranking, *plan.watching, *plan.choosing)
         )
         views = (*(source.view for source in sources), *(monitor.question for monitor in self.monitors))
         return tuple(dict.fromkeys(view for view in views if view is not None))

@@ -255,8 +255,8 @@ class SteeringOptions:
                 {"until": "sentence", "draws": 4, "beam": 1},
                 example='{"by": "explicit", "until": 16, "draws": 4, "beam": 1}',
             ),
-            "Draws several continuations to the end of a sentence, or of so many tokens, keeps the best text of all, or "
-            "the beam best ones, and goes on from there.",
+            "Draws several continuations, to the end of a sentence or of so many tokens, keeps the best text, or the "
+            "beam best ones, and goes on from there.",
             label="Search",
             universal=True,
             whole=True,

@@ -93,7 +93,7 @@ async def _answers(
             steering, sampling = SETTINGS[label]
             options = {**PLAIN, **sampling, "max_tokens": max_tokens, "seed": 1000 * number + index}
             async with gate:
-                reply = await client.chat(texts[index], steering=steering, **options)  # type: ignore[arg-type]
+                reply = await client.chat(texts[index], steering=steering, **options)
             written = reply.usage.completion_tokens if reply.usage else 0
             return {"setting": label, "question": index, "number": number, "tokens": written,
                     "drawn": _drawn(reply.steering, written), "text": reply.text}  # fmt: skip
@@ -113,8 +113,10 @@ def _shares(label: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     for domain in (*domains, "all") if len(domains) > 1 else domains:
         own = [row for row in rows if domain in ("all", row["domain"])]
-        groups = [[row["right"] for row in own if row["question"] == q] for q in dict.fromkeys(r["question"] for r in own)]
-        mean, low, high = bootstrap_mean(np.array(groups, dtype=float), draws=2000, seed=0)
+        groups: dict[int, list[int]] = {}
+        for row in own:
+            groups.setdefault(row["question"], []).append(row["right"])
+        mean, low, high = bootstrap_mean(np.array(list(groups.values()), dtype=float), draws=2000, seed=0)
         entries.append(
             {
                 "setting": label,

@@ -146,7 +146,7 @@ def make_job(
         limit = _limit(state, serving, max(part.lanes for part in plan.plans), prompt, max_tokens, limit_field)
         if limit not in samplings:
             sampling = fields.sampling(limit, seed, serving.vocabulary, logprobs, defaults)
-            check_search(plan, state.settings, sampling.temperature)
+            check_search(plan, state.settings, fields.choices * len(prompts), sampling.temperature)
             judged = prompt_logprobs or fields.prompt_logprobs is not None
             ends = sampling.stop_token_ids | serving.tokens.named(sampling.stop)
             stops = (*sampling.stop, *stop)

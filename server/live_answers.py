@@ -93,7 +93,7 @@ def require_few_parts(plan: Plan, most: int) -> None:
 
 
 def token_cost(plan: Plan) -> int:
-    """Tokens that one token that is drawn is charged as: one for each language model of the plan, one for each candidate
+    """Tokens that a token that is drawn is charged as: one for each language model of the plan, one for each candidate
     that a value judges, and one for each source that judges the answer or its blocks, or watches it; the base that
     monitors ask about it is one."""
     models = sum(not source.head for source in plan.sources)

@@ -92,8 +92,11 @@ def check_rank(plan: Plan, choices: int, stream: bool) -> None:
         raise InputError("stream", True, "false with steering.rank: what is best is known when all answers have ended")
 
 
-def check_search(plan: Plan, settings: ServerSettings, temperature: float) -> None:
-    """Raise InputError for a search that is larger than this server lets one be, or whose draws are all the same."""
+def check_search(plan: Plan, settings: ServerSettings, answers: int, temperature: float) -> None:
+    """Raise InputError for a search that is larger than this server lets one be, or whose draws are all the same.
+
+    ``answers``: that are searched for at once; what they draw waits beside other requests.
+    """
     blocks = plan.blocks
     if blocks is None or blocks.option != "search":
         return
@@ -102,6 +105,10 @@ def check_search(plan: Plan, settings: ServerSettings, temperature: float) -> No
         raise InputError(draws, blocks.count, f"at most {settings.max_search_draws} here")
     if blocks.beam > settings.max_search_beam:
         raise InputError("steering.search.beam", blocks.beam, f"at most {settings.max_search_beam} here")
+    together = answers * blocks.count * blocks.beam
+    if answers > 1 and together > settings.max_queue:
+        reason = f"{answers} answers draw {together} continuations at once; at most {settings.max_queue} may wait here"
+        raise InputError(draws, blocks.count, reason=reason)
     if temperature == 0 and blocks.count > 1:
         allowed = "a number above 0 with steering.search, because at 0 all draws of a text are the same"
         raise InputError("temperature", temperature, allowed)

@@ -279,7 +279,7 @@ class BlockSearch:
 
     def _show(self, texts: list[DrawnText]) -> None:
         """Hand over what ``texts`` have in common and was not shown yet."""
-        outputs = texts[0].shown(self._shown, in_common(texts))
+        outputs = texts[0].shown(self._shown, in_common(texts), told=self.blocks.option == "search")
         if not outputs:
             return
         self._shown += len(outputs)

@@ -58,9 +58,10 @@ class OutcomeReply(TypedDict):
 class SteeringReply(TypedDict):
     """What steered the answer. With a ``target``, ``preference`` is the one that was found for it. Where experts take
     turns, ``routing`` says by which options and ``experts`` what share of the tokens each of them wrote; what is
-    missing to 1 the router wrote. ``search`` says how blocks were chosen and what was drawn for it. ``monitor`` is there where the answer was watched. Where the steering changed on the
-    way, ``parts`` says what steered from where on, and the rest is of the plan that the answer began with. With a trace
-    there are ``diagnostics``, and in OpenAI's answers ``choices`` with the traced tokens."""
+    missing to 1 the router wrote. ``search`` says how blocks were chosen and what was drawn for it. ``monitor`` is
+    there where the answer was watched. Where the steering changed on the way, ``parts`` says what steered from where
+    on, and the rest is of the plan that the answer began with. With a trace there are ``diagnostics``, and in OpenAI's
+    answers ``choices`` with the traced tokens."""
 
     method: str
     preference: dict[str, float] | None

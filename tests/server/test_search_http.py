@@ -139,6 +139,7 @@ async def test_forms_and_thoughts_are_kept(state: ServerState) -> None:
         ({"draws": {"most": 17}}, {}, "steering.search.draws.most"),
         ({"beam": 5}, {}, "steering.search.beam"),
         ({"beam": 17}, {}, "steering.search.beam"),
+        ({"draws": 16}, {"n": 17}, "steering.search.draws"),
         ({"width": 2}, {}, "steering.search.width"),
         ({}, {"temperature": 0}, "temperature"),
         ({}, {"prompt_logprobs": 1}, "prompt_logprobs"),

@@ -89,16 +89,16 @@ class DrawnText:
             text = text.above
         return texts[::-1]
 
-    def shown(self, start: int, stop: int) -> list[StepOutput]:
-        """The outputs of the tokens from ``start`` on and before ``stop``, the first one of each block with how that
-        was chosen."""
+    def shown(self, start: int, stop: int, told: bool) -> list[StepOutput]:
+        """The outputs of the tokens from ``start`` on and before ``stop``; with ``told``, the first one of each block
+        says how that was chosen."""
         outputs: list[StepOutput] = []
         begins = 0
         for text in self.lineage:
             for index, output in enumerate(text.outputs, start=begins):
                 if not start <= index < stop:
                     continue
-                if index == begins:
+                if told and index == begins:
                     output = replace(output, block=Block(text.draws, text.score, text.entropy))
                 outputs.append(output)
             begins += len(text.outputs)

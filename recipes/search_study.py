@@ -2,12 +2,15 @@
 
 python -m ladle.recipes.search_study questions demo --out studies/search
 python -m ladle.recipes.search_study cost demo
+ladle sweep demo -m bone_soup -m 'bone_soup:search={"by":"explicit","until":16,"draws":4}' --points 3 --out SWEEP
+python -m ladle.recipes.search_study figures SWEEP --out studies/search
 """
 
 from __future__ import annotations
 
 import asyncio
 import csv
+import gzip
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +29,7 @@ DOUBT = {"entropy": [0.01, 1.5], "most": 10}
 ROUTED = {"method": "fusion_route"}
 MATH = {"method": "custom", "terms": [{"source": "math", "weight": 1}]}
 EXPLICIT = {"by": "explicit", "until": 16, "draws": 4}
-_AT_ONCE = 12
+_AT_ONCE = 16
 
 
 def _cautious(until: str) -> dict[str, Any]:
@@ -35,10 +38,10 @@ def _cautious(until: str) -> dict[str, Any]:
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "routed, greedy": (ROUTED, {"temperature": 0}),
-    "routed, drawn": (ROUTED, DRAWN),
-    "routed, CNTP to the end of a sentence": ({**ROUTED, "search": _cautious("sentence")}, DRAWN),
     "routed, CNTP to any punctuation": ({**ROUTED, "search": _cautious("punctuation")}, DRAWN),
+    "routed, drawn": (ROUTED, DRAWN),
+    "routed, greedy": (ROUTED, {"temperature": 0}),
+    "routed, CNTP to the end of a sentence": ({**ROUTED, "search": _cautious("sentence")}, DRAWN),
     "expert math, greedy": (MATH, {"temperature": 0}),
     "expert math, drawn": (MATH, DRAWN),
     "expert math, CNTP to the end of a sentence": ({**MATH, "search": _cautious("sentence")}, DRAWN),
@@ -52,6 +55,7 @@ def ask_questions(
     out: Annotated[Path, typer.Option(help="Folder to write: questions.csv, answers.csv.")],
     answers: Annotated[int, typer.Option(min=1, help="Answers to each question, with seeds of their own.")] = 1,
     most: Annotated[int, typer.Option(help="Questions of each domain, at most.")] = 1000,
+    only: Annotated[str, typer.Option(help="Beginning of the settings that are measured.")] = "",
 ) -> None:
     """Shares of right answers to the held-out questions of the experts' domains; the expert is asked its own alone."""
     from ladle.recipes.config import load_recipe
@@ -62,25 +66,25 @@ def ask_questions(
     config = needed(recipe.routing_evaluation, "routing_evaluation")
     domains = list(needed(recipe.experts, "experts").samples)
     held_out = [q for domain in domains for q in questions(domain, "test", config.prompts, config.seed)[:most]]
-    asked = [
-        (label, index, number)
-        for label in SETTINGS
-        for index, question in enumerate(held_out)
-        for number in range(answers)
-        if question.domain == "math" or label.startswith("routed")
-    ]
     out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, serving(family, Path(folder) / "log", "--dtype", "bfloat16") as url:
         texts = [question.task.prompt for question in held_out]
-        rows = asyncio.run(_answers(url, asked, texts, config.max_tokens))
-    for row in rows:
-        question = held_out[row["question"]]
-        row["domain"], row["right"] = question.domain, int(is_right(question, row["text"]))
-    _write(out / "answers.csv", rows)
-    table = [entry for label in SETTINGS for entry in _shares(label, [row for row in rows if row["setting"] == label])]
-    _write(out / "questions.csv", table)
-    for entry in table:
-        typer.echo("  ".join(f"{key} {value}" for key, value in entry.items()))
+        for label in SETTINGS:
+            if not label.startswith(only):
+                continue
+            mine = [i for i, question in enumerate(held_out) if question.domain == "math" or label.startswith("routed")]
+            asked = [(label, index, number) for index in mine for number in range(answers)]
+            own = asyncio.run(_answers(url, asked, texts, config.max_tokens))
+            for row in own:
+                question = held_out[row["question"]]
+                row["domain"], row["right"] = question.domain, int(is_right(question, row["text"]))
+            rows, table = rows + own, table + (entries := _shares(label, own))
+            _write(out / "answers.csv", rows)
+            _write(out / "questions.csv", table)
+            for entry in entries:
+                typer.echo("  ".join(f"{key} {value}" for key, value in entry.items()))
 
 
 async def _answers(
@@ -130,6 +134,32 @@ def _shares(label: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return entries
+
+
+@app.command()
+def figures(
+    sweep: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: the tables of a comparison, and the samples.")],
+    scale: Annotated[
+        Path, typer.Option(help="Folder of a sweep whose answers of the base rewards are measured in.")
+    ] = Path("studies/control/test"),
+) -> None:
+    """Measures of a sweep in standard deviations of another sweep's base: one answer to each of few prompts can have no
+    deviation at all, as the base's answers that are all cut at one length have none in ``concise``."""
+    from ladle.recipes.sweeps.join import join, write_tables
+    from ladle.recipes.sweeps.settings import BASE
+    from ladle.recipes.sweeps.summary import Table, standardised, summarise
+
+    objectives, settings, samples = join([("", sweep)])
+    _, _, others = join([("", scale)])
+    base = [[sample.rewards[name] for name in objectives] for (key, _, _), sample in others.items() if key == BASE]
+    table = Table(settings, samples, objectives)
+    table.z = standardised(table.raw, np.array(base, dtype=float))
+    out.mkdir(parents=True, exist_ok=True)
+    write_tables(summarise(table, 2000, 0), out)
+    (out / "sweep.json").write_text((sweep / "sweep.json").read_text(encoding="utf-8"), encoding="utf-8")
+    with gzip.GzipFile(out / "samples.csv.gz", "wb", mtime=0) as stream:
+        stream.write((sweep / "samples.csv").read_bytes())
 
 
 @app.command()

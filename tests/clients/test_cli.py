@@ -115,22 +115,6 @@ def test_the_best_of_several(server):
     assert run("generate", "Once", "--keep", "2").stderr.startswith("error: keep: ")
 
 
-def test_a_search_in_words(server):
-    for words, meant in (
-        ("explicit", {"by": "explicit"}),
-        ("implicit,until=16,draws=4,beam=2", {"by": "implicit", "until": 16, "draws": 4, "beam": 2}),
-        ("likelihood, until=punctuation, draws=1-10", {"by": "likelihood", "until": "punctuation",
-                                                       "draws": {"most": 10}}),
-    ):  # fmt: skip
-        run("generate", "Once", "--search", words)
-        assert server.body()["steering"] == {"search": meant}
-    sent = len(server.requests)
-    for words in ("", "until=3", "explicit,width=2", "explicit,draws=x", "explicit,draws=2,draws=3", "explicit,beam"):
-        result = run("generate", "Once", "--search", words)
-        assert result.exit_code == 1 and result.stderr.startswith("error: search: "), words
-    assert len(server.requests) == sent
-
-
 def test_a_target_is_sent_as_one(server):
     run("generate", "Once", "--target", "positive=0.6,concise=.4")
     assert server.body()["steering"] == {"target": {"positive": 0.6, "concise": 0.4}}

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from ladle.clients import completion
-from ladle.clients.arguments import given, parse_monitor, parse_preference, parse_rank, parse_schema, parse_steering
+from ladle.clients.arguments import (
+    given,
+    parse_monitor,
+    parse_preference,
+    parse_rank,
+    parse_schema,
+    parse_search,
+    parse_steering,
+)
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
 from ladle.clients.display import coefficients_table, describe_steering, family_tables, messages, output
@@ -125,6 +133,14 @@ def generate(
         typer.Option(help="Print only the best of --n answers, by likelihood, implicit or explicit values."),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="How many of the best to print, with --rank.")] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BY[,KEY=VALUE,...]",
+            help="Draw several continuations of every sentence and keep the best, by likelihood, implicit or explicit "
+            "values; such as explicit,until=16,draws=4,beam=2.",
+        ),
+    ] = None,
     monitor: Annotated[
         str | None, typer.Option(metavar="VALUE=BOUND", help="End the answer where an explicit value is above a bound.")
     ] = None,
@@ -146,6 +162,7 @@ def generate(
     options = given(
         n=n,
         rank=parse_rank(rank, keep),
+        search=parse_search(search),
         monitor=parse_monitor(monitor),
         preference=parse_preference(preference),
         target=parse_preference(target, "target"),

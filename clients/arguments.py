@@ -81,6 +81,37 @@ def parse_rank(by: str | None, keep: int | None) -> dict[str, Any] | None:
     return {"by": by} if keep is None else {"by": by, "keep": keep}
 
 
+def parse_search(text: str | None) -> dict[str, Any] | None:
+    """``steering.search`` from ``explicit`` or ``explicit,until=16,draws=4,beam=2``, where ``draws=1-10`` lets entropy
+    decide; None stays None.
+
+    Raises:
+        UsageError: something else; what the values mean is for the server to judge.
+    """
+    if text is None:
+        return None
+    by, *rest = (part.strip() for part in text.split(","))
+    search: dict[str, Any] = {"by": by}
+    for part in rest:
+        key, sign, value = part.partition("=")
+        known = key in ("until", "draws", "beam") and key not in search
+        most = value.removeprefix("1-")
+        if not by or "=" in by or not known or not sign or not value or (key != "until" and not most.isdecimal()):
+            return _no_search(text)
+        if key == "draws" and most != value:
+            search[key] = {"most": int(most)}
+        else:
+            search[key] = int(value) if value.isdecimal() else value
+    return search if by and "=" not in by else _no_search(text)
+
+
+def _no_search(text: str) -> dict[str, Any]:
+    raise UsageError(
+        f"search: {text!r} is not allowed; allowed: BY or BY,until=16,draws=4,beam=2, such as explicit or "
+        "likelihood,until=sentence,draws=1-10; for more write --steering search='{...}'"
+    )
+
+
 def parse_monitor(text: str | None) -> dict[str, Any] | None:
     """``steering.monitor`` from ``harm=0.9``, a value and its bound; None stays None.
 

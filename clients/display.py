@@ -31,6 +31,10 @@ def describe_steering(steering: SteeringReport | None, tokens: list[Token] | Non
         parts.append("coefficients " + pairs(steering.coefficients))
     if steering.routing:
         parts.append(pairs({name: value for name, value in steering.routing.items() if value is not None}))
+    if steering.search:
+        drawn = [[choice[name] for choice in steering.search["choices"]] for name in ("blocks", "draws", "tokens")]
+        blocks, draws, written = map(sum, drawn)
+        parts.append(f"{blocks} blocks of {draws} draws with {written} tokens")
     shifts = [token.shift for token in tokens or [] if token.shift is not None]
     if shifts:
         parts.append(f"mean shift {sum(shifts) / len(shifts):.3f} nats")

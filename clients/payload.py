@@ -27,6 +27,9 @@ class Options(TypedDict, total=False):
         rank: makes ``n`` answers and returns the best, best first, each with its ``score``: what they are judged by,
             ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``keep`` (how many are returned,
             default 1) and ``per``; not with ``stream``.
+        search: draws several continuations block by block and goes on from the best: what texts are judged by,
+            ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``until``, ``draws`` and ``beam``
+            (docs/search.md).
         monitor: watches the answer and ends it where it goes wrong, with ``finish_reason`` ``content_filter``: an
             object with ``value`` or ``ask``, ``above``, ``for`` and ``hold`` (docs/monitor.md).
         max_tokens: how many to generate at most.
@@ -63,6 +66,7 @@ class Options(TypedDict, total=False):
     steering: Mapping[str, Any] | None
     trace: bool | None
     rank: str | Mapping[str, Any] | None
+    search: str | Mapping[str, Any] | None
     monitor: Mapping[str, Any] | None
     max_tokens: int | None
     temperature: float | None
@@ -137,8 +141,9 @@ def generation_body(model: str, prompt: Mapping[str, Any], options: Options, str
             if key in steering:
                 raise UsageError(f"{key!r} is given twice: as an argument and inside steering")
             steering[key] = given[key]
-    if isinstance(steering.get("rank"), str):
-        steering["rank"] = {"by": steering["rank"]}
+    for key in ("rank", "search"):
+        if isinstance(steering.get(key), str):
+            steering[key] = {"by": steering[key]}
     body: dict[str, Any] = {"model": model, **prompt}
     if "system" in given:
         if "messages" not in body:

@@ -28,6 +28,15 @@ class BegunPart(Response):
     preference: dict[str, float] | None = None
 
 
+class ChosenBlock(Response):
+    """How a block was chosen: ``draws`` continuations, the ``score`` of the text that ends with it, and the entropy in
+    nats that asked for so many."""
+
+    draws: int
+    score: float | None = None
+    entropy: float | None = None
+
+
 class Token(Response):
     """One generated token.
 
@@ -46,6 +55,7 @@ class Token(Response):
         router: the router's score of every expert; None unless traced, or for methods that do not route.
         top: the best alternatives, best first; None unless ``top_logprobs`` asked for them.
         part: what steers from this token on, where what came before was steered otherwise.
+        block: how the block that begins with this token was chosen, where blocks were searched for.
         reasoning_content: what the token adds to the thought in front of the answer; None for one of the answer.
     """
 
@@ -63,6 +73,7 @@ class Token(Response):
     monitors: dict[str, float] | None = None
     top: list[Alternative] | None = None
     part: BegunPart | None = None
+    block: ChosenBlock | None = None
     reasoning_content: str | None = None
 
 
@@ -210,6 +221,7 @@ class SteeringReport(Response):
         experts: the share of tokens that each expert wrote.
         parts: what steered from where on, where steering changed.
         rank: what answers were judged by.
+        search: how answers were searched block by block, and what was drawn for each of them.
         monitor: what watched the answers, and which it ended.
         diagnostics: traces summed up; None without a trace.
     """
@@ -226,6 +238,7 @@ class SteeringReport(Response):
     experts: dict[str, float] | None = None
     parts: list[SteeringPart] | None = None
     rank: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     monitor: WatchReport | None = None
     diagnostics: Diagnostics | None = None
 

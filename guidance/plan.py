@@ -100,16 +100,42 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Best of several blocks: continuations are drawn from the language models of the plan, and the one whose end has
-    the greatest sum_s weight_s V_s over the sources with a head is kept; then the next block.
+    """An answer in blocks: ``count`` continuations of each text so far are drawn, and of all of them the ``beam`` best
+    texts are kept; then the next block.
+
+    The score of a text: ``explicit``: sum_s weight_s V_s over ``sources``, which have a head, at its last token;
+    ``implicit``: sum_s weight_s log pi_s(text) over ``sources``, which are language models, each by itself;
+    ``likelihood``: the mean over its blocks of the mean log-probability of a block's tokens, as the plan drew them.
 
     Attributes:
-        count: continuations a block.
-        length: tokens a block.
+        count: continuations of each text, at most.
+        length: tokens a block, at most.
+        ends: what ends a block before it has ``length`` tokens: ``sentence``: the end of one; ``punctuation``: that of
+            any part of one; None: nothing.
+        entropy: (low, high), in nats. As many continuations are drawn as the entropy H of the next token asks for,
+            1 + floor((count - 1) clamp((H - low) / (high - low), 0, 1)); where that is one, its next token is kept, and
+            the entropy after it asked anew. None: always ``count``.
+        beam: texts that are kept.
+        by: see above.
+        sources: what judges; those that have a head may stand among the plan's own, where they do not write.
+        option: of ``steering`` that asked for it.
     """
 
     count: int
     length: int
+    ends: Literal["sentence", "punctuation"] | None = None
+    entropy: tuple[float, float] | None = None
+    beam: int = 1
+    by: Literal["likelihood", "implicit", "explicit"] = "explicit"
+    sources: tuple[Source, ...] = ()
+    option: str = ""
+
+    def draws(self, entropy: float) -> int:
+        """How many continuations a text gets whose next token has this ``entropy``, in nats."""
+        if self.entropy is None:
+            return self.count
+        low, high = self.entropy
+        return 1 + int((self.count - 1) * min(1.0, max(0.0, (entropy - low) / (high - low))))
 
 
 @dataclass(frozen=True)
@@ -253,10 +279,10 @@ class Plan:
         alpha: of the rule ``alpha``.
         mask: plausibility mask on the combined score.
         scorer: values of candidates, added to the combined score.
-        blocks: values of whole blocks. There are sources with a head if and only if it or ``scorer`` is set, and never
-            both are.
-        routing: which of the sources speaks is decided at every token; it goes before ``rule``, and mask, scorer and
-            blocks are None beside it.
+        blocks: the answer is drawn and judged in blocks. Sources with a head write where there is a ``scorer``, and
+            elsewhere are among those that judge blocks.
+        routing: which of the sources speaks is decided at every token; it goes before ``rule``, and mask and scorer
+            are None beside it.
         schedule: plans that take over from it, in the order in which they do; theirs are empty, and ``blocks`` is None
             in all of them.
         steering: what it was resolved from.
@@ -298,9 +324,21 @@ class Plan:
     def views(self) -> tuple[PromptView, ...]:
         """The views of the prompt that the sources of all its plans have, those that judge answers and the questions
         of monitors included, each once."""
-        sources = (source for plan in self.plans for source in (*plan.sources, *plan.ranking, *plan.watching))
+        sources = (
+            source for plan in self.plans for source in (*plan.sources, *plan.ranking, *plan.watching, *plan.choosing)
+        )
         views = (*(source.view for source in sources), *(monitor.question for monitor in self.monitors))
         return tuple(dict.fromkeys(view for view in views if view is not None))
+
+    @property
+    def choosing(self) -> tuple[Source, ...]:
+        """The sources that judge blocks of an answer, as far as they are not among ``sources``."""
+        return () if self.blocks is None else tuple(s for s in self.blocks.sources if s not in self.sources)
+
+    @property
+    def writing(self) -> tuple[Source, ...]:
+        """The sources that what is written comes from."""
+        return tuple(source for source in self.sources if self.scorer is not None or not source.head)
 
     @property
     def watching(self) -> tuple[Source, ...]:

@@ -28,6 +28,7 @@ from ladle.guidance.monitors import monitors_of
 from ladle.guidance.plan import Plan, ScheduledPlan, Steering
 from ladle.guidance.ranking import rank_of
 from ladle.guidance.schedule import inside, parts_of
+from ladle.guidance.searching import searched
 from ladle.guidance.stated import takes_over
 from ladle.guidance.target import resolve_target
 from ladle.merging.errors import FamilyError, InputError
@@ -74,6 +75,9 @@ def resolve(family: Family, steering: Steering) -> Plan:
         if steering.rank is not None:
             reason = "it cannot stand beside a schedule: an answer is judged under one preference"
             raise InputError("steering.rank", steering.rank, reason=reason)
+        if steering.search is not None:
+            reason = "it cannot stand beside a schedule: the texts that are compared are written under one preference"
+            raise InputError("steering.search", steering.search, reason=reason)
         return _scheduled(family, steering)
     if steering.target is not None:
         aimed, reached = resolve_target(family, steering)
@@ -98,6 +102,8 @@ def resolve(family: Family, steering: Steering) -> Plan:
         raise InputError("steering.normalize", steering.normalize, known)
     plan = method.plan(family, steering)
     plan = replace(plan, steering=steering, monitors=monitors_of(family, plan, steering.monitor))
+    if steering.search is not None:
+        return searched(family, plan, steering.search)
     return plan if steering.rank is None else replace(plan, rank=rank_of(family, plan, steering.rank))
 
 

@@ -22,7 +22,7 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
 
     Raises:
         InputError: ``steering.<key>``: an unknown key, a value of the wrong type, or a key that holds for the whole
-            answer (``trace``, ``schedule``, ``rank``, ``monitor``).
+            answer (``trace``, ``schedule``, ``rank``, ``search``, ``monitor``).
     """
     for key in WHOLE:
         if given.get(key) is not None:

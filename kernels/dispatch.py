@@ -23,7 +23,7 @@ from ladle.kernels.reference import model as model_reference
 from ladle.kernels.reference import routing
 from ladle.kernels.reference import scores as reference
 from ladle.kernels.reference import step as step_reference
-from ladle.kernels.reference.scores import guidance_shift
+from ladle.kernels.reference.scores import entropy, guidance_shift
 from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 
@@ -44,6 +44,7 @@ __all__ = [
     "combine_logits",
     "combine_routed",
     "cpu_has_bfloat16",
+    "entropy",
     "expand_gated",
     "fused_step",
     "fuses",

@@ -282,7 +282,10 @@ class Record(Kind):
                 continue
             if not kind.accepts(entry):
                 raise OptionError(key, entry, kind.allowed)
-            parsed[key] = kind.parse(entry)
+            try:
+                parsed[key] = kind.parse(entry)
+            except OptionError as error:
+                raise OptionError(".".join((key, *filter(None, [error.path]))), error.value, error.allowed) from None
         if self.one_of and sum(key in given for key in self.one_of) != 1:
             raise OptionError("", dict(raw), f"an object with one of {', '.join(self.one_of)}, such as {self.example}")
         return parsed
@@ -302,6 +305,52 @@ class Record(Kind):
     def _given(self, key: str) -> dict[str, Any]:
         """A JSON schema of objects in which ``key`` is given."""
         return {"required": [key], "properties": {key: self.kinds[key].schema()}}
+
+
+@dataclass(frozen=True)
+class Interval(Kind):
+    """Two numbers, the second one greater than the first."""
+
+    number: Number
+    type = list[float]
+
+    @property
+    def allowed(self) -> str:
+        return f"two numbers, the second one greater, each {self.number.allowed}"
+
+    def accepts(self, value: Any) -> bool:
+        pair = isinstance(value, (list, tuple)) and len(value) == 2
+        return pair and all(self.number.accepts(end) for end in value) and value[0] < value[1]
+
+    def parse(self, value: Any) -> list[float]:
+        return [float(end) for end in super().parse(value)]
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "array", "items": self.number.schema(), "minItems": 2, "maxItems": 2}
+
+
+@dataclass(frozen=True)
+class Either(Kind):
+    """A value of one of some kinds, of which no value has two."""
+
+    kinds: tuple[Kind, ...]
+    type = Any
+
+    @property
+    def allowed(self) -> str:
+        return ", or ".join(kind.allowed for kind in self.kinds)
+
+    def accepts(self, value: Any) -> bool:
+        return any(kind.accepts(value) for kind in self.kinds)
+
+    def parse(self, value: Any) -> Any:
+        kind = next((kind for kind in self.kinds if kind.accepts(value)), None)
+        if kind is None:
+            raise OptionError("", value, self.allowed)
+        return kind.parse(value)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [kind.schema() for kind in self.kinds]}
 
 
 def nullable(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from ladle.option_kinds import Choice, Count, Flag, Kind, Number, NumberOrEach, Objects, Record, Text, Weights
+from ladle.option_kinds import (
+    Choice,
+    Count,
+    Either,
+    Flag,
+    Interval,
+    Kind,
+    Number,
+    NumberOrEach,
+    Objects,
+    Record,
+    Text,
+    Weights,
+)
 
 Normalize = Literal["none", "sum", "norm"]
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
@@ -20,6 +33,8 @@ VALUES = ("implicit", "explicit", "both")
 COMBINE = ("merged", "ensemble")
 RANKINGS = ("likelihood", "implicit", "explicit")
 SPANS = ("answer", "token")
+SEARCHED = ("likelihood", "implicit", "explicit")
+ENDS = ("sentence", "punctuation")
 MAX_STRENGTH = 100.0
 MAX_BLOCK_LENGTH = 512
 MAX_CANDIDATES = 1024  # every candidate is one more position to compute a token
@@ -29,6 +44,9 @@ MAX_BUDGET = 100.0
 MAX_PARTS = 256
 MAX_HELD = 512
 MAX_VALUE = 1e9
+MAX_DRAWS = 64
+MAX_BEAM = 16
+MAX_ENTROPY = 20.0
 
 
 @dataclass(frozen=True)
@@ -211,6 +229,35 @@ class SteeringOptions:
                 example='{"by": "explicit", "keep": 1}',
             ),
             "Makes n answers, scores them and returns the keep (default 1) best, best first; not together with stream.",
+            universal=True,
+            whole=True,
+        ),
+    )
+    search: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_row(
+            Record(
+                {
+                    "by": Choice(SEARCHED),
+                    "until": Either((Choice(ENDS), Count(MAX_BLOCK_LENGTH))),
+                    "draws": Either(
+                        (
+                            Count(MAX_DRAWS),
+                            Record(
+                                {"entropy": Interval(Number(0, MAX_ENTROPY, unit="nats")), "most": Count(MAX_DRAWS)},
+                                {"entropy": [0.01, 1.5], "most": 10},
+                                example='{"entropy": [0.01, 1.5], "most": 10}',
+                            ),
+                        )
+                    ),
+                    "beam": Count(MAX_BEAM),
+                },
+                {"until": "sentence", "draws": 4, "beam": 1},
+                example='{"by": "explicit", "until": 16, "draws": 4, "beam": 1}',
+            ),
+            "Draws several continuations, to the end of a sentence or of so many tokens, keeps the best text, or the "
+            "beam best ones, and goes on from there.",
+            label="Search",
             universal=True,
             whole=True,
         ),

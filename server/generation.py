@@ -28,7 +28,7 @@ from ladle.server.replies.usage import Usage, token_counts
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
-from ladle.server.steering import check_rank, sampling_defaults
+from ladle.server.steering import check_rank, check_search, sampling_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -139,14 +139,14 @@ def make_job(
     _may_wait(serving, fields, grammar)
     seed = fields.seed if fields.seed is not None else new_seed()
     requests = []
-    # What all choices have in common is checked once.
-    samplings: dict[int, SamplingParams] = {}
+    samplings: dict[int, SamplingParams] = {}  # what all choices have in common is checked once
     defaults = sampling_defaults(serving.family, fields.model, plan.method, grammar is not None)
     salt = salt_of(state, fields.cache_salt, caller)
     for prompt in prompts:
         limit = _limit(state, serving, max(part.lanes for part in plan.plans), prompt, max_tokens, limit_field)
         if limit not in samplings:
             sampling = fields.sampling(limit, seed, serving.vocabulary, logprobs, defaults)
+            check_search(plan, state.settings, fields.choices * len(prompts), sampling.temperature)
             judged = prompt_logprobs or fields.prompt_logprobs is not None
             ends = sampling.stop_token_ids | serving.tokens.named(sampling.stop)
             stops = (*sampling.stop, *stop)

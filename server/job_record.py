@@ -21,6 +21,7 @@ class JobRecord:
         self._tracing = state.tracing
         self._metrics = state.metrics
         self._changes = 0
+        self._drawn = 0
         self._requests = requests
         self._plan = requests[0].plan
         now = time.monotonic()
@@ -37,6 +38,12 @@ class JobRecord:
             how = "schedule" if scheduled(self._requests[index], output.began) else "request"
             self._metrics.steering_changes.labels(by=how).inc()
             self._clocks[index].method = output.began.method
+        blocks = self._plan.blocks
+        if output.spent is not None and blocks is not None:
+            self._metrics.search_blocks.labels(by=blocks.by).inc(output.block is not None)
+            self._metrics.search_draws.labels(by=blocks.by).inc(output.spent.draws)
+            self._metrics.search_tokens.labels(by=blocks.by).inc(output.spent.tokens)
+            self._drawn += output.spent.tokens
         self._clocks[index].saw(output, time.monotonic())
         self._last[index] = output
         if self._texts is not None:
@@ -71,6 +78,8 @@ class JobRecord:
         }
         if self._changes:
             facts["steering_changes"] = self._changes
+        if self._drawn:
+            facts["drawn_tokens"] = self._drawn
         errors = [output.error for output in seen if output.error is not None]
         if errors:
             facts["errors"] = errors

@@ -44,7 +44,8 @@ class LiveAnswer:
     def require_changeable(self) -> None:
         """Raise ApiError (409) for an answer that cannot be steered on its way, or has been as often as it may."""
         if self.plan.blocks is not None:
-            message = "this answer chooses among whole blocks (block_length), which are steered from its beginning on"
+            option = self.plan.blocks.option
+            message = f"this answer chooses among whole blocks ({option}), which are steered from its beginning on"
             raise ApiError(409, message, code="not_steerable")
         if self._changes >= self._most:
             message = f"the steering of this answer has changed {self._changes} times; allowed: {self._most} times"
@@ -92,20 +93,20 @@ def require_few_parts(plan: Plan, most: int) -> None:
 
 
 def token_cost(plan: Plan) -> int:
-    """Tokens that one token of an answer is charged as: one for each language model of the plan, one for each candidate
-    that a value judges, all of it for each of the blocks that are drawn to keep one, and one for each source that
-    judges the answer or watches it; the base that monitors ask about it is one."""
+    """Tokens that a token that is drawn is charged as: one for each language model of the plan, one for each candidate
+    that a value judges, and one for each source that judges the answer or its blocks, or watches it; the base that
+    monitors ask about it is one."""
     models = sum(not source.head for source in plan.sources)
-    heads = len(plan.sources) - models
-    values = heads * (plan.scorer.candidates if plan.scorer is not None else 1)
-    written = (models + values) * (plan.blocks.count if plan.blocks is not None else 1)
-    return written + len(plan.ranking) + len(plan.watching) + len(plan.asking)
+    values = (len(plan.sources) - models) * plan.scorer.candidates if plan.scorer is not None else 0
+    judges = len(plan.blocks.sources) if plan.blocks is not None else 0
+    return models + values + judges + len(plan.ranking) + len(plan.watching) + len(plan.asking)
 
 
 def cost_of(output: StepOutput, cost: int) -> int:
-    """Tokens that ``output`` is charged as where a token of the answer is charged as ``cost``: those that a monitor
-    took back were written as well, and its questions were read."""
-    return cost * ((output.token >= 0) + output.unseen) + output.asked
+    """Tokens that ``output`` is charged as where a token that is drawn is charged as ``cost``: those that a monitor
+    took back were written as well, and its questions were read; of a search, those that it did not keep, too."""
+    drawn = (output.token >= 0) + output.unseen if output.spent is None else output.spent.tokens
+    return cost * drawn + output.asked
 
 
 def _anew(request: GenerationRequest, plan: Plan, said: int) -> int:

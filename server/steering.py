@@ -8,7 +8,7 @@ from typing import Any
 
 from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
-from ladle.guidance.plan import Monitor, Plan, Source, Steering
+from ladle.guidance.plan import Blocks, Monitor, Plan, Source, Steering
 from ladle.guidance.schedule import changed
 from ladle.merging.errors import CodedText, InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
@@ -17,7 +17,10 @@ from ladle.merging.preferences.preference import NORMALISED
 from ladle.server.errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.monitors import MonitorReply
-from ladle.server.replies.types import OutcomeReply, SourceReply, SteeringReply
+from ladle.server.replies.search import SearchReply
+from ladle.server.replies.sources import SourceReply
+from ladle.server.replies.types import OutcomeReply, SteeringReply
+from ladle.server.settings import ServerSettings
 from ladle.steering_options import AIMS
 
 _DIRECTION = AIMS | {"method", "schedule"}
@@ -89,6 +92,28 @@ def check_rank(plan: Plan, choices: int, stream: bool) -> None:
         raise InputError("stream", True, "false with steering.rank: what is best is known when all answers have ended")
 
 
+def check_search(plan: Plan, settings: ServerSettings, answers: int, temperature: float) -> None:
+    """Raise InputError for a search that is larger than this server lets one be, or whose draws are all the same.
+
+    ``answers``: that are searched for at once; what they draw waits beside other requests.
+    """
+    blocks = plan.blocks
+    if blocks is None or blocks.option != "search":
+        return
+    draws = "steering.search.draws" if blocks.entropy is None else "steering.search.draws.most"
+    if blocks.count > settings.max_search_draws:
+        raise InputError(draws, blocks.count, f"at most {settings.max_search_draws} here")
+    if blocks.beam > settings.max_search_beam:
+        raise InputError("steering.search.beam", blocks.beam, f"at most {settings.max_search_beam} here")
+    together = answers * blocks.count * blocks.beam
+    if answers > 1 and together > settings.max_queue:
+        reason = f"{answers} answers draw {together} continuations at once; at most {settings.max_queue} may wait here"
+        raise InputError(draws, blocks.count, reason=reason)
+    if temperature == 0 and blocks.count > 1:
+        allowed = "a number above 0 with steering.search, because at 0 all draws of a text are the same"
+        raise InputError("temperature", temperature, allowed)
+
+
 def _named(family: Family, model: str | None) -> dict[str, Any]:
     """The steering that a model string or a preset's name stands for."""
     if model is None:
@@ -148,8 +173,23 @@ def describe(plan: Plan) -> SteeringReply:
     if plan.rank is not None:
         ranking = [_source(source) for source in plan.rank.sources]
         reply["rank"] = {"by": plan.rank.by, "per": plan.rank.per, "keep": plan.rank.keep, "sources": ranking}
+    if plan.blocks is not None and plan.blocks.option == "search":
+        reply["search"] = _search(plan.blocks)
     if plan.monitors:
         reply["monitor"] = {"monitors": [describe_monitor(monitor) for monitor in plan.monitors], "stopped": []}
+    return reply
+
+
+def _search(blocks: Blocks) -> SearchReply:
+    reply: SearchReply = {
+        "by": blocks.by,
+        "until": blocks.ends or blocks.length,
+        "draws": blocks.count,
+        "beam": blocks.beam,
+        "sources": [_source(source) for source in blocks.sources],
+    }
+    if blocks.entropy is not None:
+        reply["entropy"] = list(blocks.entropy)
     return reply
 
 

@@ -85,6 +85,18 @@ def rank(rng: random.Random, n: int) -> dict[str, Any]:
     return found
 
 
+def search(rng: random.Random) -> dict[str, Any]:
+    """What is kept of several continuations."""
+    unsure = {"entropy": [rng.uniform(0, 2), rng.uniform(2.5, 6)], "most": rng.randint(1, 4)}
+    found = {
+        "by": rng.choice(["likelihood", "implicit", "explicit"]),
+        "until": rng.choice(["sentence", "punctuation", 1, 3, 16]),
+        "draws": rng.choice([1, 2, 4, unsure, {}]),
+        "beam": rng.randint(1, 3),
+    }
+    return {key: value for key, value in found.items() if key == "by" or rng.random() < 0.7}
+
+
 def monitor(rng: random.Random, values: Sequence[str], text: Callable[[int], str]) -> dict[str, Any]:
     """What watches an answer: one of ``values``, of which only explicit ones are taken, or a question."""
     found: dict[str, Any] = {}

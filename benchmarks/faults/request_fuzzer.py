@@ -11,7 +11,7 @@ from typing import Any
 from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.hostile_bodies import hostile
 from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
-from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, monitor, rank, schedule, score_body
+from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, monitor, rank, schedule, score_body, search
 from ladle.option_kinds import Choice
 from ladle.steering_options import OPTIONS
 
@@ -202,6 +202,8 @@ class RequestFuzzer:
         elif rng.random() < 0.1 and not body.get("stream"):
             body["n"] = rng.randint(2, 4)
             steering["rank"] = rank(rng, body["n"])
+        elif rng.random() < 0.1 and body.get("temperature") and not {"monitor", "block_length"} & set(steering):
+            steering["search"] = search(rng)
         return steering
 
     def _watched(self) -> dict[str, Any]:

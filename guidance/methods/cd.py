@@ -37,5 +37,5 @@ class ControlledDecoding(ScoredMethod):
         if count > MOST_BLOCKS:
             raise InputError("steering.candidates", count, f"at most {MOST_BLOCKS} blocks")
         parts, warnings = guides(request.family, "explicit", request.mu, steering.combine, "ensemble")
-        blocks = Blocks(count, steering.block_length)
+        blocks = Blocks(count, steering.block_length, option="block_length")
         return Guidance(tuple(part.source() for part in parts), blocks=blocks, warnings=warnings)

@@ -44,7 +44,8 @@ class Guidance:
     Attributes:
         sources: besides the base.
         base_weight: of the base itself.
-        mask, scorer, blocks, rule, alpha: as in ``Plan``.
+        mask, scorer, rule, alpha: as in ``Plan``.
+        blocks: as in ``Plan``; what judges them are the sources with a head.
         warnings: for the response.
     """
 
@@ -97,11 +98,15 @@ class GuidanceMethod(ABC):
         # A strength of 0 adds nothing that a budget could limit.
         budget = steering.kl_budget if len(sources) > 1 else None
         needed = scorer is not None or guidance.mask is not None or budget is not None
+        arranged = arrange(sources, first_stays=needed, trace=steering.trace, field="steering.strength")
+        blocks = guidance.blocks
+        if blocks is not None:
+            blocks = replace(blocks, sources=tuple(source for source in arranged if source.head))
         return Plan(
             method=self.name,
             preference=preference,
             coefficients=merged,
-            sources=arrange(sources, first_stays=needed, trace=steering.trace, field="steering.strength"),
+            sources=arranged,
             normalize=steering.normalize,
             trace=steering.trace,
             warnings=warnings + guidance.warnings,
@@ -109,7 +114,7 @@ class GuidanceMethod(ABC):
             alpha=guidance.alpha,
             mask=guidance.mask,
             scorer=scorer,
-            blocks=guidance.blocks,
+            blocks=blocks,
             kl_budget=budget,
         )
 

@@ -30,8 +30,9 @@ def check_request(
     Raises:
         InputError: it can never run here.
     """
-    # Those that judge the answer have their turn one by one.
-    alone = [replace(request.plan, sources=(source,), routing=None) for source in request.plan.ranking]
+    # Those that judge the answer, or its blocks, have their turn one by one.
+    judging = (*request.plan.ranking, *request.plan.choosing)
+    alone = [replace(request.plan, sources=(source,), routing=None) for source in judging]
     writes = request.answer is None or not alone
     lanes = models.lanes(request) if writes else []
     judges = [lane for plan in alone for lane in models.lanes(replace(request, plan=plan))]

@@ -1,29 +1,56 @@
-"""Blockwise decoding: several continuations of some tokens are drawn, the one whose end the values like best stays.
+"""Answers in blocks: continuations of some tokens are drawn, the texts that are judged best are kept, and so on.
 
-Controlled decoding's second mode (arXiv 2310.17022): values are asked once a block instead of at every token. The draws
-of a round are ordinary sequences that share the text so far, and so are the valuations after it, so that they batch
-with everything else; the request itself is no sequence.
+Controlled decoding's second mode (arXiv 2310.17022) asks values once a block instead of at every token. Blocks that end
+where a sentence does, as many draws as doubt asks for, and a likelihood to choose by are Cautious Next Token
+Prediction's (arXiv 2507.03038). The draws of a round are ordinary sequences that share the text so far, and so are the
+questions about them, so that they batch with everything else; the request itself is no sequence.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ladle.guidance.plan import Plan
-from ladle.server.engine.requests.answer import Answer, without_token
-from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.guidance.plan import Plan, Source
+from ladle.server.engine.requests.answer import Answer, not_finite, without_token
+from ladle.server.engine.requests.drawn_text import DrawnText, distinct, in_common
+from ladle.server.engine.requests.request import GenerationRequest, Spent, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.watch import Sentences
 from ladle.server.engine.scores.slot_tables import draw_keys
 
 logger = logging.getLogger(__name__)
 
 Sink = Callable[[list[StepOutput]], None]
 _MASK = (1 << 64) - 1
+_NOTHING = Spent(0, 0)
+
+
+@dataclass(eq=False)
+class _Branch:
+    """A text that is drawn on: the ``place`` that it has among those that were kept, the ``text`` that all of its
+    continuations begin with, and the texts that they are. ``sure``: as long as one continuation is enough."""
+
+    place: int
+    text: DrawnText
+    drawn: list[DrawnText]
+    sure: bool
+
+
+@dataclass(eq=False)
+class _Draw:
+    """A sequence that writes a continuation. ``first``: the tokens in front of its block; ``ends``: where that ends."""
+
+    branch: _Branch
+    text: DrawnText
+    sequence: Sequence
+    first: int
+    ends: Sentences | None
 
 
 class BlockSearch:
@@ -31,7 +58,7 @@ class BlockSearch:
 
     Args:
         request: its plan has ``blocks``.
-        answer: the text that the client sees.
+        answer: makes text of tokens, from the first one on.
         deliver: takes the request's outputs.
         run: starts a sequence whose outputs go to a sink.
         stop: ends a sequence by its id, without an output.
@@ -50,47 +77,65 @@ class BlockSearch:
         assert request.plan.blocks is not None
         self.request = request
         self.blocks = request.plan.blocks
-        self._answer = answer
         self._deliver = deliver
         self._run = run
         self._stop = stop
         self._lanes = lanes
-        plan = request.plan
-        self._drawing = replace(plan, sources=tuple(s for s in plan.sources if not s.head), blocks=None)
-        self._valuing = replace(plan, sources=tuple(s for s in plan.sources if s.head), blocks=None, trace=False)
-        self._tokens: list[int] = []
-        self._drawn: list[list[StepOutput]] = []
-        self._values: dict[tuple[int, ...], float] = {}
-        self._pending: dict[str, int | tuple[int, ...]] = {}
+        self._drawing = replace(request.plan, sources=request.plan.writing, blocks=None)
+        most = self.blocks.count * self.blocks.beam
+        seeds = draw_keys(np.full(most, request.sampling.seed & _MASK, dtype=np.uint64), np.arange(most))
+        # The first continuation is what the request would get without blocks.
+        self._seeds = [request.sampling.seed, *seeds.view(np.uint64)[1:, 0].tolist()]
+        self._kept = [DrawnText(answer)]
+        self._branches: list[_Branch] = []
+        self._draws: dict[str, _Draw] = {}
+        self._asked: dict[str, tuple[DrawnText, int]] = {}
+        self._said: dict[tuple[DrawnText, int], float] = {}
         self._round = 0
-        self._cached_tokens: int | None = None
+        self._shown = 0
+        self._spent = _NOTHING
+        self._cached_tokens = 0
 
     def begin(self) -> None:
         """Draw the blocks of a round."""
-        self._drawn = [[] for _ in range(self.blocks.count)]
-        sampling = self.request.sampling
-        length = min(sampling.max_tokens, len(self._tokens) + self.blocks.length)
-        seeds = draw_keys(
-            np.full(self.blocks.count, sampling.seed & _MASK, dtype=np.uint64), np.arange(self.blocks.count)
-        )
-        for index, words in enumerate(seeds.view(np.uint64)[:, 0].tolist()):
-            # The first block of a round draws what the request would draw without blocks.
-            seed = sampling.seed if index == 0 else words
-            options = replace(sampling, max_tokens=length, seed=seed, stop=())
-            self._start(f"{self._round}.{index}", self._drawing, options, self._tokens, index)
+        going = [text for text in self._kept if not text.ended]
+        sure = self.blocks.entropy is not None
+        self._branches = [_Branch(place, text, [], sure) for place, text in enumerate(going)]
+        for branch in self._branches:
+            count = 1 if sure else self.blocks.count
+            for index in range(count):
+                self._draw(branch, index, count)
 
     def cancel(self) -> None:
         """Forget it all."""
-        for name in list(self._pending):
+        for name in (*self._draws, *self._asked):
             self._stop(name)
-        self._pending = {}
+        self._draws, self._asked = {}, {}
 
-    def _start(
-        self, name: str, plan: Plan, sampling: SamplingParams, tokens: list[int], key: int | tuple[int, ...]
-    ) -> None:
-        own = replace(self.request, request_id=f"{self.request.request_id}/{name}", plan=plan, sampling=sampling)
-        self._pending[own.request_id] = key
-        self._run(Sequence(own, self._lanes(own), output=list(tokens)), self._take)
+    # -- draws ----------------------------------------------------------------------------------------------------
+
+    def _draw(self, branch: _Branch, index: int, count: int, entropy: float | None = None) -> None:
+        """Start the continuation ``index`` of ``count`` of a text, because its next token has ``entropy``."""
+        place = branch.place * self.blocks.count + index
+        first = len(branch.text.tokens)
+        # One whose entropy is looked at may begin its block as late as after the longest one that is sure.
+        longest = 2 * self.blocks.length if branch.sure else self.blocks.length
+        most = min(self.request.sampling.max_tokens, first + longest)
+        sampling = replace(self.request.sampling, max_tokens=most, seed=self._seeds[place], stop=())
+        own = self._own(f"{self._round}.{place}", self._drawing, sampling)
+        sequence = Sequence(own, self._lanes(own), output=list(branch.text.tokens), asks_entropy=branch.sure)
+        text = branch.text.next()
+        text.draws, text.entropy = count, entropy
+        branch.drawn.append(text)
+        self._draws[own.request_id] = _Draw(branch, text, sequence, first, self._boundary())
+        self._spent = replace(self._spent, draws=self._spent.draws + 1)
+        self._run(sequence, self._take)
+
+    def _boundary(self) -> Sentences | None:
+        return None if self.blocks.ends is None else Sentences(parts=self.blocks.ends == "punctuation")
+
+    def _own(self, name: str, plan: Plan, sampling: SamplingParams) -> GenerationRequest:
+        return replace(self.request, request_id=f"{self.request.request_id}/{name}", plan=plan, sampling=sampling)
 
     def _take(self, outputs: list[StepOutput]) -> None:
         try:
@@ -98,70 +143,161 @@ class BlockSearch:
         except Exception as error:
             # Nobody but this search would know that the request has failed.
             logger.exception("a block search failed")
-            self.cancel()
-            whole = Sequence(self.request, [], output=self._tokens)
-            self._deliver([without_token(whole, "error", f"{type(error).__name__} in the engine", "")])
+            self._fail("error", f"{type(error).__name__} in the engine")
 
     def _follow(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
-            key = self._pending.get(output.request_id)
-            if key is None:
+            draw, asked = self._draws.get(output.request_id), self._asked.get(output.request_id)
+            if draw is None and asked is None:
                 continue
             if output.finish_reason in ("abort", "error"):
-                self._fail(output)
+                self._fail(output.finish_reason, output.error)
                 return
-            if isinstance(key, int):
-                self._drawn[key].append(output)
-            else:
-                assert output.value is not None
-                self._values[key] = output.value
-            if output.finish_reason is not None:
-                del self._pending[output.request_id]
-        if not self._pending:
-            if self._values:
+            if draw is not None:
+                self._drawn(output, draw)
+            elif asked is not None:
+                del self._asked[output.request_id]
+                self._said[asked] = _said(output)
+        if not self._draws and not self._asked:
+            if self._said:
                 self._choose()
             else:
                 self._value()
 
+    def _drawn(self, output: StepOutput, draw: _Draw) -> None:
+        """One more token of a continuation."""
+        if not self._round and draw.branch.drawn[0] is draw.text and not self._shown:
+            self._cached_tokens = output.cached_tokens
+        self._spent = replace(self._spent, tokens=self._spent.tokens + 1)
+        if draw.branch.sure:
+            self._consider(output, draw)
+        text = draw.text
+        if text.ended:
+            text.tokens.append(output.token)  # of a block that is judged as a whole, behind a stop string
+            ended = False
+        else:
+            ended = text.push(output) and self.blocks.option == "search"
+        long = len(text.tokens) - draw.first >= self.blocks.length
+        if not draw.branch.sure and draw.ends is not None and not ended:
+            long = draw.ends.push(text.outputs[-1].token_text) or long
+        if output.finish_reason is not None:
+            del self._draws[output.request_id]
+        elif ended or long:
+            del self._draws[output.request_id]
+            self._stop(output.request_id)
+        elif draw.branch.sure and len(self._kept) == 1:
+            self._show([text])
+
+    def _consider(self, output: StepOutput, draw: _Draw) -> None:
+        """Whether one continuation is enough at a token, or a block of several begins with it."""
+        assert output.entropy is not None
+        branch, text = draw.branch, draw.text
+        count = self.blocks.draws(output.entropy)
+        if count == 1:
+            return
+        branch.sure, draw.sequence.asks_entropy = False, False
+        if text.outputs:
+            branch.text, draw.text, draw.first = text, text.next(), len(text.tokens)
+            branch.drawn = [draw.text]
+        draw.text.draws, draw.text.entropy = count, output.entropy
+        for index in range(1, count):
+            self._draw(branch, index, count, output.entropy)
+
+    # -- judgement ------------------------------------------------------------------------------------------------
+
     def _value(self) -> None:
-        """All blocks are drawn: ask the values about those that differ."""
-        if self._cached_tokens is None:
-            self._cached_tokens = self._drawn[0][0].cached_tokens
-        blocks = dict.fromkeys(tuple(output.token for output in block) for block in self._drawn)
-        for index, block in enumerate(blocks):
-            tokens = [*self._tokens, *block]
-            self._start(f"{self._round}.v{index}", self._valuing, self.request.sampling, tokens, block)
+        """All blocks are drawn: ask about those that differ."""
+        texts = list(distinct(text for branch in self._branches for text in branch.drawn))
+        for branch in self._branches:
+            branch.drawn = [text for text in branch.drawn if text in texts]
+            for text in branch.drawn if not branch.sure else ():
+                text.blocks += 1
+                text.likely += math.fsum(output.logprob for output in text.outputs) / len(text.outputs)
+        if self.blocks.by == "explicit":
+            plan = self._bare(self.blocks.sources)
+            for index, text in enumerate(texts):
+                own = self._own(f"{self._round}.v{index}", plan, self.request.sampling)
+                self._ask(Sequence(own, self._lanes(own), output=list(text.tokens)), (text, 0))
+        elif self.blocks.by == "implicit":
+            for index, text in enumerate(texts):
+                for place, source in enumerate(self.blocks.sources):
+                    self._ask(self._likelihood(f"{self._round}.v{index}.{place}", text, source), (text, place))
+        else:
+            self._choose()
+
+    def _bare(self, sources: tuple[Source, ...]) -> Plan:
+        return Plan(self.request.plan.method, self.request.plan.preference, None, sources, "none", False, ())
+
+    def _likelihood(self, name: str, text: DrawnText, source: Source) -> Sequence:
+        """How likely the part of ``text`` that it was not asked about yet is under ``source`` by itself."""
+        seen = self.request.prompt_of(source)
+        sampling = SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(seen) + text.judged)
+        # By itself: its own view of the prompt is all there is.
+        own = self._own(name, self._bare((replace(source, weight=1.0, view=None),)), sampling)
+        own = replace(own, prompt=seen + tuple(text.tokens), views={}, grammar=None, thinking=None)
+        return Sequence(own, self._lanes(own))
+
+    def _ask(self, question: Sequence, about: tuple[DrawnText, int]) -> None:
+        self._asked[question.request_id] = about
+        self._run(question, self._take)
 
     def _choose(self) -> None:
-        """All blocks are valued: keep the best, the first of equal ones."""
-        best = max(self._drawn, key=lambda block: self._values[tuple(output.token for output in block)])
-        value = self._values[tuple(output.token for output in best)]
-        self._values = {}
-        outputs = []
-        for output in best:
-            self._tokens.append(output.token)
-            pushed = self._answer.push(
-                output.token,
-                len(self._tokens),
-                self._cached_tokens or 0,
-                output.logprob,
-                output.top,
-                output.trace,
-                # A draw has no stop strings, so that it stops where the text or the grammar ends.
-                ended=output.finish_reason == "stop",
-            )
-            last = output is best[-1]
-            outputs.append(replace(pushed, value=value if last else None))
-            if pushed.finish_reason is not None:
-                break
-        finished = outputs[-1].finish_reason is not None
-        self._deliver(outputs)
-        if not finished:
-            self._round += 1
-            self.begin()
+        """All blocks are judged: keep the best texts, the first of equal ones."""
+        for text in (text for branch in self._branches for text in branch.drawn):
+            text.score = self._score(text)
+            if text.score is not None and math.isnan(text.score):
+                self._fail("error", not_finite(self.request.plan))
+                return
+        self._said = {}
+        drawn = iter(self._branches)
+        texts = [one for text in self._kept for one in ([text] if text.ended else next(drawn).drawn)]
+        best = sorted(distinct(texts), key=lambda text: text.score or 0.0, reverse=True)
+        self._kept = best[: self.blocks.beam]
+        if all(text.ended for text in self._kept):
+            self._show(self._kept[:1])
+            return
+        self._show(self._kept)
+        self._round += 1
+        self.begin()
 
-    def _fail(self, output: StepOutput) -> None:
+    def _score(self, text: DrawnText) -> float | None:
+        """See ``ladle.guidance.plan.Blocks``; None where nothing was drawn beside any block of it."""
+        if self.blocks.by == "likelihood":
+            return text.likely / text.blocks if text.blocks else None
+        if self.blocks.by == "explicit":
+            value = self._said[text, 0]
+            if text.whole:
+                text.outputs[-1] = replace(text.outputs[-1], value=value)
+            return value
+        said = [self._said[text, place] for place in range(len(self.blocks.sources))]
+        before = text.parts or (0.0,) * len(said)
+        text.parts = tuple(old + new for old, new in zip(before, said, strict=True))
+        text.judged = len(text.tokens)
+        return math.fsum(source.weight * part for source, part in zip(self.blocks.sources, text.parts, strict=True))
+
+    # -- what is shown --------------------------------------------------------------------------------------------
+
+    def _show(self, texts: list[DrawnText]) -> None:
+        """Hand over what ``texts`` have in common and was not shown yet."""
+        outputs = texts[0].shown(self._shown, in_common(texts), told=self.blocks.option == "search")
+        if not outputs:
+            return
+        self._shown += len(outputs)
+        outputs = [replace(output, cached_tokens=self._cached_tokens, spent=_NOTHING) for output in outputs]
+        outputs[0] = replace(outputs[0], spent=self._spent)
+        self._spent = _NOTHING
+        self._deliver(outputs)
+
+    def _fail(self, reason: str, error: str | None) -> None:
         self.cancel()
-        assert output.finish_reason is not None
-        whole = Sequence(self.request, [], output=self._tokens)
-        self._deliver([without_token(whole, output.finish_reason, output.error, self._answer.finish())])
+        text = self._kept[0]
+        whole = Sequence(self.request, [], output=text.tokens[: self._shown])
+        rest = text.answer.finish() if self._shown == len(text.tokens) else ""
+        self._deliver([without_token(whole, reason, error, rest)])
+
+
+def _said(output: StepOutput) -> float:
+    """What a question was answered with: a value, or the log-probability of all tokens that it is about."""
+    if output.value is not None:
+        return output.value
+    return math.fsum(token.logprob for token in output.prompt or ())

@@ -34,7 +34,7 @@ def steer(engine: Engine, requests: Sequence[GenerationRequest]) -> Future[list[
     for request in requests:
         if request.plan.blocks is not None:
             reason = "whole blocks are chosen from the beginning of an answer or not at all"
-            raise InputError("steering.block_length", request.plan.blocks.length, reason=reason)
+            raise InputError(f"steering.{request.plan.blocks.option}", request.plan.blocks.length, reason=reason)
     changes = [Change(0, request, engine.check(request)) for request in requests]
     future: Future[list[int | None]] = Future()
 

@@ -110,8 +110,8 @@ class RequestTracker:
             draw.expert,
             draw.ended,
         )
-        if draw.watched:
-            output = replace(output, watched=draw.watched)
+        if draw.watched or draw.entropy is not None:
+            output = replace(output, watched=draw.watched, entropy=draw.entropy)
         if sequence.began is not None:
             output = replace(output, began=sequence.began)
             sequence.began = None

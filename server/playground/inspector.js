@@ -29,6 +29,8 @@ export function factsOf(token) {
   add("Outside base's 20 best", token.outside, (outside) => (outside ? "yes" : "no"));
   add("Mass of candidates", token.candidate_mass, (mass) => percent(mass, 1));
   add("From here on", token.part, (part) => partName(part, null));
+  add("Block chosen of", token.block, (block) => `${block.draws} draws`);
+  add("Block's score", token.block?.score, (score) => fixed(score, 3));
   add("Expert", token.expert, (name) => name);
   for (const [name, score] of Object.entries(token.router ?? {})) facts.push([`Router: ${name}`, nats(score)]);
   for (const [name, value] of Object.entries(token.values ?? {})) facts.push([`Value: ${name}`, fixed(value, 3)]);

@@ -9,7 +9,7 @@ import { asSent, equal } from "./preference.js";
 import { canTarget, middle, Targets } from "./targets.js";
 import { Triangle } from "./triangle.js";
 import { Sliders, strengthRow } from "./sliders.js";
-import { hasTwoStrengths, newSide, prefers } from "./steering.js";
+import { hasTwoStrengths, newSide, optionsOf, prefers } from "./steering.js";
 
 const STRONGEST = 4; // at the slider's right end; the number beside it goes further
 
@@ -141,7 +141,7 @@ export class Side {
     this.sliders.show(state.weights);
     this.triangle.show(state.weights);
     this.showStrengths();
-    showOptions(this.find(".options"), method.options, state.texts, this.family.members, `option-${this.letter}`, () => this.optionEdited());
+    showOptions(this.find(".options"), optionsOf(this.family, state), state.texts, this.family.members, `option-${this.letter}`, () => this.optionEdited());
     this.find(".more").hidden = !this.find(".options").childElementCount;
     if (method.needs.length) this.find(".more").open = true;
     this.describe();
@@ -193,7 +193,7 @@ export class Side {
     this.front.show(state.weights, canTarget(family, state.method) && !state.target);
     this.brief = parts.join(" \u00b7 ");
     this.find(".brief").textContent = this.brief;
-    const set = family.methods[state.method].options.filter((name) => name in state.texts && isSet(name, state.texts));
+    const set = optionsOf(family, state).filter((name) => name in state.texts && isSet(name, state.texts));
     this.find(".count").textContent = set.length ? `(${set.length} set)` : "";
   }
 }

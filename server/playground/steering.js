@@ -41,9 +41,15 @@ export function hasTwoStrengths(family, side) {
   return family.methods[side.method].options.includes("value") && side.texts.value === "both";
 }
 
+/** The options that the side's method takes, those that every method takes and that have a control here among them. */
+export function optionsOf(family, side) {
+  const everywhere = Object.keys(OPTIONS).filter((name) => OPTIONS[name].universal);
+  return [...family.methods[side.method].options, ...everywhere];
+}
+
 /** The `steering` object. Throws an Error where an option's text cannot be read. */
 export function steeringOf(family, side, trace) {
-  const { options } = family.methods[side.method];
+  const options = optionsOf(family, side);
   const steering = { method: side.method };
   if (side.target && Object.keys(side.target).length) steering.target = { ...side.target };
   else if (prefers(family, side)) steering.preference = asSent(side.weights);

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from ladle.guidance.diagnostics.compatibility import BEST, OFTEN_OUTSIDE
 from ladle.guidance.plan import Plan
-from ladle.server.engine.requests.request import StepOutput
+from ladle.server.engine.requests.request import Block, StepOutput
 from ladle.server.replies.monitors import TripReply
 from ladle.server.replies.parts import SteeringPart
+from ladle.server.replies.search import SearchedChoice
 from ladle.server.replies.types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.serving import Serving
 from ladle.server.text.token_text import finite
@@ -41,6 +42,10 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
         reply["reasoning_content"] = output.reasoning
     if output.began is not None:
         reply["part"] = {"method": output.began.method, "preference": _preference(output.began)}
+    if output.block is not None:
+        reply["block"] = {"draws": output.block.draws, "score": _score(output.block)}
+        if output.block.entropy is not None:
+            reply["block"]["entropy"] = output.block.entropy
     if top:
         reply["top"] = [_alternative(serving, other, logprob) for other, logprob in output.top]
     return reply
@@ -48,6 +53,10 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
 
 def _alternative(serving: Serving, token: int, logprob: float) -> Alternative:
     return {"id": token, "text": serving.tokens.text(token), "logprob": finite(logprob)}
+
+
+def _score(block: Block) -> float | None:
+    return None if block.score is None else finite(block.score)
 
 
 def _preference(plan: Plan) -> dict[str, float] | None:
@@ -72,6 +81,7 @@ class TraceSummary:
         self._experts: Counter[str | None] = Counter()
         self._parts = _Parts()
         self._stopped: list[TripReply] = []
+        self._searched: dict[int, SearchedChoice] = {}
 
     def see(self, index: int, outputs: Iterable[StepOutput]) -> None:
         """Take in tokens of the choice ``index``."""
@@ -81,6 +91,11 @@ class TraceSummary:
                 self._stopped.append({"index": index, "name": trip.monitor, "token": trip.token, "value": trip.value})
             if output.token >= 0:
                 self._experts[output.expert] += 1
+            if output.spent is not None:
+                own = self._searched.setdefault(index, {"index": index, "blocks": 0, "draws": 0, "tokens": 0})
+                own["blocks"] += output.block is not None
+                own["draws"] += output.spent.draws
+                own["tokens"] += output.spent.tokens
             if output.trace is None:
                 continue
             self._tokens.setdefault(index, []).append(token(self._serving, output))
@@ -101,6 +116,8 @@ class TraceSummary:
                 f"monitor {one['name']} ended answer {one['index']} at token {one['token']}: it said {one['value']:.4g}"
                 for one in stopped
             ]
+        if "search" in reply:
+            reply["search"]["choices"] = [choice for _, choice in sorted(self._searched.items())]
         parts = self._parts.reply(reply)
         if parts:
             reply["parts"] = parts

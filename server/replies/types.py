@@ -8,27 +8,9 @@ from typing_extensions import TypedDict
 
 from ladle.server.replies.monitors import WatchReply
 from ladle.server.replies.parts import BegunPart, SteeringPart
+from ladle.server.replies.search import BlockReply, SearchReply
+from ladle.server.replies.sources import SourceReply
 from ladle.server.replies.usage import Usage
-
-
-class PromptReply(TypedDict):
-    """How a source sees the prompt: under the system message ``text``, or ``text`` in its place."""
-
-    kind: str
-    text: str
-
-
-class SourceReply(TypedDict):
-    """One source of next-token scores, or of values where it has a ``head``. ``model`` is there for another model than
-    the base, ``prompt`` where it sees another than the request's own."""
-
-    name: str
-    role: str
-    weight: float
-    coefficients: dict[str, float]
-    model: NotRequired[str]
-    prompt: NotRequired[PromptReply]
-    head: NotRequired[dict[str, float]]
 
 
 class Diagnostics(TypedDict):
@@ -76,9 +58,10 @@ class OutcomeReply(TypedDict):
 class SteeringReply(TypedDict):
     """What steered the answer. With a ``target``, ``preference`` is the one that was found for it. Where experts take
     turns, ``routing`` says by which options and ``experts`` what share of the tokens each of them wrote; what is
-    missing to 1 the router wrote. ``monitor`` is there where the answer was watched. Where the steering changed on the
-    way, ``parts`` says what steered from where on, and the rest is of the plan that the answer began with. With a trace
-    there are ``diagnostics``, and in OpenAI's answers ``choices`` with the traced tokens."""
+    missing to 1 the router wrote. ``search`` says how blocks were chosen and what was drawn for it. ``monitor`` is
+    there where the answer was watched. Where the steering changed on the way, ``parts`` says what steered from where
+    on, and the rest is of the plan that the answer began with. With a trace there are ``diagnostics``, and in OpenAI's
+    answers ``choices`` with the traced tokens."""
 
     method: str
     preference: dict[str, float] | None
@@ -92,6 +75,7 @@ class SteeringReply(TypedDict):
     experts: NotRequired[dict[str, float]]
     parts: NotRequired[list[SteeringPart]]
     rank: NotRequired[RankReply]
+    search: NotRequired[SearchReply]
     monitor: NotRequired[WatchReply]
     diagnostics: NotRequired[Diagnostics]
     choices: NotRequired[list[TracedChoice]]
@@ -263,7 +247,8 @@ class Token(TypedDict):
     first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token;
     ``router``, the router's score of every expert, where a method routes; ``monitors``, what each monitor said of the
     token, or of the sentence that ends with it, where there are any. ``part``: with the first token of a part of
-    the answer that is steered otherwise than what came before, its method and preference. ``reasoning_content``: of a
+    the answer that is steered otherwise than what came before, its method and preference. ``block``: with the first
+    token of a block that was searched for, how it was chosen. ``reasoning_content``: of a
     token that is none of the answer, what it adds to the thought in front of it, which for a tag is nothing.
     """
 
@@ -281,6 +266,7 @@ class Token(TypedDict):
     monitors: NotRequired[dict[str, float]]
     top: NotRequired[list[Alternative]]
     part: NotRequired[BegunPart]
+    block: NotRequired[BlockReply]
     reasoning_content: NotRequired[str]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ladle.option_kinds import Choice, Count, Kind, Number, Objects, Text, Weights
+from ladle.option_kinds import Choice, Count, Kind, Number, Objects, Record, Text, Weights
 from ladle.server.errors import ApiError
 from ladle.steering_options import OPTIONS
 
@@ -68,7 +68,7 @@ def _asset(name: str, body: bytes) -> Asset:
 def _options_script() -> str:
     """The options that the page makes controls of, as a constant."""
     controls = {
-        name: {"label": option.label, "hint": option.text, **_control(option.kind)}
+        name: {"label": option.label, "hint": option.text, "universal": option.universal, **_control(option.kind)}
         for name, option in OPTIONS.items()
         if option.label
     }
@@ -82,7 +82,7 @@ def _control(kind: Kind) -> dict[str, Any]:
         return {"choices": list(kind.names)}
     if isinstance(kind, Text):
         return {"text": True}
-    if isinstance(kind, (Objects, Weights)):
+    if isinstance(kind, (Objects, Record, Weights)):
         return {"json": True, "example": kind.example}
     if isinstance(kind, Count):
         return {"whole": True, "minimum": 1} | ({} if kind.most is None else {"maximum": kind.most})

@@ -56,6 +56,9 @@ class Metrics:
             "by",
         )
         self.scored = counter("scored_answers", "Answers that a ranking judged", "by")
+        self.search_blocks = counter("search_blocks", "Blocks of answers that a search chose", "by")
+        self.search_draws = counter("search_draws", "Continuations that searches drew, kept or not", "by")
+        self.search_tokens = counter("search_drawn_tokens", "Tokens of these continuations", "by")
         self.trips = counter("monitor_trips", "Answers that a monitor ended", "monitor")
         self.cancelled = counter("requests_cancelled", "Sequences given up before their end")
         self.shift = histogram(

@@ -15,6 +15,7 @@ FLOORS: dict[str, list[str]] = {
     "guidance": [
         "check offline",
         "diagnostics registry",
+        "searching",
         "methods monitors ranking",
         "values",
         "method schedule sources stated target",
@@ -58,7 +59,7 @@ FLOORS: dict[str, list[str]] = {
         "watch",
     ],
     "recipes": [
-        "commands everyday vector_study",
+        "commands everyday search_study vector_study",
         "experts",
         "training",
         "config fits",

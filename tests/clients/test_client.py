@@ -143,6 +143,16 @@ def test_coefficients(call):
         call(server, "coefficients", method="mage", model="demo", steering={"method": "mod"})
 
 
+def test_a_search_may_be_named_by_what_judges(call):
+    server = MockServer()
+    call(server, "generate", "Once", search="explicit", preference={"positive": 1}, model="demo")
+    assert server.body()["steering"] == {"preference": {"positive": 1}, "search": {"by": "explicit"}}
+    call(server, "chat", "Once", search={"by": "likelihood", "draws": 3}, model="demo")
+    assert server.body()["steering"] == {"search": {"by": "likelihood", "draws": 3}}
+    with pytest.raises(UsageError, match="'search' is given twice"):
+        call(server, "generate", "a", search="explicit", steering={"search": {"by": "implicit"}}, model="demo")
+
+
 def test_rankings_and_scores(call):
     server = MockServer()
     answer = call(server, "generate", "Once", n=4, rank="explicit", preference={"positive": 1}, model="demo")

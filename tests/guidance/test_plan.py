@@ -38,6 +38,7 @@ def test_every_key_is_taken() -> None:
         "target": {"a": 0.5},
         "schedule": [{}],
         "rank": {"by": "implicit", "per": "token", "keep": 2},
+        "search": {"by": "explicit", "until": 16, "draws": {"entropy": [0.5, 2.0], "most": 3}, "beam": 2},
         "monitor": {"value": "v", "ask": None, "above": 0.5, "for": 2, "hold": None},
     }
     assert raw.keys() == {entry.name for entry in fields(Steering)}

@@ -97,7 +97,7 @@ def test_every_place_has_every_option():
 def test_what_the_sdk_names_is_in_the_table():
     """Its own arguments are the options that most requests state; all others pass through ``steering``."""
     assert {name for name in Options.__annotations__ if name in OPTIONS} == {
-        "preference", "target", "method", "strength", "trace", "rank", "monitor",
+        "preference", "target", "method", "strength", "trace", "rank", "search", "monitor",
     }  # fmt: skip
     turned = set(inspect.signature(Stream.steer).parameters) - {"self", "steering"}
     assert turned <= set(OPTIONS) - set(WHOLE)

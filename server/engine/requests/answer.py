@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from copy import copy
 
 from transformers import PreTrainedTokenizerFast
 
@@ -31,6 +32,14 @@ class Answer:
         if thinking is not None:
             opening = request.prompt if thinking.opened else (*request.prompt, *thinking.open)
             self._thoughts = Detokenizer(tokenizer, opening, (), sampling.skip_special_tokens)
+
+    def copy(self) -> Answer:
+        """One that goes on from here by itself."""
+        other = copy(self)
+        other._detokenizer = self._detokenizer.copy()
+        if self._thought is not None:
+            other._thought, other._thoughts = self._thought.copy(), self._thoughts.copy()
+        return other
 
     def push(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
@@ -76,6 +77,12 @@ class Detokenizer:
         self._stream = DecodeStream(ids=tail, skip_special_tokens=self._skip)
         self._stops = StopStrings(stops, include_stop)
         self._pending: list[int] = []
+
+    def copy(self) -> Detokenizer:
+        """One that goes on from here by itself."""
+        other = copy(self)
+        other._stream, other._stops, other._pending = copy(self._stream), copy(self._stops), list(self._pending)
+        return other
 
     @property
     def stop(self) -> str | None:

@@ -34,6 +34,28 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Block:
+    """How a block of an answer was chosen.
+
+    draws: continuations that were drawn of the text before it.
+    score: of the text that ends with it, see ``ladle.guidance.plan.Blocks``; None where nothing else was drawn.
+    entropy: of the distribution of its first token, in nats; None where it was not asked for.
+    """
+
+    draws: int
+    score: float | None = None
+    entropy: float | None = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a search drew, kept or not: ``draws`` continuations, ``tokens`` of them."""
+
+    draws: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Trip:
     """What ended an answer in its midst.
 
@@ -78,7 +100,7 @@ class GenerationRequest:
         if self.answer is not None and ranking:
             return ranking
         monitoring = self.plan.watching + self.plan.asking if self.sampling.max_tokens else ()
-        return self.plan.sources + ranking + monitoring
+        return self.plan.sources + ranking + self.plan.choosing + monitoring
 
     @property
     def prompt_cost(self) -> int:
@@ -147,6 +169,9 @@ class StepOutput:
     cached_tokens: prompt tokens whose state was reused.
     expert: who wrote the token, for plans that route; None for the router itself.
     value: what explicit values say of the text so far, where they were asked about whole blocks.
+    entropy: of the distribution of which the token was drawn, in nats, where its sequence asks for it.
+    block: with the first token of a block that a search chose, how.
+    spent: where an answer is drawn in blocks, what was drawn since the output before.
     score: with the last output, what the plan's ranking says of the answer.
     reasoning: what the token adds to the thought in front of the answer, as ``text`` is what it adds to the answer;
         None for a token of the answer. A tag around the thought adds nothing to either.
@@ -185,6 +210,9 @@ class StepOutput:
     tripped: Trip | None = None
     unseen: int = 0
     asked: int = 0
+    entropy: float | None = None
+    block: Block | None = None
+    spent: Spent | None = None
 
     @property
     def base_logprob(self) -> float | None:

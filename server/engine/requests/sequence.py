@@ -121,6 +121,8 @@ class Sequence:
     began: Plan | None = None
     """The plan that took over since the last token, until its first one is there."""
 
+    asks_entropy: bool = False
+    """Whether the entropy of the distribution of its next token is asked for."""
     ahead: bool = False
     """Whether it goes before all that waits: an answer that has had its turn ends with it."""
 

@@ -7,6 +7,7 @@ budget in tokens with a message in front of the closing tag, and the rules below
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,6 +69,13 @@ class Thought:
         self._script: list[int] | None = None  # what ends the thought, from the moment it is decided
         if thinking.opened:
             self._begin()
+
+    def copy(self) -> Thought:
+        """One that goes on from here by itself."""
+        other = copy(self)
+        other._held = list(self._held)
+        other._script = None if self._script is None else list(self._script)
+        return other
 
     def follow(self, output: Sequence[int]) -> Thought:
         """Take in the tokens of ``output``, the whole continuation, that are new."""

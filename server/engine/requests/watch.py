@@ -11,7 +11,9 @@ from ladle.server.engine.requests.request import Trip
 
 LONGEST = 64
 """Tokens of a sentence that are asked about before it has ended."""
-_ENDS = re.compile(r"(?:[.!?\u2026\u3002\uff01\uff1f]['\")\]\u00bb\u201d\u2019]*\s*|\n\s*)$")
+_CLOSING = r"['\")\]\u00bb\u201d\u2019]*\s*|\n\s*)$"
+_ENDS = re.compile(r"(?:[.!?\u2026\u3002\uff01\uff1f]" + _CLOSING)
+_PARTS = re.compile(r"(?:[.,:;!?)\]}\u2026\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]" + _CLOSING)
 _TAIL = 16
 
 
@@ -67,7 +69,9 @@ class Sentences:
     """Where sentences end in a text that comes in pieces, a token each: after a mark that ends one, at the end of a
     line, and after ``LONGEST`` tokens. What has neither a letter nor a digit is no sentence."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: bool = False) -> None:
+        """``parts``: marks that end a part of a sentence count too, such as commas."""
+        self._ends = _PARTS if parts else _ENDS
         self._tail = ""
         self._tokens = 0
         self.says = False
@@ -78,7 +82,7 @@ class Sentences:
         self._tail = (self._tail + piece)[-_TAIL:]
         self._tokens += 1
         self.says = self.says or any(character.isalnum() for character in piece)
-        if not self.says or not (_ENDS.search(self._tail) or self._tokens >= LONGEST):
+        if not self.says or not (self._ends.search(self._tail) or self._tokens >= LONGEST):
             return False
         self._tokens, self.says = 0, False
         return True

@@ -31,7 +31,8 @@ class HostTables:
         choices: [n, CHOICES] int32.
         numbers: [n, NUMBERS] float64.
         budgets: the KL budgets.
-        traced: [t] int64, the sequences that are traced.
+        traced: [t] int64, the sequences whose combined scores are looked at: those that are traced, and those that ask
+            for an entropy.
         plain: whether slots know of nothing but linear sums and the draws from them.
         truncates: whether a sequence may draw at random from less than all tokens.
     """

@@ -16,6 +16,7 @@ from ladle.server.engine.device.transfers import Array, read, send
 from ladle.server.engine.requests.request import TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues
+from ladle.server.engine.scores.entropies import Entropies
 from ladle.server.engine.scores.expert_router import Turn
 from ladle.server.engine.scores.grammar_masks import Allowed, GrammarMasks
 from ladle.server.engine.scores.least_length import LeastLength
@@ -39,6 +40,7 @@ class Draw:
         ended: whether the grammar allows no more text.
         error: why there is no token, if the grammar cannot be followed.
         watched: what each of the plan's monitors with a value says of the token before it; empty where there is none.
+        entropy: nats, of the distribution that ``logprob`` is of, where the sequence asks for it.
     """
 
     token: int
@@ -50,6 +52,7 @@ class Draw:
     ended: bool = False
     error: str | None = None
     watched: tuple[float, ...] = ()
+    entropy: float | None = None
 
 
 class Sampler:
@@ -111,8 +114,11 @@ class Sampler:
         step = StepInputs(rows, values, turns, self.allowed(sequences, logits.shape[1]), self._penalties(sequences))
         host = self.slots.tables(sequences, rows)
         made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
-        traced = {index: sequences[index] for index in host.traced.tolist()}
-        tracer = Tracer(logits, step, made.guided, made.tokens, traced) if traced else None
+        seen = host.traced.tolist()
+        entropies = Entropies(made.guided, [sequences[index] for index in seen], step.allowed)
+        traced = {index: sequences[index] for index in seen if sequences[index].request.plan.trace}
+        guided = made.guided if len(traced) == len(seen) else made.guided[[seen.index(index) for index in traced]]
+        tracer = Tracer(logits, step, guided, made.tokens, traced) if traced else None
         valued = [s for s in sequences if s in values] if values else []
         reported = [] if tracer is None else tracer.tensors
         # A single synchronisation: everything that the host needs of this step comes back in one copy.
@@ -120,12 +126,14 @@ class Sampler:
             read(
                 *(made.tokens, made.logprobs, made.other_tokens, made.other_logprobs),
                 *(values[s].tokens for s in valued),
+                *entropies.tensors,
                 *reported,
             )
         )
         tokens, logprobs, other_tokens, other_logprobs = (next(tensors).tolist() for _ in range(4))
         # Whether the drawn token was a candidate decides if its KV state can be kept (``keep_chosen``).
         known = {s: next(tensors).tolist() for s in valued}
+        unsure = entropies.said([next(tensors) for _ in entropies.tensors])
         drawn = dict(zip(sequences, tokens, strict=True))
         candidate_indices = {s: ids.index(drawn[s]) if drawn[s] in ids else None for s, ids in known.items()}
         traces = {} if tracer is None else tracer.traces(list(tensors), candidate_indices)
@@ -142,6 +150,7 @@ class Sampler:
                 trace=traces.get(index),
                 expert=turns[s].expert if s in turns else None,
                 place=candidate_indices.get(s),
+                entropy=unsure.get(s),
             )
             for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))
         ]

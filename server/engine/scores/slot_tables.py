@@ -99,7 +99,8 @@ class SlotTables:
         nothing ruled out before temperature and truncation, nothing asked for but the token. With ``routes`` the sum
         may be that of a router and the expert that it chooses."""
         slots = _slots(sequences)
-        return bool((self._recordable[slots] & (routes | ~self._routes[slots])).all())
+        asked = any(sequence.asks_entropy for sequence in sequences)
+        return not asked and bool((self._recordable[slots] & (routes | ~self._routes[slots])).all())
 
     def tables(self, sequences: Seq[Sequence], rows: Array) -> HostTables:
         """What ``sequences``, at least one, draw from logits of which ``rows`` [rows of the lane table] int64 says the
@@ -111,7 +112,9 @@ class SlotTables:
             positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
             choices[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
         width = max(1, int(self._counts[slots].max()))
+        looked_at = self._traced[slots] | np.fromiter((s.asks_entropy for s in sequences), dtype=bool)
         plain, truncates = bool(self._plain[slots].all()), bool(self._truncates[slots].any())
+        plain = plain and not looked_at.any()
         # Two gathers: slot -> lanes of its sources, lane -> row of this step's logits.
         sources, weights = rows[self._sources[slots, :width]], self._weights[slots, :width]
         tables = HostTables(sources, weights, choices, numbers, plain=plain, truncates=truncates)
@@ -122,7 +125,7 @@ class SlotTables:
         # KL budgets concern few sequences, so they are a list of (sequence, base row, nats) and no column.
         limited = np.flatnonzero(budgets)
         kept = HostBudgets(limited, firsts[limited], budgets[limited])
-        return replace(tables, budgets=kept, traced=np.flatnonzero(self._traced[slots]))
+        return replace(tables, budgets=kept, traced=np.flatnonzero(looked_at))
 
     def routes(self, sequences: Seq[Sequence], rows: Array) -> HostRoutes | None:
         """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``rows`` as in

@@ -299,3 +299,22 @@ async def test_forms_thoughts_and_rankings_are_watched_as_well(state: ServerStat
         )
         echo = await ask(client, "/v1/completions", prompt="abc", echo=True, max_tokens=0, logprobs=0)
     assert scored["scores"] and echo["choices"][0]["finish_reason"] == "length"
+
+
+async def test_where_nothing_is_written_a_monitor_is_refused_or_described(state: ServerState) -> None:
+    monitor = {"value": "score-positive", "above": 3, "for": 2}
+    steering = with_monitor(monitor, preference=PREFERENCE)
+    async with client_of(state) as client:
+        for by in ("likelihood", "explicit"):
+            error = await ask(client, "/v1/score", 400, prompt="a", texts=["b"], by=by, steering=steering)
+            assert error["param"] == "steering.monitor" and "nothing is written" in error["message"]
+        said = await ask(client, "/v1/coefficients", steering=steering)
+        monitors = said.pop("monitor")["monitors"]
+        assert monitors[-1] == {"name": "score-positive", "value": "score-positive", "above": 3, "for": 2, "hold": 2}
+        assert [entry["name"] for entry in monitors] == ["house", "score-positive"]
+        assert said == await ask(client, "/v1/coefficients", steering={"method": "base", "preference": PREFERENCE})
+        rank = {"by": "explicit", "keep": 2}
+        said = await ask(client, "/v1/coefficients", steering={"preference": PREFERENCE, "rank": rank})
+        assert {name: said["rank"][name] for name in rank} == rank and said["rank"]["sources"]
+        error = await ask(client, "/v1/coefficients", 400, steering=with_monitor({"value": "nobody", "above": 1}))
+        assert error["param"] == "steering.monitor.value"

@@ -28,7 +28,10 @@ _SCALARS: dict[str | None, tuple[type, ...]] = {
     None: (str, int, float, bool, type(None)),
 }  # fmt: skip
 _MOST_FACTOR = 2**32 - 1  # of the common multiple of all factors; beyond it the library computes another one
+_MOST_BRANCHES = 256  # of a oneOf, each of which is compared with each other one
 _MOST_UNIQUE = 5  # values of which lists without repetition are written out: 326 lists
+# What judges properties and items of an object or a list beside the schema that holds it.
+_BRINGING = {"$dynamicRef", "$ref", "allOf", "anyOf", "dependencies", "dependentSchemas", "else", "if", "oneOf", "then"}
 _NOTHING: tuple[Any, ...] = (True, {})  # a schema that everything fulfils
 
 
@@ -83,6 +86,8 @@ class _Binder:
         if depth > _DEEP:
             raise InputError(self._field, "a schema", f"schemas that are nested at most {_DEEP} deep")
         part = {key: value for key, value in schema.items() if key not in NOTES and not key.startswith("x-")}
+        if depth and any(_same(part.get("not"), nothing) for nothing in _NOTHING):
+            return False  # what fulfils nothing, as tools write it
         self._leave_out(part, path)
         try:
             for keyword in ("const", "enum"):
@@ -148,6 +153,7 @@ class _Binder:
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             if part.get(keyword) == {}:
                 del part[keyword]
+        _unevaluated(part)
         if part.get("not") is False:
             del part["not"]
         if "propertyNames" in part:
@@ -196,18 +202,26 @@ class _Binder:
     def _apart(self, branches: list[Any]) -> list[Any] | None:
         """The branches of a ``oneOf`` of which no two can be fulfilled at once, as those of an ``anyOf``.
 
-        They differ in type, or in a property that tells them apart and is then required. None where that cannot be
-        seen."""
-        seen = [self._meant(branch) for branch in branches]
-        kinds = [_types(branch) for branch in seen]
-        if branches and all(kinds) and len(set().union(*kinds)) == sum(map(len, kinds)):
-            return branches
-        if not branches or any(kind != {"object"} for kind in kinds):
+        They differ in type, in the values that they list, or, objects, in a property that tells them apart and is then
+        required. None where that cannot be seen."""
+        if not branches or len(branches) > _MOST_BRANCHES:
             return None
-        for name in seen[0].get("properties", {}) if isinstance(seen[0].get("properties", {}), dict) else ():
-            tags = [self._texts(branch, name) for branch in seen]
+        seen = [self._meant(branch) for branch in branches]
+        objects = [index for index, branch in enumerate(seen) if _types(branch) == {"object"}]
+        others = [_Kinds(branch) for index, branch in enumerate(seen) if index not in objects]
+        if objects:
+            others.append(_Kinds({"type": "object"}))
+        if not all(one.apart(other) for one, other in itertools.combinations(others, 2)):
+            return None
+        if len(objects) < 2:
+            return branches
+        told = [seen[index] for index in objects]
+        first = told[0].get("properties")
+        for name in first if isinstance(first, dict) else ():
+            tags = [self._tags(branch, name) for branch in told]
             if all(tags) and len(set().union(*tags)) == sum(map(len, tags)):
-                return [{**branch, "required": [*_list(branch.get("required")), name]} for branch in seen]
+                tagged = [{**branch, "required": [*_list(branch.get("required")), name]} for branch in told]
+                return [tagged[objects.index(i)] if i in objects else branch for i, branch in enumerate(branches)]
         return None
 
     def _meant(self, schema: Any) -> dict[str, Any]:
@@ -220,13 +234,11 @@ class _Binder:
             schema = _local(self._root, schema["$ref"])
         return schema if isinstance(schema, dict) else {}
 
-    def _texts(self, branch: dict[str, Any], name: str) -> set[str]:
-        """The strings that a property of ``branch`` may be; none where it may be something else."""
+    def _tags(self, branch: dict[str, Any], name: str) -> set[Any]:
+        """The values that a property of ``branch`` may have; none where it may have others."""
         properties = branch.get("properties")
         meaning = self._meant(properties.get(name)) if isinstance(properties, dict) else {}
-        values = [meaning["const"]] if "const" in meaning else meaning.get("enum")
-        whole = isinstance(values, list) and all(isinstance(value, str) for value in values)
-        return set(values or ()) if whole else set()
+        return _listed(meaning) or set()
 
     def _names(self, part: dict[str, Any]) -> None:
         """``propertyNames`` left out where every string is a name, and written otherwise where names are listed or
@@ -267,6 +279,16 @@ class _Binder:
             del part["propertyNames"]
 
 
+def _unevaluated(part: dict[str, Any]) -> None:
+    """Say of properties and items that nothing else has judged what holds for them, as of additional ones: that is the
+    same where ``part`` brings no other schemas together."""
+    if not part.keys() & _BRINGING and "unevaluatedProperties" in part:
+        part.setdefault("additionalProperties", part.pop("unevaluatedProperties"))
+    if not part.keys() & (_BRINGING | {"contains"}) and "unevaluatedItems" in part:
+        rest = "additionalItems" if isinstance(part.get("items"), list) else "items"
+        part.setdefault(rest, part.pop("unevaluatedItems"))
+
+
 def _asks_for_integers(root: dict[str, Any]) -> bool:
     """Whether any part does."""
     todo: list[Any] = [root]
@@ -303,6 +325,36 @@ def _types(schema: dict[str, Any]) -> set[str]:
     kinds = schema.get("type")
     named = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
     return {"number" if kind == "integer" else str(kind) for kind in named}
+
+
+def _listed(schema: dict[str, Any]) -> set[Any] | None:
+    """The values that ``schema`` lists, as what JSON tells apart; None where it lists none, or lists and objects."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(values, list) or not all(isinstance(value, _SCALARS[None]) for value in values):
+        return None
+    return {(isinstance(value, bool), value) for value in values}
+
+
+class _Kinds:
+    """What of a schema tells its answers from those of others: their types, and what they are, where that is listed."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._types = _types(schema)
+        self._values = _listed(schema)
+        if self._values is not None:
+            written = {_type_of(value) for _, value in self._values}
+            self._types = self._types & written if self._types else written
+
+    def apart(self, other: _Kinds) -> bool:
+        """Whether it can be seen that nothing fulfils both."""
+        if self._types and other._types and not self._types & other._types:
+            return True
+        return self._values is not None and other._values is not None and not self._values & other._values
+
+
+def _type_of(value: Any) -> str:
+    kinds = {str: "string", bool: "boolean", int: "number", float: "number"}
+    return kinds.get(type(value), "null")
 
 
 def _few(part: dict[str, Any]) -> bool:

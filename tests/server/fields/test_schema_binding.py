@@ -213,6 +213,8 @@ ZOD: list[dict[str, Any]] = [
     {"anyOf": [STRING, {"type": "null"}], "readOnly": True, "default": None},
     {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "properties": {"a": {}}},
     {"not": False},
+    {"type": "array", "items": {"not": {}}},  # z.array(z.never())
+    {"type": "object", "properties": {"a": {"not": {}, "title": "A"}}, "additionalProperties": False},
 ]
 
 
@@ -281,6 +283,46 @@ def test_alternatives_that_a_tag_tells_apart_are_taken(compiler: GrammarCompiler
 
 
 @pytest.mark.parametrize(
+    ("schema", "seen"),
+    [
+        ({"oneOf": [{"const": "a", "title": "A"}, {"const": "b"}, {"enum": ["c", None]}]}, ["a", "b", "c", None]),
+        ({"oneOf": [{"const": 1}, {"const": True}, {"type": "null"}]}, [1, True, None]),
+        ({"oneOf": [{"const": 1}, {"type": "integer", "enum": [2]}, {"type": "string", "maxLength": 0}]}, [1, 2, ""]),
+        ({"oneOf": [{"type": "string", "enum": ["a", 1]}, {"const": 1}]}, ["a", 1]),
+    ],
+    ids=str,
+)
+def test_alternatives_that_are_listed_are_taken(
+    compiler: GrammarCompiler, schema: dict[str, Any], seen: list[Any]
+) -> None:
+    drawn = answers(compiler, schema, 60)
+    assert set(map(repr, drawn)) == set(map(repr, seen))
+
+
+def test_alternatives_of_several_kinds_are_taken_together(compiler: GrammarCompiler) -> None:
+    """Objects that a tag tells apart, whatever it is, beside what is no object."""
+    tagged = [
+        {"type": "object", "properties": {"v": {"const": tag}}, "additionalProperties": False} for tag in (1, True, "1")
+    ]
+    schema = {"oneOf": [tagged[0], {"type": "null"}, *tagged[1:], {"const": "none"}]}
+    drawn = answers(compiler, schema, 80)
+    assert set(map(repr, drawn)) == {"None", "'none'", "{'v': 1}", "{'v': True}", "{'v': '1'}"}
+
+
+def test_what_nothing_else_has_judged_is_additional(compiler: GrammarCompiler) -> None:
+    """Where a schema brings no others together."""
+    plain = {"type": "object", "properties": {"a": {"type": "null"}}}
+    assert all(set(answer) <= {"a"} for answer in answers(compiler, {**plain, "unevaluatedProperties": False}, 20))
+    assert bind_schema({**plain, "additionalProperties": False, "unevaluatedProperties": NUMBER}, "f") == {
+        **plain, "additionalProperties": False,
+    }  # fmt: skip
+    for inner in answers(compiler, {**plain, "unevaluatedProperties": {"const": 7}}, 20):
+        assert all(value == 7 for name, value in inner.items() if name != "a")
+    pair = {"type": "array", "prefixItems": [{"const": 1}, {"const": 2}]}
+    assert all(len(answer) <= 2 for answer in answers(compiler, {**pair, "unevaluatedItems": False}, 20))
+
+
+@pytest.mark.parametrize(
     ("items", "count"),
     [
         ({"enum": ["a", "b", "c"], "type": "string"}, 16),
@@ -308,7 +350,10 @@ def test_what_binds_and_cannot_be_kept_stays_refused(compiler: GrammarCompiler) 
         {"contains": {"const": 1}},
         {"not": {"const": 1}},
         {"if": {"const": 1}, "then": {"const": 1}},
-        {"unevaluatedProperties": False},
+        {"unevaluatedProperties": False, "allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"type": "array", "contains": {"const": 1}, "minContains": 0, "maxContains": 2, "unevaluatedItems": False},
+        {"oneOf": [{"const": 1}, {"enum": [2, 1.0]}]},
+        {"oneOf": [{"const": "a"}, STRING]},
         {"dependentRequired": {"a": ["b"]}},
     ):
         with pytest.raises(GrammarError):

@@ -204,7 +204,8 @@ class MonitoredAnswer:
             self._deliver(self._released(len(self._tokens)))
             return True
         # Others are asked what they say up to where one has tripped: what is shown does not depend on who is first.
-        outputs = self._released(self._complete(self._free(settled if first is None else min(settled, first.token - 1))))
+        count = self._free(settled if first is None else min(settled, first.token - 1))
+        outputs = self._released(self._complete(count))
         if outputs:
             self._deliver(outputs)
         return False

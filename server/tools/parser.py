@@ -15,7 +15,7 @@ from ladle.server.tools.formats import ToolFormat
 
 @dataclass(frozen=True)
 class Call:
-    """A call; ``arguments`` is a JSON object as the model wrote it, or what of it came, where the answer was ``cut``."""
+    """A call; ``arguments`` is a JSON object as the model wrote it, or what came of it, where it was ``cut``."""
 
     name: str
     arguments: str

@@ -338,7 +338,7 @@ def test_routed_answers_are_watched(tmp_path: Path, rng: random.Random, expert_s
     said = PlainValues(root, MONITOR)
     drawn = [(s, random_prompt(rng, 1, 60), {"seed": rng.getrandbits(40)}) for s in routings(rng)]
     without = serve(engine, [routed(family, f"r{i}", s, prompt, **o) for i, (s, prompt, o) in enumerate(drawn)])
-    requests, shorter, expected = [], [], {}
+    requests, expected = [], {}
     for index, (steering, prompt, options) in enumerate(drawn):
         values = said(prompt, [o.token for o in without[f"r{index}"]])
         chances = [1 / (1 + math.exp(-value)) for value in values]

@@ -293,7 +293,7 @@ class ResponsesRequest(ResponsesBase):
         """The instructions, as replies repeat them."""
         if not isinstance(self.instructions, list):
             return self.instructions
-        return [item.model_dump(mode="json", exclude_unset=True) for item in self.instructions]
+        return [item.model_dump(mode="json", by_alias=True, exclude_unset=True) for item in self.instructions]
 
     def _chosen(self) -> ToolChoice | None:
         choice = self.tool_choice

@@ -110,14 +110,16 @@ async def test_instructions_may_be_items(served: ToolEngine) -> None:
     items: list[Any] = [
         {"role": "developer", "content": "Be kind."},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Once."}]},
+        {"type": "function_call", "call_id": "1", "name": "now", "arguments": "", "async": False},
+        {"type": "function_call_output", "call_id": "1", "output": "noon"},
     ]
     reply = await served.ask(instructions=items, input="Hi")
     told = served.engine.requests[-1].prompt
-    assert [item["content"] for item in reply["instructions"]] == [item["content"] for item in items]
+    assert reply["instructions"] == [{"type": "message", **items[0]}, *items[1:]]
     openai.types.responses.Response.model_validate(reply)
     events = await served.ask(instructions=items, input="Hi", stream=True)
     assert events[-1]["response"]["instructions"] == reply["instructions"]
-    await served.ask(input=[{**items[0], "role": "system"}, items[1], {"role": "user", "content": "Hi"}])
+    await served.ask(input=[{**items[0], "role": "system"}, *items[1:], {"role": "user", "content": "Hi"}])
     assert served.engine.requests[-1].prompt == told
     await served.ask(input="Why?", previous_response_id=reply["id"])
     assert "Be kind" not in served.prompt and "Once" not in served.prompt

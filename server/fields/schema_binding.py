@@ -9,6 +9,7 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
+from ladle.server.fields.schema_alternatives import told_apart, types_of
 from ladle.server.fields.schema_formats import FORMATS, formats
 from ladle.server.fields.schema_names import combines, other_names
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
@@ -28,7 +29,6 @@ _SCALARS: dict[str | None, tuple[type, ...]] = {
     None: (str, int, float, bool, type(None)),
 }  # fmt: skip
 _MOST_FACTOR = 2**32 - 1  # of the common multiple of all factors; beyond it the library computes another one
-_MOST_BRANCHES = 256  # of a oneOf, each of which is compared with each other one
 _MOST_UNIQUE = 5  # values of which lists without repetition are written out: 326 lists
 # What judges properties and items of an object or a list beside the schema that holds it.
 _BRINGING = {"$dynamicRef", "$ref", "allOf", "anyOf", "dependencies", "dependentSchemas", "else", "if", "oneOf", "then"}
@@ -159,7 +159,7 @@ class _Binder:
         if "propertyNames" in part:
             self._names(part)
         if isinstance(part.get("oneOf"), list) and "anyOf" not in part:
-            apart = self._apart(part["oneOf"])
+            apart = told_apart(part["oneOf"], self._meant)
             if apart is not None:
                 del part["oneOf"]
                 part["anyOf"] = apart
@@ -199,31 +199,6 @@ class _Binder:
             return []
         return list({(isinstance(value, bool), value): value for value in values}.values())
 
-    def _apart(self, branches: list[Any]) -> list[Any] | None:
-        """The branches of a ``oneOf`` of which no two can be fulfilled at once, as those of an ``anyOf``.
-
-        They differ in type, in the values that they list, or, objects, in a property that tells them apart and is then
-        required. None where that cannot be seen."""
-        if not branches or len(branches) > _MOST_BRANCHES:
-            return None
-        seen = [self._meant(branch) for branch in branches]
-        objects = [index for index, branch in enumerate(seen) if _types(branch) == {"object"}]
-        others = [_Kinds(branch) for index, branch in enumerate(seen) if index not in objects]
-        if objects:
-            others.append(_Kinds({"type": "object"}))
-        if not all(one.apart(other) for one, other in itertools.combinations(others, 2)):
-            return None
-        if len(objects) < 2:
-            return branches
-        told = [seen[index] for index in objects]
-        first = told[0].get("properties")
-        for name in first if isinstance(first, dict) else ():
-            tags = [self._tags(branch, name) for branch in told]
-            if all(tags) and len(set().union(*tags)) == sum(map(len, tags)):
-                tagged = [{**branch, "required": [*_list(branch.get("required")), name]} for branch in told]
-                return [tagged[objects.index(i)] if i in objects else branch for i, branch in enumerate(branches)]
-        return None
-
     def _meant(self, schema: Any) -> dict[str, Any]:
         """``schema``, or what it only points at; empty where that is no object."""
         for _ in range(10):
@@ -233,12 +208,6 @@ class _Binder:
                 break
             schema = _local(self._root, schema["$ref"])
         return schema if isinstance(schema, dict) else {}
-
-    def _tags(self, branch: dict[str, Any], name: str) -> set[Any]:
-        """The values that a property of ``branch`` may have; none where it may have others."""
-        properties = branch.get("properties")
-        meaning = self._meant(properties.get(name)) if isinstance(properties, dict) else {}
-        return _listed(meaning) or set()
 
     def _names(self, part: dict[str, Any]) -> None:
         """``propertyNames`` left out where every string is a name, and written otherwise where names are listed or
@@ -308,7 +277,7 @@ def _may_repeat(part: dict[str, Any]) -> bool:
         part.get("minProperties"),
         part.get("additionalProperties") is not False or "patternProperties" in part,
     )
-    if type(least) is not int or not free or "object" not in (_types(part) or {"object"}):
+    if type(least) is not int or not free or "object" not in (types_of(part) or {"object"}):
         return False
     listed = part.get("properties")
     listed = listed if isinstance(listed, dict) else {}
@@ -318,43 +287,6 @@ def _may_repeat(part: dict[str, Any]) -> bool:
 def ends_in_lone_backslash(pattern: str) -> bool:
     """Whether a regular expression ends in a backslash that escapes nothing."""
     return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
-
-
-def _types(schema: dict[str, Any]) -> set[str]:
-    """The types that ``schema`` names; integers are numbers."""
-    kinds = schema.get("type")
-    named = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
-    return {"number" if kind == "integer" else str(kind) for kind in named}
-
-
-def _listed(schema: dict[str, Any]) -> set[Any] | None:
-    """The values that ``schema`` lists, as what JSON tells apart; None where it lists none, or lists and objects."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if not isinstance(values, list) or not all(isinstance(value, _SCALARS[None]) for value in values):
-        return None
-    return {(isinstance(value, bool), value) for value in values}
-
-
-class _Kinds:
-    """What of a schema tells its answers from those of others: their types, and what they are, where that is listed."""
-
-    def __init__(self, schema: dict[str, Any]) -> None:
-        self._types = _types(schema)
-        self._values = _listed(schema)
-        if self._values is not None:
-            written = {_type_of(value) for _, value in self._values}
-            self._types = self._types & written if self._types else written
-
-    def apart(self, other: _Kinds) -> bool:
-        """Whether it can be seen that nothing fulfils both."""
-        if self._types and other._types and not self._types & other._types:
-            return True
-        return self._values is not None and other._values is not None and not self._values & other._values
-
-
-def _type_of(value: Any) -> str:
-    kinds = {str: "string", bool: "boolean", int: "number", float: "number"}
-    return kinds.get(type(value), "null")
 
 
 def _few(part: dict[str, Any]) -> bool:

@@ -283,47 +283,6 @@ def test_known_formats_bind(compiler: GrammarCompiler, name: str) -> None:
         checker.check(answer, name)
 
 
-def test_alternatives_that_a_tag_tells_apart_are_taken(compiler: GrammarCompiler) -> None:
-    """Also where the tag has a default, so that an answer without one would fulfil both."""
-    model = pydantic.create_model("Owner", pet=(Annotated[Cat | Dog, pydantic.Field(discriminator="kind")], ...))
-    schema = {**model.model_json_schema(), "additionalProperties": False}
-    for definition in schema["$defs"].values():
-        definition["additionalProperties"] = False
-    seen = {answer["pet"]["kind"] for answer in answers(compiler, schema, 20)}
-    assert seen == {"cat", "dog"}
-    assert answers(compiler, {"oneOf": [{"$ref": "#/$defs/a"}, {"type": "null"}], "$defs": {"a": INTEGER}})
-    overlap = {"type": "object", "properties": {"kind": {"enum": ["cat", "cow"]}}}
-    with pytest.raises(GrammarError, match="oneOf"):
-        compiler.compile(GrammarSpec.json_schema(bind_schema({"oneOf": [overlap, Cat.model_json_schema()]}, "f")))
-
-
-@pytest.mark.parametrize(
-    ("schema", "seen"),
-    [
-        ({"oneOf": [{"const": "a", "title": "A"}, {"const": "b"}, {"enum": ["c", None]}]}, ["a", "b", "c", None]),
-        ({"oneOf": [{"const": 1}, {"const": True}, {"type": "null"}]}, [1, True, None]),
-        ({"oneOf": [{"const": 1}, {"type": "integer", "enum": [2]}, {"type": "string", "maxLength": 0}]}, [1, 2, ""]),
-        ({"oneOf": [{"type": "string", "enum": ["a", 1]}, {"const": 1}]}, ["a", 1]),
-    ],
-    ids=str,
-)
-def test_alternatives_that_are_listed_are_taken(
-    compiler: GrammarCompiler, schema: dict[str, Any], seen: list[Any]
-) -> None:
-    drawn = answers(compiler, schema, 60)
-    assert set(map(repr, drawn)) == set(map(repr, seen))
-
-
-def test_alternatives_of_several_kinds_are_taken_together(compiler: GrammarCompiler) -> None:
-    """Objects that a tag tells apart, whatever it is, beside what is no object."""
-    tagged = [
-        {"type": "object", "properties": {"v": {"const": tag}}, "additionalProperties": False} for tag in (1, True, "1")
-    ]
-    schema = {"oneOf": [tagged[0], {"type": "null"}, *tagged[1:], {"const": "none"}]}
-    drawn = answers(compiler, schema, 80)
-    assert set(map(repr, drawn)) == {"None", "'none'", "{'v': 1}", "{'v': True}", "{'v': '1'}"}
-
-
 def test_what_nothing_else_has_judged_is_additional(compiler: GrammarCompiler) -> None:
     """Where a schema brings no others together."""
     plain = {"type": "object", "properties": {"a": {"type": "null"}}}
@@ -367,8 +326,6 @@ def test_what_binds_and_cannot_be_kept_stays_refused(compiler: GrammarCompiler) 
         {"if": {"const": 1}, "then": {"const": 1}},
         {"unevaluatedProperties": False, "allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
         {"type": "array", "contains": {"const": 1}, "minContains": 0, "maxContains": 2, "unevaluatedItems": False},
-        {"oneOf": [{"const": 1}, {"enum": [2, 1.0]}]},
-        {"oneOf": [{"const": "a"}, STRING]},
         {"dependentRequired": {"a": ["b"]}},
     ):
         with pytest.raises(GrammarError):

@@ -67,6 +67,14 @@ async def _traced(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]
     return list((await ask(client, "/v1/generate", steering=steering, **body))["choices"])
 
 
+async def _cut(client: httpx.AsyncClient, shown: int, index: int = 0, **body: Any) -> str:
+    """The text of a choice that max_tokens ends after so many tokens."""
+    if not shown:
+        return ""
+    said = await ask(client, "/v1/generate", **{**body, "max_tokens": shown, "steering": {"method": "base"}})
+    return str(said["choices"][index]["text"])
+
+
 async def test_every_endpoint_says_where_it_ended_and_shows_nothing_after(state: ServerState) -> None:
     rng = random.Random(fresh_seed())
     body = {"prompt": "what is good", "n": 3, "seed": rng.getrandbits(30), "max_tokens": 16, **NO_END}
@@ -79,10 +87,10 @@ async def test_every_endpoint_says_where_it_ended_and_shows_nothing_after(state:
         stopped = [(index, at) for index, (at, _) in enumerate(ends) if at is not None]
         steering = with_monitor(monitor)
         whole = await ask(client, "/v1/generate", **body, steering=steering, logprobs=True)
-        for choice, other, (at, shown) in zip(whole["choices"], free, ends, strict=True):
+        for index, (choice, other, (at, shown)) in enumerate(zip(whole["choices"], free, ends, strict=True)):
             assert choice["finish_reason"] == ("length" if at is None else "content_filter")
             assert [t["id"] for t in choice["tokens"]] == [t["id"] for t in other["tokens"][:shown]]
-            assert choice["text"] == "".join(t["text"] for t in other["tokens"][:shown])
+            assert choice["text"] == await _cut(client, shown, index, **body)
         said = whole["steering"]["monitor"]
         house = {"name": "house", "value": MONITOR, "above": FAMILYS["above"], "for": 5, "hold": 2}
         assert said["monitors"] == [house, {"name": "score-positive", **monitor}]
@@ -121,7 +129,7 @@ async def test_conversations_in_the_words_of_each_api(state: ServerState, family
         above = bound(values, rng)
         at, shown = ends_at(values, above, 1, 4)
         assert at is not None
-        text = "".join(token["text"] for token in free["tokens"][:shown])
+        text = await _cut(client, shown, **shared)
         steering = with_monitor({"value": "score-positive", "above": above, "hold": 4})
         chat = {**shared, "max_tokens": 16, "steering": steering, "logprobs": True, "stream": stream}
         replied = await client.post("/v1/chat/completions", json=chat)
@@ -144,7 +152,7 @@ async def test_conversations_in_the_words_of_each_api(state: ServerState, family
         values = [token["monitors"]["score-positive"] for token in free["tokens"]]
         above = bound(values, rng)
         at, shown = ends_at(values, above, 1, 2)
-        text = "".join(token["text"] for token in free["tokens"][:shown])
+        text = await _cut(client, shown, **greedy)
         # One token is held for this bound, but two for the family's.
         steering = with_monitor({"value": "score-positive", "above": above, "hold": 1})
         body = {**greedy, "model": family.name, "stream": stream, "steering": steering}

@@ -23,7 +23,7 @@ SECONDS = 60
 ADDRESS = "http://localhost:8000"
 LONG = ("serve", "bench", "train", "sweep", "calibrate", "fit", "compare")
 """Commands of `ladle` that go on, or need what does; tests/docs compares their options with their help."""
-FOREIGN = ("make", "pip", "accelerate", "docker", "kubectl", "npm", "lm_eval", "python", "helm")
+FOREIGN = ("make", "pip", "accelerate", "torchrun", "docker", "kubectl", "npm", "lm_eval", "python", "helm")
 FILES = {"rain.json": {"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"]}}
 
 

@@ -9,11 +9,13 @@ from typing import Any
 MESSAGES, RESPONSES, COUNT = "/v1/messages", "/v1/responses", "/v1/messages/count_tokens"
 _SCHEMA = {"type": "object", "properties": {"town": {"enum": ["Ur", "Bath"]}}, "required": ["town"]}
 
+_ARGUMENTS: list[Any] = ['{"town": "Ur"}', {"town": "Ur"}, "", None]
+
 
 def sound_body(rng: random.Random, path: str, text: Callable[[int], str], longest: int) -> dict[str, Any]:
     """A body for ``path`` without model and steering. ``text`` draws a text of so many words; ``longest``: tokens."""
     body = _response(rng, text) if path == RESPONSES else _message(rng, text)
-    if path != COUNT:
+    if path != COUNT or rng.random() < 0.5:  # what limits an answer asks nothing of a count
         body["max_output_tokens" if path == RESPONSES else "max_tokens"] = rng.randint(1, longest)
     fields: dict[str, Callable[[], Any]] = {
         "temperature": lambda: rng.choice([0, 0.7, 1, 2]),
@@ -23,6 +25,8 @@ def sound_body(rng: random.Random, path: str, text: Callable[[int], str], longes
         "stream": lambda: rng.random() < 0.6,
         "metadata": lambda: {"user_id": "someone"},
     }
+    if path != RESPONSES:
+        fields["thinking"] = lambda: {"type": rng.choice(["adaptive", "disabled"])}
     for name, drawn in fields.items():
         if rng.random() < 0.3:
             body[name] = drawn()
@@ -42,7 +46,7 @@ def _message(rng: random.Random, text: Callable[[int], str]) -> dict[str, Any]:
     if rng.random() < 0.4:
         body["system"] = rng.choice([text(4), [{"type": "text", "text": text(4), "cache_control": {}}]])
     if rng.random() < 0.2:
-        call = {"type": "tool_use", "id": "1", "name": "weather", "input": {"town": text(2)}}
+        call = {"type": "tool_use", "id": "1", "name": "weather", "input": rng.choice([{"town": text(2)}, None])}
         result = {"type": "tool_result", "tool_use_id": "1", "content": text(3)}
         body["messages"] = [
             {"role": "user", "content": text(3)},
@@ -65,14 +69,15 @@ def _response(rng: random.Random, text: Callable[[int], str]) -> dict[str, Any]:
     if rng.random() < 0.2:
         body["input"] = [
             {"role": "user", "content": text(3)},
-            {"type": "function_call", "call_id": "1", "name": "weather", "arguments": '{"town": "Ur"}'},
+            {"type": "function_call", "call_id": "1", "name": "weather", "arguments": rng.choice(_ARGUMENTS)},
             {"type": "function_call_output", "call_id": "1", "output": text(3)},
         ]
         body["tools"] = [{"type": "function", "name": "weather", "parameters": _SCHEMA}]
         body["tool_choice"] = rng.choice(["auto", "required", "none"])
     elif rng.random() < 0.2:
         body["text"] = {"format": {"type": "json_schema", "name": "a", "schema": _SCHEMA}}
-    for name, value in (("instructions", text(4)), ("store", rng.random() < 0.5), ("top_logprobs", 2)):
+    told = rng.choice([text(4), [{"role": "developer", "content": text(4)}, {"role": "user", "content": text(2)}]])
+    for name, value in (("instructions", told), ("store", rng.random() < 0.5), ("top_logprobs", 2)):
         if rng.random() < 0.3:
             body[name] = value
     return body

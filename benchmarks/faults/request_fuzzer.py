@@ -143,7 +143,8 @@ class RequestFuzzer:
             said = {"messages": [{"role": "user", "content": self._text(6)}]}
             return rng.choice([{"prompt": self._text(20)}, said, {**said, "add_generation_prompt": False}])
         if path == _DETOKENIZE:
-            return {"tokens": [rng.randrange(self._vocabulary) for _ in range(rng.randint(0, 30))]}
+            tokens = [rng.randrange(self._vocabulary) for _ in range(rng.randint(0, 30))]
+            return {"tokens": tokens, "skip_special_tokens": rng.choice([None, True, False])}
         if path in (MESSAGES, RESPONSES, COUNT):
             body = sound_body(rng, path, lambda words: self._text(words) or "x", self._longest)
             body["model"] = self._model()

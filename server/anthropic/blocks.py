@@ -35,14 +35,14 @@ class ToolUseBlock(StrictModel):
     type: Literal["tool_use"]
     id: str
     name: Annotated[str, Field(pattern=TOOL_NAME)]
-    input: Annotated[dict[str, Any], AfterValidator(finite_object)]
+    input: Annotated[dict[str, Any], AfterValidator(finite_object)] | None = None
     cache_control: Unread = UNREAD
     caller: Unread = UNREAD
     toolset_name: Unread = UNREAD
 
     def call(self) -> ToolCall:
         """What a conversation holds of this."""
-        return ToolCall.of(self.id, self.name, json.dumps(self.input, ensure_ascii=False, allow_nan=False))
+        return ToolCall.of(self.id, self.name, json.dumps(self.input or {}, ensure_ascii=False, allow_nan=False))
 
 
 _TextOnly = Annotated[Annotated[TextBlock, Tag("<text>")], only_kinds("text")]

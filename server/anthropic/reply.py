@@ -176,7 +176,7 @@ def _reason(chat: ChatJob, last: StepOutput, parser: ToolParser | None) -> tuple
     own = chat.calling.stop if chat.calling else ()
     if last.stop is not None and last.stop not in own:
         return "stop_sequence", last.stop
-    return ("tool_use" if parser is not None and parser.calls else "end_turn"), None
+    return ("tool_use" if parser is not None and parser.called else "end_turn"), None
 
 
 def _use(call: Call, given: dict[str, Any]) -> ToolUseReply:

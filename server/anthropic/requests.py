@@ -12,7 +12,7 @@ from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import Defaults, only, with_known
 from ladle.server.fields.output_format import JsonSchema, ResponseFormat, Schema
 from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField
-from ladle.server.fields.thinking import ThinkingOptions
+from ladle.server.fields.thinking import AdaptiveThinking, ThinkingOptions
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool, ToolChoice, require_fit
@@ -33,24 +33,29 @@ SPELLING = Spelling(
 """What the fields of a conversation are called here."""
 
 _NOT_SUPPORTED: Defaults = {
+    "compaction": (),
     "container": (),
     "context_management": ({"edits": []},),
     "fallbacks": ([],),
     "mcp_servers": ([],),
     "output_format": (),
     "task_budget": (),
+    "thread": (),
 }
 _UNREAD = (
-    "cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "speed", "user_profile_id",
-    "workspace_id",
+    "billing_policy", "cache_control", "diagnostics", "fallback_credit_token", "inference_geo", "metadata",
+    "service_tier", "speed", "user_profile_id", "workspace_id",
 )  # fmt: skip
 _TOOL: Defaults = {"allowed_callers": (["direct"],), "defer_loading": (False,), "input_examples": ([],)}
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
     from ladle.server.fields.sampling import SteeredFields as MessagesBase
     from ladle.server.http.strict_model import StrictModel as ToolBase
+    from ladle.server.http.strict_model import StrictModel as _CountedFields
 else:
     MessagesBase = with_known(SteeredFields, "MessagesFields", _NOT_SUPPORTED, _UNREAD)
+    # What says how long an answer may be asks nothing about the question's tokens.
+    _CountedFields = with_known(StrictModel, "CountedFields", {}, ("max_tokens", "stop_sequences"))
     ToolBase = with_known(StrictModel, "ToolParamFields", _TOOL, ("cache_control", "eager_input_streaming"))
 
 
@@ -111,9 +116,12 @@ class OutputConfig(StrictModel):
 
 class ThinkingParam(StrictModel):
     """``thinking``: with ``enabled``, the thought in front of the answer is told apart and has so many tokens at
-    most."""
+    most; with ``adaptive``, it is told apart where the family thinks."""
 
-    type: Literal["enabled", "disabled"]
+    type: Literal["enabled", "disabled", "adaptive"]
+    display: Annotated[Any, AfterValidator(only("summarized")), WithJsonSchema({"enum": [None, "summarized"]})] = Field(
+        None, description="a thought is always shown, as it is"
+    )
     budget_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="less than max_tokens; with enabled")
 
     @model_validator(mode="after")
@@ -124,8 +132,8 @@ class ThinkingParam(StrictModel):
         return self
 
 
-class CountTokensRequest(MessagesBase):
-    """``POST /v1/messages/count_tokens``."""
+class _Asked(MessagesBase):
+    """What both endpoints are asked."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=4096)]
     system: Texts | None = None
@@ -135,7 +143,7 @@ class CountTokensRequest(MessagesBase):
     thinking: ThinkingParam | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> CountTokensRequest:
+    def _consistent(self) -> _Asked:
         choice = None if self.tool_choice is None else self.tool_choice.choice()
         with SPELLING.applied():
             require_fit([tool.name for tool in self.tools or ()], choice)
@@ -161,8 +169,10 @@ class CountTokensRequest(MessagesBase):
 
     def _thought(self) -> dict[str, Any]:
         """What is said of thoughts, in the words of all endpoints."""
-        if self.thinking is None or self.thinking.budget_tokens is None:
+        if self.thinking is None or self.thinking.type == "disabled":
             return {"reasoning_effort": None if self.thinking is None else "none"}
+        if self.thinking.budget_tokens is None:
+            return {"thinking": AdaptiveThinking(budget=None, message=None)}
         return {"thinking": ThinkingOptions(budget=self.thinking.budget_tokens, message=None)}
 
     def _format(self) -> ResponseFormat | None:
@@ -173,7 +183,11 @@ class CountTokensRequest(MessagesBase):
         return ResponseFormat.model_construct(type="json_schema", json_schema=schema)
 
 
-class MessagesRequest(CountTokensRequest):
+class CountTokensRequest(_Asked, _CountedFields):
+    """``POST /v1/messages/count_tokens``."""
+
+
+class MessagesRequest(_Asked):
     """``POST /v1/messages``."""
 
     max_tokens: MaxTokens

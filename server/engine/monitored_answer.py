@@ -69,6 +69,7 @@ class MonitoredAnswer:
         self._held: deque[StepOutput] = deque()
         self._first: StepOutput | None = None
         self._shown = 0
+        self._thought = 0  # tokens of the thought that were shown
         self._ended = False
         self._questions: dict[str, _Question] = {}
         self._likely: dict[tuple[Watch, int], dict[bool, float]] = {}
@@ -203,7 +204,8 @@ class MonitoredAnswer:
             self._deliver(self._released(len(self._tokens)))
             return True
         # Others are asked what they say up to where one has tripped: what is shown does not depend on who is first.
-        outputs = self._released(self._free(settled if first is None else min(settled, first.token - 1)))
+        count = self._free(settled if first is None else min(settled, first.token - 1))
+        outputs = self._released(self._complete(count))
         if outputs:
             self._deliver(outputs)
         return False
@@ -216,12 +218,20 @@ class MonitoredAnswer:
     def _free(self, settled: int) -> int:
         return min(watch.free(settled) for watch in self._watches)
 
+    def _complete(self, count: int) -> int:
+        """Up to how many tokens, at most ``count``, the text is as it would be if the answer ended there: what is held
+        back waits with its tokens, because it would still come with the last of them."""
+        while count > self._shown and self._held[count - self._shown - 1].cut is not None:
+            count -= 1
+        return count
+
     def _released(self, count: int) -> list[StepOutput]:
         """The outputs of the tokens up to ``count``, as far as they have not left."""
         outputs = []
         while self._shown < count:
             self._shown += 1
-            outputs.append(self._traced(replace(self._held.popleft(), watched=()), self._shown))
+            outputs.append(self._traced(replace(self._held.popleft(), watched=(), cut=None), self._shown))
+            self._thought = outputs[-1].reasoning_tokens
         return outputs
 
     def _traced(self, output: StepOutput, count: int) -> StepOutput:
@@ -232,21 +242,25 @@ class MonitoredAnswer:
         return replace(output, trace=replace(output.trace, monitors=known))
 
     def _trip(self, trip: Trip) -> None:
-        """End the answer: what is held never leaves."""
-        outputs = self._released(self._free(trip.token - 1))
+        """End the answer: what no monitor took back is shown whole, the rest never leaves."""
+        count = self._free(trip.token - 1)
+        if count > self._shown:
+            last = self._held[count - self._shown - 1]
+            if last.cut is not None:
+                self._held[count - self._shown - 1] = replace(last, **vars(last.cut))
+        outputs = self._released(count)
         self.cancel()
         assert self._first is not None
-        last = self._first if not outputs else outputs[-1]
         end = without_token(Sequence(self.request, [], output=self._tokens[: self._shown]), "content_filter", None, "")
         end = replace(
             end,
             cached_tokens=self._first.cached_tokens,
             tripped=trip,
-            reasoning_tokens=last.reasoning_tokens,
+            reasoning_tokens=self._thought,
             unseen=len(self._tokens) - self._shown,
         )
         if not self._shown:
-            end = replace(end, prompt=self._first.prompt, queued_s=self._first.queued_s, reasoning_tokens=0)
+            end = replace(end, prompt=self._first.prompt, queued_s=self._first.queued_s)
         self._deliver([*outputs, end])
 
     def _fail(self, reason: str, error: str | None) -> None:

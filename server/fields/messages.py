@@ -92,9 +92,11 @@ class Message(MessageBase):
     @classmethod
     def _refused(cls, value: Any) -> Any:
         """Of an assistant who refused and said nothing else, that is what it said. An answer that was cut before it
-        said anything has no content; it comes back as it was given out."""
-        if not isinstance(value, dict) or value.get("role") != "assistant":
+        said anything has no content; it comes back as it was given out. A call that gave nothing gave an empty text."""
+        if not isinstance(value, dict) or value.get("role") not in ("assistant", "tool"):
             return value
+        if value["role"] == "tool":
+            return value if value.get("content") is not None else {**value, "content": ""}
         refusal = value.get("refusal") or ""
         silent = value.get("content") is None and not value.get("tool_calls")
         says = isinstance(refusal, str) and (refusal or "content" in value)

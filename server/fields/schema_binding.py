@@ -9,6 +9,7 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
+from ladle.server.fields.schema_alternatives import told_apart, types_of
 from ladle.server.fields.schema_formats import FORMATS, formats
 from ladle.server.fields.schema_names import combines, other_names
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
@@ -29,6 +30,8 @@ _SCALARS: dict[str | None, tuple[type, ...]] = {
 }  # fmt: skip
 _MOST_FACTOR = 2**32 - 1  # of the common multiple of all factors; beyond it the library computes another one
 _MOST_UNIQUE = 5  # values of which lists without repetition are written out: 326 lists
+# What judges properties and items of an object or a list beside the schema that holds it.
+_BRINGING = {"$dynamicRef", "$ref", "allOf", "anyOf", "dependencies", "dependentSchemas", "else", "if", "oneOf", "then"}
 _NOTHING: tuple[Any, ...] = (True, {})  # a schema that everything fulfils
 
 
@@ -83,6 +86,8 @@ class _Binder:
         if depth > _DEEP:
             raise InputError(self._field, "a schema", f"schemas that are nested at most {_DEEP} deep")
         part = {key: value for key, value in schema.items() if key not in NOTES and not key.startswith("x-")}
+        if depth and any(_same(part.get("not"), nothing) for nothing in _NOTHING):
+            return False  # what fulfils nothing, as tools write it
         self._leave_out(part, path)
         try:
             for keyword in ("const", "enum"):
@@ -148,12 +153,13 @@ class _Binder:
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             if part.get(keyword) == {}:
                 del part[keyword]
+        _unevaluated(part)
         if part.get("not") is False:
             del part["not"]
         if "propertyNames" in part:
             self._names(part)
         if isinstance(part.get("oneOf"), list) and "anyOf" not in part:
-            apart = self._apart(part["oneOf"])
+            apart = told_apart(part["oneOf"], self._meant)
             if apart is not None:
                 del part["oneOf"]
                 part["anyOf"] = apart
@@ -193,23 +199,6 @@ class _Binder:
             return []
         return list({(isinstance(value, bool), value): value for value in values}.values())
 
-    def _apart(self, branches: list[Any]) -> list[Any] | None:
-        """The branches of a ``oneOf`` of which no two can be fulfilled at once, as those of an ``anyOf``.
-
-        They differ in type, or in a property that tells them apart and is then required. None where that cannot be
-        seen."""
-        seen = [self._meant(branch) for branch in branches]
-        kinds = [_types(branch) for branch in seen]
-        if branches and all(kinds) and len(set().union(*kinds)) == sum(map(len, kinds)):
-            return branches
-        if not branches or any(kind != {"object"} for kind in kinds):
-            return None
-        for name in seen[0].get("properties", {}) if isinstance(seen[0].get("properties", {}), dict) else ():
-            tags = [self._texts(branch, name) for branch in seen]
-            if all(tags) and len(set().union(*tags)) == sum(map(len, tags)):
-                return [{**branch, "required": [*_list(branch.get("required")), name]} for branch in seen]
-        return None
-
     def _meant(self, schema: Any) -> dict[str, Any]:
         """``schema``, or what it only points at; empty where that is no object."""
         for _ in range(10):
@@ -219,14 +208,6 @@ class _Binder:
                 break
             schema = _local(self._root, schema["$ref"])
         return schema if isinstance(schema, dict) else {}
-
-    def _texts(self, branch: dict[str, Any], name: str) -> set[str]:
-        """The strings that a property of ``branch`` may be; none where it may be something else."""
-        properties = branch.get("properties")
-        meaning = self._meant(properties.get(name)) if isinstance(properties, dict) else {}
-        values = [meaning["const"]] if "const" in meaning else meaning.get("enum")
-        whole = isinstance(values, list) and all(isinstance(value, str) for value in values)
-        return set(values or ()) if whole else set()
 
     def _names(self, part: dict[str, Any]) -> None:
         """``propertyNames`` left out where every string is a name, and written otherwise where names are listed or
@@ -267,6 +248,16 @@ class _Binder:
             del part["propertyNames"]
 
 
+def _unevaluated(part: dict[str, Any]) -> None:
+    """Say of properties and items that nothing else has judged what holds for them, as of additional ones: that is the
+    same where ``part`` brings no other schemas together."""
+    if not part.keys() & _BRINGING and "unevaluatedProperties" in part:
+        part.setdefault("additionalProperties", part.pop("unevaluatedProperties"))
+    if not part.keys() & (_BRINGING | {"contains"}) and "unevaluatedItems" in part:
+        rest = "additionalItems" if isinstance(part.get("items"), list) else "items"
+        part.setdefault(rest, part.pop("unevaluatedItems"))
+
+
 def _asks_for_integers(root: dict[str, Any]) -> bool:
     """Whether any part does."""
     todo: list[Any] = [root]
@@ -286,7 +277,7 @@ def _may_repeat(part: dict[str, Any]) -> bool:
         part.get("minProperties"),
         part.get("additionalProperties") is not False or "patternProperties" in part,
     )
-    if type(least) is not int or not free or "object" not in (_types(part) or {"object"}):
+    if type(least) is not int or not free or "object" not in (types_of(part) or {"object"}):
         return False
     listed = part.get("properties")
     listed = listed if isinstance(listed, dict) else {}
@@ -296,13 +287,6 @@ def _may_repeat(part: dict[str, Any]) -> bool:
 def ends_in_lone_backslash(pattern: str) -> bool:
     """Whether a regular expression ends in a backslash that escapes nothing."""
     return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
-
-
-def _types(schema: dict[str, Any]) -> set[str]:
-    """The types that ``schema`` names; integers are numbers."""
-    kinds = schema.get("type")
-    named = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
-    return {"number" if kind == "integer" else str(kind) for kind in named}
 
 
 def _few(part: dict[str, Any]) -> bool:

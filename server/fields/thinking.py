@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,11 +27,19 @@ class ThinkingOptions(StrictModel):
         None, description="what comes in front of the closing tag where the budget is used up"
     )
 
+    required: ClassVar[bool] = True
+
     @model_validator(mode="after")
     def _message_at_the_end(self) -> ThinkingOptions:
         if self.message is not None and self.budget is None:
             raise InputError("thinking.message", self.message, reason="it needs a budget, at whose end it comes")
         return self
+
+
+class AdaptiveThinking(ThinkingOptions):
+    """The same where the family has tags around thoughts; where it has none, nothing is asked."""
+
+    required: ClassVar[bool] = False
 
 
 class ThinkingFields(StrictModel):
@@ -51,6 +59,8 @@ def thinking_of(serving: Serving, body: ThinkingFields, prompt: Sequence[int], t
         InputError: the family has no tags around thoughts, or no budget of that name; a message that holds a tag.
     """
     tags, options, effort = serving.thinking, body.thinking, body.reasoning_effort
+    if options is not None and tags is None and not options.required:
+        return None
     if options is None and (effort is None or (effort == "none" and tags is None)):
         return None
     field, value = ("reasoning_effort", effort) if options is None else ("thinking", options.model_dump())

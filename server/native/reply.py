@@ -34,8 +34,8 @@ def generated(
     summary = TraceSummary(serving)
     for index, choice in enumerate(best_first(job, choices)):
         summary.see(index, choice.outputs)
-        text, calls = calls_in(choice.text, calling)
-        reason = reason_of(choice.finish_reason, bool(calls))
+        text, calls, called = calls_in(choice.text, calling)
+        reason = reason_of(choice.finish_reason, called)
         reply: GeneratedChoice = {"index": index, "text": text, "finish_reason": reason}
         if job.thinks:
             reply["reasoning_content"] = choice.reasoning
@@ -93,8 +93,8 @@ class GenerateStream(EventWriter):
             {"index": index, "finish_reason": str(output.finish_reason)} for index, output in enumerate(outputs)
         ]
         for choice, text in zip(choices, self._texts, strict=False):
-            rest, calls = calls_in(text, self._calling)
+            rest, calls, called = calls_in(text, self._calling)
             if calls:
                 choice["text"], choice["tool_calls"] = rest, calls
-                choice["finish_reason"] = reason_of(choice["finish_reason"], True)
+                choice["finish_reason"] = reason_of(choice["finish_reason"], called)
         yield _reply(self._job, self._model, choices, outputs, self._summary)

@@ -56,6 +56,9 @@ class ScoreRequest(ChatTemplateFields):
         steering = self.steering or {}
         if steering.get("rank") is not None:
             raise InputError("steering.rank", steering["rank"], reason="by and per stand beside steering here")
+        if steering.get("monitor") is not None:
+            reason = "nothing is written that it could end; by: explicit says what a value thinks of a text"
+            raise InputError("steering.monitor", steering["monitor"], reason=reason)
         if steering.get("trace"):
             raise InputError("steering.trace", True, "false, because nothing is generated that could be traced")
         return self

@@ -47,3 +47,4 @@ class DetokenizeRequest(StrictModel):
 
     model: ModelField = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fast=True)]
+    skip_special_tokens: bool | None = Field(None, description="default false, which shows them by their names")

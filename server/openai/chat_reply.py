@@ -60,9 +60,9 @@ def chat_completion(
                 "index": index,
                 "message": message,
                 "logprobs": chat_logprobs(serving.tokens, choice.outputs) if logprobs else None,
-                "finish_reason": reason_of(choice.finish_reason, "tool_calls" in message),
+                "finish_reason": reason_of(choice.finish_reason, called),
             }
-            for index, (choice, message) in enumerate(zip(shown, messages, strict=True))
+            for index, (choice, (message, called)) in enumerate(zip(shown, messages, strict=True))
         ],
         "usage": usage(job, [choice.last for choice in choices]),
         "steering": summary.add_to(describe(job.plan), tokens=True),
@@ -75,27 +75,29 @@ def chat_completion(
     return reply
 
 
-def _message(choice: Choice, calling: ToolCalling | None, thinks: bool) -> ChatMessage:
+def _message(choice: Choice, calling: ToolCalling | None, thinks: bool) -> tuple[ChatMessage, bool]:
+    """What a choice says, and whether it calls."""
     message: ChatMessage = {"role": "assistant", "content": choice.text, "refusal": None}
     if thinks:
         message["reasoning_content"] = choice.reasoning
-    rest, calls = calls_in(choice.text, calling)
+    rest, calls, called = calls_in(choice.text, calling)
     if calls or (calling is not None and calling.required):
         message["content"] = rest or None
     if calls:
         message["tool_calls"] = calls
-    return message
+    return message, called
 
 
-def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCall]]:
-    """What of an answer is no call, and its calls; none where there are no functions."""
+def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCall], bool]:
+    """What of an answer is no call, its calls, none where there are no functions, and whether the last one is
+    complete."""
     if calling is None:
-        return text, []
+        return text, [], False
     parser = calling.parser()
     parts = [*parser.push(text), *parser.finish()]
     calls = [_call(part) for part in parts if isinstance(part, Call)]
     rest = "".join(part for part in parts if isinstance(part, str))
-    return (rest, calls) if calls or calling.required else (text, [])
+    return (rest, calls, parser.called) if calls or calling.required else (text, [], False)
 
 
 def _call(call: Call) -> ToolCall:
@@ -103,9 +105,9 @@ def _call(call: Call) -> ToolCall:
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
-def reason_of(reason: str, calls: bool) -> str:
-    """Why an answer ended, as clients of OpenAI's API look for ``calls``."""
-    return "tool_calls" if calls and reason == "stop" else reason
+def reason_of(reason: str, called: bool) -> str:
+    """Why an answer ended, as clients of OpenAI's API look for calls; a call that a stop string cut is none to make."""
+    return "tool_calls" if called and reason == "stop" else reason
 
 
 def chat_logprobs(tokens: TokenText, outputs: Sequence[StepOutput]) -> ChatLogprobs:
@@ -168,8 +170,8 @@ class ChatStream(EventWriter):
         for place, delta in enumerate(deltas):
             yield self._chunk(index, delta, None if place else logprobs)
         if output.finish_reason is not None:
-            calls = self._parsers is not None and self._parsers[index].calls > 0
-            chunk = self._chunk(index, {}, None, reason_of(output.finish_reason, calls))
+            called = self._parsers is not None and self._parsers[index].called
+            chunk = self._chunk(index, {}, None, reason_of(output.finish_reason, called))
             if last and not self._usage:
                 chunk["steering"] = self._steering()
             yield chunk

@@ -100,7 +100,7 @@ class ResponseReply(TypedDict):
     background: bool
     error: ResponseFailure | None
     incomplete_details: dict[str, str] | None
-    instructions: str | None
+    instructions: str | list[dict[str, Any]] | None
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str

@@ -334,6 +334,8 @@ class CoefficientsReply(TypedDict):
     condition: float | None
     l1: float
     warnings: list[str]
+    rank: NotRequired[RankReply]
+    monitor: NotRequired[WatchReply]
 
 
 class ModelReply(TypedDict):

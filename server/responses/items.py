@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, Field, Tag, TypeAdapter
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
 from ladle.server.fields.messages import Message, text_of
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
-from ladle.server.tools.schemas import FUNCTION_NAME, ToolCall, json_object
+from ladle.server.tools.schemas import FUNCTION_NAME, Arguments, ToolCall
 
 
 class InputText(StrictModel):
@@ -74,11 +74,12 @@ class FunctionCallItem(StrictModel):
     type: Literal["function_call"]
     call_id: str
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
-    arguments: Annotated[str, AfterValidator(json_object)] = Field(description='a JSON object as text; "" is {}')
+    arguments: Arguments = ""
     id: str | None = None
     status: Unread = UNREAD
     caller: Unread = UNREAD
     namespace: Unread = UNREAD
+    async_: Annotated[Unread, Field(alias="async")] = UNREAD
     parsed_arguments: Unread = UNREAD
 
     def call(self) -> ToolCall:
@@ -148,11 +149,11 @@ Reference = Callable[[str], Mapping[str, Any] | None]
 """The item of an answer that is kept, by its id; None where there is none."""
 
 
-def messages_of(items: Sequence[AnyItem], reference: Reference) -> list[Message]:
-    """The items as chat templates take them: calls are a part of the message that comes before them.
+def messages_of(items: Sequence[AnyItem], reference: Reference, field: str = "input") -> list[Message]:
+    """The items of ``field`` as chat templates take them: calls are a part of the message that comes before them.
 
     Raises:
-        InputError: field ``input``: a reference to nothing.
+        InputError: a reference to nothing.
     """
     messages: list[Message] = []
     thoughts: list[str] = []
@@ -160,7 +161,7 @@ def messages_of(items: Sequence[AnyItem], reference: Reference) -> list[Message]
         if isinstance(item, ItemReference):
             referenced = reference(item.id)
             if referenced is None:
-                raise InputError(f"input[{index}].id", item.id, "the id of an item of an answer that is kept")
+                raise InputError(f"{field}[{index}].id", item.id, "the id of an item of an answer that is kept")
             item = _ITEM.validate_python(dict(referenced))
         if isinstance(item, ReasoningItem):
             thoughts += [thought.text for thought in item.content or ()]
@@ -189,3 +190,6 @@ def _items(value: Any) -> Any:
 
 
 Input = Annotated[list[Item], Field(max_length=4096), BeforeValidator(_items, json_schema_input_type=str | list[Item])]
+Instructions = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[Item], Tag("<list>"), Field(max_length=4096)], TEXT_OR_LIST
+]

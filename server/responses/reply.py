@@ -102,7 +102,7 @@ class Response:
             "background": False,
             "error": None,
             "incomplete_details": None,
-            "instructions": body.instructions,
+            "instructions": body.repeated,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
             "model": self._chat.model,

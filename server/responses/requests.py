@@ -16,7 +16,7 @@ from ladle.server.fields.sampling import MaxTokens, SteeredFields, TopLogprobs
 from ladle.server.fields.thinking import Effort
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
-from ladle.server.responses.items import Input, Reference, messages_of
+from ladle.server.responses.items import Input, Instructions, Reference, messages_of
 from ladle.server.tools.schemas import FUNCTION_NAME, MAX_TOOLS, Function, Tool, ToolChoice, require_fit
 
 SPELLING = Spelling(
@@ -54,8 +54,10 @@ _NOT_SUPPORTED: Defaults = {
 _UNREAD = (
     # There are no built-in tools whose calls it would count.
     "max_tool_calls",
-    "client_metadata", "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
-    "safety_identifier", "service_tier", "user",
+    # Images are none of its content.
+    "image",
+    "access_programs", "client_metadata", "priority", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "request_id", "safety_identifier", "service_tier", "user",
 )  # fmt: skip
 _TOOL: Defaults = {
     "allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,), "output_schema": (),
@@ -221,7 +223,9 @@ class ResponsesRequest(ResponsesBase):
     """``POST /v1/responses``."""
 
     input: Input = Field([], description="a string, or items; nothing only together with instructions")
-    instructions: str | None = Field(None, description="a system message, for this answer only")
+    instructions: Instructions | None = Field(
+        None, description="a system message, or items that come before the others; for this answer only"
+    )
     previous_response_id: str | None = Field(None, description="an answer that is kept, which this one goes on from")
     store: bool | None = Field(None, description="whether the answer is kept, for a while; default true")
     max_output_tokens: MaxTokens | None = None
@@ -254,13 +258,12 @@ class ResponsesRequest(ResponsesBase):
         """Whether the answer is kept."""
         return self.store is not False
 
-    def chat(self, earlier: Sequence[Message], reference: Reference) -> Conversation:
-        """The request as all endpoints understand it, after what was said ``earlier``.
+    def chat(self, told: Sequence[Message], earlier: Sequence[Message], reference: Reference) -> Conversation:
+        """The request as all endpoints understand it, after what it is ``told`` and what was said ``earlier``.
 
         Raises:
             InputError: there are no messages, or a reference to nothing.
         """
-        told = [] if self.instructions is None else [Message.model_construct(role="system", content=self.instructions)]
         messages = [*told, *earlier, *messages_of(self.input, reference)]
         if not messages:
             raise InputError("input", [], "a string, or at least one item")
@@ -278,6 +281,19 @@ class ResponsesRequest(ResponsesBase):
             reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
             reported=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+    def told(self, reference: Reference) -> list[Message]:
+        """The instructions, as they come before the conversation. Raises InputError: a reference to nothing."""
+        if isinstance(self.instructions, str):
+            return [Message.model_construct(role="system", content=self.instructions)]
+        return messages_of(self.instructions or (), reference, "instructions")
+
+    @property
+    def repeated(self) -> str | list[dict[str, Any]] | None:
+        """The instructions, as replies repeat them."""
+        if not isinstance(self.instructions, list):
+            return self.instructions
+        return [item.model_dump(mode="json", by_alias=True, exclude_unset=True) for item in self.instructions]
 
     def _chosen(self) -> ToolChoice | None:
         choice = self.tool_choice

@@ -10,7 +10,7 @@ from ladle.server.http.json_request import JsonRoute
 from ladle.server.native.requests import CoefficientsRequest
 from ladle.server.replies.types import CoefficientsReply
 from ladle.server.routes import answers, serving_of, state_of
-from ladle.server.steering import plan_of, sources
+from ladle.server.steering import describe, plan_of, sources
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -47,4 +47,10 @@ async def coefficients(body: CoefficientsRequest, request: Request) -> JSONRespo
         "l1": merged.l1 if merged else 0.0,
         "warnings": list(plan.warnings),
     }
+    # What judges an answer is a part of its plan as well, and said to those who ask for it.
+    said = describe(plan)
+    if steering.get("rank") is not None:
+        reply["rank"] = said["rank"]
+    if steering.get("monitor") is not None:
+        reply["monitor"] = said["monitor"]
     return JSONResponse(reply)

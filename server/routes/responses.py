@@ -40,8 +40,9 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     state, caller = state_of(request), caller_of(request.scope)
     serving = serving_of(request, body.model)
     earlier = () if body.previous_response_id is None else _previous(state, caller, body.previous_response_id).messages
-    asked = body.chat(earlier, lambda name: state.responses.item(caller, name))
-    asked_for = asked.messages[body.instructions is not None :]
+    told = body.told(lambda name: state.responses.item(caller, name))
+    asked = body.chat(told, earlier, lambda name: state.responses.item(caller, name))
+    asked_for = asked.messages[len(told) :]
 
     def keep(reply: ResponseReply) -> None:
         if body.keeps:

@@ -50,14 +50,15 @@ async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
     response_model=None,
 )
 async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
-    """Special tokens by their names."""
+    """Special tokens by their names, unless they are to be skipped."""
     serving = serving_of(request, body.model, generates=False)
     if max(body.tokens, default=0) >= serving.vocabulary:
         index, token = next((i, token) for i, token in enumerate(body.tokens) if token >= serving.vocabulary)
         raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
 
     def text() -> str:
-        decoded: str = serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=False)
+        skipped = bool(body.skip_special_tokens)
+        decoded: str = serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=skipped)
         return decoded
 
     few = len(body.tokens) <= _FEW

@@ -25,8 +25,10 @@ class TokenText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
         added = self._backend.get_added_tokens_decoder()
+        # More than those that have a part to play, such as the one that ends a text: decoding leaves all of them out.
+        silent = [index for index, token in added.items() if token.special]
+        self._special = frozenset(tokenizer.all_special_ids) | frozenset(silent)
         self._added = {index: token.content for index, token in added.items()}
         self._ids_of_added = {content: index for index, content in self._added.items()}
         decoder = self._backend.decoder

@@ -15,10 +15,11 @@ from ladle.server.tools.formats import ToolFormat
 
 @dataclass(frozen=True)
 class Call:
-    """A call; ``arguments`` is a JSON object as the model wrote it."""
+    """A call; ``arguments`` is a JSON object as the model wrote it, or what came of it, where it was ``cut``."""
 
     name: str
     arguments: str
+    cut: bool = False
 
 
 Part = str | Call
@@ -44,6 +45,8 @@ class ToolParser:
         self._gap = ""
         self._after_call = False
         self.calls = 0
+        self.called = False
+        """Whether the answer has made calls, the last of them to its end."""
 
     def push(self, text: str) -> list[Part]:
         """Add ``text``; what is certain now."""
@@ -106,6 +109,7 @@ class ToolParser:
         for call in calls:
             if self._several or not self.calls:
                 self.calls += 1
+                self.called = not call.cut
                 yield call
 
     def _calls(self, text: str) -> list[Call]:
@@ -142,9 +146,11 @@ class ToolParser:
             return []
         rest = re.compile(rf'\s*,\s*"{self._style.arguments}"\s*:\s*').match(text, begun.end()) if begun else None
         arguments = "" if rest is None else text[rest.end() :]
+        cut = True
         with contextlib.suppress(ValueError, RecursionError):  # cut within them
             arguments = arguments[: _DECODER.raw_decode(arguments)[1]]
-        return [Call(meant[0], _whole_characters(arguments))]
+            cut = False
+        return [Call(meant[0], _whole_characters(arguments), cut)]
 
 
 # A tag that no text holds: everything is text.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import from_json
 
 from ladle.merging.errors import InputError
@@ -148,6 +149,13 @@ class ToolFields(StrictModel):
         return [tool for tool in self.tools or () if not allowed or tool.function.name in allowed]
 
 
+def _as_text(value: Any) -> Any:
+    """Arguments that came as what they are, or not at all, as JSON text."""
+    if value is None:
+        return ""
+    return json.dumps(finite_object(value), ensure_ascii=False) if isinstance(value, dict) else value
+
+
 def json_object(value: str) -> str:
     """A validator of the arguments of a call, which are JSON as text; of a call that was cut, the beginning of it."""
     try:
@@ -170,11 +178,19 @@ def _is_cut(text: str) -> bool:
     return False
 
 
+Arguments = Annotated[
+    str,
+    BeforeValidator(_as_text, json_schema_input_type=str | dict[str, Any] | None),
+    AfterValidator(json_object),
+    Field(description='a JSON object as text, or as it is; "" and null are {}'),
+]
+
+
 class CalledFunction(StrictModel):
     """``function`` of a call."""
 
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
-    arguments: Annotated[str, AfterValidator(json_object)] = Field(description='a JSON object as text; "" is {}')
+    arguments: Arguments = ""
     # The official client's helpers put it there, and send it back.
     parsed_arguments: Unread = UNREAD
 

@@ -83,7 +83,7 @@ def write_tasks(folder: Path, rng: random.Random, documents: int) -> None:
         for _ in range(documents)
     ]
     (folder / "data.json").write_text("\n".join(map(json.dumps, lines)))
-    for name, task in TASKS.items():
+    for name, task in {**TASKS, "chat": CHAT}.items():
         whole = {
             "task": name,
             "dataset_path": "json",
@@ -100,6 +100,23 @@ def environment(folder: Path, key: str) -> dict[str, str]:
     return {**os.environ, **offline, "OPENAI_API_KEY": key, "TOKENIZERS_PARALLELISM": "false"}
 
 
+CHAT = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{choices[0]}}",
+    "generation_kwargs": {
+        "until": ["no such text"],
+        "max_gen_toks": 40,
+        "do_sample": False,
+        # What the harness does not know goes into the body as it is.
+        "steering": {"preference": {"concise": 1}},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "wet", "schema": {"enum": ["dry", "wet"]}},
+        },
+    },
+    "metric_list": [{"metric": "exact_match"}],
+}
 EVALUATE = """
 import json, sys
 from lm_eval import simple_evaluate
@@ -109,6 +126,9 @@ arguments, folder = sys.argv[1:]
 tasks = TaskManager(include_path=folder, include_defaults=False)
 found = simple_evaluate("local-completions", arguments, ["choice", "last_word", "whole_text", "go_on"],
                         task_manager=tasks, batch_size=5)
+chat = arguments.replace("/v1/completions", "/v1/chat/completions").replace("model=demo/mage@positive=1", "model=demo")
+said = simple_evaluate("local-chat-completions", chat, ["chat"], task_manager=tasks, apply_chat_template=True)
+found["samples"] |= said["samples"]
 with open(f"{folder}/found.json", "w") as file:
     json.dump({"results": found["results"], "samples": found["samples"]}, file, default=str)
 """
@@ -174,6 +194,9 @@ def test_its_numbers_are_those_of_the_formula(server: Server, tmp_path: Path) ->
     for sample in found["samples"]["go_on"]:
         ((context, _),), (text,) = sample["arguments"], sample["filtered_resps"]
         assert judge.agrees(context, text)
+    assert len(found["samples"]["chat"]) == 6
+    for sample in found["samples"]["chat"]:
+        assert sample["filtered_resps"][0] in ('"dry"', '"wet"')
     pairs = [sample["arguments"][0] for sample in found["samples"]["last_word"]]
     likely = [judge.continuation(context, text)[0] for context, text in pairs]
     perplexity = math.exp(-sum(likely) / len(likely))

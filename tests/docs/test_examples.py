@@ -90,7 +90,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command: str, url: str, folder: Path, tmp_path: Path) -> None:
     words = shlex.split(command, comments=True)
-    if words[0] == "accelerate":
+    if words[0] in ("accelerate", "torchrun"):
         words = words[words.index("ladle") :]
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -92,9 +92,9 @@ async def test_names_and_thoughts_reach_templates_that_show_them(family: Family)
     assert engine.tokenizer.decode(engine.requests[0].prompt) == "Zoe(): Hi\nassistant(hm): Yes\nassistant(oh): No\n"
 
 
-@pytest.mark.parametrize("arguments", ["", "  ", "{}"])
+@pytest.mark.parametrize("arguments", ["", "  ", "{}", None, {}])
 @pytest.mark.parametrize("more", [{}, {"type": None}, {"type": "function"}])
-async def test_calls_without_arguments_or_type(family: Family, arguments: str, more: dict[str, Any]) -> None:
+async def test_calls_without_arguments_or_type(family: Family, arguments: Any, more: dict[str, Any]) -> None:
     engine = FakeEngine()
     engine.max_context = 2000
     engine.tokenizer.chat_template = HERMES_TEMPLATE
@@ -105,6 +105,36 @@ async def test_calls_without_arguments_or_type(family: Family, arguments: str, m
         await ask(family, CHAT, engine, messages=history)
     (prompt,) = {request.prompt for request in engine.requests}
     assert '{"name": "now", "arguments": {}}' in engine.tokenizer.decode(prompt)
+
+
+async def test_arguments_of_earlier_calls_may_be_objects(family: Family) -> None:
+    engine = FakeEngine()
+    engine.max_context = 2000
+    engine.tokenizer.chat_template = HERMES_TEMPLATE
+    given = {"a": [1, "é"], "b": None}
+    for arguments in (given, json.dumps(given)):
+        call = {"id": "1", "function": {"name": "now", "arguments": arguments}}
+        answer = {"role": "tool", "tool_call_id": "1", "content": None}
+        await ask(family, CHAT, engine, messages=[*USER, {"role": "assistant", "tool_calls": [call]}, answer])
+    (prompt,) = {request.prompt for request in engine.requests}
+    assert "<|im_start|>tool\n<|im_end|>" in engine.tokenizer.decode(prompt)
+    del call["function"]["arguments"]
+    await ask(family, CHAT, engine, messages=[*USER, {"role": "assistant", "tool_calls": [call]}, answer])
+    for wrong in (["a"], 5, "[]"):
+        call = {"id": "1", "function": {"name": "f", "arguments": wrong}}
+        history = [*USER, {"role": "assistant", "tool_calls": [call]}]
+        error = (await ask(family, CHAT, engine, messages=history, status=400))["error"]
+        assert error["param"] == "messages[1].tool_calls[0].function.arguments"
+
+
+async def test_detokenize_skips_special_tokens_where_it_is_asked_to(family: Family) -> None:
+    engine = FakeEngine()
+    (a,) = engine.tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids
+    tokens, end = [a, engine.tokenizer.eos_token_id], engine.tokenizer.eos_token
+    async with client_of(fake_state(family, engine)) as client:
+        for skips, shown in ((None, f"a{end}"), (False, f"a{end}"), (True, "a")):
+            reply = await client.post("/detokenize", json={"tokens": tokens, "skip_special_tokens": skips})
+            assert reply.json() == {"prompt": shown}
 
 
 async def test_values_that_change_nothing(family: Family) -> None:

@@ -67,6 +67,14 @@ async def _traced(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]
     return list((await ask(client, "/v1/generate", steering=steering, **body))["choices"])
 
 
+async def _cut(client: httpx.AsyncClient, shown: int, index: int = 0, **body: Any) -> str:
+    """The text of a choice that max_tokens ends after so many tokens."""
+    if not shown:
+        return ""
+    said = await ask(client, "/v1/generate", **{**body, "max_tokens": shown, "steering": {"method": "base"}})
+    return str(said["choices"][index]["text"])
+
+
 async def test_every_endpoint_says_where_it_ended_and_shows_nothing_after(state: ServerState) -> None:
     rng = random.Random(fresh_seed())
     body = {"prompt": "what is good", "n": 3, "seed": rng.getrandbits(30), "max_tokens": 16, **NO_END}
@@ -79,10 +87,10 @@ async def test_every_endpoint_says_where_it_ended_and_shows_nothing_after(state:
         stopped = [(index, at) for index, (at, _) in enumerate(ends) if at is not None]
         steering = with_monitor(monitor)
         whole = await ask(client, "/v1/generate", **body, steering=steering, logprobs=True)
-        for choice, other, (at, shown) in zip(whole["choices"], free, ends, strict=True):
+        for index, (choice, other, (at, shown)) in enumerate(zip(whole["choices"], free, ends, strict=True)):
             assert choice["finish_reason"] == ("length" if at is None else "content_filter")
             assert [t["id"] for t in choice["tokens"]] == [t["id"] for t in other["tokens"][:shown]]
-            assert choice["text"] == "".join(t["text"] for t in other["tokens"][:shown])
+            assert choice["text"] == await _cut(client, shown, index, **body)
         said = whole["steering"]["monitor"]
         house = {"name": "house", "value": MONITOR, "above": FAMILYS["above"], "for": 5, "hold": 2}
         assert said["monitors"] == [house, {"name": "score-positive", **monitor}]
@@ -122,7 +130,7 @@ async def test_conversations_in_the_words_of_each_api(state: ServerState, family
         above = bound(values, rng)
         at, shown = ends_at(values, above, 1, 4)
         assert at is not None
-        text = "".join(token["text"] for token in free["tokens"][:shown])
+        text = await _cut(client, shown, **shared)
         steering = with_monitor({"value": "score-positive", "above": above, "hold": 4})
         chat = {**shared, "max_tokens": 16, "steering": steering, "logprobs": True, "stream": stream}
         replied = await client.post("/v1/chat/completions", json=chat)
@@ -145,7 +153,7 @@ async def test_conversations_in_the_words_of_each_api(state: ServerState, family
         values = [token["monitors"]["score-positive"] for token in free["tokens"]]
         above = bound(values, rng)
         at, shown = ends_at(values, above, 1, 2)
-        text = "".join(token["text"] for token in free["tokens"][:shown])
+        text = await _cut(client, shown, **greedy)
         # One token is held for this bound, but two for the family's.
         steering = with_monitor({"value": "score-positive", "above": above, "hold": 1})
         body = {**greedy, "model": family.name, "stream": stream, "steering": steering}
@@ -300,3 +308,22 @@ async def test_forms_thoughts_and_rankings_are_watched_as_well(state: ServerStat
         )
         echo = await ask(client, "/v1/completions", prompt="abc", echo=True, max_tokens=0, logprobs=0)
     assert scored["scores"] and echo["choices"][0]["finish_reason"] == "length"
+
+
+async def test_where_nothing_is_written_a_monitor_is_refused_or_described(state: ServerState) -> None:
+    monitor = {"value": "score-positive", "above": 3, "for": 2}
+    steering = with_monitor(monitor, preference=PREFERENCE)
+    async with client_of(state) as client:
+        for by in ("likelihood", "explicit"):
+            error = await ask(client, "/v1/score", 400, prompt="a", texts=["b"], by=by, steering=steering)
+            assert error["param"] == "steering.monitor" and "nothing is written" in error["message"]
+        said = await ask(client, "/v1/coefficients", steering=steering)
+        monitors = said.pop("monitor")["monitors"]
+        assert monitors[-1] == {"name": "score-positive", "value": "score-positive", "above": 3, "for": 2, "hold": 2}
+        assert [entry["name"] for entry in monitors] == ["house", "score-positive"]
+        assert said == await ask(client, "/v1/coefficients", steering={"method": "base", "preference": PREFERENCE})
+        rank = {"by": "explicit", "keep": 2}
+        said = await ask(client, "/v1/coefficients", steering={"preference": PREFERENCE, "rank": rank})
+        assert {name: said["rank"][name] for name in rank} == rank and said["rank"]["sources"]
+        error = await ask(client, "/v1/coefficients", 400, steering=with_monitor({"value": "nobody", "above": 1}))
+        assert error["param"] == "steering.monitor.value"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from copy import copy
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerFast
 
 from ladle.guidance.plan import Plan
 from ladle.merging.errors import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
-from ladle.server.engine.requests.request import GenerationRequest, StepOutput, TokenTrace
+from ladle.server.engine.requests.request import Ending, GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.requests.thinking import Phase, Placed, Thought
 
@@ -59,7 +60,7 @@ class Answer:
             piece, text, reason = self._answered(token, count, ended)
         else:
             piece, text, reason, reasoning = self._placed(self._thought, token, count, ended)
-        return StepOutput(
+        output = StepOutput(
             request_id=self.request.request_id,
             token=token,
             token_text=piece,
@@ -76,6 +77,26 @@ class Answer:
             reasoning=reasoning,
             reasoning_tokens=0 if self._thought is None else self._thought.tokens,
         )
+        if reason is None and self.request.plan.monitors and self._holds:
+            return replace(output, cut=self._cut(output))
+        return output
+
+    @property
+    def _holds(self) -> bool:
+        """Whether there is text that a token has brought and no output has shown."""
+        thought = self._thought
+        return self._detokenizer.holds or (thought is not None and (thought.holds or self._thoughts.holds))
+
+    def _cut(self, output: StepOutput) -> Ending:
+        """What ``output`` would show if it were the last one; what comes goes on as if nothing had been asked."""
+        twin = copy(self)
+        twin._detokenizer = self._detokenizer.branch()
+        if self._thought is None:
+            return Ending(output.text + twin.finish(), None, 0)
+        twin._thought, twin._thoughts = copy(self._thought), self._thoughts.branch()
+        text, thought = twin._rest(twin._thought)
+        reasoning = None if output.reasoning is None else output.reasoning + thought
+        return Ending(output.text + text, reasoning, twin._thought.tokens)
 
     def _answered(self, token: int, count: int, ended: bool) -> tuple[str, str, str | None]:
         """The text of a token of the answer, what may be shown now, and why the answer ends if it does."""
@@ -109,16 +130,20 @@ class Answer:
                 break
         closed = thought.phase is Phase.AFTER
         if reason is None and not placed.answer and count >= sampling.max_tokens:
-            reason, closed = "length", True
-            rest = thought.finish()
-            placed = Placed(placed.thought + rest.thought, rest.answer, placed.own)
-            text = "".join(self._detokenizer.push(own, stops=False)[1] for own in rest.answer)
-            text += self._detokenizer.finish()
+            said = self._thinks(placed, closed=False)
+            text, rest = self._rest(thought)
+            return piece, text, "length", None if placed.own else said + rest
         reasoning = None if placed.own else self._thinks(placed, closed)
         if inside and thought.phase is Phase.AFTER:
             assert self.request.thinking is not None
             self._detokenizer = self._answer_after((*self.request.prompt, *self.request.thinking.close))
         return piece, text, reason, reasoning
+
+    def _rest(self, thought: Thought) -> tuple[str, str]:
+        """What of the answer and of the thought has not been shown, when no more tokens come."""
+        rest = thought.finish()
+        text = "".join(self._detokenizer.push(own, stops=False)[1] for own in rest.answer)
+        return text + self._detokenizer.finish(), self._thinks(rest, closed=True)
 
     def _thinks(self, placed: Placed, closed: bool) -> str:
         """What of the thought may be shown now; ``closed``: no more of it comes."""

@@ -47,6 +47,11 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
+    @property
+    def holds(self) -> bool:
+        """Whether anything is kept back."""
+        return bool(self._held)
+
     @staticmethod
     def _tail(text: str, stop: str) -> int:
         for length in range(min(len(stop) - 1, len(text)), 0, -1):
@@ -88,6 +93,17 @@ class Detokenizer:
     def stop(self) -> str | None:
         """The stop string that was met."""
         return self._stops.met
+
+    @property
+    def holds(self) -> bool:
+        """Whether any text is kept back."""
+        return bool(self._pending) or self._stops.holds
+
+    def branch(self) -> Detokenizer:
+        """Another one at the same place of the same text."""
+        twin = copy(self)
+        twin._stream, twin._stops, twin._pending = copy(self._stream), copy(self._stops), list(self._pending)
+        return twin
 
     def push(self, token: int, stops: bool = True) -> tuple[str, str, bool]:
         """Add ``token``; returns (this token's own text, text that may be shown now, stop string met, if it

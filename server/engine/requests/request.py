@@ -151,6 +151,15 @@ class PromptToken:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """What an output shows where the answer ends with it, by the names of its fields."""
+
+    text: str
+    reasoning: str | None
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """One generated token of one request.
 
@@ -177,6 +186,8 @@ class StepOutput:
         None for a token of the answer. A tag around the thought adds nothing to either.
     reasoning_tokens: how many tokens of the thought there are so far, without its tags.
     watched: what each of the plan's monitors with a value says of the token before this one, within the engine.
+    cut: where text is held back and the plan has monitors, what this output would show if it were the last one, within
+        the engine.
     tripped: with the last output, which has no token then, the monitor that ended the answer.
     unseen: with the last output, how many tokens were written and are not shown, because a monitor ended the answer.
     asked: how many tokens of monitors' questions were read since the output before, once for yes and once for no.
@@ -207,6 +218,7 @@ class StepOutput:
     reasoning: str | None = None
     reasoning_tokens: int = 0
     watched: tuple[float, ...] = ()
+    cut: Ending | None = None
     tripped: Trip | None = None
     unseen: int = 0
     asked: int = 0

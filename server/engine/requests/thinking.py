@@ -89,6 +89,11 @@ class Thought:
         return self._script[0] if self._script else None
 
     @property
+    def holds(self) -> bool:
+        """Whether it is open where the last tokens belong."""
+        return bool(self._held)
+
+    @property
     def may_answer(self) -> bool:
         """Whether the next token may be the answer's own."""
         return self.phase is Phase.AFTER or (self.phase is Phase.BEFORE and not self._held)

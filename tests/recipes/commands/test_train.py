@@ -218,24 +218,28 @@ def test_a_killed_run_goes_on(place: Path) -> None:
 
 
 @slow
-def test_two_processes_of_accelerate_share_the_training(place: Path) -> None:
-    """They learn what one process learns, up to the order of sums."""
+def test_two_processes_share_the_training(place: Path) -> None:
+    """They learn what one process learns, up to the order of sums; without the winners' likelihood, which is a mean
+    over the tokens of each process. torchrun starts them: without GPUs `accelerate launch` starts one process, whatever
+    number it is given."""
+    recipe = RECIPE.replace("[dpo]", "[dpo]\nwinner_nll = 0.0", 1)
+    (place / "mine.toml").write_text(recipe)
     alone = started(place)
     said, _ = alone.communicate(timeout=600)
     assert alone.returncode == 0, said
     for folder in ("family", "work"):
         (place / folder).rename(place / f"alone-{folder}")
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
-    launcher = [accelerate, "launch", "--cpu", "--num_processes", "2", "--no_python"]
+    launcher = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "--no_python"]
     both = started(place, *launcher)
     said, _ = both.communicate(timeout=600)
     assert both.returncode == 0, said
     assert said.count("is made") == 1
     for path in (place / "alone-family").rglob("adapter_model.safetensors"):
         other = load_file(place / "family" / path.relative_to(place / "alone-family"))
-        for name, tensor in load_file(path).items():
-            assert (other[name].float() - tensor.float()).abs().max() < 2e-3, name
-    (place / "mine.toml").write_text(RECIPE.replace("[dpo]", "[dpo]\nprompts_per_step = 3", 1))
+        learnt = {name: tensor.float() for name, tensor in load_file(path).items() if "lora_B" in name}
+        apart = sum(float((other[name].float() - tensor).square().sum()) for name, tensor in learnt.items())
+        assert apart < 1e-4 * sum(float(tensor.square().sum()) for tensor in learnt.values()), path.parent.name
+    (place / "mine.toml").write_text(recipe.replace("[dpo]", "[dpo]\nprompts_per_step = 3", 1))
     uneven = started(place, *launcher)
     said, _ = uneven.communicate(timeout=600)
     assert uneven.returncode != 0 and "2 processes cannot share 3 pairs a step" in said

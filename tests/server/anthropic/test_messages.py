@@ -6,6 +6,7 @@ from typing import Any
 
 import anthropic
 import pytest
+from asgi import client_of
 from fake_engine import FakeEngine, fake_state
 from pydantic import BaseModel
 from seeds import fresh_seed
@@ -203,7 +204,9 @@ async def test_a_schema_is_compiled_for_the_answer(served: ToolEngine) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
-        ({"thinking": {"type": "adaptive"}}, "thinking"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 5}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
+        ({"compaction": {"type": "auto"}}, "compaction"),
         ({"system": [{"type": "image"}]}, "system[0].type"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
@@ -247,6 +250,11 @@ async def test_what_changes_nothing_passes(served: ToolEngine) -> None:
     history = [*USER, {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}]}, *USER]
     await served.ask(messages=history, max_tokens=9, tools=tools, **whatever)
     await served.ask(messages=history, max_tokens=9, tools=TOOLS[:1])
+    # Where the family has no tags around thoughts, a thought of the model's own choice is nothing that is asked for.
+    await served.ask(
+        messages=history, max_tokens=9, tools=TOOLS[:1], thinking={"type": "adaptive", "display": "summarized"}
+    )
+    assert served.engine.requests[1].prompt == served.engine.requests[2].prompt
     assert served.engine.requests[0].prompt == served.engine.requests[1].prompt
 
 
@@ -301,8 +309,12 @@ async def test_tokens_are_counted_as_they_are_generated_from(served: ToolEngine)
     asked = len(served.engine.requests)
     await served.ask(**body, max_tokens=5)
     assert asked == 0 and counted == {"input_tokens": len(served.engine.requests[0].prompt)}
-    error = await served.ask(400, path="/v1/messages/count_tokens", messages=USER, max_tokens=5)
-    assert error["error"]["message"].startswith("max_tokens")
+    # A whole request may be counted: how long its answer may be asks nothing about the prompt.
+    whole = {**body, "max_tokens": 5, "stop_sequences": ["x"], "temperature": 0.5, "stream": True}
+    async with client_of(served.state) as client:
+        assert (await client.post("/v1/messages/count_tokens", json=whole)).json() == counted
+    error = await served.ask(400, path="/v1/messages/count_tokens", messages=USER, n=5)
+    assert error["error"]["message"].startswith("n")
 
 
 async def test_without_tools_in_the_template_they_are_refused(family: Family) -> None:

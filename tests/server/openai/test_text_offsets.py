@@ -10,6 +10,7 @@ from seeds import fresh_seed
 from tiny_models import VOCAB_SIZE
 
 from ladle.merging.family.family import Family
+from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.openai.text_offsets import TextOffsets
 from ladle.server.text.token_text import TokenText
@@ -95,6 +96,22 @@ def test_a_token_without_text_lies_where_the_unfinished_character_does() -> None
         offsets = TextOffsets(tokens)
         outputs = [StepOutput("0", token, "", "", 0.0, (), None, None, 1, 0, n) for n, token in enumerate(ids, 1)]
         assert [offsets.next(output) for output in outputs] == places
+
+
+def test_special_tokens_without_a_part_to_play_give_no_text() -> None:
+    tokenizer = FakeEngine().tokenizer
+    tokenizer.backend_tokenizer.add_special_tokens(["<file_sep>"])
+    separator = tokenizer.backend_tokenizer.token_to_id("<file_sep>")
+    tokens = TokenText(tokenizer)
+    assert tokens.is_special(separator) and separator not in tokenizer.all_special_ids
+    snow, letter = (tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in ("\u2603", "a"))
+    ids = [*letter, separator, *snow, *letter]
+    offsets, detokenizer = TextOffsets(tokens), Detokenizer(tokenizer, ids[:1])
+    found = []
+    for count, token in enumerate(ids, 1):
+        piece, shown, _ = detokenizer.push(token)
+        found.append(offsets.next(StepOutput("0", token, piece, shown, 0.0, (), None, None, 1, 0, count)))
+    assert found == [0, 1, *[1] * len(snow), 2]
 
 
 async def test_random_tokens_lie_where_their_bytes_do(family: Family) -> None:

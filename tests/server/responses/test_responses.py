@@ -345,7 +345,7 @@ async def test_what_changes_nothing_passes(served: ToolEngine) -> None:
         "background": False, "service_tier": "flex", "prompt_cache_key": "k", "safety_identifier": "s", "user": "u",
         "reasoning": {"effort": "none", "summary": "auto"}, "include": ["reasoning.encrypted_content"],
         "max_tool_calls": 3, "truncation": "disabled", "conversation": None, "context_management": [],
-        "stream_options": {"include_obfuscation": False},
+        "stream_options": {"include_obfuscation": False}, "image": {"detail": "low"}, "access_programs": {},
     }  # fmt: skip
     for more in (whatever, {}, {"reasoning": None, "text": None, "tools": [], "tool_choice": "auto"}):
         await served.ask(input="Hi", **more)

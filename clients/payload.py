@@ -25,8 +25,9 @@ class Options(TypedDict, total=False):
             ``ladle.steering_options.OPTIONS`` lists all of them with what they do.
         trace: report per-token detail.
         rank: makes ``n`` answers and returns the best, best first, each with its ``score``: what they are judged by,
-            ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``keep`` (how many are returned,
-            default 1) and ``per``; not with ``stream``.
+            ``likelihood``, ``implicit``, ``explicit`` or ``router``, or an object with ``by`` (one of these,
+            ``{"ask": a question}`` or ``{"vote": a pattern}``), ``keep`` (how many are returned, default 1) and
+            ``per``; not with ``stream``.
         monitor: watches the answer and ends it where it goes wrong, with ``finish_reason`` ``content_filter``: an
             object with ``value`` or ``ask``, ``above``, ``for`` and ``hold`` (docs/monitor.md).
         max_tokens: how many to generate at most.
@@ -193,7 +194,7 @@ def score_body(
     model: str,
     prompt: str | Sequence[Message],
     texts: Sequence[str | Sequence[int]],
-    by: str,
+    by: str | Mapping[str, str],
     steering: Mapping[str, Any] | None,
     **options: Any,
 ) -> dict[str, Any]:

@@ -12,13 +12,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from ladle.option_kinds import Choice, Count, Flag, Kind, Number, NumberOrEach, Objects, Record, Text, Weights
+from ladle.option_kinds import (
+    Choice,
+    ChoiceOrText,
+    Count,
+    Flag,
+    Kind,
+    Number,
+    NumberOrEach,
+    Objects,
+    Record,
+    Text,
+    Weights,
+)
 
 Normalize = Literal["none", "sum", "norm"]
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
 VALUES = ("implicit", "explicit", "both")
 COMBINE = ("merged", "ensemble")
-RANKINGS = ("likelihood", "implicit", "explicit")
+RANKINGS = ChoiceOrText(
+    ("likelihood", "implicit", "explicit", "router"),
+    {"ask": Text("a question that is answered with yes or no"), "vote": Text("a pattern")},
+)
 SPANS = ("answer", "token")
 MAX_STRENGTH = 100.0
 MAX_BLOCK_LENGTH = 512
@@ -206,7 +221,7 @@ class SteeringOptions:
         default=None,
         metadata=_row(
             Record(
-                {"by": Choice(RANKINGS), "per": Choice(SPANS), "keep": Count(words="n")},
+                {"by": RANKINGS, "per": Choice(SPANS), "keep": Count(words="n")},
                 {"per": "answer", "keep": 1},
                 example='{"by": "explicit", "keep": 1}',
             ),

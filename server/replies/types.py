@@ -54,9 +54,10 @@ class RoutingReply(TypedDict):
 
 
 class RankReply(TypedDict):
-    """How finished answers were judged; ``sources`` is empty for ``likelihood``."""
+    """How finished answers were judged, ``by`` as the request states it; ``sources`` is empty for ``likelihood`` and
+    a vote."""
 
-    by: str
+    by: str | dict[str, str]
     per: str
     keep: NotRequired[int]
     sources: list[SourceReply]

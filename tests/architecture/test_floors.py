@@ -28,7 +28,7 @@ FLOORS: dict[str, list[str]] = {
         "speculation",
         "admission led_requests model_runner rank_process",
         "monitored_answer scored_answer",
-        "block_search graphs request_tracker served_models",
+        "block_search graphs questions request_tracker served_models",
         "ranks step_result weights_store",
         "scores",
         "forward",

@@ -25,12 +25,15 @@ class Score:
 
     value: the greater, the better.
     by: what it was judged by.
-    parts: (source, what it says) in the order of the ranking's sources: a log-probability in nats, or a value.
+    parts: (source, what it says) in the order of the ranking's sources: a log-probability in nats, a value, or
+        log-odds in nats.
+    second: what decides between equal ones; the greater, the better.
     """
 
     value: float
     by: str
     parts: tuple[tuple[Source, float], ...] = ()
+    second: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ class StepOutput:
     watched: what each of the plan's monitors with a value says of the token before this one, within the engine.
     tripped: with the last output, which has no token then, the monitor that ended the answer.
     unseen: with the last output, how many tokens were written and are not shown, because a monitor ended the answer.
-    asked: how many tokens of monitors' questions were read since the output before, once for yes and once for no.
+    asked: how many tokens of questions about the answer were read since the output before, once for yes and once
+        for no.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
         several.

@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
             object with ``value`` or ``ask``, ``above``, ``for`` and ``hold`` (docs/monitor.md).
         max_tokens: how many to generate at most.
         temperature, top_p, top_k, min_p: how the next token is drawn; temperature 0 is greedy.
+        dynatemp_range, dynatemp_exponent: how far the temperature follows the entropy, up and down, and in what shape.
         n: number of choices.
         stop: one string or several that end the text.
         seed: the same request with the same seed gives the same tokens, as far as docs/reproducibility.md says.
@@ -70,6 +71,8 @@ class Options(TypedDict, total=False):
     top_p: float | None
     top_k: int | None
     min_p: float | None
+    dynatemp_range: float | None
+    dynatemp_exponent: float | None
     n: int | None
     stop: str | Sequence[str] | None
     seed: int | None

@@ -101,6 +101,7 @@ class TokenTrace:
     base_logprob: the token's logprob under the plain base, in nats.
     shift: KL(base, final) in nats, infinite where guidance rules out what the base allows.
     argmax_changed: whether the best token of the final score is not the base's.
+    entropy: of the combined score's softmax, in nats, before a form of the answer, penalties and temperature.
     outside: whether the best token of the final score lies outside the 20 best of the first source, the base that is
         guided: a sign that base and guide do not fit. None without guidance.
     candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
@@ -113,6 +114,7 @@ class TokenTrace:
     base_logprob: float
     shift: float
     argmax_changed: bool
+    entropy: float
     outside: bool | None = None
     candidate_mass: float | None = None
     values: Mapping[str, float] | None = None

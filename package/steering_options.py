@@ -29,6 +29,7 @@ from ladle.option_kinds import (
 Normalize = Literal["none", "sum", "norm"]
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
 VALUES = ("implicit", "explicit", "both")
+BASES = ("bone_soup", "fitted_soup")
 COMBINE = ("merged", "ensemble")
 RANKINGS = ChoiceOrText(
     ("likelihood", "implicit", "explicit", "router"),
@@ -115,6 +116,10 @@ class SteeringOptions:
         ),
     )
     value: str | None = field(default=None, metadata=_row(Choice(VALUES), "Which kind of value guides.", label="Value"))
+    base: str | None = field(
+        default=None,
+        metadata=_row(Choice(BASES), "How the base that is guided is merged for the preference.", label="Base"),
+    )
     combine: str | None = field(
         default=None,
         metadata=_row(

@@ -17,7 +17,8 @@ CANDIDATES = 20
 
 
 class Mage(SoupGuidance):
-    """Stage 1 is a Bone Soup for the preference; stage 2 guides it by values merged with the same preference.
+    """Stage 1 is a Bone Soup for the preference, or another merge for it (``base``, ours); stage 2 guides it by values
+    merged with the same preference.
 
     From the paper's abstract and overview: the two stages, that stage 1 is Bone Soup, that values are explicit or
     implicit, one per objective or backbone, and merged into one guide. Its equations were not at hand, so these are our
@@ -34,7 +35,9 @@ class Mage(SoupGuidance):
     """
 
     name = "mage"
-    options = frozenset({"strength", "value", "combine", "candidates", "coefficients", "normalize", "kl_budget"})
+    options = frozenset(
+        {"strength", "value", "base", "combine", "candidates", "coefficients", "normalize", "kl_budget"}
+    )
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
         base = super().availability(family, stated)

@@ -58,7 +58,7 @@ FLOORS: dict[str, list[str]] = {
         "watch",
     ],
     "recipes": [
-        "commands everyday vector_study",
+        "commands everyday rank_study vector_study",
         "experts",
         "training",
         "config fits",

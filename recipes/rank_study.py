@@ -180,43 +180,51 @@ def figures(
     own = {name: [float(row[f"reward_{name}"]) for row in base] for name in OBJECTIVES}
     scale = {name: (statistics.fmean(values), statistics.pstdev(values)) for name, values in own.items()}
     groups = list(_by_prompt(_read(out / "answers.csv.gz"), scale))
-    table, worth = [], {}
+    table = []
     one = np.array([[np.mean([row["worth"] for row in group])] for group in groups])
     pool = float(np.mean([np.std([row["worth"] for row in group]) for group in groups]))
     known = [by for by in BY if by in groups[0][0]]
-    for by in ("one", *known):
-        picks = [max(group, key=lambda row: row[by]) for group in groups] if by != "one" else []
-        worth[by] = np.array([[pick["worth"]] for pick in picks]) if picks else one
-        mean, low, high = bootstrap_mean(worth[by], draws=_DRAWS, seed=0)
-        gain = bootstrap_mean(worth[by] - one, draws=_DRAWS, seed=0)
-        over = bootstrap_mean(worth[by] - worth["likelihood"], draws=_DRAWS, seed=0) if "likelihood" in worth else None
-        broken = picks or [row for group in groups for row in group]
-        table.append(
-            {
-                "by": by, "prompts": len(groups), "answers": len(groups[0]), "mu_z": round(mean, 3),
-                "low": round(low, 3), "high": round(high, 3), "over_one": round(gain[0], 3),
-                "over_one_low": round(gain[1], 3), "over_one_high": round(gain[2], 3),
-                "over_one_in_pool_deviations": round(gain[0] / pool, 3),
-                "degenerate": round(float(np.mean([is_degenerate(row["text"].split()) for row in broken])), 4),
-            }
-        )  # fmt: skip
-        if over is not None and by != "likelihood":
-            typer.echo(f"{by} over likelihood: {over[0]:.2f} [{over[1]:.2f}, {over[2]:.2f}]")
+    kept = {by: [max(group, key=lambda row: row[by]) for group in groups] for by in known}
+    worth = {"one": one, **{by: np.array([[pick["worth"]] for pick in picks]) for by, picks in kept.items()}}
+    for by, own_worth in worth.items():
+        entry: dict[str, Any] = {"by": by, "prompts": len(groups), "answers": len(groups[0])}
+        compared = {"mu_z": own_worth, "over_one": own_worth - one, "over_likelihood": own_worth - worth["likelihood"]}
+        for name, values in compared.items():
+            mean, low, high = bootstrap_mean(values, draws=_DRAWS, seed=0)
+            entry |= {name: round(mean, 3), f"{name}_low": round(low, 3), f"{name}_high": round(high, 3)}
+        entry["over_one_in_pool_deviations"] = round(entry["over_one"] / pool, 3)
+        shown = kept.get(by, [row for group in groups for row in group])
+        entry["degenerate"] = round(float(np.mean([is_degenerate(row["text"].split()) for row in shown])), 4)
+        table.append(entry)
     _write(out / "best.csv", table)
     for entry in table:
         typer.echo("  ".join(f"{key} {value}" for key, value in entry.items()))
     if "explicit_merged" in known:
-        spread = {
-            by: [np.std([row[by] for row in group]) for group in groups] for by in ("explicit", "explicit_merged")
-        }
-        alike = [
-            np.corrcoef([row["explicit"] for row in group], [row["explicit_merged"] for row in group])[0, 1]
-            for group in groups
-        ]
-        ratio = float(np.mean(spread["explicit_merged"]) / np.mean(spread["explicit"]))
-        lost = bootstrap_mean(worth["explicit"] - worth["explicit_merged"], draws=_DRAWS, seed=0)
-        typer.echo(f"merged: {ratio:.2f} of the ensemble's spread, correlation within a prompt {np.nanmean(alike):.2f}")
-        typer.echo(f"explicit over explicit_merged: {lost[0]:.2f} [{lost[1]:.2f}, {lost[2]:.2f}]")
+        _write(out / "merged.csv", _merged_rows(groups, worth["explicit"] - worth["explicit_merged"]))
+
+
+def _merged_rows(groups: Sequence[Sequence[Mapping[str, Any]]], lost: np.ndarray) -> list[dict[str, Any]]:
+    """How much of the values' spread within a prompt the merged one keeps, how alike they order, and what its choice
+    loses, which no factor on it changes: at each preference, and at all that mix objectives."""
+    rows = []
+    preferences = dict.fromkeys(group[0]["preference"] for group in groups)
+    mixed = [preference for preference in preferences if preference.split().count("0") < len(OBJECTIVES) - 1]
+    for name, among in (*((preference, [preference]) for preference in preferences), ("mixed", mixed)):
+        own = [index for index, group in enumerate(groups) if group[0]["preference"] in among]
+        said = {by: np.array([[row[by] for row in groups[index]] for index in own]) for by in BY[:2]}
+        spread = {by: float(values.std(axis=1).mean()) for by, values in said.items()}
+        alike = [np.corrcoef(*pair)[0, 1] for pair in zip(*said.values(), strict=True)]
+        loss = bootstrap_mean(lost[own], draws=_DRAWS, seed=0)
+        row = {
+            "preference": name, "prompts": len(own), "spread": round(spread["explicit"], 4),
+            "spread_merged": round(spread["explicit_merged"], 4),
+            "kept": round(spread["explicit_merged"] / spread["explicit"], 3),
+            "correlation": round(float(np.mean(alike)), 3),
+            **{key: round(value, 3) for key, value in zip(("lost", "lost_low", "lost_high"), loss, strict=True)},
+        }  # fmt: skip
+        rows.append(row)
+        typer.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+    return rows
 
 
 def _by_prompt(
@@ -233,7 +241,7 @@ def _by_prompt(
             worth = sum(w * (float(row[f"reward_{name}"]) - scale[name][0]) / scale[name][1] for name, w in parts)
             by = {name: float(row[name]) for name in ("explicit", "explicit_merged", "likelihood") if row.get(name)}
             by["likelihood_per_token"] = by["likelihood"] / max(1, int(row["tokens"]))
-            group.append({"worth": worth, "rewards": worth, "text": row["text"], **by})
+            group.append({"worth": worth, "preference": row["preference"], "rewards": worth, "text": row["text"], **by})
         yield group
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from ladle.guidance.method import Availability
 from ladle.guidance.methods.guidance_method import Guidance, Request
@@ -14,6 +15,8 @@ from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
 
 CANDIDATES = 20
+COMBINE: Mapping[Kind, Literal["merged", "ensemble"]] = {"implicit": "merged", "explicit": "ensemble"}
+"""How values are combined where a request does not say."""
 
 
 class Mage(SoupGuidance):
@@ -31,7 +34,8 @@ class Mage(SoupGuidance):
     - both: the sum of the two, each with its own eta.
 
     ``combine: ensemble`` weighs the values' predictions instead of merging their weights; the two agree to first order
-    in the members' deltas, and exactly where only a linear head differs.
+    in the members' deltas, and exactly where only a linear head differs. The paper merges both kinds. Explicit values
+    are asked one by one unless a request says otherwise (ours): merged ones keep less than half of what they say.
     """
 
     name = "mage"
@@ -74,7 +78,7 @@ class Mage(SoupGuidance):
         return self.guided(request.family, request.steering, request.preference, request.base)
 
     def _part(self, request: Request, kind: Kind) -> Guidance:
-        parts, warnings = guides(request.family, kind, request.mu, request.steering.combine, "merged")
+        parts, warnings = guides(request.family, kind, request.mu, request.steering.combine, COMBINE[kind])
         if kind == "implicit":
             return Guidance(tuple(log_ratio(parts, request.strength)), warnings=warnings)
         scorer = Scorer(request.steering.candidates or CANDIDATES, request.strength, centred=True)

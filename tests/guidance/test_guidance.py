@@ -183,6 +183,7 @@ def test_a_preference_without_use_is_said(guided: Family, method: str) -> None:
 OPTIONS: dict[str, Any] = {
     "strength": 0.75,
     "value": "implicit",
+    "base": "fitted_soup",
     "combine": "merged",
     "candidates": 3,
     "coefficients": {"bone-simple": 1.0},
@@ -255,6 +256,17 @@ def test_mage_says_which_values_there_are(guided: Family) -> None:
     refused(guided, "steering.candidates", method="mage", preference=MIX, candidates=5, value="implicit")
 
 
+def test_mage_merges_implicit_values_and_asks_explicit_ones_one_by_one(guided: Family) -> None:
+    def sources(**options: Any) -> tuple[Source, ...]:
+        return resolve(guided, Steering.parse({"method": "mage", "preference": MIX, **options})).sources
+
+    for kind, default, other in (("implicit", "merged", "ensemble"), ("explicit", "ensemble", "merged")):
+        assert sources(value=kind) == sources(value=kind, combine=default) != sources(value=kind, combine=other)
+    both = sources(value="both")
+    assert [s for s in both if s.head] == [s for s in sources(value="explicit") if s.head]
+    assert [s for s in both if not s.head] == list(sources(value="implicit"))
+
+
 def test_mage_on_stated_coefficients(guided: Family) -> None:
     stated = {"bone-positive": 0.25}
     plan = plan_of(guided, "mage", coefficients=stated)
@@ -303,7 +315,7 @@ def test_genarm_prefers_values_without_a_reference(guided: Family) -> None:
 
 def test_normalize_scales_the_values_along(guided: Family) -> None:
     arms = with_values(guided, *singles("arm", reference=False), *singles("scorer", "explicit"))
-    steering = {"preference": MIX, "value": "both", "strength": {"implicit": 3.0, "explicit": 2.0}}
+    steering = {"preference": MIX, "value": "both", "combine": "merged", "strength": {"implicit": 3.0, "explicit": 2.0}}
     plan = plan_of(arms, "mage", **steering, normalize="sum")
     assert [source.weight for source in plan.sources] == [0.25, 0.75, 1.0]
     assert plan.scorer is not None and plan.scorer.strength == 0.5

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -32,21 +33,24 @@ def test_the_kept_answer_is_worth_what_its_score_says(tmp_path: Path) -> None:
         for place in range(4):
             reward = rng.gauss(0, 1)
             rows.append({
-                "prompt": prompt, "preference": "0 1 0", "place": place, "tokens": 5 + place,
+                "prompt": prompt, "preference": ("0 0.5 0.5", "0 1 0")[prompt % 2], "place": place, "tokens": 5 + place,
                 "likelihood": -reward, "explicit": 2 * reward, "explicit_merged": reward, "text": WORDS,
-                "reward_positive": rng.gauss(0, 1), "reward_simple": reward, "reward_concise": 7,
+                "reward_positive": rng.gauss(0, 1), "reward_simple": reward, "reward_concise": reward,
             })  # fmt: skip
     _write(tmp_path / "answers.csv.gz", rows)
     result = CliRunner().invoke(app, ["figures", "--out", str(tmp_path), "--sweep", str(tmp_path)])
     assert result.exit_code == 0, result.output
     with (tmp_path / "best.csv").open(encoding="utf-8") as stream:
         table = {row["by"]: row for row in csv.DictReader(stream)}
-    simple = [float(str(row["reward_simple"])) for row in base]
-    mean = sum(simple) / len(simple)
-    deviation = (sum((value - mean) ** 2 for value in simple) / len(simple)) ** 0.5
     best, worst, all_of_them = [], [], []
     for start in range(0, len(rows), 4):
-        own = [(float(str(row["reward_simple"])) - mean) / deviation for row in rows[start : start + 4]]
+        weights = [float(weight) for weight in str(rows[start]["preference"]).split()]
+        own = [0.0] * 4
+        for name, weight in zip(OBJECTIVES, weights, strict=True):
+            ours = [float(str(row[f"reward_{name}"])) for row in base]
+            mean, deviation = statistics.fmean(ours), statistics.pstdev(ours)
+            for place in range(4):
+                own[place] += weight * (float(str(rows[start + place][f"reward_{name}"])) - mean) / deviation
         best.append(max(own))
         worst.append(min(own))
         all_of_them += own
@@ -54,5 +58,13 @@ def test_the_kept_answer_is_worth_what_its_score_says(tmp_path: Path) -> None:
         assert float(table[by]["mu_z"]) == pytest.approx(sum(values) / len(values), abs=1e-3)
     assert float(table["likelihood"]["mu_z"]) == pytest.approx(sum(worst) / len(worst), abs=1e-3)
     assert float(table["explicit"]["over_one_low"]) > 0 and float(table["likelihood"]["over_one_high"]) < 0
-    assert "0.50 of the ensemble's spread, correlation within a prompt 1.00" in result.output
+    assert float(table["explicit"]["over_likelihood"]) == pytest.approx(
+        float(table["explicit"]["mu_z"]) - float(table["likelihood"]["mu_z"]), abs=2e-3
+    )
+    with (tmp_path / "merged.csv").open(encoding="utf-8") as stream:
+        (even, corner, mixed) = csv.DictReader(stream)
+    assert (even["preference"], corner["preference"]) == ("0 0.5 0.5", "0 1 0")
+    assert mixed["preference"] == "mixed" and mixed["prompts"] == even["prompts"] == corner["prompts"] == "6"
+    for row in (even, corner, mixed):
+        assert (row["kept"], row["correlation"], row["lost"]) == ("0.5", "1.0", "0.0")
     assert table["explicit"]["degenerate"] == "0.0"

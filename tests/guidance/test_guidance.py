@@ -64,24 +64,6 @@ def test_mage_at_strength_0_is_the_soup(guided: Family, kind: str) -> None:
     assert plan.coefficients == soup.coefficients
 
 
-@pytest.mark.parametrize("method", ["mage", "amplify"])
-def test_what_is_guided_may_be_the_fitted_soup(guided: Family, method: str) -> None:
-    fitted, plain = plan_of(guided, method, base="fitted_soup"), plan_of(guided, method)
-    assert plan_of(guided, method, base="bone_soup") == plain and fitted.sources[0] != plain.sources[0]
-    soup = plan_of(guided, "fitted_soup")
-    assert fitted.coefficients == soup.coefficients and fitted.sources[0].coefficients == soup.sources[0].coefficients
-    if method == "mage":
-        assert fitted.sources[1:] == plain.sources[1:], "the guides are the preference's"
-        assert plan_of(guided, method, base="fitted_soup", strength=0).sources == soup.sources
-    unmeasured = replace(guided, surface=None)
-    message = refused(unmeasured, "steering.base", method=method, preference={"positive": 1}, base="fitted_soup")
-    assert "no response surface" in message and "bone_soup" in message
-    refused(guided, "steering.base", method=method, preference={"positive": 1}, base="soup")
-    stated = {"method": method, "preference": {"positive": 1}, "coefficients": {"bone-positive": 1.0}}
-    assert "already" in refused(guided, "steering.base", **stated, base="bone_soup")
-    refused(guided, "steering.base", method="genarm", preference={"positive": 1}, base="bone_soup")
-
-
 def test_amplify_goes_from_base_to_soup_and_beyond(guided: Family) -> None:
     soup = resolve(guided, Steering("bone_soup", MIX)).sources[0]
     plan = plan_of(guided, "amplify")
@@ -254,17 +236,6 @@ def test_mage_says_which_values_there_are(guided: Family) -> None:
     refused(explicit, "steering.value", method="mage", preference=MIX, value="implicit")
     refused(guided, "steering.candidates", method="mage", preference=MIX, candidates=5)
     refused(guided, "steering.candidates", method="mage", preference=MIX, candidates=5, value="implicit")
-
-
-def test_mage_merges_implicit_values_and_asks_explicit_ones_one_by_one(guided: Family) -> None:
-    def sources(**options: Any) -> tuple[Source, ...]:
-        return resolve(guided, Steering.parse({"method": "mage", "preference": MIX, **options})).sources
-
-    for kind, default, other in (("implicit", "merged", "ensemble"), ("explicit", "ensemble", "merged")):
-        assert sources(value=kind) == sources(value=kind, combine=default) != sources(value=kind, combine=other)
-    both = sources(value="both")
-    assert [s for s in both if s.head] == [s for s in sources(value="explicit") if s.head]
-    assert [s for s in both if not s.head] == list(sources(value="implicit"))
 
 
 def test_mage_on_stated_coefficients(guided: Family) -> None:

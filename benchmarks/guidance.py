@@ -36,11 +36,15 @@ def settings(family: Family) -> dict[str, Steering]:
         "bone_soup": Steering(method="bone_soup", preference=preference),
         "mage implicit merged": Steering(method="mage", preference=preference, value="implicit"),
         "mage implicit ensemble": Steering(method="mage", preference=preference, value="implicit", combine="ensemble"),
-        "mage explicit merged": Steering(method="mage", preference=preference, value="explicit", candidates=CANDIDATES),
+        "mage explicit merged": Steering(
+            method="mage", preference=preference, value="explicit", candidates=CANDIDATES, combine="merged"
+        ),
         "mage explicit ensemble": Steering(
             method="mage", preference=preference, value="explicit", candidates=CANDIDATES, combine="ensemble"
         ),
-        "mage both merged": Steering(method="mage", preference=preference, value="both", candidates=CANDIDATES),
+        "mage both merged": Steering(
+            method="mage", preference=preference, value="both", candidates=CANDIDATES, combine="merged"
+        ),
         "mod": Steering(method="mod", preference=preference),
         "cfg": Steering(method="cfg"),
     }

@@ -130,7 +130,11 @@ def generate(
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many answers to make.")] = None,
     rank: Annotated[
         str | None,
-        typer.Option(help="Print only the best of --n answers, by likelihood, implicit or explicit values."),
+        typer.Option(
+            metavar="BY",
+            help="Print only the best of --n answers, by likelihood, implicit or explicit values, the router, "
+            "ask=QUESTION or vote=PATTERN.",
+        ),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="How many of the best to print, with --rank.")] = None,
     search: Annotated[

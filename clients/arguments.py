@@ -69,7 +69,7 @@ def parse_steering(entries: Sequence[str] | None) -> dict[str, Any] | None:
 
 
 def parse_rank(by: str | None, keep: int | None) -> dict[str, Any] | None:
-    """``steering.rank`` from its two flags; None stays None.
+    """``steering.rank`` from its two flags: a name, ``ask=QUESTION`` or ``vote=PATTERN``; None stays None.
 
     Raises:
         UsageError: ``keep`` without what to rank by.
@@ -78,7 +78,9 @@ def parse_rank(by: str | None, keep: int | None) -> dict[str, Any] | None:
         if keep is not None:
             raise UsageError("keep: only together with --rank, which says what the best are")
         return None
-    return {"by": by} if keep is None else {"by": by, "keep": keep}
+    form, sign, text = by.partition("=")
+    asked: str | dict[str, str] = {form: text} if sign and form in ("ask", "vote") else by
+    return {"by": asked} if keep is None else {"by": asked, "keep": keep}
 
 
 def parse_search(text: str | None) -> dict[str, Any] | None:

@@ -118,7 +118,7 @@ class AsyncClient:
         prompt: str | Sequence[Message],
         texts: Sequence[str | Sequence[int]],
         *,
-        by: str,
+        by: str | Mapping[str, str],
         per: str | None = None,
         end: bool | None = None,
         preference: Mapping[str, float] | None = None,

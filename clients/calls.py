@@ -70,7 +70,7 @@ class Calls:
         model: str | None,
         prompt: str | Sequence[Message],
         texts: Sequence[str | Sequence[int]],
-        by: str,
+        by: str | Mapping[str, str],
         steering: Mapping[str, Any] | None,
         **options: Any,
     ) -> Call[Scores]:

@@ -109,7 +109,7 @@ class Client:
         prompt: str | Sequence[Message],
         texts: Sequence[str | Sequence[int]],
         *,
-        by: str,
+        by: str | Mapping[str, str],
         per: str | None = None,
         end: bool | None = None,
         preference: Mapping[str, float] | None = None,
@@ -129,8 +129,8 @@ class Client:
         Args:
             prompt: a text that is continued, or the messages that are answered.
             texts: each a string, or token ids. It is tokenised by itself.
-            by: ``likelihood`` under the method and its options, or the family's ``implicit`` or ``explicit`` values
-                weighed by the preference.
+            by: ``likelihood`` under the method and its options; the family's ``implicit`` or ``explicit`` values
+                weighed by the preference; its ``router``; or ``{"ask": a question}`` to the base.
             per: ``token`` to divide by the tokens of a text, default ``answer``.
             end: count the token that ends an answer as the last one of every text.
             preference: as for ``chat``.

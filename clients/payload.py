@@ -25,8 +25,9 @@ class Options(TypedDict, total=False):
             ``ladle.steering_options.OPTIONS`` lists all of them with what they do.
         trace: report per-token detail.
         rank: makes ``n`` answers and returns the best, best first, each with its ``score``: what they are judged by,
-            ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``keep`` (how many are returned,
-            default 1) and ``per``; not with ``stream``.
+            ``likelihood``, ``implicit``, ``explicit`` or ``router``, or an object with ``by`` (one of these,
+            ``{"ask": a question}`` or ``{"vote": a pattern}``), ``keep`` (how many are returned, default 1) and
+            ``per``; not with ``stream``.
         search: draws several continuations block by block and goes on from the best: what texts are judged by,
             ``likelihood``, ``implicit`` or ``explicit``, or an object with ``by``, ``until``, ``draws`` and ``beam``
             (docs/search.md).
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
             object with ``value`` or ``ask``, ``above``, ``for`` and ``hold`` (docs/monitor.md).
         max_tokens: how many to generate at most.
         temperature, top_p, top_k, min_p: how the next token is drawn; temperature 0 is greedy.
+        dynatemp_range, dynatemp_exponent: how far the temperature follows the entropy, up and down, and in what shape.
         n: number of choices.
         stop: one string or several that end the text.
         seed: the same request with the same seed gives the same tokens, as far as docs/reproducibility.md says.
@@ -73,6 +75,8 @@ class Options(TypedDict, total=False):
     top_p: float | None
     top_k: int | None
     min_p: float | None
+    dynatemp_range: float | None
+    dynatemp_exponent: float | None
     n: int | None
     stop: str | Sequence[str] | None
     seed: int | None
@@ -198,7 +202,7 @@ def score_body(
     model: str,
     prompt: str | Sequence[Message],
     texts: Sequence[str | Sequence[int]],
-    by: str,
+    by: str | Mapping[str, str],
     steering: Mapping[str, Any] | None,
     **options: Any,
 ) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Token(Response):
         shift: KL(base, final) at this position, in nats; None unless traced.
         expert: who was chosen to say it; None for methods that do not route.
         argmax_changed: whether guidance changed which token is the best; None unless traced.
+        entropy: of the combined score, in nats; None unless traced.
         outside: whether the best token is not among the 20 best of the base that is guided; None without a guide.
         candidate_mass: the first source's probability of the tokens that could be chosen; None where all could.
         values: what each explicit value said of the token, by source.
@@ -66,6 +67,7 @@ class Token(Response):
     shift: float | None = None
     expert: str | None = None
     argmax_changed: bool | None = None
+    entropy: float | None = None
     outside: bool | None = None
     candidate_mass: float | None = None
     values: dict[str, float] | None = None

@@ -145,16 +145,32 @@ class Rank:
     Attributes:
         by: ``likelihood``: the log-probability of the answer's tokens as the plan drew them; ``implicit``:
             sum_s weight_s log pi_s(answer) over ``sources``, which are language models, each normalised by itself;
-            ``explicit``: sum_s weight_s V_s(answer) over ``sources``, which have a head, at the answer's last token.
+            ``explicit``: sum_s weight_s V_s(answer) over ``sources``, which have a head, at the answer's last token;
+            ``router``: log p(answer) of the family's router, the only one of ``sources``; ``ask``: log p(yes) -
+            log p(no) after ``text``, which is put to the only one of ``sources``; ``vote``: how many of the answers to
+            the prompt say the same as this one, where the pattern ``text`` finds something in it, and among equal ones
+            ``likelihood``.
         per: ``answer``, or ``token`` to divide by the answer's tokens.
         keep: how many answers to each prompt are returned.
-        sources: empty for ``likelihood``.
+        sources: empty for ``likelihood`` and ``vote``.
+        text: of ``ask`` and ``vote``.
     """
 
-    by: Literal["likelihood", "implicit", "explicit"]
+    by: Literal["likelihood", "implicit", "explicit", "router", "ask", "vote"]
     per: Literal["answer", "token"] = "answer"
     keep: int = 1
     sources: tuple[Source, ...] = ()
+    text: str = ""
+
+    @property
+    def question(self) -> PromptView | None:
+        """What is put to the source behind the answer."""
+        return PromptView("question", self.text, "steering.rank.by.ask") if self.by == "ask" else None
+
+    @property
+    def stated(self) -> str | dict[str, str]:
+        """``by`` as a request states it."""
+        return {self.by: self.text} if self.by in ("ask", "vote") else self.by
 
 
 @dataclass(frozen=True)
@@ -323,11 +339,12 @@ class Plan:
     @property
     def views(self) -> tuple[PromptView, ...]:
         """The views of the prompt that the sources of all its plans have, those that judge answers and the questions
-        of monitors included, each once."""
+        of monitors and of the ranking included, each once."""
         sources = (
             source for plan in self.plans for source in (*plan.sources, *plan.ranking, *plan.watching, *plan.choosing)
         )
-        views = (*(source.view for source in sources), *(monitor.question for monitor in self.monitors))
+        asked = None if self.rank is None else self.rank.question
+        views = (*(source.view for source in sources), *(monitor.question for monitor in self.monitors), asked)
         return tuple(dict.fromkeys(view for view in views if view is not None))
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ladle.guidance.plan import Source
 from ladle.merging.errors import InputError
+from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients
 
 REFERENCE = Source(name="base", role="reference", weight=0.0, coefficients=())
@@ -64,3 +65,12 @@ def summing_to_one(sources: Sequence[Source]) -> tuple[list[Source], float]:
         raise InputError("steering.normalize", "sum", "none", f"the weights of the sources sum to {total:.3g}")
     divided = [source if source.head else replace(source, weight=source.weight / total) for source in sources]
     return divided, total
+
+
+def grown_source(family: Family, name: str, role: str, weight: float, below: dict[str, float], member: str) -> Source:
+    """A language model by its own delta, on the base that the coefficients ``below`` make where it was grown from the
+    base."""
+    model = family.model_of(member)
+    below = {} if model else below
+    terms = {**below, member: below.get(member, 0.0) + 1.0}
+    return Source(name, role, weight, tuple((member, value) for member, value in terms.items() if value != 0.0), model)

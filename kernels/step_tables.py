@@ -78,6 +78,23 @@ class Budgets(NamedTuple):
         return Budgets(*(part[:0] for part in self))
 
 
+class Ranges(NamedTuple):
+    """The sequences of a step whose temperature follows their entropy (see ``entropy_temperatures``).
+
+    Attributes:
+        warmed: [r] int64, which these are.
+        spreads, exponents: [r] float64.
+    """
+
+    warmed: Tensor
+    spreads: Tensor
+    exponents: Tensor
+
+    def none(self) -> Ranges:
+        """No such sequence."""
+        return Ranges(*(part[:0] for part in self))
+
+
 @dataclass(frozen=True)
 class StepTables:
     """The tables of n sequences, on the device of the logits. Sets of different sizes are padded. Real numbers are
@@ -97,6 +114,7 @@ class StepTables:
         candidates, values: [n, c], int64 and what is added at these tokens before budget and mask, centred already;
             c is 0 only where no sequence has candidates or is restricted to them.
         budgets: the KL budgets that scores keep to, between candidate values and mask.
+        ranges: whose temperatures follow the entropy of what they are drawn from.
         biased, biases: [n, b], int64 and the logit bias; a token stands there once.
         counts, seen: [m, vocabulary] int32 and bool, see ``apply_penalties``.
         allowed: [g, vocabulary] bool, which tokens may come at all; the others are ruled out after the mask, which is
@@ -115,6 +133,7 @@ class StepTables:
     candidates: Tensor
     values: Tensor
     budgets: Budgets
+    ranges: Ranges
     biased: Tensor
     biases: Tensor
     counts: Tensor
@@ -133,10 +152,10 @@ class StepTables:
         return self.linear and not self.masks and sparse == 0
 
     def of(self, sequences: Tensor) -> StepTables:
-        """The tables of some of the sequences, by index [m] int64, but for KL budgets and traces."""
+        """The tables of some of the sequences, by index [m] int64, but for KL budgets, ranges and traces."""
         own = ("rows", "weights", "choices", "numbers", "candidates", "values", "biased", "biases")
         picked = {name: getattr(self, name).index_select(0, sequences) for name in own}
-        return replace(self, **picked, budgets=self.budgets.none(), traced=self.traced[:0])
+        return replace(self, **picked, budgets=self.budgets.none(), ranges=self.ranges.none(), traced=self.traced[:0])
 
     def changed(self, **columns: Tensor | float) -> StepTables:
         """A copy with columns of ``choices`` and ``numbers`` replaced, each named in lower case."""
@@ -177,6 +196,7 @@ def linear_tables(
 ) -> StepTables:
     """Linear sums, drawn as ``choices`` and ``numbers`` say: there is nothing else."""
     none, flags = rows.new_empty(0), torch.empty(0, 0, dtype=torch.bool, device=rows.device)
+    floats = torch.empty(0, dtype=torch.float64, device=rows.device)
     ids, reals = rows[:, :0], weights[:, :0]
     return StepTables(
         rows=rows,
@@ -185,7 +205,8 @@ def linear_tables(
         numbers=numbers,
         candidates=ids,
         values=reals,
-        budgets=Budgets(none, none, torch.empty(0, dtype=torch.float64, device=rows.device)),
+        budgets=Budgets(none, none, floats),
+        ranges=Ranges(none, floats, floats),
         biased=ids,
         biases=reals,
         counts=choices[:0, :0],

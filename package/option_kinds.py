@@ -90,6 +90,40 @@ class Choice(Kind):
 
 
 @dataclass(frozen=True)
+class ChoiceOrText(Kind):
+    """One of some names, or an object with one of ``keys`` and a text."""
+
+    names: tuple[str, ...]
+    keys: Mapping[str, Text]
+    type = str | dict[str, str]
+
+    @property
+    def allowed(self) -> str:
+        objects = (f'{{"{key}": {kind.words}}}' for key, kind in self.keys.items())
+        return ", ".join((*self.names, *objects))
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, Mapping) or value in self.names
+
+    def parse(self, value: Any) -> str | dict[str, str]:
+        if not isinstance(value, Mapping):
+            return str(super().parse(value))
+        if len(value) != 1 or next(iter(value)) not in self.keys:
+            raise OptionError("", dict(value), self.allowed)
+        ((key, text),) = value.items()
+        if not self.keys[key].accepts(text):
+            raise OptionError(key, text, self.keys[key].allowed)
+        return {key: text}
+
+    def schema(self) -> dict[str, Any]:
+        objects = [
+            {"type": "object", "additionalProperties": False, "required": [key], "properties": {key: kind.schema()}}
+            for key, kind in self.keys.items()
+        ]
+        return {"anyOf": [{"enum": list(self.names)}, *objects]}
+
+
+@dataclass(frozen=True)
 class Flag(Kind):
     """True or false."""
 
@@ -285,7 +319,8 @@ class Record(Kind):
             try:
                 parsed[key] = kind.parse(entry)
             except OptionError as error:
-                raise OptionError(".".join((key, *filter(None, [error.path]))), error.value, error.allowed) from None
+                path = ".".join(filter(None, (key, error.path)))
+                raise OptionError(path, error.value, error.allowed) from None
         if self.one_of and sum(key in given for key in self.one_of) != 1:
             raise OptionError("", dict(raw), f"an object with one of {', '.join(self.one_of)}, such as {self.example}")
         return parsed

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from ladle.option_kinds import (
     Choice,
+    ChoiceOrText,
     Count,
     Either,
     Flag,
@@ -30,8 +31,12 @@ from ladle.option_kinds import (
 Normalize = Literal["none", "sum", "norm"]
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
 VALUES = ("implicit", "explicit", "both")
+BASES = ("bone_soup", "fitted_soup")
 COMBINE = ("merged", "ensemble")
-RANKINGS = ("likelihood", "implicit", "explicit")
+RANKINGS = ChoiceOrText(
+    ("likelihood", "implicit", "explicit", "router"),
+    {"ask": Text("a question that is answered with yes or no"), "vote": Text("a pattern")},
+)
 SPANS = ("answer", "token")
 SEARCHED = ("likelihood", "implicit", "explicit")
 ENDS = ("sentence", "punctuation")
@@ -118,6 +123,10 @@ class SteeringOptions:
         ),
     )
     value: str | None = field(default=None, metadata=_row(Choice(VALUES), "Which kind of value guides.", label="Value"))
+    base: str | None = field(
+        default=None,
+        metadata=_row(Choice(BASES), "How the base that is guided is merged for the preference.", label="Base"),
+    )
     combine: str | None = field(
         default=None,
         metadata=_row(
@@ -224,7 +233,7 @@ class SteeringOptions:
         default=None,
         metadata=_row(
             Record(
-                {"by": Choice(RANKINGS), "per": Choice(SPANS), "keep": Count(words="n")},
+                {"by": RANKINGS, "per": Choice(SPANS), "keep": Count(words="n")},
                 {"per": "answer", "keep": 1},
                 example='{"by": "explicit", "keep": 1}',
             ),

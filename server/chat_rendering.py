@@ -62,8 +62,9 @@ class ChatRenderer:
         ids = self._encode(whole[len(before) :], mark) if whole.startswith(before) else ()
         return ids or self._encode(whole, mark)[-1:]
 
-    def after_answer(self, turns: Sequence[dict[str, Any]], question: str) -> TokenIds:
+    def after_answer(self, turns: Sequence[dict[str, Any]], question: str, field: str | None) -> TokenIds:
         """What comes behind an answer to ``turns`` when the user asks ``question`` next, up to where that is answered.
+        ``field`` asks it, the family where it is None.
 
         Raises:
             InputError: the template refuses the conversation, or does not show the answer as it is.
@@ -75,7 +76,8 @@ class ChatRenderer:
         text, mark = ChatRenderer(self._serving, form, self._tools, self._encode)._text(told)
         _, found, after = text.rpartition(place)
         if not found:
-            raise InputError("steering.monitor.ask", question, reason="the base's chat template leaves the answer out")
+            reason = "the base's chat template leaves the answer out"
+            raise InputError(field or "steering.monitor.ask", question, reason=reason)
         return self._encode(after, mark)
 
     def _text(self, turns: Sequence[dict[str, Any]]) -> tuple[str, str | None]:

@@ -24,6 +24,7 @@ from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
 from ladle.server.live_answers import LiveAnswer, cost_of, require_few_parts, token_cost
 from ladle.server.prompts import Prompt
+from ladle.server.replies.choices import Choice, voted
 from ladle.server.replies.usage import Usage, token_counts
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
@@ -74,31 +75,6 @@ class Job:
     def computed(self) -> int:
         """Tokens that the engine has computed for it so far, those of all lanes."""
         return sum(request.work.tokens for request in self.requests)
-
-
-@dataclass
-class Choice:
-    """One finished continuation."""
-
-    outputs: list[StepOutput] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        return "".join(output.text for output in self.outputs)
-
-    @property
-    def reasoning(self) -> str | None:
-        """The thought in front of the answer; None where there is none, or none is told apart."""
-        parts = [output.reasoning for output in self.outputs if output.reasoning is not None]
-        return "".join(parts) if parts else None
-
-    @property
-    def last(self) -> StepOutput:
-        return self.outputs[-1]
-
-    @property
-    def finish_reason(self) -> str:
-        return str(self.last.finish_reason)
 
 
 def make_job(
@@ -210,7 +186,7 @@ def _limit(
         room = serving.engine.stats().blocks_total // lanes * BLOCK_SIZE - prompt  # several lanes may fill the pool
         return max(1, min(left, room, state.settings.default_max_tokens))
     if max_tokens is None or max_tokens > left:
-        has = f"{prompt} tokens" + (f", the question of steering.monitor {asked}" if asked else "")
+        has = f"{prompt} tokens" + (f", the question of {shown.question_field} {asked}" if asked else "")
         asks = f"{limit_field} asks for {max_tokens or 1}, of which there is room for {max(0, left)}"
         raise context_overflow(context, f"{shown.longest_field} has {has} and {asks}", limit_field)
     return max_tokens
@@ -372,7 +348,7 @@ async def collect(state: ServerState, serving: Serving, job: Job) -> list[Choice
         while not outputs.finished:
             for index, output in await outputs.next(state.settings.keep_alive_seconds):
                 choices[index].outputs.append(output)
-    return choices
+    return await voted(job.plan.rank, choices, job.choices)
 
 
 async def batches(state: ServerState, serving: Serving, job: Job) -> AsyncGenerator[list[tuple[int, StepOutput]], None]:

@@ -45,6 +45,12 @@ class Prompt:
         return max((len(ids) for view, ids in self.views.items() if view.kind == "question"), default=0)
 
     @property
+    def question_field(self) -> str:
+        """What of the request asks it."""
+        asked = [view for view in self.views if view.kind == "question"]
+        return max(asked, key=lambda view: len(self.views[view])).field or "steering.monitor" if asked else ""
+
+    @property
     def longest_field(self) -> str:
         """What is to blame for the length of the longest view, in words."""
         prompts = [view for view in self.views if view.kind != "question"]
@@ -89,7 +95,7 @@ async def encode_prompt(
         if view.kind == "question":
             asked = f"\n\n{view.text} {_YES_OR_NO}\nAnswer:"
             ids_of_it = await reader.read(len(asked), _encode, serving, asked, False, view.field or field)
-            seen[view] = _answerable(serving, ids_of_it, " ")
+            seen[view] = _answerable(serving, ids_of_it, " ", view.field)
         elif view.kind == "system" and isinstance(prompt, str):
             text = f"{view.text}\n\n{prompt}"
             seen[view] = await reader.read(len(text), _encode, serving, text, special, blamed)
@@ -135,8 +141,9 @@ async def encode_chat(
         seen_by_it = _renderer(serving, messages, tools, form, blamed)[2]
         if view.kind == "question":
             question = f"{view.text} {_YES_OR_NO}"
-            asked = await reader.read(size + len(question), seen_by_it.without_tools().after_answer, turns, question)
-            rendered = _answerable(serving, asked, "")
+            shown_after = seen_by_it.without_tools().after_answer
+            asked = await reader.read(size + len(question), shown_after, turns, question, view.field)
+            rendered = _answerable(serving, asked, "", view.field)
         elif view.kind == "system":
             others = [turn for turn in turns if turn["role"] != "system"]
             turned = [{"role": "system", "content": view.text}, *others]
@@ -151,7 +158,7 @@ async def encode_chat(
     return Prompt(ids, seen)
 
 
-def _answerable(serving: Serving, asked: TokenIds, space: str) -> TokenIds:
+def _answerable(serving: Serving, asked: TokenIds, space: str, field: str | None) -> TokenIds:
     """``asked``, what yes and no begin with alike, and then the token of each in which they differ, as they would come
     next: behind a ``space``."""
     encode = serving.engine.tokenizer.backend_tokenizer.encode
@@ -161,7 +168,7 @@ def _answerable(serving: Serving, asked: TokenIds, space: str) -> TokenIds:
         alike += 1
     if alike == min(len(yes), len(no)):
         reason = "the base's tokenizer does not tell yes from no"
-        raise InputError("steering.monitor.ask", "a question", reason=reason)
+        raise InputError(field or "steering.monitor.ask", "a question", reason=reason)
     return (*asked, *yes[:alike], yes[alike], no[alike])
 
 

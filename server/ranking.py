@@ -14,8 +14,9 @@ from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.scores.prompt_scores import why_not
 from ladle.server.errors import context_overflow
 from ladle.server.fields.token_ids import TokenIds
-from ladle.server.generation import Choice, Job, salt_of
+from ladle.server.generation import Job, salt_of
 from ladle.server.prompts import Prompt
+from ladle.server.replies.choices import Choice
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
 
@@ -34,9 +35,10 @@ def best_first(job: Job, choices: Sequence[Choice]) -> list[Choice]:
     return best
 
 
-def _score(choice: Choice) -> tuple[bool, float]:
-    assert choice.last.score is not None, "with a ranking every answer has a score"
-    return choice.last.tripped is None, choice.last.score.value
+def _score(choice: Choice) -> tuple[bool, float, float]:
+    score = choice.last.score
+    assert score is not None, "with a ranking every answer has a score"
+    return choice.last.tripped is None, score.value, score.second
 
 
 def number(score: float) -> float:
@@ -48,7 +50,7 @@ def require_judges(plan: Plan) -> None:
     """Raise InputError where nothing but an answer that grows has a likelihood under ``plan``."""
     reason = why_not(plan)
     if plan.rank is not None and plan.rank.by == "likelihood" and reason:
-        allowed = f"implicit or explicit, because {plan.method} {reason}, which leaves a given text without a score"
+        allowed = f"anything else, because {plan.method} {reason}, which leaves a given text without a score"
         raise InputError("by", "likelihood", allowed)
 
 
@@ -70,8 +72,9 @@ def scoring_job(
     """
     settings, context = state.settings, serving.engine.max_context
     for index, text in enumerate(texts):
-        if prompt.longest + len(text) > context:
-            reason = f"{prompt.longest_field} has {prompt.longest} tokens and the text {len(text)}"
+        if prompt.longest + len(text) + prompt.question > context:
+            asked = f", the question of {prompt.question_field} {prompt.question}" if prompt.question else ""
+            reason = f"{prompt.longest_field} has {prompt.longest} tokens{asked} and the text {len(text)}"
             raise context_overflow(context, reason, f"texts[{index}]")
     salt, sampling = salt_of(state, cache_salt, caller), SamplingParams(max_tokens=0)
     requests = tuple(

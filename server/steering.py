@@ -21,6 +21,7 @@ from ladle.server.replies.search import SearchReply
 from ladle.server.replies.sources import SourceReply
 from ladle.server.replies.types import OutcomeReply, SteeringReply
 from ladle.server.settings import ServerSettings
+from ladle.server.text.patterns import require_pattern
 from ladle.steering_options import AIMS
 
 _DIRECTION = AIMS | {"method", "schedule"}
@@ -85,7 +86,9 @@ def check_rank(plan: Plan, choices: int, stream: bool) -> None:
         return
     if choices == 1:
         reason = "there is nothing to choose from one answer; n says how many are made"
-        raise InputError("steering.rank", {"by": plan.rank.by}, reason=reason)
+        raise InputError("steering.rank", {"by": plan.rank.stated}, reason=reason)
+    if plan.rank.by == "vote":
+        require_pattern(plan.rank.text, "steering.rank.by.vote")
     if plan.rank.keep > choices:
         raise InputError("steering.rank.keep", plan.rank.keep, f"at most n, which is {choices}")
     if stream:
@@ -172,7 +175,7 @@ def describe(plan: Plan) -> SteeringReply:
         }
     if plan.rank is not None:
         ranking = [_source(source) for source in plan.rank.sources]
-        reply["rank"] = {"by": plan.rank.by, "per": plan.rank.per, "keep": plan.rank.keep, "sources": ranking}
+        reply["rank"] = {"by": plan.rank.stated, "per": plan.rank.per, "keep": plan.rank.keep, "sources": ranking}
     if plan.blocks is not None and plan.blocks.option == "search":
         reply["search"] = _search(plan.blocks)
     if plan.monitors:

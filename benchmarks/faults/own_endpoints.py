@@ -52,7 +52,7 @@ class Seen:
 
 def score_body(rng: random.Random, text: Callable[[int], str], vocabulary: int) -> dict[str, Any]:
     """A body for ``SCORE`` without model and steering."""
-    body: dict[str, Any] = {"by": rng.choice(["likelihood", "implicit", "explicit"])}
+    body: dict[str, Any] = {"by": rng.choice(["likelihood", "implicit", "explicit", "router", {"ask": "Is it bad?"}])}
     body["texts"] = [
         text(6) if rng.random() < 0.7 else [rng.randrange(vocabulary) for _ in range(rng.randint(1, 9))]
         for _ in range(rng.randint(1, 5))
@@ -77,7 +77,8 @@ def schedule(rng: random.Random, parts: Sequence[dict[str, Any]], longest: int) 
 
 def rank(rng: random.Random, n: int) -> dict[str, Any]:
     """What chooses among ``n`` answers."""
-    found: dict[str, Any] = {"by": rng.choice(["likelihood", "implicit", "explicit"])}
+    by = ["likelihood", "implicit", "explicit", "router", {"ask": "Is it bad?"}, {"vote": r"(\w+)\W*$"}]
+    found: dict[str, Any] = {"by": rng.choice(by)}
     if rng.random() < 0.5:
         found["per"] = rng.choice(["answer", "token"])
     if rng.random() < 0.5:

@@ -14,7 +14,7 @@ class Amplify(SoupGuidance):
     """
 
     name = "amplify"
-    options = frozenset({"strength", "coefficients", "kl_budget"})
+    options = frozenset({"strength", "base", "coefficients", "kl_budget"})
     default_strength = 0.5
 
     def guidance(self, request: Request) -> Guidance:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from ladle.guidance.method import Availability
 from ladle.guidance.methods.guidance_method import Guidance, Request
@@ -14,10 +15,13 @@ from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
 
 CANDIDATES = 20
+COMBINE: Mapping[Kind, Literal["merged", "ensemble"]] = {"implicit": "merged", "explicit": "ensemble"}
+"""How values are combined where a request does not say."""
 
 
 class Mage(SoupGuidance):
-    """Stage 1 is a Bone Soup for the preference; stage 2 guides it by values merged with the same preference.
+    """Stage 1 is a Bone Soup for the preference, or another merge for it (``base``, ours); stage 2 guides it by values
+    merged with the same preference.
 
     From the paper's abstract and overview: the two stages, that stage 1 is Bone Soup, that values are explicit or
     implicit, one per objective or backbone, and merged into one guide. Its equations were not at hand, so these are our
@@ -30,11 +34,14 @@ class Mage(SoupGuidance):
     - both: the sum of the two, each with its own eta.
 
     ``combine: ensemble`` weighs the values' predictions instead of merging their weights; the two agree to first order
-    in the members' deltas, and exactly where only a linear head differs.
+    in the members' deltas, and exactly where only a linear head differs. The paper merges both kinds. Explicit values
+    are asked one by one unless a request says otherwise (ours): merged ones keep less than half of what they say.
     """
 
     name = "mage"
-    options = frozenset({"strength", "value", "combine", "candidates", "coefficients", "normalize", "kl_budget"})
+    options = frozenset(
+        {"strength", "value", "base", "combine", "candidates", "coefficients", "normalize", "kl_budget"}
+    )
 
     def availability(self, family: Family, stated: bool = False) -> Availability:
         base = super().availability(family, stated)
@@ -71,7 +78,7 @@ class Mage(SoupGuidance):
         return self.guided(request.family, request.steering, request.preference, request.base)
 
     def _part(self, request: Request, kind: Kind) -> Guidance:
-        parts, warnings = guides(request.family, kind, request.mu, request.steering.combine, "merged")
+        parts, warnings = guides(request.family, kind, request.mu, request.steering.combine, COMBINE[kind])
         if kind == "implicit":
             return Guidance(tuple(log_ratio(parts, request.strength)), warnings=warnings)
         scorer = Scorer(request.steering.candidates or CANDIDATES, request.strength, centred=True)

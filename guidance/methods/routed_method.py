@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 
 from ladle.guidance.method import Availability
 from ladle.guidance.methods.bone_soup import BoneSoup
-from ladle.guidance.plan import Plan, Routing, Source, Steering
-from ladle.guidance.sources import REFERENCE
+from ladle.guidance.plan import Plan, Routing, Steering
+from ladle.guidance.sources import REFERENCE, grown_source
 from ladle.guidance.stated import beside, stated_coefficients, takes_over
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
@@ -48,9 +48,9 @@ class RoutedMethod(ABC):
         # Where the router defers it is either silent or alone.
         own = 1.0 if routing.threshold is not None else complement
         # An expert is a source of its own even where it is also the router, so that traces have its name.
-        sources = [_source(family, family.router.name, "router", own, below, family.router.member)]
+        sources = [grown_source(family, family.router.name, "router", own, below, family.router.member)]
         for name in family.experts:
-            sources.append(_source(family, name, "expert", weight, below, family.members_of[name]))
+            sources.append(grown_source(family, name, "expert", weight, below, family.members_of[name]))
         if steering.trace and not any(source.plain for source in sources):
             sources.append(REFERENCE)
         return Plan(
@@ -92,11 +92,3 @@ def _not_merged(family: Family, steering: Steering, members: list[str]) -> tuple
         allowed = "nothing, because neither the router nor any expert was grown from the base, which it would merge"
         raise InputError(f"steering.{key}", dict(getattr(steering, key)), allowed)
     return (f"the base is merged, but not under {', '.join(beside)}, grown from other models",) if beside else ()
-
-
-def _source(family: Family, name: str, role: str, weight: float, below: dict[str, float], member: str) -> Source:
-    """A language model: the base under it and its own delta."""
-    model = family.model_of(member)
-    below = {} if model else below
-    terms = {**below, member: below.get(member, 0.0) + 1.0}
-    return Source(name, role, weight, tuple((member, value) for member, value in terms.items() if value != 0.0), model)

@@ -11,7 +11,8 @@ passes over the vocabulary as can be.
 4. ``_list_best``, a program a tile of a row that wants alternatives: lists its best tokens.
 5. ``_report``, a program a row: makes one tile again for the logprob, merges the lists.
 
-Before them come the KL budgets (``trust_region``); behind them the scores of traced sequences are written down.
+Before them come the KL budgets (``trust_region``) and temperatures that follow the entropy, which few sequences have;
+behind them the scores of traced sequences are written down.
 
 Minimum bytes of a step, V tokens of b bytes: every source of weight other than 0 is read once, and nothing of the size
 of the vocabulary is written: the sum over sequences of sources * V * b. Beside that minimum this reads
@@ -36,6 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ladle.kernels import step_tables
+from ladle.kernels.entropy_temperature import entropy_temperatures
 from ladle.kernels.gpu.draw import draw, width
 from ladle.kernels.gpu.score_rows import combine
 from ladle.kernels.gpu.score_tile import (
@@ -139,7 +141,7 @@ def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) 
     if len(tables.rows) == 0:
         return _nothing(logits)
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
-    launch = _Launch(logits, tables, tiling(logits.shape[1], block))
+    launch = _Launch(logits, _warmed(logits, tables, block), tiling(logits.shape[1], block))
     launch.summarise()
     return launch.report(launch.draw()[0])
 
@@ -256,6 +258,21 @@ def _guided(logits: Tensor, tables: StepTables, floors: Tensor | None, block: in
     choices = tables.choices
     allowed = torch.where(choices[:, step_tables.BASE] >= 0, choices[:, step_tables.ALLOWED], -1)
     return combine(logits, tables.changed(allowed=allowed, counted=-1, biases=0), floors=floors, block=block)
+
+
+def _warmed(logits: Tensor, tables: StepTables, block: int | None) -> StepTables:
+    """``tables`` with the temperatures of sequences for which they follow the entropy. What these are drawn from is
+    written down for it; without such sequences ``tables`` are what they were."""
+    warmed, spreads, exponents = tables.ranges
+    if len(warmed) == 0:
+        return tables
+    own = tables.of(warmed)
+    floors = _floors(logits, own, tiling(logits.shape[1], block).block) if tables.masks else None
+    numbers = tables.numbers.clone()
+    kept = own.numbers[:, step_tables.TEMPERATURE]
+    drawn = combine(logits, own, floors=floors, block=block)
+    numbers[warmed, step_tables.TEMPERATURE] = entropy_temperatures(drawn, kept, spreads, exponents)
+    return replace(tables, numbers=numbers, ranges=tables.ranges.none())
 
 
 def _floors(logits: Tensor, tables: StepTables, block: int) -> Tensor:

@@ -233,6 +233,10 @@ def guidance_shift(base: Tensor, final: Tensor) -> Tensor:
 
 
 def entropy(scores: Tensor) -> Tensor:
-    """-sum_t p_t ln p_t of p = softmax of ``scores`` [n, vocabulary]: [n], nats; a token with -inf adds nothing."""
-    logprobs = torch.log_softmax(scores, dim=-1)
-    return -(logprobs.exp() * logprobs).masked_fill_(logprobs == -torch.inf, 0.0).sum(dim=-1)
+    """-sum_t p_t ln p_t of p = softmax of ``scores`` [n, vocabulary]: [n], nats; a token with -inf adds nothing. Row by
+    row, since a vectorised sum may depend on how many rows share the call."""
+    sums = scores.new_zeros(scores.shape[0])
+    for row, own in enumerate(scores):
+        logprobs = torch.log_softmax(own, dim=-1)
+        sums[row] = -(logprobs.exp() * logprobs).masked_fill_(logprobs == -torch.inf, 0.0).sum()
+    return sums

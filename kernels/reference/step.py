@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ladle.kernels import step_tables
+from ladle.kernels.entropy_temperature import entropy_temperatures
 from ladle.kernels.reference import scores as plain
 from ladle.kernels.reference.routing import combine_routed, mix_experts, route_tokens
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
@@ -40,9 +41,10 @@ def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> S
     guided = scores.index_select(0, tables.traced) if len(tables.traced) else scores[:0]
     final = _allowed(scores, tables.choices, tables)
     numbers, choices = tables.numbers, tables.choices
+    drawn = _adjusted(final, tables, do)
     tokens = do.sample(
-        _adjusted(final, tables, do),
-        numbers[:, step_tables.TEMPERATURE],
+        drawn,
+        _temperatures(drawn, tables),
         choices[:, step_tables.TOP_K].long(),
         numbers[:, step_tables.TOP_P],
         numbers[:, step_tables.MIN_P],
@@ -140,6 +142,16 @@ def _adjusted(final: Tensor, tables: StepTables, do: Operations) -> Tensor:
         if count:
             scores[index, tables.biased[index, :count]] += tables.biases[index, :count].to(scores.dtype)
     return scores
+
+
+def _temperatures(drawn: Tensor, tables: StepTables) -> Tensor:
+    """[n], of what is ``drawn`` from."""
+    temperatures = tables.numbers[:, step_tables.TEMPERATURE]
+    warmed, spreads, exponents = tables.ranges
+    if len(warmed) == 0:
+        return temperatures
+    own = entropy_temperatures(drawn.index_select(0, warmed), temperatures[warmed], spreads, exponents)
+    return temperatures.index_copy(0, warmed, own)
 
 
 def _alternatives(final: Tensor, tables: StepTables, do: Operations) -> tuple[Tensor, Tensor]:

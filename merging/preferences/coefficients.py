@@ -173,10 +173,10 @@ def bone_soup(
     """Bone Soup (arXiv 2502.10762): solve B^T x = k * mu for the coefficients of the backbones.
 
     Rewards combine linearly, so the soup's reward sum_j x_j h_j equals mu . r when B^T x = mu; for the paper's
-    symmetric B that is its lam = B^-1 mu. Extrapolation against the base scales every objective i by k_i, as in the
-    authors' code (merged weights k lam on the backbones and 1 - k on the SFT model); for a general mu,
-    x_j = sum_i mu_i k_i (B^-T)_ji is our reconstruction. Where the rows of B sum to 1 the base's share is
-    sum_i mu_i (1 - k_i).
+    symmetric B that is its lam = B^-1 mu. Extrapolation against the base scales every objective i by k_i:
+    x_j = sum_i mu_i k_i (B^-T)_ji. At n = 2 that is what the authors' script does (merged weights k lam on the
+    backbones and 1 - k on the SFT model); for more objectives the same sum is our reconstruction. Where the rows of B
+    sum to 1 the base's share is sum_i mu_i (1 - k_i).
 
     Args:
         preference: mu over n objectives.

@@ -14,7 +14,7 @@ from ladle.server.anthropic.requests import SPELLING
 from ladle.server.chat_jobs import ChatJob
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.errors import ApiError
-from ladle.server.generation import Choice, usage
+from ladle.server.generation import usage
 from ladle.server.http.sse import event
 from ladle.server.replies.anthropic import (
     BareEvent,
@@ -29,6 +29,7 @@ from ladle.server.replies.anthropic import (
     ThinkingReply,
     ToolUseReply,
 )
+from ladle.server.replies.choices import Choice
 from ladle.server.replies.trace_summary import TraceSummary
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter

@@ -49,7 +49,7 @@ class LedRequests:
         request = whole.request
         if request.plan.rank is not None:
             deliver, run = self._around(whole, sink)
-            self._lead(request, ScoredAnswer(whole, deliver, run, self.drop, self._lanes))
+            self._lead(request, ScoredAnswer(whole, deliver, run, self.drop, self._lanes, self._eos))
         elif request.plan.blocks is not None:
             deliver, run = self._around(whole, sink)
             self._lead(request, BlockSearch(request, self._answer(request), deliver, run, self.drop, self._lanes))
@@ -68,7 +68,7 @@ class LedRequests:
         request = sequence.request
         if request.plan.monitors and request.sampling.max_tokens:
             deliver, _ = self._around(sequence, sink)
-            self._lead(request, MonitoredAnswer(sequence, deliver, self._add, self._stop, self._lanes))
+            self._lead(request, MonitoredAnswer(sequence, deliver, self._add, self._stop, self._lanes, self._eos))
         else:
             self._add(sequence, sink)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from ladle.guidance.plan import Monitor, Plan, Source
 from ladle.server.engine.block_search import Sink
+from ladle.server.engine.questions import ask
 from ladle.server.engine.requests.answer import without_token
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput, Trip
 from ladle.server.engine.requests.sampling_params import SamplingParams
@@ -45,6 +46,7 @@ class MonitoredAnswer:
         run: starts a sequence whose outputs go to a sink.
         stop: ends a sequence by its id, if it runs, without an output.
         lanes: fresh lanes for the sources of a request.
+        ends: the tokens that end a text.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class MonitoredAnswer:
         run: Callable[[Sequence, Sink], None],
         stop: Callable[[str], None],
         lanes: Callable[[GenerationRequest], list[Lane]],
+        ends: frozenset[int],
     ) -> None:
         self.request = whole.request
         self._whole = whole
@@ -61,6 +64,7 @@ class MonitoredAnswer:
         self._run = run
         self._stop = stop
         self._lanes = lanes
+        self._ends = ends
         watches = [Watch(monitor) for monitor in whole.request.plan.monitors]
         self._valued = [watch for watch in watches if watch.monitor.source is not None]
         self._asking = [(watch, Sentences()) for watch in watches if watch.monitor.question is not None]
@@ -163,13 +167,10 @@ class MonitoredAnswer:
     def _ask(self, watch: Watch, index: int) -> None:
         """Ask the base about the answer so far: how likely yes and no are after the question."""
         assert watch.monitor.question is not None
-        *asked, yes, no = self.request.views[watch.monitor.question]
-        before = (*self.request.prompt, *self._tokens, *asked)
-        sampling = SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(before))
-        for word, token in ((True, yes), (False, no)):
-            name = f"q{self._watches.index(watch)}.{index}.{int(word)}"
-            own = replace(self._own(name, self._bare(_BASE), (*before, token), sampling), views={})
-            self._asked += len(asked) + 1
+        name = f"q{self._watches.index(watch)}.{index}"
+        asked = ask(self.request, name, watch.monitor.question, self._tokens, self._ends, _BASE)
+        self._asked += asked.tokens
+        for word, own in ((True, asked.yes), (False, asked.no)):
             self._start(Sequence(own, self._lanes(own), ahead=True), _Question(watch, index, word))
 
     def _own(self, name: str, plan: Plan, prompt: tuple[int, ...], sampling: SamplingParams) -> GenerationRequest:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from ladle.guidance.plan import Plan, Source
 from ladle.server.engine.block_search import Sink
+from ladle.server.engine.questions import AskedRequests, ask
 from ladle.server.engine.requests.answer import not_finite, without_token
 from ladle.server.engine.requests.request import GenerationRequest, Score, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
@@ -33,6 +34,7 @@ class ScoredAnswer:
         run: starts a sequence whose outputs go to a sink.
         stop: ends a sequence by its id, without an output.
         lanes: fresh lanes for the sources of a request.
+        ends: the tokens that end a text.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ScoredAnswer:
         run: Callable[[Sequence, Sink], None],
         stop: Callable[[str], None],
         lanes: Callable[[GenerationRequest], list[Lane]],
+        ends: frozenset[int],
     ) -> None:
         self.request = whole.request
         self._whole = whole
@@ -49,12 +52,14 @@ class ScoredAnswer:
         self._run = run
         self._stop = stop
         self._lanes = lanes
+        self._ends = ends
         self._tokens: list[int] = list(whole.request.answer or ())
         self._logprobs: list[float] = []
         given = without_token(Sequence(whole.request, []), "length", None, "")
         self._last = replace(given, prompt_tokens=given.prompt_tokens + len(self._tokens))
         self._said: dict[str, float] = {}
         self._pending: set[str] = set()
+        self._asked: AskedRequests | None = None
 
     def begin(self) -> None:
         """Write the answer, or judge the one that is there."""
@@ -102,6 +107,8 @@ class ScoredAnswer:
                 if self.request.answer is not None and not self._said:
                     self._last = replace(self._last, cached_tokens=output.cached_tokens, queued_s=output.queued_s)
                 self._said[output.request_id] = said
+                if self._asked is not None and output.request_id == self._asked.yes.request_id:
+                    self._start(Sequence(self._asked.no, self._lanes(self._asked.no)))
                 if not self._pending:
                     self._conclude()
 
@@ -118,6 +125,13 @@ class ScoredAnswer:
 
     def _ask(self) -> None:
         """The answer is there: ask everything about it that is not known."""
+        rank = self.request.plan.rank
+        assert rank is not None
+        if rank.question is not None:
+            # Whether it is no is asked once it is known whether it is yes, whose state it shares.
+            self._asked = ask(self.request, "q", rank.question, self._tokens, self._ends, rank.sources[0])
+            self._start(Sequence(self._asked.yes, self._lanes(self._asked.yes)))
+            return
         parts = [self._question(index, source) for index, source in enumerate(self.request.plan.ranking)]
         if not parts and self.request.answer is not None:
             parts = [self._likelihood(self._name("0"), self._bare(self.request.plan.sources), self.request.prompt)]
@@ -172,9 +186,11 @@ class ScoredAnswer:
         """Everything is known: give out the end of the answer with its score."""
         rank = self.request.plan.rank
         assert rank is not None
-        parts = tuple(
-            (source, self._said.get(self._name(str(index)), 0.0)) for index, source in enumerate(rank.sources)
-        )
+        if self._asked is not None:
+            said = [self._said[self._asked.yes.request_id] - self._said[self._asked.no.request_id]]
+        else:
+            said = [self._said.get(self._name(str(index)), 0.0) for index in range(len(rank.sources))]
+        parts = tuple(zip(rank.sources, said, strict=True))
         if parts:
             total = sum(source.weight * said for source, said in parts)
         else:
@@ -183,7 +199,8 @@ class ScoredAnswer:
             self._fail(not_finite(self.request.plan))
             return
         value = total / max(1, len(self._tokens)) if rank.per == "token" else total
-        self._deliver([replace(self._last, score=Score(value, rank.by, parts))])
+        asked = self._last.asked + (self._asked.tokens if self._asked is not None else 0)
+        self._deliver([replace(self._last, score=Score(value, rank.by, parts), asked=asked)])
 
     def _fail(self, error: str | None, reason: str = "error") -> None:
         self.cancel()

@@ -113,6 +113,12 @@ class SteeredFields(StrictModel):
     model: ModelField = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description=f"{_DEFAULT}; 0 is greedy")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description=f"{_DEFAULT}; 0 is greedy")
+    dynatemp_range: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="the temperature follows the entropy, by so much up and down; 0 is off; extension"
+    )
+    dynatemp_exponent: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="of the share of the greatest entropy, with dynatemp_range; default 1; extension"
+    )
     stream: bool | None = None
     seed: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = Field(None, description="default: a new one")
     presence_penalty: Penalty | None = None
@@ -202,10 +208,18 @@ class SamplingFields(OutputFields, SteeredFields):
             return _or(getattr(self, name), _or(defaults.get(name), neutral))
 
         top_p = drawn("top_p", 1.0)
+        # The smallest set of tokens that holds a probability of 0 is the best one alone.
+        temperature = 0.0 if top_p == 0 else drawn("temperature", 1.0)
+        spread = self.dynatemp_range or 0.0
+        if spread and temperature == 0:
+            raise InputError("dynatemp_range", spread, "0 where decoding is greedy: there is no temperature to change")
+        if self.dynatemp_exponent is not None and not spread:
+            raise InputError("dynatemp_exponent", self.dynatemp_exponent, "nothing without a dynatemp_range")
         return SamplingParams(
             max_tokens=max_tokens,
-            # The smallest set of tokens that holds a probability of 0 is the best one alone.
-            temperature=0.0 if top_p == 0 else drawn("temperature", 1.0),
+            temperature=temperature,
+            dynatemp_range=spread,
+            dynatemp_exponent=_or(self.dynatemp_exponent, 1.0),
             top_p=top_p or 1.0,
             top_k=max(0, int(drawn("top_k", 0))),
             min_p=drawn("min_p", 0.0),

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.fields.tool_calling import ToolCalling
-from ladle.server.generation import Choice, Job, usage
+from ladle.server.generation import Job, usage
 from ladle.server.openai.chat_reply import calls_in, reason_of
 from ladle.server.prompt_report import prompt_report
 from ladle.server.ranking import best_first, number
+from ladle.server.replies.choices import Choice
 from ladle.server.replies.trace_summary import TraceSummary, token
 from ladle.server.replies.types import Generated, GeneratedChoice, TokenEvent
 from ladle.server.serving import Serving

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
+from ladle.option_kinds import OptionError
 from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import MAX_CHOICES, CacheSalt, ModelField, SteeringField
 from ladle.server.fields.token_ids import IDS, TokenIds
 from ladle.server.native.requests import PromptField, only_one_of, prompt_of
 from ladle.server.tools.schemas import Tools
+from ladle.steering_options import RANKINGS
 
 
 def _texts(value: Any) -> tuple[str | TokenIds, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CHOICES:
         raise ValueError(f"allowed: a list of 1 to {MAX_CHOICES} texts, each a string or a list of token ids")
     return tuple(map(prompt_of, value))
+
+
+_BY = replace(RANKINGS, keys={key: kind for key, kind in RANKINGS.keys.items() if key != "vote"})
+
+
+def _by(value: Any) -> str | Mapping[str, str]:
+    try:
+        return _BY.parse(value)
+    except OptionError as error:
+        raise ValueError(f"allowed: {error.allowed}; texts do not vote, whoever sends them can count") from None
 
 
 _TEXTS_SCHEMA: dict[str, Any] = {
@@ -38,7 +52,7 @@ class ScoreRequest(ChatTemplateFields):
     messages: Messages | None = None
     tools: Tools | None = Field(None, description="what the template shows with messages")
     texts: Annotated[tuple[str | TokenIds, ...], PlainValidator(_texts), WithJsonSchema(_TEXTS_SCHEMA)]
-    by: Literal["likelihood", "implicit", "explicit"]
+    by: Annotated[str | Mapping[str, str], PlainValidator(_by), WithJsonSchema(_BY.schema())]
     per: Literal["answer", "token"] | None = Field(None, description="default answer; token divides by the tokens")
     end: bool | None = Field(None, description="count the token that ends an answer as the last one of every text")
     steering: SteeringField | None = None

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.fields.tool_calling import ToolCalling
-from ladle.server.generation import Choice, Job, usage, usage_so_far
+from ladle.server.generation import Job, usage, usage_so_far
 from ladle.server.openai.requests import UsageInStream
 from ladle.server.prompt_report import prompt_report
 from ladle.server.ranking import best_first, number
+from ladle.server.replies.choices import Choice
 from ladle.server.replies.trace_summary import TraceSummary
 from ladle.server.replies.types import (
     CalledFunction,

@@ -25,6 +25,7 @@ export function factsOf(token) {
   const add = (name, value, shown) => value !== null && value !== undefined && facts.push([name, shown(value)]);
   add("Under the base", token.base_logprob, chance);
   add("Shift", token.shift, (shift) => `${nats(shift)} nats`);
+  add("Entropy", token.entropy, (entropy) => `${nats(entropy)} nats`);
   add("Best token changed", token.argmax_changed, (changed) => (changed ? "yes" : "no"));
   add("Outside base's 20 best", token.outside, (outside) => (outside ? "yes" : "no"));
   add("Mass of candidates", token.candidate_mass, (mass) => percent(mass, 1));

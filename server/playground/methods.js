@@ -5,7 +5,7 @@ const KNOWN = {
   rewarded_soup: ["Rewarded Soup", "Merges one policy an objective, weighed by the preference."],
   fitted_soup: ["Fitted soup", "Merges backbones with the coefficients that measured rewards speak for."],
   base: ["Base", "The base model as it is, without any steering."],
-  mage: ["MAGE", "Merges a base for the preference, then guides every token by merged values."],
+  mage: ["MAGE", "Merges a base for the preference, then guides every token by values."],
   amplify: ["Amplify", "Moves further away from the base, in scores, than its merge did."],
   mod: ["MOD", "Decodes with one policy an objective at once."],
   genarm: ["GenARM", "Adds autoregressive reward models to the base, token by token."],

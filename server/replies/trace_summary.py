@@ -31,6 +31,7 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
     trace = output.trace
     if trace is not None:
         reply["argmax_changed"] = trace.argmax_changed
+        reply["entropy"] = finite(trace.entropy)
         reply["outside"] = trace.outside
         reply["candidate_mass"] = trace.candidate_mass
         reply["values"] = None if trace.values is None else dict(trace.values)

@@ -36,9 +36,10 @@ class RoutingReply(TypedDict):
 
 
 class RankReply(TypedDict):
-    """How finished answers were judged; ``sources`` is empty for ``likelihood``."""
+    """How finished answers were judged, ``by`` as the request states it; ``sources`` is empty for ``likelihood`` and
+    a vote."""
 
-    by: str
+    by: str | dict[str, str]
     per: str
     keep: NotRequired[int]
     sources: list[SourceReply]
@@ -242,14 +243,15 @@ class Token(TypedDict):
     under the base and ``shift`` KL(base, final) in nats; both are null without a trace. ``expert`` is the expert that
     gave it, or null. ``top`` is there when alternatives were asked for.
 
-    With a trace: ``argmax_changed``, whether guidance changed the best token; ``outside``, whether that token is not
-    among the 20 best of the base that is guided (null without a guide); ``candidate_mass``, the probability under the
-    first source of the candidates or of what its mask leaves; ``values``, what each explicit value said of the token;
-    ``router``, the router's score of every expert, where a method routes; ``monitors``, what each monitor said of the
-    token, or of the sentence that ends with it, where there are any. ``part``: with the first token of a part of
-    the answer that is steered otherwise than what came before, its method and preference. ``block``: with the first
-    token of a block that was searched for, how it was chosen. ``reasoning_content``: of a
-    token that is none of the answer, what it adds to the thought in front of it, which for a tag is nothing.
+    With a trace: ``argmax_changed``, whether guidance changed the best token; ``entropy``, of the combined score, in
+    nats; ``outside``, whether that token is not among the 20 best of the base that is guided (null without a guide);
+    ``candidate_mass``, the probability under the first source of the candidates or of what its mask leaves; ``values``,
+    what each explicit value said of the token; ``router``, the router's score of every expert, where a method routes;
+    ``monitors``, what each monitor said of the token, or of the sentence that ends with it, where there are any.
+    ``part``: with the first token of a part of the answer that is steered otherwise than what came before, its method
+    and preference. ``block``: with the first token of a block that was searched for, how it was chosen.
+    ``reasoning_content``: of a token that is none of the answer, what it adds to the thought in front of it, which for
+    a tag is nothing.
     """
 
     id: int
@@ -259,6 +261,7 @@ class Token(TypedDict):
     shift: float | None
     expert: str | None
     argmax_changed: NotRequired[bool]
+    entropy: NotRequired[float]
     outside: NotRequired[bool | None]
     candidate_mass: NotRequired[float | None]
     values: NotRequired[dict[str, float] | None]

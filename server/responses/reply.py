@@ -11,9 +11,10 @@ from ladle.server.chat_jobs import ChatJob
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.errors import ApiError
 from ladle.server.fields.messages import Message
-from ladle.server.generation import Choice, usage
+from ladle.server.generation import usage
 from ladle.server.http.strict_json import strict_json
 from ladle.server.openai.chat_reply import chat_logprobs
+from ladle.server.replies.choices import Choice
 from ladle.server.replies.responses import (
     FunctionCallReply,
     MessageItemReply,

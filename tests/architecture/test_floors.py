@@ -10,7 +10,7 @@ import pytest
 from imports_of import ROOT, imports
 
 FLOORS: dict[str, list[str]] = {
-    "kernels": ["dispatch", "gpu reference", "cpu spans step_tables trust_region"],
+    "kernels": ["dispatch", "gpu reference", "cpu entropy_temperature spans step_tables trust_region"],
     "merging": ["merges", "family", "bank preferences", "members", "checkpoints", "errors"],
     "guidance": [
         "check offline",
@@ -29,7 +29,7 @@ FLOORS: dict[str, list[str]] = {
         "speculation",
         "admission led_requests model_runner rank_process",
         "monitored_answer scored_answer",
-        "block_search graphs request_tracker served_models",
+        "block_search graphs questions request_tracker served_models",
         "ranks step_result weights_store",
         "scores",
         "forward",
@@ -59,7 +59,7 @@ FLOORS: dict[str, list[str]] = {
         "watch",
     ],
     "recipes": [
-        "commands everyday search_study vector_study",
+        "commands everyday rank_study search_study vector_study",
         "experts",
         "training",
         "config fits",

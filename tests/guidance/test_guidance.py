@@ -165,6 +165,7 @@ def test_a_preference_without_use_is_said(guided: Family, method: str) -> None:
 OPTIONS: dict[str, Any] = {
     "strength": 0.75,
     "value": "implicit",
+    "base": "fitted_soup",
     "combine": "merged",
     "candidates": 3,
     "coefficients": {"bone-simple": 1.0},
@@ -285,7 +286,7 @@ def test_genarm_prefers_values_without_a_reference(guided: Family) -> None:
 
 def test_normalize_scales_the_values_along(guided: Family) -> None:
     arms = with_values(guided, *singles("arm", reference=False), *singles("scorer", "explicit"))
-    steering = {"preference": MIX, "value": "both", "strength": {"implicit": 3.0, "explicit": 2.0}}
+    steering = {"preference": MIX, "value": "both", "combine": "merged", "strength": {"implicit": 3.0, "explicit": 2.0}}
     plan = plan_of(arms, "mage", **steering, normalize="sum")
     assert [source.weight for source in plan.sources] == [0.25, 0.75, 1.0]
     assert plan.scorer is not None and plan.scorer.strength == 0.5

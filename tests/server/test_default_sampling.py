@@ -52,6 +52,18 @@ async def test_whose_word_holds(
     assert {name: getattr(request.sampling, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize("more", [{"temperature": 0}, {"top_p": 0}, {"steering": {"method": "base"}}])
+async def test_a_greedy_temperature_has_no_range(drawn: Family, engine: FakeEngine, more: dict[str, Any]) -> None:
+    async with client_of(fake_state(drawn, engine)) as client:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 2, "dynatemp_range": 0.5, "dynatemp_exponent": 2}
+        refused = await client.post("/v1/completions", json={**body, **more})
+        asked = await client.post("/v1/completions", json=body)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "dynatemp_range"
+    assert asked.status_code == 200 and len(engine.requests) == 1
+    sampling = engine.requests[0].sampling
+    assert (sampling.temperature, sampling.dynatemp_range, sampling.dynatemp_exponent) == (0.5, 0.5, 2.0)
+
+
 async def test_a_family_without_defaults_draws_as_openai_does(family: Family, engine: FakeEngine) -> None:
     async with client_of(fake_state(family, engine)) as client:
         await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 2})

@@ -70,7 +70,7 @@ async def test_families(family: Family, engine: FakeEngine) -> None:
     assert said["bone_soup"] == ("required", 1.0) and said["cfg"] == ("ignored", 1.5)
     assert said["fusion_route"] == ("optional", None) and one["methods"]["custom"]["needs"] == ["terms"]
     assert one["methods"]["mage"]["options"] == [
-        "candidates", "coefficients", "combine", "kl_budget", "normalize", "strength", "value",
+        "base", "candidates", "coefficients", "combine", "kl_budget", "normalize", "strength", "value",
     ]  # fmt: skip
     assert [member["name"] for member in one["members"]] == list(family.kinds)
     assert all(member["kind"] in ("backbone", "policy") and member["parameters"] > 0 for member in one["members"])

@@ -135,6 +135,7 @@ async def test_equal_answers_stay_in_order_and_forms_are_kept(state: ServerState
         ("/v1/generate", {"prompt": "a", "n": 2}, {"keep": 3}, "steering.rank.keep"),
         ("/v1/generate", {"prompt": "a", "n": 2}, {"keep": 0}, "steering.rank.keep"),
         ("/v1/generate", {"prompt": "a", "n": 2}, {"by": "taste"}, "steering.rank.by"),
+        ("/v1/generate", {"prompt": "a", "n": 2}, {"by": "router"}, "steering.rank.by"),
         ("/v1/generate", {"prompt": "a", "n": 2}, {"best": 1}, "steering.rank.best"),
         ("/v1/generate", {"prompt": "a", "n": 2}, {"per": "token"}, "steering.rank.per"),
         ("/v1/score", {"prompt": "a", "texts": ["b"], "by": "explicit"}, {}, "steering.rank"),

@@ -25,12 +25,15 @@ class Score:
 
     value: the greater, the better.
     by: what it was judged by.
-    parts: (source, what it says) in the order of the ranking's sources: a log-probability in nats, or a value.
+    parts: (source, what it says) in the order of the ranking's sources: a log-probability in nats, a value, or
+        log-odds in nats.
+    second: what decides between equal ones; the greater, the better.
     """
 
     value: float
     by: str
     parts: tuple[tuple[Source, float], ...] = ()
+    second: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class TokenTrace:
     base_logprob: the token's logprob under the plain base, in nats.
     shift: KL(base, final) in nats, infinite where guidance rules out what the base allows.
     argmax_changed: whether the best token of the final score is not the base's.
+    entropy: of the combined score's softmax, in nats, before a form of the answer, penalties and temperature.
     outside: whether the best token of the final score lies outside the 20 best of the first source, the base that is
         guided: a sign that base and guide do not fit. None without guidance.
     candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
@@ -132,6 +136,7 @@ class TokenTrace:
     base_logprob: float
     shift: float
     argmax_changed: bool
+    entropy: float
     outside: bool | None = None
     candidate_mass: float | None = None
     values: Mapping[str, float] | None = None
@@ -190,7 +195,8 @@ class StepOutput:
         the engine.
     tripped: with the last output, which has no token then, the monitor that ended the answer.
     unseen: with the last output, how many tokens were written and are not shown, because a monitor ended the answer.
-    asked: how many tokens of monitors' questions were read since the output before, once for yes and once for no.
+    asked: how many tokens of questions about the answer were read since the output before, once for yes and once
+        for no.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
         several.

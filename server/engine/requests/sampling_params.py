@@ -14,6 +14,8 @@ class SamplingParams:
 
     max_tokens: most tokens to generate; 0 where only the prompt is asked about.
     temperature: 0 means greedy.
+    dynatemp_range, dynatemp_exponent: the temperature follows the entropy within this range (0: it does not), see
+        ``ladle.kernels.entropy_temperature``; only with a temperature above 0.
     top_k: 0 means off.
     logit_bias: (token id, bias in logits).
     stop: strings that end the text and are not part of it; like stop_token_ids they do nothing within a thought.
@@ -31,6 +33,8 @@ class SamplingParams:
 
     max_tokens: int
     temperature: float = 1.0
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0

@@ -18,6 +18,15 @@ class HostBudgets(NamedTuple):
     nats: Array
 
 
+class HostRanges(NamedTuple):
+    """``Ranges`` as arrays."""
+
+    warmed: Array
+    spreads: Array
+    exponents: Array
+
+
+_NO_RANGES = HostRanges(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 _NO_BUDGETS = HostBudgets(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))
 
 
@@ -31,6 +40,7 @@ class HostTables:
         choices: [n, CHOICES] int32.
         numbers: [n, NUMBERS] float64.
         budgets: the KL budgets.
+        ranges: whose temperatures follow their entropy.
         traced: [t] int64, the sequences whose combined scores are looked at: those that are traced, and those that ask
             for an entropy.
         plain: whether slots know of nothing but linear sums and the draws from them.
@@ -42,6 +52,7 @@ class HostTables:
     choices: Array
     numbers: Array
     budgets: HostBudgets = _NO_BUDGETS
+    ranges: HostRanges = _NO_RANGES
     traced: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     plain: bool = False
     truncates: bool = True

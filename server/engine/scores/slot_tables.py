@@ -13,7 +13,7 @@ from ladle.kernels import step_tables as columns
 from ladle.server.engine.device.transfers import Array
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.requests.sequence import Lane, Sequence
-from ladle.server.engine.scores.host_tables import HostBudgets, HostRoutes, HostTables
+from ladle.server.engine.scores.host_tables import HostBudgets, HostRanges, HostRoutes, HostTables
 
 SOURCES = 8
 """Sources that a recorded step adds up for a sequence; those of weight 0 are not read."""
@@ -50,6 +50,7 @@ class SlotTables:
         self._firsts = np.zeros(slots, dtype=np.int64)
         self._masked = np.zeros(slots, dtype=bool)
         self._budgets = np.zeros(slots, dtype=np.float64)
+        self._ranges = np.zeros((slots, 2), dtype=np.float64)
         self._traced = np.zeros(slots, dtype=bool)
         self._plain = np.ones(slots, dtype=bool)
         self._truncates = np.zeros(slots, dtype=bool)
@@ -77,12 +78,12 @@ class SlotTables:
         (self._firsts[slot],) = _rows(sequence.lanes[:1])
         self._masked[slot] = plan.mask is not None
         self._budgets[slot] = 0.0 if plan.kl_budget is None else plan.kl_budget
+        self._ranges[slot] = params.dynatemp_range, params.dynatemp_exponent
         self._traced[slot] = plan.trace
         # What a step of such sequences may leave out: all tables but those of a linear sum; truncation; and, in a
         # recorded step, everything between the sum and the draw.
-        self._plain[slot] = not (
-            plan.trace or plan.mask or plan.kl_budget or plan.rule != "linear" or params.logit_bias or params.logprobs
-        )
+        asks = params.logit_bias or params.logprobs or params.dynatemp_range
+        self._plain[slot] = not (plan.trace or plan.mask or plan.kl_budget or plan.rule != "linear" or asks)
         self._truncates[slot] = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
         self._recordable[slot] = recordable = _recordable(sequence)
         self._routes[slot] = recordable and plan.routing is not None
@@ -125,7 +126,10 @@ class SlotTables:
         # KL budgets concern few sequences, so they are a list of (sequence, base row, nats) and no column.
         limited = np.flatnonzero(budgets)
         kept = HostBudgets(limited, firsts[limited], budgets[limited])
-        return replace(tables, budgets=kept, traced=np.flatnonzero(looked_at))
+        ranges = self._ranges[slots]
+        warmed = np.flatnonzero(ranges[:, 0])
+        warm = HostRanges(warmed, ranges[warmed, 0], ranges[warmed, 1])
+        return replace(tables, budgets=kept, ranges=warm, traced=np.flatnonzero(looked_at))
 
     def routes(self, sequences: Seq[Sequence], rows: Array) -> HostRoutes | None:
         """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``rows`` as in
@@ -169,7 +173,7 @@ def _recordable(sequence: Sequence) -> bool:
     if plan.routing is not None and (plan.routing.top != 1 or any(lane.lazy for lane in sequence.lanes)):
         return False
     held = params.min_tokens and not (params.ignore_eos and not params.stop_token_ids)
-    asks = params.penalises or params.logit_bias or params.logprobs or held
+    asks = params.penalises or params.logit_bias or params.logprobs or params.dynatemp_range or held
     return sequence.draws and not asks and len(_added_lanes(sequence)) <= SOURCES
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ladle.kernels import step_tables as columns
-from ladle.kernels.step_tables import Budgets, StepTables, linear_tables
+from ladle.kernels.step_tables import Budgets, Ranges, StepTables, linear_tables
 from ladle.server.engine.device.transfers import Array, send
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues, added_values
@@ -61,7 +61,8 @@ def lay_out(
     arrays = {"rows": rows, "weights": weights.astype(real), "choices": choices, "numbers": host.numbers.astype(real)}
     if not host.plain:
         arrays["biased"], biases = _biases(host, sequences)
-        arrays |= {"biases": biases.astype(real), "traced": host.traced, **host.budgets._asdict()}
+        arrays |= {"biases": biases.astype(real), "traced": host.traced}
+        arrays |= {**host.budgets._asdict(), **host.ranges._asdict()}
     # In one copy to the device.
     sent = dict(zip(arrays, send(list(arrays.values()), device), strict=True))
     plain = linear_tables(sent["rows"], sent["weights"], sent["choices"], sent["numbers"], host.truncates)
@@ -70,6 +71,7 @@ def lay_out(
     if not host.plain:
         held |= {name: sent[name] for name in ("biased", "biases", "traced")}
         held["budgets"] = Budgets(*(sent[name] for name in Budgets._fields))
+        held["ranges"] = Ranges(*(sent[name] for name in Ranges._fields))
     return replace(
         plain,
         **held,

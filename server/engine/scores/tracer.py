@@ -41,6 +41,7 @@ class Tracer:
             dispatch.token_logprobs(base, tokens.index_select(0, picked)),
             dispatch.guidance_shift(base, guided),
             base.argmax(dim=-1) != guided.argmax(dim=-1),
+            dispatch.entropy(guided),
             _outside(first, guided),
             _mass(first, guided, [self._valued.get(index) for index in traced]),
             *(values for valued in self._valued.values() for values in valued.values.values()),
@@ -51,20 +52,21 @@ class Tracer:
 
         ``valued``: ``tensors`` on the host; ``drawn_candidates``: which of its candidates a sequence drew.
         """
-        columns = zip(self._traced.items(), *(column.tolist() for column in valued[:5]), strict=True)
-        rest = iter(valued[5:])
+        columns = zip(self._traced.items(), *(column.tolist() for column in valued[:6]), strict=True)
+        rest = iter(valued[6:])
         values = {i: {lane.source.name: next(rest) for lane in own.values} for i, own in self._valued.items()}
         return {
             index: TokenTrace(
                 base_logprob=logprob,
                 shift=shift,
                 argmax_changed=changed,
+                entropy=entropy,
                 outside=outside if _guided(sequence) else None,
                 candidate_mass=mass if _chooses(sequence) else None,
                 values=_values(values.get(index, {}), drawn_candidates.get(sequence)),
                 router=self._turns[sequence].scores if sequence in self._turns else None,
             )
-            for (index, sequence), logprob, shift, changed, outside, mass in columns
+            for (index, sequence), logprob, shift, changed, entropy, outside, mass in columns
         }
 
 

@@ -20,7 +20,7 @@ from ladle.kernels import step_tables
 from ladle.kernels.gpu.fused_step import fused_step, guided_scores
 from ladle.kernels.reference import scores as reference
 from ladle.kernels.reference import step as step_reference
-from ladle.kernels.step_tables import Budgets, StepTables, plain_tables
+from ladle.kernels.step_tables import Budgets, Ranges, StepTables, plain_tables
 from ladle.server.engine.scores.slot_tables import draw_keys
 
 pytestmark = MARKS
@@ -75,6 +75,8 @@ def draw_plan(rng: random.Random, vocabulary: int) -> dict[str, Any]:
         "frequency": rng.uniform(-1, 1) if penalised else 0.0,
         "biases": {token: rng.uniform(-5, 5) for token in tokens[: rng.randint(1, 18)]} if rng.random() < 0.3 else {},
         "temperature": some(0.0, 0.7, 1.0, 1.3),
+        "spread": some(0.0, 0.0, 0.4, 1.1, 2.0),
+        "exponent": some(0.5, 1.0, 3.0),
         "top_k": some(0, 0, 3, 40, vocabulary + 1),
         "top_p": some(1.0, 1.0, 0.5, 0.95),
         "min_p": some(0.0, 0.0, 0.1),
@@ -113,12 +115,16 @@ def lay_out(plans: list[dict[str, Any]], vocabulary: int) -> StepTables:
     budgets = [(i, *plan["budget"]) for i, plan in enumerate(plans) if plan["budget"]]
     index, bases, nats = zip(*budgets, strict=True) if budgets else ((), (), ())
     limited, based = (torch.tensor(part, dtype=torch.int64, device=DEVICE) for part in (index, bases))
+    ranges = [(i, plan["spread"], plan["exponent"]) for i, plan in enumerate(plans) if plan["spread"]]
+    warmed = torch.tensor([i for i, _, _ in ranges], dtype=torch.int64)
+    spreads, exponents = (torch.tensor([entry[k] for entry in ranges], dtype=torch.float64) for k in (1, 2))
     made = replace(
         made, candidates=padded("candidates", 0).long(), values=padded("values", 0.0).float(),
         biased=padded("biases", 0).long(), biases=padded("bias_values", 0.0).float(), counts=counts, seen=seen,
         allowed=allowed, linear=False, masks=True, truncates=True, wanted=max(columns["wanted"]),
         traced=torch.arange(0, n, 2),
         budgets=Budgets(limited, based, torch.tensor(nats, dtype=torch.float64, device=DEVICE)),
+        ranges=Ranges(*(part.to(DEVICE) for part in (warmed, spreads, exponents))),
     )  # fmt: skip
     moved = {name: value.to(DEVICE) for name, value in vars(made).items() if isinstance(value, Tensor)}
     return replace(made, **moved)
@@ -142,6 +148,18 @@ def cut(scores: np.ndarray, top_k: int, top_p: float, min_p: float) -> tuple[np.
     if min_p > 0:
         margin = min([margin, *np.abs(ratio - min_p)])
     return (scores >= floor) & (ratio >= min_p), float(margin)
+
+
+def warm(scores: np.ndarray, plan: dict[str, Any]) -> float:
+    """The temperature of ``scores``: between its bounds by the share of the entropy that there could be."""
+    left = scores[scores > -np.inf]
+    if not plan["spread"] or len(left) < 2:
+        return float(plan["temperature"])
+    p = np.exp(left - left.max())
+    p = p[p > 0] / p.sum()
+    share = -(p * np.log(p)).sum() / np.log(len(left))
+    low, high = max(0.0, plan["temperature"] - plan["spread"]), plan["temperature"] + plan["spread"]
+    return float(low + (high - low) * share ** plan["exponent"])
 
 
 def expected_step(logits: Tensor, plan: dict[str, Any]) -> tuple[np.ndarray, int, float, np.ndarray]:
@@ -179,8 +197,9 @@ def expected_step(logits: Tensor, plan: dict[str, Any]) -> tuple[np.ndarray, int
         drawn[token] -= plan["presence"] * (count > 0) + plan["frequency"] * count
     for token, value in plan["biases"].items():
         drawn[token] += value
-    if plan["temperature"] > 0:
-        drawn = drawn / plan["temperature"]
+    temperature = warm(drawn, plan) if plan["temperature"] > 0 else 0.0
+    if temperature > 0:
+        drawn = drawn / temperature
         survives, near = cut(drawn, plan["top_k"], plan["top_p"], plan["min_p"])
         margin = min(margin, near)
         key = torch.tensor(plan["key"], dtype=torch.int32)

@@ -3,18 +3,22 @@
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from seeds import fresh_seed
 from tiny_engine import Recorder, alone, build, family_of, make_request, random_coefficients, random_prompt, serve
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from ladle.kernels.reference.scores import gumbel
 from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import StepOutput
+from ladle.server.engine.scores.slot_tables import draw_keys
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,8 @@ def test_trace_reports_the_base_and_the_shift(engine: Engine, family: Family) ->
     for step, output in enumerate(outputs["merged"]):
         assert output.base_logprob == pytest.approx(base[step, output.token].item(), abs=1e-4)
         assert output.shift == pytest.approx(kl[step].item(), abs=1e-4) and kl[step] > 1e-4
+        entropy = -(final[step].exp() * final[step]).sum().item()
+        assert output.trace is not None and output.trace.entropy == pytest.approx(entropy, abs=1e-4)
     for output in outputs["base"]:
         assert output.base_logprob == output.logprob and output.shift == 0
 
@@ -196,6 +202,41 @@ def test_first_tokens_follow_the_distribution(engine: Engine) -> None:
     degrees = len(expected) - 1
     bound = degrees * (1 - 2 / (9 * degrees) + 4.7534 * math.sqrt(2 / (9 * degrees))) ** 3
     assert statistic < max(bound, 30), (statistic, degrees)
+
+
+def test_temperatures_follow_the_entropy(engine: Engine, family: Family) -> None:
+    """The token is what the float64 formula's temperature draws; a range of 0 changes nothing."""
+    rng = random.Random(fresh_seed())
+    recorder = Recorder(engine)
+    requests = [
+        make_request(
+            f"r{i}", random_prompt(rng, 1, 30), random_coefficients(rng, family.mergeable), seed=i, max_tokens=6,
+            temperature=rng.choice([0.3, 1.0]), dynatemp_range=rng.choice([0.3, 1.0]), ignore_eos=True,
+            dynatemp_exponent=rng.choice([0.5, 2.0]), logit_bias=rng.choice([(), ((7, 5.0),)]),
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    off = [
+        replace(r, request_id=f"o{i}", sampling=replace(r.sampling, dynatemp_range=0.0, dynatemp_exponent=1.0 + i))
+        for i, r in enumerate(requests)
+    ]
+    plain = [replace(r, request_id=f"p{i}", sampling=replace(r.sampling, dynatemp_range=0.0, dynatemp_exponent=1.0))
+             for i, r in enumerate(requests)]  # fmt: skip
+    served = serve(engine, [*requests, *off, *plain])
+    for i, request in enumerate(requests):
+        assert [o.token for o in served[f"o{i}"]] == [o.token for o in served[f"p{i}"]]
+        params, outputs = request.sampling, served[request.request_id]
+        for step, scores in enumerate(_logits(recorder, request.request_id, outputs)[:, 0].double()):
+            for token, bias in params.logit_bias:
+                scores[token] += bias
+            share = float(torch.special.entr(torch.softmax(scores, -1)).sum()) / math.log(len(scores))
+            low, high = max(0.0, params.temperature - params.dynatemp_range), params.temperature + params.dynatemp_range
+            warm = low + (high - low) * share**params.dynatemp_exponent
+            key = torch.from_numpy(draw_keys(np.array([i], dtype=np.uint64), np.array([step])))
+            drawn = gumbel(key, torch.arange(len(scores), dtype=torch.int32)).double() + scores / warm
+            best = drawn.topk(2).values
+            if best[0] - best[1] > 1e-4:
+                assert outputs[step].token == int(drawn.argmax())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])

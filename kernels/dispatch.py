@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
 from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Layers, Product
+from ladle.kernels.entropy import entropy
 from ladle.kernels.reference import model as model_reference
 from ladle.kernels.reference import routing
 from ladle.kernels.reference import scores as reference
 from ladle.kernels.reference import step as step_reference
-from ladle.kernels.reference.scores import entropy, guidance_shift
+from ladle.kernels.reference.scores import guidance_shift
 from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 

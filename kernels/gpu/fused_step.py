@@ -37,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ladle.kernels import step_tables
-from ladle.kernels.entropy_temperature import entropy_temperatures
+from ladle.kernels.entropy import entropy_temperatures
 from ladle.kernels.gpu.draw import draw, width
 from ladle.kernels.gpu.score_rows import combine
 from ladle.kernels.gpu.score_tile import (

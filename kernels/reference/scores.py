@@ -230,13 +230,3 @@ def guidance_shift(base: Tensor, final: Tensor) -> Tensor:
     terms = base_logprobs.exp() * (base_logprobs - torch.log_softmax(final, dim=-1))
     # A token that the base rules out adds nothing (0 log 0 = 0); one that only `final` rules out makes it infinite.
     return terms.masked_fill_(base_logprobs == -torch.inf, 0.0).sum(dim=-1).clamp_(min=0)
-
-
-def entropy(scores: Tensor) -> Tensor:
-    """-sum_t p_t ln p_t of p = softmax of ``scores`` [n, vocabulary]: [n], nats; a token with -inf adds nothing. Row by
-    row, since a vectorised sum may depend on how many rows share the call."""
-    sums = scores.new_zeros(scores.shape[0])
-    for row, own in enumerate(scores):
-        logprobs = torch.log_softmax(own, dim=-1)
-        sums[row] = -(logprobs.exp() * logprobs).masked_fill_(logprobs == -torch.inf, 0.0).sum()
-    return sums

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ladle.kernels import step_tables
-from ladle.kernels.entropy_temperature import entropy_temperatures
+from ladle.kernels.entropy import entropy_temperatures
 from ladle.kernels.reference import scores as plain
 from ladle.kernels.reference.routing import combine_routed, mix_experts, route_tokens
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables

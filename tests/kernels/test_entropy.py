@@ -6,8 +6,7 @@ import pytest
 import torch
 from seeds import fresh_seed
 
-from ladle.kernels.entropy_temperature import LEAST, entropy_temperatures
-from ladle.kernels.reference import scores as reference
+from ladle.kernels.entropy import LEAST, entropy_temperatures
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -21,11 +20,11 @@ def test_the_formula(dtype: torch.dtype) -> None:
     for row in range(4):
         left = scores[row][scores[row] > -torch.inf].double()
         p = torch.softmax(left, dim=-1)
-        entropy = float(torch.special.entr(p).sum())
-        assert float(reference.entropy(scores[row : row + 1])) == pytest.approx(entropy, abs=1e-5)
+        nats = float(torch.special.entr(p).sum())
+        assert float(entropy(scores[row : row + 1])) == pytest.approx(nats, abs=1e-5)
         temperature, spread = float(temperatures[row]), float(spreads[row])
         low, high = max(0.0, temperature - spread), temperature + spread
-        wanted = low + (high - low) * (entropy / math.log(len(left))) ** float(exponents[row])
+        wanted = low + (high - low) * (nats / math.log(len(left))) ** float(exponents[row])
         assert float(found[row]) == pytest.approx(wanted if wanted >= LEAST else 0.0, abs=1e-5)
         alone = entropy_temperatures(*(part[row : row + 1] for part in (scores, temperatures, spreads, exponents)))
         assert torch.equal(alone, found[row : row + 1]), "a row does not depend on the others"

@@ -1,4 +1,4 @@
-"""Temperatures that follow how sure a row is: low where little is in doubt, high where much is.
+"""How sure a row of scores is, and temperatures that follow it: low where little is in doubt, high where much is.
 
 Plain torch on every device: it runs for the few sequences that ask for it.
 """
@@ -10,10 +10,18 @@ import math
 import torch
 from torch import Tensor
 
-from ladle.kernels.reference.scores import entropy
-
 LEAST = 1e-4
 """A temperature below it is 0: the best token. Scores divided by it still are numbers."""
+
+
+def entropy(scores: Tensor) -> Tensor:
+    """-sum_t p_t ln p_t of p = softmax of ``scores`` [n, vocabulary]: [n], nats; a token with -inf adds nothing. Row by
+    row, since a vectorised sum may depend on how many rows share the call."""
+    sums = scores.new_zeros(scores.shape[0])
+    for row, own in enumerate(scores):
+        logprobs = torch.log_softmax(own, dim=-1)
+        sums[row] = -(logprobs.exp() * logprobs).masked_fill_(logprobs == -torch.inf, 0.0).sum()
+    return sums
 
 
 def entropy_temperatures(scores: Tensor, temperatures: Tensor, ranges: Tensor, exponents: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from ladle.clients.errors import (
     UnreachableError,
     UsageError,
 )
-from ladle.clients.family_responses import Calibration, Family, Member, MethodStatus, Model
+from ladle.clients.family_responses import Calibration, Family, Member, MethodStatus, Model, ThinkingTags
 from ladle.clients.payload import Message, Options
 from ladle.clients.responses import (
     Alternative,
     BegunPart,
     CalledFunction,
     Choice,
+    ChosenBlock,
     CoefficientsReport,
     CompletionTokensDetails,
     Diagnostics,
@@ -54,9 +55,11 @@ __all__ = [
     "Options",
     "Alternative",
     "Choice",
+    "ChosenBlock",
     "CoefficientsReport",
     "CompletionTokensDetails",
     "Calibration",
+    "ThinkingTags",
     "Diagnostics",
     "Outcome",
     "Family",

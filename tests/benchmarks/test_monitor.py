@@ -12,10 +12,8 @@ from ladle.benchmarks import monitor
 
 def test_every_method_and_batch_has_a_row(tmp_path: Path) -> None:
     world = World(tmp_path, random.Random(1), pblora=False)
-    rows = list(monitor.run(world.family, "float32", [1, 3], 2))
-    assert [(row["method"], row["batch"]) for row in rows] == [
-        (method, batch) for method in monitor.METHODS for batch in (1, 3)
-    ]
+    rows = list(monitor.run(world.family, "float32", [2], 1))
+    assert [(row["method"], row["batch"]) for row in rows] == [(method, 2) for method in monitor.METHODS]
     assert all(float(str(row["watched_ms"])) > 0 for row in rows)
 
 

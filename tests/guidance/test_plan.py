@@ -35,6 +35,7 @@ def test_every_key_is_taken() -> None:
         "min_stay": 8,
         "threshold": 1,
         "kl_budget": 2,
+        "base": "fitted_soup",
         "target": {"a": 0.5},
         "schedule": [{}],
         "rank": {"by": "implicit", "per": "token", "keep": 2},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from seeds import fresh_seed
 
-from ladle.kernels.entropy import LEAST, entropy_temperatures
+from ladle.kernels.entropy import LEAST, entropy, entropy_temperatures
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -158,16 +158,17 @@ def test_mage_explicit(guided: Family, mu: dict[str, float], world: World, eta: 
     base = world.logits(soup(guided, mu))
     chosen = best(base, candidates or 20)
     merged = world.value(of("scorer", mu))
-    plan = resolve(guided, S("mage", mu, eta, value="explicit", candidates=candidates))
+    plan = resolve(guided, S("mage", mu, eta, value="explicit", candidates=candidates, combine="merged"))
     agree(plan, world, np.where(chosen, base + eta * (merged - merged[chosen].mean()), base))
     single = sum(weight * world.value({f"scorer-{name}": 1.0}) for name, weight in mu.items())
-    plan = resolve(guided, S("mage", mu, eta, value="explicit", candidates=candidates, combine="ensemble"))
+    plan = resolve(guided, S("mage", mu, eta, value="explicit", candidates=candidates))
     agree(plan, world, np.where(chosen, base + eta * (single - single[chosen].mean()), base))
 
 
 def test_mage_both(guided: Family, mu: dict[str, float], world: World, eta: float) -> None:
     base = world.logits(soup(guided, mu))
-    chosen, worth = best(base, 20), world.value(of("scorer", mu))
+    chosen = best(base, 20)
+    worth = sum(weight * world.value({f"scorer-{name}": 1.0}) for name, weight in mu.items())
     guide = world.logits(of("tuned", mu)) - world.logits()
     centred = np.where(chosen, worth - worth[chosen].mean(), 0)
     agree(resolve(guided, S("mage", mu, eta, value="both")), world, base + eta * (guide + centred))

@@ -157,13 +157,14 @@ def test_a_grammar_is_of_the_answer_alone(world: World, engine: Engine) -> None:
     free = world.request("free", valued, world.prompts(rng), max_tokens=40, ignore_eos=False)
     biased = make_request("ends", random_prompt(rng, 5, 9), max_tokens=40, logit_bias=((end, 100.0),))
     opens = make_request("opens", random_prompt(rng, 5, 9), max_tokens=40, logit_bias=((7, 100.0),))
+    closed = make_request("none", random_prompt(rng, 5, 9), max_tokens=40, logit_bias=((end, 100.0), (7, -100.0)))
     closing = (8, 9)
     inside = Thinking((7,), closing, 5, (11, 12), opened=True)
     asked = [
         replace(free, thinking=inside),
         replace(biased, thinking=inside),
         replace(opens, thinking=replace(inside, opened=False)),
-        replace(biased, request_id="none", thinking=Thinking((7, 6), closing, 5)),
+        replace(closed, thinking=Thinking((7, 6), closing, 5)),
     ]
     plain = _tokens(serve(engine, [replace(free, sampling=replace(free.sampling, ignore_eos=True))])["free"])
     try:

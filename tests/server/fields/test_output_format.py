@@ -111,7 +111,7 @@ async def test_regexes_choices_and_any_object(real_state: ServerState) -> None:
         ({"structured_outputs": {"json": {"items": {"requird": []}}}}, "structured_outputs.json.items", "requird"),
         ({"structured_outputs": {"json": {"x-guidance": {}}}}, "structured_outputs.json", "x-guidance"),
         ({"structured_outputs": {"json": {"enum": [2**53 + 1]}}}, "structured_outputs.json.enum", "an integer that"),
-        ({"structured_outputs": {"json": {"items": {"not": {}}}}}, "structured_outputs.json.items", "not"),
+        ({"structured_outputs": {"json": {"items": {"not": {"const": 1}}}}}, "structured_outputs.json.items", "not"),
         ({"structured_outputs": {"regex": "ab\\"}}, "structured_outputs.regex", "lone backslash"),
         ({"guided_regex": "a"}, "guided_regex", "guided_regex"),
     ],

@@ -71,7 +71,7 @@ def test_alternatives_that_a_tag_tells_apart_are_taken(compiler: GrammarCompiler
 def test_alternatives_that_are_listed_are_taken(
     compiler: GrammarCompiler, schema: dict[str, Any], seen: list[Any]
 ) -> None:
-    drawn = answers(compiler, schema, 60)
+    drawn = answers(compiler, schema, 200)
     assert set(map(repr, drawn)) == set(map(repr, seen))
 
 
@@ -81,7 +81,7 @@ def test_alternatives_of_several_kinds_are_taken_together(compiler: GrammarCompi
         {"type": "object", "properties": {"v": {"const": tag}}, "additionalProperties": False} for tag in (1, True, "1")
     ]
     schema = {"oneOf": [tagged[0], {"type": "null"}, *tagged[1:], {"const": "none"}]}
-    drawn = answers(compiler, schema, 80)
+    drawn = answers(compiler, schema, 300)
     assert set(map(repr, drawn)) == {"None", "'none'", "{'v': 1}", "{'v': True}", "{'v': '1'}"}
 
 

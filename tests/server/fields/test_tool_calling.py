@@ -213,12 +213,13 @@ async def test_refused_by_name(hermes: Served, fields: dict[str, Any], param: st
 
 
 async def test_schemas_of_forced_calls_are_checked(hermes: Served) -> None:
+    unlike = {"not": {"const": 1}}
     for parameters, param in (
         ({"type": "array"}, "tools[0].function.parameters"),
         ({"type": "object", "requird": []}, "tools[0].function.parameters"),
         ({"type": "object", "properties": {"x": {"uniqueItems": True}}}, "tools[0].function.parameters.properties.x"),
         ({"properties": {"x": {"enum": [2**53 + 1]}}}, "tools[0].function.parameters.properties.x.enum"),
-        ({"properties": {"x": {"anyOf": [{"not": {}}]}}}, "tools[0].function.parameters.properties.x.anyOf[0]"),
+        ({"properties": {"x": {"anyOf": [unlike]}}}, "tools[0].function.parameters.properties.x.anyOf[0]"),
         ({"properties": {"x": {"pattern": "(?=a)b"}}}, "tools[0].function.parameters.properties.x"),
     ):
         tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]

@@ -38,7 +38,8 @@ async def test_a_trace_lists_tokens_whose_texts_are_the_text(family: Family, eng
     assert [token["id"] for token in tokens] == engine.tokens(engine.requests[0])
     assert "".join(token["text"] for token in tokens) == reply["choices"][0]["text"]
     always = {"id", "text", "logprob", "base_logprob", "shift", "expert"}
-    assert all(set(token) == always | {"argmax_changed", "outside", "candidate_mass", "values"} for token in tokens)
+    traced = {"argmax_changed", "entropy", "outside", "candidate_mass", "values"}
+    assert all(set(token) == always | traced for token in tokens)
     assert tokens[0]["logprob"] == -0.25 and tokens[0]["base_logprob"] == -0.5 and tokens[0]["shift"] == 0.125
     assert [source["role"] for source in reply["steering"]["sources"]] == ["merged", "reference"]
 

@@ -9,7 +9,6 @@ python -m ladle.recipes.search_study figures SWEEP --out studies/search
 from __future__ import annotations
 
 import asyncio
-import csv
 import gzip
 import tempfile
 from collections.abc import Sequence
@@ -61,6 +60,7 @@ def ask_questions(
     from ladle.recipes.config import load_recipe
     from ladle.recipes.domains.domains import is_right, questions
     from ladle.recipes.experts.route import needed
+    from ladle.recipes.training.evaluate import write_csv
 
     recipe = load_recipe("demo")
     config = needed(recipe.routing_evaluation, "routing_evaluation")
@@ -81,8 +81,8 @@ def ask_questions(
                 question = held_out[row["question"]]
                 row["domain"], row["right"] = question.domain, int(is_right(question, row["text"]))
             rows, table = rows + own, table + (entries := _shares(label, own))
-            _write(out / "answers.csv", rows)
-            _write(out / "questions.csv", table)
+            write_csv(rows, out / "answers.csv")
+            write_csv(table, out / "questions.csv")
             for entry in entries:
                 typer.echo("  ".join(f"{key} {value}" for key, value in entry.items()))
 
@@ -178,13 +178,6 @@ def cost(
         rows = asyncio.run(_answers(url, [("searched", index, 0) for index in range(len(texts))], texts, 48))
     written, drawn = sum(row["tokens"] for row in rows), sum(row["drawn"] for row in rows)
     typer.echo(f"{len(rows)} answers of {written / len(rows):.1f} tokens; {drawn / written:.2f} drawn for each of them")
-
-
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def measure(
 ) -> None:
     """Rewards of answers, and how perplexing the plain base finds them, at each coefficient; the same seeds at all."""
     from ladle.recipes.rewards import Positive
+    from ladle.recipes.training.evaluate import write_csv
 
     prompts = json.loads((split / "sweep.json").read_text(encoding="utf-8"))["prompts"][:most]
     values = [float(value) for value in coefficients.split(",")]
@@ -74,12 +75,12 @@ def measure(
     reward = Positive()
     for row in rows:
         row["reward_positive"] = round(reward(prompts[row["prompt"]], row["text"]), 4)
-    _write(out / "samples.csv", rows)
+    write_csv(rows, out / "samples.csv")
     table = [_figures(value, [row for row in rows if row["coefficient"] == value]) for value in values]
     base = next((row["perplexity"] for row in table if row["coefficient"] == 0.0), None)
     for entry in table:
         entry["over_base"] = None if base is None else round(entry["perplexity"] / base, 3)
-    _write(out / "coefficients.csv", table)
+    write_csv(table, out / "coefficients.csv")
     tau = kendall([row["coefficient"] for row in table], [row["reward_positive"] for row in table])
     for entry in table:
         typer.echo("  ".join(f"{key} {value}" for key, value in entry.items()))
@@ -131,13 +132,6 @@ def kendall(one: Sequence[float], other: Sequence[float]) -> float:
 
 def _reward(row: dict[str, str], name: str) -> float:
     return float(row[f"reward_{name}"])
-
-
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ def front(
 
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Writes the rows of `summarise`, one line a setting."""
+    """Writes ``rows``, which have the same keys, one line each; their folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

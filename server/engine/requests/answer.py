@@ -89,11 +89,9 @@ class Answer:
 
     def _cut(self, output: StepOutput) -> Ending:
         """What ``output`` would show if it were the last one; what comes goes on as if nothing had been asked."""
-        twin = copy(self)
-        twin._detokenizer = self._detokenizer.branch()
-        if self._thought is None:
+        twin = self.copy()
+        if twin._thought is None:
             return Ending(output.text + twin.finish(), None, 0)
-        twin._thought, twin._thoughts = copy(self._thought), self._thoughts.branch()
         text, thought = twin._rest(twin._thought)
         reasoning = None if output.reasoning is None else output.reasoning + thought
         return Ending(output.text + text, reasoning, twin._thought.tokens)

@@ -99,12 +99,6 @@ class Detokenizer:
         """Whether any text is kept back."""
         return bool(self._pending) or self._stops.holds
 
-    def branch(self) -> Detokenizer:
-        """Another one at the same place of the same text."""
-        twin = copy(self)
-        twin._stream, twin._stops, twin._pending = copy(self._stream), copy(self._stops), list(self._pending)
-        return twin
-
     def push(self, token: int, stops: bool = True) -> tuple[str, str, bool]:
         """Add ``token``; returns (this token's own text, text that may be shown now, stop string met, if it
         ``stops``)."""

@@ -13,6 +13,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
+from ladle.kernels.cpu.kept_code import keep
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
 
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
@@ -43,18 +44,19 @@ def _find_threads() -> None:
                 continue
 
 
-def _keep() -> bool:
-    """Whether compiled code can be kept for the next start. The folder's name follows all of the source, of which numba
-    itself watches only the file of the outermost function, and whether there is a unit for matrices, which a container
+def _source() -> str:
+    """What compiled code follows from: all of this folder, and whether there is a unit for matrices, which a container
     may be refused on a processor that has it."""
-    if numba.config.CACHE_DIR:
-        return True  # the operator's own
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
-    if has_matrix_unit():
-        digest.update(b"matrices")
+    digest.update(b"matrices" if has_matrix_unit() else b"")
+    return digest.hexdigest()
+
+
+def _find_folder() -> bool:
+    """Whether compiled code can be kept for the next start: where numba was told to, or beside other caches."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "ladle" / "compiled" / digest.hexdigest()[:16]
+    folder = Path(numba.config.CACHE_DIR or root / "ladle" / "compiled")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -73,5 +75,17 @@ EXACT: dict[str, Any] = {"boundscheck": False, "error_model": "numpy"}
 """Options of what is called from compiled code and must round each result as IEEE 754 says."""
 INNER: dict[str, Any] = {"fastmath": _SUMS, **EXACT}
 """Options of what is called from compiled code."""
-OUTER: dict[str, Any] = {"nogil": True, "cache": _keep(), **INNER}
-"""Options of what is called from Python, or has parallel loops."""
+_SOURCE, _KEPT = _source(), _find_folder()
+
+
+def compiled(**options: Any) -> Any:
+    """A decorator for what is called from Python, or has parallel loops: compiled at its first call for each signature,
+    without Python's lock, and kept for the next start. ``options`` as ``numba.njit`` takes them."""
+
+    def made(function: Any) -> Any:
+        dispatcher = numba.njit(nogil=True, **INNER, **options)(function)
+        if _KEPT:
+            keep(dispatcher, _SOURCE)
+        return dispatcher
+
+    return made

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
-from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
+from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
@@ -43,7 +43,7 @@ def _of(product: Product, layer: int) -> Product:
     )
 
 
-@njit(**OUTER)
+@compiled()
 def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> None:
     """One of the last two is None: what attends in the other way is not compiled then, which takes seconds."""
     x, layers, scales, rows, kv, block, threads, amounts, vectors = step
@@ -98,7 +98,7 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
             _normalise(x, layers.norms[layer + 1, 0], layers.eps, normed, threads)
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _multiply(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, threads: int) -> None:
     for part in prange(threads):
         multiply_part(product, scale, x, y, low, part, threads)
@@ -116,13 +116,13 @@ def _normalise_rows(x: Floats, weight: Floats, eps: float, y: Any, first: int, l
             made[i] = narrow(row[i] * factor * weight[i], made[i])
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _normalise_beside(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> None:
     for part in prange(threads):
         _normalise_rows(x, weight, eps, y, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
 
 
-@njit(**OUTER)
+@compiled()
 def _normalise(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> None:
     if x.shape[0] <= _ALONE:
         _normalise_rows(x, weight, eps, y, 0, x.shape[0])
@@ -140,13 +140,13 @@ def _add_rows(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats
             own[i] += added[i]
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _add_beside(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, threads: int) -> None:
     for part in prange(threads):
         _add_rows(product, scale, y, low, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
 
 
-@njit(**OUTER)
+@compiled()
 def _add(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, threads: int) -> None:
     """x += y, expanded."""
     if x.shape[0] <= _ALONE:
@@ -166,13 +166,13 @@ def _steer_rows(amounts: Floats, vectors: Floats, x: Floats, first: int, last: i
                     own[i] += amount * vector[i]
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _steer_beside(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
     for part in prange(threads):
         _steer_rows(amounts, vectors, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
 
 
-@njit(**OUTER)
+@compiled()
 def _steer(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
     """x += amounts vectors, vector after vector."""
     if x.shape[0] <= _ALONE:
@@ -181,7 +181,7 @@ def _steer(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
         _steer_beside(amounts, vectors, x, threads)
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _store(
     product: Product, scale: Floats, qkv: Floats, low: Floats, rows: LayerRows, kv: Any, heads: int, threads: int
 ) -> None:
@@ -208,7 +208,7 @@ def _store(
                     own[i] = narrow(row[i], own[i])
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _activate(product: Product, scale: Floats, both: Floats, low: Floats, gated: Any, threads: int) -> None:
     """gated = silu(gate) up, expanded first."""
     size = gated.shape[1]

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
-from ladle.kernels.cpu.compiler import INNER, OUTER
+from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import address, largest, narrow, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, has_matrix_unit, matrix_tile, release
@@ -260,7 +260,7 @@ def _attend_part(
     release()
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def attend_by_matrices(
     queries: Floats,
     rows: LayerRows,

@@ -13,7 +13,7 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from ladle.kernels.cpu.compiler import EXACT, INNER, OUTER
+from ladle.kernels.cpu.compiler import EXACT, INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.types import Floats
 
@@ -64,7 +64,7 @@ def _each_part(loop: Callable[[int, int], None], rows: int) -> None:
         other.result()
 
 
-@njit(**OUTER)
+@compiled()
 def _sample(
     scores: Floats,
     temperature: Floats,
@@ -88,7 +88,7 @@ def _sample(
             drawn[row] = _first_of(scores[row], _greatest(scores[row]))
 
 
-@njit(**OUTER)
+@compiled()
 def _logprobs(scores: Floats, tokens: NDArray[np.int64], logprobs: Floats, first: int, end: int) -> None:
     for row in range(first, end):
         values = scores[row]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from ladle.kernels.cpu.compiler import INNER, OUTER
+from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.types import Floats, LayerRows, Places
@@ -52,7 +52,7 @@ def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, h
         answer[i] = narrow(total[i] * together, answer[i])
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def join_segments(
     sums: Floats, best: Floats, weight: Floats, firsts: Places, heads: int, mixed: Any, threads: int
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from ladle.kernels.cpu.compiler import INNER, OUTER, one_at_a_time
+from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.intrinsics import address, narrow, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, fits, matrix_tile, release
 from ladle.kernels.cpu.tiles import LANES, blocks_for, has_pairs, tile
@@ -192,7 +192,7 @@ def add_expanded(expand: Halves, ranks: int, low: Floats, t: int, y: Floats, sta
             r += 1
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _merged(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, out: Any, threads: int) -> None:
     for part in prange(threads):
         multiply_part(product, scale, x, y, low, part, threads)

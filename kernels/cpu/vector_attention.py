@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from ladle.kernels.cpu.compiler import INNER, OUTER
+from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import widen
 from ladle.kernels.cpu.key_loops import add_values, dot_keys
@@ -159,7 +159,7 @@ def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
     return tasks
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def attend_by_vectors(
     queries: Floats,
     rows: LayerRows,

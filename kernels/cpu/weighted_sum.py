@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from ladle.kernels.cpu.compiler import OUTER, one_at_a_time
+from ladle.kernels.cpu.compiler import compiled, one_at_a_time
 from ladle.kernels.cpu.types import Floats
 
 AT_ONCE = 4
@@ -34,7 +34,7 @@ def weighted_sum(out: Floats, terms: list[tuple[float, Floats]]) -> None:
                 _add(out[part], first > 0, factors, *values, threads)
 
 
-@njit(parallel=True, **OUTER)
+@compiled(parallel=True)
 def _add(out: Floats, on_top: bool, c: Floats, u: Floats, v: Floats, w: Floats, x: Floats, threads: int) -> None:
     n, count = out.shape[0], c.shape[0]
     for part in prange(threads):

@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import numba
 
 from ladle.kernels.cpu.kept_code import keep
-from ladle.kernels.cpu.matrix_unit import has_matrix_unit
+from ladle.kernels.cpu.matrix_unit import may_use_tiles
 
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What fast-math may do: reorder sums, fuse multiply-adds. NaN and infinity keep their meaning: they are errors that
@@ -49,7 +49,7 @@ def _source() -> str:
     may be refused on a processor that has it."""
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
-    digest.update(b"matrices" if has_matrix_unit() else b"")
+    digest.update(b"matrices" if may_use_tiles() else b"")
     return digest.hexdigest()
 
 
@@ -71,9 +71,10 @@ one_at_a_time = threading.Lock()
 _widen_vectors()
 _find_threads()
 
-EXACT: dict[str, Any] = {"boundscheck": False, "error_model": "numpy"}
-"""Options of what is called from compiled code and must round each result as IEEE 754 says."""
-INNER: dict[str, Any] = {"fastmath": _SUMS, **EXACT}
+EXACT: dict[str, Any] = {"boundscheck": False, "error_model": "numpy", "fastmath": False}
+"""Options of what is called from compiled code and must round each result as IEEE 754 says. Unless it says so itself, a
+function has its caller's fast-math."""
+INNER: dict[str, Any] = {**EXACT, "fastmath": _SUMS}
 """Options of what is called from compiled code."""
 _SOURCE, _KEPT = _source(), _find_folder()
 

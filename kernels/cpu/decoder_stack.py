@@ -14,16 +14,14 @@ from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
+from ladle.kernels.cpu.digits import room_for_digits, width_of
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
-from ladle.kernels.cpu.tiled_product import add_expanded, multiply_part
+from ladle.kernels.cpu.tiled_product import ALONE, add_expanded, multiply_beside
 from ladle.kernels.cpu.tiles import LANES
 from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
-
-_ALONE = 4
-"""Rows up to which what is done row by row is not worth waking a second thread."""
 
 
 def run_layers(step: LayerPass) -> None:
@@ -59,6 +57,8 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
     out = aligned((tokens, layers.out.weight.shape[1] * LANES), x)
     both = aligned((tokens, layers.gate_up.weight.shape[1] * LANES), x)
     down = aligned((tokens, layers.down.weight.shape[1] * LANES), x)
+    width = max(width_of(layers.qkv.weight), width_of(layers.out.weight))
+    digits = room_for_digits(tokens, max(width, width_of(layers.gate_up.weight), width_of(layers.down.weight)))
     ranks = 0
     for scale in scales:
         ranks = max(ranks, scale.shape[2])
@@ -77,31 +77,25 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
         if layer == 0:
             _normalise(x, norms[0], layers.eps, normed, threads)
         # Attention block: W x and A x in one pass, then B (c * A x), rotary embedding and the write to the KV pool.
-        _multiply(qkv_product, first, normed, qkv, low, threads)
+        multiply_beside(qkv_product, first, normed, digits, qkv, low, threads)
         _store(qkv_product, first, qkv, low, rows, kv[layer], attended // dim, threads)
         heads, window = attended // dim, layers.windows[layer]
         if by_vectors is not None:
             attend_by_vectors(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         if by_matrices is not None:
             attend_by_matrices(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
-        _multiply(out_product, second, mixed, out, low, threads)
+        multiply_beside(out_product, second, mixed, digits, out, low, threads)
         _add(out_product, second, out, low, x, threads)
         _normalise(x, norms[1], layers.eps, normed, threads)
         # SwiGLU block; the expand products ride on the activation and on the residual sum.
-        _multiply(gate_up_product, third, normed, both, low, threads)
+        multiply_beside(gate_up_product, third, normed, digits, both, low, threads)
         _activate(gate_up_product, third, both, low, gated, threads)
-        _multiply(down_product, fourth, gated, down, low, threads)
+        multiply_beside(down_product, fourth, gated, digits, down, low, threads)
         _add(down_product, fourth, down, low, x, threads)
         if amounts.shape[1] > 0:
             _steer(amounts, vectors[layer], x, threads)
         if layer + 1 < layers.norms.shape[0]:
             _normalise(x, layers.norms[layer + 1, 0], layers.eps, normed, threads)
-
-
-@compiled(parallel=True)
-def _multiply(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, threads: int) -> None:
-    for part in prange(threads):
-        multiply_part(product, scale, x, y, low, part, threads)
 
 
 @njit(**INNER)
@@ -124,7 +118,7 @@ def _normalise_beside(x: Floats, weight: Floats, eps: float, y: Any, threads: in
 
 @compiled()
 def _normalise(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> None:
-    if x.shape[0] <= _ALONE:
+    if x.shape[0] <= ALONE:
         _normalise_rows(x, weight, eps, y, 0, x.shape[0])
     else:
         _normalise_beside(x, weight, eps, y, threads)
@@ -149,7 +143,7 @@ def _add_beside(product: Product, scale: Floats, y: Floats, low: Floats, x: Floa
 @compiled()
 def _add(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, threads: int) -> None:
     """x += y, expanded."""
-    if x.shape[0] <= _ALONE:
+    if x.shape[0] <= ALONE:
         _add_rows(product, scale, y, low, x, 0, x.shape[0])
     else:
         _add_beside(product, scale, y, low, x, threads)
@@ -175,7 +169,7 @@ def _steer_beside(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> 
 @compiled()
 def _steer(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
     """x += amounts vectors, vector after vector."""
-    if x.shape[0] <= _ALONE:
+    if x.shape[0] <= ALONE:
         _steer_rows(amounts, vectors, x, 0, x.shape[0])
     else:
         _steer_beside(amounts, vectors, x, threads)

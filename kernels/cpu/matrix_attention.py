@@ -167,10 +167,10 @@ def _product(given: Any, held: int, apart: int, steps: int, blocks: int, made: F
     block = 0
     start, row, out, result = address(given), given.strides[0], address(made), made.strides[0]
     while block + 4 <= blocks:
-        _by_four(start, row, held + block * apart, apart, out + block * LINE, result, steps)
+        _by_four(start, row, 0, held + block * apart, apart, out + block * LINE, result, 0, steps)
         block += 4
     while block < blocks:
-        _by_one(start, row, held + block * apart, apart, out + block * LINE, result, steps)
+        _by_one(start, row, 0, held + block * apart, apart, out + block * LINE, result, 0, steps)
         block += 1
 
 

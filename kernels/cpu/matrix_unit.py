@@ -1,8 +1,8 @@
 """The unit of a processor that multiplies whole tiles of matrices (AMX), as compiled loops call it.
 
-A tile register holds sixteen rows of 64 bytes. Packed bfloat16 weights (``tiled_product.pack``) lie in memory as the
-unit reads them: sixteen steps of a block are one tile. A row of sums depends on that row of activations alone, and is
-formed in the order of the inputs, however many rows a tile has.
+A tile register holds sixteen rows of 64 bytes. Packed weights of bfloat16 (``tiled_product.pack``) and of whole numbers
+(``digits``) lie in memory as the unit reads them: sixteen steps of a block are one tile. A row of sums depends on that
+row of activations alone, and is formed in the order of the inputs, however many rows a tile has.
 """
 
 from __future__ import annotations
@@ -33,17 +33,24 @@ _POINTER = _I8.as_pointer()
 
 
 @functools.cache
-def has_matrix_unit() -> bool:
-    """Whether this process may multiply bfloat16 in such a unit: Linux wants to be asked before its first use."""
-    known = features()
-    if not (sys.platform == "linux" and platform.machine() == "x86_64" and known.get("amx-tile")):
-        return False
-    if not known.get("amx-bf16"):
+def may_use_tiles() -> bool:
+    """Whether this process may: Linux wants to be asked before the first use."""
+    if not (sys.platform == "linux" and platform.machine() == "x86_64" and features().get("amx-tile")):
         return False
     try:
         return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
     except (OSError, AttributeError):
         return False
+
+
+def has_matrix_unit() -> bool:
+    """Whether this process may multiply bfloat16 in such a unit."""
+    return bool(features().get("amx-bf16")) and may_use_tiles()
+
+
+def has_integer_unit() -> bool:
+    """Whether this process may multiply whole numbers of 8 bits in such a unit."""
+    return bool(features().get("amx-int8")) and may_use_tiles()
 
 
 def _configs() -> Any:
@@ -84,7 +91,7 @@ def _fits(typing_context: Any, weight: Any) -> Any:
 
 def _configure(typing_context: Any, configs: Any, rows: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if has_matrix_unit():
+        if may_use_tiles():
             table = context.make_array(signature.args[0])(context, builder, arguments[0])
             start = builder.add(builder.ptrtoint(table.data, _I64), builder.mul(arguments[1], ir.Constant(_I64, LINE)))
             _call(builder, "ldtilecfg", [builder.inttoptr(start, _POINTER)])
@@ -95,30 +102,31 @@ def _configure(typing_context: Any, configs: Any, rows: Any) -> Any:
 
 def _release(typing_context: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if has_matrix_unit():
+        if may_use_tiles():
             _call(builder, "tilerelease", [])
         return context.get_dummy_value()
 
     return types.void(), generate
 
 
-def _tile(tiles: int, blocks: int) -> Any:
+def _tile(tiles: int, blocks: int, product: str) -> Any:
     def typed(
-        context: Any, given: Any, given_row: Any, held: Any, held_block: Any, made: Any, made_row: Any, steps: Any
-    ) -> Any:
+        context: Any, given: Any, given_row: Any, apart: Any, held: Any, held_block: Any, made: Any, made_row: Any,
+        made_apart: Any, steps: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            if not has_matrix_unit():
+            if not may_use_tiles():
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
-            given, given_row, held, held_block, made, made_row, steps = arguments
+            given, given_row, apart, held, held_block, made, made_row, made_apart, steps = arguments
 
-            def places(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
-                return [builder.add(start, builder.mul(stride, ir.Constant(_I64, apart * i))) for i in range(count)]
+            def places(start: Any, stride: Any, count: int) -> list[Any]:
+                return [builder.add(start, builder.mul(stride, ir.Constant(_I64, index))) for index in range(count)]
 
             def moved(name: str, register: int, address: Any, stride: Any) -> None:
                 _call(builder, name, [_register(register), builder.inttoptr(address, _POINTER), stride])
 
             line = ir.Constant(_I64, LINE)
-            held_at, given_at = places(held, held_block, blocks, 1), places(given, given_row, tiles, ROWS)
+            held_at, given_at = places(held, held_block, blocks), places(given, apart, tiles)
             sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
             for own in sums:
                 for register in own:
@@ -132,14 +140,14 @@ def _tile(tiles: int, blocks: int) -> Any:
                     weights = _HELD[index % len(_HELD)]
                     moved("tileloadd64", weights, builder.add(place, held_offset), line)
                     for own, rows in zip(sums, _GIVEN, strict=False):
-                        _call(builder, "tdpbf16ps", [_register(number) for number in (own[index], rows, weights)])
-            for own, place in zip(sums, places(made, made_row, tiles, ROWS), strict=True):
+                        _call(builder, product, [_register(number) for number in (own[index], rows, weights)])
+            for own, place in zip(sums, places(made, made_apart, tiles), strict=True):
                 for index, register in enumerate(own):
                     at = builder.add(place, ir.Constant(_I64, LINE * index))
                     moved("tilestored64", register, at, made_row)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 9), generate
 
     return intrinsic(typed)
 
@@ -154,13 +162,15 @@ release: Any = intrinsic(_release)
 
 
 @functools.cache
-def matrix_tile(tiles: int, blocks: int) -> Any:
-    """What compiled code calls as ``matrix_tile(given, given_row, held, held_block, made, made_row, steps)``: the
-    products of ``tiles`` tiles of rows, one below the other, and ``blocks`` blocks of sixteen outputs; ``tiles`` times
-    ``blocks`` is at most four. After ``configure``, whose rows each tile has.
+def matrix_tile(tiles: int, blocks: int, product: str = "tdpbf16ps") -> Any:
+    """What compiled code calls as
+    ``matrix_tile(given, given_row, apart, held, held_block, made, made_row, made_apart, steps)``: the products of
+    ``tiles`` tiles of rows and ``blocks`` blocks of sixteen outputs; ``tiles`` times ``blocks`` is at most four. After
+    ``configure``, whose rows each tile has.
 
-    All are addresses and bytes. ``given``: bfloat16 rows, ``given_row`` apart, of 32 inputs a step. ``held``: a tile of
-    1024 bytes a step and block, as ``tiled_product.pack`` lays out weights, blocks ``held_block`` apart. ``made``:
-    float32 rows, ``made_row`` apart.
+    All are addresses and bytes. ``given``: rows ``given_row`` apart, of 64 bytes a step, and tiles ``apart`` from each
+    other. ``held``: a tile of 1024 bytes a step and block, as weights are packed, blocks ``held_block`` apart.
+    ``made``: rows of sums ``made_row`` apart, those of a tile ``made_apart`` from the next one's. ``product``:
+    "tdpbf16ps" adds up pairs of bfloat16 in float32, "tdpbsud" four signed times four unsigned bytes in int32.
     """
-    return _tile(tiles, blocks)
+    return _tile(tiles, blocks, product)

@@ -15,16 +15,28 @@ from numba import njit, prange
 from torch import Tensor
 
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
+from ladle.kernels.cpu.digits import (
+    TOGETHER,
+    cut_rows,
+    fits_digits,
+    in_digits,
+    multiply_digits,
+    padded,
+    room_for_digits,
+    width_of,
+)
 from ladle.kernels.cpu.intrinsics import address, narrow, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, fits, matrix_tile, release
 from ladle.kernels.cpu.tiles import LANES, blocks_for, has_pairs, tile
-from ladle.kernels.cpu.types import Floats, Halves, Product
+from ladle.kernels.cpu.types import Digits, Floats, Halves, Product
 
 _MOST_ROWS = 6
 """Rows of the largest tile."""
 _GROUP = 4
 """Blocks that all rows are multiplied with before the next ones: together they stay in a core's own cache."""
 _GROUP_OF_MATRICES = 8
+ALONE = 4
+"""Rows up to which what is done row by row is not worth waking a second thread."""
 
 
 def _sweep(rows: int) -> Any:
@@ -80,6 +92,7 @@ def _multiply_matrices(weight: Any, x: Any, y: Floats, first: int, last: int) ->
     given, held, made = address(x), address(weight), address(y)
     given_row, held_block, made_row = x.strides[0], weight.strides[0], y.strides[0]
     whole = rows // (2 * ROWS) * 2 * ROWS
+    apart, made_apart = given_row * ROWS, made_row * ROWS
     for start in range(first, last, _GROUP_OF_MATRICES):
         stop = min(start + _GROUP_OF_MATRICES, last)
         # Two tiles of rows by two blocks read each tile from the caches half as often as one by four.
@@ -90,9 +103,9 @@ def _multiply_matrices(weight: Any, x: Any, y: Floats, first: int, last: int) ->
                 for block in range(start, stop, 2):
                     at, to = held + block * held_block, out + block * LINE
                     if block + 2 <= stop:
-                        _two_by_two(own, given_row, at, held_block, to, made_row, steps)
+                        _two_by_two(own, given_row, apart, at, held_block, to, made_row, made_apart, steps)
                     else:
-                        _two_by_one(own, given_row, at, held_block, to, made_row, steps)
+                        _two_by_one(own, given_row, apart, at, held_block, to, made_row, made_apart, steps)
         row = whole
         while row < rows:
             count = min(ROWS, rows - row)
@@ -101,11 +114,11 @@ def _multiply_matrices(weight: Any, x: Any, y: Floats, first: int, last: int) ->
             block = start
             while block + 4 <= stop:
                 at, to = held + block * held_block, out + block * LINE
-                _one_by_four(own, given_row, at, held_block, to, made_row, steps)
+                _one_by_four(own, given_row, 0, at, held_block, to, made_row, 0, steps)
                 block += 4
             while block < stop:
                 at, to = held + block * held_block, out + block * LINE
-                _one_by_one(own, given_row, at, held_block, to, made_row, steps)
+                _one_by_one(own, given_row, 0, at, held_block, to, made_row, 0, steps)
                 block += 1
             row += count
     release()
@@ -125,19 +138,24 @@ def multiply(weight: Any, x: Any, y: Floats, first: int, last: int) -> None:
 
 
 @njit(**INNER)
-def multiply_part(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, part: int, parts: int) -> None:
+def multiply_part(
+    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, low: Floats, part: int, parts: int
+) -> None:
     """The ``part``-th of ``parts`` parts of a product: y = x weight^T + bias, and low = scale * (x shrink^T).
 
-    ``scale`` [rows, R or fewer]; ``y`` [rows, outputs in whole blocks], ``low`` [rows, R in whole blocks]; what lies
-    beyond the outputs and beyond the used ranks is undefined.
+    ``scale`` [rows, R or fewer]; ``digits``: of ``x``, where the weights are multiplied so; ``y`` [rows, outputs in
+    whole blocks], ``low`` [rows, R in whole blocks]; what lies beyond the outputs and the used ranks is undefined.
     """
     blocks = product.weight.shape[0]
     first, last = part * blocks // parts, (part + 1) * blocks // parts
-    multiply(product.weight, x, y, first, last)
+    if in_digits(product.weight):
+        multiply_digits(product.weight, product.steps, digits, y, first, last)
+    else:
+        multiply(product.weight, x, y, first, last)
     rows, ranks = x.shape[0], scale.shape[1]
     start, stop = first * LANES, min(last * LANES, product.expand.shape[1])
     # Epilogue of this part's outputs: dequantise int8 per output channel, then the bias.
-    if product.steps.shape[0] > 0 and start < stop:
+    if product.steps.shape[0] > 0 and start < stop and not in_digits(product.weight):
         steps = product.steps[start:stop]
         for t in range(rows):
             own = y[t, start:stop]
@@ -193,9 +211,26 @@ def add_expanded(expand: Halves, ranks: int, low: Floats, t: int, y: Floats, sta
 
 
 @compiled(parallel=True)
-def _merged(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, out: Any, threads: int) -> None:
+def multiply_beside(
+    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, low: Floats, threads: int
+) -> None:
+    """All parts of a product, as ``multiply_part`` takes them; ``digits`` [rows or more, 2, inputs or more] is
+    written."""
+    rows = x.shape[0]
+    if in_digits(product.weight):
+        width = width_of(product.weight)
+        if rows <= ALONE:
+            cut_rows(x, width, digits, 0, rows)
+        else:
+            for part in prange(threads):
+                cut_rows(x, width, digits, part * rows // threads, (part + 1) * rows // threads)
     for part in prange(threads):
-        multiply_part(product, scale, x, y, low, part, threads)
+        multiply_part(product, scale, x, digits, y, low, part, threads)
+
+
+@compiled(parallel=True)
+def _merged(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, out: Any, threads: int) -> None:
+    multiply_beside(product, scale, x, room_for_digits(x.shape[0], width_of(product.weight)), y, low, threads)
     rows, size = out.shape
     # The up-projection needs every rank of a row, so it is a second parallel pass, which also rounds to ``out``.
     for part in prange(threads):
@@ -219,10 +254,13 @@ def pack(weight: Tensor) -> Any:
     """``weight`` [out, in], bfloat16, float16 or int8, in the order in which ``tiles.tile`` reads it.
 
     [blocks, steps, 16 * inputs a step]: bfloat16 as int16 patterns, two inputs a step, with the inputs of an output
-    side by side; float16 as uint16 patterns and int8 one input a step. The last block is filled with zeros.
+    side by side; float16 as uint16 patterns and int8 one input a step, or four of them, as uint8 with 128 for zero,
+    where they are multiplied in ``digits``. The last block is filled with zeros.
     """
-    together = 2 if weight.dtype == torch.bfloat16 else 1
     out, size = weight.shape
+    if weight.dtype == torch.int8 and fits_digits(size):
+        return _pack_bytes(weight)
+    together = 2 if weight.dtype == torch.bfloat16 else 1
     blocks, steps = -(-out // LANES), -(-size // together)
     held = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.int8: torch.int8}[weight.dtype]
     packed = _aligned((blocks, steps, LANES * together), np.int8 if held == torch.int8 else np.int16)
@@ -232,6 +270,17 @@ def pack(weight: Tensor) -> Any:
     parts = whole.view(held).view(blocks, LANES, steps, together).permute(0, 2, 1, 3)
     torch.from_numpy(packed).view(blocks, steps, LANES, together).copy_(parts)
     return packed.view(np.uint16) if weight.dtype == torch.float16 else packed
+
+
+def _pack_bytes(weight: Tensor) -> Any:
+    out, size = weight.shape
+    blocks, width = -(-out // LANES), padded(size)
+    packed = _aligned((blocks, width // TOGETHER, LANES * TOGETHER), np.uint8)
+    whole = torch.full((blocks * LANES, width), 128, dtype=torch.uint8)
+    whole[:out, :size] = (weight.to(torch.int16) + 128).to(torch.uint8)
+    parts = whole.view(blocks, LANES, width // TOGETHER, TOGETHER).permute(0, 2, 1, 3)
+    torch.from_numpy(packed).view(blocks, width // TOGETHER, LANES, TOGETHER).copy_(parts)
+    return packed
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Floats]:
@@ -266,6 +315,7 @@ class TiledProduct:
         expand = weight.new_zeros(self.out_features, 0) if expand is None else expand
         if quantized:
             weight, steps = quantise(weight)
+            steps = np.pad(steps, (0, -len(steps) % LANES))
         self.product = Product(
             pack(weight if quantized else weight.to(held)),
             steps,

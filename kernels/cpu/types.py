@@ -13,12 +13,26 @@ Halves = NDArray[np.uint16]
 Places = NDArray[np.int64]
 
 
+class Digits(NamedTuple):
+    """Rows of activations as whole numbers, each as two digits to the base 256, times a scale a row.
+
+    Attributes:
+        numbers: [rows, 2, bytes] int8, the higher digits and the lower ones.
+        sums: [rows, 2] int32, the sum of a row's digits, times what stands for a weight of zero.
+        scales: [rows] float32.
+    """
+
+    numbers: Any
+    sums: Any
+    scales: Any
+
+
 class Product(NamedTuple):
     """One or more linear layers with the same input, and the bank's factors for them.
 
     Attributes:
         weight: [blocks, steps, numbers a step] of ``out`` outputs, as ``tiled_product.pack`` makes it.
-        steps: [out] float32, what one step of an output's quantised weights counts, or [0].
+        steps: [16 blocks] float32, what one step of an output's quantised weights counts, or [0].
         bias: [out] float32, or [0].
         shrink: the R shrink factors, packed like ``weight``.
         expand: [R, out] float16 patterns.

@@ -10,7 +10,7 @@ import torch
 from ladle.kernels import dispatch
 from ladle.kernels.cpu.decoder_stack import run_layers
 from ladle.kernels.cpu.elementary import exp
-from ladle.kernels.cpu.tiled_product import TiledProduct
+from ladle.kernels.cpu.tiled_product import TiledProduct, quantise
 from ladle.kernels.cpu.tiles import has_pairs
 from ladle.kernels.cpu.types import LayerPass
 
@@ -31,7 +31,7 @@ class Linears:
         self.weight, self.shrink, self.expand = draw(out, size), draw(ranks, size), draw(out, ranks)
         self.bias = torch.from_numpy(rng.standard_normal((LAYERS, out))).float() if bias else None
 
-    def packed(self, dtype: torch.dtype) -> dispatch.Product:
+    def packed(self, dtype: torch.dtype, quantized: bool) -> dispatch.Product:
         return dispatch.stack_products(
             [
                 TiledProduct(
@@ -40,10 +40,17 @@ class Linears:
                     self.shrink[layer],
                     self.expand[layer],
                     dtype,
+                    quantized,
                 )
                 for layer in range(LAYERS)
             ]
         )
+
+    def round(self) -> None:
+        """From here on the weights are what int8 holds of them."""
+        for weight in self.weight:
+            held, steps = quantise(weight)
+            weight.copy_(held.float() * torch.from_numpy(steps)[:, None])
 
     def __call__(self, layer: int, scale: Any, x: Any) -> Any:
         weight, shrink, expand = (part[layer].double().numpy() for part in (self.weight, self.shrink, self.expand))
@@ -55,13 +62,15 @@ class Linears:
 class Case:
     """Random layers, pool and rows: decode rows of several lanes, a chunk of one prompt, candidates of one place."""
 
-    def __init__(self, seed: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, seed: int, dtype: torch.dtype = torch.float32, quantized: bool = False) -> None:
         rng = np.random.default_rng(seed)
         self.dim = int(rng.choice([2, 6, 16, 64]))
         self.kv_heads = int(rng.integers(1, 4))
         self.heads = self.kv_heads * int(rng.integers(1, 4))
         # A product reads pairs of inputs.
         hidden, inner = 2 * int(rng.integers(2, 35)), 2 * int(rng.integers(2, 45))
+        if quantized:
+            hidden = int(rng.choice([64, 114, 128]))  # some products in whole numbers, where the processor has them
         ranks = [int(rng.integers(0, 14)) for _ in range(4)]
         bias = bool(rng.integers(2))
         wide = (self.heads + 2 * self.kv_heads) * self.dim
@@ -72,7 +81,10 @@ class Case:
             Linears(rng, hidden, inner, ranks[3], bias),
         )
         self.dtype = dtype
-        qkv, out, gate_up, down = (linears.packed(dtype) for linears in self.linears)
+        qkv, out, gate_up, down = (linears.packed(dtype, quantized) for linears in self.linears)
+        if quantized:
+            for linears in self.linears:
+                linears.round()
         self.layers = dispatch.Layers(
             1 + 0.1 * rng.standard_normal((LAYERS, 2, hidden)).astype(np.float32),
             1e-5,
@@ -214,6 +226,17 @@ def test_in_bfloat16_it_is_as_near_as_its_roundings(seed: int, round_: int) -> N
     expected_x, expected_kv = case.expected()
     assert np.linalg.norm(x - expected_x) <= 2e-2 * np.linalg.norm(expected_x)
     assert np.linalg.norm(kv - expected_kv) <= 2e-2 * np.linalg.norm(expected_kv)
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_int8_weights_are_multiplied_as_finely_as_their_activations_allow(seed: int, round_: int) -> None:
+    case = Case(seed + round_, quantized=True)
+    x, kv = case.run()
+    expected_x, expected_kv = case.expected()
+    assert np.linalg.norm(x - expected_x) <= 1e-3 * np.linalg.norm(expected_x)
+    assert np.linalg.norm(kv - expected_kv) <= 1e-3 * np.linalg.norm(expected_kv)
+    alone, _ = case.run(threads=1)
+    assert np.linalg.norm(alone - x) <= 1e-5 * np.linalg.norm(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

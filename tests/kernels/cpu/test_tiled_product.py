@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ladle.kernels import dispatch
 from ladle.kernels.cpu import row_limit
+from ladle.kernels.cpu.digits import has_digits
 from ladle.kernels.cpu.tiled_product import TiledProduct, can_hold, quantise, stack
 from ladle.kernels.cpu.tiles import has_pairs
 
@@ -20,14 +21,16 @@ ROWS = (0, 1, 2, 3, 5, 6, 7, 13, 16, 33, 63, 64)
 class Case:
     """Random weights of what the packed form holds exactly, and factors for them."""
 
-    def __init__(self, out: int, size: int, ranks: int, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, out: int, size: int, ranks: int, bias: bool, dtype: torch.dtype, quantized: bool = False
+    ) -> None:
         def draw(*shape: int) -> Tensor:
             return (torch.randn(shape) * 0.2).bfloat16().half().float()
 
         self.weight, self.shrink, self.expand = draw(out, size), draw(ranks, size), draw(out, ranks)
         self.bias = torch.randn(out) if bias else None
         self.dtype = dtype
-        self.product = TiledProduct(self.weight, self.bias, self.shrink, self.expand, dtype)
+        self.product = TiledProduct(self.weight, self.bias, self.shrink, self.expand, dtype, quantized)
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         scale = torch.randn(count, self.shrink.shape[0]) * (torch.rand(count, self.shrink.shape[0]) < 0.6)
@@ -58,25 +61,39 @@ def test_product_equals_float64(dtype: torch.dtype, out: int, size: int, ranks: 
             assert torch.linalg.vector_norm(y.double() - expected) <= bound * torch.linalg.vector_norm(expected)
 
 
+def as_multiplied(x: Tensor) -> Tensor:
+    """Rows as int8 weights are multiplied with: in 65,279 steps from the largest number to its negative, or as are."""
+    if not has_digits():
+        return x.double()
+    step = x.double().abs().amax(dim=1, keepdim=True) / 32639
+    return (x.double() / step).round() * step
+
+
 def test_int8_is_the_nearest_step_of_each_output() -> None:
     torch.manual_seed(fresh_seed())
-    weight, shrink, expand = torch.randn(50, 36), torch.randn(5, 36).half().float(), torch.randn(50, 5).half().float()
+    weight, shrink, expand = torch.randn(50, 60), torch.randn(5, 60).half().float(), torch.randn(50, 5).half().float()
     weight[7] = 0
     held, steps = quantise(weight)
     rounded = held.double() * torch.from_numpy(steps).double()[:, None]
     assert ((rounded - weight).abs() <= torch.from_numpy(steps)[:, None] * 0.5001).all() and held.abs().max() == 127
     product = TiledProduct(weight, torch.ones(50), shrink, expand, torch.float32, quantized=True)
     for count in (1, 3, 9):
-        x, scale = torch.randn(count, 36), torch.randn(count, 5)
-        expected = x.double() @ rounded.T + 1 + (x.double() @ shrink.double().T * scale.double()) @ expand.double().T
-        assert torch.allclose(product(x, scale).double(), expected, rtol=1e-4, atol=1e-4)
-    assert product.product.weight.nbytes == 64 * 36
+        x, scale = torch.randn(count, 60), torch.randn(count, 5)
+        expected = as_multiplied(x) @ rounded.T + 1
+        expected += (x.double() @ shrink.double().T * scale.double()) @ expand.double().T
+        # A number that lies between two steps may be rounded to either.
+        largest = float(x.abs().max() / 32639 * rounded.abs().max()) if has_digits() else 0.0
+        assert torch.allclose(product(x, scale).double(), expected, rtol=1e-5, atol=1e-5 + largest)
+    assert product.product.weight.nbytes == 64 * (64 if has_digits() else 60)
 
 
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_do_not_depend_on_each_other(dtype: torch.dtype) -> None:
+def test_rows_do_not_depend_on_each_other(dtype: torch.dtype, quantized: bool) -> None:
+    if quantized and dtype == torch.bfloat16:
+        pytest.skip("int8 weights are multiplied with float32")
     torch.manual_seed(fresh_seed())
-    case = Case(130, 96, 20, True, dtype)
+    case = Case(130, 128, 20, True, dtype, quantized)
     x, scale = case.rows(70)
     whole = case.product(x, scale)
     for count in (1, 2, 3, 6, 7, 16, 17, 32, 33, 64):
@@ -116,16 +133,16 @@ def test_what_cannot_be_held_is_not() -> None:
 
 
 def test_int8_takes_weights_that_float16_does_not_and_says_what_else_is_wrong() -> None:
-    weight, rows = torch.randn(8, 6) * 1e6, torch.randn(3, 6)
+    weight, rows = torch.randn(8, 62) * 1e6, torch.randn(3, 62)
     product = dispatch.tiled_product(weight, None, None, None, torch.float32, 9, False, True)
     held, steps = quantise(weight)
-    expected = rows.double() @ (held.double() * torch.from_numpy(steps).double()[:, None]).T
-    assert torch.allclose(product(rows, None).double(), expected, rtol=1e-5, atol=1.0)
-    small, large = torch.randn(2, 6), torch.full((2, 6), 1e5)
+    expected = as_multiplied(rows) @ (held.double() * torch.from_numpy(steps).double()[:, None]).T
+    assert torch.allclose(product(rows, None).double(), expected, rtol=1e-5, atol=float(weight.abs().max()) * 1e-3)
+    small, large = torch.randn(2, 62), torch.full((2, 62), 1e5)
     for parts, words in (
         ((weight, large, torch.randn(8, 2)), "its shrink factors: its largest value, 1e[+]05, is beyond 6.55e[+]04"),
         ((weight, small, torch.randn(8, 2) * 1e6), "its expand factors: its largest value"),
-        ((torch.full((8, 6), torch.inf), None, None), "the layer: its largest value, inf"),
+        ((torch.full((8, 62), torch.inf), None, None), "the layer: its largest value, inf"),
     ):
         assert re.match(words, dispatch.tiling_obstacle(*parts, torch.float32, True) or "")
         assert dispatch.tiled_product(parts[0], None, *parts[1:], torch.float32, 9, False, True) is None

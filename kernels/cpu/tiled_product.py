@@ -35,6 +35,8 @@ _MOST_ROWS = 6
 _GROUP = 4
 """Blocks that all rows are multiplied with before the next ones: together they stay in a core's own cache."""
 _GROUP_OF_MATRICES = 8
+_CUT_ALONE = 1 << 15
+"""Numbers up to which cutting them into digits takes less time than waking a second thread."""
 ALONE = 4
 """Rows up to which what is done row by row is not worth waking a second thread."""
 
@@ -219,7 +221,7 @@ def multiply_beside(
     rows = x.shape[0]
     if in_digits(product.weight):
         width = width_of(product.weight)
-        if rows <= ALONE:
+        if rows * width <= _CUT_ALONE:
             cut_rows(x, width, digits, 0, rows)
         else:
             for part in prange(threads):

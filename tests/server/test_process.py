@@ -56,6 +56,23 @@ def serving(*arguments: str, kind: type[subprocess.Popen] = PreparedProcess) -> 
         process.communicate()
 
 
+LOOK = "import os, sys; print('torch' in sys.modules, os.environ['WORD'], sys.argv[1], input()); sys.exit(3)"
+
+
+@pytest.mark.parametrize(("given", "imported"), [({}, "True"), ({"LADLE_LOG_LEVEL": "info"}, "False")])
+def test_a_prepared_process_is_a_child_like_others(given: dict[str, str], imported: str) -> None:
+    """Unless its environment says something that is read while modules are imported: then it is started as ever."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "WORD": "own", **given}
+    process = PreparedProcess([sys.executable, "-c", LOOK, "word"], env=environment, **pipes)  # type: ignore[call-overload]
+    assert process.communicate("line\n", timeout=60)[0].split() == [imported, "own", "word", "line"]
+    assert process.returncode == 3
+    process = PreparedProcess([sys.executable, "-c", LOOK, "word"], env=environment, **pipes)  # type: ignore[call-overload]
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_a_slip_is_told_before_anything_heavy_is_imported() -> None:
     code = (
         "import sys, typer\nfrom typer.testing import CliRunner\nfrom ladle.server.commands.serve import command\n"

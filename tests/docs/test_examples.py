@@ -22,8 +22,10 @@ from doc_blocks import ROOT, Block, blocks, commands
 from live_server import served
 from playground_folder import write_playground_family
 from tool_templates import HERMES_TEMPLATE
+from typer.testing import CliRunner
 from vector_folder import write_vectors
 
+from ladle.clients.app import app
 from ladle.merging.family.manifest import load_manifest
 
 BLOCKS = blocks()
@@ -123,7 +125,11 @@ def known(words: list[str]) -> None:
 
 @cache
 def help_of(program: tuple[str, ...]) -> str:
-    """Several documents name the same commands, and some of these take long to import what they need."""
+    """Several documents name the same commands. The command line answers here: what its commands import is imported."""
+    if program[0] == "ladle":
+        told = CliRunner().invoke(app, [*program[1:], "--help"], env={"COLUMNS": "200"})
+        assert told.exit_code == 0, told.output
+        return told.output
     said = subprocess.run([*program, "--help"], capture_output=True, text=True, env=environment(""), timeout=120)
     assert said.returncode == 0, said.stderr
     return said.stdout

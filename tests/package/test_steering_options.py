@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ OWN_CONTROLS = {"method", "preference", "target", "strength", "trace"}
 NOT_IN_THE_PAGE = {"schedule", "rank", "monitor"}
 
 
+@cache
 def schema_of_steering() -> dict[str, Any]:
     document = build_app(ServerState(ServerSettings())).openapi()["components"]["schemas"]
     parts = document["GenerateRequest"]["properties"]["steering"]["anyOf"]

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from asgi import client_of, events_of
 from fake_engine import FakeEngine, fake_state
+from prepared_process import PreparedProcess
 
 from ladle.merging.errors import CodedText
 from ladle.merging.family.family import Family
@@ -41,7 +42,7 @@ typer.run(command)
 def test_a_dead_engine_turns_health_to_503_and_ends_the_process(family_folder: Path, tmp_path: Path) -> None:
     looked = tmp_path / "looked"
     options = ["--device", "cpu", "--dtype", "float32", "--kv-memory", "4MiB", "--port", "0", "--json"]
-    process = subprocess.Popen(
+    process = PreparedProcess(
         [sys.executable, "-c", CODE, str(family_folder), *options, str(looked)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

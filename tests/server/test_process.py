@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import typer
+from prepared_process import PreparedProcess
 from typer.testing import CliRunner
 
 from ladle.server.commands.serve import command
@@ -25,9 +26,9 @@ CODE = "import typer; from ladle.server.commands.serve import command; typer.run
 FAST = ["--device", "cpu", "--dtype", "float32", "--kv-memory", "4MiB"]
 
 
-def start(*arguments: str) -> subprocess.Popen:
+def start(*arguments: str, kind: type[subprocess.Popen] = PreparedProcess) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.Popen(
+    return kind(
         [sys.executable, "-c", CODE, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -37,8 +38,8 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    process = start(*arguments, "--port", "0", "--json")
+def serving(*arguments: str, kind: type[subprocess.Popen] = PreparedProcess) -> Iterator[tuple[subprocess.Popen, str]]:
+    process = start(*arguments, "--port", "0", "--json", kind=kind)
     timer = threading.Timer(120, process.kill)
     timer.start()
     try:
@@ -55,6 +56,23 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
         process.communicate()
 
 
+LOOK = "import os, sys; print('torch' in sys.modules, os.environ['WORD'], sys.argv[1], input()); sys.exit(3)"
+
+
+@pytest.mark.parametrize(("given", "imported"), [({}, "True"), ({"LADLE_LOG_LEVEL": "info"}, "False")])
+def test_a_prepared_process_is_a_child_like_others(given: dict[str, str], imported: str) -> None:
+    """Unless its environment says something that is read while modules are imported: then it is started as ever."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "WORD": "own", **given}
+    process = PreparedProcess([sys.executable, "-c", LOOK, "word"], env=environment, **pipes)  # type: ignore[call-overload]
+    assert process.communicate("line\n", timeout=60)[0].split() == [imported, "own", "word", "line"]
+    assert process.returncode == 3
+    process = PreparedProcess([sys.executable, "-c", LOOK, "word"], env=environment, **pipes)  # type: ignore[call-overload]
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_a_slip_is_told_before_anything_heavy_is_imported() -> None:
     code = (
         "import sys, typer\nfrom typer.testing import CliRunner\nfrom ladle.server.commands.serve import command\n"
@@ -67,7 +85,9 @@ def test_a_slip_is_told_before_anything_heavy_is_imported() -> None:
 
 
 def test_with_json_every_line_is_json(family_folder: Path) -> None:
-    with serving(str(family_folder), *FAST, "--log-format", "json") as (process, url):
+    """From the first import on."""
+    options = (*FAST, "--log-format", "json")
+    with serving(str(family_folder), *options, kind=subprocess.Popen) as (process, url):
         assert httpx.get(f"{url}/ready").status_code == 200
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]

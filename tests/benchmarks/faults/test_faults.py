@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prepared_process import PREPARED
 from seeds import fresh_seed
 
 from ladle.benchmarks.environment import write_csv
@@ -24,6 +25,13 @@ from ladle.benchmarks.faults.stress_family import write_stress_family
 from ladle.guidance.registry import METHODS
 
 OPTIONS = ["--kv-memory", "4MiB", "--weights-memory", "8MiB", "--max-sequences", "8", "--max-queue", "64"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ladle.benchmarks.faults.server_under_test.subprocess", PREPARED)
+        yield
 
 
 @pytest.fixture(scope="module")

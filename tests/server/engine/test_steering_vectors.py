@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from prepared_process import PREPARED
 from seeds import fresh_seed
 from tiny_engine import (
     Recorder,
@@ -218,7 +219,10 @@ def engines() -> Iterator[Callable[..., Engine]]:
         engine.shutdown()
 
 
-def test_a_model_that_is_divided_adds_the_same(tmp_path: Path, engines: Callable[..., Engine]) -> None:
+def test_a_model_that_is_divided_adds_the_same(
+    tmp_path: Path, engines: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ladle.server.engine.ranks.ranks.subprocess", PREPARED)
     rng = random.Random(seed := fresh_seed())
     family = steered_family(tmp_path, seed=seed % 1000)
     requests = [make_request(f"{i}", random_prompt(rng, 1, 30), wish(rng, family), seed=i) for i in range(4)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prepared_process import PREPARED
 from seeds import fresh_seed
 
 from ladle.benchmarks.faults.callers import (
@@ -24,6 +25,13 @@ from ladle.benchmarks.faults.stress_family import write_stress_family
 from ladle.server.access.callers import NO_LIMITS, Limits
 
 OPTIONS = ["--kv-memory", "8MiB", "--weights-memory", "8MiB", "--default-max-tokens", "8", "--max-queue", "1024"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ladle.benchmarks.faults.server_under_test.subprocess", PREPARED)
+        yield
 
 
 @pytest.fixture(scope="module")

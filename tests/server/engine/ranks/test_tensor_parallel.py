@@ -7,11 +7,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from guided_requests import ROOMY, World, random_requests
+from prepared_process import PREPARED
 from routed_folder import write_routed_family
 from routed_requests import request as routed_request
 from routed_requests import steerings as routed_steerings
@@ -27,6 +29,11 @@ from ladle.server.engine.ranks.ranks import RankLost
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 
 SHARED: dict[str, Any] = {"dtype": "float64", "tensor_parallel": 2}
+
+
+@pytest.fixture(autouse=True)
+def _prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladle.server.engine.ranks.ranks.subprocess", PREPARED)
 
 
 @pytest.fixture
@@ -147,7 +154,8 @@ def test_what_cannot_be_shared_is_refused_before_anything_starts(
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(subprocess, "Popen", never)
+    never_there = SimpleNamespace(**{**vars(subprocess), "Popen": never})
+    monkeypatch.setattr("ladle.server.engine.ranks.ranks.subprocess", never_there)
     with pytest.raises(InputError, match=r"tensor_parallel.*0.*>= 1"):
         build(family_of(tmp_path / "plain"), tensor_parallel=0)
 

@@ -13,7 +13,7 @@ from ladle.merging.errors import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import Ending, GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
-from ladle.server.engine.requests.thinking import Phase, Placed, Thought
+from ladle.server.engine.requests.thinking import Phase, Placed, Thinking, Thought
 
 NOT_FINITE = "scores_not_finite"
 """Code of the error of a request that asked for coefficients or strengths under which a model says nothing."""
@@ -41,6 +41,11 @@ class Answer:
         if self._thought is not None:
             other._thought, other._thoughts = self._thought.copy(), self._thoughts.copy()
         return other
+
+    def ending(self, thinking: Thinking, tokens: Seq[int]) -> Answer:
+        """The same behind ``tokens``, all that it took in, with a thought that ``thinking`` ends."""
+        self._thought = Thought(thinking).follow(tokens)
+        return self
 
     def push(
         self,

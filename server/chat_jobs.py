@@ -15,7 +15,7 @@ from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
-from ladle.server.steering import check_verifier, plan_of
+from ladle.server.steering import plan_of
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ async def answer_job(
     """
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
-    verifier = verifier_of(serving.thinking, body, state.settings.min_verifier_tokens)
-    check_verifier(plan, verifier)
+    verifier = verifier_of(serving.thinking, body, state.settings.min_verifier_tokens, plan.blocks)
     views = plan.views if verifier is None else (*plan.views, verifier.question)
     calling = ToolCalling.of(serving, body)
     if messages is None:

@@ -14,7 +14,6 @@ from ladle.merging.errors import CodedText, InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import NORMALISED
-from ladle.server.engine.requests.thinking import Verifier
 from ladle.server.errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.monitors import MonitorReply
@@ -116,13 +115,6 @@ def check_search(plan: Plan, settings: ServerSettings, answers: int, temperature
     if temperature == 0 and blocks.count > 1:
         allowed = "a number above 0 with steering.search, because at 0 all draws of a text are the same"
         raise InputError("temperature", temperature, allowed)
-
-
-def check_verifier(plan: Plan, verifier: Verifier | None) -> None:
-    """Raise InputError for a thought with a ``verifier`` whose answer is drawn block by block."""
-    if verifier is not None and plan.blocks is not None:
-        reason = f"a thought is ended on its way, and with steering.{plan.blocks.option} whole blocks are chosen"
-        raise InputError("thinking.verifier", {"every": verifier.every, "ask": verifier.question.text}, reason=reason)
 
 
 def _named(family: Family, model: str | None) -> dict[str, Any]:

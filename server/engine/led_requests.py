@@ -113,7 +113,9 @@ class LedRequests:
         return deliver, run
 
     def _add(self, sequence: Sequence, sink: Sink) -> None:
-        self._tracker.add(sequence, self._answer(sequence.request), sink)
+        # One that goes on from a text may be in the midst of a thought.
+        answer = self._answer(sequence.request).behind(sequence.request.thinking, sequence.output)
+        self._tracker.add(sequence, answer, sink)
 
     def _answer(self, request: GenerationRequest) -> Answer:
         return Answer(request, self._tokenizer, self._eos)

@@ -216,7 +216,7 @@ class VerifiedThought(LedAnswer):
             speaker=check.speaker if plan is None else (-1, 0),
             ahead=True,
         )
-        answer = check.answer.ending(thinking, self._tokens)
+        answer = check.answer.behind(thinking, self._tokens)
         self._serve(sequence, answer, partial(self._take_part, self._part))
 
     def _steered_to(self, dropped: list[StepOutput]) -> Plan | None:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ladle.guidance.plan import PromptView
+from ladle.guidance.plan import Blocks, PromptView
 from ladle.merging.errors import InputError
 from ladle.merging.family.manifest_tables import VerifierTable
 from ladle.server.engine.requests.thinking import Thinking, Verifier
@@ -92,15 +92,18 @@ class ThinkingFields(StrictModel):
     reasoning_effort: Effort | None = Field(None, description="a budget for the thought that the family has a name for")
 
 
-def verifier_of(tags: ThinkingTags | None, body: ThinkingFields, least: int) -> Verifier | None:
+def verifier_of(
+    tags: ThinkingTags | None, body: ThinkingFields, least: int, blocks: Blocks | None = None
+) -> Verifier | None:
     """What may end the thoughts of answers to ``body``: what it says, and elsewhere what the family says; None where
     nothing does, or nothing is thought.
 
     Args:
         least: tokens between two questions, where the request says how many.
+        blocks: how the answer is drawn block by block, beside which there is none.
 
     Raises:
-        InputError: it asks more often, or nothing.
+        InputError: it asks more often, or nothing, or there are blocks.
     """
     options = body.thinking
     if tags is None or (options is None and body.reasoning_effort in (None, "none")):
@@ -108,6 +111,11 @@ def verifier_of(tags: ThinkingTags | None, body: ThinkingFields, least: int) -> 
     given = None if options is None else options.verifier
     if given is False or (options is not None and options.budget == 0) or (given is None and tags.verifier is None):
         return None
+    if blocks is not None:
+        if given is None:
+            return None
+        reason = f"a thought is ended on its way, and with steering.{blocks.option} whole blocks are chosen"
+        raise InputError("thinking.verifier", given.model_dump(exclude_none=True), reason=reason)
     asked, own = given or VerifierOptions(), tags.verifier or VerifierTable()  # type: ignore[call-arg]
     if asked.every is not None and asked.every < least:
         raise InputError("thinking.verifier.every", asked.every, f"at least {least} here")

@@ -42,9 +42,9 @@ class Answer:
             other._thought, other._thoughts = self._thought.copy(), self._thoughts.copy()
         return other
 
-    def ending(self, thinking: Thinking, tokens: Seq[int]) -> Answer:
-        """The same behind ``tokens``, all that it took in, with a thought that ``thinking`` ends."""
-        self._thought = Thought(thinking).follow(tokens)
+    def behind(self, thinking: Thinking | None, tokens: Seq[int]) -> Answer:
+        """The same with a thought that is where ``thinking`` has it after ``tokens``, which came before."""
+        self._thought = None if thinking is None else Thought(thinking).follow(tokens)
         return self
 
     def push(

@@ -73,7 +73,7 @@ FLOORS: dict[str, list[str]] = {
         "command",
         "gpu serve",
         "peers",
-        "architectures decode faults forms guidance monitor quantized reproducible routing speculation vectors",
+        "architectures decode faults forms guidance monitor quantized reproducible routing several speculation vectors",
         "bandwidth engine_side environment merge paired random_family tiny_config",
         "tiny_overrides",
     ],

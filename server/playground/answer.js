@@ -145,6 +145,7 @@ export class Answer {
   whole(reply) {
     const [best] = reply.choices;
     for (const token of best.tokens ?? [{ text: best.text, shift: null, top: [] }]) this.push(token);
+    this.firstAt = this.lastAt = null; // they have come at once: there is no first one to wait for, and no pace
     this.finish(reply);
     showRanked(this.find(".ranked"), reply.choices);
   }

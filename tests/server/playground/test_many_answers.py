@@ -236,6 +236,8 @@ def test_ranked_answers_stand_with_their_scores(page: Page, url: str) -> None:
     said = page.run("return [...document.querySelectorAll('#answer-a .ranked .said')].map(one => one.textContent)")
     assert said[0] == page.text("a") and page.count("a") == 6
     assert page.text("b") == page.text("a"), "the same seeds"
+    rows = page.run("return [...document.querySelectorAll('#compare tr')].map(one => one.textContent)")
+    assert [row for row in rows if row.startswith("Tokens a second")] == ["Tokens a second\u2013\u2013"], "at once"
     page.run(CHOSEN, "ask")
     assert page.one("#ask-box").is_displayed()
     page.one("#rank-question").send_keys("Is it kind?")

@@ -78,14 +78,14 @@ STEP_BENCHMARKS = {
         "ranked answers",
         "1,4",
         "Requests whose eight answers are ranked, in each way that the family has, against those whose are not.",
-        "several",
+        "led.several",
         "rank",
     ),
     "search": StepBenchmark(
         "searched answers",
         "1,4",
         "Requests whose answers are searched, in several ways, against those whose are drawn once.",
-        "several",
+        "led.several",
         "search",
     ),
     "reproducible": StepBenchmark(

@@ -71,9 +71,9 @@ FLOORS: dict[str, list[str]] = {
     ],
     "benchmarks": [
         "command",
-        "gpu serve",
+        "gpu led serve",
         "peers",
-        "architectures decode faults forms guidance monitor quantized reproducible routing several speculation vectors",
+        "architectures decode faults forms guidance monitor quantized reproducible routing speculation vectors",
         "bandwidth engine_side environment merge paired random_family tiny_config",
         "tiny_overrides",
     ],

@@ -7,8 +7,8 @@ import pytest
 from guided_requests import World
 from tiny_engine import family_of
 
-from ladle.benchmarks import several
 from ladle.benchmarks.command import STEP_BENCHMARKS
+from ladle.benchmarks.led import several
 from ladle.merging.family.family import Family
 
 
@@ -28,7 +28,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 @pytest.mark.parametrize("part", ["rank", "search"])
 def test_all_that_the_family_has_is_compared_with_plain_answers(family: Family, part: str) -> None:
     benchmark = STEP_BENCHMARKS[part]
-    assert benchmark.module == "several"
+    assert benchmark.module == "led.several"
     rows = list(getattr(several, benchmark.function)(family, "float32", [1, 2], 1))
     assert [row["batch"] for row in rows] == [1, 2]
     ways = ["likelihood", "explicit", "implicit", "ask"] if part == "rank" else list(several.SEARCHES)

@@ -44,6 +44,8 @@ class StepBenchmark:
     title: str
     batches: str
     help: str
+    module: str = ""
+    function: str = "run"
 
 
 STEP_BENCHMARKS = {
@@ -72,13 +74,28 @@ STEP_BENCHMARKS = {
         "1,16",
         "Decode steps of answers that a value watches against those that nothing watches.",
     ),
+    "rank": StepBenchmark(
+        "ranked answers",
+        "1,4",
+        "Requests whose eight answers are ranked, in each way that the family has, against those whose are not.",
+        "led.several",
+        "rank",
+    ),
+    "search": StepBenchmark(
+        "searched answers",
+        "1,4",
+        "Requests whose answers are searched, in several ways, against those whose are drawn once.",
+        "led.several",
+        "search",
+    ),
     "reproducible": StepBenchmark(
         "reproducible",
         "1,4,16",
         "Steps and prompts of `ladle serve --reproducible` against those of a server without.",
     ),
 }
-"""Modules with ``run(family, dtype, batches, rounds)``, which gives rows of results."""
+"""By name; a ``module``, of the same name unless it says another, has a ``function(family, dtype, batches, rounds)``,
+which gives rows of results."""
 
 
 def _add_step_benchmark(name: str, benchmark: StepBenchmark) -> None:
@@ -93,7 +110,7 @@ def _add_step_benchmark(name: str, benchmark: StepBenchmark) -> None:
     ) -> None:
         from ladle.merging.family.family import load_family
 
-        run = importlib.import_module(f"ladle.benchmarks.{name}").run
+        run = getattr(importlib.import_module(f"ladle.benchmarks.{benchmark.module or name}"), benchmark.function)
         _report(benchmark.title, run(load_family(family), dtype, _sizes(batches), rounds), out, as_json)
 
 

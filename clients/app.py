@@ -17,6 +17,7 @@ from ladle.clients.arguments import (
     parse_schema,
     parse_search,
     parse_steering,
+    parse_thinking,
 )
 from ladle.clients.chat_session import ChatSession
 from ladle.clients.client import Client
@@ -89,6 +90,10 @@ Thinking = Annotated[
     int | None,
     typer.Option(min=0, help="Most tokens of the thought in front of the answer, which is shown dim."),
 ]
+CheckThought = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="EVERY", help="Ask after so many tokens whether the thought holds the answer."),
+]
 Trace = Annotated[bool, typer.Option("--trace", help="Colour the tokens by expert, or by how far control moved them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
@@ -127,6 +132,7 @@ def generate(
     top_p: TopP = None,
     seed: Seed = None,
     thinking: Thinking = None,
+    check_thought: CheckThought = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many answers to make.")] = None,
     rank: Annotated[
         str | None,
@@ -179,7 +185,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        thinking=thinking,
+        thinking=parse_thinking(thinking, check_thought),
         stop=stop or None,
         json_schema=parse_schema(json_schema),
         regex=regex,
@@ -247,6 +253,7 @@ def chat(
     top_p: TopP = None,
     seed: Seed = None,
     thinking: Thinking = None,
+    check_thought: CheckThought = None,
     trace: Trace = False,
     url: Url = None,
     api_key: Key = None,
@@ -266,7 +273,7 @@ def chat(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        thinking=thinking,
+        thinking=parse_thinking(thinking, check_thought),
         trace=trace or None,
     )
     with Client(url, api_key=api_key) as client:

@@ -136,6 +136,14 @@ def _no_monitor(text: str) -> dict[str, Any]:
     )
 
 
+def parse_thinking(budget: int | None, every: int | None) -> dict[str, Any] | None:
+    """``thinking`` from its two flags; None without both."""
+    if budget is None and every is None:
+        return None
+    thinking: dict[str, Any] = {} if budget is None else {"budget": budget}
+    return thinking if every is None else {**thinking, "verifier": {"every": every}}
+
+
 def parse_schema(text: str | None) -> dict[str, Any] | None:
     """The JSON schema in a file; None stays None.
 

@@ -54,11 +54,13 @@ class Calibration(Response):
 
 
 class ThinkingTags(Response):
-    """The tags around the thought in front of an answer, and the most tokens of a thought by reasoning effort."""
+    """The tags around the thought in front of an answer, the most tokens of a thought by reasoning effort, and what
+    may end one (``every``, ``ask``, ``above``) where a request does not say."""
 
     open: str
     close: str
     budgets: dict[str, int] = Field(default_factory=dict)
+    verifier: dict[str, Any] | None = None
 
 
 class Family(Response):

@@ -51,7 +51,9 @@ class Options(TypedDict, total=False):
         tools, tool_choice, parallel_tool_calls: of ``chat``, functions that the model may call, in OpenAI's words; the
             calls are ``choices[0].tool_calls`` of the answer.
         thinking: tells the thought in front of the answer apart (``choices[0].reasoning_content``) and ends it after so
-            many tokens; or an object with ``budget`` and ``message``, what comes in front of its closing tag.
+            many tokens; or an object with ``budget``, ``message``, what comes in front of its closing tag, and
+            ``verifier``, ``{"every": 64, "ask": "..."}``: the base is asked on the way whether it holds the answer, and
+            ends it if so; ``False`` for none.
         reasoning_effort: instead, a budget that the family has a name for: ``none``, ``low``, ``medium``, ``high``.
         min_tokens: how many to generate at least.
         ignore_eos, stop_token_ids: whether the token that ends a text ends it, and which others do.

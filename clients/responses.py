@@ -37,6 +37,13 @@ class ChosenBlock(Response):
     entropy: float | None = None
 
 
+class CheckedThought(Response):
+    """What a verifier said of a thought: how likely yes was, against no, and whether that ended it."""
+
+    yes: float
+    ends: bool
+
+
 class Token(Response):
     """One generated token.
 
@@ -58,6 +65,7 @@ class Token(Response):
         part: what steers from this token on, where what came before was steered otherwise.
         block: how the block that begins with this token was chosen, where blocks were searched for.
         reasoning_content: what the token adds to the thought in front of the answer; None for one of the answer.
+        checked: what was said of the thought that ends with this token, where it was verified.
     """
 
     id: int
@@ -77,6 +85,7 @@ class Token(Response):
     part: BegunPart | None = None
     block: ChosenBlock | None = None
     reasoning_content: str | None = None
+    checked: CheckedThought | None = None
 
 
 class CalledFunction(Response):
@@ -225,6 +234,7 @@ class SteeringReport(Response):
         rank: what answers were judged by.
         search: how answers were searched block by block, and what was drawn for each of them.
         monitor: what watched the answers, and which it ended.
+        thoughts: of the choices whose thought was verified, how often, and after how many tokens that ended it.
         diagnostics: traces summed up; None without a trace.
     """
 
@@ -242,6 +252,7 @@ class SteeringReport(Response):
     rank: dict[str, Any] | None = None
     search: dict[str, Any] | None = None
     monitor: WatchReport | None = None
+    thoughts: list[dict[str, Any]] | None = None
     diagnostics: Diagnostics | None = None
 
 

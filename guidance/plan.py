@@ -22,14 +22,20 @@ class PromptView:
     Attributes:
         kind: ``system``: the request with ``text`` as its system message; ``prompt``: ``text`` in place of the whole
             prompt, nothing but the beginning of an answer where it is empty; ``question``: what comes after an answer
-            that ``text`` is asked about, and then, one token each, yes and no.
+            that ``text`` is asked about, and then, one token each, yes and no; ``doubt``: the same after a thought that
+            has not ended.
         text: see ``kind``.
         field: what of the request gave the text; None where the family did.
     """
 
-    kind: Literal["system", "prompt", "question"]
+    kind: Literal["system", "prompt", "question", "doubt"]
     text: str
     field: str | None = dataclass_field(default=None, compare=False)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it comes behind an answer, and is no prompt."""
+        return self.kind in ("question", "doubt")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,10 @@ class Source:
     def plain(self) -> bool:
         """Whether this is the family's base as it is, on the request's own prompt."""
         return not (self.coefficients or self.model or self.view or self.head)
+
+
+BASE = Source("base", "base", 1.0, ())
+"""The family's base as it is."""
 
 
 @dataclass(frozen=True)
@@ -366,7 +376,7 @@ class Plan:
     def asking(self) -> tuple[Source, ...]:
         """The base, where monitors put questions to it about the answer so far."""
         asked = any(monitor.question is not None for monitor in self.monitors)
-        return (Source("base", "base", 1.0, ()),) if asked else ()
+        return (BASE,) if asked else ()
 
     @property
     def lanes(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ladle.server.fields.conversation import Conversation, Question
 from ladle.server.fields.messages import Message
-from ladle.server.fields.thinking import thinking_of
+from ladle.server.fields.thinking import thinking_of, verifier_of
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
 from ladle.server.generation import Job, make_job, require_few
@@ -51,16 +51,18 @@ async def answer_job(
     """
     plan = plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
     require_few(state.settings, body.choices, 1)
+    verifier = verifier_of(serving.thinking, body, state.settings.min_verifier_tokens, plan.blocks)
+    views = plan.views if verifier is None else (*plan.views, verifier.question)
     calling = ToolCalling.of(serving, body)
     if messages is None:
         assert prompt is not None, "the schema has checked it"
-        encoded = await encode_prompt(serving, reader, prompt, views=plan.views)
+        encoded = await encode_prompt(serving, reader, prompt, views=views)
     else:
         form = body.chat_form(state.settings.special_tokens_in_messages)
         tools = calling.definitions if calling else ()
-        encoded = await encode_chat(serving, reader, messages, plan.views, tools, form)
+        encoded = await encode_chat(serving, reader, messages, views, tools, form)
     grammar = await answer_grammar(serving, body, calling, reader.compile)
-    thinking = thinking_of(serving, body, encoded.ids, messages is None or bool(body.continue_final_message))
+    thinking = thinking_of(serving, body, encoded.ids, messages is None or bool(body.continue_final_message), verifier)
     limit_field, limit = body.limit
     job = make_job(
         state,

@@ -37,23 +37,23 @@ class Prompt:
     @property
     def longest(self) -> int:
         """Tokens of the longest view, the client's included."""
-        return max(map(len, (self.ids, *(ids for view, ids in self.views.items() if view.kind != "question"))))
+        return max(map(len, (self.ids, *(ids for view, ids in self.views.items() if not view.asks))))
 
     @property
     def question(self) -> int:
         """Tokens of the longest question that is asked behind an answer."""
-        return max((len(ids) for view, ids in self.views.items() if view.kind == "question"), default=0)
+        return max((len(ids) for view, ids in self.views.items() if view.asks), default=0)
 
     @property
     def question_field(self) -> str:
         """What of the request asks it."""
-        asked = [view for view in self.views if view.kind == "question"]
+        asked = [view for view in self.views if view.asks]
         return max(asked, key=lambda view: len(self.views[view])).field or "steering.monitor" if asked else ""
 
     @property
     def longest_field(self) -> str:
         """What is to blame for the length of the longest view, in words."""
-        prompts = [view for view in self.views if view.kind != "question"]
+        prompts = [view for view in self.views if not view.asks]
         longest = max(prompts, key=lambda view: len(self.views[view]), default=None)
         if longest is None or longest.field is None or len(self.views[longest]) <= 2 * len(self.ids):
             return "the prompt"
@@ -73,7 +73,7 @@ async def encode_prompt(
 
     A ``system`` view puts its text and an empty line in front of the prompt, a ``prompt`` view stands in its place; an
     empty one is the token that begins a text, or the prompt's last one where the tokenizer has none. A ``question``
-    view is a paragraph behind the answer.
+    view is a paragraph behind the answer, a ``doubt`` view one behind a thought.
 
     Raises:
         ApiError: more tokens than the context holds.
@@ -92,10 +92,10 @@ async def encode_prompt(
     size = len(prompt) if isinstance(prompt, str) else _USUAL * len(ids)
     for view in views:
         blamed = _blamed(view, size, field)
-        if view.kind == "question":
+        if view.asks:
             asked = f"\n\n{view.text} {_YES_OR_NO}\nAnswer:"
             ids_of_it = await reader.read(len(asked), _encode, serving, asked, False, view.field or field)
-            seen[view] = _answerable(serving, ids_of_it, " ", view.field)
+            seen[view] = _behind(serving, view, _answerable(serving, ids_of_it, " ", view.field))
         elif view.kind == "system" and isinstance(prompt, str):
             text = f"{view.text}\n\n{prompt}"
             seen[view] = await reader.read(len(text), _encode, serving, text, special, blamed)
@@ -122,8 +122,8 @@ async def encode_chat(
 
     A ``system`` view is the conversation under another system message, a ``prompt`` view a conversation of that one
     user message; an empty one is what begins an answer and nothing else; a ``question`` view is what the template puts
-    behind an answer when the user asks that next. ``tools``: definitions of the functions that
-    may be called, which the template must know to show.
+    behind an answer, and a ``doubt`` view behind a thought, when the user asks that next. ``tools``: definitions of the
+    functions that may be called, which the template must know to show.
 
     Raises:
         ApiError: more tokens than the context holds.
@@ -139,11 +139,11 @@ async def encode_chat(
     for view in views:
         blamed = _blamed(view, size, "messages")
         seen_by_it = _renderer(serving, messages, tools, form, blamed)[2]
-        if view.kind == "question":
+        if view.asks:
             question = f"{view.text} {_YES_OR_NO}"
             shown_after = seen_by_it.without_tools().after_answer
             asked = await reader.read(size + len(question), shown_after, turns, question, view.field)
-            rendered = _answerable(serving, asked, "", view.field)
+            rendered = _behind(serving, view, _answerable(serving, asked, "", view.field))
         elif view.kind == "system":
             others = [turn for turn in turns if turn["role"] != "system"]
             turned = [{"role": "system", "content": view.text}, *others]
@@ -170,6 +170,18 @@ def _answerable(serving: Serving, asked: TokenIds, space: str, field: str | None
         reason = "the base's tokenizer does not tell yes from no"
         raise InputError(field or "steering.monitor.ask", "a question", reason=reason)
     return (*asked, *yes[:alike], yes[alike], no[alike])
+
+
+def _behind(serving: Serving, view: PromptView, asked: TokenIds) -> TokenIds:
+    """What ``view`` asks behind an answer, or a thought: that is closed first, and so is the one that a template opens
+    in front of the answer to the question."""
+    if view.kind != "doubt":
+        return asked
+    tags = serving.thinking
+    assert tags is not None, "nothing is asked about a thought that nothing tells apart"
+    *question, yes, no = asked
+    opened = tags.close_ids if tags.opened(question, False) else ()
+    return (*tags.close_ids, *question, *opened, yes, no)
 
 
 async def tokens_of_text(serving: Serving, reader: Reader, text: str, special: bool) -> TokenIds:

@@ -141,6 +141,9 @@ class ServerSettings(BaseSettings):
     max_steering_changes: int = Field(
         64, ge=0, le=255, description="times that the steering of one answer may change, by a schedule and on the way"
     )
+    min_verifier_tokens: int = Field(
+        16, ge=1, le=4096, description="tokens of a thought at least, where a request says after how many to verify it"
+    )
     max_search_draws: int = Field(16, ge=1, le=64, description="continuations that a search may draw of one text")
     max_search_beam: int = Field(4, ge=1, le=16, description="texts that a search may go on from at once")
     max_request_tokens: int | None = Field(

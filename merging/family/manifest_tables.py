@@ -214,13 +214,25 @@ EFFORTS = ("minimal", "low", "medium", "high", "xhigh")
 """What ``reasoning_effort`` may say, but for ``none``, which is a budget of 0."""
 
 
+class VerifierTable(Table):
+    """``[thinking.verifier]``: what may end a thought that holds the answer already, where a request does not say:
+    after so many tokens (``every``) the base is asked a question (``ask``), and yes has to be more likely than
+    ``above``. What it leaves out is the server's."""
+
+    every: Annotated[StrictInt, Field(ge=1, le=1 << 20)] | None = None
+    ask: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    above: Annotated[Finite, Field(ge=0, lt=1)] | None = None
+
+
 class Thinking(Table):
     """``[thinking]``: the tags around the thought in front of an answer, where these are others than ``<think>`` and
-    ``</think>`` or the chat template does not name them; ``budgets``: most tokens of a thought by reasoning effort."""
+    ``</think>`` or the chat template does not name them; ``budgets``: most tokens of a thought by reasoning effort;
+    ``verifier``: what else may end it."""
 
     open: Annotated[str, Field(min_length=1)] | None = None
     close: Annotated[str, Field(min_length=1)] | None = None
     budgets: dict[Literal["minimal", "low", "medium", "high", "xhigh"], Annotated[StrictInt, Field(ge=0)]] = {}
+    verifier: VerifierTable | None = None
 
     @model_validator(mode="after")
     def _two_tags(self) -> "Thinking":

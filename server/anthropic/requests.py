@@ -172,8 +172,8 @@ class _Asked(MessagesBase):
         if self.thinking is None or self.thinking.type == "disabled":
             return {"reasoning_effort": None if self.thinking is None else "none"}
         if self.thinking.budget_tokens is None:
-            return {"thinking": AdaptiveThinking(budget=None, message=None)}
-        return {"thinking": ThinkingOptions(budget=self.thinking.budget_tokens, message=None)}
+            return {"thinking": AdaptiveThinking(budget=None, message=None, verifier=None)}
+        return {"thinking": ThinkingOptions(budget=self.thinking.budget_tokens, message=None, verifier=None)}
 
     def _format(self) -> ResponseFormat | None:
         stated = None if self.output_config is None else self.output_config.format

@@ -37,7 +37,7 @@ def check_request(
     lanes = models.lanes(request) if writes else []
     judges = [lane for plan in alone for lane in models.lanes(replace(request, plan=plan))]
     prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in (*lanes, *judges))]))
-    asked = max((len(ids) for view, ids in request.views.items() if view.kind == "question"), default=0)
+    asked = max((len(ids) for view, ids in request.views.items() if view.asks), default=0)
     _check_lengths(request, prompts, max_context - asked)
     for prompt in prompts:
         _check_ids("prompt", prompt, models.vocabulary)

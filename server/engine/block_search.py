@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ladle.guidance.plan import Plan, Source
+from ladle.guidance.plan import Plan
+from ladle.server.engine.led_answer import Sink
+from ladle.server.engine.questions import bare, by_itself, likelihood, said
 from ladle.server.engine.requests.answer import Answer, not_finite, without_token
 from ladle.server.engine.requests.drawn_text import DrawnText, distinct, in_common
 from ladle.server.engine.requests.request import GenerationRequest, Spent, StepOutput
@@ -26,7 +28,6 @@ from ladle.server.engine.scores.slot_tables import draw_keys
 
 logger = logging.getLogger(__name__)
 
-Sink = Callable[[list[StepOutput]], None]
 _MASK = (1 << 64) - 1
 _NOTHING = Spent(0, 0)
 
@@ -157,7 +158,7 @@ class BlockSearch:
                 self._drawn(output, draw)
             elif asked is not None:
                 del self._asked[output.request_id]
-                self._said[asked] = _said(output)
+                self._said[asked] = said(output)
         if not self._draws and not self._asked:
             if self._said:
                 self._choose()
@@ -213,29 +214,19 @@ class BlockSearch:
             for text in branch.drawn if not branch.sure else ():
                 text.blocks += 1
                 text.likely += math.fsum(output.logprob for output in text.outputs) / len(text.outputs)
-        if self.blocks.by == "explicit":
-            plan = self._bare(self.blocks.sources)
-            for index, text in enumerate(texts):
+        for index, text in enumerate(texts):
+            for place, source in enumerate(self.blocks.sources if self.blocks.by == "implicit" else ()):
+                # By itself: its own view of the prompt is all there is.
+                plan, seen = bare(self.request.plan, (by_itself(source),)), self.request.prompt_of(source)
+                name = f"{self._round}.v{index}.{place}"
+                own = likelihood(self.request, name, plan, seen, text.tokens, text.judged)
+                self._ask(Sequence(own, self._lanes(own)), (text, place))
+            if self.blocks.by == "explicit":
+                plan = bare(self.request.plan, self.blocks.sources)
                 own = self._own(f"{self._round}.v{index}", plan, self.request.sampling)
                 self._ask(Sequence(own, self._lanes(own), output=list(text.tokens)), (text, 0))
-        elif self.blocks.by == "implicit":
-            for index, text in enumerate(texts):
-                for place, source in enumerate(self.blocks.sources):
-                    self._ask(self._likelihood(f"{self._round}.v{index}.{place}", text, source), (text, place))
-        else:
+        if self.blocks.by == "likelihood":
             self._choose()
-
-    def _bare(self, sources: tuple[Source, ...]) -> Plan:
-        return Plan(self.request.plan.method, self.request.plan.preference, None, sources, "none", False, ())
-
-    def _likelihood(self, name: str, text: DrawnText, source: Source) -> Sequence:
-        """How likely the part of ``text`` that it was not asked about yet is under ``source`` by itself."""
-        seen = self.request.prompt_of(source)
-        sampling = SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(seen) + text.judged)
-        # By itself: its own view of the prompt is all there is.
-        own = self._own(name, self._bare((replace(source, weight=1.0, view=None),)), sampling)
-        own = replace(own, prompt=seen + tuple(text.tokens), views={}, grammar=None, thinking=None)
-        return Sequence(own, self._lanes(own))
 
     def _ask(self, question: Sequence, about: tuple[DrawnText, int]) -> None:
         self._asked[question.request_id] = about
@@ -269,9 +260,9 @@ class BlockSearch:
             if text.whole:
                 text.outputs[-1] = replace(text.outputs[-1], value=value)
             return value
-        said = [self._said[text, place] for place in range(len(self.blocks.sources))]
-        before = text.parts or (0.0,) * len(said)
-        text.parts = tuple(old + new for old, new in zip(before, said, strict=True))
+        new = [self._said[text, place] for place in range(len(self.blocks.sources))]
+        before = text.parts or (0.0,) * len(new)
+        text.parts = tuple(old + more for old, more in zip(before, new, strict=True))
         text.judged = len(text.tokens)
         return math.fsum(source.weight * part for source, part in zip(self.blocks.sources, text.parts, strict=True))
 
@@ -294,10 +285,3 @@ class BlockSearch:
         whole = Sequence(self.request, [], output=text.tokens[: self._shown])
         rest = text.answer.finish() if self._shown == len(text.tokens) else ""
         self._deliver([without_token(whole, reason, error, rest)])
-
-
-def _said(output: StepOutput) -> float:
-    """What a question was answered with: a value, or the log-probability of all tokens that it is about."""
-    if output.value is not None:
-        return output.value
-    return math.fsum(token.logprob for token in output.prompt or ())

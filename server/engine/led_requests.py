@@ -13,6 +13,7 @@ from ladle.server.engine.requests.answer import Answer
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.scored_answer import ScoredAnswer
+from ladle.server.engine.verified_thought import VerifiedThought
 
 
 class LedRequests:
@@ -33,16 +34,17 @@ class LedRequests:
         lanes: Callable[[GenerationRequest], list[Lane]],
     ) -> None:
         self.entries: dict[str, BlockSearch | ScoredAnswer | MonitoredAnswer] = {}
+        self._thoughts: dict[str, VerifiedThought] = {}
         self._tracker = tracker
         self._tokenizer = tokenizer
         self._eos = eos
         self._lanes = lanes
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self.entries
+        return request_id in self.entries or request_id in self._thoughts
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) + len(self._thoughts)
 
     def begin(self, whole: Sequence, sink: Sink) -> None:
         """Serve a request: by itself, where nothing leads it."""
@@ -68,9 +70,27 @@ class LedRequests:
         request = sequence.request
         if request.plan.monitors and request.sampling.max_tokens:
             deliver, _ = self._around(sequence, sink)
-            self._lead(request, MonitoredAnswer(sequence, deliver, self._add, self._stop, self._lanes, self._eos))
+            self._lead(request, MonitoredAnswer(sequence, deliver, self._think, self._stop, self._lanes, self._eos))
         else:
+            self._think(sequence, sink)
+
+    def _think(self, sequence: Sequence, sink: Sink) -> None:
+        """Serve a sequence whose thought may have a verifier. Whoever watches it as well sees what that leaves of it,
+        under the same id."""
+        request = sequence.request
+        if request.thinking is None or request.thinking.verifier is None:
             self._add(sequence, sink)
+            return
+
+        def deliver(outputs: list[StepOutput]) -> None:
+            if outputs[-1].finish_reason is not None:
+                self._thoughts.pop(request.request_id, None)
+            self._tracker.deliver(sink, outputs)
+
+        leader = VerifiedThought(sequence, deliver, self._add, self._give_up, self._lanes, self._eos)
+        leader.serve_by(self._standing, self._tracker.add)
+        self._thoughts[request.request_id] = leader
+        leader.begin()
 
     def _lead(self, request: GenerationRequest, leader: BlockSearch | ScoredAnswer | MonitoredAnswer) -> None:
         self.entries[request.request_id] = leader
@@ -93,11 +113,24 @@ class LedRequests:
         return deliver, run
 
     def _add(self, sequence: Sequence, sink: Sink) -> None:
-        self._tracker.add(sequence, self._answer(sequence.request), sink)
+        # One that goes on from a text may be in the midst of a thought.
+        answer = self._answer(sequence.request).behind(sequence.request.thinking, sequence.output)
+        self._tracker.add(sequence, answer, sink)
 
     def _answer(self, request: GenerationRequest) -> Answer:
         return Answer(request, self._tokenizer, self._eos)
 
+    def _standing(self, request_id: str) -> tuple[Sequence, Answer] | None:
+        entry = self._tracker.entries.get(request_id)
+        return None if entry is None else entry[:2]
+
     def _stop(self, request_id: str) -> None:
+        thought = self._thoughts.pop(request_id, None)
+        if thought is not None:
+            thought.cancel()
+        self._give_up(request_id)
+
+    def _give_up(self, request_id: str) -> None:
+        """End one sequence."""
         if request_id in self._tracker:
             self._tracker.drop(request_id)

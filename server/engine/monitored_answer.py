@@ -8,24 +8,18 @@ batched with.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ladle.guidance.plan import Monitor, Plan, Source
-from ladle.server.engine.block_search import Sink
-from ladle.server.engine.questions import ask
+from ladle.guidance.plan import BASE, Monitor
+from ladle.server.engine.led_answer import LedAnswer
+from ladle.server.engine.questions import about, ask, bare, logistic
 from ladle.server.engine.requests.answer import without_token
-from ladle.server.engine.requests.request import GenerationRequest, StepOutput, Trip
+from ladle.server.engine.requests.request import StepOutput, Trip
 from ladle.server.engine.requests.sampling_params import SamplingParams
-from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.requests.watch import Sentences, Watch
-
-logger = logging.getLogger(__name__)
-
-_BASE = Source("base", "base", 1.0, ())
 
 
 @dataclass(frozen=True)
@@ -37,35 +31,11 @@ class _Question:
     yes: bool | None = None
 
 
-class MonitoredAnswer:
-    """One request on its way, on the engine thread.
+class MonitoredAnswer(LedAnswer):
+    """One request on its way, whose plan has monitors."""
 
-    Args:
-        whole: the request, whose plan has monitors, with the lanes that it writes with.
-        deliver: takes the request's outputs.
-        run: starts a sequence whose outputs go to a sink.
-        stop: ends a sequence by its id, if it runs, without an output.
-        lanes: fresh lanes for the sources of a request.
-        ends: the tokens that end a text.
-    """
-
-    def __init__(
-        self,
-        whole: Sequence,
-        deliver: Sink,
-        run: Callable[[Sequence, Sink], None],
-        stop: Callable[[str], None],
-        lanes: Callable[[GenerationRequest], list[Lane]],
-        ends: frozenset[int],
-    ) -> None:
-        self.request = whole.request
-        self._whole = whole
-        self._sink = deliver
-        self._run = run
-        self._stop = stop
-        self._lanes = lanes
-        self._ends = ends
-        watches = [Watch(monitor) for monitor in whole.request.plan.monitors]
+    def _set_up(self) -> None:
+        watches = [Watch(monitor) for monitor in self.request.plan.monitors]
         self._valued = [watch for watch in watches if watch.monitor.source is not None]
         self._asking = [(watch, Sentences()) for watch in watches if watch.monitor.question is not None]
         self._watches = watches
@@ -89,17 +59,17 @@ class MonitoredAnswer:
             self._stop(name)
         self._questions = {}
 
-    def _take(self, outputs: list[StepOutput]) -> None:
-        try:
-            self._follow(outputs)
-        except NotFiniteError as error:
-            self._fail("error", str(error))
-        except Exception as error:
-            # Nobody but this object would know that the request has failed.
-            logger.exception("an answer could not be watched")
-            self._fail("error", f"{type(error).__name__} in the engine")
+    @property
+    def _told(self) -> list[int]:
+        return self._tokens[: self._shown]
 
     def _follow(self, outputs: list[StepOutput]) -> None:
+        try:
+            self._watch(outputs)
+        except NotFiniteError as error:
+            self._fail("error", str(error))
+
+    def _watch(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             if output.request_id == self.request.request_id:
                 if output.finish_reason in ("error", "abort"):
@@ -140,7 +110,7 @@ class MonitoredAnswer:
                 self._value(watch, count - 1)
 
     def _judge(self, watch: Watch, index: int, said: float) -> None:
-        value = _logistic(said) if watch.monitor.probability else said
+        value = logistic(said) if watch.monitor.probability else said
         if math.isnan(value):
             raise NotFiniteError(watch.monitor)
         watch.judged(index, value)
@@ -154,38 +124,24 @@ class MonitoredAnswer:
         likely = self._likely.setdefault((question.watch, question.index), {})
         likely[question.yes] = token.logprob
         if len(likely) == 2:
-            self._judge(question.watch, question.index, _logistic(likely[True] - likely[False]))
+            self._judge(question.watch, question.index, logistic(likely[True] - likely[False]))
 
     def _value(self, watch: Watch, index: int) -> None:
         """Ask the value of ``watch`` about the whole answer, up to its last token."""
         lanes = [lane for lane in self._whole.lanes if lane.watches]
         lane = lanes[self._valued.index(watch)].asked()
-        plan = self._bare(lane.source)
-        own = self._own(f"v{self._watches.index(watch)}", plan, self.request.prompt, SamplingParams(1))
+        plan = bare(self.request.plan, (lane.source,))
+        own = about(self.request, f"v{self._watches.index(watch)}", plan, SamplingParams(1))
         self._start(Sequence(own, [lane], output=list(self._tokens), ahead=True), _Question(watch, index))
 
     def _ask(self, watch: Watch, index: int) -> None:
         """Ask the base about the answer so far: how likely yes and no are after the question."""
         assert watch.monitor.question is not None
         name = f"q{self._watches.index(watch)}.{index}"
-        asked = ask(self.request, name, watch.monitor.question, self._tokens, self._ends, _BASE)
+        asked = ask(self.request, name, watch.monitor.question, self._tokens, self._ends, BASE)
         self._asked += asked.tokens
         for word, own in ((True, asked.yes), (False, asked.no)):
             self._start(Sequence(own, self._lanes(own), ahead=True), _Question(watch, index, word))
-
-    def _own(self, name: str, plan: Plan, prompt: tuple[int, ...], sampling: SamplingParams) -> GenerationRequest:
-        return replace(
-            self.request,
-            request_id=f"{self.request.request_id}/{name}",
-            plan=plan,
-            prompt=prompt,
-            sampling=sampling,
-            grammar=None,
-            thinking=None,
-        )
-
-    def _bare(self, source: Source) -> Plan:
-        return Plan(self.request.plan.method, None, None, (source,), "none", False, ())
 
     def _start(self, part: Sequence, question: _Question) -> None:
         self._questions[part.request_id] = question
@@ -202,19 +158,19 @@ class MonitoredAnswer:
             self._trip(first)
             return True
         if first is None and self._ended and settled == len(self._tokens):
-            self._deliver(self._released(len(self._tokens)))
+            self._hand_over(self._released(len(self._tokens)))
             return True
         # Others are asked what they say up to where one has tripped: what is shown does not depend on who is first.
         count = self._free(settled if first is None else min(settled, first.token - 1))
         outputs = self._released(self._complete(count))
         if outputs:
-            self._deliver(outputs)
+            self._hand_over(outputs)
         return False
 
-    def _deliver(self, outputs: list[StepOutput]) -> None:
+    def _hand_over(self, outputs: list[StepOutput]) -> None:
         """Hand over outputs, the first one with what was asked since those before."""
-        asked, self._asked = self._asked, 0
-        self._sink([replace(outputs[0], asked=asked), *outputs[1:]])
+        asked, self._asked = self._asked + outputs[0].asked, 0
+        self._deliver([replace(outputs[0], asked=asked), *outputs[1:]])
 
     def _free(self, settled: int) -> int:
         return min(watch.free(settled) for watch in self._watches)
@@ -258,16 +214,12 @@ class MonitoredAnswer:
             cached_tokens=self._first.cached_tokens,
             tripped=trip,
             reasoning_tokens=self._thought,
-            unseen=len(self._tokens) - self._shown,
+            unseen=len(self._tokens) - self._shown + sum(output.unseen for output in self._held),
+            asked=sum(output.asked for output in self._held),
         )
         if not self._shown:
             end = replace(end, prompt=self._first.prompt, queued_s=self._first.queued_s)
-        self._deliver([*outputs, end])
-
-    def _fail(self, reason: str, error: str | None) -> None:
-        self.cancel()
-        shown = Sequence(self.request, [], output=self._tokens[: self._shown])
-        self._deliver([without_token(shown, reason, error, "")])
+        self._hand_over([*outputs, end])
 
 
 class NotFiniteError(ValueError):
@@ -275,7 +227,3 @@ class NotFiniteError(ValueError):
 
     def __init__(self, monitor: Monitor) -> None:
         super().__init__(f"what monitor {monitor.name} says is not a number")
-
-
-def _logistic(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))

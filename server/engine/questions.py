@@ -1,13 +1,15 @@
-"""Questions to the base about an answer, or about the beginning of one: how likely yes and no are after them."""
+"""What is asked about an answer, or about the beginning of one: how likely it is, and how likely yes and no are after
+it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from ladle.guidance.plan import Plan, PromptView, Source
-from ladle.server.engine.requests.request import GenerationRequest
+from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 
 
@@ -45,18 +47,57 @@ def ask(
     """
     *asked, yes, no = request.views[question]
     said = answer[:-1] if answer and answer[-1] in ends else answer
-    before = (*request.prompt, *said, *asked)
-    own = replace(
+    plan, before = bare(request.plan, (source,)), (*said, *asked)
+    said_yes, said_no = (
+        likelihood(request, f"{name}.{word}", plan, request.prompt, (*before, token), len(before))
+        for word, token in (("yes", yes), ("no", no))
+    )
+    return AskedRequests(said_yes, said_no, tokens=2 * (len(asked) + 1))
+
+
+def likelihood(
+    request: GenerationRequest,
+    name: str,
+    plan: Plan,
+    prompt: tuple[int, ...],
+    answer: Sequence[int],
+    judged: int = 0,
+) -> GenerationRequest:
+    """How likely ``answer`` is under ``plan`` after ``prompt``, its first ``judged`` tokens left out."""
+    own = about(request, name, plan, SamplingParams(0, prompt_logprobs=True, judged_from=len(prompt) + judged))
+    return replace(own, prompt=prompt + tuple(answer), views={})
+
+
+def about(request: GenerationRequest, name: str, plan: Plan, sampling: SamplingParams) -> GenerationRequest:
+    """What asks ``plan`` about a text that ``request`` brought about; whatever binds what that writes is left out."""
+    return replace(
         request,
-        plan=Plan(request.plan.method, None, None, (source,), "none", False, ()),
-        sampling=SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(before)),
-        views={},
+        request_id=f"{request.request_id}/{name}",
+        plan=plan,
+        sampling=sampling,
         grammar=None,
         thinking=None,
         answer=None,
     )
-    said_yes, said_no = (
-        replace(own, request_id=f"{request.request_id}/{name}.{word}", prompt=(*before, token))
-        for word, token in (("yes", yes), ("no", no))
-    )
-    return AskedRequests(said_yes, said_no, tokens=2 * (len(asked) + 1))
+
+
+def by_itself(source: Source, seen: bool = True) -> Source:
+    """``source`` as the only one that is asked. ``seen``: what it sees in place of the prompt is the prompt."""
+    return replace(source, weight=1.0, view=None if seen else source.view)
+
+
+def bare(plan: Plan, sources: tuple[Source, ...]) -> Plan:
+    """A plan that says what ``sources`` say, and does nothing else of what ``plan`` does."""
+    return Plan(plan.method, plan.preference, None, sources, "none", False, ())
+
+
+def said(output: StepOutput) -> float:
+    """What a question was answered with: a value, or the log-probability of all tokens that it is about."""
+    if output.value is not None:
+        return output.value
+    return math.fsum(token.logprob for token in output.prompt or ())
+
+
+def logistic(x: float) -> float:
+    """1 / (1 + e^-x), which no x overflows."""
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))

@@ -7,55 +7,27 @@ itself is no sequence.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 from ladle.guidance.plan import Plan, Source
-from ladle.server.engine.block_search import Sink
-from ladle.server.engine.questions import AskedRequests, ask
+from ladle.server.engine.led_answer import LedAnswer
+from ladle.server.engine.questions import AskedRequests, about, ask, bare, by_itself, likelihood, said
 from ladle.server.engine.requests.answer import not_finite, without_token
-from ladle.server.engine.requests.request import GenerationRequest, Score, StepOutput
+from ladle.server.engine.requests.request import Score, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
-from ladle.server.engine.requests.sequence import Lane, Sequence
-
-logger = logging.getLogger(__name__)
+from ladle.server.engine.requests.sequence import Sequence
 
 _ANSWER = "answer"
 
 
-class ScoredAnswer:
-    """One request on its way, on the engine thread.
+class ScoredAnswer(LedAnswer):
+    """One request on its way, whose plan has a ``rank``; its last output waits for the score."""
 
-    Args:
-        whole: the request, whose plan has a ``rank``, with the lanes that it writes with.
-        deliver: takes the request's outputs; the last one waits for the score.
-        run: starts a sequence whose outputs go to a sink.
-        stop: ends a sequence by its id, without an output.
-        lanes: fresh lanes for the sources of a request.
-        ends: the tokens that end a text.
-    """
-
-    def __init__(
-        self,
-        whole: Sequence,
-        deliver: Sink,
-        run: Callable[[Sequence, Sink], None],
-        stop: Callable[[str], None],
-        lanes: Callable[[GenerationRequest], list[Lane]],
-        ends: frozenset[int],
-    ) -> None:
-        self.request = whole.request
-        self._whole = whole
-        self._deliver = deliver
-        self._run = run
-        self._stop = stop
-        self._lanes = lanes
-        self._ends = ends
-        self._tokens: list[int] = list(whole.request.answer or ())
+    def _set_up(self) -> None:
+        self._tokens: list[int] = list(self.request.answer or ())
         self._logprobs: list[float] = []
-        given = without_token(Sequence(whole.request, []), "length", None, "")
+        given = without_token(Sequence(self.request, []), "length", None, "")
         self._last = replace(given, prompt_tokens=given.prompt_tokens + len(self._tokens))
         self._said: dict[str, float] = {}
         self._pending: set[str] = set()
@@ -75,20 +47,13 @@ class ScoredAnswer:
             self._stop(name)
         self._pending = set()
 
-    def _name(self, part: str) -> str:
-        return f"{self.request.request_id}/{part}"
+    @property
+    def _told(self) -> list[int]:
+        return self._tokens
 
     def _start(self, part: Sequence) -> None:
         self._pending.add(part.request_id)
         self._run(part, self._take)
-
-    def _take(self, outputs: list[StepOutput]) -> None:
-        try:
-            self._follow(outputs)
-        except Exception as error:
-            # Nobody but this object would know that the request has failed.
-            logger.exception("an answer could not be scored")
-            self._fail(f"{type(error).__name__} in the engine")
 
     def _follow(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
@@ -99,14 +64,11 @@ class ScoredAnswer:
             if output.request_id == self._name(_ANSWER):
                 self._written(replace(output, request_id=self.request.request_id))
             elif output.finish_reason in ("abort", "error"):
-                self._fail(output.error, output.finish_reason)
+                self._fail(output.finish_reason, output.error)
             else:
-                said = output.value
-                if said is None:
-                    said = math.fsum(token.logprob for token in output.prompt or ())
                 if self.request.answer is not None and not self._said:
                     self._last = replace(self._last, cached_tokens=output.cached_tokens, queued_s=output.queued_s)
-                self._said[output.request_id] = said
+                self._said[output.request_id] = said(output)
                 if self._asked is not None and output.request_id == self._asked.yes.request_id:
                     self._start(Sequence(self._asked.no, self._lanes(self._asked.no)))
                 if not self._pending:
@@ -134,7 +96,8 @@ class ScoredAnswer:
             return
         parts = [self._question(index, source) for index, source in enumerate(self.request.plan.ranking)]
         if not parts and self.request.answer is not None:
-            parts = [self._likelihood(self._name("0"), self._bare(self.request.plan.sources), self.request.prompt)]
+            plan = replace(self.request.plan, trace=False, rank=None, monitors=())
+            parts = [self._likelihood("0", plan, self.request.prompt)]
         asked = [part for part in parts if part is not None]
         for part in asked:
             self._start(part)
@@ -143,66 +106,32 @@ class ScoredAnswer:
 
     def _question(self, index: int, source: Source) -> Sequence | None:
         """What ``source`` says of the answer; None where that is known without asking."""
-        name = self._name(str(index))
-        if source.head:
-            plan = self._bare((replace(source, weight=1.0),))
-            own = replace(
-                self.request,
-                request_id=name,
-                plan=plan,
-                sampling=SamplingParams(1),
-                grammar=None,
-                thinking=None,
-                answer=None,
-            )
-            return Sequence(own, self._lanes(own), output=list(self._tokens))
-        # By itself: its own view of the prompt is all there is.
-        plan = self._bare((replace(source, weight=1.0, view=None),))
-        return self._likelihood(name, plan, self.request.prompt_of(source)) if self._tokens else None
+        plan = bare(self.request.plan, (by_itself(source, seen=not source.head),))
+        if not source.head:
+            return self._likelihood(str(index), plan, self.request.prompt_of(source)) if self._tokens else None
+        own = about(self.request, str(index), plan, SamplingParams(1))
+        return Sequence(own, self._lanes(own), output=list(self._tokens))
 
     def _likelihood(self, name: str, plan: Plan, prompt: tuple[int, ...]) -> Sequence:
-        """How likely the answer is under ``plan`` after ``prompt``."""
-        own = replace(
-            self.request,
-            request_id=name,
-            prompt=prompt + tuple(self._tokens),
-            plan=plan,
-            sampling=SamplingParams(max_tokens=0, prompt_logprobs=True, judged_from=len(prompt)),
-            views={},
-            grammar=None,
-            thinking=None,
-            answer=None,
-        )
+        own = likelihood(self.request, name, plan, prompt, self._tokens)
         return Sequence(own, self._lanes(own))
-
-    def _bare(self, sources: tuple[Source, ...]) -> Plan:
-        """A plan that only says what ``sources`` say: the request's own where they are all of its."""
-        plan = replace(self.request.plan, trace=False, rank=None, monitors=())
-        if sources == plan.sources:
-            return plan
-        return Plan(plan.method, plan.preference, None, sources, "none", False, ())
 
     def _conclude(self) -> None:
         """Everything is known: give out the end of the answer with its score."""
         rank = self.request.plan.rank
         assert rank is not None
         if self._asked is not None:
-            said = [self._said[self._asked.yes.request_id] - self._said[self._asked.no.request_id]]
+            values = [self._said[self._asked.yes.request_id] - self._said[self._asked.no.request_id]]
         else:
-            said = [self._said.get(self._name(str(index)), 0.0) for index in range(len(rank.sources))]
-        parts = tuple(zip(rank.sources, said, strict=True))
+            values = [self._said.get(self._name(str(index)), 0.0) for index in range(len(rank.sources))]
+        parts = tuple(zip(rank.sources, values, strict=True))
         if parts:
-            total = sum(source.weight * said for source, said in parts)
+            total = sum(source.weight * value for source, value in parts)
         else:
             total = self._said.get(self._name("0"), math.fsum(self._logprobs))
         if math.isnan(total):
-            self._fail(not_finite(self.request.plan))
+            self._fail("error", not_finite(self.request.plan))
             return
         value = total / max(1, len(self._tokens)) if rank.per == "token" else total
         asked = self._last.asked + (self._asked.tokens if self._asked is not None else 0)
         self._deliver([replace(self._last, score=Score(value, rank.by, parts), asked=asked)])
-
-    def _fail(self, error: str | None, reason: str = "error") -> None:
-        self.cancel()
-        whole = Sequence(self.request, [], output=self._tokens)
-        self._deliver([without_token(whole, reason, error, "")])

@@ -5,18 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from ladle.guidance.plan import Blocks, PromptView
 from ladle.merging.errors import InputError
-from ladle.server.engine.requests.thinking import Thinking
+from ladle.merging.family.manifest_tables import VerifierTable
+from ladle.server.engine.requests.thinking import Thinking, Verifier
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.serving import Serving
 from ladle.server.text.thinking_tags import ThinkingTags
 
 _MAX_MESSAGE = 2000  # characters
+EVERY = 64
+ASK = "Does the reasoning so far already hold the final answer?"
+ABOVE = 0.5
 
 Budget = Annotated[int, Field(ge=0, le=1 << 31)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class VerifierOptions(StrictModel):
+    """``thinking.verifier``: the base is asked on the way whether the thought holds the answer, and ends it if so."""
+
+    every: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
+        None, description=f"tokens of the thought between two questions, which come where a sentence ends; {EVERY}"
+    )
+    ask: Annotated[str, Field(min_length=1, max_length=_MAX_MESSAGE)] | None = Field(
+        None, description="a question that is answered with yes or no"
+    )
+    above: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description=f"the probability of yes, against no, above which the thought ends; {ABOVE}"
+    )
+
+
+def _form(value: object) -> str | None:
+    return "<off>" if value is False else "<on>" if isinstance(value, dict | VerifierOptions) else None
+
+
+VerifierField = Annotated[
+    Annotated[Literal[False], Tag("<off>")] | Annotated[VerifierOptions, Tag("<on>")],
+    Discriminator(
+        _form,
+        custom_error_type="verifier",
+        custom_error_message="allowed: an object with every, ask and above, or false for none",
+    ),
+]
 
 
 class ThinkingOptions(StrictModel):
@@ -24,15 +57,23 @@ class ThinkingOptions(StrictModel):
 
     budget: Budget | None = Field(None, description="most tokens of the thought; default: any number")
     message: Annotated[str, Field(max_length=_MAX_MESSAGE)] | None = Field(
-        None, description="what comes in front of the closing tag where the budget is used up"
+        None, description="what comes in front of the closing tag where the thought is ended"
+    )
+    verifier: VerifierField | None = Field(
+        None, description="ends the thought once the base finds the answer in it; default: what the family says"
     )
 
     required: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _message_at_the_end(self) -> ThinkingOptions:
-        if self.message is not None and self.budget is None:
-            raise InputError("thinking.message", self.message, reason="it needs a budget, at whose end it comes")
+        if self.message is not None and self.budget is None and not self.verifier:
+            reason = "it needs a budget, at whose end it comes, or a verifier, which ends the thought too"
+            raise InputError("thinking.message", self.message, reason=reason)
+        every = self.verifier.every if self.verifier else None
+        if every is not None and self.budget is not None and every >= self.budget:
+            allowed = f"less than the budget, which is {self.budget}: before that nothing would be asked"
+            raise InputError("thinking.verifier.every", every, allowed)
         return self
 
 
@@ -51,9 +92,49 @@ class ThinkingFields(StrictModel):
     reasoning_effort: Effort | None = Field(None, description="a budget for the thought that the family has a name for")
 
 
-def thinking_of(serving: Serving, body: ThinkingFields, prompt: Sequence[int], thought: bool) -> Thinking | None:
-    """How the answer to ``prompt`` thinks; None where nothing is asked about that. ``thought``: whether the prompt may
-    hold a part of the thought.
+def verifier_of(
+    tags: ThinkingTags | None, body: ThinkingFields, least: int, blocks: Blocks | None = None
+) -> Verifier | None:
+    """What may end the thoughts of answers to ``body``: what it says, and elsewhere what the family says; None where
+    nothing does, or nothing is thought.
+
+    Args:
+        least: tokens between two questions, where the request says how many.
+        blocks: how the answer is drawn block by block, beside which there is none.
+
+    Raises:
+        InputError: it asks more often, or nothing, or there are blocks.
+    """
+    options = body.thinking
+    if tags is None or (options is None and body.reasoning_effort in (None, "none")):
+        return None
+    given = None if options is None else options.verifier
+    if given is False or (options is not None and options.budget == 0) or (given is None and tags.verifier is None):
+        return None
+    if blocks is not None:
+        if given is None:
+            return None
+        reason = f"a thought is ended on its way, and with steering.{blocks.option} whole blocks are chosen"
+        raise InputError("thinking.verifier", given.model_dump(exclude_none=True), reason=reason)
+    asked, own = given or VerifierOptions(), tags.verifier or VerifierTable()  # type: ignore[call-arg]
+    if asked.every is not None and asked.every < least:
+        raise InputError("thinking.verifier.every", asked.every, f"at least {least} here")
+    ask = asked.ask or own.ask or ASK
+    if not ask.strip():
+        raise InputError("thinking.verifier.ask", ask, "a question that is answered with yes or no")
+    above = next(bound for bound in (asked.above, own.above, ABOVE) if bound is not None)
+    question = PromptView("doubt", ask, "thinking.verifier.ask" if asked.ask else None)
+    return Verifier(asked.every or own.every or EVERY, above, question)
+
+
+def thinking_of(
+    serving: Serving, body: ThinkingFields, prompt: Sequence[int], thought: bool, verifier: Verifier | None = None
+) -> Thinking | None:
+    """How the answer to ``prompt`` thinks; None where nothing is asked about that.
+
+    Args:
+        thought: whether the prompt may hold a part of the thought.
+        verifier: what may end it.
 
     Raises:
         InputError: the family has no tags around thoughts, or no budget of that name; a message that holds a tag.
@@ -79,7 +160,7 @@ def thinking_of(serving: Serving, body: ThinkingFields, prompt: Sequence[int], t
             raise InputError("reasoning_effort", effort, f"{', '.join(budgets)}, or budgets.{effort} in [thinking]")
         budget = budgets[effort]
     said = _message_ids(serving, tags, message)
-    return Thinking(tags.open_ids, tags.close_ids, budget, said, tags.opened(prompt, thought))
+    return Thinking(tags.open_ids, tags.close_ids, budget, said, tags.opened(prompt, thought), verifier)
 
 
 def _message_ids(serving: Serving, tags: ThinkingTags, message: str) -> tuple[int, ...]:

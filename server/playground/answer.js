@@ -4,6 +4,7 @@ import { fixed, fromTemplate, make, percent } from "./dom.js";
 import { binOf, fillLegend } from "./legend.js";
 import { numbersOf, wordsOf } from "./numbers.js";
 import { partName } from "./parts.js";
+import { showRanked } from "./ranked.js";
 import { spark } from "./spark.js";
 import { Walk } from "./walk.js";
 
@@ -53,6 +54,7 @@ export class Answer {
     spark(this.find(".spark"), []);
     this.find(".warnings").hidden = true;
     this.find(".ended").hidden = true;
+    showRanked(this.find(".ranked"), []);
     this.find(".thought-toggle").hidden = true;
     this.say("");
     this.find(".meter").textContent = "";
@@ -139,17 +141,28 @@ export class Answer {
     return this.experts.indexOf(name) % 8;
   }
 
+  /** A whole reply: the best of its answers as if it had come token by token, and all with their scores. */
+  whole(reply) {
+    const [best] = reply.choices;
+    for (const token of best.tokens ?? [{ text: best.text, shift: null, top: [] }]) this.push(token);
+    this.firstAt = this.lastAt = null; // they have come at once: there is no first one to wait for, and no pace
+    this.finish(reply);
+    showRanked(this.find(".ranked"), reply.choices);
+  }
+
   /** The stream's last event. */
   finish(reply) {
     this.reply = reply;
     this.flush();
     this.setState("done");
-    const { warnings, monitor } = reply.steering;
+    const { warnings, monitor, thoughts } = reply.steering;
     const trip = monitor?.stopped.find(({ index }) => index === 0);
-    this.find(".ended").textContent = trip
-      ? `Stopped by monitor ${trip.name} at token ${trip.token} (value ${fixed(trip.value, 3)}).`
-      : "";
-    this.find(".ended").hidden = !trip;
+    const thought = thoughts?.find(({ index, ended }) => index === 0 && ended);
+    const ended = [];
+    if (thought) ended.push(`The verifier ended the thought at token ${thought.ended}.`);
+    if (trip) ended.push(`Stopped by monitor ${trip.name} at token ${trip.token} (value ${fixed(trip.value, 3)}).`);
+    this.find(".ended").textContent = ended.join(" ");
+    this.find(".ended").hidden = !ended.length;
     const list = this.find(".warnings");
     list.replaceChildren(...warnings.map((text) => make("li", {}, text)));
     list.hidden = !warnings.length;
@@ -223,6 +236,8 @@ export class Answer {
     const parts = [];
     if (this.root.dataset.state === "stopped") parts.push("stopped");
     if (tokens) parts.push(`${wordsOf(this.text)}\u00a0words`, `${tokens}\u00a0tokens`);
+    const searched = this.reply?.steering.search?.choices?.[0];
+    if (searched) parts.push(`${searched.tokens}\u00a0drawn`);
     if (shift !== null) parts.push(`shift\u00a0${fixed(shift)}`);
     if (!this.running) spark(this.find(".spark"), this.tokens);
     this.find(".meter").textContent = parts.join(" \u00b7 ");

@@ -7,11 +7,11 @@ import { OPTIONS } from "./steering_options.js";
 export const FIELDS = {
   "generate": [
     "model", "messages", "prompt", "max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "stream",
-    "thinking", "steering"
+    "thinking", "n", "steering"
   ],
   "coefficients": ["model", "steering"],
   "live": ["steering"],
-  "steering": ["method", "preference", "target", "strength", "trace"]
+  "steering": ["method", "preference", "target", "strength", "rank", "trace"]
 };
 
 /** `body` without what is undefined. Throws on a field that is not in the list. */

@@ -2,19 +2,20 @@
 
 import { byId } from "./dom.js";
 
-const TEXTS = { prompt: "prompt", promptB: "prompt-b", system: "system" };
+const TEXTS = { prompt: "prompt", promptB: "prompt-b", system: "system", ask: "rank-question" };
 const CHECKS = { locked: "locked", live: "live" };
 const NUMBERS = {
   temperature: "temperature", topP: "top-p", maxTokens: "max-tokens", alternatives: "alternatives", seed: "seed",
-  seedB: "seed-b",
+  seedB: "seed-b", answers: "answers-of-each",
 };
+const CHOICES = { thinking: "thinking", verify: "verify", rank: "rank" };
 
 /** What the page begins with. A number that is undefined is left to the server. */
 export function newForm() {
   return {
     prompt: "What is a computer?", promptB: "", system: "", format: "chat", temperature: undefined, topP: undefined,
     maxTokens: 160, alternatives: 3, seed: 7, seedB: undefined, locked: true, colours: "auto",
-    thinking: "", live: false,
+    thinking: "", verify: "", rank: "", answers: undefined, ask: "", live: false,
   };
 }
 
@@ -31,8 +32,8 @@ export function writeForm(form) {
     document.querySelector(`input[name="${name}"][value="${form[name]}"]`).checked = true;
   }
   for (const [name, id] of Object.entries(CHECKS)) byId(id).checked = form[name];
-  byId("thinking").value = form.thinking;
-  if (form.system || form.thinking) byId("more").open = true;
+  for (const [name, id] of Object.entries(CHOICES)) byId(id).value = form[name];
+  if (form.system || form.thinking || form.rank) byId("more").open = true;
   follow(form);
 }
 
@@ -74,10 +75,13 @@ export function listenToForm(form, changed) {
     form.live = byId("live").checked;
     changed("live");
   });
-  byId("thinking").addEventListener("change", () => {
-    form.thinking = byId("thinking").value;
-    changed("thinking");
-  });
+  for (const [name, id] of Object.entries(CHOICES)) {
+    byId(id).addEventListener("change", () => {
+      form[name] = byId(id).value;
+      follow(form);
+      changed(name);
+    });
+  }
   byId("dice").addEventListener("click", () => {
     form.seed = newSeed();
     byId("seed").value = form.seed;
@@ -90,4 +94,7 @@ function follow(form) {
   byId("seed-b-box").hidden = form.locked;
   byId("prompt-of").textContent = form.locked ? "" : "of A";
   byId("system-box").hidden = form.format !== "chat";
+  byId("verify-box").hidden = form.thinking === "" || form.thinking === "0";
+  byId("answers-box").hidden = form.rank === "";
+  byId("ask-box").hidden = form.rank !== "ask";
 }

@@ -1,16 +1,18 @@
 // The page's state in the URL's fragment, which browsers do not send to servers. It never holds the API key.
 
-import { THOUGHTS } from "./request.js";
+import { RANKS } from "./ranked.js";
+import { CHECKS, THOUGHTS } from "./request.js";
 import { newSide, steeringOf } from "./steering.js";
 import { OPTIONS } from "./steering_options.js";
 
-const TEXTS = { prompt: "prompt", prompt_b: "promptB", system: "system" };
+const TEXTS = { prompt: "prompt", prompt_b: "promptB", system: "system", ask: "ask" };
 const NUMBERS = {
   temperature: "temperature", top_p: "topP", max_tokens: "maxTokens", alternatives: "alternatives", seed: "seed",
-  seed_b: "seedB",
+  seed_b: "seedB", answers: "answers",
 };
 const CHOICES = {
   format: ["chat", "text"], colours: ["auto", "shift", "expert", "none"], thinking: Object.keys(THOUGHTS),
+  verify: CHECKS, rank: Object.keys(RANKS),
 };
 
 /** The fragment for a state, without "#". */
@@ -63,7 +65,7 @@ export function readFragment(fragment, family, form) {
     if (choices.includes(parts.get(key))) form[key] = parts.get(key);
   }
   form.locked = parts.get("locked") !== "no";
-  if (!parts.has("thinking")) form.thinking = "";
+  for (const key of ["thinking", "verify", "rank"]) if (!parts.has(key)) form[key] = "";
   form.live = parts.get("live") === "yes";
   const sides = {};
   for (const letter of ["a", "b"]) {

@@ -1,6 +1,6 @@
 // The answers that are asked for: one running a side, stopped, begun anew, and steered on the way.
 
-import { generate } from "./api.js";
+import { call, generate } from "./api.js";
 import { fragmentOf } from "./link.js";
 import { LiveSteering } from "./live.js";
 import { title } from "./methods.js";
@@ -48,15 +48,25 @@ export class Runs {
     try {
       const body = (this.asked[letter] = generateBody(state, letter, true));
       answer.start(title(body.steering.method), body.steering);
-      live = this.live[letter] = this.steering(letter, body);
       this.page.changed();
-      for await (const event of generate(body, controller.signal, (id) => live.began(id))) {
+      const ended = ({ steering }) => {
+        if (steering.experts) sides[letter].coefficients.wrote(steering.experts);
+        past.add(letter, [how, ...answer.parts.map(({ at, name }) => `from token ${at} on ${name}`)], prompt, answer.text, fragment);
+      };
+      if (!body.stream) {
+        const reply = await call("v1/generate", body, controller.signal);
         if (this.running[letter] !== controller) return;
-        if (event.token) answer.push(event.token);
-        else {
-          answer.finish(event);
-          if (event.steering.experts) sides[letter].coefficients.wrote(event.steering.experts);
-          past.add(letter, [how, ...answer.parts.map(({ at, name }) => `from token ${at} on ${name}`)], prompt, answer.text, fragment);
+        answer.whole(reply);
+        ended(reply);
+      } else {
+        live = this.live[letter] = this.steering(letter, body);
+        for await (const event of generate(body, controller.signal, (id) => live.began(id))) {
+          if (this.running[letter] !== controller) return;
+          if (event.token) answer.push(event.token);
+          else {
+            answer.finish(event);
+            ended(event);
+          }
         }
       }
     } catch (error) {

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from ladle.server.replies.monitors import MonitorReply
+from ladle.server.replies.thoughts import VerifierReply
 
 
 class MethodReply(TypedDict):
@@ -56,11 +57,13 @@ class CalibrationReply(TypedDict):
 
 
 class ThinkingReply(TypedDict):
-    """The tags around the thought in front of an answer, and the most tokens of a thought by reasoning effort."""
+    """The tags around the thought in front of an answer, the most tokens of a thought by reasoning effort, and what
+    may end one where a request does not say; null where nothing does."""
 
     open: str
     close: str
     budgets: dict[str, int]
+    verifier: VerifierReply | None
 
 
 class FamilyReply(TypedDict):

@@ -11,6 +11,7 @@ from ladle.server.engine.requests.request import Block, StepOutput
 from ladle.server.replies.monitors import TripReply
 from ladle.server.replies.parts import SteeringPart
 from ladle.server.replies.search import SearchedChoice
+from ladle.server.replies.thoughts import VerifiedChoice
 from ladle.server.replies.types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.serving import Serving
 from ladle.server.text.token_text import finite
@@ -41,6 +42,8 @@ def token(serving: Serving, output: StepOutput, top: bool = False) -> Token:
             reply["router"] = {name: finite(score) for name, score in trace.router.items()}
     if output.reasoning is not None:
         reply["reasoning_content"] = output.reasoning
+    if output.checked is not None:
+        reply["checked"] = {"yes": output.checked.likely, "ends": output.checked.ends}
     if output.began is not None:
         reply["part"] = {"method": output.began.method, "preference": _preference(output.began)}
     if output.block is not None:
@@ -83,6 +86,7 @@ class TraceSummary:
         self._parts = _Parts()
         self._stopped: list[TripReply] = []
         self._searched: dict[int, SearchedChoice] = {}
+        self._verified: dict[int, VerifiedChoice] = {}
 
     def see(self, index: int, outputs: Iterable[StepOutput]) -> None:
         """Take in tokens of the choice ``index``."""
@@ -97,6 +101,10 @@ class TraceSummary:
                 own["blocks"] += output.block is not None
                 own["draws"] += output.spent.draws
                 own["tokens"] += output.spent.tokens
+            if (checked := output.checked) is not None:
+                thought = self._verified.setdefault(index, {"index": index, "checks": 0, "ended": None})
+                thought["checks"] += 1
+                thought["ended"] = checked.token if checked.ends else None
             if output.trace is None:
                 continue
             self._tokens.setdefault(index, []).append(token(self._serving, output))
@@ -119,6 +127,8 @@ class TraceSummary:
             ]
         if "search" in reply:
             reply["search"]["choices"] = [choice for _, choice in sorted(self._searched.items())]
+        if self._verified:
+            reply["thoughts"] = [thought for _, thought in sorted(self._verified.items())]
         parts = self._parts.reply(reply)
         if parts:
             reply["parts"] = parts

@@ -10,6 +10,7 @@ from ladle.server.replies.monitors import WatchReply
 from ladle.server.replies.parts import BegunPart, SteeringPart
 from ladle.server.replies.search import BlockReply, SearchReply
 from ladle.server.replies.sources import SourceReply
+from ladle.server.replies.thoughts import CheckedReply, VerifiedChoice
 from ladle.server.replies.usage import Usage
 
 
@@ -60,9 +61,9 @@ class SteeringReply(TypedDict):
     """What steered the answer. With a ``target``, ``preference`` is the one that was found for it. Where experts take
     turns, ``routing`` says by which options and ``experts`` what share of the tokens each of them wrote; what is
     missing to 1 the router wrote. ``search`` says how blocks were chosen and what was drawn for it. ``monitor`` is
-    there where the answer was watched. Where the steering changed on the way, ``parts`` says what steered from where
-    on, and the rest is of the plan that the answer began with. With a trace there are ``diagnostics``, and in OpenAI's
-    answers ``choices`` with the traced tokens."""
+    there where the answer was watched, ``thoughts`` where one was verified. Where the steering changed on the way,
+    ``parts`` says what steered from where on, and the rest is of the plan that the answer began with. With a trace
+    there are ``diagnostics``, and in OpenAI's answers ``choices`` with the traced tokens."""
 
     method: str
     preference: dict[str, float] | None
@@ -78,6 +79,7 @@ class SteeringReply(TypedDict):
     rank: NotRequired[RankReply]
     search: NotRequired[SearchReply]
     monitor: NotRequired[WatchReply]
+    thoughts: NotRequired[list[VerifiedChoice]]
     diagnostics: NotRequired[Diagnostics]
     choices: NotRequired[list[TracedChoice]]
 
@@ -251,7 +253,7 @@ class Token(TypedDict):
     ``part``: with the first token of a part of the answer that is steered otherwise than what came before, its method
     and preference. ``block``: with the first token of a block that was searched for, how it was chosen.
     ``reasoning_content``: of a token that is none of the answer, what it adds to the thought in front of it, which for
-    a tag is nothing.
+    a tag is nothing. ``checked``: with a token at which the thought was verified, what that said.
     """
 
     id: int
@@ -271,6 +273,7 @@ class Token(TypedDict):
     part: NotRequired[BegunPart]
     block: NotRequired[BlockReply]
     reasoning_content: NotRequired[str]
+    checked: NotRequired[CheckedReply]
 
 
 class TracedChoice(TypedDict):

@@ -18,6 +18,7 @@ from ladle.merging.family.calibration import Calibration
 from ladle.merging.family.family import Family, MemberInfo
 from ladle.merging.preferences.simplex import grid
 from ladle.server.errors import ApiError
+from ladle.server.fields.thinking import ThinkingFields, ThinkingOptions, verifier_of
 from ladle.server.replies.families import (
     CalibrationReply,
     FamilyList,
@@ -27,6 +28,7 @@ from ladle.server.replies.families import (
     MethodReply,
     ThinkingReply,
 )
+from ladle.server.replies.thoughts import VerifierReply
 from ladle.server.routes import answers, state_of
 from ladle.server.serving import Serving
 from ladle.server.steering import describe_monitor
@@ -93,7 +95,13 @@ def describe_family(serving: Serving) -> FamilyReply:
 
 
 def _thinking(tags: ThinkingTags | None) -> ThinkingReply | None:
-    return None if tags is None else {"open": tags.open, "close": tags.close, "budgets": dict(tags.budgets)}
+    if tags is None:
+        return None
+    own = verifier_of(tags, ThinkingFields(thinking=ThinkingOptions()), 1)  # type: ignore[call-arg]
+    verifier: VerifierReply | None = None
+    if own is not None:
+        verifier = {"every": own.every, "ask": own.question.text, "above": own.above}
+    return {"open": tags.open, "close": tags.close, "budgets": dict(tags.budgets), "verifier": verifier}
 
 
 def _sampling(family: Family) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from ladle.merging.family.manifest_tables import Thinking
+from ladle.merging.family.manifest_tables import Thinking, VerifierTable
 
 _USUAL = ("<think>", "</think>")
 _BUDGETS = {"minimal": 128, "low": 512, "medium": 2048, "high": 8192}
@@ -22,6 +22,7 @@ class ThinkingTags:
         open_ids, close_ids: the tokens that the tokenizer makes of each by itself.
         budgets: most tokens of a thought by reasoning effort.
         tokenizer: whose tokens they are.
+        verifier: what may end thoughts where a request does not say; None where nothing does.
     """
 
     open: str
@@ -30,6 +31,7 @@ class ThinkingTags:
     close_ids: tuple[int, ...]
     budgets: Mapping[str, int]
     tokenizer: PreTrainedTokenizerFast
+    verifier: VerifierTable | None = None
 
     @classmethod
     def of(cls, table: Thinking | None, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> ThinkingTags | None:
@@ -50,7 +52,7 @@ class ThinkingTags:
         budgets: dict[str, int] = dict(_BUDGETS)
         if table is not None:
             budgets.update((str(effort), budget) for effort, budget in table.budgets.items())
-        return cls(*tags, opening, closing, budgets, tokenizer)
+        return cls(*tags, opening, closing, budgets, tokenizer, None if table is None else table.verifier)
 
     def opened(self, prompt: Sequence[int], thought: bool) -> bool:
         """Whether ``prompt`` ends within a thought: it has an opening tag, no closing one after it, and nothing but

@@ -60,6 +60,8 @@ class Metrics:
         self.search_draws = counter("search_draws", "Continuations that searches drew, kept or not", "by")
         self.search_tokens = counter("search_drawn_tokens", "Tokens of these continuations", "by")
         self.trips = counter("monitor_trips", "Answers that a monitor ended", "monitor")
+        self.thought_checks = counter("thought_checks", "Times that a verifier was asked about a thought")
+        self.thoughts_cut = counter("thoughts_cut", "Thoughts that a verifier ended")
         self.cancelled = counter("requests_cancelled", "Sequences given up before their end")
         self.shift = histogram(
             "guidance_shift_nats", "KL(base, final) of traced tokens by method", _NATS, labels=("method",)
@@ -113,6 +115,9 @@ class SequenceClock:
                 metrics.routed.labels(expert=output.expert).inc()
             if output.shift is not None:
                 metrics.shift.labels(method=self.method).observe(output.shift)
+        if output.checked is not None:
+            metrics.thought_checks.inc()
+            metrics.thoughts_cut.inc(output.checked.ends)
         if output.finish_reason is not None:
             self._finished(output, now)
 

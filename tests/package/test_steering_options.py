@@ -27,10 +27,10 @@ from ladle.server.state import ServerState
 from ladle.steering_options import OPTIONS, UNIVERSAL, WHOLE
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN_CONTROLS = {"method", "preference", "target", "strength", "trace"}
-# The page's sliders say one preference and its answers come as they are made: a schedule is several of those, and a
-# ranking comes when all have ended. What watches answers is the family's to say there.
-NOT_IN_THE_PAGE = {"schedule", "rank", "monitor"}
+OWN_CONTROLS = {"method", "preference", "target", "strength", "trace", "rank"}
+# The page's sliders say one preference: a schedule is several of those. What watches answers is the family's to say
+# there.
+NOT_IN_THE_PAGE = {"schedule", "monitor"}
 
 
 @cache

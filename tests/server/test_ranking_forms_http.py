@@ -9,20 +9,16 @@ from typing import Any
 import httpx
 import pytest
 from asgi import client_of
+from led_http import NO_END, ask, running_engine, state_of
 from routed_folder import write_routed_family
 from seeds import fresh_seed
 
 from ladle.merging.family.family import Family, load_family
-from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
-from ladle.server.serving import Serving
-from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
 from ladle.server.text.patterns import found
 
 pytestmark = pytest.mark.anyio
-NO_END: dict[str, Any] = {"logit_bias": {"2": -100, "0": -100}}
 MESSAGES = [{"role": "user", "content": "what is good"}]
 QUESTION = "Is this reply kind?"
 
@@ -34,29 +30,19 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def engine(family: Family) -> Iterator[Engine]:
-    engine = Engine(family, EngineConfig(device="cpu", dtype="float32", max_lanes=120, kv_memory=16 << 20))
-    engine.start()
-    yield engine
-    engine.shutdown()
+    with running_engine(family) as engine:
+        yield engine
 
 
 @pytest.fixture
 def state(family: Family, engine: Engine) -> ServerState:
-    state = ServerState(ServerSettings())
-    state.publish(Serving.of(family, AsyncEngine(engine), engine.vocabulary))
-    return state
-
-
-async def _ask(client: httpx.AsyncClient, path: str, status: int = 200, **body: Any) -> Any:
-    reply = await client.post(path, json=body)
-    assert reply.status_code == status, reply.text
-    return reply.json() if status == 200 else reply.json()["error"]
+    return state_of(family, engine)
 
 
 async def _logprobs(client: httpx.AsyncClient, prompt: list[int], steering: dict[str, Any]) -> list[float]:
     """Of the tokens of ``prompt`` from the second on."""
     body = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 0, "steering": steering}
-    listed: list[float] = (await _ask(client, "/v1/completions", **body))["choices"][0]["logprobs"]["token_logprobs"]
+    listed: list[float] = (await ask(client, "/v1/completions", **body))["choices"][0]["logprobs"]["token_logprobs"]
     return listed[1:]
 
 
@@ -66,15 +52,15 @@ async def test_the_router_and_a_question_rank_whole_answers(state: ServerState) 
     method = rng.choice([{"method": "bone_soup", "preference": {"positive": 1}}, {"method": "fusion_route"}])
     body = {"prompt": "what is good", "n": n, "seed": seed, "max_tokens": 6, "logprobs": True, **NO_END}
     async with client_of(state) as client:
-        prompt = (await _ask(client, "/tokenize", prompt="what is good"))["tokens"]
-        asked = (await _ask(client, "/tokenize", prompt=f"\n\n{QUESTION} Answer with yes or no.\nAnswer:"))["tokens"]
-        words = [(await _ask(client, "/tokenize", prompt=word))["tokens"] for word in (" Yes", " No")]
+        prompt = (await ask(client, "/tokenize", prompt="what is good"))["tokens"]
+        asked = (await ask(client, "/tokenize", prompt=f"\n\n{QUESTION} Answer with yes or no.\nAnswer:"))["tokens"]
+        words = [(await ask(client, "/tokenize", prompt=word))["tokens"] for word in (" Yes", " No")]
         alike = next(i for i, (a, b) in enumerate(zip(*words, strict=False)) if a != b)
-        plain = await _ask(client, "/v1/generate", **body, steering=method)
+        plain = await ask(client, "/v1/generate", **body, steering=method)
         for by in ("router", {"ask": QUESTION}):
             steering = {**method, "rank": {"by": by, "keep": n}}
-            every = await _ask(client, "/v1/generate", **body, steering=steering)
-            (best,) = (await _ask(client, "/v1/generate", **body, steering={**method, "rank": {"by": by}}))["choices"]
+            every = await ask(client, "/v1/generate", **body, steering=steering)
+            (best,) = (await ask(client, "/v1/generate", **body, steering={**method, "rank": {"by": by}}))["choices"]
             assert best == every["choices"][0] and every["steering"]["rank"]["by"] == by
             assert [source["name"] for source in every["steering"]["rank"]["sources"]] in (["router"], ["base"])
             assert {choice["text"] for choice in every["choices"]} == {choice["text"] for choice in plain["choices"]}
@@ -94,14 +80,14 @@ async def test_the_router_and_a_question_rank_whole_answers(state: ServerState) 
                     ]
                     wanted = yes - no
                 assert choice["score"] == pytest.approx(wanted, abs=1e-4)
-                said = await _ask(client, "/v1/score", prompt="what is good", texts=[answer], by=by, steering=method)
+                said = await ask(client, "/v1/score", prompt="what is good", texts=[answer], by=by, steering=method)
                 assert said["scores"][0]["score"] == pytest.approx(wanted, abs=1e-4)
         # In a conversation the question is the user's next turn.
-        chat = await _ask(
+        chat = await ask(
             client, "/v1/chat/completions", messages=MESSAGES, n=2, max_tokens=5,
             steering={"rank": {"by": {"ask": QUESTION}, "keep": 2}},
         )  # fmt: skip
-        said = await _ask(client, "/v1/score", messages=MESSAGES, texts=["a", "b"], by={"ask": QUESTION})
+        said = await ask(client, "/v1/score", messages=MESSAGES, texts=["a", "b"], by={"ask": QUESTION})
     assert all(math.isfinite(choice["score"]) for choice in chat["choices"])
     assert said["steering"]["rank"]["by"] == {"ask": QUESTION} and len(said["scores"]) == 2
 
@@ -114,7 +100,7 @@ async def test_a_vote_counts_what_answers_say(state: ServerState) -> None:
     async with client_of(state) as client:
         for prompt in ("x", ["x", "what is"]):
             path = "/v1/generate" if isinstance(prompt, str) else "/v1/completions"
-            reply = await _ask(client, path, prompt=prompt, max_tokens=30, steering=steering, **(
+            reply = await ask(client, path, prompt=prompt, max_tokens=30, steering=steering, **(
                 form if path == "/v1/generate" else {**form, "logprobs": 0}
             ))  # fmt: skip
             for start in range(0, len(reply["choices"]), 9):
@@ -157,23 +143,23 @@ async def test_what_a_pattern_finds() -> None:
 async def test_what_has_no_meaning_is_refused(state: ServerState, by: Any, param: str, words: str) -> None:
     body = {"prompt": "x", "n": 2, "max_tokens": 40, **NO_END}
     async with client_of(state) as client:
-        error = await _ask(client, "/v1/generate", 400, **body, steering={"method": "base", "rank": {"by": by}})
+        error = await ask(client, "/v1/generate", 400, **body, steering={"method": "base", "rank": {"by": by}})
     assert error["param"] == param and words in error["message"], error
 
 
 async def test_more_that_is_refused(state: ServerState, engine: Engine) -> None:
     async with client_of(state) as client:
-        error = await _ask(client, "/v1/score", 400, prompt="a", texts=["b"], by={"vote": "b"})
+        error = await ask(client, "/v1/score", 400, prompt="a", texts=["b"], by={"vote": "b"})
         assert error["param"] == "by" and "do not vote" in error["message"]
         steering = {"method": "base", "rank": {"by": {"ask": "kind"}, "per": "token"}}
-        error = await _ask(client, "/v1/generate", 400, prompt="a", n=2, steering=steering)
+        error = await ask(client, "/v1/generate", 400, prompt="a", n=2, steering=steering)
         assert error["param"] == "steering.rank.per"
         # There has to be room for the question behind the longest answer.
         long = {"method": "base", "rank": {"by": {"ask": "kind " * 40}}}
         asks = {"prompt": "a", "n": 2, "steering": long}
-        error = await _ask(client, "/v1/generate", 400, **asks, max_tokens=engine.max_context - 3)
+        error = await ask(client, "/v1/generate", 400, **asks, max_tokens=engine.max_context - 3)
         assert error["code"] == "context_length_exceeded" and "steering.rank.by.ask" in error["message"]
-        error = await _ask(
+        error = await ask(
             client, "/v1/score", 400, prompt="a", texts=[[5] * (engine.max_context - 9)], by={"ask": "kind " * 40}
         )
         assert error["code"] == "context_length_exceeded" and "question" in error["message"]

@@ -9,18 +9,14 @@ import httpx
 import pytest
 from asgi import client_of
 from guided_requests import World
+from led_http import NO_END, ask, require_nothing_left, running_engine, state_of
 from seeds import fresh_seed
 
-from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
-from ladle.server.serving import Serving
-from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio
 PREFERENCE = {"positive": 0.6, "simple": 0.4}
-NO_END: dict[str, Any] = {"logit_bias": {"2": -100, "0": -100}}
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +26,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def engine(world: World) -> Iterator[Engine]:
-    engine = Engine(world.family, EngineConfig(device="cpu", dtype="float32", max_lanes=120, kv_memory=16 << 20))
-    engine.start()
-    yield engine
-    engine.shutdown()
+    with running_engine(world.family) as engine:
+        yield engine
 
 
 @pytest.fixture
 def state(world: World, engine: Engine) -> ServerState:
-    state = ServerState(ServerSettings())
-    state.publish(Serving.of(world.family, AsyncEngine(engine), engine.vocabulary))
-    return state
-
-
-async def _ask(client: httpx.AsyncClient, path: str, status: int = 200, **body: Any) -> dict[str, Any]:
-    reply = await client.post(path, json=body)
-    assert reply.status_code == status, reply.text
-    document: dict[str, Any] = reply.json()
-    return document if status == 200 else document["error"]
+    return state_of(world.family, engine)
 
 
 async def _likelihood(client: httpx.AsyncClient, prompt: list[int], answer: list[int], source: str) -> float:
     """Of ``answer``, from an echo of both under one member."""
     steering = {"method": "custom", "terms": [{"source": source, "weight": 1}]}
     body = {"prompt": prompt + answer, "echo": True, "logprobs": 0, "max_tokens": 0, "steering": steering}
-    reply = await _ask(client, "/v1/completions", **body)
+    reply = await ask(client, "/v1/completions", **body)
     return float(sum(reply["choices"][0]["logprobs"]["token_logprobs"][len(prompt) :]))
 
 
@@ -65,18 +50,18 @@ async def test_the_best_come_first(state: ServerState, by: str) -> None:
     steering = {"method": rng.choice(["bone_soup", "mage", "vas"]), "preference": PREFERENCE}
     body = {"prompt": "what is good", "n": n, "seed": seed, "max_tokens": 6, "logprobs": True, **NO_END}
     async with client_of(state) as client:
-        plain = await _ask(client, "/v1/generate", **body, steering=steering)
+        plain = await ask(client, "/v1/generate", **body, steering=steering)
         ranked = {**steering, "rank": {"by": by, "keep": keep}}
-        best, again = await asyncio.gather(*(_ask(client, "/v1/generate", **body, steering=ranked) for _ in "ab"))
-        every = await _ask(client, "/v1/generate", **body, steering={**steering, "rank": {"by": by, "keep": n}})
+        best, again = await asyncio.gather(*(ask(client, "/v1/generate", **body, steering=ranked) for _ in "ab"))
+        every = await ask(client, "/v1/generate", **body, steering={**steering, "rank": {"by": by, "keep": n}})
         metrics = (await client.get("/metrics")).text
-        prompt = (await _ask(client, "/tokenize", prompt="what is good"))["tokens"]
+        prompt = (await ask(client, "/tokenize", prompt="what is good"))["tokens"]
         written = [([token["id"] for token in choice["tokens"]], choice["score"]) for choice in every["choices"]]
         # The model has more rows than the tokenizer has tokens, and draws them; no request may send these.
         known = [(ids, score) for ids, score in written if max(ids) < 300]
         asked = {**steering, "method": "bone_soup"} if by == "likelihood" else steering
         texts = [ids for ids, _ in known] or [[5]]
-        said = await _ask(client, "/v1/score", prompt="what is good", texts=texts, by=by, steering=asked)
+        said = await ask(client, "/v1/score", prompt="what is good", texts=texts, by=by, steering=asked)
         if by == "implicit":
             # The sum of two echoes, weighed by the preference.
             for answer, found in known:
@@ -107,8 +92,8 @@ async def test_openai_endpoints_rank_each_prompt_by_itself(state: ServerState) -
     steering = {"method": "base", "preference": PREFERENCE, "rank": {"by": "explicit", "keep": 2}}
     body = {"n": 3, "seed": 5, "max_tokens": 4, "steering": steering, **NO_END}
     async with client_of(state) as client:
-        several = await _ask(client, "/v1/completions", prompt=["one", "two"], echo=True, **body)
-        single = await _ask(client, "/v1/completions", prompt="two", echo=True, **body)
+        several = await ask(client, "/v1/completions", prompt=["one", "two"], echo=True, **body)
+        single = await ask(client, "/v1/completions", prompt="two", echo=True, **body)
     assert [choice["index"] for choice in several["choices"]] == [0, 1, 2, 3]
     assert [choice["text"][:3] for choice in several["choices"]] == ["one", "one", "two", "two"]
     assert [choice["text"] for choice in several["choices"][2:]] == [choice["text"] for choice in single["choices"]]
@@ -119,8 +104,8 @@ async def test_equal_answers_stay_in_order_and_forms_are_kept(state: ServerState
     steering = {"method": "base", "preference": PREFERENCE, "rank": {"by": "implicit", "keep": 4, "per": "token"}}
     form = {"structured_outputs": {"choice": ["a", "b b"]}}
     async with client_of(state) as client:
-        reply = await _ask(client, "/v1/generate", prompt="x", n=4, temperature=0, max_tokens=9, steering=steering)
-        chosen = await _ask(client, "/v1/generate", prompt="x", n=4, max_tokens=9, steering=steering, **form)
+        reply = await ask(client, "/v1/generate", prompt="x", n=4, temperature=0, max_tokens=9, steering=steering)
+        chosen = await ask(client, "/v1/generate", prompt="x", n=4, max_tokens=9, steering=steering, **form)
     assert len({(choice["text"], choice["score"]) for choice in reply["choices"]}) == 1
     assert {choice["text"] for choice in chosen["choices"]} <= {"a", "b b"}
 
@@ -152,20 +137,20 @@ async def test_what_has_no_meaning_is_refused(
     rank = {} if steering is None else {"rank": {"by": "explicit", **steering}}
     async with client_of(state) as client:
         asked = {"method": "base", "preference": PREFERENCE, **rank}
-        error = await _ask(client, path, 400, **body, steering=asked)
+        error = await ask(client, path, 400, **body, steering=asked)
     assert error["param"] == param, error
 
 
 async def test_rankings_that_the_plan_does_not_allow(state: ServerState) -> None:
     async with client_of(state) as client:
         blocks = {"method": "cd", "preference": PREFERENCE, "block_length": 2, "rank": {"by": "likelihood"}}
-        error = await _ask(client, "/v1/generate", 400, prompt="a", n=2, steering=blocks)
+        error = await ask(client, "/v1/generate", 400, prompt="a", n=2, steering=blocks)
         assert error["param"] == "steering.rank" and "block_length" in error["message"]
         nowhere = {"method": "base", "rank": {"by": "explicit"}}
-        error = await _ask(client, "/v1/generate", 400, prompt="a", n=2, steering=nowhere)
+        error = await ask(client, "/v1/generate", 400, prompt="a", n=2, steering=nowhere)
         assert error["param"] == "steering.preference"
         grown = {"method": "vas", "preference": PREFERENCE}
-        error = await _ask(client, "/v1/score", 400, prompt="a", texts=["b"], by="likelihood", steering=grown)
+        error = await ask(client, "/v1/score", 400, prompt="a", texts=["b"], by="likelihood", steering=grown)
         assert error["param"] == "by" and "vas" in error["message"]
 
 
@@ -174,13 +159,13 @@ async def test_texts_fill_the_context_and_may_be_empty(state: ServerState, engin
     async with client_of(state) as client:
         for by in ("explicit", "implicit", "likelihood"):
             asked = {"prompt": [5, 6], "by": by, "steering": {"method": "mod", "preference": PREFERENCE}}
-            found = await _ask(client, "/v1/score", texts=["", [7], [8] * room], **asked)
+            found = await ask(client, "/v1/score", texts=["", [7], [8] * room], **asked)
             assert [entry["tokens"] for entry in found["scores"]] == [0, 1, room]
             assert (found["scores"][0]["score"] == 0) == (by != "explicit")
             assert found["usage"]["prompt_tokens"] == 2 + 1 + room and found["usage"]["completion_tokens"] == 0
-            error = await _ask(client, "/v1/score", 400, texts=[[8] * (room + 1)], **asked)
+            error = await ask(client, "/v1/score", 400, texts=[[8] * (room + 1)], **asked)
             assert error["code"] == "context_length_exceeded"
-            ended, same = (await _ask(client, "/v1/score", texts=["ab", "ab"], end=True, **asked))["scores"]
+            ended, same = (await ask(client, "/v1/score", texts=["ab", "ab"], end=True, **asked))["scores"]
             assert ended["score"] == same["score"]
 
 
@@ -193,23 +178,6 @@ async def test_who_leaves_leaves_nothing_behind(state: ServerState, engine: Engi
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        reply = await _ask(client, "/v1/generate", prompt="a", max_tokens=2)
+        reply = await ask(client, "/v1/generate", prompt="a", max_tokens=2)
     assert len(reply["choices"]) == 1
-    for _ in range(200):
-        if not engine.led and not engine._sequences:
-            break
-        await asyncio.sleep(0.02)
-    done = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    faults: list[Exception] = []
-
-    def check() -> None:
-        try:
-            engine.check_idle()
-        except Exception as error:
-            faults.append(error)
-        loop.call_soon_threadsafe(done.set)
-
-    engine.between_steps(check)
-    await done.wait()
-    assert not faults
+    await require_nothing_left(engine)

@@ -7,24 +7,20 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from asgi import client_of
 from guided_requests import World
+from led_http import NO_END, ask, require_nothing_left, running_engine, state_of
 from seeds import fresh_seed
 
 from ladle.server.access.callers import Caller, Limits
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
 from ladle.server.live_answers import cost_of, token_cost
-from ladle.server.serving import Serving
-from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio
 PREFERENCE = {"positive": 0.6, "simple": 0.4}
-NO_END: dict[str, Any] = {"logit_bias": {"2": -100, "0": -100}}
 SEARCH: dict[str, Any] = {"by": "explicit", "until": 3, "draws": 3}
 STEERING: dict[str, Any] = {"method": "bone_soup", "preference": PREFERENCE}
 SEARCHED = {**STEERING, "search": SEARCH}
@@ -37,24 +33,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def engine(world: World) -> Iterator[Engine]:
-    engine = Engine(world.family, EngineConfig(device="cpu", dtype="float32", max_lanes=120, kv_memory=16 << 20))
-    engine.start()
-    yield engine
-    engine.shutdown()
+    with running_engine(world.family) as engine:
+        yield engine
 
 
 @pytest.fixture
 def state(world: World, engine: Engine) -> ServerState:
-    state = ServerState(ServerSettings())
-    state.publish(Serving.of(world.family, AsyncEngine(engine), engine.vocabulary))
-    return state
-
-
-async def _ask(client: httpx.AsyncClient, path: str, status: int = 200, **body: Any) -> dict[str, Any]:
-    reply = await client.post(path, json=body)
-    assert reply.status_code == status, reply.text
-    document: dict[str, Any] = reply.json()
-    return document if status == 200 else document["error"]
+    return state_of(world.family, engine)
 
 
 def _events(text: str) -> list[dict[str, Any]]:
@@ -69,9 +54,9 @@ async def test_answers_say_how_they_were_searched(state: ServerState) -> None:
     asked = {**STEERING, "search": {**SEARCH, "by": by, "beam": rng.choice([1, 2])}}
     body = {"prompt": "what is good", "seed": rng.getrandbits(31), "max_tokens": 8, **NO_END}
     async with client_of(state) as client:
-        whole = await _ask(client, "/v1/generate", **body, steering=asked)
-        several = await _ask(client, "/v1/generate", **body, n=3, steering=asked)
-        traced = await _ask(client, "/v1/generate", **body, steering={**asked, "trace": True})
+        whole = await ask(client, "/v1/generate", **body, steering=asked)
+        several = await ask(client, "/v1/generate", **body, n=3, steering=asked)
+        traced = await ask(client, "/v1/generate", **body, steering={**asked, "trace": True})
         stream = _events((await client.post("/v1/generate", json={**body, "steering": asked, "stream": True})).text)
         metrics = (await client.get("/metrics")).text
     text, said = whole["choices"][0]["text"], whole["steering"]["search"]
@@ -95,9 +80,9 @@ async def test_openai_endpoints_and_the_client_search(state: ServerState) -> Non
     body = {"max_tokens": 7, "seed": 4, "steering": {**SEARCHED, "trace": True}, **NO_END}
     messages = [{"role": "user", "content": "hi"}]
     async with client_of(state) as client:
-        chat = await _ask(client, "/v1/chat/completions", messages=messages, **body)
-        plain = await _ask(client, "/v1/completions", prompt="hi", **body)
-        native = await _ask(client, "/v1/generate", messages=messages, **body)
+        chat = await ask(client, "/v1/chat/completions", messages=messages, **body)
+        plain = await ask(client, "/v1/completions", prompt="hi", **body)
+        native = await ask(client, "/v1/generate", messages=messages, **body)
         streamed = await client.post(
             "/v1/chat/completions", json={"messages": messages, "stream": True, "stream_options": {}, **body}
         )
@@ -117,7 +102,7 @@ async def test_forms_and_thoughts_are_kept(state: ServerState) -> None:
         for draws, beam in ((3, 1), (unsure, 2)):
             search = {"by": "likelihood", "until": 4, "draws": draws, "beam": beam}
             steering = {**STEERING, "search": search}
-            reply = await _ask(client, "/v1/generate", **body, **form, steering={**steering, "trace": True})
+            reply = await ask(client, "/v1/generate", **body, **form, steering={**steering, "trace": True})
             (choice,) = reply["choices"]
             assert re.fullmatch("[a-c]{4,12}", choice["text"]), choice
             for token in choice["tokens"]:
@@ -156,10 +141,10 @@ async def test_what_has_no_meaning_is_refused(
     rest = {key: value for key, value in more.items() if key != "steering"}
     steering = {**STEERING, **more.get("steering", {}), "search": {**SEARCH, **search}}
     async with client_of(state) as client:
-        error = await _ask(client, "/v1/generate", 400, prompt="a", max_tokens=4, **rest, steering=steering)
+        error = await ask(client, "/v1/generate", 400, prompt="a", max_tokens=4, **rest, steering=steering)
         assert error["param"] == param, error
-        again = await _ask(client, "/v1/generate", prompt="a", max_tokens=2, steering=STEERING)
-        score = await _ask(client, "/v1/score", 400, prompt="a", texts=["b"], by="explicit", steering=SEARCHED)
+        again = await ask(client, "/v1/generate", prompt="a", max_tokens=2, steering=STEERING)
+        score = await ask(client, "/v1/score", 400, prompt="a", texts=["b"], by="explicit", steering=SEARCHED)
     assert len(again["choices"]) == 1 and score["param"] == "steering.search"
 
 
@@ -199,23 +184,6 @@ async def test_who_leaves_leaves_nothing_behind(state: ServerState, engine: Engi
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        reply = await _ask(client, "/v1/generate", prompt="a", max_tokens=2)
+        reply = await ask(client, "/v1/generate", prompt="a", max_tokens=2)
     assert len(reply["choices"]) == 1
-    for _ in range(200):
-        if not engine.led and not engine._sequences:
-            break
-        await asyncio.sleep(0.02)
-    done = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    faults: list[Exception] = []
-
-    def check() -> None:
-        try:
-            engine.check_idle()
-        except Exception as error:
-            faults.append(error)
-        loop.call_soon_threadsafe(done.set)
-
-    engine.between_steps(check)
-    await done.wait()
-    assert not faults
+    await require_nothing_left(engine)

@@ -13,7 +13,7 @@ from ladle.merging.errors import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import Ending, GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
-from ladle.server.engine.requests.thinking import Phase, Placed, Thought
+from ladle.server.engine.requests.thinking import Phase, Placed, Thinking, Thought
 
 NOT_FINITE = "scores_not_finite"
 """Code of the error of a request that asked for coefficients or strengths under which a model says nothing."""
@@ -41,6 +41,11 @@ class Answer:
         if self._thought is not None:
             other._thought, other._thoughts = self._thought.copy(), self._thoughts.copy()
         return other
+
+    def behind(self, thinking: Thinking | None, tokens: Seq[int]) -> Answer:
+        """The same with a thought that is where ``thinking`` has it after ``tokens``, which came before."""
+        self._thought = None if thinking is None else Thought(thinking).follow(tokens)
+        return self
 
     def push(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ladle.guidance.plan import Plan, PromptView, Source
+from ladle.guidance.plan import BASE, Plan, PromptView, Source
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.requests.thinking import Thinking
@@ -73,6 +73,20 @@ class Trip:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What a verifier said of a thought on its way.
+
+    token: how many tokens there were, those of tags included.
+    likely: the probability that the thought held the answer.
+    ends: whether that ended it.
+    """
+
+    token: int
+    likely: float
+    ends: bool
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
 
@@ -98,12 +112,13 @@ class GenerationRequest:
     @property
     def computing(self) -> tuple[Source, ...]:
         """The sources that compute something for it: those that write, unless the answer is there, and those that judge
-        or watch it."""
+        or watch it, or check its thought."""
         ranking = self.plan.ranking
         if self.answer is not None and ranking:
             return ranking
         monitoring = self.plan.watching + self.plan.asking if self.sampling.max_tokens else ()
-        return self.plan.sources + ranking + self.plan.choosing + monitoring
+        checking = (BASE,) if self.thinking is not None and self.thinking.verifier is not None else ()
+        return self.plan.sources + ranking + self.plan.choosing + monitoring + checking
 
     @property
     def prompt_cost(self) -> int:
@@ -194,9 +209,11 @@ class StepOutput:
     cut: where text is held back and the plan has monitors, what this output would show if it were the last one, within
         the engine.
     tripped: with the last output, which has no token then, the monitor that ended the answer.
-    unseen: with the last output, how many tokens were written and are not shown, because a monitor ended the answer.
+    unseen: how many tokens were written since the output before and are not shown, because a monitor ended the answer,
+        which is its last output then, or a verifier the thought.
     asked: how many tokens of questions about the answer were read since the output before, once for yes and once
-        for no.
+        for no; and of a thought that is verified, those that were read for it.
+    checked: with the last token of a thought that a verifier was asked about, what it said.
     prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
     queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
         several.
@@ -228,6 +245,7 @@ class StepOutput:
     tripped: Trip | None = None
     unseen: int = 0
     asked: int = 0
+    checked: Checked | None = None
     entropy: float | None = None
     block: Block | None = None
     spent: Spent | None = None

@@ -1,7 +1,8 @@
 """The thought in front of an answer: where a continuation stands in it, and which tokens end one that is long enough.
 
-That a thought may be cut and answered from is TrimR's finding (arXiv 2505.17155), which lets a verifier say where; a
-budget in tokens with a message in front of the closing tag, and the rules below, are ours.
+That a thought may be cut and answered from is TrimR's finding (arXiv 2505.17155), which lets a verifier say where; that
+the base is asked in its place, a budget in tokens with a message in front of the closing tag, and the rules below, are
+ours.
 """
 
 from __future__ import annotations
@@ -10,6 +11,26 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
+
+from ladle.guidance.plan import PromptView
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Ends a thought that holds the answer already.
+
+    Where a sentence or a line of the thought ends, and the model has written at least ``every`` tokens of it since the
+    last time, the base is asked a question about the thought so far. It ends there, as where its budget is used up,
+    where p(yes) / (p(yes) + p(no)) > ``above``.
+
+    Attributes:
+        every, above: see above.
+        question: a view of the prompt of kind ``doubt``.
+    """
+
+    every: int
+    above: float
+    question: PromptView
 
 
 @dataclass(frozen=True)
@@ -25,6 +46,7 @@ class Thinking:
             finished included; None for any number.
         message: token ids that come in front of the closing tag where the budget is used up.
         opened: whether the prompt ends within a thought.
+        verifier: what else may end it.
     """
 
     open: tuple[int, ...]
@@ -32,6 +54,7 @@ class Thinking:
     budget: int | None = None
     message: tuple[int, ...] = ()
     opened: bool = False
+    verifier: Verifier | None = None
 
 
 class Phase(Enum):
@@ -87,6 +110,16 @@ class Thought:
     def forced(self) -> int | None:
         """The only token that may come next; None where the model decides."""
         return self._script[0] if self._script else None
+
+    @property
+    def written(self) -> int:
+        """How many tokens the model has written since the thought was opened."""
+        return self._since
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a budget that ends here would put the message and the whole tag next."""
+        return self.phase is Phase.INSIDE and not self._held and self._script is None
 
     @property
     def holds(self) -> bool:

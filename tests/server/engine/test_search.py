@@ -156,12 +156,15 @@ def _tokens(outputs: Sequence[StepOutput]) -> list[int]:
 def test_searches_equal_the_reference(world: World, rng: random.Random, by: str) -> None:
     engine = build(world.family, dtype="float64", max_lanes=120, draft_tokens=rng.choice([0, 3]))
     pieces = [engine.tokenizer.decode([token]) for token in range(engine.vocabulary)]
+    special = set(engine.tokenizer.all_special_tokens)
     ends = [token for token, piece in enumerate(pieces) if piece in (".", ",", "\n", "?")]
+    # Parts of characters, and special tokens: their text by themselves is not what they add to a text.
+    strange = [token for token, piece in enumerate(pieces) if "\ufffd" in piece or piece in special]
     requests, expected = [], {}
     for index, until in enumerate(["sentence", "punctuation", rng.randint(1, 4), rng.randint(2, 4)]):
         steering = {**rng.choice(METHODS), "preference": PREFERENCE}
         prompts, seed, total = world.prompts(rng), rng.getrandbits(60), rng.randint(5, 9)
-        bias = dict.fromkeys(ends, 4.0) if isinstance(until, str) else {}
+        bias = {**dict.fromkeys(ends, 4.0), **dict.fromkeys(strange, -99.0)} if isinstance(until, str) else {}
         search = {"by": by, "until": until, "draws": rng.randint(2, 4), "beam": rng.randint(1, 3)}
         if index % 2:
             # Bounds about where the entropies of these models lie, so that both are crossed.

@@ -218,10 +218,16 @@ def test_blocks_and_ranks_with_thoughts(world: World, engine: Engine) -> None:
     preference = {"positive": 0.7, "simple": 0.3}
     blocks = {"method": "cd", "preference": preference, "block_length": 3, "candidates": 2}
     ranked = {"method": "bone_soup", "preference": preference, "rank": {"by": "explicit"}}
+    search = {"by": rng.choice(["explicit", "implicit", "likelihood"]), "until": 2, "draws": 3, "beam": 2}
+    sure = {"by": "likelihood", "until": 3, "draws": {"entropy": [19.0, 20.0], "most": 3}}
     asked = [
-        replace(world.request(steering["method"], steering, world.prompts(rng), max_tokens=14), thinking=thinking)
-        for steering in (blocks, ranked)
+        replace(world.request(f"r{index}", steering, world.prompts(rng), max_tokens=14), thinking=thinking)
+        for index, steering in enumerate(
+            [blocks, ranked, *({"method": "mod", "preference": preference, "search": one} for one in (search, sure))]
+        )
     ]
     for outputs in serve(engine, asked).values():
         tokens = _tokens(outputs)
         assert tokens[5:8] == [11, 8, 9] and len(tokens) == 14
+        assert [output.reasoning is None for output in outputs] == [False] * 8 + [True] * 6
+        assert outputs[-1].reasoning_tokens == 6

@@ -100,7 +100,7 @@ def test_what_it_sends_is_what_the_api_takes() -> None:
     assert set(sent["coefficients"]) <= set(CoefficientsRequest.model_fields)
     # What has a control of its own; tests/package compares the others, and all of them with the table.
     controls = constant("steering_options.js", "OPTIONS")
-    assert set(sent["steering"]) == {"method", "preference", "target", "strength", "trace"}
+    assert set(sent["steering"]) == {"method", "preference", "target", "strength", "rank", "trace"}
     assert set(controls).isdisjoint(sent["steering"]) and set(controls) < {field.name for field in fields(Steering)}
 
 

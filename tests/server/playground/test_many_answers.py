@@ -215,3 +215,57 @@ def test_expected_rewards_show_where_the_sliders_stand(page: Page, calibrated: s
         """
     )
     assert found == [[[0.2, 1], [0.5, 0.5], [1, 0]], {"x": 0.625, "y": 0.25}]
+
+
+CHOSEN = """
+const rank = document.querySelector('#rank');
+rank.value = arguments[0];
+rank.dispatchEvent(new Event('change'));
+"""
+
+
+def test_ranked_answers_stand_with_their_scores(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, b=SOUP, max_tokens=6, seed=4, rank="likelihood", answers=3)
+    page.ready()
+    assert page.one("#rank").get_attribute("value") == "likelihood" and not page.one("#ask-box").is_displayed()
+    page.one("#answer-both").click()
+    page.finished()
+    rows = page.all("#answer-a .ranked li")
+    scores = [float(row.find_element("css selector", ".score").text.replace("\u2212", "-")) for row in rows]
+    assert len(rows) == 3 and scores == sorted(scores, reverse=True)
+    said = page.run("return [...document.querySelectorAll('#answer-a .ranked .said')].map(one => one.textContent)")
+    assert said[0] == page.text("a") and page.count("a") == 6
+    assert page.text("b") == page.text("a"), "the same seeds"
+    rows = page.run("return [...document.querySelectorAll('#compare tr')].map(one => one.textContent)")
+    assert [row for row in rows if row.startswith("Tokens a second")] == ["Tokens a second\u2013\u2013"], "at once"
+    page.run(CHOSEN, "ask")
+    assert page.one("#ask-box").is_displayed()
+    page.one("#rank-question").send_keys("Is it kind?")
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    assert "Is+it+kind" in page.run("return location.hash") and len(page.all("#answer-a .ranked li")) == 3
+    page.run(CHOSEN, "")
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    assert not page.one("#answer-a .ranked").is_displayed() and not page.one("#answers-box").is_displayed()
+    assert page.complaints() == []
+
+
+def test_a_search_says_what_it_drew(page: Page, url: str) -> None:
+    search = {"by": "likelihood", "until": 3, "draws": 2}
+    page.open(url, a={**SOUP, "search": search}, max_tokens=6, seed=4)
+    page.ready()
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    assert "12\u00a0drawn" in page.one("#answer-a .meter").get_attribute("textContent") and page.count("a") == 6
+
+
+def test_a_thought_that_a_verifier_ended_says_so(page: Page, url: str) -> None:
+    page.open(url, a=SOUP, thinking=512, verify=64)
+    page.ready()
+    assert page.one("#verify-box").get_attribute("hidden") is None
+    page.run(SAID.replace("{warnings: []}", "{warnings: [], thoughts: [{index: 0, checks: 2, ended: 3}]}"))
+    page.one("#answer-a .toggle").click()
+    page.wait(lambda: page.state("a") == "done")
+    assert page.run("return window.sent.thinking") == {"budget": 512, "verifier": {"every": 64}}
+    assert page.one("#answer-a .ended").text == "The verifier ended the thought at token 3."

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +23,13 @@ from server_process import serve_family
 from tiny_engine import Collector, build, drain, family_of, make_request, random_prompt, serve, wait_for
 from tiny_models import write_family
 
+from ladle.guidance.plan import PromptView
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family, load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.ranks.ranks import RankLost
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
+from ladle.server.engine.requests.thinking import Thinking, Verifier
 
 SHARED: dict[str, Any] = {"dtype": "float64", "tensor_parallel": 2}
 
@@ -71,13 +74,33 @@ def serve_both(
     return shared
 
 
+def led_requests(rng: random.Random, world: World) -> list[GenerationRequest]:
+    """Answers that are searched, ranked and watched, and a thought with a verifier: of several sequences each."""
+    doubt, mixed = PromptView("doubt", "Done?"), {"method": "bone_soup", "preference": {"positive": 0.7, "simple": 0.3}}
+    draws = {"entropy": [1.0, 5.0], "most": 3}
+    leading: list[dict[str, Any]] = [
+        {"search": {"by": by, "until": until, "draws": 3 if beam == 1 else draws, "beam": beam}}
+        for by, until, beam in (("explicit", 3, 1), ("implicit", "sentence", 2), ("likelihood", 4, 2))
+    ]
+    leading += [{"rank": {"by": "explicit"}}, {"monitor": {"value": "score-positive", "above": 1e9, "hold": 3}}, {}]
+    made = [
+        world.request(f"led{index}", {**mixed, **own}, world.prompts(rng), max_tokens=9, seed=rng.getrandbits(40))
+        for index, own in enumerate(leading)
+    ]
+    verifier = Verifier(1, rng.choice([0.0, 0.5]), doubt)
+    thinking = Thinking((5,), (8, 9), None, (7,), opened=True, verifier=verifier)
+    budget = replace(thinking, budget=4, verifier=None)
+    verified = replace(made[-1], thinking=thinking, views={**made[-1].views, doubt: random_prompt(rng, 5, 9)})
+    return [*(replace(one, thinking=budget) for one in made[:3]), *made[3:-1], verified]
+
+
 @pytest.mark.parametrize(("arch", "kind"), [("llama", "singles"), ("phi3", "rows")])
 def test_guided_requests_get_what_one_process_gives(
     arch: str, kind: str, tmp_path: Path, engines: Callable[..., Engine]
 ) -> None:
     rng = random.Random(fresh_seed())
     world = World(tmp_path, rng, arch, kind=kind)
-    requests = random_requests(rng, world, each=1)
+    requests = [*random_requests(rng, world, each=1), *led_requests(rng, world)]
     shared = serve_both(world.family, requests, engines, **ROOMY)
     if kind == "singles":  # has a value with full weights
         before = shared.stats().merges

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,26 +20,24 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class ThinkingOptions(StrictModel):
-    """``thinking``: the thought in front of the answer is told apart and, with a budget, ended."""
+    """``thinking``: the thought in front of the answer is told apart and, with a budget, ended. Other servers' clients
+    say by a type whether there is one at all."""
 
+    type: Literal["enabled", "disabled", "adaptive"] | None = Field(
+        None, description="disabled: no thought; adaptive: told apart where the family thinks; default: enabled"
+    )
     budget: Budget | None = Field(None, description="most tokens of the thought; default: any number")
     message: Annotated[str, Field(max_length=_MAX_MESSAGE)] | None = Field(
         None, description="what comes in front of the closing tag where the budget is used up"
     )
 
-    required: ClassVar[bool] = True
-
     @model_validator(mode="after")
     def _message_at_the_end(self) -> ThinkingOptions:
         if self.message is not None and self.budget is None:
             raise InputError("thinking.message", self.message, reason="it needs a budget, at whose end it comes")
+        if self.type == "disabled" and self.budget:
+            raise InputError("thinking.budget", self.budget, "0, or left out, with type disabled")
         return self
-
-
-class AdaptiveThinking(ThinkingOptions):
-    """The same where the family has tags around thoughts; where it has none, nothing is asked."""
-
-    required: ClassVar[bool] = False
 
 
 class ThinkingFields(StrictModel):
@@ -59,7 +57,9 @@ def thinking_of(serving: Serving, body: ThinkingFields, prompt: Sequence[int], t
         InputError: the family has no tags around thoughts, or no budget of that name; a message that holds a tag.
     """
     tags, options, effort = serving.thinking, body.thinking, body.reasoning_effort
-    if options is not None and tags is None and not options.required:
+    if options is not None and options.type == "disabled" and effort in (None, "none"):
+        options, effort = None, "none"
+    if options is not None and tags is None and options.type == "adaptive":
         return None
     if options is None and (effort is None or (effort == "none" and tags is None)):
         return None

@@ -171,7 +171,9 @@ class _Asked(MessagesBase):
     def _thought(self) -> dict[str, Any]:
         """What is said of thoughts, in the words of all endpoints."""
         said = self.thinking
-        return {} if said is None else {"thinking": ThinkingOptions(type=said.type, budget=said.budget_tokens)}
+        if said is None:
+            return {}
+        return {"thinking": ThinkingOptions(type=said.type, budget=said.budget_tokens, message=None)}
 
     def _format(self) -> ResponseFormat | None:
         stated = None if self.output_config is None else self.output_config.format

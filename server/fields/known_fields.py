@@ -100,8 +100,8 @@ COMPLETIONS: Defaults = {**_BOTH, "prompt_embeds": (), "suffix": ("",)}
 # What official clients send back when an answer of theirs becomes part of the next question.
 MESSAGE: Defaults = {"audio": (), "function_call": (), "images": ([],)}
 
-# How a provider keeps, bills, routes, times or caches a request; spaces between special tokens are slow tokenizers' own.
-# And what says more of a sampler of ``_LLAMA_CPP`` that is off, or of what is kept of a text that is too long.
+# How a provider keeps, bills, routes, times or caches a request; spaces between special tokens are slow tokenizers'
+# own. And what says more of a sampler of ``_LLAMA_CPP`` that is off, or of what is kept of a text that is too long.
 _UNREAD_OF_BOTH = (
     "metadata", "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
     "safety_identifier", "service_tier", "session_id", "spaces_between_special_tokens", "store",

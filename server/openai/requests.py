@@ -30,7 +30,8 @@ from ladle.server.fields.token_ids import IDS, TokenIds, token_ids
 from ladle.server.http.strict_model import StrictModel
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
-    ChatBase = CompletionBase = SamplingFields
+    from ladle.server.fields.sampling import SamplingFields as ChatBase
+    from ladle.server.fields.sampling import SamplingFields as CompletionBase
 else:
     ChatBase = with_known(SamplingFields, "ChatFields", CHAT, UNREAD_CHAT)
     CompletionBase = with_known(SamplingFields, "CompletionFields", COMPLETIONS, UNREAD_COMPLETIONS)
@@ -134,9 +135,7 @@ class _Streamed(StrictModel):
 class ChatCompletionRequest(_Streamed, Conversation, ChatBase):
     """``POST /v1/chat/completions``."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"allOf": [_STREAM_OPTIONS, only_with("top_logprobs", "logprobs")]}
-    )
+    model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_OPTIONS, only_with("top_logprobs", "logprobs")]})
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None

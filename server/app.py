@@ -10,11 +10,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from ladle.server import errors
 from ladle.server.access.hosts import HostNames
-from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
+from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, Origins, TrustedHosts
 from ladle.server.hosting import Leases
 from ladle.server.http.disconnect import ClientGone
 from ladle.server.http.docs_page import render
@@ -79,7 +78,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
     if settings.cors_origins:
         middleware.append(
             Middleware(
-                CORSMiddleware,
+                Origins,
                 allow_origins=settings.cors_origins,
                 allow_methods=["DELETE", "GET", "HEAD", "POST"],
                 # Clients for browsers send headers of their own, which say what they are and run on.
@@ -158,4 +157,5 @@ def _error(description: str) -> dict[str, Any]:
 
 async def _nobody(_: Request, __: Exception) -> Response:
     """Nobody is there to read it; 499 is what proxies log for a client that left."""
+    errors.ApiError(499, "", code="client_closed_request").note()
     return Response(status_code=499)

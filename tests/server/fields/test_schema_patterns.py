@@ -39,8 +39,8 @@ HOST = rf"^(?=.{{1,253}}\.?$){LABEL}(?:\.{LABEL})*\.?$"
     [
         {"pattern": DURATION},
         {"pattern": DURATION, "format": "duration"},
-        {"pattern": MAIL},
-        {"pattern": MAIL, "format": "email"},
+        {"pattern": MAIL, "maxLength": 16},
+        {"pattern": MAIL, "format": "email", "maxLength": 24},
         {"pattern": HOST, "format": "hostname"},
         {"pattern": r"^(?=.*[0-9])(?=.*[a-z)])[a-z0-9()]{3,8}$"},
         {"pattern": r"^(?=[\s\S]*b)[ab]+$", "allOf": [{"maxLength": 6}]},

@@ -47,6 +47,7 @@ def older_fields(rng: random.Random, vocabulary: int, streamed: bool) -> dict[st
         "include_stop_str_in_output": lambda: rng.random() < 0.5,
         "logit_bias": lambda: {str(rng.randrange(vocabulary)): rng.uniform(-100, 100) for _ in range(3)},
         "user": lambda: "someone",
-        "prompt_logprobs": lambda: None if streamed else rng.choice([0, 1, 20]),
+        # Most methods refuse it, and no stream has it.
+        "prompt_logprobs": lambda: None if streamed or rng.random() < 0.8 else rng.choice([0, 1, 20]),
     }
     return {name: value() for name, value in fields.items() if rng.random() < _SHARE}

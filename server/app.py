@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
@@ -10,11 +12,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from ladle.server import errors
 from ladle.server.access.hosts import HostNames
-from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, TrustedHosts
+from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, Origins, TrustedHosts
 from ladle.server.hosting import Leases
 from ladle.server.http.disconnect import ClientGone
 from ladle.server.http.docs_page import render
@@ -79,7 +80,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
     if settings.cors_origins:
         middleware.append(
             Middleware(
-                CORSMiddleware,
+                Origins,
                 allow_origins=settings.cors_origins,
                 allow_methods=["DELETE", "GET", "HEAD", "POST"],
                 # Clients for browsers send headers of their own, which say what they are and run on.
@@ -103,6 +104,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
         # FastAPI's own pages load scripts from another host; ours is below.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
@@ -115,12 +117,34 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
         app.include_router(playground.router)
 
     _document(app, keys=state.keys is not None)
+    described = _Description(app)
 
+    # No coroutines: these run beside the event loop, which would stand still while the description is made.
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(render(app.openapi()))
+    def docs() -> HTMLResponse:
+        return HTMLResponse(described()[0])
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> Response:
+        return Response(described()[1], media_type="application/json")
 
     return app
+
+
+class _Description:
+    """What an application says of itself, made when it is first asked for: as a page, and as an OpenAPI document."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._made: tuple[str, bytes] | None = None
+
+    def __call__(self) -> tuple[str, bytes]:
+        with self._lock:
+            if self._made is None:
+                document = self._app.openapi()
+                self._made = render(document), json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+            return self._made
 
 
 def _document(app: FastAPI, keys: bool) -> None:
@@ -158,4 +182,5 @@ def _error(description: str) -> dict[str, Any]:
 
 async def _nobody(_: Request, __: Exception) -> Response:
     """Nobody is there to read it; 499 is what proxies log for a client that left."""
+    errors.ApiError(499, "", code="client_closed_request").note()
     return Response(status_code=499)

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from ladle.clients import Client, Family, Generation, LadleError
 from ladle.clients.painter import Painter
+from ladle.recipes.sweeps.server import bound
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "build" / "demo.log"
@@ -69,7 +70,7 @@ def served(port: int) -> "Iterator[subprocess.Popen[bytes]]":
     with LOG.open("wb") as log:
         # A session of its own: Ctrl-C is ours to handle, or both would get it.
         server = subprocess.Popen(
-            [ladle, "serve", "demo", "--port", str(port)], stdout=log, stderr=log, start_new_session=True
+            bound([str(ladle), "serve", "demo", "--port", str(port)]), stdout=log, stderr=log, start_new_session=True
         )
     try:
         yield server

@@ -30,9 +30,12 @@ FILES = {"rain.json": {"type": "object", "properties": {"wet": {"type": "boolean
 @contextmanager
 def served(log: Path) -> Iterator[None]:
     """`ladle serve demo` at the address that the documents name."""
+    from ladle.recipes.sweeps.server import bound
+
     ladle = Path(sys.executable).with_name("ladle")
     with log.open("wb") as file:
-        server = subprocess.Popen([ladle, "serve", "demo", "--default-max-tokens", "256"], stdout=file, stderr=file)
+        command = bound([str(ladle), "serve", "demo", "--default-max-tokens", "256"])
+        server = subprocess.Popen(command, stdout=file, stderr=file)
     try:
         from ladle.clients import Client
 

@@ -48,12 +48,16 @@ def _body(rng: random.Random, fuzzer: RequestFuzzer, steering: dict[str, Any], t
 
 
 async def _tokens(session: aiohttp.ClientSession, body: dict[str, Any]) -> list[tuple[int, float]]:
-    """(id, logprob) of every token of a whole answer."""
-    async with session.post("/v1/generate", json={**body, "logprobs": True}) as reply:
-        document = strict(await reply.read())
-    if reply.status != 200:
-        raise RuntimeError(f"{reply.status}: {document}")
-    return [(token["id"], token["logprob"]) for token in document["choices"][0]["tokens"]]
+    """(id, logprob) of every token of a whole answer. Where steps take long, those who left fill the queue until the
+    next one; then it is asked for again."""
+    while True:
+        async with session.post("/v1/generate", json={**body, "logprobs": True}) as reply:
+            document = strict(await reply.read())
+        if reply.status == 200:
+            return [(token["id"], token["logprob"]) for token in document["choices"][0]["tokens"]]
+        if reply.status != 429:
+            raise RuntimeError(f"{reply.status}: {document}")
+        await asyncio.sleep(min(5.0, float(reply.headers["Retry-After"])))
 
 
 async def _leave(session: aiohttp.ClientSession, body: dict[str, Any], rng: random.Random) -> str:

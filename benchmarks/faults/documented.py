@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from ladle.benchmarks.faults.server_under_test import ServerUnderTest
+from ladle.recipes.sweeps.server import bound
 
 # What no schema can say is refused with 400 as well, see tests/conformance/schemathesis.toml.
 _CONFIG = '[checks.positive_data_acceptance]\nexpected-statuses = ["2xx", "400", "404", "429", "503"]\n'
@@ -26,7 +27,7 @@ def run(server: ServerUnderTest, examples: int, seed: int) -> dict[str, object]:
             "--request-timeout", "120", "--generation-database", "none", "--no-color",
             "--exclude-path-regex", "^/v1/admin/",  # which needs a key that this server does not ask for
         ]  # fmt: skip
-        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        found = subprocess.run(bound(command), cwd=folder, capture_output=True, text=True, check=False)
     cases = re.search(r"(\d+) generated", found.stdout)
     return {
         "documented": int(cases[1]) if cases else 0,

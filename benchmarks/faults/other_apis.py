@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from ladle.benchmarks.faults.sampling_fields import sampling_fields
+
 MESSAGES, RESPONSES, COUNT = "/v1/messages", "/v1/responses", "/v1/messages/count_tokens"
 _SCHEMA = {"type": "object", "properties": {"town": {"enum": ["Ur", "Bath"]}}, "required": ["town"]}
 
@@ -17,19 +19,11 @@ def sound_body(rng: random.Random, path: str, text: Callable[[int], str], longes
     body = _response(rng, text) if path == RESPONSES else _message(rng, text)
     if path != COUNT or rng.random() < 0.5:  # what limits an answer asks nothing of a count
         body["max_output_tokens" if path == RESPONSES else "max_tokens"] = rng.randint(1, longest)
-    fields: dict[str, Callable[[], Any]] = {
-        "temperature": lambda: rng.choice([0, 0.7, 1, 2]),
-        "top_p": lambda: rng.choice([0, 0.5, 1]),
-        "top_k": lambda: rng.choice([-1, 0, 5]),
-        "seed": lambda: rng.randrange(1 << 62),
-        "stream": lambda: rng.random() < 0.6,
-        "metadata": lambda: {"user_id": "someone"},
-    }
-    if path != RESPONSES:
-        fields["thinking"] = lambda: {"type": rng.choice(["adaptive", "disabled"])}
-    for name, drawn in fields.items():
-        if rng.random() < 0.3:
-            body[name] = drawn()
+    body |= sampling_fields(rng, body)
+    if rng.random() < 0.3:
+        body["metadata"] = {"user_id": "someone"}
+    if path != RESPONSES and rng.random() < 0.3:
+        body["thinking"] = {"type": rng.choice(["adaptive", "disabled"])}
     return body
 
 

@@ -12,6 +12,7 @@ from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.hostile_bodies import hostile
 from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
 from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, monitor, rank, schedule, score_body, search
+from ladle.benchmarks.faults.sampling_fields import older_fields, sampling_fields
 from ladle.option_kinds import Choice
 from ladle.steering_options import OPTIONS
 
@@ -159,32 +160,11 @@ class RequestFuzzer:
             body["prompt"] = self.prompt()
         if path != _GENERATE or rng.random() < 0.5:
             body["model"] = self._model()
-        fields: dict[str, Callable[[], Any]] = {
-            "temperature": lambda: rng.choice([0, 0.7, 1, 2]),
-            "top_p": lambda: rng.choice([0, 0.01, 0.5, 0.9, 1]),
-            "top_k": lambda: rng.choice([-1, 0, 1, 5, 1000]),
-            "ignore_eos": lambda: rng.random() < 0.5,
-            "stop_token_ids": lambda: rng.sample(range(self._vocabulary), 3),
-            "skip_special_tokens": lambda: rng.random() < 0.5,
-            "include_stop_str_in_output": lambda: rng.random() < 0.5,
-            "min_p": lambda: rng.choice([0, 0.05, 1]),
-            "n": lambda: rng.choice([1, 1, 2, 4]),
-            "stop": lambda: rng.choice(["a", ["e", "\n"], [" the", "w300"]]),
-            "stream": lambda: rng.random() < 0.6,
-            "seed": lambda: rng.randrange(-(1 << 63), 1 << 63),
-            "logit_bias": lambda: {str(rng.randrange(self._vocabulary)): rng.uniform(-100, 100) for _ in range(3)},
-            "presence_penalty": lambda: rng.uniform(-2, 2),
-            "frequency_penalty": lambda: rng.uniform(-2, 2),
-            "repetition_penalty": lambda: rng.uniform(0.1, 5),
-            "user": lambda: "someone",
-        }
-        for name, drawn in fields.items():
-            if rng.random() < 0.2:
-                body[name] = drawn()
+        body |= sampling_fields(rng, body)
+        body |= older_fields(rng, self._vocabulary, bool(body.get("stream")))
         if rng.random() < 0.15:
             body.update(self._form())
-        elif rng.random() < 0.15:
-            body["min_tokens"] = rng.randint(1, body["max_tokens"])
+            body.pop("min_tokens", None)
         if rng.random() < 0.15 and path != _COMPLETIONS:
             body |= {"logprobs": True, "top_logprobs": rng.randint(0, 5)}
         elif rng.random() < 0.15 and path == _COMPLETIONS:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ladle.recipes.sweeps.server import end
+from ladle.recipes.sweeps.server import bound, end
 from ladle.server.engine.stats.idle_check import EVERY_S
 
 _CODE = "import typer; from ladle.server.commands.serve import command; typer.run(command)"
@@ -91,16 +91,18 @@ def serve(
     options: Sequence[str] = (),
     start_s: float = 300,
 ) -> Iterator[ServerUnderTest]:
-    """Serve ``family`` on a free port of the loopback interface, on the CPU in float32, until the block ends.
+    """Serve ``family`` on a free port of the loopback interface, on the CPU in float32, until the block ends,
+    or this process does, however it ends.
 
     Raises:
         RuntimeError: it ended, or was not ready after ``start_s`` seconds.
     """
     command = [sys.executable, "-c", _CODE, str(family), "--port", "0", "--json", "--device", "cpu"]
+    command += ["--dtype", "float32", *options]
     said = log.with_suffix(".json")
     with log.open("w") as errors, said.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--dtype", "float32", *options],
+            bound(command),
             stdout=output,
             stderr=errors,
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},

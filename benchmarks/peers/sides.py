@@ -16,6 +16,8 @@ from typing import Any
 
 import httpx
 
+from ladle.recipes.sweeps.server import bound
+
 _START_S = 300.0
 
 
@@ -63,7 +65,7 @@ def running(
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(part) for part in command],
+            bound([str(part) for part in command]),
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,16 @@ PLAIN = {
     "frequency_penalty": 0.0,
 }
 """What a sweep asks for besides temperature and top-p, so that no default of a family's own enters a measurement."""
+
+
+_BOUND = """
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, which stays where another program is run
+if os.getppid() == int(parent):
+    os.execvp(command[0], command)
+"""
 
 
 @dataclass(frozen=True)
@@ -76,13 +87,21 @@ def serving(target: str, log: Path, *options: str) -> Iterator[str]:
         return
     program = [str(Path(sys.executable).parent / "ladle"), "serve", target, "--port", "0", "--json", *options]
     with log.open("w", encoding="utf-8") as errors:
-        process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(bound(program), stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             yield _address(process, log)
         finally:
             end(process)
             assert process.stdout is not None
             process.stdout.close()
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """``command``, made to end with the process that runs it, however that ends (on Linux; elsewhere it stays).
+
+    The thread that starts it has to last as long: to the system it is the parent.
+    """
+    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
 
 
 def end(process: subprocess.Popen[Any], patience_s: float = 30) -> None:

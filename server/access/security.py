@@ -7,7 +7,9 @@ import asyncio
 from collections.abc import Hashable
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ladle.server.access.api_keys import ApiKeys
@@ -22,6 +24,17 @@ KEY_HEADERS = ("x-api-key", "api-key")
 _CALLER = "ladle.caller"
 _READ_OFF = 8  # times the largest body: what is read of one that is too large
 _PROBES = ("/health", "/ready")
+
+
+class Origins(CORSMiddleware):
+    """Tells browsers which origins' pages may ask, and read the answers."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks before it sends; the access log names why it is a no."""
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            ApiError(response.status_code, "", code="cors_refused").note()
+        return response
 
 
 def caller_of(scope: Scope) -> Caller:

@@ -12,7 +12,7 @@ from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import Defaults, only, with_known
 from ladle.server.fields.output_format import JsonSchema, ResponseFormat, Schema
 from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField
-from ladle.server.fields.thinking import AdaptiveThinking, ThinkingOptions
+from ladle.server.fields.thinking import ThinkingOptions
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool, ToolChoice, require_fit
@@ -35,7 +35,8 @@ SPELLING = Spelling(
 _NOT_SUPPORTED: Defaults = {
     "compaction": (),
     "container": (),
-    "context_management": ({"edits": []},),
+    # The last keeps every thought, as all of them are kept here.
+    "context_management": ({}, {"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
     "fallbacks": ([],),
     "mcp_servers": ([],),
     "output_format": (),
@@ -169,11 +170,10 @@ class _Asked(MessagesBase):
 
     def _thought(self) -> dict[str, Any]:
         """What is said of thoughts, in the words of all endpoints."""
-        if self.thinking is None or self.thinking.type == "disabled":
-            return {"reasoning_effort": None if self.thinking is None else "none"}
-        if self.thinking.budget_tokens is None:
-            return {"thinking": AdaptiveThinking(budget=None, message=None, verifier=None)}
-        return {"thinking": ThinkingOptions(budget=self.thinking.budget_tokens, message=None, verifier=None)}
+        said = self.thinking
+        if said is None:
+            return {}
+        return {"thinking": ThinkingOptions(type=said.type, budget=said.budget_tokens, message=None, verifier=None)}
 
     def _format(self) -> ResponseFormat | None:
         stated = None if self.output_config is None else self.output_config.format

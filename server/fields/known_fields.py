@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, WithJsonSchema, create_model
 
-from ladle.server.fields.sampling import SamplingFields
 from ladle.server.http.strict_model import UNREAD, Unread
 
 Defaults = Mapping[str, tuple[Any, ...]]
@@ -26,7 +25,7 @@ _BOTH: Defaults = {
     "guided_regex": (),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": (),
-    "length_penalty": (1.0, 1),
+    "length_penalty": (1,),
     "logits_processors": ([],),
     "logprob_token_ids": (),
     "repetition_detection": (),
@@ -39,6 +38,41 @@ _BOTH: Defaults = {
     "vllm_xargs": ({},),
     "watermarking": (False,),
 }
+# llama.cpp's, whose clients send all of its samplers with every request, each at the value that turns it off; what it
+# has and Ladle honours is in ``SteeredFields``. Some are SGLang's and OpenRouter's.
+_LLAMA_CPP: Defaults = {
+    "adaptive_target": (-1,),
+    "dry_multiplier": (0,),
+    "ebnf": (),
+    "grammar": ("",),
+    "json_schema": (),
+    "lora": ([],),
+    "lora_path": (),
+    "min_keep": (0, 1),
+    "mirostat": (0,),
+    "n_indent": (0,),
+    "n_predict": (-1,),
+    "n_probs": (0,),
+    "no_stop_trim": (False,),
+    "penalize_nl": (False,),
+    "post_sampling_probs": (False,),
+    "regex": (),
+    "repeat_last_n": (-1,),
+    "repeat_penalty": (1,),
+    "response_fields": ([],),
+    "return_hidden_states": (False,),
+    "return_tokens": (False,),
+    "samplers": (),
+    "t_max_predict_ms": (0,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "top_n_sigma": (-1, 0),
+    "transforms": ([],),
+    "typ_p": (1,),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
+}
+_BOTH = {**_BOTH, **_LLAMA_CPP}
 CHAT: Defaults = {
     **_BOTH,
     "audio": (),
@@ -53,6 +87,11 @@ CHAT: Defaults = {
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "moderation": (),
+    "parse_tool_calls": (True,),
+    "reasoning_format": ("auto", "none"),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "thinking_forced_open": (False,),
     "thinking_token_budget": (),
     "verbosity": ("medium",),
     "web_search_options": (),
@@ -61,10 +100,15 @@ COMPLETIONS: Defaults = {**_BOTH, "prompt_embeds": (), "suffix": ("",)}
 # What official clients send back when an answer of theirs becomes part of the next question.
 MESSAGE: Defaults = {"audio": (), "function_call": (), "images": ([],)}
 
-# How a provider keeps, bills, routes or caches a request; spaces between special tokens are slow tokenizers' own.
+# How a provider keeps, bills, routes, times or caches a request; spaces between special tokens are slow tokenizers'
+# own. And what says more of a sampler of ``_LLAMA_CPP`` that is off, or of what is kept of a text that is too long.
 _UNREAD_OF_BOTH = (
     "metadata", "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
     "safety_identifier", "service_tier", "session_id", "spaces_between_special_tokens", "store",
+    "backend_sampling", "cache_prompt", "id_slot", "keep_alive", "n_cache_reuse", "provider", "return_progress", "rid",
+    "sse_ping_interval", "timings_per_token", "ttl",
+    "adaptive_decay", "dry_allowed_length", "dry_base", "dry_penalty_last_n", "dry_sequence_breakers", "mirostat_eta",
+    "mirostat_tau", "n_discard", "n_keep", "xtc_threshold",
 )  # fmt: skip
 UNREAD_CHAT = (*_UNREAD_OF_BOTH, "prediction")
 UNREAD_COMPLETIONS = _UNREAD_OF_BOTH
@@ -77,15 +121,20 @@ UNREAD_PART = ("annotations", "cache_control", "citations", "prompt_cache_breakp
 
 
 def only(*defaults: Any) -> Callable[[Any], Any]:
-    """A validator that lets null and ``defaults`` pass."""
+    """A validator that lets null and ``defaults`` pass; a number in either spelling, 1 and 1.0."""
 
     def check(value: Any) -> Any:
-        if value is None or any(type(value) is type(default) and value == default for default in defaults):
+        if value is None or any(_kind(value) is _kind(default) and value == default for default in defaults):
             return None
         allowed = ", ".join(repr(default) for default in (None, *defaults))
         raise ValueError(f"this server does not support it; allowed: {allowed}")
 
     return check
+
+
+def _kind(value: Any) -> type[Any]:
+    """The kind of a JSON value."""
+    return float if type(value) is int else type(value)
 
 
 def with_known(base: type[Any], name: str, known: Defaults, unread: tuple[str, ...]) -> type[Any]:
@@ -99,7 +148,3 @@ def with_known(base: type[Any], name: str, known: Defaults, unread: tuple[str, .
     }
     fields |= {field: (Unread, UNREAD) for field in unread}
     return create_model(name, __base__=base, **fields)
-
-
-ChatFields: Any = with_known(SamplingFields, "ChatFields", CHAT, UNREAD_CHAT)
-CompletionFields: Any = with_known(SamplingFields, "CompletionFields", COMPLETIONS, UNREAD_COMPLETIONS)

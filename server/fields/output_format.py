@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.grammars.grammar import Grammar, GrammarSpec
 from ladle.server.fields.grammar_compiling import Aside, AskedGrammar, compile_grammar
+from ladle.server.fields.known_fields import Defaults, with_known
 from ladle.server.fields.schema_binding import bind_schema, ends_in_lone_backslash
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.serving import Serving
@@ -59,7 +60,22 @@ class ResponseFormat(StrictModel):
         return bind_schema(self.json_schema.schema_, field), field
 
 
-class StructuredOutputs(StrictModel):
+_NOT_SUPPORTED: Defaults = {
+    "disable_additional_properties": (False,),
+    "disable_any_whitespace": (False,),
+    "grammar": (),
+    "json_object": (False,),
+    "structural_tag": (),
+    "whitespace_pattern": (),
+}
+
+if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.http.strict_model import StrictModel as OutputsBase
+else:
+    OutputsBase = with_known(StrictModel, "StructuredOutputsFields", _NOT_SUPPORTED, ("disable_fallback",))
+
+
+class StructuredOutputs(OutputsBase):
     """``structured_outputs``, an extension that other servers have too: exactly one of a JSON schema, a regular
     expression for the whole answer, and a list of answers to choose from."""
 

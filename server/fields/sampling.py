@@ -213,7 +213,8 @@ class SamplingFields(OutputFields, SteeredFields):
         spread = self.dynatemp_range or 0.0
         if spread and temperature == 0:
             raise InputError("dynatemp_range", spread, "0 where decoding is greedy: there is no temperature to change")
-        if self.dynatemp_exponent is not None and not spread:
+        # llama.cpp's clients send its defaults, a range of 0 and an exponent of 1, with every request.
+        if self.dynatemp_range is None and self.dynatemp_exponent not in (None, 1):
             raise InputError("dynatemp_exponent", self.dynatemp_exponent, "nothing without a dynatemp_range")
         return SamplingParams(
             max_tokens=max_tokens,

@@ -13,6 +13,7 @@ from ladle.server.fields.schema_alternatives import told_apart, types_of
 from ladle.server.fields.schema_formats import FORMATS, formats
 from ladle.server.fields.schema_names import combines, other_names
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
+from ladle.server.fields.schema_patterns import ahead
 
 _MOST_PARTS = 50_000  # objects, lists, texts and numbers in a schema
 _MOST_TEXT = 1 << 20  # characters of all names and texts in it
@@ -134,6 +135,7 @@ class _Binder:
 
     def _leave_out(self, part: dict[str, Any], path: str) -> None:
         """Take keywords out of ``part`` that bind nothing as they stand there."""
+        ahead(part)
         formats(part)
         if part.get("uniqueItems") is False or (part.get("uniqueItems") is True and _few(part)):
             del part["uniqueItems"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -53,8 +53,12 @@ VerifierField = Annotated[
 
 
 class ThinkingOptions(StrictModel):
-    """``thinking``: the thought in front of the answer is told apart and, with a budget, ended."""
+    """``thinking``: the thought in front of the answer is told apart and, with a budget, ended. Other servers' clients
+    say by a type whether there is one at all."""
 
+    type: Literal["enabled", "disabled", "adaptive"] | None = Field(
+        None, description="disabled: no thought; adaptive: told apart where the family thinks; default: enabled"
+    )
     budget: Budget | None = Field(None, description="most tokens of the thought; default: any number")
     message: Annotated[str, Field(max_length=_MAX_MESSAGE)] | None = Field(
         None, description="what comes in front of the closing tag where the thought is ended"
@@ -62,8 +66,6 @@ class ThinkingOptions(StrictModel):
     verifier: VerifierField | None = Field(
         None, description="ends the thought once the base finds the answer in it; default: what the family says"
     )
-
-    required: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _message_at_the_end(self) -> ThinkingOptions:
@@ -74,13 +76,12 @@ class ThinkingOptions(StrictModel):
         if every is not None and self.budget is not None and every >= self.budget:
             allowed = f"less than the budget, which is {self.budget}: before that nothing would be asked"
             raise InputError("thinking.verifier.every", every, allowed)
+        if self.type == "disabled" and self.budget:
+            raise InputError("thinking.budget", self.budget, "0, or left out, with type disabled")
+        if self.type == "disabled" and self.verifier:
+            given = self.verifier.model_dump(exclude_none=True)
+            raise InputError("thinking.verifier", given, "false, or left out, with type disabled")
         return self
-
-
-class AdaptiveThinking(ThinkingOptions):
-    """The same where the family has tags around thoughts; where it has none, nothing is asked."""
-
-    required: ClassVar[bool] = False
 
 
 class ThinkingFields(StrictModel):
@@ -107,6 +108,8 @@ def verifier_of(
     """
     options = body.thinking
     if tags is None or (options is None and body.reasoning_effort in (None, "none")):
+        return None
+    if options is not None and options.type == "disabled":
         return None
     given = None if options is None else options.verifier
     if given is False or (options is not None and options.budget == 0) or (given is None and tags.verifier is None):
@@ -140,7 +143,9 @@ def thinking_of(
         InputError: the family has no tags around thoughts, or no budget of that name; a message that holds a tag.
     """
     tags, options, effort = serving.thinking, body.thinking, body.reasoning_effort
-    if options is not None and tags is None and not options.required:
+    if options is not None and options.type == "disabled" and effort in (None, "none"):
+        options, effort = None, "none"
+    if options is not None and tags is None and options.type == "adaptive":
         return None
     if options is None and (effort is None or (effort == "none" and tags is None)):
         return None

@@ -16,8 +16,15 @@ from pydantic import (
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.conversation import Conversation
-from ladle.server.fields.known_fields import ChatFields, CompletionFields, only
-from ladle.server.fields.sampling import MAX_CHOICES, MaxTokens, TopLogprobs
+from ladle.server.fields.known_fields import (
+    CHAT,
+    COMPLETIONS,
+    UNREAD_CHAT,
+    UNREAD_COMPLETIONS,
+    only,
+    with_known,
+)
+from ladle.server.fields.sampling import MAX_CHOICES, MaxTokens, SamplingFields, TopLogprobs
 from ladle.server.fields.schema_rules import only_with
 from ladle.server.fields.token_ids import IDS, TokenIds, token_ids
 from ladle.server.http.strict_model import StrictModel
@@ -26,7 +33,8 @@ if TYPE_CHECKING:  # mypy cannot see through create_model
     from ladle.server.fields.sampling import SamplingFields as ChatBase
     from ladle.server.fields.sampling import SamplingFields as CompletionBase
 else:
-    ChatBase, CompletionBase = ChatFields, CompletionFields
+    ChatBase = with_known(SamplingFields, "ChatFields", CHAT, UNREAD_CHAT)
+    CompletionBase = with_known(SamplingFields, "CompletionFields", COMPLETIONS, UNREAD_COMPLETIONS)
 
 DEFAULT_COMPLETION_TOKENS = 16  # documented by OpenAI for /v1/completions
 
@@ -76,11 +84,30 @@ class StreamOptions(StrictModel):
     continuous_usage_stats: bool | None = Field(None, description="with include_usage: every chunk says it, so far")
     include_obfuscation: bool | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether a stream would be another one for it."""
+        return bool(self.include_usage or self.continuous_usage_stats)
+
     @field_validator("include_obfuscation")
     @classmethod
     def _unsupported(cls, value: bool | None) -> bool | None:
         only(False)(value)
         return value
+
+
+_OFF = {"enum": [None, False]}
+_STREAM_OPTIONS: dict[str, Any] = only_with("stream_options", "stream")
+# Options that ask for nothing do so without a stream as well.
+_STREAM_OPTIONS["anyOf"].append(
+    {
+        "properties": {
+            "stream_options": {
+                "type": "object", "properties": {"include_usage": _OFF, "continuous_usage_stats": _OFF},
+            }
+        }
+    }
+)  # fmt: skip
 
 
 class _Streamed(StrictModel):
@@ -91,12 +118,9 @@ class _Streamed(StrictModel):
 
     @model_validator(mode="after")
     def _only_with_stream(self) -> _Streamed:
-        if self.stream_options is not None and not self.stream:
-            raise InputError(
-                "stream_options",
-                self.stream_options.model_dump(),
-                reason="it needs stream: true",
-            )
+        if self.stream_options is not None and self.stream_options.asks and not self.stream:
+            given = self.stream_options.model_dump(exclude_none=True)
+            raise InputError("stream_options", given, reason="it needs stream: true")
         return self
 
     @property
@@ -111,9 +135,7 @@ class _Streamed(StrictModel):
 class ChatCompletionRequest(_Streamed, Conversation, ChatBase):
     """``POST /v1/chat/completions``."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"allOf": [only_with("stream_options", "stream"), only_with("top_logprobs", "logprobs")]}
-    )
+    model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_OPTIONS, only_with("top_logprobs", "logprobs")]})
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
@@ -144,7 +166,7 @@ class CompletionRequest(_Streamed, CompletionBase):
     model_config = ConfigDict(
         json_schema_extra={
             "allOf": [
-                only_with("stream_options", "stream"),
+                _STREAM_OPTIONS,
                 {
                     "anyOf": [
                         {"properties": {"max_tokens": {"not": {"const": 0}}}},

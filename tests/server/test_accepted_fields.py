@@ -144,11 +144,19 @@ async def test_values_that_change_nothing(family: Family) -> None:
         "use_beam_search": False, "length_penalty": 1.0, "early_stopping": False, "priority": 0, "top_k": -1,
         "prompt_logprobs": None, "allowed_token_ids": None, "logits_processors": [], "return_token_ids": False,
         "guided_json": None, "vllm_xargs": {}, "request_id": "abc",
+        # What the page of llama.cpp's server sends, with its names.
+        "dynatemp_range": 0, "dynatemp_exponent": 1, "min_p": 0.05, "xtc_probability": 0, "xtc_threshold": 0.1,
+        "typ_p": 1, "repeat_last_n": -1, "repeat_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0,
+        "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": -1,
+        "timings_per_token": True, "return_progress": True, "cache_prompt": True, "id_slot": -1, "mirostat": 0,
+        "mirostat_tau": 5, "mirostat_eta": 0.1, "typical_p": 1.0, "n_predict": -1, "grammar": "", "n_keep": 0,
+        "top_n_sigma": -1.0, "dry_sequence_breakers": ["\n", ":"], "n_probs": 0, "lora": [], "tfs_z": 1,
     }  # fmt: skip
     chat = {
         "add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {}, "echo": False,
         "documents": None, "chat_template": None, "mm_processor_kwargs": None, "include_reasoning": True,
-        "best_of": 1, "tool_choice": "auto", "function_call": "auto", "functions": [],
+        "best_of": 1, "tool_choice": "auto", "function_call": "auto", "functions": [], "reasoning_format": "auto",
+        "parse_tool_calls": True, "separate_reasoning": True,
     }  # fmt: skip
     for path, body in (
         (CHAT, {"messages": USER, **both, **chat}),
@@ -232,6 +240,36 @@ async def test_log_probabilities_of_the_prompt(family: Family, real_state: Serve
             )
         streamed = await client.post(COMPLETIONS, json={"prompt": "a", "stream": True, "prompt_logprobs": 1})
         assert streamed.status_code == 400 and streamed.json()["error"]["param"] == "prompt_logprobs"
+
+
+async def test_parts_of_fields_that_change_nothing(family: Family) -> None:
+    """What clients write out though nobody has asked for it."""
+    nothing = {"grammar": None, "json_object": False, "disable_any_whitespace": False, "structural_tag": None}
+    form = {"choice": ["Hello, gentle rain."], "regex": None, "json": None, **nothing, "disable_fallback": True}
+    for body in (
+        {"structured_outputs": form},
+        {"stream_options": {}},
+        {"stream_options": {"include_usage": False, "continuous_usage_stats": None}},
+        {"thinking": {"type": "disabled"}},
+        {"thinking": {"type": "disabled"}, "reasoning_effort": "none"},
+        {"thinking": {"type": "adaptive", "budget": None}},
+        {"length_penalty": 1, "repeat_penalty": 1.0, "mirostat": 0.0},
+    ):
+        assert text(await ask(family, CHAT, messages=USER, **body)) == "Hello, gentle rain.", body
+    keep = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    for edits in (None, {}, {"edits": []}, keep):
+        await ask(family, "/v1/messages", messages=USER, max_tokens=9, context_management=edits)
+    for body, param in (
+        ({"structured_outputs": {**form, "grammar": "root ::= x"}}, "structured_outputs.grammar"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"thinking": {"type": "enabled"}}, "thinking"),
+        ({"thinking": {"type": "disabled", "budget": 5}}, "thinking.budget"),
+        ({"mirostat": False}, "mirostat"),
+        ({"repeat_penalty": 1.1}, "repeat_penalty"),
+        ({"echo": 0}, "echo"),
+    ):
+        error = (await ask(family, CHAT, messages=USER, status=400, **body))["error"]
+        assert error["param"] == param, error
 
 
 async def test_what_does_not_fit_the_context_is_told_as_clients_look_for_it(family: Family) -> None:

@@ -98,7 +98,7 @@ SAMPLING = [
     ("steering", {"candidates": 4, "preference": {"simple": 1}}, "steering.candidates", "not supported"),
     ("steering", {"trace": 1}, "steering.trace", "true or false"),
     ("no_such_field", None, "no_such_field", "unknown or unsupported"),
-    ("lora", "x", "lora", "unknown or unsupported"),
+    ("adapters", "x", "adapters", "unknown or unsupported"),
 ]
 
 

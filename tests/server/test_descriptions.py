@@ -2,6 +2,8 @@
 
 import random
 import re
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from fake_engine import FakeEngine, fake_state
 from prometheus_client.parser import text_string_to_metric_families
 
 from ladle.merging.family.family import Family
+from ladle.server.http.docs_page import render
 from ladle.server.settings import ServerSettings
 from ladle.server.state import Phase, ServerState
 
@@ -177,3 +180,21 @@ async def test_the_page_at_docs_has_a_table_of_contents_by_group(family: Family,
     assert len(links) == sum(map(len, paths.values())) == len(set(links))
     assert all(f'<section id="{link}">' in page for link in links)
     assert "<h2>Answers</h2>" in nav and "<h2>Other</h2>" not in nav and "<details open" not in page
+
+
+async def test_descriptions_are_made_once_and_beside_the_event_loop(
+    family: Family, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made in it, the first one held all requests up for a second."""
+    made: list[int] = []
+
+    def render_aside(document: dict[str, Any]) -> str:
+        made.append(threading.get_ident())
+        return render(document)
+
+    monkeypatch.setattr("ladle.server.app.render", render_aside)
+    # With settings of its own it is an application of its own, which nobody has asked yet.
+    async with client_of(fake_state(family, engine, playground=False)) as client:
+        for path in ("/docs", "/openapi.json") * 2:
+            assert (await client.get(path)).status_code == 200
+    assert len(made) == 1 and made[0] != threading.get_ident()

@@ -228,7 +228,8 @@ async def test_the_access_log_names_the_reason(
     family: Family, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "ladle.access")
-    state: ServerState = fake_state(family, engine, access_log=True, max_body_bytes=300)
+    state: ServerState = fake_state(family, engine, access_log=True, max_body_bytes=300, cors_origins=[ORIGIN])
+    strange = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     secret = "rosebud"
     async with client_of(state) as client:
         expected = [
@@ -243,6 +244,7 @@ async def test_the_access_log_names_the_reason(
             (await client.post(CHAT, json={"messages": secret * 99}), None, "body_too_large"),
             (await client.get("/nothing"), None, "not_found"),
             (await client.delete("/v1/models"), None, "method_not_allowed"),
+            (await client.options(CHAT, headers=strange), None, "cors_refused"),
         ]
     lines: list[Any] = [record.__dict__["facts"] for record in caplog.records if record.name == "ladle.access"]
     for (reply, param, code), facts in zip(expected, lines, strict=True):

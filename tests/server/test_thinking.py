@@ -81,8 +81,10 @@ async def test_budgets_by_number_and_by_effort(family: Family, tmp_path: Path) -
     message = (await ask(family, CHAT, engine, thinking=thinking, **OPEN))["choices"][0]["message"]
     assert message["reasoning_content"] == engine.tokenizer.decode(ids[:2]) + " <|im_end|>..."
     assert engine.eos.isdisjoint(engine.requests[0].thinking.message)  # type: ignore[union-attr]
-    none = (await ask(family, CHAT, thinker("Wet."), reasoning_effort="none", **OPEN))["choices"][0]["message"]
-    assert (none["reasoning_content"], none["content"]) == ("", "Wet.")
+    nothing: tuple[dict[str, Any], ...] = ({"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}})
+    for body in nothing:
+        none = (await ask(family, CHAT, thinker("Wet."), **body, **OPEN))["choices"][0]["message"]
+        assert (none["reasoning_content"], none["content"]) == ("", "Wet.")
     extra = '[thinking]\nopen = "<<"\nclose = ">>"\nbudgets = {low = 3, xhigh = 70000}\n'
     own = load_family(write_family(tmp_path, "llama", seed=5, extra=extra))
     for effort, budget in (("low", 3), ("medium", 2048), ("xhigh", 70000), ("none", 0)):

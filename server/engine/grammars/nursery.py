@@ -154,26 +154,43 @@ class GrammarNursery:
         """A new worker, which may be given messages at once. Raises GrammarsUnavailable."""
         with self._lock:
             self.start()
-            while self._hear(0):  # what is not read would fill the channel in the end
-                pass
-            self._last += 1
-            ours, theirs = socket.socketpair()
+            try:
+                return self._forked()
+            except (BrokenPipeError, ConnectionResetError):
+                # It has ended, or is about to, and the system does not say so yet.
+                assert self._handles.process is not None
+                self._handles.process.kill()
+                self._handles.process.wait()
+            except OSError as error:
+                raise GrammarsUnavailable(f"no grammar worker can be started: {error}") from None
+            self.start()
+            try:
+                return self._forked()
+            except OSError as error:
+                raise GrammarsUnavailable(f"no grammar worker can be started: {error}") from None
+
+    def _forked(self) -> WorkerProcess:
+        while self._hear(0):  # what is not read would fill the channel in the end
+            pass
+        self._last += 1
+        ours, theirs = socket.socketpair()
+        try:
             memory = _shared(wire.HEAD + SLOTS * self._stride)
             try:
                 assert self._handles.control is not None
                 request = struct.pack("<BI", wire.FORK, self._last)
                 socket.send_fds(self._handles.control.socket, [request], [theirs.fileno(), memory])
-            except OSError as error:
-                ours.close()
-                raise GrammarsUnavailable(f"no grammar worker can be started: {error}") from None
-            else:
                 ours.settimeout(_SEND_S)
                 worker = WorkerProcess(self._last, Channel(ours), mmap.mmap(memory, 0), self._stride)
-                self._handles.workers[worker.name] = worker
-                return worker
             finally:
-                theirs.close()
                 os.close(memory)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._handles.workers[worker.name] = worker
+        return worker
 
     def release(self, worker: WorkerProcess) -> None:
         """End a worker that is not needed any more, or does not listen."""

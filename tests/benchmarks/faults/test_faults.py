@@ -23,6 +23,7 @@ from ladle.benchmarks.faults.request_fuzzer import RequestFuzzer
 from ladle.benchmarks.faults.server_under_test import ServerUnderTest, serve
 from ladle.benchmarks.faults.stress_family import write_stress_family
 from ladle.guidance.registry import METHODS
+from ladle.server.fields.sampling import SamplingFields, SteeredFields
 
 OPTIONS = ["--kv-memory", "4MiB", "--weights-memory", "8MiB", "--max-sequences", "8", "--max-queue", "64"]
 
@@ -103,6 +104,21 @@ def test_the_family_serves_every_method(server: ServerUnderTest) -> None:
 
     family = asyncio.run(described())
     assert set(RequestFuzzer(random.Random(0), family, VOCABULARY).methods) == set(METHODS)
+
+
+def test_every_field_that_says_how_to_sample_is_drawn() -> None:
+    """A field that is new has to be drawn as well."""
+    method = {"available": True, "preference": "required", "options": [], "needs": []}
+    family = {"name": "f", "objectives": ["a"], "members": [], "methods": {"bone_soup": method}}
+    fuzzer, drawn = RequestFuzzer(random.Random(fresh_seed()), family, VOCABULARY), {}
+    for _ in range(4000):
+        request = fuzzer.draw(sound=True)
+        drawn.setdefault(request.path, set()).update(json.loads(request.body))
+    older = set(SamplingFields.model_fields) - {"user"}
+    for path in ("/v1/generate", "/v1/completions", "/v1/chat/completions"):
+        assert not older - drawn[path], path
+    for path in ("/v1/messages", "/v1/responses"):
+        assert not set(SteeredFields.model_fields) - drawn[path], path
 
 
 WHOLE = {"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "total_tokens": 2}}

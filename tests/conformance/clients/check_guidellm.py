@@ -32,7 +32,7 @@ def load(folder: str, route: str, body: dict[str, Any] | None = None, **data: An
         "--data", json.dumps(prompts),
         "--output", f"kind=json,path={out}",
     ]  # fmt: skip
-    subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=True, timeout=200)
+    subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=True, timeout=900)
     (run,) = json.loads(out.read_text())["benchmarks"]
     requests: list[dict[str, Any]] = run["requests"]["successful"]
     assert len(requests) == 6 and not run["requests"]["errored"], run["metrics"]["request_totals"]

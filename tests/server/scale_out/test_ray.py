@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -26,6 +25,7 @@ pytestmark = [
     ),
 ]
 CONTEXT = 4096
+ENDS_S = 300  # Ray's own processes have to end as well
 ENDLESS = {"logit_bias": {"2": -100, "0": -100}}
 
 
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve_family(folder, "--kv-memory", "48MiB", "--ray", "--replicas", "2", "--replica-cpus", "0.5") as running:
         yield running
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(60) == 0
+        assert running.process.wait(ENDS_S) == 0
 
 
 @pytest.fixture
@@ -57,12 +57,20 @@ async def working(client: httpx.AsyncClient) -> dict[int, float]:
     }
 
 
-async def wait_for(client: httpx.AsyncClient, condition: Any, seconds: float = 180) -> dict[int, float]:
-    until = time.monotonic() + seconds
-    while not condition(found := await working(client)):
-        assert time.monotonic() < until, found
+async def looks(client: httpx.AsyncClient, most: int) -> AsyncIterator[dict[int, float]]:
+    """What works, looked at ``most`` times at most, a tenth of a second between two. A look takes longer where the
+    machine has other things to do, and so does what is waited for: what is told is that it never comes."""
+    for _ in range(most):
+        yield (found := await working(client))
         await asyncio.sleep(0.1)
-    return found
+    raise AssertionError(f"looked {most} times; at last there was {found}")
+
+
+async def wait_for(client: httpx.AsyncClient, condition: Any, most: int = 3000) -> dict[int, float]:
+    async for found in looks(client, most):
+        if condition(found):
+            return found
+    raise AssertionError("cannot be reached")
 
 
 async def whole(client: httpx.AsyncClient, number: int, seed: int) -> list[int]:
@@ -94,9 +102,9 @@ async def test_a_replica_that_is_killed_loses_no_answer(client: httpx.AsyncClien
     await wait_for(client, lambda found: len(found) == 2)
     streams = [asyncio.create_task(streamed(client, number)) for number in range(6)]
     # Which replica gets a request is left to chance; go on until both have work.
-    until = time.monotonic() + 60
-    while not all((found := await working(client)).values()):
-        assert time.monotonic() < until and len(streams) < 60, found
+    async for found in looks(client, 60):
+        if all(found.values()):
+            break
         streams.append(asyncio.create_task(streamed(client, len(streams))))
     answers = [asyncio.create_task(whole(client, number % 6, seed)) for number in range(24)]
     found = await wait_for(client, lambda found: len(found) == 2 and all(found.values()) and sum(found.values()) > 8)
@@ -121,9 +129,10 @@ async def test_replicas_are_replaced_without_losing_anything(server: Server, cli
     before = set(await wait_for(client, lambda found: len(found) == 2))
     alone = await whole(client, 1, seed)
     server.process.send_signal(signal.SIGHUP)
-    asked, until = 0, time.monotonic() + 240
-    while set(await working(client)) & before or len(await working(client)) != 2:
-        assert time.monotonic() < until
+    asked = 0
+    async for found in looks(client, 1000):
+        if len(found) == 2 and not set(found) & before:
+            break
         answers = await asyncio.gather(*(whole(client, 1, seed) for _ in range(3)))
         assert answers == [alone] * 3
         asked += 3
@@ -134,7 +143,7 @@ async def test_a_client_that_leaves_is_noticed_by_the_replica(client: httpx.Asyn
     task = asyncio.create_task(streamed(client, 1))
     await wait_for(client, lambda found: sum(found.values()) == 1)
     task.cancel()
-    await wait_for(client, lambda found: not any(found.values()), 30)
+    await wait_for(client, lambda found: not any(found.values()), 300)
 
 
 async def test_requests_go_where_their_prefix_is_known(client: httpx.AsyncClient) -> None:
@@ -167,4 +176,4 @@ async def test_replicas_are_added_while_requests_queue(tmp_path_factory: pytest.
             ended.set()
             assert len(await asyncio.gather(*tasks)) == 8
         running.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(running.process.wait, 60) == 0
+        assert await asyncio.to_thread(running.process.wait, ENDS_S) == 0

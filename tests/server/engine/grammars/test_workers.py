@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -106,6 +107,17 @@ def test_positions_move_when_their_worker_is_killed(compiler: GrammarCompiler) -
     assert all(len(walk.position.tokens) == 12 and walk.position.error is None for walk in walks)
     for walk in walks:
         walk.__exit__()
+
+
+def test_workers_are_forked_though_their_process_is_about_to_end(compiler: GrammarCompiler) -> None:
+    """It has been killed, and the system has not said so yet: it answered 503 until it did."""
+    pid = nursery_of(compiler)
+    assert compiler._nursery is not None and compiler._nursery._handles.control is not None
+    os.kill(pid, signal.SIGSTOP)
+    compiler._nursery._handles.control.socket.shutdown(socket.SHUT_WR)
+    with Walk(compiler.compile(GrammarSpec("regex", "[ab]{3}"))) as walk:
+        assert len(walk.allowed()) == 2
+    assert nursery_of(compiler) != pid and not Path(f"/proc/{pid}").exists()
 
 
 def test_what_a_worker_was_at_fails_and_its_neighbours_move(

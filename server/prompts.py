@@ -174,14 +174,13 @@ def _answerable(serving: Serving, asked: TokenIds, space: str, field: str | None
 
 def _behind(serving: Serving, view: PromptView, asked: TokenIds) -> TokenIds:
     """What ``view`` asks behind an answer, or a thought: that is closed first, and so is the one that a template opens
-    in front of the answer to the question."""
-    if view.kind != "doubt":
-        return asked
+    in front of the answer to any question, which would be thought about instead."""
     tags = serving.thinking
-    assert tags is not None, "nothing is asked about a thought that nothing tells apart"
+    if tags is None:
+        return asked
     *question, yes, no = asked
     opened = tags.close_ids if tags.opened(question, False) else ()
-    return (*tags.close_ids, *question, *opened, yes, no)
+    return (*(tags.close_ids if view.kind == "doubt" else ()), *question, *opened, yes, no)
 
 
 async def tokens_of_text(serving: Serving, reader: Reader, text: str, special: bool) -> TokenIds:

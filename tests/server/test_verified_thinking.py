@@ -6,17 +6,23 @@ from typing import Any
 
 import pytest
 from asgi import client_of, events_of
+from fastapi import Request
 from tiny_models import write_family
 from tool_templates import HERMES_TEMPLATE
 
 from ladle.clients.arguments import parse_thinking
 from ladle.clients.responses import Token
+from ladle.guidance.plan import PromptView
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.manifest import load_manifest
+from ladle.server.access.turns import FairPool
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.fields.messages import Message
+from ladle.server.prompts import encode_chat
+from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
@@ -109,6 +115,19 @@ async def test_what_the_family_says_holds_where_a_request_does_not(state: Server
     assert tags["verifier"] == {"every": 5, "ask": "Enough?", "above": 0.0}
     cut = next(line for line in metrics.splitlines() if line.startswith("ladle_thoughts_cut_total"))
     assert float(cut.split()[-1]) >= 4
+
+
+async def test_no_question_is_answered_within_a_thought_that_the_template_opens(state: ServerState) -> None:
+    serving = state.require()
+    views = [PromptView(kind, "Is it kind?", None) for kind in ("question", "doubt")]
+    reader = Reader(Request({"type": "http", "headers": []}), FairPool())
+    turns = [Message(role="user", content="What of rain?")]
+    seen = (await encode_chat(serving, reader, turns, views)).views
+    assert serving.thinking is not None
+    opening, closing = serving.thinking.open_ids, serving.thinking.close_ids
+    behind_answer, behind_thought = (seen[view] for view in views)
+    assert behind_answer[: -2 - len(closing)][-len(opening) :] == opening
+    assert behind_answer[-2 - len(closing) : -2] == closing and behind_thought == (*closing, *behind_answer)
 
 
 async def test_a_form_calls_and_raw_prompts(state: ServerState) -> None:

@@ -70,7 +70,8 @@ class Case:
         # A product reads pairs of inputs.
         hidden, inner = 2 * int(rng.integers(2, 35)), 2 * int(rng.integers(2, 45))
         if quantized:
-            hidden = int(rng.choice([64, 114, 128]))  # some products in whole numbers, where the processor has them
+            # All products in whole numbers, where the processor has them: each mixture of forms is compiled anew.
+            hidden, inner, self.dim = 2 * int(rng.integers(29, 33)), 2 * int(rng.integers(57, 65)), 64
         ranks = [int(rng.integers(0, 14)) for _ in range(4)]
         bias = bool(rng.integers(2))
         wide = (self.heads + 2 * self.kv_heads) * self.dim

@@ -22,7 +22,7 @@ class StrictModel(BaseModel):
     @classmethod
     def _few_strangers(cls, value: Any) -> Any:
         """Keep only the first of many unknown fields: thousands need not be reported one by one."""
-        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+        if not isinstance(value, dict) or len(value) <= _MOST_STRANGERS:
             return value
         known = _names(cls)
         strangers = [key for key in value if key not in known]

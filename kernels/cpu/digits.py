@@ -34,6 +34,8 @@ _ZERO = 128
 """What stands for a weight of zero: weights are held as unsigned numbers, since digits have the sign."""
 _FINITE, _TINY = 0x7F800000, 0x0DA24260
 """The patterns of infinity, and of 1e-30: a row without a larger number than this one is zero."""
+_FEW, _WIDEST = 2, 4
+"""Rows that vectors multiply sooner than the unit for matrices, and blocks that they take at once."""
 _GROUP = 8
 """Blocks that all rows are multiplied with before the next ones."""
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -61,6 +63,13 @@ def _in_digits(typing_context: Any, weight: Any) -> Any:
         return ir.Constant(ir.IntType(1), int(signature.args[0].dtype == types.uint8))
 
     return types.boolean(weight), generate
+
+
+def _vectors(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(1), int(bool(features().get("avx512vnni"))))
+
+    return types.boolean(), generate
 
 
 def _in_unit(typing_context: Any) -> Any:
@@ -100,6 +109,7 @@ def _cut(typing_context: Any, row: Any, factor: Any, high: Any, low: Any) -> Any
 in_digits: Any = intrinsic(_in_digits)
 """in_digits(weight): whether packed weights are held for this kind of product; known when it is compiled."""
 _in_unit_for_matrices: Any = intrinsic(_in_unit)
+_in_vectors: Any = intrinsic(_vectors)
 _float_of: Any = intrinsic(_as_float)
 _cut_sixteen: Any = intrinsic(_cut)
 """_cut_sixteen(row, factor, high, low): the digits of sixteen float32 from the address ``row`` on, times ``factor``."""
@@ -208,6 +218,7 @@ def _vector_tile(rows: int, blocks: int) -> Any:
     return intrinsic(typed)
 
 
+_two_by_four, _one_by_four = (_vector_tile(rows, 4) for rows in (2, 1))
 _four_by_two, _two_by_two, _one_by_two = (_vector_tile(rows, 2) for rows in (4, 2, 1))
 _four_by_one, _two_by_one, _one_by_one = (_vector_tile(rows, 1) for rows in (4, 2, 1))
 _of_two_blocks, _of_one_block = matrix_tile(2, 2, "tdpbsud"), matrix_tile(2, 1, "tdpbsud")
@@ -216,26 +227,32 @@ _of_two_blocks, _of_one_block = matrix_tile(2, 2, "tdpbsud"), matrix_tile(2, 1, 
 @njit(**INNER)
 def _sum_vectors(
     given: int, row: int, apart: int, held: int, block: int, made: int, made_row: int, made_apart: int, steps: int,
-    rows: int, wide: bool,
+    rows: int, blocks: int,
 ) -> None:  # fmt: skip
-    """Sums of ``rows`` rows and one block, or two where it is ``wide``; the other arguments as of ``matrix_tile``."""
+    """Sums of ``rows`` rows and 1, 2 or 4 ``blocks``; the other arguments as of ``matrix_tile``."""
     t = 0
     while t < rows:
-        own, to = given + t * row, made + t * made_row
-        if rows - t >= 4:
-            if wide:
+        own, to, left = given + t * row, made + t * made_row, rows - t
+        if blocks == 4:
+            if left >= 2:
+                _two_by_four(own, row, apart, held, block, to, made_row, made_apart, steps)
+            else:
+                _one_by_four(own, row, apart, held, block, to, made_row, made_apart, steps)
+            t += 2
+        elif left >= 4:
+            if blocks == 2:
                 _four_by_two(own, row, apart, held, block, to, made_row, made_apart, steps)
             else:
                 _four_by_one(own, row, apart, held, block, to, made_row, made_apart, steps)
             t += 4
-        elif rows - t >= 2:
-            if wide:
+        elif left >= 2:
+            if blocks == 2:
                 _two_by_two(own, row, apart, held, block, to, made_row, made_apart, steps)
             else:
                 _two_by_one(own, row, apart, held, block, to, made_row, made_apart, steps)
             t += 2
         else:
-            if wide:
+            if blocks == 2:
                 _one_by_two(own, row, apart, held, block, to, made_row, made_apart, steps)
             else:
                 _one_by_one(own, row, apart, held, block, to, made_row, made_apart, steps)
@@ -246,38 +263,43 @@ def _sum_vectors(
 def multiply_digits(weight: Any, units: Floats, digits: Digits, y: Floats, first: int, last: int) -> None:
     """y[:, 16 first : 16 last], the outputs of the blocks ``first`` to ``last``.
 
+    Few rows are multiplied by vectors, which wait for the memory less than the unit for matrices does. The sums are
+    exact, so that nothing tells one way from the other.
+
     ``weight`` [blocks, steps, 64] uint8, as ``tiled_product.pack`` makes it; ``units`` [outputs in whole blocks], what
     one of an output's weights counts; ``y`` [rows, outputs in whole blocks].
     """
     rows, steps = y.shape[0], weight.shape[1]
     given, row, apart = address(digits.numbers), digits.numbers.strides[0], digits.numbers.strides[1]
     held, held_block = address(weight), weight.strides[0]
-    made = aligned((2, ROWS, 2 * LANES), digits.sums)
+    made = aligned((2, ROWS, _WIDEST * LANES), digits.sums)
     to, made_row, made_apart = address(made), made.strides[1], made.strides[0]
-    in_unit = _in_unit_for_matrices()
+    in_unit = _in_unit_for_matrices() and (rows > _FEW or not _in_vectors())
+    widest = _WIDEST if rows <= _FEW and not in_unit else 2
     for start in range(first, last, _GROUP):
         stop = min(start + _GROUP, last)
         for t in range(0, rows, ROWS):
             count, own = min(ROWS, rows - t), given + t * row
             if in_unit:
                 configure(CONFIGS, count)
-            for block in range(start, stop, 2):
-                wide, at = block + 2 <= stop, held + block * held_block
+            block = start
+            while block < stop:
+                blocks, at = widest if block + widest <= stop else 1, held + block * held_block
                 if not in_unit:
-                    _sum_vectors(own, row, apart, at, held_block, to, made_row, made_apart, steps, count, wide)
-                elif wide:
+                    _sum_vectors(own, row, apart, at, held_block, to, made_row, made_apart, steps, count, blocks)
+                elif blocks == 2:
                     _of_two_blocks(own, row, apart, at, held_block, to, made_row, made_apart, steps // ROWS)
                 else:
                     _of_one_block(own, row, apart, at, held_block, to, made_row, made_apart, steps // ROWS)
                 # What the weights' own zero added to the sums of a row is the same for every output.
-                size = 2 * LANES if wide else LANES
-                unit = units[block * LANES : block * LANES + size]
+                begin, end = block * LANES, (block + blocks) * LANES
+                unit = units[begin:end]
                 for q in range(count):
                     scale, high, low = digits.scales[t + q], digits.sums[t + q, 0], digits.sums[t + q, 1]
-                    uppers, lowers = made[0, q, :size], made[1, q, :size]
-                    out = y[t + q, block * LANES : block * LANES + size]
+                    uppers, lowers, out = made[0, q], made[1, q], y[t + q, begin:end]
                     for i in range(out.shape[0]):
                         upper, lower = np.float32(uppers[i] - high), np.float32(lowers[i] - low)
                         out[i] = (upper * np.float32(256) + lower) * scale * unit[i]
+                block += blocks
     if in_unit:
         release()

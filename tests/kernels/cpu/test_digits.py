@@ -40,13 +40,13 @@ def product(x: Any, weight: Any) -> Any:
 
 
 @njit(**INNER)
-def sums_of_vectors(digits: Any, weight: Any, rows: int, wide: bool) -> Any:
-    made = aligned((2, 16, 32), digits.sums)
+def sums_of_vectors(digits: Any, weight: Any, rows: int, blocks: int) -> Any:
+    made = aligned((2, 16, 64), digits.sums)
     made[:] = 0
     numbers = digits.numbers
     _sum_vectors(
         address(numbers), numbers.strides[0], numbers.strides[1], address(weight), weight.strides[0],
-        address(made), made.strides[1], made.strides[0], weight.shape[1], rows, wide,
+        address(made), made.strides[1], made.strides[0], weight.shape[1], rows, blocks,
     )  # fmt: skip
     return made
 
@@ -78,14 +78,14 @@ def test_sums_are_exact(out: int, size: int) -> None:
 @pytest.mark.skipif(not features().get("avx512vnni"), reason="no vectors of bytes")
 def test_vectors_and_the_unit_for_matrices_form_the_same_sums() -> None:
     for rows in range(1, 17):
-        x, weight = drawn(rows, 32, 180)
+        x, weight = drawn(rows, 64, 180)
         packed = pack(torch.from_numpy(weight))
         _, digits = product(x, packed)
         numbers = digits.numbers[:, :, :180].astype(np.int64).transpose(1, 0, 2)
         expected = numbers @ (weight.astype(np.int64) + 128).T
-        for wide in (True, False):
-            size = 32 if wide else 16
-            made = sums_of_vectors(digits, packed, rows, wide)
+        for blocks in (1, 2, 4):
+            size = 16 * blocks
+            made = sums_of_vectors(digits, packed, rows, blocks)
             assert np.array_equal(made[:, :rows, :size], expected[:, :, :size])
             assert not made[:, rows:].any() and not made[:, :, size:].any()
 

@@ -60,21 +60,24 @@ def test_likelihood_is_the_plain_base_s(
 ) -> None:
     members = load_members(base, {"member": member})
     prompt = load_prompts(recipe.pool.prompts, "train")[0]
-    tokens = random.integers(5, 300, size=8).tolist()
+    ids = base.prompt_ids(prompt.text)
+
+    def total(tokens: list[int]) -> float:
+        logprobs = torch.log_softmax(base.model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 : -1].double(), -1)
+        return float(logprobs.gather(-1, torch.tensor(tokens)[:, None]).sum())
+
+    # An answer that the base and the member find likely to different degrees: only such a one can tell them apart.
+    drawn = random.integers(5, 300, size=(40, 8)).tolist()
+    expected = [total(tokens) for tokens in drawn]
+    with merged(base, members, {"member": 1.0}):
+        apart = [abs(likely - total(tokens)) for likely, tokens in zip(expected, drawn, strict=True)]
+    assert max(apart) > 1e-2
+    tokens, likely = drawn[int(np.argmax(apart))], expected[int(np.argmax(apart))]
     monkeypatch.setattr("ladle.recipes.training.evaluate.sample", lambda *_, **__: [tokens])
     sampler = merging_sampler(base, members, replace(recipe.evaluation, samples=1), 8)
     setting = Setting("mixture", (), {"member": 1.0})
     (answer,) = evaluate(base, sampler, [setting], [prompt], rewards)["mixture"]
-
-    ids = base.prompt_ids(prompt.text)
-
-    def total() -> float:
-        logprobs = torch.log_softmax(base.model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 : -1].double(), -1)
-        return float(logprobs.gather(-1, torch.tensor(tokens)[:, None]).sum())
-
-    assert answer.logprob == pytest.approx(total(), abs=1e-3)
-    with merged(base, members, {"member": 1.0}):
-        assert abs(answer.logprob - total()) > 1e-2  # so the line above can tell the two apart
+    assert answer.logprob == pytest.approx(likely, abs=1e-3)
 
 
 def _answer(rewards: tuple[float, ...], tokens: int = 10, logprob: float = -10.0, degenerate: bool = False) -> Answer:

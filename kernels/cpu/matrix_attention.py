@@ -16,11 +16,10 @@ from numba import njit, prange
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
-from ladle.kernels.cpu.intrinsics import address, largest, narrow, widen
+from ladle.kernels.cpu.intrinsics import address, interleave_words, largest, narrow, transpose_words, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, has_matrix_unit, matrix_tile, release
 from ladle.kernels.cpu.segments import SEGMENT, first_segments, join_segments
 from ladle.kernels.cpu.types import Floats, LayerRows, Places
-from ladle.kernels.cpu.word_order import interleave_words, transpose_words
 
 _TOGETHER = 16
 """Rows of one sequence whose queries are one matrix."""
@@ -167,10 +166,10 @@ def _product(given: Any, held: int, apart: int, steps: int, blocks: int, made: F
     block = 0
     start, row, out, result = address(given), given.strides[0], address(made), made.strides[0]
     while block + 4 <= blocks:
-        _by_four(start, row, 0, held + block * apart, apart, out + block * LINE, result, 0, steps)
+        _by_four(given, start, row, held + block * apart, apart, out + block * LINE, result, steps)
         block += 4
     while block < blocks:
-        _by_one(start, row, 0, held + block * apart, apart, out + block * LINE, result, 0, steps)
+        _by_one(given, start, row, held + block * apart, apart, out + block * LINE, result, steps)
         block += 1
 
 

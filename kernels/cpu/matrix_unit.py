@@ -28,6 +28,7 @@ LINE, TILE = 64, 1024
 """Bytes of a row of a tile, and of a whole one."""
 _SUMS, _GIVEN, _HELD = (0, 1, 2, 3), (4, 5), (6, 7)
 """Which registers hold what. Four sums hide the latency of each other's additions."""
+_PRODUCTS = {types.int16: "tdpbf16ps", types.int8: "tdpbsud"}
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _POINTER = _I8.as_pointer()
 
@@ -79,7 +80,8 @@ def _register(number: int) -> Any:
 
 def _fits(typing_context: Any, weight: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if signature.args[0].dtype != types.int16 or not has_matrix_unit():
+        unit = {types.int16: has_matrix_unit, types.uint8: has_integer_unit}.get(signature.args[0].dtype)
+        if unit is None or not unit():
             return ir.Constant(ir.IntType(1), 0)
         held = context.make_array(signature.args[0])(context, builder, arguments[0])
         steps = cgutils.unpack_tuple(builder, held.shape, 3)[1]
@@ -109,24 +111,25 @@ def _release(typing_context: Any) -> Any:
     return types.void(), generate
 
 
-def _tile(tiles: int, blocks: int, product: str) -> Any:
+def _tile(tiles: int, blocks: int) -> Any:
     def typed(
-        context: Any, given: Any, given_row: Any, apart: Any, held: Any, held_block: Any, made: Any, made_row: Any,
-        made_apart: Any, steps: Any,
+        context: Any, like: Any, given: Any, given_row: Any, held: Any, held_block: Any, made: Any, made_row: Any,
+        steps: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            if not may_use_tiles():
+            product = _PRODUCTS.get(signature.args[0].dtype)
+            if product is None or not may_use_tiles():
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
-            given, given_row, apart, held, held_block, made, made_row, made_apart, steps = arguments
+            _, given, given_row, held, held_block, made, made_row, steps = arguments
 
-            def places(start: Any, stride: Any, count: int) -> list[Any]:
-                return [builder.add(start, builder.mul(stride, ir.Constant(_I64, index))) for index in range(count)]
+            def places(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
+                return [builder.add(start, builder.mul(stride, ir.Constant(_I64, apart * i))) for i in range(count)]
 
             def moved(name: str, register: int, address: Any, stride: Any) -> None:
                 _call(builder, name, [_register(register), builder.inttoptr(address, _POINTER), stride])
 
             line = ir.Constant(_I64, LINE)
-            held_at, given_at = places(held, held_block, blocks), places(given, apart, tiles)
+            held_at, given_at = places(held, held_block, blocks, 1), places(given, given_row, tiles, ROWS)
             sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
             for own in sums:
                 for register in own:
@@ -141,20 +144,20 @@ def _tile(tiles: int, blocks: int, product: str) -> Any:
                     moved("tileloadd64", weights, builder.add(place, held_offset), line)
                     for own, rows in zip(sums, _GIVEN, strict=False):
                         _call(builder, product, [_register(number) for number in (own[index], rows, weights)])
-            for own, place in zip(sums, places(made, made_apart, tiles), strict=True):
+            for own, place in zip(sums, places(made, made_row, tiles, ROWS), strict=True):
                 for index, register in enumerate(own):
                     at = builder.add(place, ir.Constant(_I64, LINE * index))
                     moved("tilestored64", register, at, made_row)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), generate
+        return types.void(like, *[types.int64] * 7), generate
 
     return intrinsic(typed)
 
 
 fits: Any = intrinsic(_fits)
-"""fits(weight): whether the unit multiplies packed weights [blocks, steps, numbers a step]: bfloat16 (int16), whole
-tiles of steps."""
+"""fits(weight): whether the unit multiplies packed weights [blocks, steps, numbers a step]: bfloat16 (int16) or whole
+numbers (uint8), whole tiles of steps."""
 configure: Any = intrinsic(_configure)
 """configure(CONFIGS, rows): from now on this thread's tiles of activations and of sums have ``rows`` rows."""
 release: Any = intrinsic(_release)
@@ -162,15 +165,15 @@ release: Any = intrinsic(_release)
 
 
 @functools.cache
-def matrix_tile(tiles: int, blocks: int, product: str = "tdpbf16ps") -> Any:
+def matrix_tile(tiles: int, blocks: int) -> Any:
     """What compiled code calls as
-    ``matrix_tile(given, given_row, apart, held, held_block, made, made_row, made_apart, steps)``: the products of
-    ``tiles`` tiles of rows and ``blocks`` blocks of sixteen outputs; ``tiles`` times ``blocks`` is at most four. After
-    ``configure``, whose rows each tile has.
+    ``matrix_tile(like, given, given_row, held, held_block, made, made_row, steps)``: the products of ``tiles`` tiles of
+    rows, one below the other, and ``blocks`` blocks of sixteen outputs; ``tiles`` times ``blocks`` is at most four.
+    After ``configure``, whose rows each tile has.
 
-    All are addresses and bytes. ``given``: rows ``given_row`` apart, of 64 bytes a step, and tiles ``apart`` from each
-    other. ``held``: a tile of 1024 bytes a step and block, as weights are packed, blocks ``held_block`` apart.
-    ``made``: rows of sums ``made_row`` apart, those of a tile ``made_apart`` from the next one's. ``product``:
-    "tdpbf16ps" adds up pairs of bfloat16 in float32, "tdpbsud" four signed times four unsigned bytes in int32.
+    ``like``: an array of the rows' dtype: of int16, pairs of bfloat16 are added up in float32; of int8, four numbers
+    times four unsigned ones in int32. The others are addresses and bytes. ``given``: rows ``given_row`` apart, of 64
+    bytes a step. ``held``: a tile of 1024 bytes a step and block, as weights are packed, blocks ``held_block`` apart.
+    ``made``: rows of sums, ``made_row`` apart.
     """
-    return _tile(tiles, blocks, product)
+    return _tile(tiles, blocks)

@@ -57,6 +57,11 @@ def has_pairs() -> bool:
     return bool(features().get("avx512bf16"))
 
 
+def has_fours() -> bool:
+    """Whether one instruction multiplies bytes by fours, those of weights unsigned, and adds them to int32."""
+    return bool(features().get("avx512vnni"))
+
+
 def blocks_for(rows: int) -> int:
     """Blocks a tile of ``rows`` rows: as many as the registers hold, and enough sums to hide an addition's latency."""
     if features().get("avx512f"):  # 32 registers of sixteen numbers
@@ -87,11 +92,14 @@ class _Form:
     """How weights of one numba dtype are multiplied: ``weight_bytes`` of a block and 4 bytes of a row a step."""
 
     def __init__(self, weight: Any) -> None:
-        self.pairs = weight == types.int16
+        self.pairs, self.fours = weight == types.int16, weight == types.uint8
+        self.sums = _WORDS if self.fours else _FLOATS
         self._narrow = {types.uint16: ir.HalfType(), types.int8: ir.IntType(8)}.get(weight)
-        self.weight_bytes = {types.int16: 64, types.uint16: 32, types.int8: 16}[weight]
+        self.weight_bytes = {types.int16: 64, types.uint8: 64, types.uint16: 32, types.int8: 16}[weight]
 
     def weights(self, builder: Any, address: Any) -> Any:
+        if self.fours:
+            return _load(builder, address, _WORDS)
         if self.pairs:
             return builder.bitcast(_load(builder, address, _WORDS), _PAIRS)
         narrow = _load(builder, address, ir.VectorType(self._narrow, LANES))
@@ -100,7 +108,8 @@ class _Form:
         return builder.fpext(narrow, _FLOATS)
 
     def activations(self, builder: Any, address: Any) -> Any:
-        return builder.bitcast(_word(builder, address), _PAIRS if self.pairs else _FLOATS)
+        word = _word(builder, address)
+        return word if self.fours else builder.bitcast(word, _PAIRS if self.pairs else _FLOATS)
 
     def add(self, builder: Any, total: Any, weights: Any, activations: Any) -> Any:
         if self.pairs:
@@ -108,6 +117,9 @@ class _Form:
             return builder.call(
                 _function(builder, name, _FLOATS, [_FLOATS, _PAIRS, _PAIRS]), [total, weights, activations]
             )
+        if self.fours:
+            name = "llvm.x86.avx512.vpdpbusd.512"
+            return builder.call(_function(builder, name, _WORDS, [_WORDS] * 3), [total, weights, activations])
         name = f"llvm.fma.v{LANES}f32"
         return builder.call(_function(builder, name, _FLOATS, [_FLOATS] * 3), [weights, activations, total])
 
@@ -120,8 +132,9 @@ def _tile(rows: int, blocks: int) -> Any:
                 for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
             )
             block, row = arguments[3:]
-            if signature.args[0].dtype == types.uint8:
-                return context.get_dummy_value()  # these are multiplied in ``digits``: this is never called
+            in_fours, in_bytes = signature.args[0].dtype == types.uint8, signature.args[1].dtype == types.int8
+            if in_fours != in_bytes or (in_fours and not has_fours()):
+                return context.get_dummy_value()  # no such product is asked for: this is compiled and never called
             form = _Form(signature.args[0].dtype)
             steps = cgutils.unpack_tuple(builder, weights.shape, 3)[1]
             block_bytes = cgutils.unpack_tuple(builder, weights.strides, 3)[0]
@@ -143,14 +156,14 @@ def _tile(rows: int, blocks: int) -> Any:
             builder.position_at_end(loop)
             step = builder.phi(_I64)
             step.add_incoming(ir.Constant(_I64, 0), before)
-            sums = [[builder.phi(_FLOATS) for _ in range(blocks)] for _ in range(rows)]
+            sums = [[builder.phi(form.sums) for _ in range(blocks)] for _ in range(rows)]
             weight_offset = builder.mul(step, ir.Constant(_I64, form.weight_bytes))
             input_offset = builder.mul(step, ir.Constant(_I64, 4))
             loaded = [form.weights(builder, builder.add(place, weight_offset)) for place in weight_at]
             for row_sums, place in zip(sums, input_at, strict=True):
                 given = form.activations(builder, builder.add(place, input_offset))
                 for index, total in enumerate(row_sums):
-                    total.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
+                    total.add_incoming(ir.Constant(form.sums, None), before)
                     grown = form.add(builder, total, loaded[index], given)
                     total.add_incoming(grown, loop)
                     row_sums[index] = grown
@@ -163,7 +176,7 @@ def _tile(rows: int, blocks: int) -> Any:
             for row_sums, place in zip(sums, output_at, strict=True):
                 for index, total in enumerate(row_sums):
                     at = builder.add(builder.add(place, column), ir.Constant(_I64, 4 * LANES * index))
-                    builder.store(total, builder.inttoptr(at, _FLOATS.as_pointer())).align = 4
+                    builder.store(total, builder.inttoptr(at, form.sums.as_pointer())).align = 4
             return context.get_dummy_value()
 
         return types.void(w, x, y, types.int64, types.int64), generate
@@ -177,7 +190,8 @@ def tile(rows: int, blocks: int) -> Any:
     of ``rows`` rows and ``blocks`` blocks.
 
     ``weight`` [blocks, steps, numbers a step] as ``pack`` makes it: int16 holds bfloat16 pairs, uint16 float16, int8
-    itself; ``x`` [rows, inputs], rows contiguous: bfloat16 patterns as int16 with int16 weights, else float32;
-    ``y`` [rows, at least 16 times blocks] float32.
+    itself, uint8 fours of ``digits``; ``x`` [rows, inputs], rows contiguous: bfloat16 patterns as int16 with int16
+    weights, int8 with uint8 ones, else float32; ``y`` [rows, at least 16 times blocks] float32, int32 with uint8
+    weights.
     """
     return _tile(rows, blocks)

@@ -17,7 +17,7 @@ class Digits(NamedTuple):
     """Rows of activations as whole numbers, each as two digits to the base 256, times a scale a row.
 
     Attributes:
-        numbers: [rows, 2, bytes] int8, the higher digits and the lower ones.
+        numbers: [2 rows, bytes] int8, the higher digits of a row and below them its lower ones.
         sums: [rows, 2] int32, the sum of a row's digits, times what stands for a weight of zero.
         scales: [rows] float32.
     """

@@ -9,11 +9,9 @@ import torch
 from numba import njit
 from seeds import fresh_seed
 
-from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.compiler import INNER
 from ladle.kernels.cpu.digits import (
     MOST_INPUTS,
-    _sum_vectors,
     cut_rows,
     has_digits,
     in_digits,
@@ -22,12 +20,13 @@ from ladle.kernels.cpu.digits import (
     room_for_digits,
     width_of,
 )
-from ladle.kernels.cpu.intrinsics import address
+from ladle.kernels.cpu.row_products import multiply, multiply_by_vectors
 from ladle.kernels.cpu.tiled_product import TiledProduct, pack
-from ladle.kernels.cpu.tiles import features
+from ladle.kernels.cpu.tiles import has_fours
 
 pytestmark = pytest.mark.skipif(not has_digits(), reason="this processor does not multiply bytes by fours")
 LARGEST = 127 * 256 + 127
+VECTORS = pytest.mark.skipif(not has_fours(), reason="no vectors of bytes")
 
 
 @njit(**INNER)
@@ -40,14 +39,12 @@ def product(x: Any, weight: Any) -> Any:
 
 
 @njit(**INNER)
-def sums_of_vectors(digits: Any, weight: Any, rows: int, blocks: int) -> Any:
-    made = aligned((2, 16, 64), digits.sums)
-    made[:] = 0
-    numbers = digits.numbers
-    _sum_vectors(
-        address(numbers), numbers.strides[0], numbers.strides[1], address(weight), weight.strides[0],
-        address(made), made.strides[1], made.strides[0], weight.shape[1], rows, blocks,
-    )  # fmt: skip
+def sums_of(digits: Any, weight: Any, by_vectors: bool) -> Any:
+    made = np.zeros((digits.numbers.shape[0], weight.shape[0] * 16), np.int32)
+    if by_vectors:
+        multiply_by_vectors(weight, digits.numbers, made, 0, weight.shape[0])
+    else:
+        multiply(weight, digits.numbers, made, 0, weight.shape[0])
     return made
 
 
@@ -64,7 +61,7 @@ def test_sums_are_exact(out: int, size: int) -> None:
         packed = pack(torch.from_numpy(weight))
         assert packed.dtype == np.uint8 and packed.shape == (-(-out // 16), padded(size) // 4, 64)
         y, digits = product(x, packed)
-        high, low = digits.numbers.astype(np.int64).transpose(1, 0, 2)
+        high, low = digits.numbers.astype(np.int64).reshape(rows, 2, -1).transpose(1, 0, 2)
         whole = 256 * high + low
         step = np.abs(x).max(axis=1, keepdims=True) / np.float32(LARGEST)
         assert np.abs(whole).max() == LARGEST and np.array_equal(digits.scales[:, None], step)
@@ -75,19 +72,14 @@ def test_sums_are_exact(out: int, size: int) -> None:
         assert (error <= 3e-7 * np.abs(whole).sum(axis=1) * 127 * step[:, 0]).all()
 
 
-@pytest.mark.skipif(not features().get("avx512vnni"), reason="no vectors of bytes")
-def test_vectors_and_the_unit_for_matrices_form_the_same_sums() -> None:
-    for rows in range(1, 17):
-        x, weight = drawn(rows, 64, 180)
+@pytest.mark.parametrize("by_vectors", [pytest.param(True, marks=VECTORS), False])
+def test_both_ways_form_the_same_sums(by_vectors: bool) -> None:
+    for rows in range(1, 18):
+        x, weight = drawn(rows, 144, 180)
         packed = pack(torch.from_numpy(weight))
         _, digits = product(x, packed)
-        numbers = digits.numbers[:, :, :180].astype(np.int64).transpose(1, 0, 2)
-        expected = numbers @ (weight.astype(np.int64) + 128).T
-        for blocks in (1, 2, 4):
-            size = 16 * blocks
-            made = sums_of_vectors(digits, packed, rows, blocks)
-            assert np.array_equal(made[:, :rows, :size], expected[:, :, :size])
-            assert not made[:, rows:].any() and not made[:, :, size:].any()
+        expected = digits.numbers[:, :180].astype(np.int64) @ (weight.astype(np.int64) + 128).T
+        assert np.array_equal(sums_of(digits, packed, by_vectors), expected)
 
 
 def test_what_is_not_finite_and_what_is_nothing() -> None:
@@ -101,7 +93,7 @@ def test_what_is_not_finite_and_what_is_nothing() -> None:
     alone = np.zeros((1, 64), np.float32)
     alone[0, 7] = 3e38
     _, digits = product(alone, packed)
-    assert digits.numbers[0, :, 7].tolist() == [127, 127] and not digits.numbers[0, :, :7].any()
+    assert digits.numbers[:, 7].tolist() == [127, 127] and not digits.numbers[:, :7].any()
 
 
 def test_what_is_too_long_for_whole_numbers_of_32_bits_is_multiplied_otherwise() -> None:

@@ -8,25 +8,21 @@ questions about them, so that they batch with everything else; the request itsel
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ladle.guidance.plan import Plan
-from ladle.server.engine.led_answer import Sink
+from ladle.server.engine.led_answer import LedAnswer
 from ladle.server.engine.questions import bare, by_itself, likelihood, said
-from ladle.server.engine.requests.answer import Answer, not_finite, without_token
+from ladle.server.engine.requests.answer import Answer, not_finite
 from ladle.server.engine.requests.drawn_text import DrawnText, distinct, in_common
 from ladle.server.engine.requests.request import GenerationRequest, Spent, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
-from ladle.server.engine.requests.sequence import Lane, Sequence
+from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.requests.watch import Sentences
 from ladle.server.engine.scores.slot_tables import draw_keys
-
-logger = logging.getLogger(__name__)
 
 _MASK = (1 << 64) - 1
 _NOTHING = Spent(0, 0)
@@ -54,40 +50,18 @@ class _Draw:
     ends: Sentences | None
 
 
-class BlockSearch:
-    """One request on its way, on the engine thread.
+class BlockSearch(LedAnswer):
+    """One request on its way, whose plan has ``blocks``."""
 
-    Args:
-        request: its plan has ``blocks``.
-        answer: makes text of tokens, from the first one on.
-        deliver: takes the request's outputs.
-        run: starts a sequence whose outputs go to a sink.
-        stop: ends a sequence by its id, without an output.
-        lanes: fresh lanes for the sources of a request.
-    """
-
-    def __init__(
-        self,
-        request: GenerationRequest,
-        answer: Answer,
-        deliver: Sink,
-        run: Callable[[Sequence, Sink], None],
-        stop: Callable[[str], None],
-        lanes: Callable[[GenerationRequest], list[Lane]],
-    ) -> None:
+    def _set_up(self) -> None:
+        request = self.request
         assert request.plan.blocks is not None
-        self.request = request
         self.blocks = request.plan.blocks
-        self._deliver = deliver
-        self._run = run
-        self._stop = stop
-        self._lanes = lanes
         self._drawing = replace(request.plan, sources=request.plan.writing, blocks=None)
         most = self.blocks.count * self.blocks.beam
         seeds = draw_keys(np.full(most, request.sampling.seed & _MASK, dtype=np.uint64), np.arange(most))
         # The first continuation is what the request would get without blocks.
         self._seeds = [request.sampling.seed, *seeds.view(np.uint64)[1:, 0].tolist()]
-        self._kept = [DrawnText(answer)]
         self._branches: list[_Branch] = []
         self._draws: dict[str, _Draw] = {}
         self._asked: dict[str, tuple[DrawnText, int]] = {}
@@ -96,6 +70,10 @@ class BlockSearch:
         self._shown = 0
         self._spent = _NOTHING
         self._cached_tokens = 0
+
+    def write_on(self, answer: Answer) -> None:
+        """Let ``answer``, which has no token yet, make text of the tokens. To be called before ``begin``."""
+        self._kept = [DrawnText(answer)]
 
     def begin(self) -> None:
         """Draw the blocks of a round."""
@@ -136,23 +114,14 @@ class BlockSearch:
         return None if self.blocks.ends is None else Sentences(parts=self.blocks.ends == "punctuation")
 
     def _own(self, name: str, plan: Plan, sampling: SamplingParams) -> GenerationRequest:
-        return replace(self.request, request_id=f"{self.request.request_id}/{name}", plan=plan, sampling=sampling)
-
-    def _take(self, outputs: list[StepOutput]) -> None:
-        try:
-            self._follow(outputs)
-        except Exception as error:
-            # Nobody but this search would know that the request has failed.
-            logger.exception("a block search failed")
-            self._fail("error", f"{type(error).__name__} in the engine")
+        return replace(self.request, request_id=self._name(name), plan=plan, sampling=sampling)
 
     def _follow(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             draw, asked = self._draws.get(output.request_id), self._asked.get(output.request_id)
             if draw is None and asked is None:
                 continue
-            if output.finish_reason in ("abort", "error"):
-                self._fail(output.finish_reason, output.error)
+            if self._failed(output):
                 return
             if draw is not None:
                 self._drawn(output, draw)
@@ -279,9 +248,11 @@ class BlockSearch:
         self._spent = _NOTHING
         self._deliver(outputs)
 
-    def _fail(self, reason: str, error: str | None) -> None:
-        self.cancel()
+    @property
+    def _told(self) -> list[int]:
+        return self._kept[0].tokens[: self._shown]
+
+    @property
+    def _untold(self) -> str:
         text = self._kept[0]
-        whole = Sequence(self.request, [], output=text.tokens[: self._shown])
-        rest = text.answer.finish() if self._shown == len(text.tokens) else ""
-        self._deliver([without_token(whole, reason, error, rest)])
+        return text.answer.finish() if self._shown == len(text.tokens) else ""

@@ -66,6 +66,11 @@ class LedAnswer(ABC):
     def _told(self) -> list[int]:
         """The tokens that an answer which fails now ends with."""
 
+    @property
+    def _untold(self) -> str:
+        """The text of these tokens that was held back so far."""
+        return ""
+
     def _name(self, part: str) -> str:
         return f"{self.request.request_id}/{part}"
 
@@ -77,6 +82,13 @@ class LedAnswer(ABC):
             logger.exception("an answer could not be led on: %s", type(self).__name__)
             self._fail("error", f"{type(error).__name__} in the engine")
 
+    def _failed(self, output: StepOutput) -> bool:
+        """Whether ``output`` ends a sequence that failed or was stopped, with which the answer ends as well."""
+        if output.finish_reason not in ("error", "abort"):
+            return False
+        self._fail(output.finish_reason, output.error)
+        return True
+
     def _fail(self, reason: str, error: str | None) -> None:
         self.cancel()
-        self._deliver([without_token(Sequence(self.request, [], output=self._told), reason, error, "")])
+        self._deliver([without_token(Sequence(self.request, [], output=self._told), reason, error, self._untold)])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerFast
 
 from ladle.server.engine.block_search import BlockSearch
+from ladle.server.engine.led_answer import LedAnswer
 from ladle.server.engine.monitored_answer import MonitoredAnswer
 from ladle.server.engine.request_tracker import RequestTracker, Sink
 from ladle.server.engine.requests.answer import Answer
@@ -33,7 +34,7 @@ class LedRequests:
         eos: frozenset[int],
         lanes: Callable[[GenerationRequest], list[Lane]],
     ) -> None:
-        self.entries: dict[str, BlockSearch | ScoredAnswer | MonitoredAnswer] = {}
+        self.entries: dict[str, LedAnswer] = {}
         self._thoughts: dict[str, VerifiedThought] = {}
         self._tracker = tracker
         self._tokenizer = tokenizer
@@ -54,7 +55,9 @@ class LedRequests:
             self._lead(request, ScoredAnswer(whole, deliver, run, self.drop, self._lanes, self._eos))
         elif request.plan.blocks is not None:
             deliver, run = self._around(whole, sink)
-            self._lead(request, BlockSearch(request, self._answer(request), deliver, run, self.drop, self._lanes))
+            search = BlockSearch(whole, deliver, run, self.drop, self._lanes, self._eos)
+            search.write_on(self._answer(request))
+            self._lead(request, search)
         else:
             self._write(whole, sink)
 
@@ -92,7 +95,7 @@ class LedRequests:
         self._thoughts[request.request_id] = leader
         leader.begin()
 
-    def _lead(self, request: GenerationRequest, leader: BlockSearch | ScoredAnswer | MonitoredAnswer) -> None:
+    def _lead(self, request: GenerationRequest, leader: LedAnswer) -> None:
         self.entries[request.request_id] = leader
         leader.begin()
 

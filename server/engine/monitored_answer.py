@@ -72,13 +72,11 @@ class MonitoredAnswer(LedAnswer):
     def _watch(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             if output.request_id == self.request.request_id:
-                if output.finish_reason in ("error", "abort"):
-                    self._fail(output.finish_reason, output.error)
+                if self._failed(output):
                     return
                 self._written(output)
             elif output.request_id in self._questions:
-                if output.finish_reason in ("error", "abort"):
-                    self._fail(output.finish_reason, output.error)
+                if self._failed(output):
                     return
                 self._answered(self._questions.pop(output.request_id), output)
             else:

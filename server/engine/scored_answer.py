@@ -63,9 +63,7 @@ class ScoredAnswer(LedAnswer):
                 self._pending.remove(output.request_id)
             if output.request_id == self._name(_ANSWER):
                 self._written(replace(output, request_id=self.request.request_id))
-            elif output.finish_reason in ("abort", "error"):
-                self._fail(output.finish_reason, output.error)
-            else:
+            elif not self._failed(output):
                 if self.request.answer is not None and not self._said:
                     self._last = replace(self._last, cached_tokens=output.cached_tokens, queued_s=output.queued_s)
                 self._said[output.request_id] = said(output)

@@ -109,13 +109,11 @@ class VerifiedThought(LedAnswer):
     def _follow(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             if output.request_id == self.request.request_id:
-                if output.finish_reason in ("error", "abort"):
-                    self._fail(output.finish_reason, output.error)
+                if self._failed(output):
                     return
                 self._written(output)
             elif (check := self._check_of(output.request_id)) is not None:
-                if output.finish_reason in ("error", "abort"):
-                    self._fail(output.finish_reason, output.error)
+                if self._failed(output):
                     return
                 check.values[output.request_id] = said(output)
                 if output.request_id == check.asked.yes.request_id:

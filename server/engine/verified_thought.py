@@ -202,14 +202,11 @@ class VerifiedThought(LedAnswer):
         thinking = replace(self._thinking, budget=check.written, verifier=None)
         request = replace(check.request if plan is None else replace(self.request, plan=plan), thinking=thinking)
         later = () if plan is not None else check.changes
-        changes = (replace(change.request, thinking=thinking) for change in later)
         sequence = Sequence(
             request,
             self._lanes(request),
             output=list(self._tokens),
-            changes=deque(
-                Change(change.start, own, self._lanes(own)) for change, own in zip(later, changes, strict=True)
-            ),
+            changes=deque(Change(change.start, change.request, self._lanes(change.request)) for change in later),
             began=check.began if plan is None else plan,
             speaker=check.speaker if plan is None else (-1, 0),
             ahead=True,

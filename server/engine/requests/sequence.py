@@ -161,8 +161,10 @@ class Sequence:
 
     def follow(self, change: Change) -> None:
         """Go on under another plan, holding nothing: no state that it had was computed under the new weights. Text,
-        penalties, grammar and the positions of draws go on from where they are."""
-        self.request, self.lanes, self.began = change.request, change.lanes, change.request.plan
+        penalties, grammar, the thought and the positions of draws go on from where they are."""
+        # Where its thought ends may have been found out since the request was made.
+        self.request = replace(change.request, thinking=self.request.thinking)
+        self.lanes, self.began = change.lanes, change.request.plan
         self.speaker = (-1, 0)
         if self.judging:
             self.judged.clear()  # what is said of the prompt comes from one plan

@@ -14,13 +14,14 @@ from routed_folder import write_routed_family
 from routed_requests import request as routed
 from routed_requests import steerings as routings
 from seeds import continued_seed, fresh_seed
-from tiny_engine import Collector, alone, assert_idle, build, drain, random_prompt, serve
+from tiny_engine import Collector, alone, assert_idle, build, drain, drain_preempting, random_prompt, serve
 from watched_text import bound
 
 from ladle.guidance.plan import PromptView
 from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer
+from ladle.server.engine.requests import sequence as sequences
 from ladle.server.engine.requests.request import Checked, GenerationRequest, StepOutput
 from ladle.server.engine.requests.thinking import Thinking, Verifier
 from ladle.server.live_answers import cost_of
@@ -153,13 +154,10 @@ def test_thoughts_end_where_the_reference_says(
     collector = Collector()
     for request in asked:
         engine.submit(request, collector)
-
-    def disturb() -> bool:
-        if preempted and len(engine.scheduler.running) > 1 and rng.random() < 0.3:
-            engine.scheduler._preempt(rng.choice(engine.scheduler.running))
-        return False
-
-    drain(engine, until=disturb)
+    if preempted:
+        drain_preempting(engine, rng)
+    else:
+        drain(engine)
     assert_idle(engine)
     engine.check_idle()
     assert any(counts for counts, _, _ in expected.values())
@@ -257,6 +255,17 @@ def test_a_live_change_stands_whatever_is_taken_back(world: World, engine: Engin
             )
             fresh = replace(other, prompt=(*request.prompt, *tokens[:start]), sampling=sampling)
             assert tokens[start:] == tokens_of(alone(engine, fresh)), (wait, began, ends)
+
+
+def test_a_change_of_plan_keeps_where_the_thought_ends(world: World, rng: random.Random) -> None:
+    """Whoever asks for it has the request as it was made, before anything was found out about its thought."""
+    request = verified(world.request("r", METHODS[0], world.prompts(rng)), rng)
+    sequence = sequences.Sequence(budgeted(request, 3), [])
+    other = world.request("r", METHODS[1], {**world.prompts(rng), None: request.prompt})
+    sequence.follow(sequences.Change(0, replace(request, plan=other.plan), []))
+    assert sequence.request.plan is other.plan and sequence.request.thinking == budgeted(request, 3).thinking
+    sequence.output.extend([7, 7, 7])
+    assert sequence.thought is not None and sequence.thought.forced is not None
 
 
 def test_cancelled_and_failed_ones_leave_nothing_behind(world: World, rng: random.Random) -> None:

@@ -16,7 +16,7 @@ from routed_requests import request as routed
 from routed_requests import steerings as routings
 from safetensors.torch import load_file
 from seeds import fresh_seed
-from tiny_engine import Collector, alone, assert_idle, build, drain, random_prompt, serve
+from tiny_engine import Collector, alone, assert_idle, build, drain, drain_preempting, random_prompt, serve
 from transformers import AutoModelForCausalLM
 from watched_folder import MONITOR, add_monitors
 from watched_text import bound, ends_at
@@ -153,13 +153,10 @@ def test_answers_end_where_a_value_is_above_for_long_enough(
     collector, before = Collector(), engine.stats().preemptions
     for request in requests:
         engine.submit(request, collector)
-
-    def disturb() -> bool:
-        if preempted and len(engine.scheduler.running) > 1 and rng.random() < 0.3:
-            engine.scheduler._preempt(rng.choice(engine.scheduler.running))
-        return False
-
-    drain(engine, until=disturb)
+    if preempted:
+        drain_preempting(engine, rng)
+    else:
+        drain(engine)
     engine.check_idle()
     assert (engine.stats().preemptions > before) == preempted
     outputs = collector.outputs

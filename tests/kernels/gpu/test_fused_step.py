@@ -56,6 +56,7 @@ def draw_plan(rng: random.Random, vocabulary: int) -> dict[str, Any]:
         weights[0] = some(0.0, 1.0, 0.5)
     mask = some(None, None, ("mask_top_k", 5), ("mask_top_p", 0.8), ("mask_relative", 0.05))
     penalised = rng.random() < 0.3
+    temperature = some(0.0, 0.7, 1.0, 1.3)
     return {
         "rule": rule,
         "rows": [rng.randrange(ROWS) for _ in range(count)],
@@ -74,8 +75,9 @@ def draw_plan(rng: random.Random, vocabulary: int) -> dict[str, Any]:
         "presence": rng.uniform(-1, 1) if penalised else 0.0,
         "frequency": rng.uniform(-1, 1) if penalised else 0.0,
         "biases": {token: rng.uniform(-5, 5) for token in tokens[: rng.randint(1, 18)]} if rng.random() < 0.3 else {},
-        "temperature": some(0.0, 0.7, 1.0, 1.3),
-        "spread": some(0.0, 0.0, 0.4, 1.1, 2.0),
+        "temperature": temperature,
+        # Requests may ask for a range only where there is a temperature.
+        "spread": some(0.0, 0.0, 0.4, 1.1, 2.0) if temperature else 0.0,
         "exponent": some(0.5, 1.0, 3.0),
         "top_k": some(0, 0, 3, 40, vocabulary + 1),
         "top_p": some(1.0, 1.0, 0.5, 0.95),

@@ -18,9 +18,10 @@ from ladle.kernels.cpu.digits import room_for_digits, width_of
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
-from ladle.kernels.cpu.tiled_product import ALONE, add_expanded, multiply_beside
+from ladle.kernels.cpu.row_products import expand_rows, room_for_shrunk
+from ladle.kernels.cpu.tiled_product import ALONE, multiply_beside
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product
+from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product, Shrunk
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 
@@ -37,7 +38,12 @@ def run_layers(step: LayerPass) -> None:
 def _of(product: Product, layer: int) -> Product:
     """The product of one layer."""
     return Product(
-        product.weight[layer], product.steps[layer], product.bias[layer], product.shrink[layer], product.expand[layer]
+        product.weight[layer],
+        product.steps[layer],
+        product.bias[layer],
+        product.shrink[layer],
+        product.expand[layer],
+        product.tiles[layer],
     )
 
 
@@ -62,7 +68,8 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
     ranks = 0
     for scale in scales:
         ranks = max(ranks, scale.shape[2])
-    low = np.empty((tokens, (ranks + LANES - 1) // LANES * LANES), np.float32)
+    in_tiles = layers.qkv.tiles.shape[1] + layers.out.tiles.shape[1] + layers.gate_up.tiles.shape[1] > 0
+    shrunk = room_for_shrunk(tokens, ranks, in_tiles or layers.down.tiles.shape[1] > 0)
 
     for layer in range(layers.norms.shape[0]):
         # LoRA coefficients [rows, R] of the four products: one table for all layers where their rank columns agree.
@@ -77,21 +84,21 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
         if layer == 0:
             _normalise(x, norms[0], layers.eps, normed, threads)
         # Attention block: W x and A x in one pass, then B (c * A x), rotary embedding and the write to the KV pool.
-        multiply_beside(qkv_product, first, normed, digits, qkv, low, threads)
-        _store(qkv_product, first, qkv, low, rows, kv[layer], attended // dim, threads)
+        multiply_beside(qkv_product, first, normed, digits, qkv, shrunk, threads)
+        _store(qkv_product, first.shape[1], qkv, shrunk, rows, kv[layer], attended // dim, threads)
         heads, window = attended // dim, layers.windows[layer]
         if by_vectors is not None:
             attend_by_vectors(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         if by_matrices is not None:
             attend_by_matrices(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
-        multiply_beside(out_product, second, mixed, digits, out, low, threads)
-        _add(out_product, second, out, low, x, threads)
+        multiply_beside(out_product, second, mixed, digits, out, shrunk, threads)
+        _add(out_product, second.shape[1], out, shrunk, x, threads)
         _normalise(x, norms[1], layers.eps, normed, threads)
         # SwiGLU block; the expand products ride on the activation and on the residual sum.
-        multiply_beside(gate_up_product, third, normed, digits, both, low, threads)
-        _activate(gate_up_product, third, both, low, gated, threads)
-        multiply_beside(down_product, fourth, gated, digits, down, low, threads)
-        _add(down_product, fourth, down, low, x, threads)
+        multiply_beside(gate_up_product, third, normed, digits, both, shrunk, threads)
+        _activate(gate_up_product, third.shape[1], both, shrunk, gated, threads)
+        multiply_beside(down_product, fourth, gated, digits, down, shrunk, threads)
+        _add(down_product, fourth.shape[1], down, shrunk, x, threads)
         if amounts.shape[1] > 0:
             _steer(amounts, vectors[layer], x, threads)
         if layer + 1 < layers.norms.shape[0]:
@@ -125,28 +132,28 @@ def _normalise(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> N
 
 
 @njit(**INNER)
-def _add_rows(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, first: int, last: int) -> None:
+def _add_rows(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, first: int, last: int) -> None:
     size = x.shape[1]
+    expand_rows(product, ranks, shrunk, y, first, last, 0, size)
     for t in range(first, last):
-        add_expanded(product.expand, scale.shape[1], low, t, y, 0, size)
         own, added = x[t], y[t, :size]
         for i in range(size):
             own[i] += added[i]
 
 
 @compiled(parallel=True)
-def _add_beside(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, threads: int) -> None:
+def _add_beside(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, threads: int) -> None:
     for part in prange(threads):
-        _add_rows(product, scale, y, low, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
+        _add_rows(product, ranks, y, shrunk, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
 
 
 @compiled()
-def _add(product: Product, scale: Floats, y: Floats, low: Floats, x: Floats, threads: int) -> None:
+def _add(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, threads: int) -> None:
     """x += y, expanded."""
     if x.shape[0] <= ALONE:
-        _add_rows(product, scale, y, low, x, 0, x.shape[0])
+        _add_rows(product, ranks, y, shrunk, x, 0, x.shape[0])
     else:
-        _add_beside(product, scale, y, low, x, threads)
+        _add_beside(product, ranks, y, shrunk, x, threads)
 
 
 @njit(**INNER)
@@ -177,40 +184,48 @@ def _steer(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
 
 @compiled(parallel=True)
 def _store(
-    product: Product, scale: Floats, qkv: Floats, low: Floats, rows: LayerRows, kv: Any, heads: int, threads: int
+    product: Product, ranks: int, qkv: Floats, shrunk: Shrunk, rows: LayerRows, kv: Any, heads: int, threads: int
 ) -> None:
     """Expand, turn queries and keys by their positions, write keys and values to the pool."""
-    kv_heads, dim = kv.shape[2], kv.shape[3]
-    half = dim // 2
-    # A task is one head of one row: its slice of q, k or v is expanded, turned and stored by one thread.
-    tasks = qkv.shape[0] * (heads + 2 * kv_heads)
+    tokens, kv_heads, dim = qkv.shape[0], kv.shape[2], kv.shape[3]
+    half, all_heads = dim // 2, heads + 2 * kv_heads
+    # A thread has some rows, or of fewer rows than threads some heads: their slices of q, k or v.
+    by_heads, in_blocks = tokens < threads, dim % LANES == 0
+    if by_heads and not in_blocks:
+        expand_rows(product, ranks, shrunk, qkv, 0, tokens, 0, all_heads * dim)
     for part in prange(threads):
-        for task in range(part * tasks // threads, (part + 1) * tasks // threads):
-            t, head = task // (heads + 2 * kv_heads), task % (heads + 2 * kv_heads)
-            start = head * dim
-            add_expanded(product.expand, scale.shape[1], low, t, qkv, start, start + dim)
-            row = qkv[t, start : start + dim]
-            if head < heads + kv_heads:
-                # Rotary embedding in the rotate-half form; the sign of the first half is in ``sin``.
-                for i in range(half):
-                    one, other = row[i], row[half + i]
-                    row[i] = one * rows.cos[t, i] + other * rows.sin[t, i]
-                    row[half + i] = other * rows.cos[t, half + i] + one * rows.sin[t, half + i]
-            if head >= heads:
-                own = kv[rows.slots[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
-                for i in range(dim):
-                    own[i] = narrow(row[i], own[i])
+        top, bottom = (0, tokens) if by_heads else (part * tokens // threads, (part + 1) * tokens // threads)
+        first, last = (part * all_heads // threads, (part + 1) * all_heads // threads) if by_heads else (0, all_heads)
+        if in_blocks or not by_heads:
+            expand_rows(product, ranks, shrunk, qkv, top, bottom, first * dim, last * dim)
+        for t in range(top, bottom):
+            for head in range(first, last):
+                row = qkv[t, head * dim : (head + 1) * dim]
+                if head < heads + kv_heads:
+                    # Rotary embedding in the rotate-half form; the sign of the first half is in ``sin``.
+                    for i in range(half):
+                        one, other = row[i], row[half + i]
+                        row[i] = one * rows.cos[t, i] + other * rows.sin[t, i]
+                        row[half + i] = other * rows.cos[t, half + i] + one * rows.sin[t, half + i]
+                if head >= heads:
+                    own = kv[rows.slots[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
+                    for i in range(dim):
+                        own[i] = narrow(row[i], own[i])
 
 
 @compiled(parallel=True)
-def _activate(product: Product, scale: Floats, both: Floats, low: Floats, gated: Any, threads: int) -> None:
+def _activate(product: Product, ranks: int, both: Floats, shrunk: Shrunk, gated: Any, threads: int) -> None:
     """gated = silu(gate) up, expanded first."""
-    size = gated.shape[1]
+    rows, size = gated.shape
+    blocks, in_blocks = (size + LANES - 1) // LANES, size % LANES == 0
+    if not in_blocks:
+        expand_rows(product, ranks, shrunk, both, 0, rows, 0, 2 * size)
     for part in prange(threads):
-        start, stop = part * size // threads, (part + 1) * size // threads
-        for t in range(both.shape[0]):
-            add_expanded(product.expand, scale.shape[1], low, t, both, start, stop)
-            add_expanded(product.expand, scale.shape[1], low, t, both, size + start, size + stop)
+        start, stop = part * blocks // threads * LANES, min((part + 1) * blocks // threads * LANES, size)
+        if in_blocks:
+            expand_rows(product, ranks, shrunk, both, 0, rows, start, stop)
+            expand_rows(product, ranks, shrunk, both, 0, rows, size + start, size + stop)
+        for t in range(rows):
             gates, ups, made = both[t, start:stop], both[t, size + start : size + stop], gated[t, start:stop]
             for i in range(made.shape[0]):
                 made[i] = narrow(gates[i] / (np.float32(1) + exp(-gates[i])) * ups[i], made[i])

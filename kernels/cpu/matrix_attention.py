@@ -166,10 +166,10 @@ def _product(given: Any, held: int, apart: int, steps: int, blocks: int, made: F
     block = 0
     start, row, out, result = address(given), given.strides[0], address(made), made.strides[0]
     while block + 4 <= blocks:
-        _by_four(given, start, row, held + block * apart, apart, out + block * LINE, result, steps)
+        _by_four(given, start, row, held + block * apart, apart, out + block * LINE, result, steps, 0)
         block += 4
     while block < blocks:
-        _by_one(given, start, row, held + block * apart, apart, out + block * LINE, result, steps)
+        _by_one(given, start, row, held + block * apart, apart, out + block * LINE, result, steps, 0)
         block += 1
 
 

@@ -111,16 +111,16 @@ def _release(typing_context: Any) -> Any:
     return types.void(), generate
 
 
-def _tile(tiles: int, blocks: int) -> Any:
+def _tile(tiles: int, blocks: int, onto: bool) -> Any:
     def typed(
         context: Any, like: Any, given: Any, given_row: Any, held: Any, held_block: Any, made: Any, made_row: Any,
-        steps: Any,
+        steps: Any, lower: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             product = _PRODUCTS.get(signature.args[0].dtype)
             if product is None or not may_use_tiles():
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
-            _, given, given_row, held, held_block, made, made_row, steps = arguments
+            _, given, given_row, held, held_block, made, made_row, steps, lower = arguments
 
             def places(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
                 return [builder.add(start, builder.mul(stride, ir.Constant(_I64, apart * i))) for i in range(count)]
@@ -131,26 +131,34 @@ def _tile(tiles: int, blocks: int) -> Any:
             line = ir.Constant(_I64, LINE)
             held_at, given_at = places(held, held_block, blocks, 1), places(given, given_row, tiles, ROWS)
             sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
-            for own in sums:
-                for register in own:
+            made_at = [
+                (register, builder.add(place, ir.Constant(_I64, LINE * index)))
+                for own, place in zip(sums, places(made, made_row, tiles, ROWS), strict=True)
+                for index, register in enumerate(own)
+            ]
+            for register, place in made_at:
+                if onto:
+                    moved("tileloadd64", register, place, made_row)
+                else:
                     _call(builder, "tilezero", [_register(register)])
+            # Both parts of a number follow each other, so that a sum is formed in the order of the steps.
+            parts = [given_at, [builder.add(place, lower) for place in given_at]] if onto else [given_at]
             with cgutils.for_range(builder, steps, intp=_I64) as loop:
                 held_offset = builder.mul(loop.index, ir.Constant(_I64, TILE))
                 given_offset = builder.mul(loop.index, line)
-                for register, place in zip(_GIVEN, given_at, strict=False):
-                    moved("tileloadd64", register, builder.add(place, given_offset), given_row)
-                for index, place in enumerate(held_at):
-                    weights = _HELD[index % len(_HELD)]
-                    moved("tileloadd64", weights, builder.add(place, held_offset), line)
-                    for own, rows in zip(sums, _GIVEN, strict=False):
-                        _call(builder, product, [_register(number) for number in (own[index], rows, weights)])
-            for own, place in zip(sums, places(made, made_row, tiles, ROWS), strict=True):
-                for index, register in enumerate(own):
-                    at = builder.add(place, ir.Constant(_I64, LINE * index))
-                    moved("tilestored64", register, at, made_row)
+                for part in parts:
+                    for register, place in zip(_GIVEN, part, strict=False):
+                        moved("tileloadd64", register, builder.add(place, given_offset), given_row)
+                    for index, place in enumerate(held_at):
+                        weights = _HELD[index % len(_HELD)]
+                        moved("tileloadd64", weights, builder.add(place, held_offset), line)
+                        for own, rows in zip(sums, _GIVEN, strict=False):
+                            _call(builder, product, [_register(number) for number in (own[index], rows, weights)])
+            for register, place in made_at:
+                moved("tilestored64", register, place, made_row)
             return context.get_dummy_value()
 
-        return types.void(like, *[types.int64] * 7), generate
+        return types.void(like, *[types.int64] * 8), generate
 
     return intrinsic(typed)
 
@@ -165,15 +173,16 @@ release: Any = intrinsic(_release)
 
 
 @functools.cache
-def matrix_tile(tiles: int, blocks: int) -> Any:
+def matrix_tile(tiles: int, blocks: int, onto: bool = False) -> Any:
     """What compiled code calls as
-    ``matrix_tile(like, given, given_row, held, held_block, made, made_row, steps)``: the products of ``tiles`` tiles of
-    rows, one below the other, and ``blocks`` blocks of sixteen outputs; ``tiles`` times ``blocks`` is at most four.
-    After ``configure``, whose rows each tile has.
+    ``matrix_tile(like, given, given_row, held, held_block, made, made_row, steps, lower)``: the products of ``tiles``
+    tiles of rows, one below the other, and ``blocks`` blocks of sixteen outputs; ``tiles`` times ``blocks`` is at most
+    four. After ``configure``, whose rows each tile has.
 
     ``like``: an array of the rows' dtype: of int16, pairs of bfloat16 are added up in float32; of int8, four numbers
     times four unsigned ones in int32. The others are addresses and bytes. ``given``: rows ``given_row`` apart, of 64
     bytes a step. ``held``: a tile of 1024 bytes a step and block, as weights are packed, blocks ``held_block`` apart.
-    ``made``: rows of sums, ``made_row`` apart.
+    ``made``: rows of sums, ``made_row`` apart. ``onto``: they are added to what is there, and each given number is the
+    sum of two: the second is ``lower`` bytes after the first. Else ``lower`` is not looked at.
     """
-    return _tile(tiles, blocks)
+    return _tile(tiles, blocks, onto)

@@ -1,4 +1,5 @@
-"""Products of rows with packed weights, in vectors or in the processor's unit for matrices, compiled for it.
+"""Products of rows with packed weights, and what a bank adds to them, in vectors or in the processor's unit for
+matrices, compiled for it.
 
 The value of a row does not depend on the rows beside it.
 """
@@ -7,18 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
-from ladle.kernels.cpu.compiler import INNER
-from ladle.kernels.cpu.intrinsics import address
-from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, fits, matrix_tile, release
-from ladle.kernels.cpu.tiles import blocks_for, tile
+from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.compiler import EXACT, INNER
+from ladle.kernels.cpu.intrinsics import address, narrow, widen
+from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, TILE, configure, fits, matrix_tile, release
+from ladle.kernels.cpu.tiles import LANES, blocks_for, tile
+from ladle.kernels.cpu.types import Floats, Halves, Product, Shrunk
 
 _MOST_ROWS = 6
 """Rows of the largest tile."""
 _GROUP = 4
 """Blocks that all rows are multiplied with before the next ones: together they stay in a core's own cache."""
 _GROUP_OF_MATRICES = 8
+RANKS = 2 * ROWS
+"""Ranks of a tile of expand factors."""
 
 
 def _sweep(rows: int) -> Any:
@@ -63,46 +69,54 @@ def multiply_by_vectors(weight: Any, x: Any, y: Any, first: int, last: int) -> N
             _one(weight, x, y, start, stop, row)
 
 
-_one_by_four, _one_by_one, _two_by_two, _two_by_one = (
-    matrix_tile(*shape) for shape in ((1, 4), (1, 1), (2, 2), (2, 1))
-)
+def _matrices(onto: bool) -> Any:
+    one_by_four, one_by_one, two_by_two, two_by_one = (
+        matrix_tile(*shape, onto) for shape in ((1, 4), (1, 1), (2, 2), (2, 1))
+    )
 
-
-@njit(**INNER)
-def _multiply_matrices(weight: Any, x: Any, y: Any, first: int, last: int) -> None:
-    rows, steps = x.shape[0], weight.shape[1] // ROWS
-    given, held, made = address(x), address(weight), address(y)
-    given_row, held_block, made_row = x.strides[0], weight.strides[0], y.strides[0]
-    whole = rows // (2 * ROWS) * 2 * ROWS
-    for start in range(first, last, _GROUP_OF_MATRICES):
-        stop = min(start + _GROUP_OF_MATRICES, last)
-        # Two tiles of rows by two blocks read each tile from the caches half as often as one by four.
-        if whole > 0:
-            configure(CONFIGS, ROWS)
-            for row in range(0, whole, 2 * ROWS):
+    @njit(**INNER)
+    def products(
+        weight: Any, x: Any, y: Any, first: int, last: int, top: int, bottom: int, step: int, steps: int, group: int
+    ) -> None:
+        """The rows ``top`` to ``bottom``, of the steps ``step`` to ``step + steps`` in whole tiles of them."""
+        given, held, made = address(x) + step * LINE, address(weight) + step * TILE, address(y)
+        given_row, held_block, made_row = x.strides[0], weight.strides[0], y.strides[0]
+        lower = given_row // 2
+        whole = top + (bottom - top) // (2 * ROWS) * 2 * ROWS
+        for start in range(first, last, group):
+            stop = min(start + group, last)
+            # Two tiles of rows by two blocks read each tile from the caches half as often as one by four.
+            if whole > top:
+                configure(CONFIGS, ROWS)
+                for row in range(top, whole, 2 * ROWS):
+                    own, out = given + row * given_row, made + row * made_row
+                    for block in range(start, stop, 2):
+                        at, to = held + block * held_block, out + block * LINE
+                        if block + 2 <= stop:
+                            two_by_two(x, own, given_row, at, held_block, to, made_row, steps, lower)
+                        else:
+                            two_by_one(x, own, given_row, at, held_block, to, made_row, steps, lower)
+            row = whole
+            while row < bottom:
+                count = min(ROWS, bottom - row)
+                configure(CONFIGS, count)
                 own, out = given + row * given_row, made + row * made_row
-                for block in range(start, stop, 2):
+                block = start
+                while block + 4 <= stop:
                     at, to = held + block * held_block, out + block * LINE
-                    if block + 2 <= stop:
-                        _two_by_two(x, own, given_row, at, held_block, to, made_row, steps)
-                    else:
-                        _two_by_one(x, own, given_row, at, held_block, to, made_row, steps)
-        row = whole
-        while row < rows:
-            count = min(ROWS, rows - row)
-            configure(CONFIGS, count)
-            own, out = given + row * given_row, made + row * made_row
-            block = start
-            while block + 4 <= stop:
-                at, to = held + block * held_block, out + block * LINE
-                _one_by_four(x, own, given_row, at, held_block, to, made_row, steps)
-                block += 4
-            while block < stop:
-                at, to = held + block * held_block, out + block * LINE
-                _one_by_one(x, own, given_row, at, held_block, to, made_row, steps)
-                block += 1
-            row += count
-    release()
+                    one_by_four(x, own, given_row, at, held_block, to, made_row, steps, lower)
+                    block += 4
+                while block < stop:
+                    at, to = held + block * held_block, out + block * LINE
+                    one_by_one(x, own, given_row, at, held_block, to, made_row, steps, lower)
+                    block += 1
+                row += count
+        release()
+
+    return products
+
+
+_multiply_matrices, _add_matrices = _matrices(False), _matrices(True)
 
 
 @njit(**INNER)
@@ -113,6 +127,111 @@ def multiply(weight: Any, x: Any, y: Any, first: int, last: int) -> None:
     to be the same in every step.
     """
     if fits(weight):
-        _multiply_matrices(weight, x, y, first, last)
+        steps = weight.shape[1] // ROWS
+        _multiply_matrices(weight, x, y, first, last, 0, x.shape[0], 0, steps, _GROUP_OF_MATRICES)
     else:
         multiply_by_vectors(weight, x, y, first, last)
+
+
+@njit(**INNER)
+def room_for_shrunk(rows: int, ranks: int, in_tiles: bool) -> Shrunk:
+    """Room for what at most ``ranks`` shrink factors give; ``in_tiles``: of products whose expand factors are so."""
+    blocks = (ranks + LANES - 1) // LANES
+    wide = (ranks + RANKS - 1) // RANKS * RANKS if in_tiles else 0
+    pairs = aligned((rows if in_tiles else 0, 2 * wide), np.empty(0, np.int16))
+    return Shrunk(np.empty((rows, blocks * LANES), np.float32), pairs, np.zeros(wide // LANES + blocks, np.bool_))
+
+
+@njit(**INNER)
+def shrink_rows(product: Product, scale: Floats, x: Any, shrunk: Shrunk, part: int, parts: int) -> None:
+    """The ``part``-th of ``parts`` parts of ``shrunk``, which is scale * (x shrink^T); ``scale`` [rows, R or fewer]."""
+    rows, ranks = x.shape[0], scale.shape[1]
+    blocks = (ranks + LANES - 1) // LANES
+    low, pairs, wide = shrunk.numbers, shrunk.pairs, shrunk.pairs.shape[1] // 2
+    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+        begin, end = block * LANES, min((block + 1) * LANES, ranks)
+        used = False
+        for t in range(rows):
+            for r in range(begin, end):
+                used |= scale[t, r] != 0
+        shrunk.used[block] = used
+        if used:
+            multiply(product.shrink, x, low, block, block + 1)
+        for t in range(rows):
+            for r in range(begin, end):
+                # A rank that a row does not ask for leaves no mark on it, not even where it is not a number.
+                low[t, r] = low[t, r] * scale[t, r] if used and scale[t, r] != 0 else 0
+        if product.tiles.shape[0] > 0:
+            _pair_up(low, pairs, begin, end)
+            # The tile that the last block begins or ends is read to its end.
+            if block == blocks - 1:
+                whole = (end + RANKS - 1) // RANKS * RANKS
+                pairs[:, end:whole] = 0
+                pairs[:, wide + end : wide + whole] = 0
+                shrunk.used[blocks : whole // LANES] = False
+
+
+@njit(**EXACT)
+def _pair_up(low: Floats, pairs: Any, begin: int, end: int) -> None:
+    """Exact, or what is left of a number would be of one that has not been rounded."""
+    wide = pairs.shape[1] // 2
+    for t in range(low.shape[0]):
+        numbers, nearest = low[t, begin:end], pairs[t, begin:end]
+        left = pairs[t, wide + begin : wide + end]
+        for r in range(numbers.shape[0]):
+            nearest[r] = narrow(numbers[r], nearest[r])
+            left[r] = narrow(numbers[r] - widen(nearest[r]), left[r])
+
+
+@njit(**INNER)
+def expand_rows(
+    product: Product, ranks: int, shrunk: Shrunk, y: Floats, top: int, bottom: int, start: int, stop: int
+) -> None:
+    """y[top:bottom, start:stop] += shrunk expand, of the first ``ranks`` ranks.
+
+    Where the factors lie in tiles, ``start`` begins a block of sixteen outputs, and the one that ``stop`` ends is
+    written to its own end.
+    """
+    if product.tiles.shape[0] > 0:
+        first, last = start // LANES, (stop + LANES - 1) // LANES
+        tiles = (ranks + RANKS - 1) // RANKS if last > first and bottom > top else 0
+        tile = 0
+        # Runs of tiles that any row asks for; the others would add zeros.
+        while tile < tiles:
+            step = tile
+            while tile < tiles and (shrunk.used[2 * tile] or shrunk.used[2 * tile + 1]):
+                tile += 1
+            if tile > step:
+                count = tile - step
+                _add_matrices(product.tiles, shrunk.pairs, y, first, last, top, bottom, step, count, last - first)
+            tile += 1
+    else:
+        for t in range(top, bottom):
+            _add_expanded(product.expand, ranks, shrunk.numbers, t, y, start, stop)
+
+
+@njit(**INNER)
+def _add_expanded(expand: Halves, ranks: int, low: Floats, t: int, y: Floats, start: int, stop: int) -> None:
+    """y[t, start:stop] += sum_r low[t, r] expand[r, start:stop], r < ``ranks``; zeros cost nothing.
+
+    ``expand`` is [R, out] float16 patterns; ``low`` what the bank's shrink products gave, times the coefficients.
+    """
+    # Slices: an index that could be negative, for all the compiler knows, keeps a loop from being vectorised.
+    added = y[t, start:stop]
+    r = 0
+    while r < ranks:
+        a = low[t, r]
+        if r + 3 < ranks:  # four at once: y is read and written less often
+            b, c, d = low[t, r + 1], low[t, r + 2], low[t, r + 3]
+            if a != 0 or b != 0 or c != 0 or d != 0:
+                e, f = expand[r, start:stop], expand[r + 1, start:stop]
+                g, h = expand[r + 2, start:stop], expand[r + 3, start:stop]
+                for i in range(added.shape[0]):
+                    added[i] += a * widen(e[i]) + b * widen(f[i]) + c * widen(g[i]) + d * widen(h[i])
+            r += 4
+        else:
+            if a != 0:
+                e = expand[r, start:stop]
+                for i in range(added.shape[0]):
+                    added[i] += a * widen(e[i])
+            r += 1

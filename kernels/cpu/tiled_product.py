@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import njit, prange
 from torch import Tensor
 
@@ -26,10 +27,11 @@ from ladle.kernels.cpu.digits import (
     room_for_digits,
     width_of,
 )
-from ladle.kernels.cpu.intrinsics import narrow, widen
-from ladle.kernels.cpu.row_products import multiply
+from ladle.kernels.cpu.intrinsics import narrow
+from ladle.kernels.cpu.matrix_unit import has_matrix_unit
+from ladle.kernels.cpu.row_products import RANKS, expand_rows, multiply, room_for_shrunk, shrink_rows
 from ladle.kernels.cpu.tiles import LANES, has_pairs
-from ladle.kernels.cpu.types import Digits, Floats, Halves, Product
+from ladle.kernels.cpu.types import Digits, Floats, Product, Shrunk
 
 _CUT_ALONE = 1 << 15
 """Numbers up to which cutting them into digits takes less time than waking a second thread."""
@@ -39,12 +41,12 @@ ALONE = 4
 
 @njit(**INNER)
 def multiply_part(
-    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, low: Floats, part: int, parts: int
+    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, shrunk: Shrunk, part: int, parts: int
 ) -> None:
-    """The ``part``-th of ``parts`` parts of a product: y = x weight^T + bias, and low = scale * (x shrink^T).
+    """The ``part``-th of ``parts`` parts of a product: y = x weight^T + bias, and shrunk = scale * (x shrink^T).
 
     ``scale`` [rows, R or fewer]; ``digits``: of ``x``, where the weights are multiplied so; ``y`` [rows, outputs in
-    whole blocks], ``low`` [rows, R in whole blocks]; what lies beyond the outputs and the used ranks is undefined.
+    whole blocks]; what lies beyond the outputs and the used ranks is undefined.
     """
     blocks = product.weight.shape[0]
     first, last = part * blocks // parts, (part + 1) * blocks // parts
@@ -52,7 +54,7 @@ def multiply_part(
         multiply_digits(product.weight, product.steps, digits, y, first, last)
     else:
         multiply(product.weight, x, y, first, last)
-    rows, ranks = x.shape[0], scale.shape[1]
+    rows = x.shape[0]
     start, stop = first * LANES, min(last * LANES, product.expand.shape[1])
     # Epilogue of this part's outputs: dequantise int8 per output channel, then the bias.
     if product.steps.shape[0] > 0 and start < stop and not in_digits(product.weight):
@@ -68,51 +70,12 @@ def multiply_part(
             for i in range(own.shape[0]):
                 own[i] += bias[i]
     # The LoRA down-projection: rank blocks are dealt to the parts like the outputs, and idle ones are skipped.
-    rank_blocks = (ranks + LANES - 1) // LANES
-    for block in range(part * rank_blocks // parts, (part + 1) * rank_blocks // parts):
-        begin, end = block * LANES, min((block + 1) * LANES, ranks)
-        used = False
-        for t in range(rows):
-            for r in range(begin, end):
-                used |= scale[t, r] != 0
-        if used:
-            multiply(product.shrink, x, low, block, block + 1)
-        for t in range(rows):
-            for r in range(begin, end):
-                # A rank that a row does not ask for leaves no mark on it, not even where it is not a number.
-                low[t, r] = low[t, r] * scale[t, r] if used and scale[t, r] != 0 else 0
-
-
-@njit(**INNER)
-def add_expanded(expand: Halves, ranks: int, low: Floats, t: int, y: Floats, start: int, stop: int) -> None:
-    """y[t, start:stop] += sum_r low[t, r] expand[r, start:stop], r < ``ranks``; zeros cost nothing.
-
-    ``expand`` is [R, out] float16 patterns; ``low`` what the bank's shrink products gave, times the coefficients.
-    """
-    # Slices: an index that could be negative, for all the compiler knows, keeps a loop from being vectorised.
-    added = y[t, start:stop]
-    r = 0
-    while r < ranks:
-        a = low[t, r]
-        if r + 3 < ranks:  # four at once: y is read and written less often
-            b, c, d = low[t, r + 1], low[t, r + 2], low[t, r + 3]
-            if a != 0 or b != 0 or c != 0 or d != 0:
-                e, f = expand[r, start:stop], expand[r + 1, start:stop]
-                g, h = expand[r + 2, start:stop], expand[r + 3, start:stop]
-                for i in range(added.shape[0]):
-                    added[i] += a * widen(e[i]) + b * widen(f[i]) + c * widen(g[i]) + d * widen(h[i])
-            r += 4
-        else:
-            if a != 0:
-                e = expand[r, start:stop]
-                for i in range(added.shape[0]):
-                    added[i] += a * widen(e[i])
-            r += 1
+    shrink_rows(product, scale, x, shrunk, part, parts)
 
 
 @compiled(parallel=True)
 def multiply_beside(
-    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, low: Floats, threads: int
+    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, shrunk: Shrunk, threads: int
 ) -> None:
     """All parts of a product, as ``multiply_part`` takes them; ``digits`` of as many
     rows, or more, are written."""
@@ -125,18 +88,25 @@ def multiply_beside(
             for part in prange(threads):
                 cut_rows(x, width, digits, part * rows // threads, (part + 1) * rows // threads)
     for part in prange(threads):
-        multiply_part(product, scale, x, digits, y, low, part, threads)
+        multiply_part(product, scale, x, digits, y, shrunk, part, threads)
+
+
+@compiled()
+def _merged(product: Product, scale: Floats, x: Any, y: Floats, out: Any, threads: int) -> None:
+    rows, ranks = scale.shape
+    shrunk = room_for_shrunk(rows, ranks, product.tiles.shape[0] > 0)
+    multiply_beside(product, scale, x, room_for_digits(rows, width_of(product.weight)), y, shrunk, threads)
+    _expand_beside(product, ranks, shrunk, y, out, threads)
 
 
 @compiled(parallel=True)
-def _merged(product: Product, scale: Floats, x: Any, y: Floats, low: Floats, out: Any, threads: int) -> None:
-    multiply_beside(product, scale, x, room_for_digits(x.shape[0], width_of(product.weight)), y, low, threads)
-    rows, size = out.shape
-    # The up-projection needs every rank of a row, so it is a second parallel pass, which also rounds to ``out``.
+def _expand_beside(product: Product, ranks: int, shrunk: Shrunk, y: Floats, out: Any, threads: int) -> None:
+    """The up-projection needs every rank of a row, so it is a second parallel pass, which also rounds to ``out``."""
+    (rows, size), blocks = out.shape, product.weight.shape[0]
     for part in prange(threads):
-        start, stop = part * size // threads, (part + 1) * size // threads
+        start, stop = part * blocks // threads * LANES, min((part + 1) * blocks // threads * LANES, size)
+        expand_rows(product, ranks, shrunk, y, 0, rows, start, stop)
         for t in range(rows):
-            add_expanded(product.expand, scale.shape[1], low, t, y, start, stop)
             own, made = y[t, start:stop], out[t, start:stop]
             for i in range(made.shape[0]):
                 made[i] = narrow(own[i], made[i])
@@ -175,6 +145,11 @@ def _pack_bytes(weight: Tensor) -> Any:
     return packed
 
 
+def _pack_ranks(expand: Tensor) -> Any:
+    """``expand`` [out, R] as bfloat16 in whole tiles of ranks; the last ones are zeros."""
+    return pack(F.pad(expand, (0, -expand.shape[1] % RANKS)).bfloat16())
+
+
 def quantise(weight: Tensor) -> tuple[Tensor, Floats]:
     """``weight`` [out, in] as int8, and what one step of each output counts [out] float32: the largest weight of an
     output is 127 steps, and every one is the nearest whole number of them."""
@@ -205,6 +180,9 @@ class TiledProduct:
         nothing = steps = np.zeros(0, dtype=np.float32)
         shrink = weight.new_zeros(0, self.in_features) if shrink is None else shrink
         expand = weight.new_zeros(self.out_features, 0) if expand is None else expand
+        tiles = np.zeros((0, 0, 2 * LANES), dtype=np.int16)
+        if (quantized or dtype == torch.bfloat16) and expand.shape[1] > 0 and has_matrix_unit():
+            tiles, expand = _pack_ranks(expand), expand[:, :0]
         if quantized:
             weight, steps = quantise(weight)
             steps = np.pad(steps, (0, -len(steps) % LANES))
@@ -214,6 +192,7 @@ class TiledProduct:
             nothing if bias is None else bias.float().numpy().copy(),
             pack(shrink.to(held)),
             expand.half().T.contiguous().view(torch.int16).numpy().view(np.uint16),
+            tiles,
         )
 
     @property
@@ -227,12 +206,9 @@ class TiledProduct:
         if count == 0:
             return out
         scales = np.zeros((count, 0), np.float32) if scale is None else scale.float().contiguous().numpy()
-        width = (blocks + self.product.shrink.shape[0]) * LANES
         with one_at_a_time:
-            both = scratch(count * width)
-            y = both[: count * blocks * LANES].reshape(count, -1)
-            low = both[count * blocks * LANES :].reshape(count, -1)
-            _merged(self.product, scales, array(rows), y, low, array(out), torch.get_num_threads())
+            y = scratch(count * blocks * LANES).reshape(count, -1)
+            _merged(self.product, scales, array(rows), y, array(out), torch.get_num_threads())
         return out
 
 
@@ -269,18 +245,28 @@ def stack(products: Sequence[TiledProduct]) -> Product:
     """
     given = [product.product for product in products]
     weight = aligned_array((len(given), *given[0].weight.shape), given[0].weight.dtype)
-    shrink = np.zeros((len(given), *max(part.shrink.shape for part in given)), given[0].shrink.dtype)
-    expand = np.zeros((len(given), *max(part.expand.shape for part in given)), np.uint16)
+    shrink = _zeros(len(given), max(part.shrink.shape for part in given), given[0].shrink.dtype)
+    expand = np.zeros((len(given), max(len(part.expand) for part in given), given[0].expand.shape[1]), np.uint16)
+    tiles = _zeros(len(given), max(part.tiles.shape for part in given), np.int16)
     steps, bias = np.stack([part.steps for part in given]), np.stack([part.bias for part in given])
     for index, (product, part) in enumerate(zip(products, given, strict=True)):
         weight[index] = part.weight
         shrink[index, : len(part.shrink)] = part.shrink
         expand[index, : len(part.expand)] = part.expand
+        own_tiles = tiles[index, : part.tiles.shape[0], : part.tiles.shape[1]]
+        own_tiles[:] = part.tiles
         product.product = Product(
             weight[index],
             steps[index],
             bias[index],
             shrink[index, : len(part.shrink)],
             expand[index, : len(part.expand)],
+            own_tiles,
         )
-    return Product(weight, steps, bias, shrink, expand)
+    return Product(weight, steps, bias, shrink, expand, tiles)
+
+
+def _zeros(layers: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    made = aligned_array((layers, *shape), dtype)
+    made[:] = 0
+    return made

@@ -27,6 +27,21 @@ class Digits(NamedTuple):
     scales: Any
 
 
+class Shrunk(NamedTuple):
+    """What a bank's shrink products gave, times the coefficients of the rows.
+
+    Attributes:
+        numbers: [rows, R in whole blocks] float32.
+        pairs: [rows, 2 W] bfloat16 patterns (int16), W the ranks in whole tiles: the nearest of each number, and after
+            all of those what is left of it; [0, 0] where none are asked for.
+        used: [blocks] whether any row asks for ranks of a block.
+    """
+
+    numbers: Floats
+    pairs: Any
+    used: Any
+
+
 class Product(NamedTuple):
     """One or more linear layers with the same input, and the bank's factors for them.
 
@@ -35,7 +50,8 @@ class Product(NamedTuple):
         steps: [16 blocks] float32, what one step of an output's quantised weights counts, or [0].
         bias: [out] float32, or [0].
         shrink: the R shrink factors, packed like ``weight``.
-        expand: [R, out] float16 patterns.
+        expand: [R, out] float16 patterns; [0, out] where there are ``tiles``.
+        tiles: the R expand factors of bfloat16, packed like ``weight`` in whole tiles of ranks, or [0, 0, 32].
     """
 
     weight: Any
@@ -43,6 +59,7 @@ class Product(NamedTuple):
     bias: Floats
     shrink: Any
     expand: Halves
+    tiles: Any
 
 
 class Layers(NamedTuple):

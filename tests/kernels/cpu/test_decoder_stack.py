@@ -72,7 +72,8 @@ class Case:
         if quantized:
             # All products in whole numbers, where the processor has them: each mixture of forms is compiled anew.
             hidden, inner, self.dim = 2 * int(rng.integers(29, 33)), 2 * int(rng.integers(57, 65)), 64
-        ranks = [int(rng.integers(0, 14)) for _ in range(4)]
+        most_ranks = int(rng.choice([14, 90]))  # up to one tile of them, or several
+        ranks = [int(rng.integers(0, most_ranks)) for _ in range(4)]
         bias = bool(rng.integers(2))
         wide = (self.heads + 2 * self.kv_heads) * self.dim
         self.linears = (

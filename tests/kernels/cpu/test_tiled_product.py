@@ -71,7 +71,12 @@ def as_multiplied(x: Tensor) -> Tensor:
 
 def test_int8_is_the_nearest_step_of_each_output() -> None:
     torch.manual_seed(fresh_seed())
-    weight, shrink, expand = torch.randn(50, 60), torch.randn(5, 60).half().float(), torch.randn(50, 5).half().float()
+    # Expand factors are of bfloat16 where there is a unit for it.
+    weight, shrink, expand = (
+        torch.randn(50, 60),
+        torch.randn(5, 60).half().float(),
+        torch.randn(50, 5).bfloat16().float(),
+    )
     weight[7] = 0
     held, steps = quantise(weight)
     rounded = held.double() * torch.from_numpy(steps).double()[:, None]
@@ -100,12 +105,27 @@ def test_rows_do_not_depend_on_each_other(dtype: torch.dtype) -> None:
         assert torch.equal(case.product(x[rows], scale[rows]), whole[rows]), count
 
 
-def test_a_row_that_asks_for_no_ranks_is_the_base_bit_for_bit() -> None:
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
+def test_ranks_that_only_others_ask_for_leave_no_mark(dtype: torch.dtype) -> None:
     torch.manual_seed(fresh_seed())
-    case = Case(48, 32, 9, True, torch.float32)
-    x, scale = case.rows(5)
-    scale[2] = 0
-    assert torch.equal(case.product(x, scale)[2], case.product(x, None)[2])
+    quantized = dtype == torch.int8
+    case = Case(70, 64, 150, True, torch.float32 if quantized else dtype, quantized)
+    x, _ = case.rows(40)
+    # Members of 1 to 40 ranks, of which each row asks for two, or for none.
+    starts = [0, 1, 17, 32, 60, 64, 100, 140, 150]
+    scale = torch.zeros(40, 150)
+    for row in range(40):
+        for member in torch.randperm(8)[:2] if row % 5 else ():
+            scale[row, starts[member] : starts[member + 1]] = torch.randn(())
+    whole = case.product(x, scale)
+    for count in (1, 2, 5, 17, 39):
+        rows = torch.randperm(40)[:count]
+        assert torch.equal(case.product(x[rows], scale[rows]), whole[rows]), count
+    assert torch.equal(whole[::5], case.product(x[::5], None))
+    if not quantized:
+        error = torch.linalg.vector_norm(whole.double() - case.expected(x, scale), dim=1)
+        bound = 1e-5 if dtype == torch.float32 else 1e-2
+        assert (error <= bound * torch.linalg.vector_norm(case.expected(x, scale), dim=1)).all()
 
 
 def test_stacked_products_are_what_they_were_and_share_their_memory() -> None:

@@ -112,16 +112,17 @@ def tiled_product(
     rows: int,
     exact: bool,
     quantized: bool = False,
+    rounded: bool = False,
 ) -> Any:
     """A ``ladle.kernels.cpu.tiled_product.TiledProduct``, or None where ``rows`` is 0 or there can be none.
 
     ``exact``: the weights' values have to be kept as they are, so that none can be held in 16 bits; ``quantized``: in 8
-    bits."""
+    bits; ``rounded``: expand factors may be held in bfloat16 beside those."""
     if exact or not rows or tiling_obstacle(weight, shrink, expand, dtype, quantized) is not None:
         return None
     from ladle.kernels.cpu import tiled_product as cpu
 
-    return cpu.TiledProduct(weight, bias, shrink, expand, dtype, quantized)
+    return cpu.TiledProduct(weight, bias, shrink, expand, dtype, quantized, rounded)
 
 
 def tiling_obstacle(

@@ -161,7 +161,8 @@ class TiledProduct:
     """A linear layer, or several that read the same input, with a bank's factors for them.
 
     Takes and gives the dtype ``dtype``: bfloat16 where the processor multiplies pairs of it, or float32, for which
-    weights are held in float16 or, ``quantized``, in int8 (``quantise``), the bank's factors in float16.
+    weights are held in float16 or, ``quantized``, in int8 (``quantise``), the bank's factors in float16. ``rounded``:
+    expand factors may be held in bfloat16 for float32 too.
     ``weight`` [out, in] and ``bias`` [out] or None; ``shrink`` [R, in] and ``expand`` [out, R] or None.
     """
 
@@ -173,6 +174,7 @@ class TiledProduct:
         expand: Tensor | None,
         dtype: torch.dtype,
         quantized: bool = False,
+        rounded: bool = False,
     ) -> None:
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
@@ -181,7 +183,7 @@ class TiledProduct:
         shrink = weight.new_zeros(0, self.in_features) if shrink is None else shrink
         expand = weight.new_zeros(self.out_features, 0) if expand is None else expand
         tiles = np.zeros((0, 0, 2 * LANES), dtype=np.int16)
-        if (quantized or dtype == torch.bfloat16) and expand.shape[1] > 0 and has_matrix_unit():
+        if (rounded or dtype == torch.bfloat16) and expand.shape[1] > 0 and has_matrix_unit():
             tiles, expand = _pack_ranks(expand), expand[:, :0]
         if quantized:
             weight, steps = quantise(weight)

@@ -105,7 +105,15 @@ class GatedGroup:
         # Int8 weights have no other form; reproducible rows must take one path, however many of them come.
         tiled_rows = dispatch.ALL_ROWS if quantized or (reproducible and tiled_rows) else tiled_rows
         self.tiled = dispatch.tiled_product(
-            weight, bias, shrink, expand, activation_dtype, tiled_rows, exact and not quantized, quantized
+            weight,
+            bias,
+            shrink,
+            expand,
+            activation_dtype,
+            tiled_rows,
+            exact and not quantized,
+            quantized,
+            rounded=quantized and not exact,
         )
         if quantized and self.tiled is None:
             reason = dispatch.tiling_obstacle(weight, shrink, expand, activation_dtype, quantized)

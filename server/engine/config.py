@@ -131,6 +131,12 @@ class EngineConfig:
         activations = torch.float32 if weights == torch.bfloat16 and widened else weights
         return weights, activations
 
+    def resolve_kv_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype of keys and values: that of the activations, but for int8 weights, whose activations are float32
+        for the sake of the products alone. What a processor attends to in bfloat16 is kept so."""
+        weights, activations = self.resolve_dtypes(device)
+        return weights if self.quantize != "none" and cpu_has_bfloat16() else activations
+
     @property
     def lanes(self) -> int:
         return self.max_lanes or 4 * self.max_sequences

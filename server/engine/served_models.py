@@ -69,7 +69,7 @@ class ServedModels:
         self._config = config
         self._group = group
         self._weights_dtype, self.activation_dtype = config.resolve_dtypes(device)
-        activation_dtype = self.activation_dtype
+        activation_dtype, self._kv_dtype = self.activation_dtype, config.resolve_kv_dtype(device)
         self.reproducible = config.reproducible
         self.score_dtype = torch.promote_types(activation_dtype, torch.float32)
         self._expert_schedule = config.expert_schedule
@@ -87,7 +87,7 @@ class ServedModels:
             self.router = ExpertRouter(family.router.head, self.score_dtype, device)
         self.vocabulary = min(model.vocabulary for model in plain.values())
         shapes = [model.kv_shapes for model in plain.values()]
-        per_block = sum(KVCache.bytes_per_block(layers, activation_dtype) for layers in shapes)
+        per_block = sum(KVCache.bytes_per_block(layers, self._kv_dtype) for layers in shapes)
         self.blocks = config.kv_memory // per_block
         if self.blocks < _FEWEST_BLOCKS:
             allowed = f"at least {_FEWEST_BLOCKS * per_block} bytes ({_FEWEST_BLOCKS} blocks of {BLOCK_SIZE} tokens)"
@@ -160,6 +160,7 @@ class ServedModels:
             weights=(model.base, model.architecture),
             reproducible=self._config.reproducible,
             quantized=self._config.quantize == "int8",
+            kv_dtype=self._kv_dtype,
             vectors=tuple(model.vectors.values()),
         )
         try:
@@ -173,7 +174,7 @@ class ServedModels:
         return loaded if self._ranks is None else BroadcastModel.of(loaded, name, key, self._ranks)
 
     def _cache(self, name: str, layers: list[KVShape]) -> KVCache:
-        pool = (layers, self.blocks, self.activation_dtype, self.device)
+        pool = (layers, self.blocks, self._kv_dtype, self.device)
         return KVCache(*pool) if self._ranks is None else BroadcastCache(*pool, name, self._ranks)
 
     def facts(self) -> dict[str, Any]:

@@ -38,12 +38,16 @@ class DecoderStack(nn.Module):
     """Stands for the decoder layers of a model, all of them fused ones, in its list of layers."""
 
     def __init__(
-        self, layers: list[FusedDecoderLayer], dtype: torch.dtype, vectors: LayerVectors | None = None
+        self,
+        layers: list[FusedDecoderLayer],
+        dtype: torch.dtype,
+        vectors: LayerVectors | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.attention_type = layers[0].attention_type
-        self._dtype = dtype
+        self._dtype, self._kv_dtype = dtype, kv_dtype or dtype
         self._layers = layers
         self._vectors = vectors
         self._none = np.zeros((len(layers), 0, layers[0].hidden), dtype=np.float32)
@@ -68,7 +72,7 @@ class DecoderStack(nn.Module):
     @torch.inference_mode()
     def agrees(self) -> bool:
         """Compiles the layers, and compares each with what it stands for: two rows on a pool of their own."""
-        bound = 1e-2 if self._dtype == torch.float32 else 3e-2
+        bound = 1e-2 if self._kv_dtype == torch.float32 else 3e-2
         x, turns, plain_context = self._trial(2)
         _, _, context = self._trial(2)
         for index, layer in enumerate(self._layers):
@@ -115,7 +119,7 @@ class DecoderStack(nn.Module):
         a merge, as no request has stated coefficients yet."""
         first, blocks = self._layers[0], -(-count // BLOCK_SIZE)
         dim = first.attention.shape.head_dim
-        cache = KVCache([layer.attention.shape for layer in self._layers], blocks + 1, self._dtype, CPU)
+        cache = KVCache([layer.attention.shape for layer in self._layers], blocks + 1, self._kv_dtype, CPU)
         table, positions = torch.arange(1, blocks + 1)[None], torch.arange(count)
         tiles = torch.arange(blocks * BLOCK_SIZE)
         group = AttentionGroup(0, count, 0, tiles.view(blocks, BLOCK_SIZE), table, tiles)
@@ -217,9 +221,12 @@ def _compiled(layers: list[FusedDecoderLayer], dtype: torch.dtype) -> dispatch.L
     )
 
 
-def compile_layers(model: Any, dtype: torch.dtype, vectors: LayerVectors | None = None) -> bool:
+def compile_layers(
+    model: Any, dtype: torch.dtype, vectors: LayerVectors | None = None, kv_dtype: torch.dtype | None = None
+) -> bool:
     """Put a ``DecoderStack`` in the place of the decoder layers of ``model`` if all of them can be compiled; returns
-    whether they were. ``vectors``: what its forwards may add to their hidden states."""
+    whether they were. ``vectors``: what its forwards may add to their hidden states; ``kv_dtype``: of the KV pool, if
+    it is not ``dtype``, that of the activations."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not dispatch.can_compile():
@@ -234,7 +241,7 @@ def compile_layers(model: Any, dtype: torch.dtype, vectors: LayerVectors | None 
         or len({_shape(layer) for layer in fused}) > 1
     ):
         return False
-    stack = DecoderStack(fused, dtype, vectors)
+    stack = DecoderStack(fused, dtype, vectors, kv_dtype)
     if not stack.agrees():
         return False
     stack.choose_rows()

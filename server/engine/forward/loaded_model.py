@@ -107,6 +107,7 @@ def load_model(
     weights: tuple[ConvertedReader, Architecture] | None = None,
     reproducible: bool = False,
     quantized: bool = False,
+    kv_dtype: torch.dtype | None = None,
     vectors: Sequence[SteeringVector] = (),
 ) -> LoadedModel:
     """Put the base in ``folder`` (or the weights ``merged``, which stand in its place) into a copy of its model, and
@@ -117,6 +118,7 @@ def load_model(
         exchange: the processes that the model is divided among; nothing is exchanged while it loads.
         weights: the base's, where they have been opened already.
         quantized: hold the weights of linear layers in int8, on a CPU.
+        kv_dtype: of the KV pool that it will run on; None: that of its activations.
         vectors: what may be added to its hidden states, in the order of their coefficients.
 
     Raises:
@@ -156,7 +158,7 @@ def load_model(
         # Every process that shares the model has all hidden states between its layers, and adds the whole vector.
         added = LayerVectors(vectors, torch.promote_types(activation_dtype, torch.float32), device)
         add_after_layers(model, steered, added)
-    stacked = compiled and not splits and compile_layers(model, activation_dtype, added)
+    stacked = compiled and not splits and compile_layers(model, activation_dtype, added, kv_dtype)
     if link is not None:
         link.open = True
     plain = sum(parameter.nbytes for parameter in model.parameters()) + (0 if added is None else added.nbytes)

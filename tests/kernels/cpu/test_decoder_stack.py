@@ -41,6 +41,7 @@ class Linears:
                     self.expand[layer],
                     dtype,
                     quantized,
+                    rounded=quantized,
                 )
                 for layer in range(LAYERS)
             ]

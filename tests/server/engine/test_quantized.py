@@ -10,6 +10,7 @@ from seeds import fresh_seed
 from tiny_engine import alone, build, family_of, make_request, random_coefficients, random_prompt, serve
 from torch import nn
 
+from ladle.kernels.cpu.packed_linear import cpu_has_bfloat16
 from ladle.kernels.cpu.tiled_product import quantise
 from ladle.merging.errors import InputError
 from ladle.server.engine.config import EngineConfig
@@ -27,15 +28,24 @@ def round_linears(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
-def test_answers_are_those_of_the_rounded_base(tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_are_those_of_the_rounded_base(
+    tmp_path: Path, arch: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(fresh_seed())
     family = family_of(tmp_path, arch, full=())
-    quantized = build(family, dtype="float32", quantize="int8", prefix_cache=False)
+    quantized = build(family, dtype=dtype, quantize="int8", prefix_cache=False)
+    if dtype == "bfloat16" and cpu_has_bfloat16():
+        assert {layer.dtype for layer in quantized.models.caches[""].layers} == {torch.bfloat16}
+    # The bank's factors are of float16 there, or of bfloat16, as keys and values are, and coefficients reach far.
+    within = 1e-2 if dtype == "float32" else 5e-2
     plain = build(family, dtype="float32", prefix_cache=False)
     assert quantized.models.base.nbytes < plain.models.base.nbytes
     install = loaded_model.gated.install
 
     def rounded(model: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if dtype == "bfloat16":
+            model.bfloat16().float()
         round_linears(model)
         return install(model, *arguments, **options)
 
@@ -54,7 +64,7 @@ def test_answers_are_those_of_the_rounded_base(tmp_path: Path, arch: str, monkey
     together = serve(quantized, requests, rng)
     for request in requests:
         for got, wanted in zip(together[request.request_id], alone(reference, request), strict=True):
-            assert got.logprob == pytest.approx(wanted.logprob, abs=2e-3)
+            assert got.logprob == pytest.approx(wanted.logprob, abs=within)
             if got.token != wanted.token:  # as good as each other, and from here on another text
                 break
         outputs = alone(quantized, request)

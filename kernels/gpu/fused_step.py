@@ -59,7 +59,7 @@ from ladle.kernels.gpu.trust_region import keep_to_budgets
 from ladle.kernels.gpu.variant import POINTERS, Variant
 from ladle.kernels.step_tables import SampledTokens, StepTables, plain_tables
 
-_CHOICES = tl.constexpr(step_tables.CHOICES)
+_INT_PARAMS = tl.constexpr(step_tables.INT_PARAMS)
 _WANTED = tl.constexpr(step_tables.WANTED)
 _SUMS = tl.constexpr(SUMS)
 _LOWEST = tl.constexpr(-(2**31))
@@ -67,19 +67,19 @@ _LOWEST = tl.constexpr(-(2**31))
 
 @triton.jit
 def _list_best(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
+    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
+    values, most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The best tokens of one tile of a sequence that wants alternatives, by its combined scores, best first."""
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    wanted = tl.minimum(tl.load(choices + sequence * _CHOICES + _WANTED), most_wanted)
+    wanted = tl.minimum(tl.load(int_params + sequence * _INT_PARAMS + _WANTED), most_wanted)
     if wanted == 0:
         return
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
+        first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     # Scores as integers of the same order: taking the best and striking it out is exact, and ties go to the lower id.
     key = tl.where(inside, order(tl.where(score == score, score, float("-inf"))), _LOWEST)
@@ -94,8 +94,8 @@ def _list_best(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _report(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs, other_tokens,
+    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
+    values, most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs, other_tokens,
     other_logprobs, most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The token's logprob, for which one tile is made again, and the best tokens of all tiles."""
@@ -103,14 +103,14 @@ def _report(  # type: ignore[no-untyped-def]
     lane = tl.arange(0, TILES)
     token = tl.load(tokens + sequence).to(tl.int32)
     score, columns, _inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
+        first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     own = tl.sum(tl.where(columns == token, score, 0.0), 0)
     place = sums + sequence * _SUMS * tiles
     best, mass = merge_parts(place, place + tiles, lane, lane < tiles)
     tl.store(logprobs + sequence, (own - best) - mass)
-    wanted = tl.minimum(tl.load(choices + sequence * _CHOICES + _WANTED), most_wanted)
+    wanted = tl.minimum(tl.load(int_params + sequence * _INT_PARAMS + _WANTED), most_wanted)
     place = (sequence * tiles + lane) * most_wanted
     # The tiles' lists are merged: at is how many of each have been taken, key the best that each has left.
     at = tl.full([TILES], 0, tl.int32)
@@ -128,10 +128,10 @@ def _report(  # type: ignore[no-untyped-def]
 
 
 _REPORTED = (
-    "first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices", "numbers", "floors",
-    "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
+    "first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "int_params", "float_params",
+    "floors", "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
 )  # fmt: skip
-_DRAWN = ("choices", "numbers", "vocabulary", "tiles")
+_DRAWN = ("int_params", "float_params", "vocabulary", "tiles")
 _LEAN = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
 _FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
@@ -255,8 +255,8 @@ class _Launch:
 def _guided(logits: Tensor, tables: StepTables, floors: Tensor | None, block: int | None) -> Tensor:
     """The scores before ``allowed``, penalties and logit bias; ``floors``: what the plausibility masks leave."""
     # A mask finds what is not allowed implausible, but what the kernel compares with the floors is the base as it is.
-    choices = tables.choices
-    allowed = torch.where(choices[:, step_tables.BASE] >= 0, choices[:, step_tables.ALLOWED], -1)
+    int_params = tables.int_params
+    allowed = torch.where(int_params[:, step_tables.BASE] >= 0, int_params[:, step_tables.ALLOWED], -1)
     return combine(logits, tables.changed(allowed=allowed, counted=-1, biases=0), floors=floors, block=block)
 
 
@@ -268,23 +268,23 @@ def _warmed(logits: Tensor, tables: StepTables, block: int | None) -> StepTables
         return tables
     own = tables.of(warmed)
     floors = _floors(logits, own, tiling(logits.shape[1], block).block) if tables.masks else None
-    numbers = tables.numbers.clone()
-    kept = own.numbers[:, step_tables.TEMPERATURE]
+    float_params = tables.float_params.clone()
+    kept = own.float_params[:, step_tables.TEMPERATURE]
     drawn = combine(logits, own, floors=floors, block=block)
-    numbers[warmed, step_tables.TEMPERATURE] = entropy_temperatures(drawn, kept, spreads, exponents)
-    return replace(tables, numbers=numbers, ranges=tables.ranges.none())
+    float_params[warmed, step_tables.TEMPERATURE] = entropy_temperatures(drawn, kept, spreads, exponents)
+    return replace(tables, float_params=float_params, ranges=tables.ranges.none())
 
 
 def _floors(logits: Tensor, tables: StepTables, block: int) -> Tensor:
     """The least score of its base row that each sequence's plausibility mask leaves; -inf without a mask."""
-    base = tables.choices[:, step_tables.BASE].long()
+    base = tables.int_params[:, step_tables.BASE].long()
     ones = torch.ones_like(tables.weights[:, :1])
     asked = plain_tables(base.clamp(min=0)[:, None], ones).changed(
         temperature=(base >= 0).float(),
-        top_k=tables.choices[:, step_tables.MASK_TOP_K],
-        top_p=tables.numbers[:, step_tables.MASK_TOP_P],
-        min_p=tables.numbers[:, step_tables.MASK_RELATIVE],
-        allowed=tables.choices[:, step_tables.ALLOWED],
+        top_k=tables.int_params[:, step_tables.MASK_TOP_K],
+        top_p=tables.float_params[:, step_tables.MASK_TOP_P],
+        min_p=tables.float_params[:, step_tables.MASK_RELATIVE],
+        allowed=tables.int_params[:, step_tables.ALLOWED],
     )
     return drawn(logits, replace(asked, allowed=tables.allowed, truncates=True), block=block)[1]
 

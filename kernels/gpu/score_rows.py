@@ -29,20 +29,20 @@ from ladle.kernels.step_tables import StepTables
 
 @triton.jit
 def _combine(  # type: ignore[no-untyped-def]
-    out, out_stride, first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors,
-    candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary,
-    tiles,
+    out, out_stride, first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params,
+    floors, candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride,
+    vocabulary, tiles,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
+        first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
     )  # fmt: skip
     if FULL:
         score = drawn_tile(
-            score, columns, inside, choices, numbers, biased, biases, most_biases, counts, seen, counts_stride,
+            score, columns, inside, int_params, float_params, biased, biases, most_biases, counts, seen, counts_stride,
             sequence, tile, BLOCK,
         )  # fmt: skip
     tl.store(out + sequence.to(tl.int64) * out_stride + columns, score, mask=inside)

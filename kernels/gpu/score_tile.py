@@ -27,8 +27,8 @@ PADDED = 128
 
 _LINEAR = tl.constexpr(step_tables.LINEAR)
 _ROUTED = tl.constexpr(step_tables.ROUTED)
-_CHOICES = tl.constexpr(step_tables.CHOICES)
-_NUMBERS = tl.constexpr(step_tables.NUMBERS)
+_INT_PARAMS = tl.constexpr(step_tables.INT_PARAMS)
+_FLOAT_PARAMS = tl.constexpr(step_tables.FLOAT_PARAMS)
 _RULE = tl.constexpr(step_tables.RULE)
 _BASE = tl.constexpr(step_tables.BASE)
 _CANDIDATES = tl.constexpr(step_tables.CANDIDATES)
@@ -150,8 +150,9 @@ def _sparse(ids, values, count, columns, start, BLOCK: tl.constexpr):  # type: i
 
 @triton.jit
 def final_tile(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most, allowed, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
+    values, most, allowed, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """A tile of the combined scores: what logprobs are of. -inf outside the vocabulary.
 
@@ -161,34 +162,34 @@ def final_tile(  # type: ignore[no-untyped-def]
     inside = columns < vocabulary
     sequence = sequence.to(tl.int64)
     if FULL:
-        chosen = choices + sequence * _CHOICES
-        rule = tl.load(chosen + _RULE)
+        int_row = int_params + sequence * _INT_PARAMS
+        rule = tl.load(int_row + _RULE)
         if rule == _LINEAR:
             score = _linear(
                 first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK
             )
         else:
-            scale = tl.load(numbers + sequence * _NUMBERS + _SCALE)
+            scale = tl.load(float_params + sequence * _FLOAT_PARAMS + _SCALE)
             score = _logarithmic(
                 first, first_stride, logits, stride, rows, weights, sources, parts, scale, rule, sequence, columns,
                 inside, tiles, BLOCK, TILES,
             )  # fmt: skip
         # Values of candidates; with RESTRICTED everything else is ruled out.
-        count = tl.load(chosen + _CANDIDATES)
-        restricted = tl.load(chosen + _RESTRICTED)
+        count = tl.load(int_row + _CANDIDATES)
+        restricted = tl.load(int_row + _RESTRICTED)
         if (count > 0) | (restricted != 0):
             start = sequence * most
             added, hit = _sparse(candidates + start, values + start, count, columns, tile * BLOCK, BLOCK)
             score = tl.where(hit != 0, score + added, tl.where(restricted != 0, float("-inf"), score))
         # The plausibility mask: the base's own logits against the floor that was found for this sequence.
-        base = tl.load(chosen + _BASE)
+        base = tl.load(int_row + _BASE)
         if base >= 0:
             plausible = tl.load(logits + base.to(tl.int64) * stride + columns, mask=inside, other=0.0).to(tl.float32)
             # NaN stays
             ruled_out = (plausible < tl.load(floors + sequence)) & (score == score)
             score = tl.where(ruled_out, float("-inf"), score)
         # What a grammar allows, one byte per token.
-        limits = tl.load(chosen + _ALLOWED)
+        limits = tl.load(int_row + _ALLOWED)
         if limits >= 0:
             place = limits.to(tl.int64) * vocabulary + columns
             score = tl.where(tl.load(allowed + place, mask=inside, other=0) != 0, score, float("-inf"))
@@ -199,25 +200,25 @@ def final_tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def drawn_tile(  # type: ignore[no-untyped-def]
-    score, columns, inside, choices, numbers, biased, biases, most, counts, seen, counts_stride, sequence, tile,
+    score, columns, inside, int_params, float_params, biased, biases, most, counts, seen, counts_stride, sequence, tile,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What tokens are drawn from, before temperature: ``score`` with penalties and logit bias."""
     sequence = sequence.to(tl.int64)
-    chosen = choices + sequence * _CHOICES
+    int_row = int_params + sequence * _INT_PARAMS
     # Repetition divides positive scores and multiplies negative ones; presence and frequency are subtracted after it.
-    counted = tl.load(chosen + _COUNTED)
+    counted = tl.load(int_row + _COUNTED)
     if counted >= 0:
         place = counted.to(tl.int64) * counts_stride + columns
         count = tl.load(counts + place, mask=inside, other=0).to(tl.float32)
         there = tl.load(seen + place, mask=inside, other=0) != 0
-        number = numbers + sequence * _NUMBERS
-        repetition = tl.load(number + _REPETITION)
+        float_row = float_params + sequence * _FLOAT_PARAMS
+        repetition = tl.load(float_row + _REPETITION)
         penalised = tl.where(score > 0.0, tl.math.div_rn(score, repetition), score * repetition)
         score = tl.where(there, penalised, score)
-        once = tl.where(count > 0.0, tl.load(number + _PRESENCE), 0.0)
-        score = score - (once + tl.load(number + _FREQUENCY) * count)
-    length = tl.load(chosen + _BIASES)
+        once = tl.where(count > 0.0, tl.load(float_row + _PRESENCE), 0.0)
+        score = score - (once + tl.load(float_row + _FREQUENCY) * count)
+    length = tl.load(int_row + _BIASES)
     if length > 0:
         start = sequence * most
         added, hit = _sparse(biased + start, biases + start, length, columns, tile * BLOCK, BLOCK)
@@ -227,12 +228,13 @@ def drawn_tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _measure(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, vocabulary, tiles, BLOCK: tl.constexpr
-):
+    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, vocabulary, tiles,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """(max, sum exp(x - max)) of one tile of one source of a sequence whose rule needs log-probabilities."""
     pair = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    rule = tl.load(choices + (pair // sources) * _CHOICES + _RULE)
+    rule = tl.load(int_params + (pair // sources) * _INT_PARAMS + _RULE)
     weight = tl.load(weights + pair)
     if (rule == _LINEAR) | (weight == 0.0):
         return
@@ -293,15 +295,15 @@ def sources_of(
         "parts": torch.empty(
             (0 if tables.linear else n, sources, 2, tiles.tiles), dtype=torch.float32, device=logits.device
         ),
-        "choices": tables.choices,
+        "int_params": tables.int_params,
         "vocabulary": logits.shape[1],
         "tiles": tiles.tiles,
     }
     if not tables.linear:
         _measure[(n * sources, tiles.tiles)](**shared, BLOCK=tiles.block, num_warps=WARPS, enable_fp_fusion=False)
     return shared | {
-        "numbers": tables.numbers,
-        "floors": tables.numbers[:0, 0] if floors is None else floors,
+        "float_params": tables.float_params,
+        "floors": tables.float_params[:0, 0] if floors is None else floors,
         "candidates": tables.candidates,
         "values": tables.values,
         "most_candidates": tables.candidates.shape[1],
@@ -318,13 +320,13 @@ def sources_of(
 def shared_signature(dtype: torch.dtype) -> dict[str, str]:
     """The types of what ``sources_of`` gives for logits of ``dtype``."""
     longs = ("rows", "candidates", "biased")
-    floats = ("weights", "parts", "numbers", "floors", "values", "biases")
+    floats = ("weights", "parts", "float_params", "floors", "values", "biases")
     plain = ("sources", "first_stride", "stride", "most_candidates", "most_biases", "counts_stride")
     return (
         {name: POINTERS[dtype] for name in ("first", "logits")}
         | {name: POINTERS[torch.int64] for name in longs}
         | {name: POINTERS[torch.float32] for name in floats}
-        | {name: POINTERS[torch.int32] for name in ("choices", "counts")}
+        | {name: POINTERS[torch.int32] for name in ("int_params", "counts")}
         | {name: POINTERS[torch.bool] for name in ("seen", "allowed")}
         | {name: "i32" for name in (*plain, "vocabulary", "tiles")}
     )
@@ -332,7 +334,7 @@ def shared_signature(dtype: torch.dtype) -> dict[str, str]:
 
 def variants() -> list[Variant]:
     """The kernel for normalisers, for every dtype."""
-    arguments = ("first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices")
+    arguments = ("first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "int_params")
     built = []
     for dtype in DTYPES:
         shared = shared_signature(dtype)

@@ -152,13 +152,13 @@ class DecodeGraphs:
     def _plans(self, size: Size, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
         """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
         rows, indices = size.rows, np.arange(size.rows)
-        choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
-        choices[:, step_tables.ABSENT] = -1
-        choices[:, step_tables.KEYS] = random.integers(0, 2**31, (rows, 2))
-        choices[:, step_tables.TOP_K] = np.where(indices % 3 == 2, 5, 0)
-        numbers = np.ones((rows, step_tables.NUMBERS), dtype=np.float32)
-        numbers[:, step_tables.TEMPERATURE] = indices % 3 != 0
-        numbers[:, step_tables.MIN_P] = 0.0
+        int_params = np.zeros((rows, step_tables.INT_PARAMS), dtype=np.int32)
+        int_params[:, step_tables.ABSENT] = -1
+        int_params[:, step_tables.KEYS] = random.integers(0, 2**31, (rows, 2))
+        int_params[:, step_tables.TOP_K] = np.where(indices % 3 == 2, 5, 0)
+        float_params = np.ones((rows, step_tables.FLOAT_PARAMS), dtype=np.float32)
+        float_params[:, step_tables.TEMPERATURE] = indices % 3 != 0
+        float_params[:, step_tables.MIN_P] = 0.0
         weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
         sources = random.integers(0, rows, (rows, 3))
         routes = None
@@ -171,7 +171,7 @@ class DecodeGraphs:
                 random.random((rows, 2)).astype(np.float32),
                 np.where(random.random(rows) < 0.5, -np.inf, 0.5),
             )
-        return HostTables(sources, weights, choices, numbers), routes
+        return HostTables(sources, weights, int_params, float_params), routes
 
 
 def sizes_of(table: LaneTable) -> list[Size]:

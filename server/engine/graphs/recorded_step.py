@@ -91,8 +91,8 @@ class RecordedStep:
                 "block_table": (long, (rows, size.blocks)),
                 "sources": (long, (rows, SOURCES)),
                 "weights": (float32, (rows, SOURCES)),
-                "choices": (short, (rows, step_tables.CHOICES)),
-                "numbers": (float32, (rows, step_tables.NUMBERS)),
+                "int_params": (short, (rows, step_tables.INT_PARAMS)),
+                "float_params": (float32, (rows, step_tables.FLOAT_PARAMS)),
                 **routed,
             }
         )
@@ -117,7 +117,7 @@ class RecordedStep:
         arrays["lane_rows"][:rows] = layout.rows
         arrays["lane_rows"][rows:] = self._table.rows  # the row whose coefficients are 0
         arrays["block_table"][:rows, : group.table.shape[1]] = group.table
-        arrays["choices"][:, step_tables.ABSENT] = -1
+        arrays["int_params"][:, step_tables.ABSENT] = -1
         if tables is not None:
             _draw(tables, routes, arrays)
         self._held.copy_(staged, non_blocking=True)
@@ -142,7 +142,7 @@ class RecordedStep:
         """``found`` with what its logits draw."""
         held, logits = self._tensors, output.logits[:, : self._vocabulary]
         sources, weights, speakers = self._chosen(output.hidden)
-        tables = step_tables.linear_tables(sources, weights, held["choices"], held["numbers"])
+        tables = step_tables.linear_tables(sources, weights, held["int_params"], held["float_params"])
         made = dispatch.fused_step(logits, replace(tables, truncates=True))
         return RecordedOutput(output.logits, output.hidden, made.tokens, made.logprobs, speakers)
 
@@ -183,8 +183,8 @@ def _draw(tables: HostTables, routes: HostRoutes | None, arrays: dict[str, Array
     count, width = tables.rows.shape
     arrays["sources"][:count, :width] = tables.rows
     arrays["weights"][:count, :width] = tables.weights
-    arrays["choices"][:count] = tables.choices
-    arrays["numbers"][:count] = tables.numbers
+    arrays["int_params"][:count] = tables.int_params
+    arrays["float_params"][:count] = tables.float_params
     if routes is not None:
         for name, array in vars(routes).items():
             arrays[name][:count] = array

@@ -37,8 +37,8 @@ class HostTables:
     Attributes:
         rows: [n, k] int64, of the logits, of the sources that are added up; padded with any row.
         weights: [n, k] float64, padded with 0.
-        choices: [n, CHOICES] int32.
-        numbers: [n, NUMBERS] float64.
+        int_params: [n, INT_PARAMS] int32.
+        float_params: [n, FLOAT_PARAMS] float64.
         budgets: the KL budgets.
         ranges: whose temperatures follow their entropy.
         traced: [t] int64, the sequences whose combined scores are looked at: those that are traced, and those that ask
@@ -49,8 +49,8 @@ class HostTables:
 
     rows: Array
     weights: Array
-    choices: Array
-    numbers: Array
+    int_params: Array
+    float_params: Array
     budgets: HostBudgets = _NO_BUDGETS
     ranges: HostRanges = _NO_RANGES
     traced: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))

@@ -84,8 +84,8 @@ def _at_positions(tables: HostTables) -> HostTables:
     """From ``tables`` that say the same n times those of n positions side by side: the i-th reads i rows further on."""
     # The tables repeat one sequence: what points at logits (sources, mask base, budget base) moves on by one row.
     further = np.arange(len(tables.rows))
-    choices, budgets = tables.choices, tables.budgets
-    choices[:, columns.BASE] += np.where(choices[:, columns.BASE] >= 0, further, 0).astype(choices.dtype)
+    int_params, budgets = tables.int_params, tables.budgets
+    int_params[:, columns.BASE] += np.where(int_params[:, columns.BASE] >= 0, further, 0).astype(int_params.dtype)
     return replace(
         tables,
         rows=np.maximum(tables.rows, 0) + further[:, None],

@@ -41,8 +41,8 @@ class SlotTables:
 
     def __init__(self, slots: int, experts: int = 0) -> None:
         """``experts``: of the family's router."""
-        self._choices = np.zeros((slots, columns.CHOICES), dtype=np.int32)
-        self._numbers = np.zeros((slots, columns.NUMBERS), dtype=np.float64)
+        self._int_params = np.zeros((slots, columns.INT_PARAMS), dtype=np.int32)
+        self._float_params = np.zeros((slots, columns.FLOAT_PARAMS), dtype=np.float64)
         self._seeds = np.zeros(slots, dtype=np.uint64)
         self._sources = np.zeros((slots, SOURCES), dtype=np.int64)
         self._weights = np.zeros((slots, SOURCES), dtype=np.float64)
@@ -66,7 +66,7 @@ class SlotTables:
         slot, params, plan = sequence.slot, sequence.request.sampling, sequence.request.plan
         assert slot is not None
         self._seeds[slot] = params.seed & _MASK
-        _fill(params, plan, self._choices[slot], self._numbers[slot])
+        _fill(params, plan, self._int_params[slot], self._float_params[slot])
         # The tables grow to the most sources that any admitted plan has had.
         lanes = _added_lanes(sequence)
         if len(lanes) > self._sources.shape[1]:
@@ -107,22 +107,22 @@ class SlotTables:
         """What ``sequences``, at least one, draw from logits of which ``rows`` [rows of the lane table] int64 says the
         row of each lane. Fresh arrays."""
         slots = _slots(sequences)
-        choices, numbers = self._choices[slots], self._numbers[slots]
-        if numbers[:, columns.TEMPERATURE].any():
+        int_params, float_params = self._int_params[slots], self._float_params[slots]
+        if float_params[:, columns.TEMPERATURE].any():
             # Counter-based random numbers: the key is (seed, place in the answer), whatever the batch or the lane.
             positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-            choices[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
+            int_params[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
         width = max(1, int(self._counts[slots].max()))
         looked_at = self._traced[slots] | np.fromiter((s.asks_entropy for s in sequences), dtype=bool)
         plain, truncates = bool(self._plain[slots].all()), bool(self._truncates[slots].any())
         plain = plain and not looked_at.any()
         # Two gathers: slot -> lanes of its sources, lane -> row of this step's logits.
         sources, weights = rows[self._sources[slots, :width]], self._weights[slots, :width]
-        tables = HostTables(sources, weights, choices, numbers, plain=plain, truncates=truncates)
+        tables = HostTables(sources, weights, int_params, float_params, plain=plain, truncates=truncates)
         if plain:
             return tables
         firsts, budgets = rows[self._firsts[slots]], self._budgets[slots]
-        choices[:, columns.BASE] = np.where(self._masked[slots], firsts, -1)
+        int_params[:, columns.BASE] = np.where(self._masked[slots], firsts, -1)
         # KL budgets concern few sequences, so they are a list of (sequence, base row, nats) and no column.
         limited = np.flatnonzero(budgets)
         kept = HostBudgets(limited, firsts[limited], budgets[limited])
@@ -177,23 +177,23 @@ def _recordable(sequence: Sequence) -> bool:
     return sequence.draws and not asks and len(_added_lanes(sequence)) <= SOURCES
 
 
-def _fill(params: SamplingParams, plan: Plan, choices: Array, numbers: Array) -> None:
-    choices[:] = 0
-    choices[columns.ABSENT] = -1
-    choices[columns.RULE] = _RULES[plan.rule]
-    choices[columns.TOP_K] = min(params.top_k, 2**31 - 1)
-    choices[columns.WANTED] = params.logprobs or 0
-    choices[columns.BIASES] = len(params.logit_bias)
-    numbers[:] = 0.0
-    numbers[columns.SCALE] = plan.alpha if plan.rule == "alpha" else 1.0
-    numbers[columns.TEMPERATURE] = params.temperature
-    numbers[columns.TOP_P] = params.top_p
-    numbers[columns.MIN_P] = params.min_p
-    numbers[columns.REPETITION] = params.repetition_penalty
-    numbers[columns.PRESENCE] = params.presence_penalty
-    numbers[columns.FREQUENCY] = params.frequency_penalty
-    numbers[columns.MASK_TOP_P] = 1.0
+def _fill(params: SamplingParams, plan: Plan, int_params: Array, float_params: Array) -> None:
+    int_params[:] = 0
+    int_params[columns.ABSENT] = -1
+    int_params[columns.RULE] = _RULES[plan.rule]
+    int_params[columns.TOP_K] = min(params.top_k, 2**31 - 1)
+    int_params[columns.WANTED] = params.logprobs or 0
+    int_params[columns.BIASES] = len(params.logit_bias)
+    float_params[:] = 0.0
+    float_params[columns.SCALE] = plan.alpha if plan.rule == "alpha" else 1.0
+    float_params[columns.TEMPERATURE] = params.temperature
+    float_params[columns.TOP_P] = params.top_p
+    float_params[columns.MIN_P] = params.min_p
+    float_params[columns.REPETITION] = params.repetition_penalty
+    float_params[columns.PRESENCE] = params.presence_penalty
+    float_params[columns.FREQUENCY] = params.frequency_penalty
+    float_params[columns.MASK_TOP_P] = 1.0
     if plan.mask is not None and plan.mask.kind == "top_k":
-        choices[columns.MASK_TOP_K] = plan.mask.value
+        int_params[columns.MASK_TOP_K] = plan.mask.value
     elif plan.mask is not None:
-        numbers[columns.MASK_TOP_P if plan.mask.kind == "top_p" else columns.MASK_RELATIVE] = plan.mask.value
+        float_params[columns.MASK_TOP_P if plan.mask.kind == "top_p" else columns.MASK_RELATIVE] = plan.mask.value

@@ -46,26 +46,31 @@ def lay_out(
     host: HostTables, sequences: Seq[Sequence], step: StepInputs, dtype: torch.dtype, device: torch.device
 ) -> StepTables:
     """The tables of ``sequences``, at least one, on ``device``, for logits of ``dtype``; writes into their ``host``."""
-    choices, real = host.choices, np.float64 if dtype == torch.float64 else np.float32
+    int_params, real = host.int_params, np.float64 if dtype == torch.float64 else np.float32
     rows, weights = _with_turns(host, sequences, step)
     held: dict[str, Any] = {}
     if step.values:
         held["candidates"], held["values"] = _candidates(host, sequences, step.values, dtype)
-    # Counts and masks are stacked for the sequences that have them; a column of ``choices`` says which row is whose.
+    # Counts and masks are stacked for the sequences that have them; a column of ``int_params`` says which row is whose.
     if step.counted:
-        counted = _place(sequences, step.counted, choices[:, columns.COUNTED])
+        counted = _place(sequences, step.counted, int_params[:, columns.COUNTED])
         held["counts"], held["seen"] = (torch.stack([step.counted[s][part] for s in counted]) for part in (0, 1))
     if step.allowed:
-        limited = _place(sequences, step.allowed, choices[:, columns.ALLOWED])
+        limited = _place(sequences, step.allowed, int_params[:, columns.ALLOWED])
         held["allowed"] = torch.stack([step.allowed[s].mask for s in limited])
-    arrays = {"rows": rows, "weights": weights.astype(real), "choices": choices, "numbers": host.numbers.astype(real)}
+    arrays = {
+        "rows": rows,
+        "weights": weights.astype(real),
+        "int_params": int_params,
+        "float_params": host.float_params.astype(real),
+    }
     if not host.plain:
         arrays["biased"], biases = _biases(host, sequences)
         arrays |= {"biases": biases.astype(real), "traced": host.traced}
         arrays |= {**host.budgets._asdict(), **host.ranges._asdict()}
     # In one copy to the device.
     sent = dict(zip(arrays, send(list(arrays.values()), device), strict=True))
-    plain = linear_tables(sent["rows"], sent["weights"], sent["choices"], sent["numbers"], host.truncates)
+    plain = linear_tables(sent["rows"], sent["weights"], sent["int_params"], sent["float_params"], host.truncates)
     if host.plain and not (held or step.turns):
         return plain
     if not host.plain:
@@ -75,9 +80,9 @@ def lay_out(
     return replace(
         plain,
         **held,
-        linear=bool((choices[:, columns.RULE] == columns.LINEAR).all()),
-        masks=bool((choices[:, columns.BASE] >= 0).any()),
-        wanted=int(choices[:, columns.WANTED].max()),
+        linear=bool((int_params[:, columns.RULE] == columns.LINEAR).all()),
+        masks=bool((int_params[:, columns.BASE] >= 0).any()),
+        wanted=int(int_params[:, columns.WANTED].max()),
     )
 
 
@@ -100,9 +105,9 @@ def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) ->
         # The router's complement and the expert's weight (FusionRoute); where no expert was asked, the router alone.
         if turn.lanes:
             weights[index, 0], weight = plan.routing.factors(plan.normalize)
-            host.choices[index, columns.RULE] = columns.ROUTED
+            host.int_params[index, columns.RULE] = columns.ROUTED
             # Where the router's scores are not numbers, neither are those of the sequence.
-            host.numbers[index, columns.SCALE] = weight if all(map(math.isfinite, turn.shares)) else math.nan
+            host.float_params[index, columns.SCALE] = weight if all(map(math.isfinite, turn.shares)) else math.nan
     return rows, weights
 
 
@@ -120,8 +125,8 @@ def _candidates(
             assert scorer is not None
             tokens[index] = values[sequence].tokens
             added[index] = added_values(scorer, values[sequence]).to(added[index].dtype)
-            host.choices[index, columns.CANDIDATES] = len(tokens[index])
-            host.choices[index, columns.RESTRICTED] = scorer.restricted
+            host.int_params[index, columns.CANDIDATES] = len(tokens[index])
+            host.int_params[index, columns.RESTRICTED] = scorer.restricted
     return pad_sequence(tokens, batch_first=True), pad_sequence(added, batch_first=True)
 
 
@@ -134,7 +139,7 @@ def _place(sequences: Seq[Sequence], held: Mapping[Sequence, object], column: Ar
 
 def _biases(host: HostTables, sequences: Seq[Sequence]) -> tuple[Array, Array]:
     """Logit biases as two arrays int64 and float64, [sequences, most biases], padded with zeros."""
-    lengths = host.choices[:, columns.BIASES]
+    lengths = host.int_params[:, columns.BIASES]
     tokens = np.zeros((len(sequences), int(lengths.max())), dtype=np.int64)
     added = np.zeros(tokens.shape)
     for index in np.flatnonzero(lengths).tolist():

@@ -210,15 +210,15 @@ def _module(op: str, otherwise: ModuleType, *tensors: Tensor) -> Any:
     return importlib.import_module(f"ladle.kernels.gpu.{op}") if _through_triton(op, *tensors) else otherwise
 
 
-def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.scores.combine_logits``."""
-    made: Tensor = _module("combine_logits", reference, logits).combine_logits(logits, rows, weights)
+    made: Tensor = _module("combine_logits", reference, logits).combine_logits(logits, source_rows, weights)
     return made
 
 
-def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
+def combine_divergence(logits: Tensor, source_rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.scores.combine_divergence``."""
-    made: Tensor = _module("combine_logits", reference, logits).combine_divergence(logits, rows, weights, alpha)
+    made: Tensor = _module("combine_logits", reference, logits).combine_divergence(logits, source_rows, weights, alpha)
     return made
 
 

@@ -47,13 +47,14 @@ class RoutedRows(NamedTuple):
     """What ``route_rows`` makes of n routed sequences.
 
     Attributes:
-        rows, weights: [n, 1 + most] int64 and float32, of ``StepTables``: the router's, then the experts' by score.
+        source_rows, weights: [n, 1 + most] int64 and float32, of ``StepTables``: the router's, then the experts' by
+            score.
         rules: [n] int32, of ``StepTables``.
         leading, stayed: [n] int64, who writes the token and how many in a row with it: the next step's ``previous``
             and ``stayed``.
     """
 
-    rows: Tensor
+    source_rows: Tensor
     weights: Tensor
     rules: Tensor
     leading: Tensor
@@ -101,7 +102,7 @@ class StepTables:
     float32, float64 for float64 logits.
 
     Attributes:
-        rows: [n, k] int64, the row of the logits of each source; whatever the padding holds must be a row.
+        source_rows: [n, k] int64, the row of the logits of each source; whatever the padding holds must be a row.
         weights: [n, k], 0 for padding. LINEAR, DIVERGENCE: of the sources. ROUTED: the first source is the
             router and its weight the complement, the others are experts and their weights shares that sum to 1.
         int_params: [n, INT_PARAMS] int32. RULE; TOP_K (0: off); KEY_0 and KEY_1, the key of the draw; BASE, the row
@@ -126,7 +127,7 @@ class StepTables:
         wanted: the most alternatives any sequence wants reported.
     """
 
-    rows: Tensor
+    source_rows: Tensor
     weights: Tensor
     int_params: Tensor
     float_params: Tensor
@@ -153,7 +154,7 @@ class StepTables:
 
     def of(self, sequences: Tensor) -> StepTables:
         """The tables of some of the sequences, by index [m] int64, but for KL budgets, ranges and traces."""
-        own = ("rows", "weights", "int_params", "float_params", "candidates", "values", "biased", "biases")
+        own = ("source_rows", "weights", "int_params", "float_params", "candidates", "values", "biased", "biases")
         picked = {name: getattr(self, name).index_select(0, sequences) for name in own}
         return replace(self, **picked, budgets=self.budgets.none(), ranges=self.ranges.none(), traced=self.traced[:0])
 
@@ -179,27 +180,27 @@ COLUMNS = (*_INT_PARAMS, *_FLOAT_PARAMS)
 """Their names, as ``changed`` takes them."""
 
 
-def plain_tables(rows: Tensor, weights: Tensor) -> StepTables:
-    """Greedy choice from linear sums of ``weights`` [n, k] times logits[``rows`` [n, k]]: nothing else is on."""
-    n, device = len(rows), rows.device
+def plain_tables(source_rows: Tensor, weights: Tensor) -> StepTables:
+    """Greedy choice from linear sums of ``weights`` [n, k] times logits[``source_rows`` [n, k]]: nothing else is on."""
+    n, device = len(source_rows), source_rows.device
     int_params = torch.zeros(n, INT_PARAMS, dtype=torch.int32, device=device)
     for column in ABSENT:
         int_params[:, column] = -1
     float_params = torch.zeros(n, FLOAT_PARAMS, dtype=torch.float32, device=device)
     for column in (SCALE, TOP_P, MASK_TOP_P, REPETITION):
         float_params[:, column] = 1.0
-    return linear_tables(rows.contiguous(), weights.to(torch.float32).contiguous(), int_params, float_params)
+    return linear_tables(source_rows.contiguous(), weights.to(torch.float32).contiguous(), int_params, float_params)
 
 
 def linear_tables(
-    rows: Tensor, weights: Tensor, int_params: Tensor, float_params: Tensor, truncates: bool = False
+    source_rows: Tensor, weights: Tensor, int_params: Tensor, float_params: Tensor, truncates: bool = False
 ) -> StepTables:
     """Linear sums, drawn as ``int_params`` and ``float_params`` say: there is nothing else."""
-    none, flags = rows.new_empty(0), torch.empty(0, 0, dtype=torch.bool, device=rows.device)
-    floats = torch.empty(0, dtype=torch.float64, device=rows.device)
-    ids, reals = rows[:, :0], weights[:, :0]
+    none, flags = source_rows.new_empty(0), torch.empty(0, 0, dtype=torch.bool, device=source_rows.device)
+    floats = torch.empty(0, dtype=torch.float64, device=source_rows.device)
+    ids, reals = source_rows[:, :0], weights[:, :0]
     return StepTables(
-        rows=rows,
+        source_rows=source_rows,
         weights=weights,
         int_params=int_params,
         float_params=float_params,

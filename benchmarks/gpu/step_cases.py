@@ -36,7 +36,7 @@ def step_cases(
 
 def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
     device, vocabulary, dtype = logits.device, logits.shape[1], logits.dtype
-    rows = torch.arange(batch * SOURCES, device=device).view(batch, SOURCES)
+    source_rows = torch.arange(batch * SOURCES, device=device).view(batch, SOURCES)
     weights = torch.tensor([[1.0, 0.7, -0.7]] * batch, device=device)
     size = f"{batch} x {vocabulary}, {SOURCES} sources"
     yield Case(
@@ -44,10 +44,10 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
         size,
         dtype,
         nbytes(logits) + 4 * batch * vocabulary,
-        lambda: dispatch.combine_logits(logits, rows, weights),
-        lambda: reference.combine_logits(logits, rows, weights),
+        lambda: dispatch.combine_logits(logits, source_rows, weights),
+        lambda: reference.combine_logits(logits, source_rows, weights),
     )
-    scores = reference.combine_logits(logits, rows, weights)
+    scores = reference.combine_logits(logits, source_rows, weights)
     keys = torch.arange(2 * batch, dtype=torch.int32, device=device).view(batch, 2)
 
     def options(top_p: float) -> tuple[Tensor, ...]:
@@ -64,7 +64,7 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
             partial(dispatch.sample, scores, *chosen),
             partial(reference.sample, scores, *chosen),
         )
-    for name, tables in _tables(rows, weights, keys):
+    for name, tables in _tables(source_rows, weights, keys):
         yield Case(
             "fused_step",
             f"{size}, {name}",
@@ -75,14 +75,14 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
         )
 
 
-def _tables(rows: Tensor, weights: Tensor, keys: Tensor) -> Iterator[tuple[str, StepTables]]:
-    plain = plain_tables(rows, weights)
+def _tables(source_rows: Tensor, weights: Tensor, keys: Tensor) -> Iterator[tuple[str, StepTables]]:
+    plain = plain_tables(source_rows, weights)
     yield "greedy", plain
     drawn = plain.changed(temperature=1.0, key_0=keys[:, 0], key_1=keys[:, 1])
     yield "all tokens", drawn
     yield "top-p 0.9", replace(drawn.changed(top_p=0.9), truncates=True)
     # Every second sequence greedy, every third with alternatives: as a batch of many people's requests is.
-    place = torch.arange(len(rows), device=rows.device)
+    place = torch.arange(len(source_rows), device=source_rows.device)
     mixed = drawn.changed(
         temperature=(place % 2).float(), top_p=0.9, top_k=50, wanted=torch.where(place % 3 == 0, 5, 0)
     )

@@ -67,8 +67,8 @@ _LOWEST = tl.constexpr(-(2**31))
 
 @triton.jit
 def _list_best(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
-    values, most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The best tokens of one tile of a sequence that wants alternatives, by its combined scores, best first."""
@@ -78,7 +78,7 @@ def _list_best(  # type: ignore[no-untyped-def]
     if wanted == 0:
         return
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
         candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     # Scores as integers of the same order: taking the best and striking it out is exact, and ties go to the lower id.
@@ -94,16 +94,16 @@ def _list_best(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _report(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
-    values, most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs, other_tokens,
-    other_logprobs, most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs,
+    other_tokens, other_logprobs, most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The token's logprob, for which one tile is made again, and the best tokens of all tiles."""
     sequence = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILES)
     token = tl.load(tokens + sequence).to(tl.int32)
     score, columns, _inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
         candidates, values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     own = tl.sum(tl.where(columns == token, score, 0.0), 0)
@@ -128,8 +128,8 @@ def _report(  # type: ignore[no-untyped-def]
 
 
 _REPORTED = (
-    "first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "int_params", "float_params",
-    "floors", "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
+    "first", "first_stride", "logits", "stride", "source_rows", "weights", "sources", "parts", "int_params",
+    "float_params", "floors", "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
 )  # fmt: skip
 _DRAWN = ("int_params", "float_params", "vocabulary", "tiles")
 _LEAN = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
@@ -138,7 +138,7 @@ _FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
 def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> SampledTokens:
     """See ``step_reference.fused_step``; ``block``: tokens a tile (see ``tiling``)."""
-    if len(tables.rows) == 0:
+    if len(tables.source_rows) == 0:
         return _nothing(logits)
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
     launch = _Launch(logits, _warmed(logits, tables, block), tiling(logits.shape[1], block))
@@ -157,7 +157,7 @@ def drawn(logits: Tensor, tables: StepTables, *, block: int | None = None) -> tu
     """The tokens [n] of a step whose logprobs nobody wants, and the least scores after temperature that could be drawn
     [n] float32, -inf where nothing was cut."""
     logits = rows_apart(logits)
-    if len(tables.rows) == 0:
+    if len(tables.source_rows) == 0:
         return _nothing(logits).tokens, _nothing(logits).logprobs
     launch = _Launch(logits, tables, tiling(logits.shape[1], block))
     launch.summarise()
@@ -167,7 +167,7 @@ def drawn(logits: Tensor, tables: StepTables, *, block: int | None = None) -> tu
 def reported(logits: Tensor, tables: StepTables, tokens: Tensor, *, block: int | None = None) -> SampledTokens:
     """A step whose ``tokens`` [n] int64 are given."""
     logits = rows_apart(logits)
-    if len(tables.rows) == 0:
+    if len(tables.source_rows) == 0:
         return _nothing(logits)
     launch = _Launch(logits, tables, tiling(logits.shape[1], block))
     launch.summarise()
@@ -186,7 +186,7 @@ class _Launch:
         self._tables = tables
         self._logits = logits
         self._tiles = tiles
-        self._n = len(tables.rows)
+        self._n = len(tables.source_rows)
         self._floors = _floors(logits, tables, tiles.block) if tables.masks else None
         self._shared = sources_of(logits, tables, tiles, self._floors)
         self._shapes = {"BLOCK": tiles.block, "TILES": tiles.padded}

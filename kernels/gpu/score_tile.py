@@ -44,9 +44,9 @@ _NEAR = tl.constexpr(16)
 
 
 @triton.jit
-def _source(logits, stride, rows, at, weight, columns, inside, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A tile of logits[rows[at]] as float32; 0, and not read, where ``weight`` is 0."""
-    row = tl.load(rows + at)
+def _source(logits, stride, source_rows, at, weight, columns, inside, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A tile of logits[source_rows[at]] as float32; 0, and not read, where ``weight`` is 0."""
+    row = tl.load(source_rows + at)
     # Broadcast first, then compare: Triton's interpreter mishandles a broadcast of the comparison's result.
     there = inside & (tl.full([BLOCK], weight, tl.float32) != 0.0)
     # Upcast at once: half precision is only how the numbers lie in memory.
@@ -55,19 +55,19 @@ def _source(logits, stride, rows, at, weight, columns, inside, BLOCK: tl.constex
 
 @triton.jit
 def _linear(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK: tl.constexpr
+    first, first_stride, logits, stride, source_rows, weights, sources, sequence, columns, inside, BLOCK: tl.constexpr
 ):
     """w_0 l_0 + (sum_{k>0} w_k l_k); sources of weight 0 are not read."""
     # The first source by itself, the others summed up apart: where a guide and its reference agree, their weights
     # cancel, and what is left is the first source bit for bit.
     start = sequence * sources
     weight = tl.load(weights + start)
-    score = _source(first, first_stride, rows, start, weight, columns, inside, BLOCK) * weight
+    score = _source(first, first_stride, source_rows, start, weight, columns, inside, BLOCK) * weight
     guidance = tl.full([BLOCK], 0.0, tl.float32)
     guided = 0
     for source in range(1, sources):
         weight = tl.load(weights + start + source)
-        guidance += _source(logits, stride, rows, start + source, weight, columns, inside, BLOCK) * weight
+        guidance += _source(logits, stride, source_rows, start + source, weight, columns, inside, BLOCK) * weight
         guided += (weight != 0.0).to(tl.int32)
     # Not added where there is none, so that even the sign of a zero stays.
     return tl.where(guided > 0, score + guidance, score)
@@ -92,7 +92,7 @@ def top_and_mass(x, inside):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _logarithmic(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, scale, rule, sequence, columns, inside,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, scale, rule, sequence, columns, inside,
     tiles, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The rules that need log-probabilities: DIVERGENCE over all sources, ROUTED over all but the first."""
@@ -111,9 +111,9 @@ def _logarithmic(  # type: ignore[no-untyped-def]
         weight = tl.load(weights + start + source)
         if weight != 0.0:
             if source == 0:
-                x = _source(first, first_stride, rows, start, weight, columns, inside, BLOCK)
+                x = _source(first, first_stride, source_rows, start, weight, columns, inside, BLOCK)
             else:
-                x = _source(logits, stride, rows, start + source, weight, columns, inside, BLOCK)
+                x = _source(logits, stride, source_rows, start + source, weight, columns, inside, BLOCK)
             part = parts + (start + source) * 2 * tiles
             best, mass = merge_parts(part, part + tiles, at, at < tiles)
             logprob = (x - best) - mass
@@ -150,8 +150,8 @@ def _sparse(ids, values, count, columns, start, BLOCK: tl.constexpr):  # type: i
 
 @triton.jit
 def final_tile(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
-    values, most, allowed, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most, allowed, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
     """A tile of the combined scores: what logprobs are of. -inf outside the vocabulary.
@@ -166,13 +166,13 @@ def final_tile(  # type: ignore[no-untyped-def]
         rule = tl.load(int_row + _RULE)
         if rule == _LINEAR:
             score = _linear(
-                first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK
+                first, first_stride, logits, stride, source_rows, weights, sources, sequence, columns, inside, BLOCK
             )
         else:
             scale = tl.load(float_params + sequence * _FLOAT_PARAMS + _SCALE)
             score = _logarithmic(
-                first, first_stride, logits, stride, rows, weights, sources, parts, scale, rule, sequence, columns,
-                inside, tiles, BLOCK, TILES,
+                first, first_stride, logits, stride, source_rows, weights, sources, parts, scale, rule, sequence,
+                columns, inside, tiles, BLOCK, TILES,
             )  # fmt: skip
         # Values of candidates; with RESTRICTED everything else is ruled out.
         count = tl.load(int_row + _CANDIDATES)
@@ -194,7 +194,9 @@ def final_tile(  # type: ignore[no-untyped-def]
             place = limits.to(tl.int64) * vocabulary + columns
             score = tl.where(tl.load(allowed + place, mask=inside, other=0) != 0, score, float("-inf"))
     else:
-        score = _linear(first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK)
+        score = _linear(
+            first, first_stride, logits, stride, source_rows, weights, sources, sequence, columns, inside, BLOCK
+        )
     return tl.where(inside, score, float("-inf")), columns, inside
 
 
@@ -228,7 +230,7 @@ def drawn_tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _measure(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, vocabulary, tiles,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, vocabulary, tiles,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(max, sum exp(x - max)) of one tile of one source of a sequence whose rule needs log-probabilities."""
@@ -241,9 +243,9 @@ def _measure(  # type: ignore[no-untyped-def]
     columns = tile * BLOCK + tl.arange(0, BLOCK)
     inside = columns < vocabulary
     if pair % sources == 0:
-        x = _source(first, first_stride, rows, pair, weight, columns, inside, BLOCK)
+        x = _source(first, first_stride, source_rows, pair, weight, columns, inside, BLOCK)
     else:
-        x = _source(logits, stride, rows, pair, weight, columns, inside, BLOCK)
+        x = _source(logits, stride, source_rows, pair, weight, columns, inside, BLOCK)
     top, mass = top_and_mass(x, inside)
     tl.store(parts + pair * 2 * tiles + tile, top)
     tl.store(parts + pair * 2 * tiles + tiles + tile, mass)
@@ -282,14 +284,14 @@ def sources_of(
     ``floors`` [n] float32: what the plausibility masks leave; ``first``: where the first source of each sequence has
     its rows, if not in ``logits``. Launches the kernel that finds the normalisers of what is not linear.
     """
-    n, sources = tables.rows.shape
+    n, sources = tables.source_rows.shape
     first = logits if first is None else first
     shared: dict[str, Any] = {
         "first": first,
         "first_stride": first.stride(0),
         "logits": logits,
         "stride": logits.stride(0),
-        "rows": tables.rows,
+        "source_rows": tables.source_rows,
         "weights": tables.weights,
         "sources": sources,
         "parts": torch.empty(
@@ -319,7 +321,7 @@ def sources_of(
 
 def shared_signature(dtype: torch.dtype) -> dict[str, str]:
     """The types of what ``sources_of`` gives for logits of ``dtype``."""
-    longs = ("rows", "candidates", "biased")
+    longs = ("source_rows", "candidates", "biased")
     floats = ("weights", "parts", "float_params", "floors", "values", "biases")
     plain = ("sources", "first_stride", "stride", "most_candidates", "most_biases", "counts_stride")
     return (
@@ -334,7 +336,8 @@ def shared_signature(dtype: torch.dtype) -> dict[str, str]:
 
 def variants() -> list[Variant]:
     """The kernel for normalisers, for every dtype."""
-    arguments = ("first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "int_params")
+    matrices, tables = ("first", "first_stride", "logits", "stride"), ("source_rows", "weights", "sources")
+    arguments = (*matrices, *tables, "parts", "int_params")
     built = []
     for dtype in DTYPES:
         shared = shared_signature(dtype)

@@ -84,15 +84,15 @@ def options_of(int_params, float_params, sequence, vocabulary):  # type: ignore[
 
 @triton.jit
 def summarise(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
-    values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums,
-    best_ids, tops,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary,
+    tiles, sums, best_ids, tops,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
         candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
     )  # fmt: skip
     top, mass = top_and_mass(score, inside)
@@ -163,9 +163,9 @@ def find_bounds(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def keep(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors, candidates,
-    values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums,
-    bounds, kept, kept_ids, kept_counts,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary,
+    tiles, sums, bounds, kept, kept_ids, kept_counts,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
@@ -181,7 +181,7 @@ def keep(  # type: ignore[no-untyped-def]
         tl.store(kept_counts + place, 0)
         return
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, int_params, float_params, floors,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
         candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     score = drawn_tile(

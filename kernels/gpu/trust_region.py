@@ -29,8 +29,8 @@ def keep_to_budgets(logits: Tensor, tables: StepTables, block: int | None) -> tu
     own = replace(tables.of(sequences).changed(base=-1, allowed=-1, counted=-1, biases=0), masks=False)
     scores = combine(logits, own, block=block)
     kept = within_budget(scores, logits.index_select(0, bases).to(scores.dtype), nats)
-    rows, weights, int_params = tables.rows.clone(), tables.weights.clone(), tables.int_params.clone()
-    rows[sequences] = torch.arange(len(logits), len(logits) + len(kept), device=rows.device)[:, None]
+    source_rows, weights, int_params = tables.source_rows.clone(), tables.weights.clone(), tables.int_params.clone()
+    source_rows[sequences] = torch.arange(len(logits), len(logits) + len(kept), device=source_rows.device)[:, None]
     # 1, 0, 0, ...
     weights[sequences] = (torch.arange(weights.shape[1], device=weights.device) == 0).to(weights.dtype)
     for column, value in {
@@ -38,4 +38,5 @@ def keep_to_budgets(logits: Tensor, tables: StepTables, block: int | None) -> tu
     }.items():  # fmt: skip
         int_params[sequences, column] = value
     widened = torch.cat([logits.to(kept.dtype), kept])
-    return widened, replace(tables, rows=rows, weights=weights, int_params=int_params, budgets=tables.budgets.none())
+    tables = replace(tables, source_rows=source_rows, weights=weights, int_params=int_params)
+    return widened, replace(tables, budgets=tables.budgets.none())

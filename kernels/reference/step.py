@@ -89,26 +89,27 @@ def guided_scores(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -
 def _by_rule(logits: Tensor, tables: StepTables, do: Operations) -> Tensor:
     """A fresh tensor [n, vocabulary]: the sources of every sequence under its rule."""
     if tables.linear:
-        return do.combine_logits(logits, tables.rows, tables.weights)
+        return do.combine_logits(logits, tables.source_rows, tables.weights)
     rules, scale = tables.int_params[:, step_tables.RULE].tolist(), tables.float_params[:, step_tables.SCALE]
     if len(set(rules)) == 1:
-        return _under(rules[0], logits, tables.rows, tables.weights, scale, do)
+        return _under(rules[0], logits, tables.source_rows, tables.weights, scale, do)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     scores = logits.new_empty((len(rules), logits.shape[1]), dtype=dtype)
     for rule in set(rules):
         own = torch.tensor([i for i, other in enumerate(rules) if other == rule], device=logits.device)
-        scores[own] = _under(rule, logits, tables.rows[own], tables.weights[own], scale[own], do)
+        scores[own] = _under(rule, logits, tables.source_rows[own], tables.weights[own], scale[own], do)
     return scores
 
 
-def _under(rule: int, logits: Tensor, rows: Tensor, weights: Tensor, scale: Tensor, do: Operations) -> Tensor:
+def _under(rule: int, logits: Tensor, source_rows: Tensor, weights: Tensor, scale: Tensor, do: Operations) -> Tensor:
     """The sources of sequences under one ``rule``."""
     if rule == step_tables.LINEAR:
-        return do.combine_logits(logits, rows, weights)
+        return do.combine_logits(logits, source_rows, weights)
     if rule == step_tables.DIVERGENCE:
-        return do.combine_divergence(logits, rows, weights, scale)
-    normalize = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
-    return do.combine_routed(logits[rows[:, 0]], logits[rows[:, 1:]], weights[:, 1:], weights[:, 0], scale, normalize)
+        return do.combine_divergence(logits, source_rows, weights, scale)
+    normalize = torch.zeros(len(source_rows), dtype=torch.bool, device=logits.device)
+    router, experts = logits[source_rows[:, 0]], logits[source_rows[:, 1:]]
+    return do.combine_routed(router, experts, weights[:, 1:], weights[:, 0], scale, normalize)
 
 
 def _allowed(scores: Tensor, int_params: Tensor, tables: StepTables) -> Tensor:
@@ -202,7 +203,7 @@ def route_rows(
     """
     leading = torch.where(top == 1, route_tokens(scores, previous, stayed, stay), scores.argmax(dim=-1))
     weights = torch.zeros(len(scores), 1 + most, dtype=torch.float32, device=scores.device)
-    rows = router_rows[:, None].expand(-1, 1 + most).clone()
+    source_rows = router_rows[:, None].expand(-1, 1 + most).clone()
     alone = (top == 1) & ~exact
     for index, count in enumerate(top.tolist()):
         experts, shares = leading[index : index + 1], torch.ones(1, device=scores.device)
@@ -213,13 +214,13 @@ def route_rows(
             shares = weight[index : index + 1].float()
         if not bool(torch.isfinite(scores[index]).all()):
             shares = torch.full_like(shares, torch.nan)
-        rows[index, 1 : 1 + count] = expert_rows[index, experts]
+        source_rows[index, 1 : 1 + count] = expert_rows[index, experts]
         if asked[index]:
             weights[index, 1 : 1 + count] = shares
     weights[:, 0] = torch.where(asked, complement.float(), 1.0)
     rules = torch.where(asked & ~alone, step_tables.ROUTED, step_tables.LINEAR).to(torch.int32)
     return RoutedRows(
-        rows,
+        source_rows,
         weights,
         rules,
         torch.where(asked, leading, previous),

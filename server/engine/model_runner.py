@@ -37,7 +37,7 @@ class _Logits:
     """What the forwards of a step give.
 
     Attributes:
-        rows: [rows of the lane table] int64, the row of the logits that is of each lane's last token.
+        logits_rows: [rows of the lane table] int64, the row of the logits that is of each lane's last token.
         parts: [n, vocabulary] of each forward.
         states: last hidden states [hidden] by lane, in the order of its tokens whose logits are wanted; None where
             nobody asks for them.
@@ -45,7 +45,7 @@ class _Logits:
         watched: last hidden states of lanes that watch.
     """
 
-    rows: Array
+    logits_rows: Array
     parts: list[Tensor] = field(default_factory=list)
     states: dict[Lane, list[Tensor]] | None = None
     drafted: dict[Lane, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class _Logits:
         if not layout.logit_lanes:
             return
         before = sum(part.shape[0] for part in self.parts)
-        self.rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
+        self.logits_rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
         self.parts.append(logits)
         if self.states is not None:
             for lane, state in zip(layout.logit_lanes, hidden, strict=True):
@@ -68,7 +68,7 @@ class _Logits:
     def follow(self, lane: Lane, drafted: int) -> None:
         """Read of ``lane`` what comes before the last ``drafted`` tokens whose logits there are."""
         assert lane.row is not None
-        self.rows[lane.row] += self.drafted.get(lane, 0) - drafted
+        self.logits_rows[lane.row] += self.drafted.get(lane, 0) - drafted
         self.drafted[lane] = drafted
 
     def state(self, lane: Lane) -> Tensor:
@@ -138,7 +138,7 @@ class ModelRunner:
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
         judged = [chunk for chunk in plan.chunks if chunk.judged]
         if judged:
-            self._judge.judge(logits.joined(), logits.rows, judged)
+            self._judge.judge(logits.joined(), logits.logits_rows, judged)
         self._logits = logits if drafts else None
         self._choose(drawing, logits, result)
         return result
@@ -191,8 +191,8 @@ class ModelRunner:
         if scored:
             allowed = self.sampler.allowed(scored, self.models.vocabulary)
             lay_out = self._layouts.build_candidates
-            values = value_candidates(logits, forwarded.rows, scored, lay_out, self._hidden, allowed)
-        draws = self.sampler.draw(logits, forwarded.rows, drawing, values, turns)
+            values = value_candidates(logits, forwarded.logits_rows, scored, lay_out, self._hidden, allowed)
+        draws = self.sampler.draw(logits, forwarded.logits_rows, drawing, values, turns)
         if waiting := forwarded.watched.tensors():
             draws = with_watched(forwarded.watched.said(read(*waiting)), drawing, draws, forwarded.drafted)
         result.draws = dict(zip(drawing, draws, strict=True))
@@ -219,9 +219,10 @@ class ModelRunner:
         if size is None:
             return None
         self.rows += layout.tokens
-        rows = np.zeros(self.table.rows, dtype=np.int64)
-        rows[layout.rows] = np.arange(layout.tokens)
-        output = graphs.run(layout, size, slots.tables(plan.sampling, rows), slots.routes(plan.sampling, rows))
+        logits_rows = np.zeros(self.table.rows, dtype=np.int64)
+        logits_rows[layout.rows] = np.arange(layout.tokens)
+        tables, routes = slots.tables(plan.sampling, logits_rows), slots.routes(plan.sampling, logits_rows)
+        output = graphs.run(layout, size, tables, routes)
         assert output.tokens is not None and output.logprobs is not None
         watched = WatchedStates()
         if layout.watch_indices is not None:

@@ -109,7 +109,7 @@ class DecodeGraphs:
             if layout.watch_indices is not None:
                 seen = torch.cat((wanted, send_one(layout.watch_indices, logits.device)))
             return RecordedOutput(logits.index_select(0, wanted), hidden.index_select(0, seen))
-        count = len(tables.rows)
+        count = len(tables.source_rows)
         speakers = None if routes is None or output.speakers is None else output.speakers[:, :count]
         return RecordedOutput(logits, hidden, output.tokens[:count], output.logprobs[:count], speakers)
 

@@ -174,14 +174,14 @@ class RecordedStep:
         )
         routes = held["routes"][:, None]
         sources, weights = sources.clone(), weights.clone()
-        sources[:, :2] = torch.where(routes, made.rows, sources[:, :2])
+        sources[:, :2] = torch.where(routes, made.source_rows, sources[:, :2])
         weights[:, :2] = torch.where(routes, made.weights, weights[:, :2])
         return sources, weights, torch.stack((made.leading, made.stayed))
 
 
 def _draw(tables: HostTables, routes: HostRoutes | None, arrays: dict[str, Array]) -> None:
-    count, width = tables.rows.shape
-    arrays["sources"][:count, :width] = tables.rows
+    count, width = tables.source_rows.shape
+    arrays["sources"][:count, :width] = tables.source_rows
     arrays["weights"][:count, :width] = tables.weights
     arrays["int_params"][:count] = tables.int_params
     arrays["float_params"][:count] = tables.float_params

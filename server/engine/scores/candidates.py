@@ -30,7 +30,7 @@ class CandidateValues:
 
 def value_candidates(
     logits: Tensor,
-    rows: Array,
+    logits_rows: Array,
     sequences: Seq[Sequence],
     layout: Callable[[Seq[Lane], Seq[int], Seq[int]], HostLayout],
     hidden: Callable[[Lane, HostLayout, Tensor], Tensor],
@@ -38,7 +38,7 @@ def value_candidates(
 ) -> dict[Sequence, CandidateValues]:
     """The candidates of ``sequences``, which have a scorer, and what the value lanes of each say of them.
 
-    ``rows`` [rows of the lane table] int64: the row of ``logits`` [rows, vocabulary] that each lane gave.
+    ``logits_rows`` [rows of the lane table] int64: the row of ``logits`` [rows, vocabulary] that each lane gave.
 
     Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and fewer where it
     allows fewer.
@@ -50,7 +50,7 @@ def value_candidates(
     chosen: dict[Sequence, Tensor] = {}
     counts: dict[Sequence, int] = {}
     for sequence in sequences:
-        scores, counts[sequence] = logits[int(rows[sequence.lanes[0].row])], sequence.candidates
+        scores, counts[sequence] = logits[int(logits_rows[sequence.lanes[0].row])], sequence.candidates
         if sequence in allowed:
             scores = scores.masked_fill(~allowed[sequence].mask, -torch.inf)
             counts[sequence] = min(sequence.candidates, allowed[sequence].count)

@@ -35,7 +35,7 @@ class HostTables:
     """Columns of ``StepTables`` for n sequences.
 
     Attributes:
-        rows: [n, k] int64, of the logits, of the sources that are added up; padded with any row.
+        source_rows: [n, k] int64, of the logits, of the sources that are added up; padded with any row.
         weights: [n, k] float64, padded with 0.
         int_params: [n, INT_PARAMS] int32.
         float_params: [n, FLOAT_PARAMS] float64.
@@ -47,7 +47,7 @@ class HostTables:
         truncates: whether a sequence may draw at random from less than all tokens.
     """
 
-    rows: Array
+    source_rows: Array
     weights: Array
     int_params: Array
     float_params: Array

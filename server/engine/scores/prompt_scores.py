@@ -44,11 +44,11 @@ class PromptJudge:
         self._slots = slots
         self._device = device
 
-    def judge(self, logits: Tensor, rows: Array, chunks: Seq[Chunk]) -> None:
+    def judge(self, logits: Tensor, logits_rows: Array, chunks: Seq[Chunk]) -> None:
         """Add to every judged sequence of ``chunks`` what the combined score says of its next prompt tokens.
 
-        ``logits`` [rows, vocabulary]; ``rows`` [rows of the lane table] int64: that of the last token of each chunk,
-        before which lie those of the chunk's other tokens.
+        ``logits`` [rows, vocabulary]; ``logits_rows`` [rows of the lane table] int64: that of the last token of each
+        chunk, before which lie those of the chunk's other tokens.
         """
         for sequence, own in _by_sequence(chunks).items():
             start, count, prompt = own[0].start, own[0].count, sequence.request.prompt
@@ -56,7 +56,7 @@ class PromptJudge:
             first = max(start + 1, sequence.request.sampling.judged_from)
             targets = prompt[first : start + count + 1]
             if targets:
-                said = self._tokens(logits, rows - (start + count - first), sequence, targets)
+                said = self._tokens(logits, logits_rows - (start + count - first), sequence, targets)
                 sequence.judged[first - sequence.request.sampling.judged_from :] = said
 
     def _tokens(self, logits: Tensor, firsts: Array, sequence: Sequence, targets: Seq[int]) -> list[PromptToken]:
@@ -83,12 +83,12 @@ class PromptJudge:
 def _at_positions(tables: HostTables) -> HostTables:
     """From ``tables`` that say the same n times those of n positions side by side: the i-th reads i rows further on."""
     # The tables repeat one sequence: what points at logits (sources, mask base, budget base) moves on by one row.
-    further = np.arange(len(tables.rows))
+    further = np.arange(len(tables.source_rows))
     int_params, budgets = tables.int_params, tables.budgets
     int_params[:, columns.BASE] += np.where(int_params[:, columns.BASE] >= 0, further, 0).astype(int_params.dtype)
     return replace(
         tables,
-        rows=np.maximum(tables.rows, 0) + further[:, None],
+        source_rows=np.maximum(tables.source_rows, 0) + further[:, None],
         budgets=budgets._replace(bases=budgets.bases + further[budgets.sequences]),
     )
 

@@ -97,7 +97,7 @@ class Sampler:
     def draw(
         self,
         logits: Tensor,
-        rows: Array,
+        logits_rows: Array,
         sequences: Seq[Sequence],
         values: Mapping[Sequence, CandidateValues],
         turns: Mapping[Sequence, Turn],
@@ -106,13 +106,14 @@ class Sampler:
 
         Args:
             logits: [rows, vocabulary] of all their lanes.
-            rows: [rows of the lane table] int64, the row of ``logits`` that each lane gave.
+            logits_rows: [rows of the lane table] int64, the row of ``logits`` that each lane gave.
             values: of the candidates of those whose plan has a scorer.
             turns: of those that are routed.
         """
         # Host tables -> device tables -> one fused step: combine, mask, penalise, truncate, draw.
-        step = StepInputs(rows, values, turns, self.allowed(sequences, logits.shape[1]), self._penalties(sequences))
-        host = self.slots.tables(sequences, rows)
+        allowed, counted = self.allowed(sequences, logits.shape[1]), self._penalties(sequences)
+        step = StepInputs(logits_rows, values, turns, allowed, counted)
+        host = self.slots.tables(sequences, logits_rows)
         made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
         seen = host.traced.tolist()
         entropies = Entropies(made.guided, [sequences[index] for index in seen], step.allowed)

@@ -103,9 +103,9 @@ class SlotTables:
         asked = any(sequence.asks_entropy for sequence in sequences)
         return not asked and bool((self._recordable[slots] & (routes | ~self._routes[slots])).all())
 
-    def tables(self, sequences: Seq[Sequence], rows: Array) -> HostTables:
-        """What ``sequences``, at least one, draw from logits of which ``rows`` [rows of the lane table] int64 says the
-        row of each lane. Fresh arrays."""
+    def tables(self, sequences: Seq[Sequence], logits_rows: Array) -> HostTables:
+        """What ``sequences``, at least one, draw from logits of which ``logits_rows`` [rows of the lane table] int64
+        says the row of each lane. Fresh arrays."""
         slots = _slots(sequences)
         int_params, float_params = self._int_params[slots], self._float_params[slots]
         if float_params[:, columns.TEMPERATURE].any():
@@ -117,11 +117,11 @@ class SlotTables:
         plain, truncates = bool(self._plain[slots].all()), bool(self._truncates[slots].any())
         plain = plain and not looked_at.any()
         # Two gathers: slot -> lanes of its sources, lane -> row of this step's logits.
-        sources, weights = rows[self._sources[slots, :width]], self._weights[slots, :width]
+        sources, weights = logits_rows[self._sources[slots, :width]], self._weights[slots, :width]
         tables = HostTables(sources, weights, int_params, float_params, plain=plain, truncates=truncates)
         if plain:
             return tables
-        firsts, budgets = rows[self._firsts[slots]], self._budgets[slots]
+        firsts, budgets = logits_rows[self._firsts[slots]], self._budgets[slots]
         int_params[:, columns.BASE] = np.where(self._masked[slots], firsts, -1)
         # KL budgets concern few sequences, so they are a list of (sequence, base row, nats) and no column.
         limited = np.flatnonzero(budgets)
@@ -131,9 +131,9 @@ class SlotTables:
         warm = HostRanges(warmed, ranges[warmed, 0], ranges[warmed, 1])
         return replace(tables, budgets=kept, ranges=warm, traced=np.flatnonzero(looked_at))
 
-    def routes(self, sequences: Seq[Sequence], rows: Array) -> HostRoutes | None:
-        """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``rows`` as in
-        ``tables``."""
+    def routes(self, sequences: Seq[Sequence], logits_rows: Array) -> HostRoutes | None:
+        """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``logits_rows``
+        as in ``tables``."""
         slots = _slots(sequences)
         if not self._routes[slots].any():
             return None
@@ -141,7 +141,7 @@ class SlotTables:
         return HostRoutes(
             self._routes[slots],
             np.concatenate((spoken, self._stays[slots, None]), axis=1),
-            rows[self._experts[slots]],
+            logits_rows[self._experts[slots]],
             self._factors[slots],
             self._thresholds[slots],
         )

@@ -28,14 +28,14 @@ class StepInputs:
     """What the sequences of a step have besides their slots.
 
     Attributes:
-        rows: [rows of the lane table] int64, the row of the step's logits that each lane gave.
+        logits_rows: [rows of the lane table] int64, the row of the step's logits that each lane gave.
         values: of candidates, where a plan has a scorer.
         turns: who speaks, where a plan routes.
         allowed: the tokens that may come at all, where not all may.
         counted: (counts, seen) of tokens, where a request has penalties.
     """
 
-    rows: Array
+    logits_rows: Array
     values: Mapping[Sequence, CandidateValues] = field(default_factory=dict)
     turns: Mapping[Sequence, Turn] = field(default_factory=dict)
     allowed: Mapping[Sequence, Allowed] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def lay_out(
 ) -> StepTables:
     """The tables of ``sequences``, at least one, on ``device``, for logits of ``dtype``; writes into their ``host``."""
     int_params, real = host.int_params, np.float64 if dtype == torch.float64 else np.float32
-    rows, weights = _with_turns(host, sequences, step)
+    source_rows, weights = _with_turns(host, sequences, step)
     held: dict[str, Any] = {}
     if step.values:
         held["candidates"], held["values"] = _candidates(host, sequences, step.values, dtype)
@@ -59,7 +59,7 @@ def lay_out(
         limited = _place(sequences, step.allowed, int_params[:, columns.ALLOWED])
         held["allowed"] = torch.stack([step.allowed[s].mask for s in limited])
     arrays = {
-        "rows": rows,
+        "source_rows": source_rows,
         "weights": weights.astype(real),
         "int_params": int_params,
         "float_params": host.float_params.astype(real),
@@ -70,7 +70,8 @@ def lay_out(
         arrays |= {**host.budgets._asdict(), **host.ranges._asdict()}
     # In one copy to the device.
     sent = dict(zip(arrays, send(list(arrays.values()), device), strict=True))
-    plain = linear_tables(sent["rows"], sent["weights"], sent["int_params"], sent["float_params"], host.truncates)
+    params = sent["int_params"], sent["float_params"]
+    plain = linear_tables(sent["source_rows"], sent["weights"], *params, host.truncates)
     if host.plain and not (held or step.turns):
         return plain
     if not host.plain:
@@ -88,19 +89,19 @@ def lay_out(
 
 def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) -> tuple[Array, Array]:
     """Rows and weights of all sources: of sequences that route the router and the experts whose turn it is."""
-    rows, weights = host.rows, host.weights
+    source_rows, weights = host.source_rows, host.weights
     # Column 0 is the router's; the experts whose turn it is follow.
     most = max((len(turn.lanes) for turn in step.turns.values()), default=0)
-    if most >= rows.shape[1]:
-        more = np.zeros((len(rows), 1 + most - rows.shape[1]), dtype=np.int64)
-        rows, weights = np.concatenate((rows, more), axis=1), np.concatenate((weights, more), axis=1)
+    if most >= source_rows.shape[1]:
+        more = np.zeros((len(source_rows), 1 + most - source_rows.shape[1]), dtype=np.int64)
+        source_rows, weights = np.concatenate((source_rows, more), axis=1), np.concatenate((weights, more), axis=1)
     for index, sequence in enumerate(sequences if step.turns else ()):
         if sequence not in step.turns:
             continue
         turn, plan = step.turns[sequence], sequence.request.plan
         assert plan.routing is not None
         router, stop = sequence.lanes[plan.routing.source], 1 + len(turn.lanes)
-        rows[index, :stop] = [step.rows[lane.row] for lane in (router, *turn.lanes)]
+        source_rows[index, :stop] = [step.logits_rows[lane.row] for lane in (router, *turn.lanes)]
         weights[index, :stop] = [1.0, *turn.shares]
         # The router's complement and the expert's weight (FusionRoute); where no expert was asked, the router alone.
         if turn.lanes:
@@ -108,7 +109,7 @@ def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) ->
             host.int_params[index, columns.RULE] = columns.ROUTED
             # Where the router's scores are not numbers, neither are those of the sequence.
             host.float_params[index, columns.SCALE] = weight if all(map(math.isfinite, turn.shares)) else math.nan
-    return rows, weights
+    return source_rows, weights
 
 
 def _candidates(

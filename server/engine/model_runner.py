@@ -105,7 +105,7 @@ class ModelRunner:
             if recording is not None:
                 self._recorded[key] = recording
         self._logits: _Logits | None = None
-        self.rows = 0
+        self.step_rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
 
     @property
@@ -122,14 +122,14 @@ class ModelRunner:
     def step(self, plan: StepPlan) -> StepResult:
         """Compute ``plan``; the weights of its lanes must be ready."""
         result = StepResult()
-        self.rows = 0
+        self.step_rows = 0
         draws = None if plan.drafts else self._replayed(plan)
         if draws is not None:
             result.draws = dict(zip(plan.sampling, draws, strict=True))
             return result
         drawing = [sequence for sequence in plan.sampling if sequence.draws]
         routes = any(sequence.request.plan.routing is not None for sequence in drawing)
-        logits = _Logits(np.zeros(self.table.rows, dtype=np.int64), states={} if routes else None)
+        logits = _Logits(np.zeros(self.table.capacity, dtype=np.int64), states={} if routes else None)
         drafts = self._draft_chunks(plan)
         decode = [lane for lane in plan.lanes if lane not in drafts] if drafts else plan.lanes
         self._forward(decode, [*drafts.values(), *(chunk for chunk in plan.chunks if chunk.sequence.draws)], logits)
@@ -209,7 +209,7 @@ class ModelRunner:
             return None
         keys = {lane.materialised for lane in plan.lanes}
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 else None
-        if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_rows:
+        if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_lanes:
             return None
         slots = self.sampler.slots
         if not slots.recordable(plan.sampling, graphs.routes):
@@ -218,9 +218,9 @@ class ModelRunner:
         size = graphs.size_for(layout)
         if size is None:
             return None
-        self.rows += layout.tokens
-        logits_rows = np.zeros(self.table.rows, dtype=np.int64)
-        logits_rows[layout.rows] = np.arange(layout.tokens)
+        self.step_rows += layout.tokens
+        logits_rows = np.zeros(self.table.capacity, dtype=np.int64)
+        logits_rows[layout.lane_rows] = np.arange(layout.tokens)
         tables, routes = slots.tables(plan.sampling, logits_rows), slots.routes(plan.sampling, logits_rows)
         output = graphs.run(layout, size, tables, routes)
         assert output.tokens is not None and output.logprobs is not None
@@ -245,7 +245,7 @@ class ModelRunner:
             lane = decode[key][0] if key in decode else prefill[key][0].lane
             graphs = self._recorded.get(key) if recorded and key not in prefill else None
             size = None if graphs is None else graphs.size_for(layout)
-            self.rows += layout.tokens
+            self.step_rows += layout.tokens
             if graphs is None or size is None:
                 sent = layout.send(self.table, self._arange)
                 logits, hidden = self.models.store.models[key].forward(sent, self._context(lane, sent))
@@ -271,7 +271,7 @@ class ModelRunner:
             result.values.setdefault(chunk.sequence, {})[chunk.lane.source] = float(value)
 
     def _hidden(self, lane: Lane, layout: HostLayout, ids: Tensor | None = None) -> Tensor:
-        self.rows += layout.tokens
+        self.step_rows += layout.tokens
         sent = layout.send(self.table, self._arange, ids)
         return self.models.store.models[lane.materialised].hidden(sent, self._context(lane, sent))
 

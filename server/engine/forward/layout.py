@@ -74,7 +74,7 @@ class HostLayout:
         ids: [tokens] int64; None: the tokens are on the device already.
         positions: [tokens] int64.
         slot_mapping: [tokens] int64.
-        rows: [tokens] int64, of the lane table, in place of coefficients.
+        lane_rows: [tokens] int64, of the lane table, in place of coefficients.
         merged: whether any coefficients are needed.
         groups: which queries attend in one call.
         logits_indices: [n] int64, tokens whose logits are wanted; None: all.
@@ -87,7 +87,7 @@ class HostLayout:
     ids: Array | None
     positions: Array
     slot_mapping: Array
-    rows: Array
+    lane_rows: Array
     merged: bool
     groups: list[HostGroup]
     logits_indices: Array | None
@@ -103,7 +103,7 @@ class HostLayout:
     @property
     def logit_table_rows(self) -> Array:
         """[n] int64, rows of the lane table, of ``logit_lanes``."""
-        return self.rows if self.logits_indices is None else self.rows[self.logits_indices]
+        return self.lane_rows if self.logits_indices is None else self.lane_rows[self.logits_indices]
 
     def send(self, table: LaneTable, numbers: Tensor, ids: Tensor | None = None) -> StepLayout:
         """Copy this layout to the device in one transfer.
@@ -116,7 +116,7 @@ class HostLayout:
         # Flatten all arrays, copy them in one transfer, and take them out of the iterator in the same order.
         own = [self.positions, self.slot_mapping]
         own += [array for array in (self.ids, self.logits_indices, self.watch_indices) if array is not None]
-        own += [self.rows] if self.merged or self.steered else []
+        own += [self.lane_rows] if self.merged or self.steered else []
         grouped = [group.arrays for group in self.groups]
         tensors = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
         positions, slot_mapping = next(tensors), next(tensors)
@@ -124,13 +124,13 @@ class HostLayout:
         assert tokens is not None
         logits_indices = None if self.logits_indices is None else next(tensors)
         watched = None if self.watch_indices is None else next(tensors)
-        rows = next(tensors) if self.merged or self.steered else None
-        coefficients = table.coefficients.index_select(0, rows) if rows is not None and self.merged else None
-        amounts = table.amounts.index_select(0, rows) if rows is not None and self.steered else None
+        lane_rows = next(tensors) if self.merged or self.steered else None
+        coefficients = table.coefficients.index_select(0, lane_rows) if lane_rows is not None and self.merged else None
+        amounts = table.amounts.index_select(0, lane_rows) if lane_rows is not None and self.steered else None
         groups = [
             group.on_device([next(tensors) for _ in arrays], numbers)
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
-        places = TokenPlaces(table.blocks, self.rows, self.positions)
+        places = TokenPlaces(table.blocks, self.lane_rows, self.positions)
         placed = (tokens[None], positions[None], slot_mapping)
         return StepLayout(*placed, groups, coefficients, logits_indices, places, watched, amounts)

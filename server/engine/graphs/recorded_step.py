@@ -26,10 +26,10 @@ from ladle.server.engine.scores.slot_tables import SOURCES
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """``rows`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients; ``steered``: with steering
+    """``lanes`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients; ``steered``: with steering
     vectors."""
 
-    rows: int
+    lanes: int
     blocks: int
     merged: bool
     steered: bool = False
@@ -40,11 +40,11 @@ class RecordedOutput:
     """What a step gives; all of it holds until the next step.
 
     Attributes:
-        logits: [rows, vocabulary] of the step's lanes.
-        hidden: [rows, hidden], their last hidden states.
-        tokens: [rows] int64 of its sequences; None if the step draws nothing.
-        logprobs: [rows] of these tokens, nats; None likewise.
-        speakers: [2, rows] int64, which expert speaks and how many tokens in a row it has with this one; None if no
+        logits: [lanes, vocabulary] of the step's lanes.
+        hidden: [lanes, hidden], their last hidden states.
+        tokens: [lanes] int64 of its sequences; None if the step draws nothing.
+        logprobs: [lanes] of these tokens, nats; None likewise.
+        speakers: [2, lanes] int64, which expert speaks and how many tokens in a row it has with this one; None if no
             expert is chosen.
     """
 
@@ -77,22 +77,22 @@ class RecordedStep:
         self._keys = arange[: size.blocks * BLOCK_SIZE]
         self._router = router
         long, short, float32, float64 = (np.dtype(kind) for kind in (np.int64, np.int32, np.float32, np.float64))
-        rows = size.rows
+        lanes = size.lanes
         routed = {
-            "routes": (np.dtype(np.bool_), (rows,)),
-            "history": (long, (rows, 3)),
-            "experts": (long, (rows, 0 if router is None else router.experts)),
-            "factors": (float32, (rows, 2)),
-            "thresholds": (float64, (rows,)),
+            "routes": (np.dtype(np.bool_), (lanes,)),
+            "history": (long, (lanes, 3)),
+            "experts": (long, (lanes, 0 if router is None else router.experts)),
+            "factors": (float32, (lanes, 2)),
+            "thresholds": (float64, (lanes,)),
         }
         self._fields = Fields(
             {
-                **dict.fromkeys(("ids", "positions", "slot_mapping", "lane_rows"), (long, (rows,))),
-                "block_table": (long, (rows, size.blocks)),
-                "sources": (long, (rows, SOURCES)),
-                "weights": (float32, (rows, SOURCES)),
-                "int_params": (short, (rows, step_tables.INT_PARAMS)),
-                "float_params": (float32, (rows, step_tables.FLOAT_PARAMS)),
+                **dict.fromkeys(("ids", "positions", "slot_mapping", "lane_rows"), (long, (lanes,))),
+                "block_table": (long, (lanes, size.blocks)),
+                "sources": (long, (lanes, SOURCES)),
+                "weights": (float32, (lanes, SOURCES)),
+                "int_params": (short, (lanes, step_tables.INT_PARAMS)),
+                "float_params": (float32, (lanes, step_tables.FLOAT_PARAMS)),
                 **routed,
             }
         )
@@ -103,20 +103,20 @@ class RecordedStep:
         """Compute ``layout``, of one group, and draw by ``tables``, with experts by ``routes``, or nothing that anybody
         wants.
 
-        Rows that are left over compute the base's first token at place 0, with coefficients 0, and store it in block 0,
-        which nobody has; sequences that are left over add up nothing.
+        Lanes that are left over compute the base's first token at position 0, with coefficients 0, and store it in
+        block 0, which nobody has; sequences that are left over add up nothing.
         """
         # Everything that changes from step to step is written into one pinned buffer of zeros, which goes to the device
         # in one copy that the host does not wait for: the replay is queued behind it.
         staged, arrays = self._fields.staging(self._held.device)
         (group,) = layout.groups
-        rows = layout.tokens
-        arrays["ids"][:rows] = layout.ids
-        arrays["positions"][:rows] = layout.positions
-        arrays["slot_mapping"][:rows] = layout.slot_mapping
-        arrays["lane_rows"][:rows] = layout.rows
-        arrays["lane_rows"][rows:] = self._table.rows  # the row whose coefficients are 0
-        arrays["block_table"][:rows, : group.table.shape[1]] = group.table
+        lanes = layout.tokens
+        arrays["ids"][:lanes] = layout.ids
+        arrays["positions"][:lanes] = layout.positions
+        arrays["slot_mapping"][:lanes] = layout.slot_mapping
+        arrays["lane_rows"][:lanes] = layout.lane_rows
+        arrays["lane_rows"][lanes:] = self._table.capacity  # the row whose coefficients are 0
+        arrays["block_table"][:lanes, : group.table.shape[1]] = group.table
         arrays["int_params"][:, step_tables.ABSENT] = -1
         if tables is not None:
             _draw(tables, routes, arrays)
@@ -125,10 +125,10 @@ class RecordedStep:
     def compute(self) -> RecordedOutput:
         """What was filled in, computed on tensors that stay where they are: no call of it waits for the device."""
         # A recording replays kernels with the addresses that they were given here. So all input lies in _held (ids,
-        # positions, slot mapping and block table of the rows; their coefficients are gathered on the device), and all
+        # positions, slot mapping and block table of the lanes; their coefficients are gathered on the device), and all
         # output in tensors that were allocated while this ran.
         held = self._tensors
-        group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["block_table"], self._keys)
+        group = AttentionGroup(0, self._size.lanes, 0, held["positions"][:, None], held["block_table"], self._keys)
         merged = self._table.coefficients.index_select(0, held["lane_rows"]) if self._size.merged else None
         amounts = self._table.amounts.index_select(0, held["lane_rows"]) if self._size.steered else None
         ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()

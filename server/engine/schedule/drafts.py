@@ -63,16 +63,16 @@ class Drafts:
         self._most = most
         self._authors: WeakKeyDictionary[Sequence, _Author] = WeakKeyDictionary()
         self._pace = DraftPace()
-        self._rows = 0
+        self._step_rows = 0
 
     def plan(self, plan: StepPlan) -> None:
         """Add to ``plan`` what is worth being drafted."""
-        self._rows = 0
+        self._step_rows = 0
         if not self._most or not plan.decode or plan.chunks:
             return
-        self._rows = len(plan.lanes)
-        cost = self._pace.row_cost(self._rows)
-        room = self._scheduler.max_batch_tokens - self._rows
+        self._step_rows = len(plan.lanes)
+        cost = self._pace.row_cost(self._step_rows)
+        room = self._scheduler.max_batch_tokens - self._step_rows
         for sequence in plan.decode:
             author = self._author(sequence)
             left = sequence.request.sampling.max_tokens - len(sequence.output) - 1
@@ -89,9 +89,9 @@ class Drafts:
 
     def note(self, plan: StepPlan, accepted: int, seconds: float) -> None:
         """``plan`` took so long, all draws included, and so many drafted tokens were drawn."""
-        rows = sum(len(draft) * len(drafted_lanes(sequence)) for sequence, draft in plan.drafts.items())
-        if self._rows:
-            self._pace.note(self._rows, rows, seconds)
+        drafted_rows = sum(len(draft) * len(drafted_lanes(sequence)) for sequence, draft in plan.drafts.items())
+        if self._step_rows:
+            self._pace.note(self._step_rows, drafted_rows, seconds)
         self.drafted += sum(map(len, plan.drafts.values()))
         self.accepted += accepted
 

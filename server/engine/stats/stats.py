@@ -43,7 +43,7 @@ class EngineStats:
     """By expert: tokens that it computed later than they came, because it had not been chosen before."""
     distinct_preferences: int = 0
     merges: MergeStats = MergeStats()
-    rows: Distribution | None = None
+    rows_by_step: Distribution | None = None
     step_seconds: Distribution | None = None
     preferences: Distribution | None = None
     integrity_checks: int = 0

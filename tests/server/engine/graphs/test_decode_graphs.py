@@ -88,7 +88,7 @@ def test_the_same_tokens_as_without(
     assert not taken
     found = serve(engines(family), requests)
     same(found, expected)
-    assert any(rows < size.rows for rows, size in taken), "with rows left over"
+    assert any(rows < size.lanes for rows, size in taken), "with rows left over"
     assert {size.merged for _, size in taken} == {True, False} or all(size.merged for _, size in taken)
 
 
@@ -112,7 +112,7 @@ def test_rows_left_over_touch_nobody(tmp_path: Path, engines: Callable[..., Engi
     for rows in (4, 3):
         cache.clear(list(range(cache.blocks)))
         size = graphs.size_for(layout(rows))
-        assert size is not None and size.rows == 4
+        assert size is not None and size.lanes == 4
         found = graphs.run(layout(rows), size)
         assert found.logits.shape[0] == found.hidden.shape[0] == rows
         written = cache.layers[0].flatten(1).abs().sum(dim=1).nonzero()[:, 0].cpu()
@@ -123,7 +123,7 @@ def test_rows_left_over_touch_nobody(tmp_path: Path, engines: Callable[..., Engi
 def test_sizes_hold_every_decode_step(tmp_path: Path, engines: Callable[..., Engine]) -> None:
     table = engines(family_of(tmp_path), cuda_graphs=False, max_sequences=5, max_lanes=9).scheduler.table
     sizes = sizes_of(table)
-    assert {size.rows for size in sizes} == {1, 2, 4, 8} and {size.merged for size in sizes} == {False, True}
+    assert {size.lanes for size in sizes} == {1, 2, 4, 8} and {size.merged for size in sizes} == {False, True}
     assert max(size.blocks for size in sizes) >= table.blocks.shape[1]
 
 

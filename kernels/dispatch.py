@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
-from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Layers, Product
+from ladle.kernels.cpu.types import Floats, LayerPass, Layers, PagedTokens, Product
 from ladle.kernels.entropy import entropy
 from ladle.kernels.reference import model as model_reference
 from ladle.kernels.reference import routing
@@ -32,7 +32,7 @@ __all__ = [
     "ALL_ROWS",
     "Block",
     "LayerPass",
-    "LayerRows",
+    "PagedTokens",
     "Layers",
     "PackedLinear",
     "Product",

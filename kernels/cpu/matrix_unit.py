@@ -122,14 +122,14 @@ def _tile(tiles: int, blocks: int) -> Any:
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
             _, given, given_row, held, held_block, made, made_row, steps = arguments
 
-            def places(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
+            def addresses(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
                 return [builder.add(start, builder.mul(stride, ir.Constant(_I64, apart * i))) for i in range(count)]
 
             def moved(name: str, register: int, address: Any, stride: Any) -> None:
                 _call(builder, name, [_register(register), builder.inttoptr(address, _POINTER), stride])
 
             line = ir.Constant(_I64, LINE)
-            held_at, given_at = places(held, held_block, blocks, 1), places(given, given_row, tiles, ROWS)
+            held_at, given_at = addresses(held, held_block, blocks, 1), addresses(given, given_row, tiles, ROWS)
             sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
             for own in sums:
                 for register in own:
@@ -137,16 +137,16 @@ def _tile(tiles: int, blocks: int) -> Any:
             with cgutils.for_range(builder, steps, intp=_I64) as loop:
                 held_offset = builder.mul(loop.index, ir.Constant(_I64, TILE))
                 given_offset = builder.mul(loop.index, line)
-                for register, place in zip(_GIVEN, given_at, strict=False):
-                    moved("tileloadd64", register, builder.add(place, given_offset), given_row)
-                for index, place in enumerate(held_at):
+                for register, address in zip(_GIVEN, given_at, strict=False):
+                    moved("tileloadd64", register, builder.add(address, given_offset), given_row)
+                for index, address in enumerate(held_at):
                     weights = _HELD[index % len(_HELD)]
-                    moved("tileloadd64", weights, builder.add(place, held_offset), line)
+                    moved("tileloadd64", weights, builder.add(address, held_offset), line)
                     for own, rows in zip(sums, _GIVEN, strict=False):
                         _call(builder, product, [_register(number) for number in (own[index], rows, weights)])
-            for own, place in zip(sums, places(made, made_row, tiles, ROWS), strict=True):
+            for own, address in zip(sums, addresses(made, made_row, tiles, ROWS), strict=True):
                 for index, register in enumerate(own):
-                    at = builder.add(place, ir.Constant(_I64, LINE * index))
+                    at = builder.add(address, ir.Constant(_I64, LINE * index))
                     moved("tilestored64", register, at, made_row)
             return context.get_dummy_value()
 

@@ -141,13 +141,13 @@ def _tile(rows: int, blocks: int) -> Any:
             row_bytes = cgutils.unpack_tuple(builder, inputs.strides, 2)[0]
             result_bytes = cgutils.unpack_tuple(builder, outputs.strides, 2)[0]
 
-            def places(data: Any, first: Any, stride: Any, count: int) -> list[Any]:
+            def addresses(data: Any, first: Any, stride: Any, count: int) -> list[Any]:
                 start = builder.add(builder.ptrtoint(data, _I64), builder.mul(first, stride))
                 return [builder.add(start, builder.mul(stride, ir.Constant(_I64, i))) for i in range(count)]
 
-            weight_at = places(weights.data, block, block_bytes, blocks)
-            input_at = places(inputs.data, row, row_bytes, rows)
-            output_at = places(outputs.data, row, result_bytes, rows)
+            weight_at = addresses(weights.data, block, block_bytes, blocks)
+            input_at = addresses(inputs.data, row, row_bytes, rows)
+            output_at = addresses(outputs.data, row, result_bytes, rows)
 
             before = builder.block
             loop = builder.append_basic_block("inputs")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Halves = NDArray[np.uint16]
 """float16 bit patterns."""
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 class Digits(NamedTuple):
@@ -69,28 +69,28 @@ class Layers(NamedTuple):
     down: Product
     attended: int
     scaling: float
-    windows: Places
+    windows: Indices
     inputs: Any
 
 
-class LayerRows(NamedTuple):
-    """The rows of a step.
+class PagedTokens(NamedTuple):
+    """Where the tokens of a step are: a row of the activations is one token.
 
     Attributes:
         cos: [rows, d] float32, rotary cosines.
         sin: [rows, d] float32, rotary sines, the first half negated.
-        blocks: [any, blocks] int64, the block table.
-        tables: [rows] int64, the row of ``blocks`` that lists a row's KV blocks.
+        block_table: [any, blocks] int64.
+        table_rows: [rows] int64, the row of ``block_table`` that lists a token's KV blocks.
         positions: [rows] int64, how many earlier tokens it sees there.
-        slots: [rows] int64, where its own key and value go.
+        slot_mapping: [rows] int64, where its own key and value go.
     """
 
     cos: Floats
     sin: Floats
-    blocks: Places
-    tables: Places
-    positions: Places
-    slots: Places
+    block_table: Indices
+    table_rows: Indices
+    positions: Indices
+    slot_mapping: Indices
 
 
 class LayerPass(NamedTuple):
@@ -101,7 +101,7 @@ class LayerPass(NamedTuple):
         layers: the weights.
         scales: [layers or 1, rows, R] coefficient of each rank column of the four products, [1, rows, 0] for the plain
             base; one layer's stands for all.
-        rows: where each row is.
+        paged: where each row is.
         kv: the pool [layers, slots, 2, kv heads, d], float32 or bfloat16 patterns (int16); a row sees the tokens before
             its position through its blocks, and itself at its slot. New keys and values are written before any row
             attends.
@@ -114,7 +114,7 @@ class LayerPass(NamedTuple):
     x: Floats
     layers: Layers
     scales: tuple[Floats, Floats, Floats, Floats]
-    rows: LayerRows
+    paged: PagedTokens
     kv: Any
     block: int
     threads: int

@@ -277,7 +277,7 @@ class ModelRunner:
 
     def _context(self, lane: Lane, layout: StepLayout) -> PagedContext:
         widened = self.models.reproducible and self.models.activation_dtype == torch.bfloat16
-        return PagedContext(self._cache(lane), layout.slot_mapping, layout.groups, layout.places, widened)
+        return PagedContext(self._cache(lane), layout.slot_mapping, layout.groups, layout.token_blocks, widened)
 
     def _cache(self, lane: Lane) -> KVCache:
         return self.models.caches[lane.source.model]

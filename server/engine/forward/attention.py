@@ -47,19 +47,19 @@ class AttentionGroup:
         start: the first of its tokens in the flat batch.
         stop: the one after the last.
         left_padding: how many of the first queries are padding; some of the last may be too.
-        positions: [tiles, tile] int64, places of the queries in their sequences.
-        table: [tiles or 1, blocks] int64, KV blocks; one row is shared by all tiles of a prefill.
-        keys: [blocks * BLOCK_SIZE] int64, 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE], the places of the keys where
-            they do not follow their blocks.
-        visible: [tile, blocks * BLOCK_SIZE] bool, what a query may see of the keys at or before its own place, None for
-            all of them; candidates at one place see themselves and not each other.
+        positions: [tiles, tile] int64, of the queries in their sequences.
+        block_table: [tiles or 1, blocks] int64, KV blocks; one row is shared by all tiles of a prefill.
+        keys: [blocks * BLOCK_SIZE] int64, 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE], the positions of the keys
+            where they do not follow their blocks.
+        visible: [tile, blocks * BLOCK_SIZE] bool, what a query may see of the keys at or before its own position, None
+            for all of them; candidates at one position see themselves and not each other.
     """
 
     start: int
     stop: int
     left_padding: int
     positions: Tensor
-    table: Tensor
+    block_table: Tensor
     keys: Tensor
     visible: Tensor | None = None
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
@@ -85,22 +85,22 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
-class TokenPlaces:
-    """Where each token of a row is. It sees what its blocks hold before that place, and itself.
+class TokenBlocks:
+    """Where each token of a step is. It sees what its blocks hold before its position, and itself.
 
     Attributes:
-        blocks: [lanes, blocks] int64, the block table.
-        tables: [tokens] int64, the row of the block table that is the token's.
-        positions: [tokens] int64, its place in its sequence.
+        block_table: [lanes, blocks] int64.
+        table_rows: [tokens] int64, the row of the block table that is the token's.
+        positions: [tokens] int64, its position in its sequence.
     """
 
-    blocks: NDArray[np.int64]
-    tables: NDArray[np.int64]
+    block_table: NDArray[np.int64]
+    table_rows: NDArray[np.int64]
     positions: NDArray[np.int64]
 
     @classmethod
-    def none(cls) -> TokenPlaces:
-        """The places of a forward that nothing looks into token by token."""
+    def none(cls) -> TokenBlocks:
+        """What stands in a forward that nothing looks into token by token."""
         return cls(*np.zeros((3, 0), dtype=np.int64))
 
 
@@ -112,7 +112,7 @@ class PagedContext:
     cache: KVCache
     slot_mapping: Tensor
     groups: list[AttentionGroup]
-    places: TokenPlaces | None = None
+    token_blocks: TokenBlocks | None = None
     widened: bool = False
     """Attend in float32 whatever the pool holds: how bfloat16 is multiplied may depend on how much of it there is."""
     rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
@@ -121,7 +121,7 @@ class PagedContext:
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """How one layer attends: its place, what it stores, the score's scale, and the window or cap where it has one."""
+    """How one layer attends: its index, what it stores, the score's scale, and the window or cap where it has one."""
 
     layer: int
     shape: KVShape
@@ -233,7 +233,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
         if tile == 1 and group.visible is None and dispatch.on_gpu(q):
             pool, positions = paged.cache.layers[layer], group.positions[:, 0]
             options = (BLOCK_SIZE, attention.scaling, attention.window, attention.softcap)
-            outputs.append(dispatch.paged_attention(q, pool, group.table, positions, *options))
+            outputs.append(dispatch.paged_attention(q, pool, group.block_table, positions, *options))
             continue
         # A prefill chunk is padded at both ends to whole tiles at absolute positions.
         padding = tiles * tile - q.shape[0]
@@ -246,7 +246,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
             q = q.reshape(tiles, tile, kv_heads, folded, dim).permute(0, 2, 3, 1, 4)
             q = q.reshape(tiles, kv_heads, folded * tile, dim)
         # Gather the blocks into contiguous keys and values; all tiles of a chunk share one prefix.
-        k, v = paged.cache.gather(layer, group.table)
+        k, v = paged.cache.gather(layer, group.block_table)
         if k.shape[0] != tiles:
             k, v = k.expand(tiles, -1, -1, -1), v.expand(tiles, -1, -1, -1)
         mask = group.mask(folded, attention.window, q.dtype)

@@ -66,7 +66,7 @@ def has_position_table(model: Any) -> bool:
 
 @torch.inference_mode()
 def require_positions(model: Any, config_file: Path) -> None:
-    """A token's place, as a step gives it, must be what the model counts by itself: decoders of RoBERTa's kind begin
+    """A token's position, as a step gives it, must be what the model counts by itself: decoders of RoBERTa's kind begin
     behind their padding. ``model`` is anywhere but on the meta device.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ladle.server.engine.device.transfers import Array, send
-from ladle.server.engine.forward.attention import AttentionGroup, TokenPlaces
+from ladle.server.engine.forward.attention import AttentionGroup, TokenBlocks
 from ladle.server.engine.kv.lane_table import LaneTable
 from ladle.server.engine.requests.sequence import Lane
 
@@ -23,7 +23,7 @@ class StepLayout:
         groups: which queries attend in one call.
         coefficients: [tokens, members], or None when every token runs on plain weights.
         logits_indices: [n] int64, tokens whose logits are wanted; None: all.
-        places: where each token is.
+        token_blocks: where each token is.
         watch_indices: [m] int64, tokens whose last hidden states are wanted and no logits; None: none.
         amounts: [tokens, vectors], how much of each steering vector a token gets; None when none gets any.
     """
@@ -34,27 +34,27 @@ class StepLayout:
     groups: list[AttentionGroup]
     coefficients: Tensor | None
     logits_indices: Tensor | None
-    places: TokenPlaces
+    token_blocks: TokenBlocks
     watch_indices: Tensor | None = None
     amounts: Tensor | None = None
 
 
 @dataclass
 class HostGroup:
-    """An ``AttentionGroup`` of arrays. ``keys``: how many follow their blocks, or their places."""
+    """An ``AttentionGroup`` of arrays. ``keys``: how many follow their blocks, or their positions."""
 
     start: int
     stop: int
     left_padding: int
     positions: Array
-    table: Array
+    block_table: Array
     keys: int | Array
     visible: Array | None = None
 
     @property
     def arrays(self) -> list[Array]:
         """What is to be sent."""
-        arrays = [self.positions, self.table]
+        arrays = [self.positions, self.block_table]
         if not isinstance(self.keys, int):
             arrays.append(self.keys)
         return arrays if self.visible is None else [*arrays, self.visible]
@@ -131,6 +131,6 @@ class HostLayout:
             group.on_device([next(tensors) for _ in arrays], numbers)
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
-        places = TokenPlaces(table.blocks, self.lane_rows, self.positions)
+        token_blocks = TokenBlocks(table.blocks, self.lane_rows, self.positions)
         placed = (tokens[None], positions[None], slot_mapping)
-        return StepLayout(*placed, groups, coefficients, logits_indices, places, watched, amounts)
+        return StepLayout(*placed, groups, coefficients, logits_indices, token_blocks, watched, amounts)

@@ -16,7 +16,7 @@ from ladle.server.engine.requests.sequence import Lane
 from ladle.server.engine.schedule.step_plan import Chunk
 
 _NOWHERE = np.iinfo(np.int64).max
-"""The place of a key that nobody sees."""
+"""The position of a key that nobody sees."""
 
 
 def _slots(blocks: Seq[int], count: int) -> Array:

@@ -83,7 +83,7 @@ class DecodeGraphs:
             return None
         (group,) = layout.groups
         # Only pure decode fits: one query a lane, one attention group, no candidates.
-        lanes, width = layout.tokens, group.table.shape[1]
+        lanes, width = layout.tokens, group.block_table.shape[1]
         if group.stop != lanes or group.positions.shape != (lanes, 1) or group.visible is not None:
             return None
         kind = layout.merged, layout.steered

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ladle.kernels import dispatch, step_tables
 from ladle.server.engine.device.transfers import Array, Fields
-from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenPlaces
+from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenBlocks
 from ladle.server.engine.forward.layout import HostLayout, StepLayout
 from ladle.server.engine.forward.loaded_model import LoadedModel
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
@@ -116,7 +116,7 @@ class RecordedStep:
         arrays["slot_mapping"][:lanes] = layout.slot_mapping
         arrays["lane_rows"][:lanes] = layout.lane_rows
         arrays["lane_rows"][lanes:] = self._table.capacity  # the row whose coefficients are 0
-        arrays["block_table"][:lanes, : group.table.shape[1]] = group.table
+        arrays["block_table"][:lanes, : group.block_table.shape[1]] = group.block_table
         arrays["int_params"][:, step_tables.ABSENT] = -1
         if tables is not None:
             _draw(tables, routes, arrays)
@@ -131,8 +131,8 @@ class RecordedStep:
         group = AttentionGroup(0, self._size.lanes, 0, held["positions"][:, None], held["block_table"], self._keys)
         merged = self._table.coefficients.index_select(0, held["lane_rows"]) if self._size.merged else None
         amounts = self._table.amounts.index_select(0, held["lane_rows"]) if self._size.steered else None
-        ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
-        layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, places, amounts=amounts)
+        ids, positions, no_blocks = held["ids"][None], held["positions"][None], TokenBlocks.none()
+        layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, no_blocks, amounts=amounts)
         logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slot_mapping, [group]))
         if not dispatch.fuses(logits):
             return RecordedOutput(logits, hidden)

@@ -220,10 +220,10 @@ class TiledProduct:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.product)
 
-    def __call__(self, rows: Tensor, scale: Tensor | None) -> Tensor:
-        """``rows`` [n, in] -> [n, out]; ``scale`` [n, R] float32, the coefficient of each rank; None: no factors."""
-        count, blocks = rows.shape[0], self.product.weight.shape[0]
-        out = rows.new_empty(count, self.out_features)
+    def __call__(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """``x`` [n, in] -> [n, out]; ``scale`` [n, R] float32, the coefficient of each rank; None: no factors."""
+        count, blocks = x.shape[0], self.product.weight.shape[0]
+        out = x.new_empty(count, self.out_features)
         if count == 0:
             return out
         scales = np.zeros((count, 0), np.float32) if scale is None else scale.float().contiguous().numpy()
@@ -232,7 +232,7 @@ class TiledProduct:
             both = scratch(count * width)
             y = both[: count * blocks * LANES].reshape(count, -1)
             low = both[count * blocks * LANES :].reshape(count, -1)
-            _merged(self.product, scales, array(rows), y, low, array(out), torch.get_num_threads())
+            _merged(self.product, scales, array(x), y, low, array(out), torch.get_num_threads())
         return out
 
 

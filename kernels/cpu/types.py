@@ -17,12 +17,12 @@ class Digits(NamedTuple):
     """Rows of activations as whole numbers, each as two digits to the base 256, times a scale a row.
 
     Attributes:
-        numbers: [2 rows, bytes] int8, the higher digits of a row and below them its lower ones.
+        values: [2 rows, bytes] int8, the higher digits of a row and below them its lower ones.
         sums: [rows, 2] int32, the sum of a row's digits, times what stands for a weight of zero.
         scales: [rows] float32.
     """
 
-    numbers: Any
+    values: Any
     sums: Any
     scales: Any
 

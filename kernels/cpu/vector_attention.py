@@ -61,20 +61,20 @@ _add = _over_heads(_add1, _add2)
 
 
 @njit(**INNER)
-def _widened(numbers: Any, wide: Floats) -> None:
-    """``numbers`` [n, 2, heads, d] as float32; ``wide`` has room for whole vectors of d, the rest of them zeros."""
-    dim = numbers.shape[3]
+def _widened(kv: Any, wide: Floats) -> None:
+    """``kv`` [n, 2, heads, d] as float32; ``wide`` has room for whole vectors of d, the rest of them zeros."""
+    dim = kv.shape[3]
     if dim == wide.shape[3]:
         # Heads fill whole vectors: one run over contiguous memory, which the compiler vectorises.
-        flat, made = numbers.reshape(-1), wide.reshape(-1)
+        flat, made = kv.reshape(-1), wide.reshape(-1)
         for i in range(made.shape[0]):
             made[i] = widen(flat[i])
         return
-    for n in range(numbers.shape[0]):
+    for n in range(kv.shape[0]):
         for which in range(2):
-            for head in range(numbers.shape[2]):
+            for head in range(kv.shape[2]):
                 for i in range(wide.shape[3]):
-                    wide[n, which, head, i] = widen(numbers[n, which, head, i]) if i < dim else np.float32(0)
+                    wide[n, which, head, i] = widen(kv[n, which, head, i]) if i < dim else np.float32(0)
 
 
 @njit(**INNER)

@@ -36,12 +36,12 @@ class WeightProduct:
         """``x`` [..., in] of the dtype of ``weight`` [out, in] -> [..., out]."""
         if weight.dtype not in self._by_dtype:
             self._by_dtype[weight.dtype] = dispatch.PackedLinear(weight, None, weight.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        y = self._by_dtype[weight.dtype](rows)
+        flat = x.reshape(-1, x.shape[-1])
+        y = self._by_dtype[weight.dtype](flat)
         y = y if bias is None else y + bias
         if self._low is not None and not self.gate.closed:
             shrink, expand, pattern = self._low
-            low = shrink(rows.to(self._dtype)) * self.gate.scale(pattern)
+            low = shrink(flat.to(self._dtype)) * self.gate.scale(pattern)
             y = y + expand(low.to(self._dtype)).to(y.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -97,8 +97,8 @@ class Split:
         own = [self.share(count) for count in outputs]
         expand = [factors.expand[start + s.start : start + s.stop] for start, s in zip(starts, own, strict=False)]
         kept = list(itertools.accumulate((s.stop - s.start for s in own), initial=0))
-        rows = itertools.pairwise(kept)
-        blocks = tuple((*edges, *block[2:]) for edges, block in zip(rows, factors.blocks, strict=True))
+        spans = itertools.pairwise(kept)
+        blocks = tuple((*edges, *block[2:]) for edges, block in zip(spans, factors.blocks, strict=True))
         return StackedFactors(factors.shrink, torch.cat(expand), factors.columns, blocks)
 
 

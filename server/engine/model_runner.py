@@ -96,7 +96,7 @@ class ModelRunner:
         self.sampler = sampler
         self._layouts = LayoutBuilder(table, together=dispatch.on_gpu(table.coefficients))
         self._arange = torch.arange(self._layouts.most_keys, device=device)
-        self._judge = PromptJudge(sampler.slots, device)
+        self._judge = PromptJudge(sampler.slot_tables, device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
             model, cache = models.store.models[key], models.caches[name]
@@ -197,7 +197,7 @@ class ModelRunner:
             draws = with_watched(forwarded.watched.said(read(*waiting)), drawing, draws, forwarded.drafted)
         result.draws = dict(zip(drawing, draws, strict=True))
         if values:
-            drawn_candidates = {sequence: result.draws[sequence].place for sequence in scored}
+            drawn_candidates = {sequence: result.draws[sequence].candidate_index for sequence in scored}
             result.kept = keep_chosen(values, drawn_candidates, self.table, self._cache)
         for sequence in drawing if turns else ():
             if sequence in turns:
@@ -211,8 +211,8 @@ class ModelRunner:
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 else None
         if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_lanes:
             return None
-        slots = self.sampler.slots
-        if not slots.recordable(plan.sampling, graphs.routes):
+        slot_tables = self.sampler.slot_tables
+        if not slot_tables.recordable(plan.sampling, graphs.routes):
             return None
         layout = self._layouts.build(plan.lanes, [])
         size = graphs.size_for(layout)
@@ -221,7 +221,8 @@ class ModelRunner:
         self.step_rows += layout.tokens
         logits_rows = np.zeros(self.table.capacity, dtype=np.int64)
         logits_rows[layout.lane_rows] = np.arange(layout.tokens)
-        tables, routes = slots.tables(plan.sampling, logits_rows), slots.routes(plan.sampling, logits_rows)
+        tables = slot_tables.tables(plan.sampling, logits_rows)
+        routes = slot_tables.routes(plan.sampling, logits_rows)
         output = graphs.run(layout, size, tables, routes)
         assert output.tokens is not None and output.logprobs is not None
         watched = WatchedStates()

@@ -65,7 +65,7 @@ class AttentionGroup:
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [tiles, 1, rows, keys]: causal, within ``window`` when the layer slides. The first
+        """Additive mask [tiles, 1, queries, keys]: causal, within ``window`` when the layer slides. The first
         folded * tile rows are the queries', the rest fills up to a multiple of ``TOGETHER``."""
         known = self._masks.get((folded, window, dtype))
         if known is None:
@@ -163,14 +163,14 @@ class AttentionProbe:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """``q`` [tiles, kv heads, rows, d] -> the same shape; ``mask`` as of ``AttentionGroup.mask``."""
-    rows = q.shape[2]
+    """``q`` [tiles, kv heads, queries, d] -> the same shape; ``mask`` as of ``AttentionGroup.mask``."""
+    queries = q.shape[2]
     if softcap is None:
-        filled = F.pad(q, (0, 0, 0, mask.shape[2] - rows)) if mask.shape[2] > rows else q
-        return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :rows]
+        filled = F.pad(q, (0, 0, 0, mask.shape[2] - queries)) if mask.shape[2] > queries else q
+        return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :queries]
     # Logit soft-capping is not in the library's fused attention, so it is written out.
     scores = _products(q, k) * scaling
-    scores = softcap * torch.tanh(scores / softcap) + mask[:, :, :rows]
+    scores = softcap * torch.tanh(scores / softcap) + mask[:, :, :queries]
     return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 

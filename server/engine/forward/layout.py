@@ -59,9 +59,9 @@ class HostGroup:
             arrays.append(self.keys)
         return arrays if self.visible is None else [*arrays, self.visible]
 
-    def on_device(self, sent: list[Tensor], numbers: Tensor) -> AttentionGroup:
-        """``sent``: ``arrays`` on their device; ``numbers`` 0, 1, 2, ... there."""
-        keys = numbers[: self.keys] if isinstance(self.keys, int) else sent[2]
+    def on_device(self, sent: list[Tensor], arange: Tensor) -> AttentionGroup:
+        """``sent``: ``arrays`` on their device; ``arange`` 0, 1, 2, ... there."""
+        keys = arange[: self.keys] if isinstance(self.keys, int) else sent[2]
         visible = None if self.visible is None else sent[-1]
         return AttentionGroup(self.start, self.stop, self.left_padding, sent[0], sent[1], keys, visible)
 
@@ -105,12 +105,12 @@ class HostLayout:
         """[n] int64, rows of the lane table, of ``logit_lanes``."""
         return self.lane_rows if self.logits_indices is None else self.lane_rows[self.logits_indices]
 
-    def send(self, table: LaneTable, numbers: Tensor, ids: Tensor | None = None) -> StepLayout:
+    def send(self, table: LaneTable, arange: Tensor, ids: Tensor | None = None) -> StepLayout:
         """Copy this layout to the device in one transfer.
 
         Args:
             table: the rows of the lanes, with their blocks and coefficients.
-            numbers: 0, 1, 2, ... int64 on that device, as many as a group may have keys.
+            arange: 0, 1, 2, ... int64 on that device, as many as a group may have keys.
             ids: [tokens] token ids there, required where the layout has none of its own.
         """
         # Flatten all arrays, copy them in one transfer, and take them out of the iterator in the same order.
@@ -118,7 +118,7 @@ class HostLayout:
         own += [array for array in (self.ids, self.logits_indices, self.watch_indices) if array is not None]
         own += [self.lane_rows] if self.merged or self.steered else []
         grouped = [group.arrays for group in self.groups]
-        tensors = iter(send([*own, *(array for arrays in grouped for array in arrays)], numbers.device))
+        tensors = iter(send([*own, *(array for arrays in grouped for array in arrays)], arange.device))
         positions, slot_mapping = next(tensors), next(tensors)
         tokens = ids if self.ids is None else next(tensors)
         assert tokens is not None
@@ -128,7 +128,7 @@ class HostLayout:
         coefficients = table.coefficients.index_select(0, lane_rows) if lane_rows is not None and self.merged else None
         amounts = table.amounts.index_select(0, lane_rows) if lane_rows is not None and self.steered else None
         groups = [
-            group.on_device([next(tensors) for _ in arrays], numbers)
+            group.on_device([next(tensors) for _ in arrays], arange)
             for group, arrays in zip(self.groups, grouped, strict=True)
         ]
         token_blocks = TokenBlocks(table.blocks, self.lane_rows, self.positions)

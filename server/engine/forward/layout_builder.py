@@ -19,7 +19,7 @@ _NOWHERE = np.iinfo(np.int64).max
 """The position of a key that nobody sees."""
 
 
-def _slots(blocks: Seq[int], count: int) -> Array:
+def _slots_of(blocks: Seq[int], count: int) -> Array:
     """The first ``count`` slots of ``blocks``."""
     return (np.array(blocks)[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)[:count]
 
@@ -112,7 +112,7 @@ class LayoutBuilder:
             groups.append(self._candidate_group(start, int(width), int(count), lane_rows, scratch, starts[part]))
             start += len(part) * int(count)
         lane_rows = np.array([lanes[index].row for index in order]).repeat(many[order])
-        slot_mapping = [_slots(lanes[index].scratch, many[index]) for index in order]
+        slot_mapping = [_slots_of(lanes[index].scratch, many[index]) for index in order]
         return HostLayout(
             None,
             starts[order].repeat(many[order]),

@@ -87,26 +87,26 @@ def value_candidates(
 
 def keep_chosen(
     values: Mapping[Sequence, CandidateValues],
-    places: Mapping[Sequence, int | None],
+    candidate_indices: Mapping[Sequence, int | None],
     table: LaneTable,
     cache_of: Callable[[Lane], KVCache],
 ) -> set[Sequence]:
     """Keep the state of the candidates that were drawn, instead of computing it again; returns whose it was.
 
-    ``places``: which of its candidates a sequence drew. One that drew a token from outside them, None, computes it in
-    the next step.
+    ``candidate_indices``: which of its candidates a sequence drew. One that drew a token from outside them, None,
+    computes it in the next step.
     """
     kept: set[Sequence] = set()
     moves: dict[KVCache, list[tuple[int, int]]] = {}
     for sequence, candidates in values.items():
-        place = places[sequence]
-        if place is None:
+        index = candidate_indices[sequence]
+        if index is None:
             continue
         kept.add(sequence)
         for lane in candidates.values:
             position = sequence.length(lane)
             # From the scratch slot, where the candidate's key and value were written, to the lane's next slot.
-            source = lane.scratch[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
+            source = lane.scratch[index // BLOCK_SIZE] * BLOCK_SIZE + index % BLOCK_SIZE
             target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             moves.setdefault(cache_of(lane), []).append((source, target))
     for cache, pairs in moves.items():

@@ -40,8 +40,8 @@ def why_not(plan: Plan) -> str | None:
 class PromptJudge:
     """Turns the logits of prompt tokens into log-probabilities."""
 
-    def __init__(self, slots: SlotTables, device: torch.device) -> None:
-        self._slots = slots
+    def __init__(self, slot_tables: SlotTables, device: torch.device) -> None:
+        self._slot_tables = slot_tables
         self._device = device
 
     def judge(self, logits: Tensor, logits_rows: Array, chunks: Seq[Chunk]) -> None:
@@ -63,7 +63,7 @@ class PromptJudge:
         """``firsts``: the row of every lane's first token, by lane; what follows token i is ``targets[i]``."""
         # Each prompt position takes the part of a sequence of its own, so that decoding's kernels score it.
         repeated = [sequence] * len(targets)
-        tables = _at_positions(self._slots.tables(repeated, firsts))
+        tables = _at_positions(self._slot_tables.tables(repeated, firsts))
         own = lay_out(tables, repeated, StepInputs(firsts), logits.dtype, self._device)
         logprobs = torch.log_softmax(dispatch.guided_scores(logits, own), dim=-1)
         said = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]

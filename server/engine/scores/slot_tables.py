@@ -34,32 +34,32 @@ def draw_keys(seeds: Array, positions: Array) -> Array:
 
 
 class SlotTables:
-    """Columns of ``StepTables`` for up to ``slots`` sequences, as far as plan and sampling parameters decide them.
+    """Columns of ``StepTables`` for up to ``max_sequences``, as far as plan and sampling parameters decide them.
 
     Where the tables have a row of the logits, slots have a row of the lane table: a step says which is whose.
     """
 
-    def __init__(self, slots: int, experts: int = 0) -> None:
+    def __init__(self, max_sequences: int, experts: int = 0) -> None:
         """``experts``: of the family's router."""
-        self._int_params = np.zeros((slots, columns.INT_PARAMS), dtype=np.int32)
-        self._float_params = np.zeros((slots, columns.FLOAT_PARAMS), dtype=np.float64)
-        self._seeds = np.zeros(slots, dtype=np.uint64)
-        self._sources = np.zeros((slots, SOURCES), dtype=np.int64)
-        self._weights = np.zeros((slots, SOURCES), dtype=np.float64)
-        self._counts = np.zeros(slots, dtype=np.int64)
-        self._firsts = np.zeros(slots, dtype=np.int64)
-        self._masked = np.zeros(slots, dtype=bool)
-        self._budgets = np.zeros(slots, dtype=np.float64)
-        self._ranges = np.zeros((slots, 2), dtype=np.float64)
-        self._traced = np.zeros(slots, dtype=bool)
-        self._plain = np.ones(slots, dtype=bool)
-        self._truncates = np.zeros(slots, dtype=bool)
-        self._recordable = np.zeros(slots, dtype=bool)
-        self._routes = np.zeros(slots, dtype=bool)
-        self._experts = np.zeros((slots, experts), dtype=np.int64)
-        self._factors = np.zeros((slots, 2), dtype=np.float32)
-        self._thresholds = np.zeros(slots, dtype=np.float64)
-        self._stays = np.ones(slots, dtype=np.int64)
+        self._int_params = np.zeros((max_sequences, columns.INT_PARAMS), dtype=np.int32)
+        self._float_params = np.zeros((max_sequences, columns.FLOAT_PARAMS), dtype=np.float64)
+        self._seeds = np.zeros(max_sequences, dtype=np.uint64)
+        self._sources = np.zeros((max_sequences, SOURCES), dtype=np.int64)
+        self._weights = np.zeros((max_sequences, SOURCES), dtype=np.float64)
+        self._counts = np.zeros(max_sequences, dtype=np.int64)
+        self._firsts = np.zeros(max_sequences, dtype=np.int64)
+        self._masked = np.zeros(max_sequences, dtype=bool)
+        self._budgets = np.zeros(max_sequences, dtype=np.float64)
+        self._ranges = np.zeros((max_sequences, 2), dtype=np.float64)
+        self._traced = np.zeros(max_sequences, dtype=bool)
+        self._plain = np.ones(max_sequences, dtype=bool)
+        self._truncates = np.zeros(max_sequences, dtype=bool)
+        self._recordable = np.zeros(max_sequences, dtype=bool)
+        self._routes = np.zeros(max_sequences, dtype=bool)
+        self._experts = np.zeros((max_sequences, experts), dtype=np.int64)
+        self._factors = np.zeros((max_sequences, 2), dtype=np.float32)
+        self._thresholds = np.zeros(max_sequences, dtype=np.float64)
+        self._stays = np.ones(max_sequences, dtype=np.int64)
 
     def admit(self, sequence: Sequence) -> None:
         """Take over plan and parameters of ``sequence``, which holds a slot and rows of the lane table."""

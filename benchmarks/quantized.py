@@ -67,7 +67,7 @@ def perplexities(family: Family, texts: Sequence[str]) -> dict[str, float]:
         "bfloat16": _round,
         "int8": _quantise,
     }
-    found = {}
+    figures = {}
     for name, change in forms.items():
         model: Any = copy.deepcopy(base)
         # The output head apart from the embedding that it is tied to, which is held as it is.
@@ -83,8 +83,8 @@ def perplexities(family: Family, texts: Sequence[str]) -> dict[str, float]:
             scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
             total -= float(scores.gather(1, ids[0, 1:, None]).sum())
             count += ids.shape[1] - 1
-        found[name] = math.exp(total / count)
-    return found
+        figures[name] = math.exp(total / count)
+    return figures
 
 
 def _round(layer: nn.Linear) -> None:

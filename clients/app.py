@@ -321,11 +321,11 @@ def families(
     Example: ladle families demo --json
     """
     with Client(url, api_key=api_key) as client:
-        found = client.families() if name is None else [client.family(name)]
+        shown = client.families() if name is None else [client.family(name)]
     if as_json:
-        print_json(found if name is None else found[0])
+        print_json(shown if name is None else shown[0])
         return
-    for family in found:
+    for family in shown:
         for table in family_tables(family):
             output.print(table)
 

@@ -110,19 +110,19 @@ def split_up(rows: Iterable[Mapping[str, Any]], source: PromptSource) -> list[Pr
     Raises:
         ValueError: fewer than three prompts, or a row whose prompt is no text.
     """
-    found: dict[str, dict[str, object]] = {}
+    distinct: dict[str, dict[str, object]] = {}
     for number, row in enumerate(rows, start=1):
         text = _text(row[source.column], number, source)
-        found.setdefault(text, {key: value for key, value in row.items() if key != source.column})
-    if len(found) < _FEWEST:
+        distinct.setdefault(text, {key: value for key, value in row.items() if key != source.column})
+    if len(distinct) < _FEWEST:
         raise ValueError(
-            f"pool.prompts: {source.dataset!r} has {len(found)} distinct prompts; allowed: {_FEWEST} or more, as some "
-            "are kept for validation and for test"
+            f"pool.prompts: {source.dataset!r} has {len(distinct)} distinct prompts; allowed: {_FEWEST} or more, as "
+            "some are kept for validation and for test"
         )
-    kept = max(1, min(source.held_out, len(found) // 5))
-    order = np.random.default_rng(source.seed).permutation(len(found))
+    kept = max(1, min(source.held_out, len(distinct) // 5))
+    order = np.random.default_rng(source.seed).permutation(len(distinct))
     splits = dict.fromkeys(order[:kept].tolist(), "validation") | dict.fromkeys(order[kept : 2 * kept].tolist(), "test")
-    return [Prompt(splits.get(i, "train"), text, text, columns) for i, (text, columns) in enumerate(found.items())]
+    return [Prompt(splits.get(i, "train"), text, text, columns) for i, (text, columns) in enumerate(distinct.items())]
 
 
 def _text(value: Any, number: int, source: PromptSource) -> str:

@@ -61,14 +61,14 @@ def answers(
     asked = [(prompt, preferences[index % len(preferences)]) for index, prompt in enumerate(prompts)]
     out.mkdir(parents=True, exist_ok=True)
     with _server(family) as url:
-        found = asyncio.run(_ranked(url, asked, n))
+        ranked = asyncio.run(_ranked(url, asked, n))
     counter = TokenCounter()
     rewards = rewards_of(OBJECTIVES, [], counter)
-    for row in found:
+    for row in ranked:
         counter.saw(row["text"], row["tokens"] - (row["finish_reason"] == "stop"))
         for name, reward in zip(OBJECTIVES, rewards, strict=True):
             row[f"reward_{name}"] = round(reward(asked[row["prompt"]][0], row["text"]), 6)
-    _write(out / "answers.csv.gz", found)
+    _write(out / "answers.csv.gz", ranked)
 
 
 async def _ranked(url: str, asked: Sequence[tuple[str, Any]], n: int) -> list[dict[str, Any]]:

@@ -74,8 +74,8 @@ class ChatRenderer:
         told = [*others, {"role": "assistant", "content": place}, {"role": "user", "content": question}]
         form = replace(self._form, opens_answer=True, continues=False)
         text, mark = ChatRenderer(self._serving, form, self._tools, self._encode)._text(told)
-        _, found, after = text.rpartition(place)
-        if not found:
+        _, separator, after = text.rpartition(place)
+        if not separator:
             reason = "the base's chat template leaves the answer out"
             raise InputError(field or "steering.monitor.ask", question, reason=reason)
         return self._encode(after, mark)

@@ -41,12 +41,12 @@ def modules() -> list[str]:
 
 def variants(only: str) -> list[Any]:
     """All variants whose name contains ``only``."""
-    found = [item for name in modules() for item in importlib.import_module(f"ladle.kernels.gpu.{name}").variants()]
-    names = [item.name for item in found]
+    items = [item for name in modules() for item in importlib.import_module(f"ladle.kernels.gpu.{name}").variants()]
+    names = [item.name for item in items]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         sys.exit(f"error: several variants are called {', '.join(twice)}")
-    return [item for item in found if only in item.name]
+    return [item for item in items if only in item.name]
 
 
 def compile_one(variant: Any, target: str) -> dict[str, object]:

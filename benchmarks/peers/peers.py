@@ -42,19 +42,19 @@ class Case:
 
 def cases(long: int = 7800) -> list[Case]:
     """All of them; ``long``: tokens of the longest prompt."""
-    found = []
+    every = []
     for count in (1, 4, 16):
-        found.append(Case(f"decode, {count} at once", PLAIN, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
+        every.append(Case(f"decode, {count} at once", PLAIN, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
     for count in (1, 4, 16):
-        found.append(Case(f"decode int8, {count} at once", EIGHT, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
+        every.append(Case(f"decode int8, {count} at once", EIGHT, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
     for count in (1, 16):
-        found.append(Case(f"{count} prompts of 512", PLAIN, lambda s, r, n=count: load.together(s, n, 512, 1, r)))  # type: ignore[misc]
-    found.append(Case(f"a context of {long}", PLAIN, lambda s, r: load.together(s, 1, long, 24, r)))
+        every.append(Case(f"{count} prompts of 512", PLAIN, lambda s, r, n=count: load.together(s, n, 512, 1, r)))  # type: ignore[misc]
+    every.append(Case(f"a context of {long}", PLAIN, lambda s, r: load.together(s, 1, long, 24, r)))
     for count in (8, 16):
-        found.append(Case(f"{count} clients", PLAIN, lambda s, r, n=count: load.clients(s, n, 2, 32, 48, r, False)))  # type: ignore[misc]
-    found.append(Case("16 clients, 16 mixtures", MIXED, lambda s, r: load.clients(s, 16, 2, 32, 48, r, True)))
-    found.append(Case("a prompt of 2000 beside 8 answers", PLAIN, lambda s, r: load.beside(s, 8, 2000, 160, r)))
-    return found
+        every.append(Case(f"{count} clients", PLAIN, lambda s, r, n=count: load.clients(s, n, 2, 32, 48, r, False)))  # type: ignore[misc]
+    every.append(Case("16 clients, 16 mixtures", MIXED, lambda s, r: load.clients(s, 16, 2, 32, 48, r, True)))
+    every.append(Case("a prompt of 2000 beside 8 answers", PLAIN, lambda s, r: load.beside(s, 8, 2000, 160, r)))
+    return every
 
 
 def run(

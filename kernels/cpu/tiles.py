@@ -45,11 +45,11 @@ def features() -> dict[str, bool]:
     """The processor's features by LLVM's names, less those that numba was told to do without."""
     from numba import config
 
-    known = dict(llvm.get_host_cpu_features())
+    names = dict(llvm.get_host_cpu_features())
     for name in (config.CPU_FEATURES or "").split(","):
         if name[:1] in "+-" and name[1:]:
-            known[name[1:]] = name[0] == "+"
-    return known
+            names[name[1:]] = name[0] == "+"
+    return names
 
 
 def has_pairs() -> bool:

@@ -173,7 +173,7 @@ def route_rows(
     """See ``step_reference.route_rows``."""
     n, experts = scores.shape
     device = scores.device
-    made = RoutedRows(
+    routed_rows = RoutedRows(
         torch.empty(n, 1 + most, dtype=torch.int64, device=device),
         torch.empty(n, 1 + most, dtype=torch.float32, device=device),
         torch.empty(n, dtype=torch.int32, device=device),
@@ -184,8 +184,10 @@ def route_rows(
         scores = scores if scores.stride(-1) == 1 else scores.contiguous()
         integers = [previous, stayed, stay, top, asked, router_rows, expert_rows]
         given = [tensor.contiguous() for tensor in (*integers, complement.float(), weight.float(), exact)]
-        _lay_out[(n,)](scores, scores.stride(0), *given, *made, experts, most, EXPERTS=_padded(experts), **_OPTIONS)
-    return made
+        _lay_out[(n,)](
+            scores, scores.stride(0), *given, *routed_rows, experts, most, EXPERTS=_padded(experts), **_OPTIONS
+        )
+    return routed_rows
 
 
 def _padded(count: int) -> int:

@@ -68,9 +68,9 @@ class GatedWeight(Tensor):
 
     @classmethod
     def of(cls, weight: Tensor, product: WeightProduct | Probe) -> GatedWeight:
-        made = weight.detach().as_subclass(cls)
-        made.product = product
-        return made
+        gated = weight.detach().as_subclass(cls)
+        gated.product = product
+        return gated
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,11 +81,12 @@ class GatedWeight(Tensor):
                 if isinstance(named["weight"], cls) and not isinstance(named["input"], cls):
                     plain = named["weight"].as_subclass(Tensor)
                     return named["weight"].product.linear(named["input"], plain, named.get("bias"))
-            if function.__name__ in _ATTRIBUTES and not isinstance(found := function(*args, **options), Tensor):
-                return found
+            if function.__name__ in _ATTRIBUTES and not isinstance(attribute := function(*args, **options), Tensor):
+                return attribute
             if function.__name__ in _CASTS and isinstance(args[0], cls):
-                made = function(*args, **options)
-                return made if made is args[0] or not isinstance(made, Tensor) else cls.of(made, args[0].product)
+                result = function(*args, **options)
+                same = result is args[0] or not isinstance(result, Tensor)
+                return result if same else cls.of(result, args[0].product)
         raise RuntimeError(f"{function.__name__} of a weight that is merged in the forward pass")
 
 

@@ -197,9 +197,9 @@ def _quantization(config: Any, file: Path) -> Quantization | None:
     document = getattr(config, "quantization_config", None)
     if not document:
         return None
-    found = Quantization(document if isinstance(document, dict) else document.to_dict(), file)
+    quantization = Quantization(document if isinstance(document, dict) else document.to_dict(), file)
     del config.quantization_config
-    return found
+    return quantization
 
 
 def _parts(config: Any) -> Iterator[Any]:
@@ -291,10 +291,10 @@ class _FloatsAs(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        made = function(*args, **options)
-        if function in self._MAKERS and options.get("dtype") is None and made.dtype == torch.get_default_dtype():
-            return made.to(self._dtype)
-        return made
+        result = function(*args, **options)
+        if function in self._MAKERS and options.get("dtype") is None and result.dtype == torch.get_default_dtype():
+            return result.to(self._dtype)
+        return result
 
 
 @contextmanager

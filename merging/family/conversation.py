@@ -135,23 +135,23 @@ def _disagreements(
     known: set[str],
     stated: bool,
 ) -> list[str]:
-    told = []
+    warnings = []
     for name, manner in others:
         if manner.template is not None and in_force is not None and manner.template.strip() != in_force.strip():
-            told.append(
+            warnings.append(
                 f"member {name} has another chat template than {origin}, which is in force; "
                 "chat_template in family.toml or --chat-template chooses one"
             )
         missed = sorted(manner.ends - ends)
         for token in [] if stated else missed:
             if token in known:
-                told.append(
+                warnings.append(
                     f"member {name} ends its answers with {token}, which ends none here; "
                     "stop_tokens in family.toml adds it"
                 )
             else:
-                told.append(f"member {name} ends its answers with {token}, which is no token of the base")
-    return told
+                warnings.append(f"member {name} ends its answers with {token}, which is no token of the base")
+    return warnings
 
 
 def _tokens(folder: Path) -> dict[int, str] | None:

@@ -214,11 +214,11 @@ def probabilities(base: Base, folder: Path, texts: Sequence[Labelled]) -> list[n
     """What the monitor in ``folder``, as it was stored, says after each token of each text: float64 [tokens]."""
     head = load_head(folder, hidden_size(base))
     with merged(base, load_members(base, {"value": folder}), {"value": 1.0}):
-        said = []
+        series = []
         for text in texts:
             values = answer_values(base.model, head, base.prompt_ids(text.prompt), [text.answer])[0]
-            said.append(torch.sigmoid(values[: len(text.answer)].double()).numpy())
-    return said
+            series.append(torch.sigmoid(values[: len(text.answer)].double()).numpy())
+    return series
 
 
 def watching(said: Sequence[np.ndarray], bad: Sequence[bool], run: int, false_stops: float) -> Watching:

@@ -38,8 +38,8 @@ def dpo_arguments(config: DpoConfig, given: Mapping[str, Any], job: Job, pairs: 
     own |= {"max_length": None, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.winner_nll]}
     if "loss_type" in given:  # another loss stands alone, and is weighted by nothing
         own["loss_weights"] = None
-    made: DPOConfig = arguments(DPOConfig, given, own)
-    return made
+    configuration: DPOConfig = arguments(DPOConfig, given, own)
+    return configuration
 
 
 def train_by_dpo(

@@ -67,5 +67,5 @@ class ThinkingTags:
 def _last(ids: Sequence[int], tag: tuple[int, ...]) -> int | None:
     """Where ``tag`` begins in ``ids`` for the last time."""
     places = range(len(ids) - len(tag), -1, -1)
-    found = (place for place in places if ids[place] == tag[0] and tuple(ids[place : place + len(tag)]) == tag)
-    return next(found, None)
+    matches = (place for place in places if ids[place] == tag[0] and tuple(ids[place : place + len(tag)]) == tag)
+    return next(matches, None)

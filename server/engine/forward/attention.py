@@ -67,8 +67,8 @@ class AttentionGroup:
     def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [tiles, 1, queries, keys]: causal, within ``window`` when the layer slides. The first
         folded * tile rows are the queries', the rest fills up to a multiple of ``TOGETHER``."""
-        known = self._masks.get((folded, window, dtype))
-        if known is None:
+        mask = self._masks.get((folded, window, dtype))
+        if mask is None:
             query = self.positions[:, :, None]
             # Causal by absolute position; ``visible`` keeps the candidates of one lane from seeing each other.
             allowed = self.keys <= query
@@ -76,12 +76,12 @@ class AttentionGroup:
                 allowed &= self.visible
             if window is not None:
                 allowed &= self.keys > query - window
-            known = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
-            known = known[:, None].repeat(1, 1, folded, 1)
-            if spare := -known.shape[2] % TOGETHER:
-                known = F.pad(known, (0, 0, 0, spare))
-            self._masks[(folded, window, dtype)] = known
-        return known
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            mask = mask[:, None].repeat(1, 1, folded, 1)
+            if spare := -mask.shape[2] % TOGETHER:
+                mask = F.pad(mask, (0, 0, 0, spare))
+            self._masks[(folded, window, dtype)] = mask
+        return mask
 
 
 @dataclass(frozen=True)

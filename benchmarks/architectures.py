@@ -19,8 +19,8 @@ from ladle.benchmarks.tiny_config import VOCABULARY, tiny_config
 from ladle.guidance.plan import Plan, Source
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward.servable import require_servable
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams

@@ -277,7 +277,7 @@ def _sizes(batches: str) -> list[int]:
 
 
 def _report(title: str, rows: Iterable[dict[str, object]], out: Path | None, as_json: bool) -> None:
-    from ladle.benchmarks.environment import hardware, versions, write_csv
+    from ladle.benchmarks.machine import hardware, versions, write_csv
 
     console = Console()
     if as_json:

@@ -23,7 +23,7 @@ from ladle.merging.family.family import Family
 
 BURST = 12
 PLAIN = Steering(method="base")
-_CPU_DTYPE = "ladle.server.engine.config.cpu_has_bfloat16"
+_CPU_DTYPE = "ladle.server.engine.engine_config.cpu_has_bfloat16"
 
 
 def run(family: Family, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ladle.kernels.cpu.arrays import Floats, LayerPass, Layers, PagedTokens, Product
 from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
-from ladle.kernels.cpu.types import Floats, LayerPass, Layers, PagedTokens, Product
 from ladle.kernels.entropy import entropy
 from ladle.kernels.reference import model as model_reference
 from ladle.kernels.reference import routing

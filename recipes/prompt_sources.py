@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ladle.recipes.prompts import Prompt, load_prompts, shipped_lists
+from ladle.recipes.prompt_list import Prompt, load_prompts, shipped_lists
 from ladle.recipes.trl_config import PromptSource
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ladle.merging.members.adapter import LowRankMember, load_peft
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import Base
 
 
 def load_members(base: Base, folders: Mapping[str, Path]) -> dict[str, LowRankMember]:

@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import typer
 
 from ladle.clients import AsyncClient
-from ladle.recipes.metrics import is_degenerate
 from ladle.recipes.sweeps.server import ask, serving
+from ladle.recipes.text_metrics import is_degenerate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 SAMPLING = {"max_tokens": 48, "temperature": 0.8, "top_p": 0.95}

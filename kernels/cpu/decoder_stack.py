@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.arrays import Floats, LayerPass, PagedTokens, Product
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.digits import room_for_digits, width_of
 from ladle.kernels.cpu.elementary import exp
@@ -20,7 +21,6 @@ from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.tiled_product import ALONE, add_expanded, multiply_beside
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.types import Floats, LayerPass, PagedTokens, Product
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 

@@ -17,12 +17,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.arrays import Digits, Floats
 from ladle.kernels.cpu.compiler import EXACT, INNER
 from ladle.kernels.cpu.intrinsics import address
 from ladle.kernels.cpu.matrix_unit import ROWS, has_integer_unit
 from ladle.kernels.cpu.row_products import multiply, multiply_by_vectors
 from ladle.kernels.cpu.tiles import LANES, has_fours
-from ladle.kernels.cpu.types import Digits, Floats
 
 TOGETHER = 4
 """Inputs a step: their bytes are multiplied and added up by one instruction."""

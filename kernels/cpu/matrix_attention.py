@@ -14,12 +14,12 @@ import numpy as np
 from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import address, interleave_words, largest, narrow, transpose_words, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, has_matrix_unit, matrix_tile, release
 from ladle.kernels.cpu.segments import SEGMENT, first_segments, join_segments
-from ladle.kernels.cpu.types import Floats, Indices, PagedTokens
 
 _TOGETHER = 16
 """Rows of one sequence whose queries are one matrix."""

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
-from ladle.kernels.cpu.types import Floats, Indices, PagedTokens
 
 SEGMENT = 128
 """Tokens that one thread attends to at a time. Where a segment begins follows from places in the sequence alone, so

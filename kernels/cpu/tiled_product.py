@@ -15,6 +15,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from ladle.kernels.cpu.aligned import aligned_array, scratch
+from ladle.kernels.cpu.arrays import Digits, Floats, Halves, Product
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.digits import (
     TOGETHER,
@@ -29,7 +30,6 @@ from ladle.kernels.cpu.digits import (
 from ladle.kernels.cpu.intrinsics import narrow, widen
 from ladle.kernels.cpu.row_products import multiply
 from ladle.kernels.cpu.tiles import LANES, has_pairs
-from ladle.kernels.cpu.types import Digits, Floats, Halves, Product
 
 _CUT_ALONE = 1 << 15
 """Numbers up to which cutting them into digits takes less time than waking a second thread."""

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import widen
 from ladle.kernels.cpu.key_loops import add_values, dot_keys
 from ladle.kernels.cpu.segments import SEGMENT, first_segments, join_segments
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.types import Floats, Indices, PagedTokens
 
 _MOST_FOLDED = 2
 """Query heads that read keys and values together. With more of them it would take longer to compile."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.conversion import Conversion
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.quantised_reader import Quantization
-from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
 
 _RECOMPUTED = re.compile(

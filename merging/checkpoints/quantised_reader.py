@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ladle.merging.checkpoints import packed_weights as layouts
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, require_finite
 from ladle.merging.checkpoints.packed_weights import FourBits, Packed
-from ladle.merging.checkpoints.reader import CheckpointReader, require_finite
 from ladle.merging.errors import FamilyError
 
 CURE = "give the plain checkpoint, or one quantised as fp8, compressed-tensors, gptq, awq or bitsandbytes"

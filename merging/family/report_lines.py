@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.family.family import Family, ValueMember
 from ladle.merging.family.family_model import FamilyModel
 

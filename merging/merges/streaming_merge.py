@@ -17,8 +17,8 @@ import torch
 
 from ladle.kernels import dispatch
 from ladle.merging.checkpoints.architecture import Architecture
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.family.family import Family
 from ladle.merging.family.family_model import FamilyModel
 from ladle.merging.members.adapter import LowRank, LowRankMember

@@ -23,9 +23,9 @@ def command(
 
     from ladle.recipes.sweeps.join import join, write_tables
     from ladle.recipes.sweeps.plots import write_plots
-    from ladle.recipes.sweeps.report import show
     from ladle.recipes.sweeps.summary import Table, summarise
     from ladle.recipes.sweeps.sweep import SUMMARY
+    from ladle.recipes.sweeps.sweep_report import show
     from ladle.recipes.sweeps.tables_markdown import methods_table, settings_table
 
     try:

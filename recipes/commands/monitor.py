@@ -33,7 +33,7 @@ def command(
     from ladle.merging.errors import FamilyError, InputError
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.place import MANIFEST_NAME
-    from ladle.recipes.model import load_base
+    from ladle.recipes.base_model import load_base
     from ladle.recipes.training.monitor import (
         MonitorConfig,
         probabilities,

@@ -13,7 +13,7 @@ from ladle.recipes.domains.arithmetic import Arithmetic
 from ladle.recipes.domains.chat import Chat
 from ladle.recipes.domains.records import Records
 from ladle.recipes.domains.task import Task
-from ladle.recipes.prompts import SPLITS
+from ladle.recipes.prompt_list import SPLITS
 
 _TENTHS = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10)}
 _PATIENCE = 2000  # draws in a row that bring nothing new, before giving up

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from ladle.merging.checkpoints.base import default_cache_dir
 from ladle.merging.members.router_head import ROUTER_HEAD
+from ladle.recipes.base_model import Base, load_base
 from ladle.recipes.config import load_recipe
 from ladle.recipes.domains.domains import Question, questions
 from ladle.recipes.experts.expert import encode
 from ladle.recipes.experts.expert_views import Seen, seen_by
 from ladle.recipes.experts.route import RouteWorkshop
 from ladle.recipes.experts.router_training import load_trained_head, routed_logprobs
-from ladle.recipes.model import Base, load_base
 from ladle.recipes.routing_config import DeferralConfig
 from ladle.recipes.scoring import predictions
 from ladle.recipes.soup import load_members, merged

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig, ExpertsConfig
 from ladle.recipes.domains.domains import Question
-from ladle.recipes.model import Base
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.training.trl_run import Job, arguments, own_arguments, run, shares, warmup_steps
 

@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from ladle.merging.members.adapter import LowRankMember
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import Base
 from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import merged
 

@@ -17,13 +17,13 @@ from typing import TypeVar
 import numpy as np
 
 from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.recipes.base_model import Base, load_base
 from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
 from ladle.recipes.domains.domains import Question, questions
 from ladle.recipes.experts.expert import encode, train_expert
 from ladle.recipes.experts.expert_views import seen_by
 from ladle.recipes.experts.router_pairs import pairs_of, stored_answers
 from ladle.recipes.experts.router_training import SeenPair, train_router_cdpo, train_router_sft
-from ladle.recipes.model import Base, load_base
 from ladle.recipes.routing_config import ExpertsConfig, RouterConfig
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import load_members

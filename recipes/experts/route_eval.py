@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.recipes.base_model import load_base
 from ladle.recipes.config import load_recipe
 from ladle.recipes.domains.domains import Question, is_right, questions
 from ladle.recipes.experts.route import RouteWorkshop, needed
@@ -23,11 +24,10 @@ from ladle.recipes.experts.routed import Routed, routed_greedy, speakers
 from ladle.recipes.experts.router_pairs import store_answers, stored_answers
 from ladle.recipes.experts.router_training import load_trained_head
 from ladle.recipes.experts.routing_card import write_routing_card
-from ladle.recipes.metrics import bootstrap_mean
-from ladle.recipes.model import load_base
 from ladle.recipes.routing_config import RoutingEvaluationConfig
 from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import load_members, merged
+from ladle.recipes.text_metrics import bootstrap_mean
 from ladle.recipes.training.evaluate import write_csv
 from ladle.recipes.training.train import fingerprint
 from ladle.recipes.training.value import hidden_size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache
 
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import Base
 from ladle.recipes.scoring import causal_model, output_logits
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 from rich.progress import track
 
 from ladle.merging.members.adapter import LowRankMember
+from ladle.recipes.base_model import Base
+from ladle.recipes.batched_sampling import sample
 from ladle.recipes.domains.domains import DOMAINS, Question, is_right
 from ladle.recipes.experts.expert import encode
-from ladle.recipes.model import Base
-from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import merged
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ladle.merging.members.router_head import ROUTER_HEAD, load_router_head
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
 from ladle.recipes.experts.expert import batches, language_loss
 from ladle.recipes.experts.expert_views import Seen
-from ladle.recipes.model import Base
 from ladle.recipes.routing_config import RouterConfig
 from ladle.recipes.scoring import predictions
 from ladle.recipes.training.descent import descend

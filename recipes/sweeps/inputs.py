@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ladle.recipes.classifier import Classifier
-from ladle.recipes.prompts import load_prompts
+from ladle.recipes.prompt_list import load_prompts
 from ladle.recipes.reward_sources import reward_of
 from ladle.recipes.rewards import Reward, make_reward
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.sweeps.control_measures import (
     distinct,
     hypervolume,
@@ -18,8 +17,9 @@ from ladle.recipes.sweeps.control_measures import (
     sparsity,
     spearman,
 )
-from ladle.recipes.sweeps.settings import BASE, Setting
+from ladle.recipes.sweeps.grid import BASE, Setting
 from ladle.recipes.sweeps.store import Sample
+from ladle.recipes.text_metrics import bootstrap_mean, is_degenerate
 
 REFERENCE = -1.0
 """Of the hypervolume, in standard deviations of the base's own answers, below their mean, for every objective."""

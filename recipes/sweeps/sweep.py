@@ -9,9 +9,9 @@ from typing import Any
 
 from ladle.clients import AsyncClient
 from ladle.recipes.rewards import Reward
+from ladle.recipes.sweeps.grid import Setting
 from ladle.recipes.sweeps.plots import write_plots
 from ladle.recipes.sweeps.server import ask
-from ladle.recipes.sweeps.settings import Setting
 from ladle.recipes.sweeps.store import Sample, SampleStore
 from ladle.recipes.sweeps.summary import Table, summarise
 

@@ -17,15 +17,15 @@ from ladle.merging.members.adapter import LowRankMember
 from ladle.merging.preferences.coefficients import bone_soup, rewarded_soup
 from ladle.merging.preferences.preference import Preference
 from ladle.merging.preferences.simplex import grid
+from ladle.recipes.base_model import Base
+from ladle.recipes.batched_sampling import sample
 from ladle.recipes.config import EvaluationConfig, Recipe
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import Prompt
 from ladle.recipes.rewards import Reward, scores
-from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.soup import merged
 from ladle.recipes.sweeps.control_measures import hypervolume, kendall
+from ladle.recipes.text_metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.training.pairs import Scale
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ladle.merging.members.value_head import HEAD
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ladle.merging.errors import InputError
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.lora import new_adapter
 from ladle.recipes.training.value import answer_values, hidden_size, load_head, new_head, train_headed

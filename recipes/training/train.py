@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from ladle.recipes.base_model import Base, load_base
 from ladle.recipes.config import Recipe
-from ladle.recipes.model import Base, load_base
 from ladle.recipes.processes import on_main, processes
+from ladle.recipes.prompt_list import SPLITS, Prompt
 from ladle.recipes.prompt_sources import read_prompts
-from ladle.recipes.prompts import SPLITS, Prompt
 from ladle.recipes.reward_sources import reward_of
 from ladle.recipes.rewards import Reward
 from ladle.recipes.soup import load_members
+from ladle.recipes.training.candidate_pool import Candidate, build_pool
 from ladle.recipes.training.card import CardFacts, Measured, write_card
 from ladle.recipes.training.evaluate import (
     Answer,
@@ -31,7 +32,6 @@ from ladle.recipes.training.evaluate import (
 )
 from ladle.recipes.training.family_manifest import write_manifest
 from ladle.recipes.training.pairs import Scale, select_pairs
-from ladle.recipes.training.pool import Candidate, build_pool
 from ladle.recipes.training.trl_dpo import dpo_arguments, train_by_dpo
 from ladle.recipes.training.trl_online import online_arguments, train_online
 from ladle.recipes.training.trl_run import Job

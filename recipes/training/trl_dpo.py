@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import DpoConfig
-from ladle.recipes.model import Base
 from ladle.recipes.training.pairs import PromptPairs
 from ladle.recipes.training.trl_run import Job, arguments, own_arguments, run, shares, warmup_steps
 

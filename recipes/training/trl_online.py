@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import Base
 from ladle.recipes.rewards import Reward, scores
 from ladle.recipes.training.pairs import Scale
 from ladle.recipes.training.trl_run import Job, arguments, own_arguments, run, shares, warmup_steps

@@ -18,8 +18,8 @@ from huggingface_hub import constants as hub_constants
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.processes import processes
 from ladle.recipes.training.lora import lora_config, new_adapter, save_adapter
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ladle.merging.members.value_head import load_value_head
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig, ValueConfig
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import Prompt
 from ladle.recipes.scoring import answer_states
+from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.descent import descend
 from ladle.recipes.training.lora import new_adapter, save_adapter
-from ladle.recipes.training.pool import Candidate
 
 if TYPE_CHECKING:
     from peft import PeftModel

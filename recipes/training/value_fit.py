@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import Base
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.value import Rated, answer_values, hidden_size, load_head
 

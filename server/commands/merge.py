@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ladle.server.commands.name_values import parse_pairs
 from ladle.server.commands.output import clear_errors, given, print_json, progress_bar, say
-from ladle.server.commands.pairs import parse_pairs
 from ladle.steering_options import OPTIONS, Normalize
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence as Seq
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.admission import check_request, check_schedule
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
 from ladle.server.engine.device.device import make_current, require_working
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.kv.block_manager import BlockManager
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable

@@ -15,8 +15,8 @@ from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.streaming_merge import Merge
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device.device import beside_steps
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache, KVShape
 from ladle.server.engine.ranks.broadcast import BroadcastCache, BroadcastModel

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import Recipe, load_recipe
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 
 _FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny_models.py"

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.training.lora import new_adapter
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.lora import new_adapter
 

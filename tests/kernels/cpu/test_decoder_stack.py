@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ladle.kernels import dispatch
+from ladle.kernels.cpu.arrays import LayerPass
 from ladle.kernels.cpu.decoder_stack import run_layers
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.tiled_product import TiledProduct, quantise
 from ladle.kernels.cpu.tiles import has_pairs
-from ladle.kernels.cpu.types import LayerPass
 
 BLOCK = 4
 

@@ -12,9 +12,9 @@ import torch
 from seeds import fresh_seed
 from torch import Tensor
 
+from ladle.kernels.cpu.arrays import PagedTokens
 from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
-from ladle.kernels.cpu.types import PagedTokens
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 BLOCK = 16

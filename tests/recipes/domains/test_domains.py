@@ -6,7 +6,7 @@ import pytest
 
 from ladle.recipes.domains.domains import DOMAINS, Question, is_right, questions, split_of
 from ladle.recipes.domains.task import Task
-from ladle.recipes.prompts import SPLITS
+from ladle.recipes.prompt_list import SPLITS
 
 COUNTS = {"train": 200, "validation": 40, "test": 60}
 

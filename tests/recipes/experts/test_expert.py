@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
 from ladle.recipes.domains.domains import questions
 from ladle.recipes.experts.expert import batches, encode, language_loss, train_expert
-from ladle.recipes.model import Base
 from ladle.recipes.routing_config import ExpertsConfig
 from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import load_members, merged

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.members.router_head import ROUTER_HEAD
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import Recipe, load_recipe
 from ladle.recipes.domains.domains import questions
 from ladle.recipes.experts import route_eval
@@ -26,7 +27,6 @@ from ladle.recipes.experts.router_training import (
     routed_logprobs,
     routing_loss,
 )
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import load_members, merged

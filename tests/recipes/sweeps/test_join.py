@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from ladle.merging.preferences.simplex import grid
 from ladle.recipes.commands.compare import command
+from ladle.recipes.sweeps.grid import ORACLES, settings_of
 from ladle.recipes.sweeps.join import join
-from ladle.recipes.sweeps.settings import ORACLES, settings_of
 from ladle.recipes.sweeps.store import Sample, SampleStore
 from ladle.recipes.sweeps.summary import Table, summarise
 

@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 
 from ladle.recipes.commands.sweep import command
 from ladle.recipes.rewards import Concise, Positive
+from ladle.recipes.sweeps.grid import Setting, parse_method, settings_of
 from ladle.recipes.sweeps.inputs import read_prompts, rewards_of
 from ladle.recipes.sweeps.plots import write_plots
-from ladle.recipes.sweeps.settings import Setting, parse_method, settings_of
 from ladle.recipes.sweeps.store import Sample, SampleStore
 from ladle.recipes.sweeps.summary import Table, summarise
 

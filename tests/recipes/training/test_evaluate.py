@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import load_prompts
+from ladle.recipes.prompt_list import load_prompts
 from ladle.recipes.rewards import Reward
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.evaluate import Answer, Setting, evaluate, front, merging_sampler, summarise

@@ -1,7 +1,7 @@
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.training.lora import new_adapter
 
 ADAPTER = AdapterConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"), seed=5)

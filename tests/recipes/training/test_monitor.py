@@ -13,8 +13,8 @@ from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import load_family
+from ladle.recipes.base_model import Base
 from ladle.recipes.commands import monitor as monitor_command
-from ladle.recipes.model import Base
 from ladle.recipes.training.monitor import (
     Labelled,
     monitor_loss,
@@ -143,6 +143,6 @@ def test_a_trained_monitor_watches_the_family_that_it_was_written_into(
 
 
 def _base(root: Path) -> Base:
-    from ladle.recipes.model import load_base
+    from ladle.recipes.base_model import load_base
 
     return load_base(str(root / "base"))

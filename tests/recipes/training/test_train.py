@@ -9,8 +9,8 @@ import pytest
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.family.family import load_family
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import Recipe, load_recipe
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.training.evaluate import grid_settings
 from ladle.recipes.training.train import Workshop, fingerprint, make_family

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig, DpoConfig
-from ladle.recipes.model import Base
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training import trl_dpo, trl_run
+from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.pairs import PromptPairs
-from ladle.recipes.training.pool import Candidate
 from ladle.recipes.training.trl_dpo import train_by_dpo
 from ladle.recipes.training.trl_run import Job, last_checkpoint
 

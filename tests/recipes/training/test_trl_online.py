@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.training import trl_run
 from ladle.recipes.training.pairs import Scale

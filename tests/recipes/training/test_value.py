@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig, ValueConfig
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import Prompt
 from ladle.recipes.scoring import answer_states
 from ladle.recipes.soup import load_members, merged
+from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.lora import new_adapter
-from ladle.recipes.training.pool import Candidate
 from ladle.recipes.training.value import (
     Rated,
     answer_values,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.training.lora import new_adapter, save_adapter
 from ladle.recipes.training.value import Rated, hidden_size
 from ladle.recipes.training.value_fit import COUNTS, FRACTIONS, fits, predictions, store_fits, stored_fits

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from ladle.recipes.base_model import Base
+from ladle.recipes.batched_sampling import sample
 from ladle.recipes.config import PoolConfig
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import Prompt
 from ladle.recipes.rewards import Reward, ends_sentence, scores
-from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import answer_logprobs
 
 PLAIN = "plain"

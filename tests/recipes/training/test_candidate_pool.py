@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ladle.recipes.base_model import Base
 from ladle.recipes.config import Recipe
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import load_prompts
+from ladle.recipes.prompt_list import load_prompts
 from ladle.recipes.rewards import Reward
-from ladle.recipes.training.pool import Candidate, build_pool
+from ladle.recipes.training.candidate_pool import Candidate, build_pool
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.checkpoints.vocabulary import TOKENIZER, tokens_of
 from ladle.merging.errors import FamilyError
 

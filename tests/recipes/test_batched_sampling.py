@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from ladle.recipes.model import Base
-from ladle.recipes.sampling import draw, sample
+from ladle.recipes.base_model import Base
+from ladle.recipes.batched_sampling import draw, sample
 
 OPTIONS = {"max_tokens": 12, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 

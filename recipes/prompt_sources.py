@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ladle.recipes.prompt_list import Prompt, load_prompts, shipped_lists
+from ladle.recipes.prompt_list import ListedPrompt, load_prompts, shipped_lists
 from ladle.recipes.trl_config import PromptSource
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 _FEWEST = 3  # one for each split
 
 
-def read_prompts(source: str | PromptSource, folder: Path) -> list[Prompt]:
+def read_prompts(source: str | PromptSource, folder: Path) -> list[ListedPrompt]:
     """All prompts of a source, each in its split.
 
     Args:
@@ -43,7 +43,7 @@ def read_prompts(source: str | PromptSource, folder: Path) -> list[Prompt]:
     return split_up(_rows(source, folder), source)
 
 
-def _shipped(name: str) -> list[Prompt]:
+def _shipped(name: str) -> list[ListedPrompt]:
     try:
         return load_prompts(name)
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def _has_splits(path: Path) -> bool:
     return isinstance(first, dict) and {"split", "topic", "prompt"} <= first.keys()
 
 
-def _some(prompts: list[Prompt], source: str) -> list[Prompt]:
+def _some(prompts: list[ListedPrompt], source: str) -> list[ListedPrompt]:
     if not prompts:
         raise ValueError(f"pool.prompts: {source!r} is empty; allowed: a list with prompts in it")
     return prompts
@@ -103,7 +103,7 @@ def _rows(source: PromptSource, folder: Path) -> Iterable[Mapping[str, Any]]:
     return loaded if text == source.column else loaded.rename_column(text, source.column)
 
 
-def split_up(rows: Iterable[Mapping[str, Any]], source: PromptSource) -> list[Prompt]:
+def split_up(rows: Iterable[Mapping[str, Any]], source: PromptSource) -> list[ListedPrompt]:
     """Prompts in the order of their rows, a few drawn for validation and as many for test; one that occurs twice counts
     once. Every prompt is a topic of its own.
 
@@ -122,7 +122,9 @@ def split_up(rows: Iterable[Mapping[str, Any]], source: PromptSource) -> list[Pr
     kept = max(1, min(source.held_out, len(distinct) // 5))
     order = np.random.default_rng(source.seed).permutation(len(distinct))
     splits = dict.fromkeys(order[:kept].tolist(), "validation") | dict.fromkeys(order[kept : 2 * kept].tolist(), "test")
-    return [Prompt(splits.get(i, "train"), text, text, columns) for i, (text, columns) in enumerate(distinct.items())]
+    return [
+        ListedPrompt(splits.get(i, "train"), text, text, columns) for i, (text, columns) in enumerate(distinct.items())
+    ]
 
 
 def _text(value: Any, number: int, source: PromptSource) -> str:

@@ -148,12 +148,12 @@ def figures(
     deviation at all, as the base's answers that are all cut at one length have none in ``concise``."""
     from ladle.recipes.sweeps.grid import BASE
     from ladle.recipes.sweeps.join import join, write_tables
-    from ladle.recipes.sweeps.summary import Table, standardised, summarise
+    from ladle.recipes.sweeps.summary import RewardTable, standardised, summarise
 
     objectives, settings, samples = join([("", sweep)])
     _, _, others = join([("", scale)])
     base = [[sample.rewards[name] for name in objectives] for (key, _, _), sample in others.items() if key == BASE]
-    table = Table(settings, samples, objectives)
+    table = RewardTable(settings, samples, objectives)
     table.z = standardised(table.raw, np.array(base, dtype=float))
     out.mkdir(parents=True, exist_ok=True)
     write_tables(summarise(table, 2000, 0), out)

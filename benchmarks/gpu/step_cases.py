@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ladle.benchmarks.gpu.case import Case
+from ladle.benchmarks.gpu.case import OpCase
 from ladle.benchmarks.gpu.device_timer import nbytes
 from ladle.kernels import dispatch
 from ladle.kernels.reference import routing
@@ -23,7 +23,7 @@ EXPERTS = 8
 
 def step_cases(
     device: torch.device, dtype: torch.dtype, vocabularies: tuple[int, ...], batches: tuple[int, ...]
-) -> Iterator[Case]:
+) -> Iterator[OpCase]:
     """Every op at every vocabulary and batch, with ``SOURCES`` sources a sequence."""
     generator = torch.Generator(device=device).manual_seed(0)
     for vocabulary in vocabularies:
@@ -34,12 +34,12 @@ def step_cases(
         yield _route(torch.randn(batch, EXPERTS, generator=generator, device=device))
 
 
-def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
+def _of_size(logits: Tensor, batch: int) -> Iterator[OpCase]:
     device, vocabulary, dtype = logits.device, logits.shape[1], logits.dtype
     source_rows = torch.arange(batch * SOURCES, device=device).view(batch, SOURCES)
     weights = torch.tensor([[1.0, 0.7, -0.7]] * batch, device=device)
     size = f"{batch} x {vocabulary}, {SOURCES} sources"
-    yield Case(
+    yield OpCase(
         "combine_logits",
         size,
         dtype,
@@ -56,7 +56,7 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
 
     for name, top_p in (("all tokens", 1.0), ("top-p 0.9", 0.9)):
         chosen = options(top_p)
-        yield Case(
+        yield OpCase(
             "sample",
             f"{batch} x {vocabulary}, {name}",
             torch.float32,
@@ -65,7 +65,7 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
             partial(reference.sample, scores, *chosen),
         )
     for name, tables in _tables(source_rows, weights, keys):
-        yield Case(
+        yield OpCase(
             "fused_step",
             f"{size}, {name}",
             dtype,
@@ -89,11 +89,11 @@ def _tables(source_rows: Tensor, weights: Tensor, keys: Tensor) -> Iterator[tupl
     yield "mixed", replace(mixed, truncates=True, wanted=5)
 
 
-def _route(scores: Tensor) -> Case:
+def _route(scores: Tensor) -> OpCase:
     batch = len(scores)
     previous = torch.zeros(batch, dtype=torch.int64, device=scores.device)
     history = (previous, previous + 1, previous + 2)
-    return Case(
+    return OpCase(
         "route_tokens",
         f"{batch} x {EXPERTS} experts",
         scores.dtype,

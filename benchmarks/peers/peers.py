@@ -21,10 +21,10 @@ from ladle.benchmarks.decode import preferences
 from ladle.benchmarks.paired import ratio
 from ladle.benchmarks.peers import load
 from ladle.benchmarks.peers.install import Installed, adapter_of, gguf_of
-from ladle.benchmarks.peers.sides import Side, free_port, running
+from ladle.benchmarks.peers.sides import PeerServer, free_port, running
 from ladle.merging.family.family import Family
 
-Burst = Callable[[Side, random.Random], Coroutine[Any, Any, dict[str, float]]]
+Burst = Callable[[PeerServer, random.Random], Coroutine[Any, Any, dict[str, float]]]
 PLAIN, EIGHT, MIXED = ("ladle", "vllm", "llama"), ("ladle int8", "llama q8_0"), ("ladle", "llama")
 """Which sides are compared; the first one is ours."""
 _CONTEXT = 8192
@@ -70,7 +70,7 @@ def run(
     wanted = [case for case in cases() if chosen in case.name]
     names = list(dict.fromkeys(name for case in wanted for name in case.sides))
     with ExitStack() as stack:
-        sides: dict[str, Side] = {}
+        sides: dict[str, PeerServer] = {}
         for name in names:  # one after the other: each would be slow to start beside others that are measured
             sides[name] = stack.enter_context(_started(name, family, manifest, peers, folder))
             sides[name].pause()
@@ -78,7 +78,7 @@ def run(
             yield from _rows(case, [sides[name] for name in case.sides], rounds, number)
 
 
-def _rows(case: Case, sides: Sequence[Side], rounds: int, seed: int) -> Iterator[dict[str, object]]:
+def _rows(case: Case, sides: Sequence[PeerServer], rounds: int, seed: int) -> Iterator[dict[str, object]]:
     figures: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
     for turn in range(rounds + 1):
         for side in sides:

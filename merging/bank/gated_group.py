@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ladle.kernels import dispatch
 from ladle.merging.bank.bank import StackedFactors
-from ladle.merging.bank.tensor_parallel import Split
+from ladle.merging.bank.tensor_parallel import Shard
 
 
 class Gate:
@@ -69,7 +69,7 @@ class GatedGroup:
         activation_dtype: torch.dtype,
         exact: bool,
         head: bool = False,
-        split: Split | None = None,
+        split: Shard | None = None,
         reproducible: bool = False,
         tiled_rows: int = 0,
         quantized: bool = False,

@@ -31,7 +31,7 @@ _ALL_OF_THEM = re.compile(r"[.,;]? (should|must) (contain|be) one of .{200,}", r
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadingReport:
     """What transformers itself says of a checkpoint, after its conversions and under the model's names.
 
     Attributes:
@@ -77,7 +77,7 @@ class Blueprint:
         """On the meta device, to be looked at."""
         return self.conversion.model
 
-    def report(self, reader: CheckpointReader) -> Report:
+    def report(self, reader: CheckpointReader) -> LoadingReport:
         """transformers' own loading report of a checkpoint, from shapes and dtypes alone.
 
         Raises:
@@ -88,7 +88,7 @@ class Blueprint:
         if info["error_msgs"]:
             raise FamilyError(reader.folder, f"transformers cannot load this checkpoint: {info['error_msgs'][0]}")
         mismatched = {name: (tuple(shape), tuple(wanted)) for name, shape, wanted in info["mismatched_keys"]}
-        return Report(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched)
+        return LoadingReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched)
 
     def recomputes(self, name: str) -> bool:
         """Whether the tensor ``name`` of a checkpoint is a buffer that the model computes for itself: one of today's,

@@ -13,7 +13,7 @@ from ladle.merging.checkpoints.base import Progress
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.calibration import Calibration, load_calibration
-from ladle.merging.family.chat_manner import Conversation, read_conversation
+from ladle.merging.family.chat_manner import ChatManner, read_conversation
 from ladle.merging.family.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.family.load_members import MemberLoader, grown_from, place_of
 from ladle.merging.family.manifest import Manifest, load_manifest
@@ -129,7 +129,7 @@ class Family:
     cache_dir: Path | None = None
     left_out: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
-    conversation: Conversation = field(default_factory=Conversation)
+    conversation: ChatManner = field(default_factory=ChatManner)
 
     @property
     def name(self) -> str:

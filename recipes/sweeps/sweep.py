@@ -13,7 +13,7 @@ from ladle.recipes.sweeps.grid import Setting
 from ladle.recipes.sweeps.plots import write_plots
 from ladle.recipes.sweeps.server import ask
 from ladle.recipes.sweeps.store import Sample, SampleStore
-from ladle.recipes.sweeps.summary import Table, summarise
+from ladle.recipes.sweeps.summary import RewardTable, summarise
 
 SUMMARY = "summary.json"
 _PATIENCE = 8
@@ -111,7 +111,7 @@ def conclude(
     Raises:
         ValueError: the base's answers are not all there.
     """
-    summary = summarise(Table(settings, store.samples, objectives), draws, seed)
+    summary = summarise(RewardTable(settings, store.samples, objectives), draws, seed)
     text = json.dumps(summary, indent=2, allow_nan=False)
     (store.folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
     write_plots(summary, store.folder)

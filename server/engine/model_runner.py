@@ -24,7 +24,7 @@ from ladle.server.engine.schedule.drafts import drafted_lanes
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
 from ladle.server.engine.scores.candidates import CandidateValues, keep_chosen, value_candidates
-from ladle.server.engine.scores.expert_router import Turn
+from ladle.server.engine.scores.expert_router import ExpertTurn
 from ladle.server.engine.scores.prompt_scores import PromptJudge
 from ladle.server.engine.scores.sampler import Draw, Sampler
 from ladle.server.engine.scores.watched import WatchedStates, with_watched
@@ -172,7 +172,7 @@ class ModelRunner:
         if drawing:
             self._draw(drawing, turns, logits, result)
 
-    def _route(self, routed: Seq[Sequence], logits: _Logits, result: StepResult) -> dict[Sequence, Turn]:
+    def _route(self, routed: Seq[Sequence], logits: _Logits, result: StepResult) -> dict[Sequence, ExpertTurn]:
         """Whose turn it is in ``routed``, and the logits of experts that had missed something."""
         assert self.models.router is not None
         turns = self.models.router.choose(routed, logits.state)
@@ -182,7 +182,7 @@ class ModelRunner:
         return turns
 
     def _draw(
-        self, drawing: Seq[Sequence], turns: Mapping[Sequence, Turn], forwarded: _Logits, result: StepResult
+        self, drawing: Seq[Sequence], turns: Mapping[Sequence, ExpertTurn], forwarded: _Logits, result: StepResult
     ) -> None:
         """One token for each of ``drawing``, whose logits are all there; first the candidates are valued."""
         logits = forwarded.joined()

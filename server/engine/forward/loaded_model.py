@@ -14,7 +14,7 @@ from torch import Tensor
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.gated_experts import one_by_one
-from ladle.merging.bank.tensor_parallel import Exchange, Link, split_linears
+from ladle.merging.bank.tensor_parallel import Link, RankExchange, split_linears
 from ladle.merging.checkpoints.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.members.steering_vector import SteeringVector
@@ -103,7 +103,7 @@ def load_model(
     activation_dtype: torch.dtype,
     merged: Mapping[str, Tensor] | None = None,
     compiled: bool = False,
-    exchange: Exchange | None = None,
+    exchange: RankExchange | None = None,
     weights: tuple[ConvertedReader, Architecture] | None = None,
     reproducible: bool = False,
     quantized: bool = False,

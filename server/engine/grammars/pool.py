@@ -15,7 +15,7 @@ from ladle.merging.errors import CodedText
 from ladle.server.engine.grammars import wire
 from ladle.server.engine.grammars.nursery import SLOTS, GrammarNursery, GrammarsUnavailable, WorkerProcess
 from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec, too_complex
-from ladle.server.engine.grammars.wire import Message
+from ladle.server.engine.grammars.wire import GrammarMessage
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class GrammarPool:
             home.positions.pop(position.name, None)
             home.free.append(position.slot)
             try:
-                home.worker.channel.send(Message(wire.CLOSE, position.name))
+                home.worker.channel.send(GrammarMessage(wire.CLOSE, position.name))
             except OSError:
                 self._bury(home)
             self._shrink()
@@ -144,7 +144,7 @@ class GrammarPool:
         for home, pairs in steps.items():
             try:
                 home.worker.channel.send(
-                    Message(wire.STEP, payload=b"".join(wire.MASKED.pack(*pair) for pair in pairs))
+                    GrammarMessage(wire.STEP, payload=b"".join(wire.MASKED.pack(*pair) for pair in pairs))
                 )
             except OSError:
                 self._bury(home)
@@ -200,7 +200,7 @@ class GrammarPool:
                 return True
         return heard
 
-    def _heed(self, home: Home, message: Message) -> None:
+    def _heed(self, home: Home, message: GrammarMessage) -> None:
         position = home.positions.get(message.a) if message.kind in (wire.STATE, wire.MASK) else None
         if position is None:
             return
@@ -228,7 +228,7 @@ class GrammarPool:
             try:
                 self._tell(home, position.spec)
                 home.worker.channel.send(
-                    Message(wire.OPEN, position.name, home.specs[position.spec], position.slot, tokens)
+                    GrammarMessage(wire.OPEN, position.name, home.specs[position.spec], position.slot, tokens)
                 )
             except OSError:
                 self._bury(home)
@@ -255,7 +255,7 @@ class GrammarPool:
     def _tell(self, home: Home, spec: GrammarSpec) -> None:
         if spec not in home.specs:
             home.specs[spec] = name = next(self._names)
-            home.worker.channel.send(Message(wire.COMPILE, name, payload=f"{spec.kind}\n{spec.text}".encode()))
+            home.worker.channel.send(GrammarMessage(wire.COMPILE, name, payload=f"{spec.kind}\n{spec.text}".encode()))
 
     def _shrink(self, keep: Home | None = None) -> None:
         """End workers that nobody lives in, the one used longest ago first, down to ``WORKERS``."""

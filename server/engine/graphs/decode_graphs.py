@@ -19,7 +19,7 @@ from ladle.server.engine.device.transfers import send_one
 from ladle.server.engine.forward.attention import bucket_blocks
 from ladle.server.engine.forward.layout import HostGroup, HostLayout
 from ladle.server.engine.forward.loaded_model import LoadedModel
-from ladle.server.engine.graphs.recorded_step import RecordedOutput, RecordedStep, Size
+from ladle.server.engine.graphs.recorded_step import RecordedOutput, RecordedStep, StepSize
 from ladle.server.engine.graphs.recorder import Recorder, recorder_for
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.kv.lane_table import LaneTable
@@ -59,8 +59,8 @@ class DecodeGraphs:
         sizes = sorted((size for size in sizes_of(table) if steered or not size.steered), reverse=True)
         widest = max(size.blocks for size in sizes)
         arange = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
-        self._steps: dict[Size, RecordedStep] = {}
-        self._replays: dict[Size, Callable[[], RecordedOutput]] = {}
+        self._steps: dict[StepSize, RecordedStep] = {}
+        self._replays: dict[StepSize, Callable[[], RecordedOutput]] = {}
         with torch.inference_mode():
             # A recording fixes shapes and addresses: one per bucket of (lanes, KV width, merged or not, steered or
             # not).
@@ -77,7 +77,7 @@ class DecodeGraphs:
     def most_lanes(self) -> int:
         return max(size.lanes for size in self._replays)
 
-    def size_for(self, layout: HostLayout) -> Size | None:
+    def size_for(self, layout: HostLayout) -> StepSize | None:
         """The recording that ``layout`` can run on, if there is one: each lane decodes, and none is longer than any."""
         if len(layout.groups) != 1 or layout.ids is None:
             return None
@@ -92,7 +92,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def run(
-        self, layout: HostLayout, size: Size, tables: HostTables | None = None, routes: HostRoutes | None = None
+        self, layout: HostLayout, size: StepSize, tables: HostTables | None = None, routes: HostRoutes | None = None
     ) -> RecordedOutput:
         """What ``layout`` computes: logits and hidden states of the rows it wants, those that are watched last; or,
         with ``tables``, whose rows are those of the layout, one token for each of their sequences, and logits and
@@ -135,7 +135,7 @@ class DecodeGraphs:
         self._cache.clear(list(range(self._cache.blocks)))
         return same
 
-    def _example(self, size: Size) -> HostLayout:
+    def _example(self, size: StepSize) -> HostLayout:
         """A layout with as many lanes as a recording has, each with its second block begun as far as there are two
         blocks for it; what is left over stores in block 0."""
         lanes = np.arange(size.lanes)
@@ -149,7 +149,7 @@ class DecodeGraphs:
         lane_rows = lanes % (self._table.capacity + 1)
         return HostLayout(ids, positions, slot_mapping, lane_rows, size.merged, [group], None, [], steered=size.steered)
 
-    def _plans(self, size: Size, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
+    def _plans(self, size: StepSize, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
         """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
         lanes, indices = size.lanes, np.arange(size.lanes)
         int_params = np.zeros((lanes, step_tables.INT_PARAMS), dtype=np.int32)
@@ -174,7 +174,7 @@ class DecodeGraphs:
         return HostTables(sources, weights, int_params, float_params), routes
 
 
-def sizes_of(table: LaneTable) -> list[Size]:
+def sizes_of(table: LaneTable) -> list[StepSize]:
     """The sizes that are recorded for the lanes of ``table``."""
     longest = max(table.blocks.shape[1], bucket_blocks(1))
     widths, width = [longest], FIRST_BLOCKS
@@ -184,7 +184,7 @@ def sizes_of(table: LaneTable) -> list[Size]:
     merged = (False, True) if table.members else (False,)
     steered = (False, True) if table.amounts.shape[1] else (False,)
     lanes = [count for count in LANES if count <= table.capacity]
-    return [Size(*size) for size in itertools.product(lanes, widths, merged, steered)]
+    return [StepSize(*size) for size in itertools.product(lanes, widths, merged, steered)]
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

@@ -25,7 +25,7 @@ from ladle.server.engine.scores.slot_tables import SOURCES
 
 
 @dataclass(frozen=True, order=True)
-class Size:
+class StepSize:
     """``lanes`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients; ``steered``: with steering
     vectors."""
 
@@ -60,7 +60,7 @@ class RecordedStep:
 
     def __init__(
         self,
-        size: Size,
+        size: StepSize,
         model: LoadedModel,
         cache: KVCache,
         table: LaneTable,

@@ -17,7 +17,7 @@ from ladle.server.engine.requests.request import TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues
 from ladle.server.engine.scores.entropies import Entropies
-from ladle.server.engine.scores.expert_router import Turn
+from ladle.server.engine.scores.expert_router import ExpertTurn
 from ladle.server.engine.scores.grammar_masks import Allowed, GrammarMasks
 from ladle.server.engine.scores.least_length import LeastLength
 from ladle.server.engine.scores.slot_tables import SlotTables
@@ -103,7 +103,7 @@ class Sampler:
         logits_rows: Array,
         sequences: Seq[Sequence],
         values: Mapping[Sequence, CandidateValues],
-        turns: Mapping[Sequence, Turn],
+        turns: Mapping[Sequence, ExpertTurn],
     ) -> list[Draw]:
         """One token for each of ``sequences``, at least one.
 

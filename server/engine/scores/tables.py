@@ -18,7 +18,7 @@ from ladle.kernels.step_tables import Budgets, Ranges, StepTables, linear_tables
 from ladle.server.engine.device.transfers import Array, send
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues, added_values
-from ladle.server.engine.scores.expert_router import Turn
+from ladle.server.engine.scores.expert_router import ExpertTurn
 from ladle.server.engine.scores.grammar_masks import Allowed
 from ladle.server.engine.scores.host_tables import HostTables
 
@@ -37,7 +37,7 @@ class StepInputs:
 
     logits_rows: Array
     values: Mapping[Sequence, CandidateValues] = field(default_factory=dict)
-    turns: Mapping[Sequence, Turn] = field(default_factory=dict)
+    turns: Mapping[Sequence, ExpertTurn] = field(default_factory=dict)
     allowed: Mapping[Sequence, Allowed] = field(default_factory=dict)
     counted: Mapping[Sequence, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

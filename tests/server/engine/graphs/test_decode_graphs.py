@@ -17,7 +17,7 @@ from ladle.server.engine.engine import Engine
 from ladle.server.engine.forward.layout import HostGroup, HostLayout
 from ladle.server.engine.graphs import decode_graphs
 from ladle.server.engine.graphs.decode_graphs import DecodeGraphs, sizes_of
-from ladle.server.engine.graphs.recorded_step import Size
+from ladle.server.engine.graphs.recorded_step import StepSize
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 
@@ -27,14 +27,14 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Size]]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, StepSize]]:
     """The rows and sizes of the steps that ran on a recording."""
     if not CUDA:
         monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: lambda work: work)
-    made: list[tuple[int, Size]] = []
+    made: list[tuple[int, StepSize]] = []
     run = DecodeGraphs.run
 
-    def note(self: DecodeGraphs, layout: Any, size: Size, *tables: Any) -> Any:
+    def note(self: DecodeGraphs, layout: Any, size: StepSize, *tables: Any) -> Any:
         made.append((layout.tokens, size))
         return run(self, layout, size, *tables)
 
@@ -79,7 +79,7 @@ def same(found: dict[str, list[StepOutput]], expected: dict[str, list[StepOutput
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
 def test_the_same_tokens_as_without(
-    arch: str, tmp_path: Path, engines: Callable[..., Engine], taken: list[tuple[int, Size]]
+    arch: str, tmp_path: Path, engines: Callable[..., Engine], taken: list[tuple[int, StepSize]]
 ) -> None:
     rng = random.Random(fresh_seed())
     family = family_of(tmp_path, arch)

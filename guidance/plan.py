@@ -309,6 +309,8 @@ class Plan:
             elsewhere are among those that judge blocks.
         routing: which of the sources speaks is decided at every token; it goes before ``rule``, and mask and scorer
             are None beside it.
+        kl_budget: the most KL(base, final) at a token, in nats; None for no limit.
+        target: what each objective is expected to get, where the preference was found for a target.
         schedule: plans that take over from it, in the order in which they do; theirs are empty, and ``blocks`` is None
             in all of them.
         steering: what it was resolved from.

@@ -19,7 +19,13 @@ from ladle.merging.preferences.preference import Preference
 
 @dataclass(frozen=True)
 class GroupMember:
-    """One model of a group. ``head``: the value whose scalar head it has; None for a language model."""
+    """One model of a group.
+
+    Attributes:
+        name: of the member.
+        state: its weights and view of the prompts.
+        head: the value whose scalar head it has; None for a language model.
+    """
 
     name: str
     state: State

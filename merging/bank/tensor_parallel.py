@@ -61,7 +61,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Shard:
-    """How a linear layer is divided: one of ``STYLES``, among the processes of ``exchange``."""
+    """How a linear layer is divided among processes.
+
+    Attributes:
+        style: one of ``STYLES``.
+        exchange: the processes.
+    """
 
     style: str
     exchange: RankExchange

@@ -133,7 +133,15 @@ def eight_bits(tensors: Tensors) -> Tensor:
 
 @dataclass(frozen=True)
 class FourBits:
-    """What bitsandbytes writes beside four-bit numbers, as JSON in a tensor of bytes."""
+    """What bitsandbytes writes beside four-bit numbers, as JSON in a tensor of bytes.
+
+    Attributes:
+        shape: of the weight, [out, in].
+        block: numbers that share a scale.
+        dtype: of the weight before it was quantised.
+        nested: scales that share a scale of their own; 0 where scales are not quantised.
+        offset: what is added to scales that are.
+    """
 
     shape: tuple[int, ...]
     block: int

@@ -34,6 +34,10 @@ class MemberInfo:
     """One row of ``GET /v1/families`` and of ``ladle check``.
 
     Attributes:
+        name: of the member.
+        kind: what it is in the manifest: policy, backbone, expert, value, ...
+        objective: what it was trained on alone; None elsewhere.
+        rewards: the mix it was trained on, in the order of the objectives; None elsewhere.
         storage: ``low-rank``, ``full``, ``vector``, or ``plain`` for an expert or router that is its model as it is.
         rank: largest rank of its modules; None for one that is not low-rank.
         parameters: number of parameters as saved.

@@ -39,6 +39,7 @@ class RouterMember:
     """A family's router as methods see it.
 
     Attributes:
+        name: of the router.
         member: the loaded member whose weights it has; an entry that names an earlier one's folder shares its weights.
         model: the model it was grown from: "" for the base, or a name of ``[[models]]``.
     """

@@ -31,7 +31,12 @@ _NOISE = 1e-12  # coefficients lie on the grid, so a share of the base this smal
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a merged tensor."""
+    """A merged tensor before there is one.
+
+    Attributes:
+        shape: its sizes.
+        dtype: in which it is written.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype

@@ -106,22 +106,37 @@ class TokenBlocks:
 
 @dataclass
 class PagedContext:
-    """What the layers of one forward need: the pool, where the new keys go ([tokens] int64), the groups, and the same
-    token by token."""
+    """What the layers of one forward need.
+
+    Attributes:
+        cache: the KV pool.
+        slot_mapping: [tokens] int64, where new keys and values go.
+        groups: which queries attend in one call.
+        token_blocks: the same token by token, for the compiled layers; None where there is no such thing.
+        widened: attend in float32 whatever the pool holds: how bfloat16 is multiplied may depend on how much of it
+            there is.
+        rotary: what fused layers made of this forward's position embeddings, and of which.
+    """
 
     cache: KVCache
     slot_mapping: Tensor
     groups: list[AttentionGroup]
     token_blocks: TokenBlocks | None = None
     widened: bool = False
-    """Attend in float32 whatever the pool holds: how bfloat16 is multiplied may depend on how much of it there is."""
     rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
-    """What fused layers made of this forward's position embeddings, and of which."""
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """How one layer attends: its index, what it stores, the score's scale, and the window or cap where it has one."""
+    """How one layer attends.
+
+    Attributes:
+        layer: its index in the pool.
+        shape: what it stores per token.
+        scaling: factor of the scores q k.
+        window: tokens that a query sees, itself included; None for all before it.
+        softcap: scores s become softcap * tanh(s / softcap); None where they stay.
+    """
 
     layer: int
     shape: KVShape

@@ -41,7 +41,12 @@ class StepLayout:
 
 @dataclass
 class HostGroup:
-    """An ``AttentionGroup`` of arrays. ``keys``: how many follow their blocks, or their positions."""
+    """An ``AttentionGroup`` of arrays.
+
+    Attributes:
+        start, stop, left_padding, positions, block_table, visible: as there.
+        keys: how many keys there are where they follow their blocks, else their positions.
+    """
 
     start: int
     stop: int

@@ -30,8 +30,16 @@ from ladle.server.engine.kv.cache import KVShape
 
 @dataclass
 class LoadedModel:
-    """One set of weights in memory. ``nbytes`` counts packed products and what is left plain; ``compiled``: whether
-    small steps go through compiled layers; ``vectors``: its steering vectors, if it has any."""
+    """One set of weights in memory.
+
+    Attributes:
+        model: the transformers model, whose linear layers are gated ones.
+        gate: the coefficients of the forward that runs.
+        kv_shapes: what each layer stores per token.
+        nbytes: bytes held: packed products, and what is left plain.
+        compiled: whether small steps go through compiled layers.
+        vectors: its steering vectors, if it has any.
+    """
 
     model: Any
     gate: gated.Gate

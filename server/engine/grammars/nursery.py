@@ -41,7 +41,12 @@ class GrammarsUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class End:
-    """How a worker ended. ``guilty``: because of what it was given, not because somebody killed it."""
+    """How a worker ended.
+
+    Attributes:
+        reason: for people.
+        guilty: whether it ended because of what it was given, and not because somebody killed it.
+    """
 
     reason: str
     guilty: bool

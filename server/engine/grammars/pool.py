@@ -32,9 +32,14 @@ class Position:
     """A place in a grammar.
 
     Attributes:
+        spec: of the grammar.
         tokens: consumed so far: what it takes to get there again.
-        state: of ``grammar_wire``; None while it is not known.
+        name: its number, which is the same in every worker.
+        home: the worker that it lives in; None while it has none.
+        slot: where in the shared memory of ``home`` its mask lies.
+        state: one of the states of ``wire``; None while it is not known.
         ready: whether the mask of the tokens that may come next is there.
+        lost: how often a worker has ended with it.
         error: why nothing can come next.
     """
 
@@ -56,7 +61,14 @@ class Position:
 
 @dataclass(eq=False)
 class Home:
-    """A worker with the positions that live in it, by name, and the grammars that it has compiled."""
+    """A worker, and what it has.
+
+    Attributes:
+        worker: the process.
+        positions: those that live in it, by name.
+        specs: the grammars that it has compiled, and their numbers there.
+        free: slots of its shared memory that no position has.
+    """
 
     worker: WorkerProcess
     positions: dict[int, Position] = field(default_factory=dict)

@@ -32,7 +32,13 @@ MASKED = struct.Struct("<II")
 
 @dataclass(frozen=True)
 class GrammarMessage:
-    """``a``, ``b`` and ``c`` are ids and codes, whose meaning depends on ``kind``."""
+    """A message to a worker or from it.
+
+    Attributes:
+        kind: one of the constants above.
+        a, b, c: ids and codes, whose meaning depends on ``kind``.
+        payload: text or token ids, by ``kind``.
+    """
 
     kind: int
     a: int = 0

@@ -36,8 +36,12 @@ blocks, however few of them a lane has."""
 
 
 class DecodeGraphs:
-    """Recordings of ``model`` over ``cache``, for the lanes of ``table``. ``draws``: whether they draw tokens too,
-    ``routes``: whether ``router`` chooses experts in them."""
+    """Recordings of one model over one KV pool, for the lanes of one table.
+
+    Attributes:
+        draws: whether they draw tokens too.
+        routes: whether the router chooses experts in them.
+    """
 
     def __init__(
         self,

@@ -26,8 +26,14 @@ from ladle.server.engine.scores.slot_tables import SOURCES
 
 @dataclass(frozen=True, order=True)
 class StepSize:
-    """``lanes`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients; ``steered``: with steering
-    vectors."""
+    """What a recording has room for.
+
+    Attributes:
+        lanes: how many lanes.
+        blocks: KV blocks of the longest lane.
+        merged: whether the lanes have coefficients of members.
+        steered: whether they have amounts of steering vectors.
+    """
 
     lanes: int
     blocks: int

@@ -18,7 +18,12 @@ from ladle.server.engine.requests.sequence import Sequence
 
 @dataclass(frozen=True)
 class Allowed:
-    """The tokens that may come next: ``mask`` [vocabulary] bool on the device, and how many they are."""
+    """The tokens that may come next.
+
+    Attributes:
+        mask: [vocabulary] bool, on the device.
+        count: how many they are.
+    """
 
     mask: Tensor
     count: int

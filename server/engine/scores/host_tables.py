@@ -11,7 +11,11 @@ from ladle.server.engine.device.transfers import Array
 
 
 class HostBudgets(NamedTuple):
-    """``Budgets`` as arrays."""
+    """``Budgets`` as arrays.
+
+    Attributes:
+        sequences, bases, nats: as there.
+    """
 
     sequences: Array
     bases: Array
@@ -19,7 +23,11 @@ class HostBudgets(NamedTuple):
 
 
 class HostRanges(NamedTuple):
-    """``Ranges`` as arrays."""
+    """``Ranges`` as arrays.
+
+    Attributes:
+        warmed, spreads, exponents: as there.
+    """
 
     warmed: Array
     spreads: Array

@@ -104,8 +104,7 @@ class ChatRenderer:
         except Exception as error:
             roles = ", ".join(turn["role"] for turn in turns[:20])
             field = "messages" if not self._form.continues else "continue_final_message"
-            raise InputError(
-                field, roles, f"what the base's chat template takes ({str(error) or type(error).__name__})"
-            ) from None
+            reason = f"the base's chat template refuses these messages ({str(error) or type(error).__name__})"
+            raise InputError(field, roles, reason=reason) from None
         assert isinstance(text, str)
         return text

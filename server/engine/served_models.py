@@ -242,4 +242,5 @@ def _prompt(request: GenerationRequest, source: Source) -> tuple[int, ...]:
     try:
         return request.prompt_of(source)
     except KeyError:
-        raise InputError("views", None, f"the prompt as source {source.name} sees it: {source.view}") from None
+        reason = f"the prompt as source {source.name} sees it is missing: {source.view}"
+        raise InputError("views", None, reason=reason) from None

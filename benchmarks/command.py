@@ -202,7 +202,7 @@ def peers(
     folder: Annotated[
         Path,
         typer.Option(
-            help="Where the other servers are, or are installed, which takes minutes and a compiler.",
+            help="Folder in which the other servers are, or are installed, which takes minutes and a compiler.",
             show_default="~/.cache/ladle/peers",
         ),
     ] = Path.home() / ".cache" / "ladle" / "peers",

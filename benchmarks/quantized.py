@@ -27,7 +27,7 @@ _CPU_DTYPE = "ladle.server.engine.engine_config.cpu_has_bfloat16"
 
 
 def run(family: Family, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:
-    """A row a batch size: milliseconds a step with bfloat16 and with int8 weights, and the ratio paired by round.
+    """A row a batch size: milliseconds per step with bfloat16 and with int8 weights, and the ratio paired by round.
 
     ``float32``: bfloat16 weights as a processor without bfloat16 instructions takes them, computed in float32.
     """

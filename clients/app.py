@@ -88,7 +88,7 @@ TopP = Annotated[float | None, typer.Option(help="Draw from the best tokens that
 Seed = Annotated[int | None, typer.Option(help="Seed of the draws; the same seed gives the same tokens.")]
 Thinking = Annotated[
     int | None,
-    typer.Option(min=0, help="Most tokens of the thought in front of the answer, which is shown dim."),
+    typer.Option(min=0, help="The most tokens that the thought in front of the answer may have; it is shown dim."),
 ]
 CheckThought = Annotated[
     int | None,

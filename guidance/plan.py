@@ -119,7 +119,7 @@ class Blocks:
 
     Attributes:
         count: continuations of each text, at most.
-        length: tokens a block, at most.
+        length: tokens per block, at most.
         ends: what ends a block before it has ``length`` tokens: ``sentence``: the end of one; ``punctuation``: that of
             any part of one; None: nothing.
         entropy: (low, high), in nats. As many continuations are drawn as the entropy H of the next token asks for,

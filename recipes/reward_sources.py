@@ -155,7 +155,7 @@ class _Own:
         return [self._number(score, response) for score, response in zip(rewards, responses, strict=True)]
 
     def _arguments(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Any]:
-        """As TRL's trainers call a reward: conversations, and a list for each column of the data set."""
+        """The arguments with which TRL's trainers call a reward: conversations, and a list per column of the data."""
         known = [self._columns.get(prompt, {}) for prompt in prompts]
         names = sorted(set.union(set(), *known)) if known else []
         arguments = {

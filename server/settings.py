@@ -168,7 +168,7 @@ class ServerSettings(BaseSettings):
     )
     api_key_file: Path | None = Field(
         None,
-        description="file with a line a key (see `ladle keys`), read again at SIGHUP; without it none is asked for",
+        description="file with a line per key (see `ladle keys`), read again at SIGHUP; without it none is asked for",
     )
     key_concurrent: int | None = Field(
         None,

@@ -5,8 +5,8 @@
 ``--each-for-one`` compiles every variant for one of the targets, another one for another seed: a third of the work.
 
 Prints one JSON list: name, target, seconds, and what the compilers report of the result: ``registers`` a thread,
-``spills`` (bytes a thread on NVIDIA, where they lie on the stack and are all that does; registers on AMD), ``shared``
-bytes a program; ``error`` instead where it does not compile. Exit code 1 if anything failed or spilled.
+``spills`` (bytes per thread on NVIDIA, where they lie on the stack and are all that does; registers on AMD), ``shared``
+bytes per program; ``error`` instead where it does not compile. Exit code 1 if anything failed or spilled.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Indices = NDArray[np.int64]
 
 
 class Digits(NamedTuple):
-    """Rows of activations as whole numbers, each as two digits to the base 256, times a scale a row.
+    """Rows of activations as whole numbers, each as two digits to the base 256, times a scale per row.
 
     Attributes:
         values: [2 rows, bytes] int8, the higher digits of a row and below them its lower ones.
@@ -31,7 +31,7 @@ class Product(NamedTuple):
     """One or more linear layers with the same input, and the bank's factors for them.
 
     Attributes:
-        weight: [blocks, steps, numbers a step] of ``out`` outputs, as ``tiled_product.pack`` makes it.
+        weight: [blocks, steps, numbers per step] of ``out`` outputs, as ``tiled_product.pack`` makes it.
         steps: [16 blocks] float32, what one step of an output's quantised weights counts, or [0].
         bias: [out] float32, or [0].
         shrink: the R shrink factors, packed like ``weight``.
@@ -105,7 +105,7 @@ class LayerPass(NamedTuple):
         kv: the pool [layers, slots, 2, kv heads, d], float32 or bfloat16 patterns (int16); a row sees the tokens before
             its position through its blocks, and itself at its slot. New keys and values are written before any row
             attends.
-        block: slots a block.
+        block: slots per block.
         threads: how many parts the work is cut into.
         amounts: [rows, n], how much of each of n steering vectors a row gets; [rows, 0] where none gets any.
         vectors: [layers, n, hidden], what is added after each layer.

@@ -1,6 +1,6 @@
 """Decoder layers of Llama's shape for a few rows on a CPU, all of them as one compiled call.
 
-Between the products of a small step lie some thirty calls a layer, each a few microseconds of dispatch for next to no
+Between the products of a small step lie some thirty calls per layer, each a few microseconds of dispatch for next to no
 work; compiled together they vanish. The layers merge in the forward as gated layers do.
 """
 

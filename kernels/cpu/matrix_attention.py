@@ -29,7 +29,7 @@ _by_four, _by_one = matrix_tile(1, 4), matrix_tile(1, 1)
 
 
 def can_attend(kv: Any, block: int) -> bool:
-    """Whether the unit takes a pool [layers, slots, 2, kv heads, d] of ``block`` slots a block: bfloat16 patterns,
+    """Whether the unit takes a pool [layers, slots, 2, kv heads, d] of ``block`` slots per block: bfloat16 patterns,
     heads of whole steps, blocks of whole tiles."""
     return has_matrix_unit() and kv.dtype == np.int16 and kv.shape[4] % _STEP == 0 and block % ROWS == 0
 
@@ -47,6 +47,8 @@ def _groups(paged: PagedTokens, window: int, block: int) -> Indices:
 
     All groups of a sequence take a segment in turns, so that it is packed once for all of them.
     """
+    # First pass: cut the rows into groups, up to _TOGETHER rows that follow each other in one sequence and whose own
+    # keys lie where their positions say (candidates' do not), and count how many (group, segment) there are.
     tokens = paged.positions.shape[0]
     starts = np.empty((tokens, 2), np.int64)
     total, made, t = np.int64(0), 0, 0
@@ -72,6 +74,7 @@ def _groups(paged: PagedTokens, window: int, block: int) -> Indices:
         for group in range(begun, made):
             ends[group] = made
         total += (made - begun) * (last // SEGMENT + 1)
+    # Second pass: list them, segment outside and group inside, without those that a sliding window hides from a group.
     groups = np.empty((total, 3), np.int64)
     count, begun = 0, 0
     while begun < made:
@@ -236,6 +239,7 @@ def _attend_part(
                     query, own_query = queries[row, head * dim : (head + 1) * dim], asked[q]
                     for i in range(dim):
                         own_query[i] = narrow(query[i], own_query[i])
+                # Scores = Q K^T of up to ROWS (row, head) pairs that share a key head with the whole segment.
                 configure(CONFIGS, count)
                 blocks = (stop - begin + ROWS - 1) // ROWS
                 _product(asked, address(keys[of]), dim // 2 * LINE, dim // _STEP, blocks, scores)
@@ -250,6 +254,7 @@ def _attend_part(
                     else:
                         for i in range(end):
                             weights[q, i] = 0
+                # Sums = P V. The segment's maxima and masses are kept beside them, and ``join_segments`` rescales them.
                 _product(weights, address(values[of]), SEGMENT // 2 * LINE, end // _STEP, dim // ROWS, made)
                 for q in range(count):
                     if segment_rows[q] >= 0:

@@ -57,6 +57,8 @@ def has_integer_unit() -> bool:
 def _configs() -> Any:
     """[17, 64] uint8: what the unit loads before tiles of so many rows; weights always have sixteen steps."""
     configs = np.zeros((ROWS + 1, 64), np.uint8)
+    # Per register: bytes of a line (two bytes each, from 16 on) and how many lines there are (from 48 on). Sums and
+    # rows have as many lines as there are rows; weights are always whole.
     configs[:, 0] = 1  # the only palette
     configs[:, 16:32].view(np.uint16)[:] = LINE
     for rows in range(ROWS + 1):
@@ -128,6 +130,8 @@ def _tile(tiles: int, blocks: int) -> Any:
             def moved(name: str, register: int, address: Any, stride: Any) -> None:
                 _call(builder, name, [_register(register), builder.inttoptr(address, _POINTER), stride])
 
+            # The accumulators of all tiles stay in registers over the whole loop. Each step loads one tile of rows per
+            # group of sums and, in turns of two registers, the weights of each block, which all rows share.
             line = ir.Constant(_I64, LINE)
             held_at, given_at = addresses(held, held_block, blocks, 1), addresses(given, given_row, tiles, ROWS)
             sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
@@ -156,7 +160,7 @@ def _tile(tiles: int, blocks: int) -> Any:
 
 
 fits: Any = intrinsic(_fits)
-"""fits(weight): whether the unit multiplies packed weights [blocks, steps, numbers a step]: bfloat16 (int16) or whole
+"""fits(weight): whether the unit multiplies packed weights [blocks, steps, numbers per step]: bfloat16 (int16) or whole
 numbers (uint8), whole tiles of steps."""
 configure: Any = intrinsic(_configure)
 """configure(CONFIGS, rows): from now on this thread's tiles of activations and of sums have ``rows`` rows."""

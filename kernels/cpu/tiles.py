@@ -149,6 +149,8 @@ def _tile(rows: int, blocks: int) -> Any:
             input_at = addresses(inputs.data, row, row_bytes, rows)
             output_at = addresses(outputs.data, row, result_bytes, rows)
 
+            # A loop over the inputs, written as phis: rows x blocks accumulators that never leave their registers. Each
+            # step loads one vector of weights per block and broadcasts one word of inputs per row.
             before = builder.block
             loop = builder.append_basic_block("inputs")
             after = builder.append_basic_block("sums")
@@ -189,7 +191,7 @@ def tile(rows: int, blocks: int) -> Any:
     """What compiled code calls as ``tile(weight, x, y, block, row)``: y[row + i, 16 (block + j) + lane] of the products
     of ``rows`` rows and ``blocks`` blocks.
 
-    ``weight`` [blocks, steps, numbers a step] as ``pack`` makes it: int16 holds bfloat16 pairs, uint16 float16, int8
+    ``weight`` [blocks, steps, numbers per step] as ``pack`` makes it: int16 holds bfloat16 pairs, uint16 float16, int8
     itself, uint8 fours of ``digits``; ``x`` [rows, inputs], rows contiguous: bfloat16 patterns as int16 with int16
     weights, int8 with uint8 ones, else float32; ``y`` [rows, at least 16 times blocks] float32, int32 with uint8
     weights.

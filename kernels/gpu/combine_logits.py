@@ -17,7 +17,7 @@ from ladle.kernels.step_tables import StepTables, own_rows, plain_tables
 
 
 def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor, *, block: int | None = None) -> Tensor:
-    """See ``reference.combine_logits``, whose bits this has; ``block``: tokens a tile (see ``tiling``)."""
+    """See ``reference.combine_logits``, whose bits this has; ``block``: tokens per tile (see ``tiling``)."""
     return combine(logits, plain_tables(source_rows, weights), block=block)
 
 

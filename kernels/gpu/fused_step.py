@@ -1,15 +1,15 @@
 """One decoding step from the sources' logits to tokens and logprobs: combine, penalise, truncate, draw, in as few
 passes over the vocabulary as can be.
 
-1. ``summarise``, a program a tile: reads each source once and keeps maximum, mass and the best token after noise.
+1. ``summarise``, one program per tile: reads each source once and keeps maximum, mass and the best token after noise.
    Greedy and untruncated rows are drawn from that; a row of scores is never written.
-2. ``find_bounds``, a program a row, and ``keep``, a program a tile of a truncated row: from the summaries follows a
-   bound below which nothing survives top-k, top-p and min-p. What lies above it, hundreds of tokens of a hundred
-   thousand, is made again and written down.
-3. ``draw``, a program a row: finds the least score that survives by narrowing an interval around it, without a sort,
-   and draws.
-4. ``_list_best``, a program a tile of a row that wants alternatives: lists its best tokens.
-5. ``_report``, a program a row: makes one tile again for the logprob, merges the lists.
+2. ``find_bounds``, one program per row, and ``keep``, one program per tile of a truncated row: from the summaries
+   follows a bound below which nothing survives top-k, top-p and min-p. What lies above it, hundreds of tokens of a
+   hundred thousand, is made again and written down.
+3. ``draw``, one program per row: finds the least score that survives by narrowing an interval around it, without a
+   sort, and draws.
+4. ``_list_best``, one program per tile of a row that wants alternatives: lists its best tokens.
+5. ``_report``, one program per row: makes one tile again for the logprob, merges the lists.
 
 Before them come the KL budgets (``trust_region``) and temperatures that follow the entropy, which few sequences have;
 behind them the scores of traced sequences are written down.
@@ -137,7 +137,7 @@ _FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
 
 def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> SampledTokens:
-    """See ``step_reference.fused_step``; ``block``: tokens a tile (see ``tiling``)."""
+    """See ``step_reference.fused_step``; ``block``: tokens per tile (see ``tiling``)."""
     if len(tables.source_rows) == 0:
         return _nothing(logits)
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
@@ -147,7 +147,7 @@ def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) 
 
 
 def guided_scores(logits: Tensor, tables: StepTables, *, block: int | None = None) -> Tensor:
-    """See ``step_reference.guided_scores``; ``block``: tokens a tile (see ``tiling``)."""
+    """See ``step_reference.guided_scores``; ``block``: tokens per tile (see ``tiling``)."""
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
     floors = _floors(logits, tables, tiling(logits.shape[1], block).block) if tables.masks else None
     return _guided(logits, tables, floors, block)

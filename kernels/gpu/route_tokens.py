@@ -1,7 +1,7 @@
 """Routing on a GPU: a router's scores become the experts of the next token, their shares, and the rows of logits that
 ``fused_step`` then adds to the router's, without a word to the host.
 
-One program a sequence: there are few experts, and their scores are in its registers at once.
+One program per sequence: there are few experts, and their scores are in its registers at once.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def combine_routed(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """See ``routing.combine_routed``; ``block``: tokens a tile (see ``score_tile.tiling``)."""
+    """See ``routing.combine_routed``; ``block``: tokens per tile (see ``score_tile.tiling``)."""
     n, most, vocabulary = expert_logits.shape
     factors = torch.stack([complement.double(), weight.double()], dim=1)
     factors = torch.where(normalize[:, None], factors / factors.sum(dim=1, keepdim=True), factors)

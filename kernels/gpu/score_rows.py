@@ -34,6 +34,7 @@ def _combine(  # type: ignore[no-untyped-def]
     counts_stride, vocabulary, tiles,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    # One program per sequence and tile of the vocabulary: it reads that tile of every source once and writes one row's.
     sequence = tl.program_id(0)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
@@ -41,6 +42,7 @@ def _combine(  # type: ignore[no-untyped-def]
         candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
     )  # fmt: skip
     if FULL:
+        # Penalties and logit bias; with neither the launch leaves this out altogether.
         score = drawn_tile(
             score, columns, inside, int_params, float_params, biased, biases, most_biases, counts, seen, counts_stride,
             sequence, tile, BLOCK,

@@ -263,7 +263,7 @@ class Tiling:
 def tiling(vocabulary: int, block: int | None = None) -> Tiling:
     """The tiles of a vocabulary. They do not depend on the batch, and so neither do sums over them.
 
-    2048 tokens a tile are 16 bytes a thread and load in half precision, and 16 programs a row at 32 k: enough for
+    2048 tokens per tile are 16 bytes per thread and load in half precision, and 16 programs per row at 32 k: enough for
     every multiprocessor from a few rows on.
     """
     block = BLOCK if block is None else block

@@ -25,9 +25,9 @@ from ladle.kernels.gpu.score_tile import (
 from ladle.kernels.gpu.variant import POINTERS, Variant
 
 SUMS = 5
-"""Numbers a tile: maximum and mass of the combined score; of what is drawn from, maximum, mass, best after noise."""
+"""Numbers per tile: maximum and mass of the combined score; of what is drawn from, maximum, mass, best after noise."""
 GROUPS = 16
-"""Maxima a tile, for a bound on the k-th best."""
+"""Maxima per tile, for a bound on the k-th best."""
 
 _INT_PARAMS = tl.constexpr(step_tables.INT_PARAMS)
 _FLOAT_PARAMS = tl.constexpr(step_tables.FLOAT_PARAMS)

@@ -18,7 +18,7 @@ from ladle.kernels.trust_region import within_budget
 
 
 def keep_to_budgets(logits: Tensor, tables: StepTables, block: int | None) -> tuple[Tensor, StepTables]:
-    """(logits, tables) of the same step without KL budgets, ``block``: tokens a tile (see ``tiling``).
+    """(logits, tables) of the same step without KL budgets, ``block``: tokens per tile (see ``tiling``).
 
     The scores of a sequence with a budget, before masks, become a row of their own behind ``logits``, and its one
     source, of weight 1. Without budgets both are what they were.

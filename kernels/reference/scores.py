@@ -121,7 +121,7 @@ def _mix(x: Tensor) -> Tensor:
 def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
     """Gumbel(0, 1) noise that (key, token) decides alone: a counter-based generator with nothing to advance.
 
-    ``keys`` [..., 2] int32 (one pair a sequence and position), ``tokens`` int32, broadcast against keys[..., 0].
+    ``keys`` [..., 2] int32 (one pair per sequence and position), ``tokens`` int32, broadcast against keys[..., 0].
     Returns float32. 23 random bits: the noise lies within (-2.8, 16.7).
     """
     x = _mix(tokens * _GOLDEN ^ keys[..., 0])

@@ -37,6 +37,8 @@ def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> S
     """One step of n sequences, from ``logits`` [rows, vocabulary] of all their sources to tokens and logprobs: the
     operations ``do`` one after the other, in the order said in ``reference.scores``, on what ``tables`` holds.
     """
+    # Guidance first. What is traced is taken before ``allowed`` rules tokens out, logprobs after that, and draws after
+    # penalties and bias: three stages of the same rows.
     scores = guided_scores(logits, tables, do)
     guided = scores.index_select(0, tables.traced) if len(tables.traced) else scores[:0]
     final = _allowed(scores, tables.int_params, tables)
@@ -93,6 +95,7 @@ def _by_rule(logits: Tensor, tables: StepTables, do: Operations) -> Tensor:
     rules, scale = tables.int_params[:, step_tables.RULE].tolist(), tables.float_params[:, step_tables.SCALE]
     if len(set(rules)) == 1:
         return _under(rules[0], logits, tables.source_rows, tables.weights, scale, do)
+    # Sequences of several rules: each rule takes its own ones out of the batch and puts their scores back.
     dtype = torch.promote_types(logits.dtype, torch.float32)
     scores = logits.new_empty((len(rules), logits.shape[1]), dtype=dtype)
     for rule in set(rules):
@@ -163,6 +166,7 @@ def _alternatives(final: Tensor, tables: StepTables, do: Operations) -> tuple[Te
     n, most = len(final), min(tables.wanted, final.shape[1])
     if most == 0:
         return tables.int_params.new_empty((n, 0), dtype=torch.int64), final.new_empty((n, 0))
+    # Where all want as many, the best are taken as they come; else each is cut to what it wants.
     wanted = tables.int_params[:, step_tables.WANTED]
     if min(wanted.tolist()) >= most:
         return do.best_logprobs(final, most)[::-1]
@@ -201,6 +205,7 @@ def route_rows(
         exact: [n] bool. Where not, a single expert is added by a linear sum of logits, which needs no normalisers: off
             by a constant a row, which nothing but a repetition penalty sees.
     """
+    # A single expert may stay on for some tokens (``route_tokens``); several are always the best by score.
     leading = torch.where(top == 1, route_tokens(scores, previous, stayed, stay), scores.argmax(dim=-1))
     weights = torch.zeros(len(scores), 1 + most, dtype=torch.float32, device=scores.device)
     source_rows = router_rows[:, None].expand(-1, 1 + most).clone()

@@ -22,7 +22,7 @@ class Gate:
         self._scales: list[Tensor | None] = []
 
     def pattern(self, columns: Tensor, head: bool = False) -> int:
-        """Register a layer's rank columns; layers with equal columns share one expanded scale a step. ``head``: the
+        """Register a layer's rank columns; layers with equal columns share one expanded scale per step. ``head``: the
         layer is the output head, which reads only some of the tokens."""
         for index, (known, known_head) in enumerate(self._patterns):
             if head == known_head and torch.equal(known, columns):

@@ -76,7 +76,7 @@ class Architecture:
         return self.blueprint.conversion.module(path)
 
     def untied_by(self, reader: ConvertedReader) -> set[str]:
-        """Those of the tied weights that the checkpoint ``reader`` has with values of their own."""
+        """The tied weights that have values of their own in the checkpoint ``reader``."""
         return {
             name
             for name, source in self.tied.items()

@@ -113,7 +113,7 @@ def packed_ints(bits: int, block: tuple[int, int] | None) -> Callable[[Tensors],
 
 
 def scaled(block: tuple[int, int] | None) -> Callable[[Tensors], Tensor]:
-    """Numbers of one byte each, float8 or int8, times ``scale``: one number, one an output or one a block; less
+    """Numbers of one byte each, float8 or int8, times ``scale``: one number, one per output or one per block; less
     ``zero`` where there is one."""
 
     def decode(tensors: Tensors) -> Tensor:

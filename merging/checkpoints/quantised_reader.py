@@ -110,7 +110,7 @@ class Quantization:
             words = reader.shape(named["packed"])[1]
             bits = next((bits for bits in (2, 4, 8) if -(-inputs * bits // 32) == words), None)
             if bits is None:
-                reason = f"{words} words a row for {inputs} inputs; rows of 2, 4 or 8 bits are read; {CURE}"
+                reason = f"{words} words per row for {inputs} inputs; rows of 2, 4 or 8 bits are read; {CURE}"
                 raise FamilyError(reader.file_of(named["packed"]), reason, named["packed"])
             decode = layouts.packed_ints(bits, self._block(path))
             weights[f"{path}.weight"] = Packed(named, (outputs, inputs), decode, _float(reader, named["scale"]))

@@ -57,7 +57,7 @@ async def collect(
 
     Args:
         rewards: one per objective, in their order.
-        judged: how many answers a prompt, the first ones, the plain base judges as well (see ``ask``).
+        judged: how many answers per prompt, the first ones, the plain base judges as well (see ``ask``).
 
     Raises:
         LadleError: a request that failed for good; what came before it is kept.

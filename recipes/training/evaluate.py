@@ -122,7 +122,7 @@ def evaluate(
     Args:
         base: judges how likely the answers are.
         sampler: gives the answers' tokens.
-        path: a .jsonl file that receives every setting as soon as it is done, one a line; settings already in it are
+        path: a .jsonl file that receives every setting as soon as it is done, one per line; settings already in it are
             not sampled again.
 
     Returns:

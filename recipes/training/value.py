@@ -150,11 +150,11 @@ class HeadedConfig(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Of the trunk's factors, at the top of the schedule."""
+        """Learning rate of the trunk's factors, at the top of the schedule."""
 
     @property
     def head_learning_rate(self) -> float:
-        """Of the head."""
+        """Learning rate of the head."""
 
     @property
     def warmup(self) -> float:

@@ -105,7 +105,7 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: Path, defaults: Limits = NO_LIMITS) -> ApiKeys:
-        """The keys of a file: one a line; blank lines and lines that begin with ``#`` are skipped.
+        """The keys of a file: one per line; blank lines and lines that begin with ``#`` are skipped.
 
         Raises:
             InputError: an unreadable file, a line that is no entry, a name or key that is there twice, or no keys at

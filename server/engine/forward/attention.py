@@ -2,8 +2,8 @@
 
 A forward takes the tokens of many lanes side by side in one row. Each step lays out ``AttentionGroup``s: lanes in
 decode whose lengths share a bucket, and the query tiles of one prefill chunk. A group is one call, so a step costs a
-few calls a layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone: together
-with row-invariant products this is why a sequence computes the same values whatever shares its batch.
+few calls per layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone:
+together with row-invariant products this is why a sequence computes the same values whatever shares its batch.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _AS_QUICK = 1.1
 _CHOSEN: dict[tuple[Any, ...], int] = {}
 """What was found, by the shape of the layers: once a process."""
 TOGETHER = 512
-"""Rows a call: what the layers hold of a row between their products should stay in the processor's caches."""
+"""Rows per call: what the layers hold of a row between their products should stay in the processor's caches."""
 
 
 class DecoderStack(nn.Module):

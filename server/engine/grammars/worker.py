@@ -249,7 +249,7 @@ class Nursery:
 def _become_worker(
     control: Channel, fds: list[int], words: LLTokenizer, limits: dict[str, Any], ours: list[int]
 ) -> None:
-    """In the forked process: never returns."""
+    """Serves as a worker in the forked process; never returns."""
     try:
         parent = os.getppid()
         signal.set_wakeup_fd(-1)

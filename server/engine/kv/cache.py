@@ -16,7 +16,7 @@ from ladle.server.engine.device.host_memory import zeroed_memory
 from ladle.server.engine.device.transfers import send_one
 
 BLOCK_SIZE = 16
-"""Tokens a block. Also the query tile of prefill, so reuse of whole blocks never changes how a tile is computed."""
+"""Tokens per block. Also the query tile of prefill, so reuse of whole blocks never changes how a tile is computed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A step's layout on its way to the processes that compute it too: facts as JSON, tensors side by side, one a dtype."""
+"""A step's layout on its way to the processes that compute it too: facts as JSON, tensors side by side by dtype."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Answer:
         return other
 
     def behind(self, thinking: Thinking | None, tokens: Seq[int]) -> Answer:
-        """The same with a thought that is where ``thinking`` has it after ``tokens``, which came before."""
+        """This answer, with a thought that is where ``thinking`` has it after ``tokens``, which came before."""
         self._thought = None if thinking is None else Thought(thinking).follow(tokens)
         return self
 
@@ -117,7 +117,7 @@ class Answer:
         return piece, text, None
 
     def _placed(self, thought: Thought, token: int, count: int, ended: bool) -> tuple[str, str, str | None, str | None]:
-        """The same of a token that comes before it is known to be the answer's own, with what it adds to the thought.
+        """What a token adds that comes before it is known to be the answer's own, and what it adds to the thought.
         Stop strings and stop tokens do nothing there; what ends a text, ends it there too."""
         inside, sampling = thought.phase is ThoughtPhase.INSIDE, self.request.sampling
         if inside and token in self._eos and not sampling.ignore_eos and thought.forced is None:

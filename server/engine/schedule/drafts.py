@@ -70,11 +70,14 @@ class Drafts:
         self._step_rows = 0
         if not self._most or not plan.decode or plan.chunks:
             return
+        # ``cost`` is what one more row adds to this step, as a share of it: None until such a step was seen without
+        # drafts. ``room``: rows that the token budget leaves.
         self._step_rows = len(plan.lanes)
         cost = self._pace.row_cost(self._step_rows)
         room = self._scheduler.max_batch_tokens - self._step_rows
         for sequence in plan.decode:
             author = self._author(sequence)
+            # The guess is made in any case: whether it comes true is how the chance of later ones is known.
             left = sequence.request.sampling.max_tokens - len(sequence.output) - 1
             author.guess = author.index.guess(min(self._most, left))
             if cost is None or not author.guess:

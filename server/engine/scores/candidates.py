@@ -43,7 +43,7 @@ def value_candidates(
     Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and fewer where it
     allows fewer.
 
-    All that lanes of one set of weights have to value goes through one forward: k new tokens a lane over the state it
+    All that lanes of one set of weights have to value goes through one forward: k new tokens per lane over the state it
     has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane, with the candidates' ids, and
     returns [tokens, hidden].
     """
@@ -69,7 +69,7 @@ def value_candidates(
         plan = layout(lanes, [s.length(lane) for s, lane in members], [s.candidates for s, _ in members])
         ordered = list(dict.fromkeys(plan.logit_lanes))
         states = hidden(lanes[0], plan, torch.cat([chosen[owner[lane]] for lane in ordered]))
-        # The layout sorts lanes by their buckets; hidden states come back in that order, k rows a lane.
+        # The layout sorts lanes by their buckets; hidden states come back in that order, k rows per lane.
         start = 0
         for lane in ordered:
             stop = start + owner[lane].candidates

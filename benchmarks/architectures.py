@@ -19,8 +19,8 @@ from ladle.benchmarks.tiny_config import VOCABULARY, tiny_config
 from ladle.guidance.plan import Plan, Source
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward.servable import require_servable
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
@@ -32,7 +32,7 @@ _PROMPT, _ANSWER = 30, 5
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Verdict:
     """What became of one architecture.
 
     Attributes:
@@ -50,7 +50,7 @@ class Outcome:
     reason: str = ""
 
 
-def survey(folder: Path, seed: int, kinds: frozenset[str] = frozenset()) -> Iterator[Outcome]:
+def survey(folder: Path, seed: int, kinds: frozenset[str] = frozenset()) -> Iterator[Verdict]:
     """One outcome after the other, by name. ``kinds``: only these; ``folder`` gets the models."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -59,7 +59,7 @@ def survey(folder: Path, seed: int, kinds: frozenset[str] = frozenset()) -> Iter
         yield _one(folder / kind, kind, *classes[kind], seed)
 
 
-def table(outcomes: list[Outcome], versions: Mapping[str, str]) -> str:
+def table(outcomes: list[Verdict], versions: Mapping[str, str]) -> str:
     """The outcomes as a page of Markdown."""
     counts = {what: sum(outcome.outcome == what for outcome in outcomes) for what in ("served", "refused", "not built")}
     lines = [
@@ -84,27 +84,27 @@ def table(outcomes: list[Outcome], versions: Mapping[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _one(root: Path, kind: str, config: type, model: Any, seed: int) -> Outcome:
+def _one(root: Path, kind: str, config: type, model: Any, seed: int) -> Verdict:
     torch.manual_seed(seed)
     try:
         built = _write_base(root / "base", config, model)
     except Exception as error:  # whatever a class does not like about so small a config
-        return Outcome(kind, "not built", reason=_one_line(error))
+        return Verdict(kind, "not built", reason=_one_line(error))
     if built is None:
-        return Outcome(kind, "not built", reason=f"its smallest config means more than {MOST_PARAMETERS:,} parameters")
+        return Verdict(kind, "not built", reason=f"its smallest config means more than {MOST_PARAMETERS:,} parameters")
     _write_manifest(root, member=False)
     try:
         require_servable(load_family(root))
     except FamilyError as error:
-        return Outcome(kind, "refused", reason=error.reason.removeprefix("this architecture cannot be served: "))
+        return Verdict(kind, "refused", reason=error.reason.removeprefix("this architecture cannot be served: "))
     adapted, reason = _with_member(root, built)
     try:
         family = load_family(root)
         differences = _differences(family, built, adapted)
     except Exception as error:  # the very thing that must not happen
-        return Outcome(kind, "wrong", reason=_one_line(error))
+        return Verdict(kind, "wrong", reason=_one_line(error))
     worst = max(value for value in differences if value is not None)
-    return Outcome(kind, "served" if worst <= TOLERANCE else "wrong", *differences, reason=reason)
+    return Verdict(kind, "served" if worst <= TOLERANCE else "wrong", *differences, reason=reason)
 
 
 def _write_base(folder: Path, config: type, model: Any) -> Any:

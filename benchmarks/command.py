@@ -202,7 +202,7 @@ def peers(
     folder: Annotated[
         Path,
         typer.Option(
-            help="Where the other servers are, or are installed, which takes minutes and a compiler.",
+            help="Folder in which the other servers are, or are installed, which takes minutes and a compiler.",
             show_default="~/.cache/ladle/peers",
         ),
     ] = Path.home() / ".cache" / "ladle" / "peers",
@@ -277,7 +277,7 @@ def _sizes(batches: str) -> list[int]:
 
 
 def _report(title: str, rows: Iterable[dict[str, object]], out: Path | None, as_json: bool) -> None:
-    from ladle.benchmarks.environment import hardware, versions, write_csv
+    from ladle.benchmarks.machine import hardware, versions, write_csv
 
     console = Console()
     if as_json:

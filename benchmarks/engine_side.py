@@ -11,8 +11,8 @@ import torch
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.family.family import Family
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sampling_params import SamplingParams

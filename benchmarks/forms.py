@@ -32,7 +32,7 @@ TEXT = json.dumps([{"name": "Ada Lovelace of London", "age": 36, "kind": "b"}] *
 
 
 def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:
-    """A row a batch size, all of whose sequences have the grammar or none has: milliseconds a step, and the ratio,
+    """A row a batch size, all of whose sequences have the grammar or none has: milliseconds per step, and the ratio,
     paired by round. ``compile_ms``: a schema that was never seen. ``mask_us``: the tokens that may come next and
     the step to one of them, at each token of a text of that schema, with nothing to hide it behind: median and 99th
     percentile."""

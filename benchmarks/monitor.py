@@ -17,7 +17,7 @@ METHODS = ("base", "bone_soup")
 
 
 def run(family: Family, dtype: str, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:
-    """A row a method and a batch size, all of whose sequences are watched or none is: milliseconds a step, and the
+    """A row a method and a batch size, all of whose sequences are watched or none is: milliseconds per step, and the
     ratio, paired by round. Raises ValueError for a family without an explicit value."""
     value = next((value.name for value in family.values if value.kind == "explicit"), None)
     if value is None:

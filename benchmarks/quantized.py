@@ -23,11 +23,11 @@ from ladle.merging.family.family import Family
 
 BURST = 12
 PLAIN = Steering(method="base")
-_CPU_DTYPE = "ladle.server.engine.config.cpu_has_bfloat16"
+_CPU_DTYPE = "ladle.server.engine.engine_config.cpu_has_bfloat16"
 
 
 def run(family: Family, batches: Sequence[int], rounds: int) -> Iterator[dict[str, object]]:
-    """A row a batch size: milliseconds a step with bfloat16 and with int8 weights, and the ratio paired by round.
+    """A row a batch size: milliseconds per step with bfloat16 and with int8 weights, and the ratio paired by round.
 
     ``float32``: bfloat16 weights as a processor without bfloat16 instructions takes them, computed in float32.
     """
@@ -67,7 +67,7 @@ def perplexities(family: Family, texts: Sequence[str]) -> dict[str, float]:
         "bfloat16": _round,
         "int8": _quantise,
     }
-    found = {}
+    figures = {}
     for name, change in forms.items():
         model: Any = copy.deepcopy(base)
         # The output head apart from the embedding that it is tied to, which is held as it is.
@@ -83,8 +83,8 @@ def perplexities(family: Family, texts: Sequence[str]) -> dict[str, float]:
             scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
             total -= float(scores.gather(1, ids[0, 1:, None]).sum())
             count += ids.shape[1] - 1
-        found[name] = math.exp(total / count)
-    return found
+        figures[name] = math.exp(total / count)
+    return figures
 
 
 def _round(layer: nn.Linear) -> None:

@@ -17,8 +17,8 @@ from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.export import export
 from ladle.recipes.domains.domains import DOMAINS, questions
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 

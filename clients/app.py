@@ -88,7 +88,7 @@ TopP = Annotated[float | None, typer.Option(help="Draw from the best tokens that
 Seed = Annotated[int | None, typer.Option(help="Seed of the draws; the same seed gives the same tokens.")]
 Thinking = Annotated[
     int | None,
-    typer.Option(min=0, help="Most tokens of the thought in front of the answer, which is shown dim."),
+    typer.Option(min=0, help="The most tokens that the thought in front of the answer may have; it is shown dim."),
 ]
 CheckThought = Annotated[
     int | None,
@@ -321,11 +321,11 @@ def families(
     Example: ladle families demo --json
     """
     with Client(url, api_key=api_key) as client:
-        found = client.families() if name is None else [client.family(name)]
+        shown = client.families() if name is None else [client.family(name)]
     if as_json:
-        print_json(found if name is None else found[0])
+        print_json(shown if name is None else shown[0])
         return
-    for family in found:
+    for family in shown:
         for table in family_tables(family):
             output.print(table)
 

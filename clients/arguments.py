@@ -11,8 +11,8 @@ from ladle.clients.errors import UsageError
 
 def slip_of(given: str, names: Iterable[str]) -> str:
     """`` (did you mean 'NAME'?)`` for the name that ``given`` is a slip of; empty where there is none."""
-    found = get_close_matches(given, list(names), n=1, cutoff=0.7)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    matches = get_close_matches(given, list(names), n=1, cutoff=0.7)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def not_among(given: str, names: Iterable[str], kind: str) -> str:

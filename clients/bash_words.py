@@ -19,11 +19,11 @@ def answering_bash(environ: MutableMapping[str, str]) -> Iterator[None]:
         with redirect_stdout(said):
             yield
     finally:
-        found = [line.removeprefix(start) for line in said.getvalue().splitlines()]
-        if len(found) == 1 and found[0].endswith("="):
+        words = [line.removeprefix(start) for line in said.getvalue().splitlines()]
+        if len(words) == 1 and words[0].endswith("="):
             # Bash puts a space behind the only answer, but not behind the part that two have in common.
-            found.append(f"{found[0]}1")
-        sys.stdout.write("".join(f"{line}\n" for line in found))
+            words.append(f"{words[0]}1")
+        sys.stdout.write("".join(f"{line}\n" for line in words))
 
 
 def _join(environ: MutableMapping[str, str]) -> str:

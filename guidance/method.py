@@ -10,7 +10,12 @@ from ladle.merging.family.family import Family
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a family can serve a method; ``reason`` says why not and is empty otherwise."""
+    """Whether a family can serve a method.
+
+    Attributes:
+        available: whether it can.
+        reason: why not; empty where it can.
+    """
 
     available: bool
     reason: str = ""

@@ -119,7 +119,7 @@ class Blocks:
 
     Attributes:
         count: continuations of each text, at most.
-        length: tokens a block, at most.
+        length: tokens per block, at most.
         ends: what ends a block before it has ``length`` tokens: ``sentence``: the end of one; ``punctuation``: that of
             any part of one; None: nothing.
         entropy: (low, high), in nats. As many continuations are drawn as the entropy H of the next token asks for,
@@ -309,6 +309,8 @@ class Plan:
             elsewhere are among those that judge blocks.
         routing: which of the sources speaks is decided at every token; it goes before ``rule``, and mask and scorer
             are None beside it.
+        kl_budget: the most KL(base, final) at a token, in nats; None for no limit.
+        target: what each objective is expected to get, where the preference was found for a target.
         schedule: plans that take over from it, in the order in which they do; theirs are empty, and ``blocks`` is None
             in all of them.
         steering: what it was resolved from.

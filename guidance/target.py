@@ -29,7 +29,12 @@ _POINTS = 4000
 
 @dataclass(frozen=True)
 class Reached:
-    """A preference, by objective, and what it is expected to get."""
+    """A preference that was found for a target.
+
+    Attributes:
+        preference: weight by objective.
+        outcomes: what each objective is expected to get there.
+    """
 
     preference: dict[str, float]
     outcomes: dict[str, Outcome]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ladle.kernels.cpu.arrays import Floats, LayerPass, Layers, PagedTokens, Product
 from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
-from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Layers, Product
 from ladle.kernels.entropy import entropy
 from ladle.kernels.reference import model as model_reference
 from ladle.kernels.reference import routing
@@ -32,7 +32,7 @@ __all__ = [
     "ALL_ROWS",
     "Block",
     "LayerPass",
-    "LayerRows",
+    "PagedTokens",
     "Layers",
     "PackedLinear",
     "Product",
@@ -211,23 +211,24 @@ def _module(op: str, otherwise: ModuleType, *tensors: Tensor) -> Any:
     return importlib.import_module(f"ladle.kernels.gpu.{op}") if _through_triton(op, *tensors) else otherwise
 
 
-def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.scores.combine_logits``."""
-    made: Tensor = _module("combine_logits", reference, logits).combine_logits(logits, rows, weights)
-    return made
+    scores: Tensor = _module("combine_logits", reference, logits).combine_logits(logits, source_rows, weights)
+    return scores
 
 
-def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
+def combine_divergence(logits: Tensor, source_rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.scores.combine_divergence``."""
-    made: Tensor = _module("combine_logits", reference, logits).combine_divergence(logits, rows, weights, alpha)
-    return made
+    module = _module("combine_logits", reference, logits)
+    scores: Tensor = module.combine_divergence(logits, source_rows, weights, alpha)
+    return scores
 
 
 def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Tensor, relative: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.scores.rule_out_implausible``."""
     module = _module("combine_logits", reference, scores, base)
-    made: Tensor = module.rule_out_implausible(scores, base, top_k, top_p, relative)
-    return made
+    result: Tensor = module.rule_out_implausible(scores, base, top_k, top_p, relative)
+    return result
 
 
 def add_candidate_values(
@@ -235,8 +236,8 @@ def add_candidate_values(
 ) -> Tensor:
     """See ``ladle.kernels.reference.scores.add_candidate_values``."""
     module = _module("combine_logits", reference, scores)
-    made: Tensor = module.add_candidate_values(scores, candidates, values, centred, restricted)
-    return made
+    result: Tensor = module.add_candidate_values(scores, candidates, values, centred, restricted)
+    return result
 
 
 def apply_penalties(
@@ -244,8 +245,8 @@ def apply_penalties(
 ) -> Tensor:
     """See ``ladle.kernels.reference.scores.apply_penalties``."""
     module = _module("combine_logits", reference, scores)
-    made: Tensor = module.apply_penalties(scores, counts, seen, repetition, presence, frequency)
-    return made
+    result: Tensor = module.apply_penalties(scores, counts, seen, repetition, presence, frequency)
+    return result
 
 
 def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
@@ -255,8 +256,8 @@ def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
 
         options = (each.contiguous().numpy() for each in (scores, temperature, top_k, top_p, min_p, keys))
         return torch.from_numpy(cpu_sample.sample_rows(*options))
-    made: Tensor = _module("sample", reference, scores).sample(scores, temperature, top_k, top_p, min_p, keys)
-    return made
+    tokens: Tensor = _module("sample", reference, scores).sample(scores, temperature, top_k, top_p, min_p, keys)
+    return tokens
 
 
 def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
@@ -265,26 +266,26 @@ def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
         from ladle.kernels.cpu import sample as cpu_sample
 
         return torch.from_numpy(cpu_sample.logprobs_of(scores.contiguous().numpy(), tokens.contiguous().numpy()))
-    made: Tensor = _module("sample", reference, scores).token_logprobs(scores, tokens)
-    return made
+    logprobs: Tensor = _module("sample", reference, scores).token_logprobs(scores, tokens)
+    return logprobs
 
 
 def best_logprobs(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """See ``ladle.kernels.reference.scores.best_logprobs``."""
-    made: tuple[Tensor, Tensor] = _module("sample", reference, scores).best_logprobs(scores, count)
-    return made
+    best: tuple[Tensor, Tensor] = _module("sample", reference, scores).best_logprobs(scores, count)
+    return best
 
 
 def route_tokens(scores: Tensor, previous: Tensor, stayed: Tensor, stay: Tensor) -> Tensor:
     """See ``ladle.kernels.reference.routing.route_tokens``."""
-    made: Tensor = _module("route_tokens", routing, scores).route_tokens(scores, previous, stayed, stay)
-    return made
+    experts: Tensor = _module("route_tokens", routing, scores).route_tokens(scores, previous, stayed, stay)
+    return experts
 
 
 def mix_experts(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """See ``ladle.kernels.reference.routing.mix_experts``."""
-    made: tuple[Tensor, Tensor] = _module("route_tokens", routing, scores).mix_experts(scores, top)
-    return made
+    mixture: tuple[Tensor, Tensor] = _module("route_tokens", routing, scores).mix_experts(scores, top)
+    return mixture
 
 
 def combine_routed(
@@ -292,8 +293,8 @@ def combine_routed(
 ) -> Tensor:
     """See ``ladle.kernels.reference.routing.combine_routed``."""
     module = _module("route_tokens", routing, router_logits, expert_logits)
-    made: Tensor = module.combine_routed(router_logits, expert_logits, mixture, complement, weight, normalize)
-    return made
+    combined: Tensor = module.combine_routed(router_logits, expert_logits, mixture, complement, weight, normalize)
+    return combined
 
 
 def routes(scores: Tensor) -> bool:
@@ -303,8 +304,8 @@ def routes(scores: Tensor) -> bool:
 
 def route_rows(scores: Tensor, *rest: Any, **named: Any) -> RoutedRows:
     """See ``ladle.kernels.reference.step.route_rows``."""
-    made: RoutedRows = _module("route_tokens", step_reference, scores).route_rows(scores, *rest, **named)
-    return made
+    routed_rows: RoutedRows = _module("route_tokens", step_reference, scores).route_rows(scores, *rest, **named)
+    return routed_rows
 
 
 _OPERATIONS = step_reference.Operations(
@@ -363,8 +364,8 @@ def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Te
 
 def add_vectors(x: Tensor, amounts: Tensor, vectors: Tensor) -> Tensor:
     """See ``ladle.kernels.gpu.add_vectors.add_vectors``."""
-    made: Tensor = _module("add_vectors", model_reference, x, amounts).add_vectors(x, amounts, vectors)
-    return made
+    sums: Tensor = _module("add_vectors", model_reference, x, amounts).add_vectors(x, amounts, vectors)
+    return sums
 
 
 def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:

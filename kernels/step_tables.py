@@ -12,15 +12,15 @@ LINEAR, DIVERGENCE, ROUTED = range(3)
 """Rules: see ``combine_logits``, ``combine_divergence``, ``combine_routed``."""
 
 RULE, TOP_K, KEY_0, KEY_1, BASE, MASK_TOP_K, CANDIDATES, RESTRICTED, COUNTED, BIASES, WANTED, ALLOWED = range(12)
-CHOICES = 12
-"""Columns of ``StepTables.choices``."""
+INT_PARAMS = 12
+"""Columns of ``StepTables.int_params``."""
 KEYS = [KEY_0, KEY_1]
 ABSENT = [BASE, COUNTED, ALLOWED]
 """Those in which -1 says that there is no such thing."""
 
 SCALE, TEMPERATURE, TOP_P, MIN_P, MASK_TOP_P, MASK_RELATIVE, REPETITION, PRESENCE, FREQUENCY = range(9)
-NUMBERS = 9
-"""Columns of ``StepTables.numbers``."""
+FLOAT_PARAMS = 9
+"""Columns of ``StepTables.float_params``."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class RoutedRows(NamedTuple):
     """What ``route_rows`` makes of n routed sequences.
 
     Attributes:
-        rows, weights: [n, 1 + most] int64 and float32, of ``StepTables``: the router's, then the experts' by score.
+        source_rows, weights: [n, 1 + most] int64 and float32, of ``StepTables``: the router's, then the experts' by
+            score.
         rules: [n] int32, of ``StepTables``.
         leading, stayed: [n] int64, who writes the token and how many in a row with it: the next step's ``previous``
             and ``stayed``.
     """
 
-    rows: Tensor
+    source_rows: Tensor
     weights: Tensor
     rules: Tensor
     leading: Tensor
@@ -101,16 +102,16 @@ class StepTables:
     float32, float64 for float64 logits.
 
     Attributes:
-        rows: [n, k] int64, the row of the logits of each source; whatever the padding holds must be a row.
+        source_rows: [n, k] int64, the row of the logits of each source; whatever the padding holds must be a row.
         weights: [n, k], 0 for padding. LINEAR, DIVERGENCE: of the sources. ROUTED: the first source is the
             router and its weight the complement, the others are experts and their weights shares that sum to 1.
-        choices: [n, CHOICES] int32. RULE; TOP_K (0: off); KEY_0 and KEY_1, the key of the draw; BASE, the row of the
-            logits that the plausibility mask asks (-1: no mask), with MASK_TOP_K (0: off); CANDIDATES and BIASES, how
-            many entries the row's sparse tables have; RESTRICTED, whether all but the candidates are ruled out;
-            COUNTED, the row of ``counts`` and ``seen`` (-1: no penalties); WANTED, how many alternatives are reported;
-            ALLOWED, the row of ``allowed`` (-1: all tokens).
-        numbers: [n, NUMBERS]. SCALE, the alpha of DIVERGENCE or the weight of the experts of ROUTED; TEMPERATURE,
-            TOP_P, MIN_P; MASK_TOP_P (1: off), MASK_RELATIVE (0: off); REPETITION, PRESENCE, FREQUENCY.
+        int_params: [n, INT_PARAMS] int32. RULE; TOP_K (0: off); KEY_0 and KEY_1, the key of the draw; BASE, the row
+            of the logits that the plausibility mask asks (-1: no mask), with MASK_TOP_K (0: off); CANDIDATES and
+            BIASES, how many entries the row's sparse tables have; RESTRICTED, whether all but the candidates are ruled
+            out; COUNTED, the row of ``counts`` and ``seen`` (-1: no penalties); WANTED, how many alternatives are
+            reported; ALLOWED, the row of ``allowed`` (-1: all tokens).
+        float_params: [n, FLOAT_PARAMS]. SCALE, the alpha of DIVERGENCE or the weight of the experts of ROUTED;
+            TEMPERATURE, TOP_P, MIN_P; MASK_TOP_P (1: off), MASK_RELATIVE (0: off); REPETITION, PRESENCE, FREQUENCY.
         candidates, values: [n, c], int64 and what is added at these tokens before budget and mask, centred already;
             c is 0 only where no sequence has candidates or is restricted to them.
         budgets: the KL budgets that scores keep to, between candidate values and mask.
@@ -126,10 +127,10 @@ class StepTables:
         wanted: the most alternatives any sequence wants reported.
     """
 
-    rows: Tensor
+    source_rows: Tensor
     weights: Tensor
-    choices: Tensor
-    numbers: Tensor
+    int_params: Tensor
+    float_params: Tensor
     candidates: Tensor
     values: Tensor
     budgets: Budgets
@@ -153,63 +154,63 @@ class StepTables:
 
     def of(self, sequences: Tensor) -> StepTables:
         """The tables of some of the sequences, by index [m] int64, but for KL budgets, ranges and traces."""
-        own = ("rows", "weights", "choices", "numbers", "candidates", "values", "biased", "biases")
+        own = ("source_rows", "weights", "int_params", "float_params", "candidates", "values", "biased", "biases")
         picked = {name: getattr(self, name).index_select(0, sequences) for name in own}
         return replace(self, **picked, budgets=self.budgets.none(), ranges=self.ranges.none(), traced=self.traced[:0])
 
     def changed(self, **columns: Tensor | float) -> StepTables:
-        """A copy with columns of ``choices`` and ``numbers`` replaced, each named in lower case."""
-        choices, numbers = self.choices.clone(), self.numbers.clone()
+        """A copy with columns of ``int_params`` and ``float_params`` replaced, each named in lower case."""
+        int_params, float_params = self.int_params.clone(), self.float_params.clone()
         for name, column in columns.items():
-            if name in _CHOICES:
-                choices[:, _CHOICES.index(name)] = column
+            if name in _INT_PARAMS:
+                int_params[:, _INT_PARAMS.index(name)] = column
             else:
-                numbers[:, _NUMBERS.index(name)] = column
-        return replace(self, choices=choices, numbers=numbers)
+                float_params[:, _FLOAT_PARAMS.index(name)] = column
+        return replace(self, int_params=int_params, float_params=float_params)
 
 
-_CHOICES = (
+_INT_PARAMS = (
     "rule", "top_k", "key_0", "key_1", "base", "mask_top_k", "candidates", "restricted", "counted", "biases", "wanted",
     "allowed",
 )  # fmt: skip
-_NUMBERS = (
+_FLOAT_PARAMS = (
     "scale", "temperature", "top_p", "min_p", "mask_top_p", "mask_relative", "repetition", "presence", "frequency",
 )  # fmt: skip
-COLUMNS = (*_CHOICES, *_NUMBERS)
+COLUMNS = (*_INT_PARAMS, *_FLOAT_PARAMS)
 """Their names, as ``changed`` takes them."""
 
 
-def plain_tables(rows: Tensor, weights: Tensor) -> StepTables:
-    """Greedy choice from linear sums of ``weights`` [n, k] times logits[``rows`` [n, k]]: nothing else is on."""
-    n, device = len(rows), rows.device
-    choices = torch.zeros(n, CHOICES, dtype=torch.int32, device=device)
+def plain_tables(source_rows: Tensor, weights: Tensor) -> StepTables:
+    """Greedy choice from linear sums of ``weights`` [n, k] times logits[``source_rows`` [n, k]]: nothing else is on."""
+    n, device = len(source_rows), source_rows.device
+    int_params = torch.zeros(n, INT_PARAMS, dtype=torch.int32, device=device)
     for column in ABSENT:
-        choices[:, column] = -1
-    numbers = torch.zeros(n, NUMBERS, dtype=torch.float32, device=device)
+        int_params[:, column] = -1
+    float_params = torch.zeros(n, FLOAT_PARAMS, dtype=torch.float32, device=device)
     for column in (SCALE, TOP_P, MASK_TOP_P, REPETITION):
-        numbers[:, column] = 1.0
-    return linear_tables(rows.contiguous(), weights.to(torch.float32).contiguous(), choices, numbers)
+        float_params[:, column] = 1.0
+    return linear_tables(source_rows.contiguous(), weights.to(torch.float32).contiguous(), int_params, float_params)
 
 
 def linear_tables(
-    rows: Tensor, weights: Tensor, choices: Tensor, numbers: Tensor, truncates: bool = False
+    source_rows: Tensor, weights: Tensor, int_params: Tensor, float_params: Tensor, truncates: bool = False
 ) -> StepTables:
-    """Linear sums, drawn as ``choices`` and ``numbers`` say: there is nothing else."""
-    none, flags = rows.new_empty(0), torch.empty(0, 0, dtype=torch.bool, device=rows.device)
-    floats = torch.empty(0, dtype=torch.float64, device=rows.device)
-    ids, reals = rows[:, :0], weights[:, :0]
+    """Linear sums, drawn as ``int_params`` and ``float_params`` say: there is nothing else."""
+    none, flags = source_rows.new_empty(0), torch.empty(0, 0, dtype=torch.bool, device=source_rows.device)
+    floats = torch.empty(0, dtype=torch.float64, device=source_rows.device)
+    ids, reals = source_rows[:, :0], weights[:, :0]
     return StepTables(
-        rows=rows,
+        source_rows=source_rows,
         weights=weights,
-        choices=choices,
-        numbers=numbers,
+        int_params=int_params,
+        float_params=float_params,
         candidates=ids,
         values=reals,
         budgets=Budgets(none, none, floats),
         ranges=Ranges(none, floats, floats),
         biased=ids,
         biases=reals,
-        counts=choices[:0, :0],
+        counts=int_params[:0, :0],
         seen=flags,
         allowed=flags,
         traced=none,

@@ -30,9 +30,9 @@ class CodedText(str):
     code: str
 
     def __new__(cls, code: str, text: str) -> Self:
-        made = super().__new__(cls, text)
-        made.code = code
-        return made
+        error = super().__new__(cls, text)
+        error.code = code
+        return error
 
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
         return self.code, str(self)

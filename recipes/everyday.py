@@ -17,10 +17,10 @@ import numpy as np
 
 from ladle.clients import Client
 from ladle.recipes.markdown import table
-from ladle.recipes.metrics import is_degenerate
 from ladle.recipes.sweeps.inputs import read_prompts, rewards_of
 from ladle.recipes.sweeps.server import serving
 from ladle.recipes.sweeps.sweep import TokenCounter
+from ladle.recipes.text_metrics import is_degenerate
 
 PROMPTS = 20
 MAX_TOKENS = 64

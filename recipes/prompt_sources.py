@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ladle.recipes.prompts import Prompt, load_prompts, shipped_lists
+from ladle.recipes.prompt_list import ListedPrompt, load_prompts, shipped_lists
 from ladle.recipes.trl_config import PromptSource
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 _FEWEST = 3  # one for each split
 
 
-def read_prompts(source: str | PromptSource, folder: Path) -> list[Prompt]:
+def read_prompts(source: str | PromptSource, folder: Path) -> list[ListedPrompt]:
     """All prompts of a source, each in its split.
 
     Args:
@@ -43,7 +43,7 @@ def read_prompts(source: str | PromptSource, folder: Path) -> list[Prompt]:
     return split_up(_rows(source, folder), source)
 
 
-def _shipped(name: str) -> list[Prompt]:
+def _shipped(name: str) -> list[ListedPrompt]:
     try:
         return load_prompts(name)
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def _has_splits(path: Path) -> bool:
     return isinstance(first, dict) and {"split", "topic", "prompt"} <= first.keys()
 
 
-def _some(prompts: list[Prompt], source: str) -> list[Prompt]:
+def _some(prompts: list[ListedPrompt], source: str) -> list[ListedPrompt]:
     if not prompts:
         raise ValueError(f"pool.prompts: {source!r} is empty; allowed: a list with prompts in it")
     return prompts
@@ -103,26 +103,28 @@ def _rows(source: PromptSource, folder: Path) -> Iterable[Mapping[str, Any]]:
     return loaded if text == source.column else loaded.rename_column(text, source.column)
 
 
-def split_up(rows: Iterable[Mapping[str, Any]], source: PromptSource) -> list[Prompt]:
+def split_up(rows: Iterable[Mapping[str, Any]], source: PromptSource) -> list[ListedPrompt]:
     """Prompts in the order of their rows, a few drawn for validation and as many for test; one that occurs twice counts
     once. Every prompt is a topic of its own.
 
     Raises:
         ValueError: fewer than three prompts, or a row whose prompt is no text.
     """
-    found: dict[str, dict[str, object]] = {}
+    distinct: dict[str, dict[str, object]] = {}
     for number, row in enumerate(rows, start=1):
         text = _text(row[source.column], number, source)
-        found.setdefault(text, {key: value for key, value in row.items() if key != source.column})
-    if len(found) < _FEWEST:
+        distinct.setdefault(text, {key: value for key, value in row.items() if key != source.column})
+    if len(distinct) < _FEWEST:
         raise ValueError(
-            f"pool.prompts: {source.dataset!r} has {len(found)} distinct prompts; allowed: {_FEWEST} or more, as some "
-            "are kept for validation and for test"
+            f"pool.prompts: {source.dataset!r} has {len(distinct)} distinct prompts; allowed: {_FEWEST} or more, as "
+            "some are kept for validation and for test"
         )
-    kept = max(1, min(source.held_out, len(found) // 5))
-    order = np.random.default_rng(source.seed).permutation(len(found))
+    kept = max(1, min(source.held_out, len(distinct) // 5))
+    order = np.random.default_rng(source.seed).permutation(len(distinct))
     splits = dict.fromkeys(order[:kept].tolist(), "validation") | dict.fromkeys(order[kept : 2 * kept].tolist(), "test")
-    return [Prompt(splits.get(i, "train"), text, text, columns) for i, (text, columns) in enumerate(found.items())]
+    return [
+        ListedPrompt(splits.get(i, "train"), text, text, columns) for i, (text, columns) in enumerate(distinct.items())
+    ]
 
 
 def _text(value: Any, number: int, source: PromptSource) -> str:

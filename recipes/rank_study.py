@@ -26,10 +26,10 @@ import typer
 
 from ladle.clients import AsyncClient
 from ladle.merging.preferences.simplex import grid
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.sweeps.inputs import rewards_of
 from ladle.recipes.sweeps.server import PLAIN, serving
 from ladle.recipes.sweeps.sweep import TokenCounter
+from ladle.recipes.text_metrics import bootstrap_mean, is_degenerate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 OBJECTIVES = ("positive", "simple", "concise")
@@ -61,14 +61,14 @@ def answers(
     asked = [(prompt, preferences[index % len(preferences)]) for index, prompt in enumerate(prompts)]
     out.mkdir(parents=True, exist_ok=True)
     with _server(family) as url:
-        found = asyncio.run(_ranked(url, asked, n))
+        ranked = asyncio.run(_ranked(url, asked, n))
     counter = TokenCounter()
     rewards = rewards_of(OBJECTIVES, [], counter)
-    for row in found:
+    for row in ranked:
         counter.saw(row["text"], row["tokens"] - (row["finish_reason"] == "stop"))
         for name, reward in zip(OBJECTIVES, rewards, strict=True):
             row[f"reward_{name}"] = round(reward(asked[row["prompt"]][0], row["text"]), 6)
-    _write(out / "answers.csv.gz", found)
+    _write(out / "answers.csv.gz", ranked)
 
 
 async def _ranked(url: str, asked: Sequence[tuple[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -111,8 +111,8 @@ def merged(
     from ladle.merging.family.family import load_family
     from ladle.merging.preferences.preference import Preference
     from ladle.server.engine.async_engine import AsyncEngine
-    from ladle.server.engine.config import EngineConfig
     from ladle.server.engine.engine import Engine
+    from ladle.server.engine.engine_config import EngineConfig
     from ladle.server.engine.requests.request import GenerationRequest, Score
     from ladle.server.engine.requests.sampling_params import SamplingParams
 

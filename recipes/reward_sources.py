@@ -68,14 +68,14 @@ def _function(name: str, spec: str, folder: Path) -> Callable[..., Any]:
     if module.endswith(".py"):
         if not path.is_file():
             raise ValueError(f"rewards.{name}: there is no file {str(path)!r}; allowed: {ALLOWED}")
-        found = _run(name, str(path), lambda: runpy.run_path(str(path))).get(function)
+        reward = _run(name, str(path), lambda: runpy.run_path(str(path))).get(function)
     elif _MODULE.fullmatch(module):
-        found = getattr(_run(name, module, lambda: _import(name, module, folder)), function, None)
+        reward = getattr(_run(name, module, lambda: _import(name, module, folder)), function, None)
     else:
         raise ValueError(f"rewards.{name}: {spec!r} is not allowed; allowed: {ALLOWED}")
-    if not callable(found):
+    if not callable(reward):
         raise ValueError(f"rewards.{name}: {module} has no function {function!r}")
-    return found
+    return reward
 
 
 def _run(name: str, what: str, load: Callable[[], Any]) -> Any:
@@ -143,19 +143,19 @@ class _Own:
             return [self._number(self._called(response, prompt, response), response) for prompt, response in pairs]
         given = self._called(responses[0], **self._arguments(prompts, responses))
         try:
-            found = list(given)
+            rewards = list(given)
         except TypeError:
             kind = type(given).__name__
             raise ValueError(f"rewards.{self.name}: the function gave {kind}, not a list of numbers") from None
-        if len(found) != len(responses):
+        if len(rewards) != len(responses):
             raise ValueError(
-                f"rewards.{self.name}: the function gave {len(found)} rewards for {len(responses)} answers; "
+                f"rewards.{self.name}: the function gave {len(rewards)} rewards for {len(responses)} answers; "
                 "allowed: one for each"
             )
-        return [self._number(score, response) for score, response in zip(found, responses, strict=True)]
+        return [self._number(score, response) for score, response in zip(rewards, responses, strict=True)]
 
     def _arguments(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Any]:
-        """As TRL's trainers call a reward: conversations, and a list for each column of the data set."""
+        """The arguments with which TRL's trainers call a reward: conversations, and a list per column of the data."""
         known = [self._columns.get(prompt, {}) for prompt in prompts]
         names = sorted(set.union(set(), *known)) if known else []
         arguments = {

@@ -19,8 +19,8 @@ import numpy as np
 import typer
 
 from ladle.clients import AsyncClient
-from ladle.recipes.metrics import bootstrap_mean
 from ladle.recipes.sweeps.server import PLAIN, serving
+from ladle.recipes.text_metrics import bootstrap_mean
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 DRAWN = {"temperature": 0.8, "top_p": 0.95}
@@ -146,14 +146,14 @@ def figures(
 ) -> None:
     """Measures of a sweep in standard deviations of another sweep's base: one answer to each of few prompts can have no
     deviation at all, as the base's answers that are all cut at one length have none in ``concise``."""
+    from ladle.recipes.sweeps.grid import BASE
     from ladle.recipes.sweeps.join import join, write_tables
-    from ladle.recipes.sweeps.settings import BASE
-    from ladle.recipes.sweeps.summary import Table, standardised, summarise
+    from ladle.recipes.sweeps.summary import RewardTable, standardised, summarise
 
     objectives, settings, samples = join([("", sweep)])
     _, _, others = join([("", scale)])
     base = [[sample.rewards[name] for name in objectives] for (key, _, _), sample in others.items() if key == BASE]
-    table = Table(settings, samples, objectives)
+    table = RewardTable(settings, samples, objectives)
     table.z = standardised(table.raw, np.array(base, dtype=float))
     out.mkdir(parents=True, exist_ok=True)
     write_tables(summarise(table, 2000, 0), out)
@@ -169,7 +169,7 @@ def cost(
     most: Annotated[int, typer.Option(help="How many of them.")] = 26,
 ) -> None:
     """Tokens that a search by explicit values draws for a token of an answer, at an even preference."""
-    from ladle.recipes.prompts import load_prompts
+    from ladle.recipes.prompt_list import load_prompts
 
     texts = [prompt.text for prompt in load_prompts("everyday", split)][:most]
     even = {"positive": 1.0, "simple": 1.0, "concise": 1.0}

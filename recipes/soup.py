@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from ladle.merging.members.adapter import LowRankMember, load_peft
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import LoadedBase
 
 
-def load_members(base: Base, folders: Mapping[str, Path]) -> dict[str, LowRankMember]:
+def load_members(base: LoadedBase, folders: Mapping[str, Path]) -> dict[str, LowRankMember]:
     """Reads PEFT LoRA folders, by name, checked against the base's linear layers.
 
     Raises:
@@ -24,7 +24,7 @@ def load_members(base: Base, folders: Mapping[str, Path]) -> dict[str, LowRankMe
 
 
 @contextmanager
-def merged(base: Base, members: Mapping[str, LowRankMember], coefficients: Mapping[str, float]) -> Iterator[None]:
+def merged(base: LoadedBase, members: Mapping[str, LowRankMember], coefficients: Mapping[str, float]) -> Iterator[None]:
     """Within the block the base's weights are W0 + sum_j c_j D_j in float32; afterwards they are W0 again, bit for bit.
 
     Args:

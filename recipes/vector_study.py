@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import typer
 
 from ladle.clients import AsyncClient
-from ladle.recipes.metrics import is_degenerate
 from ladle.recipes.sweeps.server import ask, serving
+from ladle.recipes.text_metrics import is_degenerate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 SAMPLING = {"max_tokens": 48, "temperature": 0.8, "top_p": 0.95}
@@ -35,8 +35,8 @@ def pairs(
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
     reward: Annotated[str, typer.Option(help="The reward that tells the sides apart.")] = "positive",
 ) -> None:
-    """Of every prompt the answers with the greatest and the least reward, among those that the base finds no stranger
-    than half of all answers."""
+    """Write, for every prompt, the answers with the greatest and the least reward, among those that the base finds no
+    stranger than half of all answers."""
     asked = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
     with gzip.open(sweep / "samples.csv.gz", "rt", encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["base_logprob"] and row["text"].strip()]
@@ -56,7 +56,7 @@ def measure(
     family: Annotated[str, typer.Argument(help="A family, or the address of its server.")],
     name: Annotated[str, typer.Argument(help="The vector.")],
     out: Annotated[Path, typer.Option(help="Folder to write: samples.csv and coefficients.csv.")],
-    coefficients: Annotated[str, typer.Option(help="With commas between them.")],
+    coefficients: Annotated[str, typer.Option(help="Coefficients to ask for, with commas between them.")],
     split: Annotated[Path, typer.Option(help="Folder of a sweep whose prompts are asked.")] = Path(
         "studies/control/test"
     ),

@@ -74,8 +74,8 @@ class ChatRenderer:
         told = [*others, {"role": "assistant", "content": place}, {"role": "user", "content": question}]
         form = replace(self._form, opens_answer=True, continues=False)
         text, mark = ChatRenderer(self._serving, form, self._tools, self._encode)._text(told)
-        _, found, after = text.rpartition(place)
-        if not found:
+        _, separator, after = text.rpartition(place)
+        if not separator:
             reason = "the base's chat template leaves the answer out"
             raise InputError(field or "steering.monitor.ask", question, reason=reason)
         return self._encode(after, mark)
@@ -104,8 +104,7 @@ class ChatRenderer:
         except Exception as error:
             roles = ", ".join(turn["role"] for turn in turns[:20])
             field = "messages" if not self._form.continues else "continue_final_message"
-            raise InputError(
-                field, roles, f"what the base's chat template takes ({str(error) or type(error).__name__})"
-            ) from None
+            reason = f"the base's chat template refuses these messages ({str(error) or type(error).__name__})"
+            raise InputError(field, roles, reason=reason) from None
         assert isinstance(text, str)
         return text

@@ -15,7 +15,7 @@ from ladle.server.access.hosts import ANY, HostNames
 
 if TYPE_CHECKING:
     from ladle.server.access.api_keys import ApiKeys
-    from ladle.server.engine.config import EngineConfig
+    from ladle.server.engine.engine_config import EngineConfig
 
 _DRAFTS = re.compile(r"ngram(?::([1-9]\d?))?")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -42,7 +42,7 @@ def _draft_tokens(speculate: str) -> int:
     """``"ngram:2"`` -> 2, ``"ngram"`` -> 4, ``"none"`` -> 0. Raises ValueError for anything else."""
     if speculate == "none":
         return 0
-    from ladle.server.engine.config import MOST_DRAFTED  # needs torch, which no other option asks for
+    from ladle.server.engine.engine_config import MOST_DRAFTED  # needs torch, which no other option asks for
 
     match = _DRAFTS.fullmatch(speculate)
     tokens = int(match[1] or 4) if match else 0
@@ -168,7 +168,7 @@ class ServerSettings(BaseSettings):
     )
     api_key_file: Path | None = Field(
         None,
-        description="file with a line a key (see `ladle keys`), read again at SIGHUP; without it none is asked for",
+        description="file with a line per key (see `ladle keys`), read again at SIGHUP; without it none is asked for",
     )
     key_concurrent: int | None = Field(
         None,
@@ -303,7 +303,7 @@ class ServerSettings(BaseSettings):
 
     def engine_config(self) -> EngineConfig:
         """The engine's share of the settings. Raises InputError."""
-        from ladle.server.engine.config import EngineConfig
+        from ladle.server.engine.engine_config import EngineConfig
 
         return EngineConfig(
             device=self.device,

@@ -5,8 +5,8 @@
 ``--each-for-one`` compiles every variant for one of the targets, another one for another seed: a third of the work.
 
 Prints one JSON list: name, target, seconds, and what the compilers report of the result: ``registers`` a thread,
-``spills`` (bytes a thread on NVIDIA, where they lie on the stack and are all that does; registers on AMD), ``shared``
-bytes a program; ``error`` instead where it does not compile. Exit code 1 if anything failed or spilled.
+``spills`` (bytes per thread on NVIDIA, where they lie on the stack and are all that does; registers on AMD), ``shared``
+bytes per program; ``error`` instead where it does not compile. Exit code 1 if anything failed or spilled.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def modules() -> list[str]:
 
 def variants(only: str) -> list[Any]:
     """All variants whose name contains ``only``."""
-    found = [item for name in modules() for item in importlib.import_module(f"ladle.kernels.gpu.{name}").variants()]
-    names = [item.name for item in found]
+    items = [item for name in modules() for item in importlib.import_module(f"ladle.kernels.gpu.{name}").variants()]
+    names = [item.name for item in items]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         sys.exit(f"error: several variants are called {', '.join(twice)}")
-    return [item for item in found if only in item.name]
+    return [item for item in items if only in item.name]
 
 
 def compile_one(variant: Any, target: str) -> dict[str, object]:

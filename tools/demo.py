@@ -104,7 +104,7 @@ def await_ready(server: "subprocess.Popen[bytes]", client: Client, started: floa
 
 
 @dataclass
-class Answer:
+class DemoAnswer:
     """One answer while it comes; ``result`` once it is there, ``failure`` if it never will be."""
 
     title: str
@@ -130,29 +130,31 @@ class Answer:
         self.seconds = time.monotonic() - started
 
 
-def columns(family: Family) -> list[Answer]:
+def columns(family: Family) -> list[DemoAnswer]:
     """The plain base, then all weight on one objective; with two objectives also halfway between them."""
     wishes = [{objective: 1.0} for objective in family.objectives[:3]]
     if len(wishes) == 2:
         wishes.insert(1, dict.fromkeys(family.objectives, 0.5))
-    answers = [Answer("the plain base", PROMPT, {"method": "base", "max_tokens": MAX_TOKENS})]
+    answers = [DemoAnswer("the plain base", PROMPT, {"method": "base", "max_tokens": MAX_TOKENS})]
     for wish in wishes:
         title = ", ".join(f"{name} {weight:g}" for name, weight in wish.items())
-        answers.append(Answer(title, PROMPT, {"preference": wish, "max_tokens": MAX_TOKENS}))
+        answers.append(DemoAnswer(title, PROMPT, {"preference": wish, "max_tokens": MAX_TOKENS}))
     return answers
 
 
-def expert_answers() -> list[Answer]:
+def expert_answers() -> list[DemoAnswer]:
     """The base's answer and FusionRoute's to every question. No penalty: sums repeat their numbers."""
     plain = {"max_tokens": 40, "repetition_penalty": 1}
     return [
-        Answer(title, question, {"method": method, "trace": method != "base", **plain})
+        DemoAnswer(title, question, {"method": method, "trace": method != "base", **plain})
         for question in QUESTIONS
         for title, method in (("the plain base", "base"), ("FusionRoute", "fusion_route"))
     ]
 
 
-def ask(client: Client, answers: list[Answer], show: Callable[[list[Answer]], RenderableType]) -> list[Answer]:
+def ask(
+    client: Client, answers: list[DemoAnswer], show: Callable[[list[DemoAnswer]], RenderableType]
+) -> list[DemoAnswer]:
     """All answers at once, shown as they come."""
     threads = [threading.Thread(target=answer.fetch, args=(client,), daemon=True) for answer in answers]
     for thread in threads:
@@ -175,7 +177,7 @@ def ask(client: Client, answers: list[Answer], show: Callable[[list[Answer]], Re
     return answers
 
 
-def side_by_side(answers: list[Answer]) -> Table:
+def side_by_side(answers: list[DemoAnswer]) -> Table:
     """One column per answer: what steered it, its text, the coefficients its weights were mixed with."""
     table = Table(expand=True)
     for answer in answers:
@@ -185,7 +187,7 @@ def side_by_side(answers: list[Answer]) -> Table:
     return table
 
 
-def question_by_question(answers: list[Answer]) -> Table:
+def question_by_question(answers: list[DemoAnswer]) -> Table:
     """One row per question; the tokens of an expert in its colour, and what share each expert wrote."""
     table = Table(expand=True, show_lines=True)
     table.add_column("question", ratio=2)
@@ -197,13 +199,13 @@ def question_by_question(answers: list[Answer]) -> Table:
     return table
 
 
-def coefficients(answer: Answer) -> str:
+def coefficients(answer: DemoAnswer) -> str:
     steering = answer.result.steering if answer.result else None
     values = (steering.coefficients if steering else None) or {}
     return "\n".join(f"{value:+.2f} {member}" for member, value in values.items())
 
 
-def speed(answers: list[Answer]) -> str:
+def speed(answers: list[DemoAnswer]) -> str:
     tokens = sum(answer.result.usage.completion_tokens for answer in answers if answer.result and answer.result.usage)
     return f"{tokens} tokens at {tokens / max(answer.seconds for answer in answers):.0f} tokens/s, all together"
 

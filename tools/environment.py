@@ -66,10 +66,10 @@ def installed() -> "set[str]":
     """The extras that are installed as pyproject.toml and constraints.txt say now."""
     try:
         with open(STAMP) as file:
-            found, *extras = file.read().split()
+            written, *extras = file.read().split()
     except (OSError, ValueError):
         return set()
-    return set(extras) if found == fingerprint() else set()
+    return set(extras) if written == fingerprint() else set()
 
 
 def main() -> None:

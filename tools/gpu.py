@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if not torch.cuda.is_available():
         print("make gpu: no GPU is present, or this PyTorch cannot use it; nothing was tested and nothing measured")
         return 2
-    from ladle.benchmarks.gpu import run as gpu
+    from ladle.benchmarks.gpu import figures as gpu
     from ladle.benchmarks.random_family import SHAPES
 
     names, batches = options.shapes.split(","), [int(batch) for batch in options.batches.split(",")]

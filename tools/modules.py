@@ -28,14 +28,14 @@ def sentence(path: Path) -> str:
 
 def packages() -> list[Path]:
     """Every folder with modules, as a path relative to the repository, in the order of the page."""
-    found: list[Path] = []
+    folders: list[Path] = []
     for room in ROOMS:
         inner = [ROOT / other for other in ROOMS if other.startswith(room + "/")]
         for file in sorted((ROOT / room).rglob("__init__.py")):
             folder = file.parent
             if not any(folder.is_relative_to(other) for other in inner):
-                found.append(folder.relative_to(ROOT))
-    return found
+                folders.append(folder.relative_to(ROOT))
+    return folders
 
 
 def page() -> str:

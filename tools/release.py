@@ -35,17 +35,17 @@ def stated_version(root: Path) -> str:
 def objections(root: Path, today: date) -> list[str]:
     """What keeps the checkout ``root`` from being released, a sentence each; empty where nothing does."""
     version = stated_version(root)
-    found = []
+    reasons = []
     changed = _git(root, "status", "--porcelain").splitlines()
     if changed:
-        found.append(f"the working tree has changes: {', '.join(line[3:] for line in changed[:5])}; commit them")
+        reasons.append(f"the working tree has changes: {', '.join(line[3:] for line in changed[:5])}; commit them")
     if _git(root, "tag", "--list", f"v{version}"):
-        found.append(f"v{version} is tagged already; raise project.version in pyproject.toml")
-    found += _objections_to_changelog((root / "CHANGELOG.md").read_text(), version, today)
+        reasons.append(f"v{version} is tagged already; raise project.version in pyproject.toml")
+    reasons += _objections_to_changelog((root / "CHANGELOG.md").read_text(), version, today)
     cited = re.search(r"^version: *(\S+)", (root / "CITATION.cff").read_text(), re.MULTILINE)
     if cited is None or cited[1].strip("\"'") != version:
-        found.append(f"CITATION.cff states version {cited[1] if cited else 'nothing'}, pyproject.toml {version}")
-    return found
+        reasons.append(f"CITATION.cff states version {cited[1] if cited else 'nothing'}, pyproject.toml {version}")
+    return reasons
 
 
 def _objections_to_changelog(text: str, version: str, today: date) -> list[str]:
@@ -77,13 +77,13 @@ def objections_to_metadata(distribution: Path, version: str) -> list[str]:
         metadata = Metadata.from_email(raw, validate=True)
     except ExceptionGroup as group:
         return [f"{distribution.name}: {error}" for error in group.exceptions]
-    found = []
+    reasons = []
     if str(metadata.version) != version:
-        found.append(f"{distribution.name}: its metadata state version {metadata.version}, pyproject.toml {version}")
+        reasons.append(f"{distribution.name}: its metadata state version {metadata.version}, pyproject.toml {version}")
     # An index shows the description as what its type says.
     if not metadata.description or "text/markdown" not in str(email.parser.BytesParser().parsebytes(raw)):
-        found.append(f"{distribution.name}: its metadata have no description in Markdown")
-    return found
+        reasons.append(f"{distribution.name}: its metadata have no description in Markdown")
+    return reasons
 
 
 def build(root: Path, target: Path) -> list[Path]:
@@ -123,17 +123,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="Do everything but the tag, whatever the checks say.")
     dry = parser.parse_args(arguments).dry_run
     version = stated_version(ROOT)
-    found = objections(ROOT, date.today())
-    if not found or dry:
+    reasons = objections(ROOT, date.today())
+    if not reasons or dry:
         distributions = build(ROOT, ROOT / "dist")
         for distribution in distributions:
-            found += objections_to_metadata(distribution, version)
+            reasons += objections_to_metadata(distribution, version)
         (wheel,) = (path for path in distributions if path.suffix == ".whl")
-        found += try_wheel(wheel, version, ROOT / "constraints.txt")
+        reasons += try_wheel(wheel, version, ROOT / "constraints.txt")
         print(*(f"built dist/{path.name}, {path.stat().st_size / 2**20:.1f} MiB" for path in distributions), sep="\n")
-    for objection in found:
+    for objection in reasons:
         print(f"error: {objection}", file=sys.stderr)
-    if found:
+    if reasons:
         return 1
     if dry:
         print(f"ladle {version} is ready to be released; nothing was tagged")

@@ -15,18 +15,18 @@ PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml")
 
 def requirements(extras: list[str]) -> list[str]:
     """The requirements of ``extras`` and of the extras that they name, each once. Raises KeyError for a strange one."""
-    found = dict.fromkeys(PROJECT["dependencies"])
+    names = dict.fromkeys(PROJECT["dependencies"])
     waiting, seen = list(extras), set(extras)
     while waiting:
         for requirement in PROJECT["optional-dependencies"][waiting.pop()]:
             own = re.fullmatch(r"ladle\[(.+)\]", requirement)
             if own is None:
-                found[requirement] = None
+                names[requirement] = None
                 continue
             more = [extra.strip() for extra in own[1].split(",")]
             waiting += [extra for extra in more if extra not in seen]
             seen.update(more)
-    return sorted(found)
+    return sorted(names)
 
 
 if __name__ == "__main__":

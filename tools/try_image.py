@@ -163,15 +163,15 @@ def _stages() -> dict[str, tuple[str, list[tuple[str, str]]]]:
     """(base, instructions) of every stage."""
     with (ROOT / "Dockerfile").open("rb") as file:
         structure = DockerfileParser(fileobj=file).structure
-    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    stages: dict[str, tuple[str, list[tuple[str, str]]]] = {}
     name = ""
     for entry in structure:
         if entry["instruction"] == "FROM":
             base, _, name = entry["value"].split()
-            found[name] = (base, [])
+            stages[name] = (base, [])
         elif name and entry["instruction"] != "COMMENT":
-            found[name][1].append((entry["instruction"], entry["value"]))
-    return found
+            stages[name][1].append((entry["instruction"], entry["value"]))
+    return stages
 
 
 def context() -> list[str]:

@@ -310,7 +310,7 @@ def _seed(seed: int | None) -> int:
 
 
 def _report(row: dict[str, object], note: str, out: Path | None) -> None:
-    from ladle.benchmarks.environment import write_csv
+    from ladle.benchmarks.machine import write_csv
 
     problems = broken(row)
     row |= {"held": not problems, "note": note}

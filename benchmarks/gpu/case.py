@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Case:
+class OpCase:
     """``kernel`` is the op as Ladle runs it on its device, ``eager`` the same in plain torch. ``nbytes``: the fewest
     that it can read and write."""
 

@@ -72,12 +72,12 @@ GOALS = (
 
 def table(rows: Sequence[Row]) -> Table:
     """The goals and the worst figures that ``rows`` have for them."""
-    made = Table(title="goals on an H200: the worst of all rows that they are about")
+    result = Table(title="goals on an H200: the worst of all rows that they are about")
     for column in ("goal", "wanted", "measured", ""):
-        made.add_column(column, justify="left" if column in ("goal", "") else "right")
+        result.add_column(column, justify="left" if column in ("goal", "") else "right")
     for goal in GOALS:
         wanted = f">= {goal.least}" if goal.least is not None else f"<= {goal.most}"
         worst = goal.worst(rows)
         verdict = "not measured" if worst is None else "met" if goal.met(worst) else "missed"
-        made.add_row(goal.told, wanted, "" if worst is None else f"{worst:.3f}", verdict)
-    return made
+        result.add_row(goal.told, wanted, "" if worst is None else f"{worst:.3f}", verdict)
+    return result

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ladle.benchmarks.gpu.case import Case
+from ladle.benchmarks.gpu.case import OpCase
 from ladle.benchmarks.gpu.device_timer import DeviceTimer, nbytes
 from ladle.benchmarks.gpu.step_cases import step_cases
 from ladle.kernels import dispatch
@@ -42,7 +42,7 @@ class Sizes:
         return cls((8, 12), (3,), (24, 16), (1, 5), (4,), (4, 2, 8), ((2, 40),), (90,), (4,), (torch.float32,))
 
 
-def cases(device: torch.device, sizes: Sizes) -> Iterator[Case]:
+def cases(device: torch.device, sizes: Sizes) -> Iterator[OpCase]:
     """One after the other, so that the memory of one is free before the next is made."""
     generator = torch.Generator(device=device).manual_seed(0)
 
@@ -61,10 +61,10 @@ def cases(device: torch.device, sizes: Sizes) -> Iterator[Case]:
         yield from step_cases(device, dtype, sizes.vocabularies, sizes.batches)
 
 
-def _merge(count: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> Case:
+def _merge(count: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> OpCase:
     terms = [(1.0 / (index + 1), draw(*sizes.weight, dtype=dtype)) for index in range(count)]
     out = torch.empty_like(terms[0][1])
-    return Case(
+    return OpCase(
         "merge_weights",
         f"{count} x {list(sizes.weight)}",
         dtype,
@@ -74,13 +74,13 @@ def _merge(count: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Ten
     )
 
 
-def _vectors(rows: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> Case:
+def _vectors(rows: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> OpCase:
     # As many steering vectors as there are members, of which each row has one.
     count, hidden = max(sizes.members), sizes.weight[1]
     x, vectors = draw(rows, hidden, dtype=dtype), draw(count, hidden)
     chosen = torch.arange(rows, device=x.device)[:, None] % count == torch.arange(count, device=x.device)
     amounts = chosen.float()
-    return Case(
+    return OpCase(
         "add_vectors",
         f"{rows} x {hidden}, {count} vectors",
         dtype,
@@ -90,7 +90,7 @@ def _vectors(rows: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Te
     )
 
 
-def _gated(rows: int, ranks: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> Iterator[Case]:
+def _gated(rows: int, ranks: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> Iterator[OpCase]:
     outputs, inner = sizes.linear
     product = draw(rows, outputs + ranks, dtype=dtype)
     out, shrunk = product[:, :outputs], product[:, outputs:]
@@ -102,7 +102,7 @@ def _gated(rows: int, ranks: int, sizes: Sizes, dtype: torch.dtype, draw: Callab
     scale = draw(rows, ranks)
     size = f"{rows} rows, {inner} to {outputs}, rank {ranks}"
     # ``out`` is read and written.
-    yield Case(
+    yield OpCase(
         "expand_gated",
         size,
         dtype,
@@ -110,7 +110,7 @@ def _gated(rows: int, ranks: int, sizes: Sizes, dtype: torch.dtype, draw: Callab
         lambda: dispatch.expand_gated(out, shrunk, scale, expand),
         lambda: model_reference.expand_gated(out, shrunk, scale, expand),
     )
-    yield Case(
+    yield OpCase(
         "gated_lora",
         size,
         dtype,
@@ -120,7 +120,7 @@ def _gated(rows: int, ranks: int, sizes: Sizes, dtype: torch.dtype, draw: Callab
     )
 
 
-def _attention(lanes: int, context: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> Case:
+def _attention(lanes: int, context: int, sizes: Sizes, dtype: torch.dtype, draw: Callable[..., Tensor]) -> OpCase:
     heads, kv_heads, dim = sizes.heads
     blocks = -(-context // PAGE)
     pool = draw(lanes * blocks * PAGE, 2, kv_heads, dim, dtype=dtype)
@@ -137,7 +137,7 @@ def _attention(lanes: int, context: int, sizes: Sizes, dtype: torch.dtype, draw:
         mask = seen[:, None, None].expand(-1, kv_heads, heads // kv_heads, -1)
         return F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scaling)
 
-    return Case(
+    return OpCase(
         "paged_attention",
         f"{lanes} lanes of {context}, {heads}/{kv_heads} heads of {dim}",
         dtype,

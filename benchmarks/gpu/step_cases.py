@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ladle.benchmarks.gpu.case import Case
+from ladle.benchmarks.gpu.case import OpCase
 from ladle.benchmarks.gpu.device_timer import nbytes
 from ladle.kernels import dispatch
 from ladle.kernels.reference import routing
@@ -23,7 +23,7 @@ EXPERTS = 8
 
 def step_cases(
     device: torch.device, dtype: torch.dtype, vocabularies: tuple[int, ...], batches: tuple[int, ...]
-) -> Iterator[Case]:
+) -> Iterator[OpCase]:
     """Every op at every vocabulary and batch, with ``SOURCES`` sources a sequence."""
     generator = torch.Generator(device=device).manual_seed(0)
     for vocabulary in vocabularies:
@@ -34,20 +34,20 @@ def step_cases(
         yield _route(torch.randn(batch, EXPERTS, generator=generator, device=device))
 
 
-def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
+def _of_size(logits: Tensor, batch: int) -> Iterator[OpCase]:
     device, vocabulary, dtype = logits.device, logits.shape[1], logits.dtype
-    rows = torch.arange(batch * SOURCES, device=device).view(batch, SOURCES)
+    source_rows = torch.arange(batch * SOURCES, device=device).view(batch, SOURCES)
     weights = torch.tensor([[1.0, 0.7, -0.7]] * batch, device=device)
     size = f"{batch} x {vocabulary}, {SOURCES} sources"
-    yield Case(
+    yield OpCase(
         "combine_logits",
         size,
         dtype,
         nbytes(logits) + 4 * batch * vocabulary,
-        lambda: dispatch.combine_logits(logits, rows, weights),
-        lambda: reference.combine_logits(logits, rows, weights),
+        lambda: dispatch.combine_logits(logits, source_rows, weights),
+        lambda: reference.combine_logits(logits, source_rows, weights),
     )
-    scores = reference.combine_logits(logits, rows, weights)
+    scores = reference.combine_logits(logits, source_rows, weights)
     keys = torch.arange(2 * batch, dtype=torch.int32, device=device).view(batch, 2)
 
     def options(top_p: float) -> tuple[Tensor, ...]:
@@ -56,7 +56,7 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
 
     for name, top_p in (("all tokens", 1.0), ("top-p 0.9", 0.9)):
         chosen = options(top_p)
-        yield Case(
+        yield OpCase(
             "sample",
             f"{batch} x {vocabulary}, {name}",
             torch.float32,
@@ -64,8 +64,8 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
             partial(dispatch.sample, scores, *chosen),
             partial(reference.sample, scores, *chosen),
         )
-    for name, tables in _tables(rows, weights, keys):
-        yield Case(
+    for name, tables in _tables(source_rows, weights, keys):
+        yield OpCase(
             "fused_step",
             f"{size}, {name}",
             dtype,
@@ -75,25 +75,25 @@ def _of_size(logits: Tensor, batch: int) -> Iterator[Case]:
         )
 
 
-def _tables(rows: Tensor, weights: Tensor, keys: Tensor) -> Iterator[tuple[str, StepTables]]:
-    plain = plain_tables(rows, weights)
+def _tables(source_rows: Tensor, weights: Tensor, keys: Tensor) -> Iterator[tuple[str, StepTables]]:
+    plain = plain_tables(source_rows, weights)
     yield "greedy", plain
     drawn = plain.changed(temperature=1.0, key_0=keys[:, 0], key_1=keys[:, 1])
     yield "all tokens", drawn
     yield "top-p 0.9", replace(drawn.changed(top_p=0.9), truncates=True)
     # Every second sequence greedy, every third with alternatives: as a batch of many people's requests is.
-    place = torch.arange(len(rows), device=rows.device)
+    place = torch.arange(len(source_rows), device=source_rows.device)
     mixed = drawn.changed(
         temperature=(place % 2).float(), top_p=0.9, top_k=50, wanted=torch.where(place % 3 == 0, 5, 0)
     )
     yield "mixed", replace(mixed, truncates=True, wanted=5)
 
 
-def _route(scores: Tensor) -> Case:
+def _route(scores: Tensor) -> OpCase:
     batch = len(scores)
     previous = torch.zeros(batch, dtype=torch.int64, device=scores.device)
     history = (previous, previous + 1, previous + 2)
-    return Case(
+    return OpCase(
         "route_tokens",
         f"{batch} x {EXPERTS} experts",
         scores.dtype,

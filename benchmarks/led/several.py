@@ -13,8 +13,8 @@ from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from ladle.benchmarks.peers.sides import Side
+from ladle.benchmarks.peers.sides import PeerServer
 
 _TIMEOUT_S = 300.0
 _IDS = (1000, 40_000)
@@ -20,7 +20,7 @@ _IDS = (1000, 40_000)
 
 
 @dataclass(frozen=True)
-class Stream:
+class TimedStream:
     """When the parts of one answer came, in seconds after it was asked for."""
 
     times: tuple[float, ...]
@@ -42,8 +42,8 @@ def prompt_of(length: int, rng: random.Random) -> list[int]:
 
 
 async def ask(
-    session: aiohttp.ClientSession, side: Side, prompt: Sequence[int], tokens: int, extra: Mapping[str, Any]
-) -> Stream:
+    session: aiohttp.ClientSession, side: PeerServer, prompt: Sequence[int], tokens: int, extra: Mapping[str, Any]
+) -> TimedStream:
     """One answer of exactly ``tokens`` tokens, streamed.
 
     Raises:
@@ -63,7 +63,7 @@ async def ask(
                 times.append(time.perf_counter() - start)
     if not times:
         raise RuntimeError(f"{side.name}: the stream was empty")
-    return Stream(tuple(times), tokens)
+    return TimedStream(tuple(times), tokens)
 
 
 def _session() -> aiohttp.ClientSession:
@@ -72,7 +72,7 @@ def _session() -> aiohttp.ClientSession:
     )
 
 
-async def together(side: Side, count: int, length: int, tokens: int, rng: random.Random) -> dict[str, float]:
+async def together(side: PeerServer, count: int, length: int, tokens: int, rng: random.Random) -> dict[str, float]:
     """``count`` prompts of ``length`` tokens at once: ``prompt_tokens_per_s``, and ``step_ms`` of longer answers."""
     async with _session() as session:
         start = time.perf_counter()
@@ -89,7 +89,7 @@ async def together(side: Side, count: int, length: int, tokens: int, rng: random
 
 
 async def clients(
-    side: Side, count: int, turns: int, length: int, tokens: int, rng: random.Random, mixed: bool
+    side: PeerServer, count: int, turns: int, length: int, tokens: int, rng: random.Random, mixed: bool
 ) -> dict[str, float]:
     """``count`` clients that ask ``turns`` times in a row; ``mixed``: each with a mixture of members of its own."""
 
@@ -108,7 +108,7 @@ async def clients(
     }
 
 
-async def beside(side: Side, streams: int, length: int, tokens: int, rng: random.Random) -> dict[str, float]:
+async def beside(side: PeerServer, streams: int, length: int, tokens: int, rng: random.Random) -> dict[str, float]:
     """A prompt of ``length`` tokens that comes amid ``streams`` answers: when its first token comes, and the 99th
     percentile of what the others wait for a token meanwhile, over their median before."""
     async with _session() as session:

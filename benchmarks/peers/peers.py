@@ -21,10 +21,10 @@ from ladle.benchmarks.decode import preferences
 from ladle.benchmarks.paired import ratio
 from ladle.benchmarks.peers import load
 from ladle.benchmarks.peers.install import Installed, adapter_of, gguf_of
-from ladle.benchmarks.peers.sides import Side, free_port, running
+from ladle.benchmarks.peers.sides import PeerServer, free_port, running
 from ladle.merging.family.family import Family
 
-Burst = Callable[[Side, random.Random], Coroutine[Any, Any, dict[str, float]]]
+Burst = Callable[[PeerServer, random.Random], Coroutine[Any, Any, dict[str, float]]]
 PLAIN, EIGHT, MIXED = ("ladle", "vllm", "llama"), ("ladle int8", "llama q8_0"), ("ladle", "llama")
 """Which sides are compared; the first one is ours."""
 _CONTEXT = 8192
@@ -42,19 +42,19 @@ class Case:
 
 def cases(long: int = 7800) -> list[Case]:
     """All of them; ``long``: tokens of the longest prompt."""
-    found = []
+    every = []
     for count in (1, 4, 16):
-        found.append(Case(f"decode, {count} at once", PLAIN, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
+        every.append(Case(f"decode, {count} at once", PLAIN, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
     for count in (1, 4, 16):
-        found.append(Case(f"decode int8, {count} at once", EIGHT, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
+        every.append(Case(f"decode int8, {count} at once", EIGHT, lambda s, r, n=count: load.together(s, n, 64, 64, r)))  # type: ignore[misc]
     for count in (1, 16):
-        found.append(Case(f"{count} prompts of 512", PLAIN, lambda s, r, n=count: load.together(s, n, 512, 1, r)))  # type: ignore[misc]
-    found.append(Case(f"a context of {long}", PLAIN, lambda s, r: load.together(s, 1, long, 24, r)))
+        every.append(Case(f"{count} prompts of 512", PLAIN, lambda s, r, n=count: load.together(s, n, 512, 1, r)))  # type: ignore[misc]
+    every.append(Case(f"a context of {long}", PLAIN, lambda s, r: load.together(s, 1, long, 24, r)))
     for count in (8, 16):
-        found.append(Case(f"{count} clients", PLAIN, lambda s, r, n=count: load.clients(s, n, 2, 32, 48, r, False)))  # type: ignore[misc]
-    found.append(Case("16 clients, 16 mixtures", MIXED, lambda s, r: load.clients(s, 16, 2, 32, 48, r, True)))
-    found.append(Case("a prompt of 2000 beside 8 answers", PLAIN, lambda s, r: load.beside(s, 8, 2000, 160, r)))
-    return found
+        every.append(Case(f"{count} clients", PLAIN, lambda s, r, n=count: load.clients(s, n, 2, 32, 48, r, False)))  # type: ignore[misc]
+    every.append(Case("16 clients, 16 mixtures", MIXED, lambda s, r: load.clients(s, 16, 2, 32, 48, r, True)))
+    every.append(Case("a prompt of 2000 beside 8 answers", PLAIN, lambda s, r: load.beside(s, 8, 2000, 160, r)))
+    return every
 
 
 def run(
@@ -70,7 +70,7 @@ def run(
     wanted = [case for case in cases() if chosen in case.name]
     names = list(dict.fromkeys(name for case in wanted for name in case.sides))
     with ExitStack() as stack:
-        sides: dict[str, Side] = {}
+        sides: dict[str, PeerServer] = {}
         for name in names:  # one after the other: each would be slow to start beside others that are measured
             sides[name] = stack.enter_context(_started(name, family, manifest, peers, folder))
             sides[name].pause()
@@ -78,7 +78,7 @@ def run(
             yield from _rows(case, [sides[name] for name in case.sides], rounds, number)
 
 
-def _rows(case: Case, sides: Sequence[Side], rounds: int, seed: int) -> Iterator[dict[str, object]]:
+def _rows(case: Case, sides: Sequence[PeerServer], rounds: int, seed: int) -> Iterator[dict[str, object]]:
     figures: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
     for turn in range(rounds + 1):
         for side in sides:

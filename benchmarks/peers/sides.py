@@ -22,7 +22,7 @@ _START_S = 300.0
 
 
 @dataclass
-class Side:
+class PeerServer:
     """A running server.
 
     Attributes:
@@ -56,7 +56,7 @@ def running(
     preference: Sequence[Mapping[str, Any]] = (),
     health: str = "/health",
     environment: Mapping[str, str] | None = None,
-) -> Iterator[Side]:
+) -> Iterator[PeerServer]:
     """Run ``command``, a server on ``port``, until the block ends; enter when ``health`` says 200.
 
     Raises:
@@ -71,7 +71,7 @@ def running(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-    side = Side(name, url, body, process, preference)
+    side = PeerServer(name, url, body, process, preference)
     try:
         _wait(side, health, log)
         yield side
@@ -87,7 +87,7 @@ def running(
             process.wait()
 
 
-def _wait(side: Side, health: str, log: Path) -> None:
+def _wait(side: PeerServer, health: str, log: Path) -> None:
     until = time.monotonic() + _START_S
     while True:
         if side.process.poll() is not None:

@@ -8,7 +8,7 @@ from itertools import combinations
 from torch import Tensor
 
 from ladle.guidance.diagnostics.forwards import Forwards, State
-from ladle.guidance.diagnostics.groups import Group, Member
+from ladle.guidance.diagnostics.groups import Group, GroupMember
 from ladle.merging.family.family import Family
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -70,8 +70,8 @@ class Pair:
     """
 
     group: Group
-    first: Member
-    second: Member
+    first: GroupMember
+    second: GroupMember
 
     @classmethod
     def all(cls, group: Group) -> tuple[list[Pair], list[str]]:

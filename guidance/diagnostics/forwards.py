@@ -29,7 +29,13 @@ _KEPT = 2 << 30  # bytes of results
 
 @dataclass(frozen=True)
 class State:
-    """One set of weights on one view of the prompts; ``coefficients`` sorted by member, none of them 0."""
+    """One set of weights on one view of the prompts.
+
+    Attributes:
+        model: "" for the base, or a name of ``[[models]]``.
+        coefficients: (member, coefficient), sorted by member, none of them 0.
+        view: how it sees the prompts; None as they are.
+    """
 
     model: str
     coefficients: tuple[tuple[str, float], ...]

@@ -18,8 +18,14 @@ from ladle.merging.preferences.preference import Preference
 
 
 @dataclass(frozen=True)
-class Member:
-    """One model of a group. ``head``: the value whose scalar head it has; None for a language model."""
+class GroupMember:
+    """One model of a group.
+
+    Attributes:
+        name: of the member.
+        state: its weights and view of the prompts.
+        head: the value whose scalar head it has; None for a language model.
+    """
 
     name: str
     state: State
@@ -40,7 +46,7 @@ class Group:
 
     name: str
     explicit: bool
-    members: tuple[Member, ...]
+    members: tuple[GroupMember, ...]
     whole: Callable[[Preference], Sequence[Guide]]
     parts: Callable[[Preference], Sequence[Guide]] | None
 
@@ -85,7 +91,7 @@ def untuned(guide: Guide) -> State:
 
 def _values(family: Family, name: str, kind: Kind, reference: bool | None) -> Group:
     members = [
-        Member(value.name, _state(value), value.name if kind == "explicit" else None)
+        GroupMember(value.name, _state(value), value.name if kind == "explicit" else None)
         for value in family.values
         if value.kind == kind and not value.conditioned and reference in (None, value.reference)
     ]
@@ -130,7 +136,7 @@ def _policies(family: Family) -> Group | None:
     return Group(
         "policies" if isinstance(method, RewardedSoup) else "backbones",
         False,
-        tuple(Member(name, State.of("", {member: 1.0})) for name, member in zip(names, own, strict=True)),
+        tuple(GroupMember(name, State.of("", {member: 1.0})) for name, member in zip(names, own, strict=True)),
         lambda mu: [_guide("merged", 1.0, _summed(terms(mu)))],
         lambda mu: [_guide(name, weight, ((name, 1.0),)) for name, weight in terms(mu)],
     )

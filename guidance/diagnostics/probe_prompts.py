@@ -25,7 +25,7 @@ MOST = 64  # every prompt is some 24 rows of the vocabulary's width for each set
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """The prompts of a file: one a line; in a ``.jsonl`` file every line is an object with the key ``prompt``.
+    """The prompts of a file: one per line; in a ``.jsonl`` file every line is an object with the key ``prompt``.
 
     Raises:
         InputError: naming the line: no text, no such object, no prompts at all or more than 64.

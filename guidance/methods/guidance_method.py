@@ -19,6 +19,8 @@ class Request:
     """What a method needs to know of one request.
 
     Attributes:
+        family: what it is asked of.
+        steering: the options as they were sent.
         preference: the normalised preference, None for a method that takes none.
         base: the source that is guided.
         strength: the method's factor.

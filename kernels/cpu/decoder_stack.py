@@ -1,6 +1,6 @@
 """Decoder layers of Llama's shape for a few rows on a CPU, all of them as one compiled call.
 
-Between the products of a small step lie some thirty calls a layer, each a few microseconds of dispatch for next to no
+Between the products of a small step lie some thirty calls per layer, each a few microseconds of dispatch for next to no
 work; compiled together they vanish. The layers merge in the forward as gated layers do.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.arrays import Floats, LayerPass, PagedTokens, Product, Shrunk
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.digits import room_for_digits, width_of
 from ladle.kernels.cpu.elementary import exp
@@ -21,7 +22,6 @@ from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.row_products import expand_rows, room_for_shrunk
 from ladle.kernels.cpu.tiled_product import ALONE, multiply_beside
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.types import Floats, LayerPass, LayerRows, Product, Shrunk
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 
@@ -50,9 +50,9 @@ def _of(product: Product, layer: int) -> Product:
 @compiled()
 def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> None:
     """One of the last two is None: what attends in the other way is not compiled then, which takes seconds."""
-    x, layers, scales, rows, kv, block, threads, amounts, vectors = step
+    x, layers, scales, paged, kv, block, threads, amounts, vectors = step
     tokens, hidden = x.shape
-    dim = rows.cos.shape[1]
+    dim = paged.cos.shape[1]
     attended = layers.attended
     inner = layers.gate_up.expand.shape[2] // 2
     # The activations of one layer, which all layers write into in turn. Products come out in float32.
@@ -85,12 +85,12 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
             _normalise(x, norms[0], layers.eps, normed, threads)
         # Attention block: W x and A x in one pass, then B (c * A x), rotary embedding and the write to the KV pool.
         multiply_beside(qkv_product, first, normed, digits, qkv, shrunk, threads)
-        _store(qkv_product, first.shape[1], qkv, shrunk, rows, kv[layer], attended // dim, threads)
+        _store(qkv_product, first.shape[1], qkv, shrunk, paged, kv[layer], attended // dim, threads)
         heads, window = attended // dim, layers.windows[layer]
         if by_vectors is not None:
-            attend_by_vectors(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
+            attend_by_vectors(qkv, paged, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         if by_matrices is not None:
-            attend_by_matrices(qkv, rows, kv[layer], block, heads, layers.scaling, window, mixed, threads)
+            attend_by_matrices(qkv, paged, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         multiply_beside(out_product, second, mixed, digits, out, shrunk, threads)
         _add(out_product, second.shape[1], out, shrunk, x, threads)
         _normalise(x, norms[1], layers.eps, normed, threads)
@@ -184,7 +184,7 @@ def _steer(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
 
 @compiled(parallel=True)
 def _store(
-    product: Product, ranks: int, qkv: Floats, shrunk: Shrunk, rows: LayerRows, kv: Any, heads: int, threads: int
+    product: Product, ranks: int, qkv: Floats, shrunk: Shrunk, paged: PagedTokens, kv: Any, heads: int, threads: int
 ) -> None:
     """Expand, turn queries and keys by their positions, write keys and values to the pool."""
     tokens, kv_heads, dim = qkv.shape[0], kv.shape[2], kv.shape[3]
@@ -205,10 +205,10 @@ def _store(
                     # Rotary embedding in the rotate-half form; the sign of the first half is in ``sin``.
                     for i in range(half):
                         one, other = row[i], row[half + i]
-                        row[i] = one * rows.cos[t, i] + other * rows.sin[t, i]
-                        row[half + i] = other * rows.cos[t, half + i] + one * rows.sin[t, half + i]
+                        row[i] = one * paged.cos[t, i] + other * paged.sin[t, i]
+                        row[half + i] = other * paged.cos[t, half + i] + one * paged.sin[t, half + i]
                 if head >= heads:
-                    own = kv[rows.slots[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
+                    own = kv[paged.slot_mapping[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
                     for i in range(dim):
                         own[i] = narrow(row[i], own[i])
 

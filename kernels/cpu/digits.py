@@ -17,12 +17,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.arrays import Digits, Floats
 from ladle.kernels.cpu.compiler import EXACT, INNER
 from ladle.kernels.cpu.intrinsics import address
 from ladle.kernels.cpu.matrix_unit import ROWS, has_integer_unit
 from ladle.kernels.cpu.row_products import multiply, multiply_by_vectors
 from ladle.kernels.cpu.tiles import LANES, has_fours
-from ladle.kernels.cpu.types import Digits, Floats
 
 TOGETHER = 4
 """Inputs a step: their bytes are multiplied and added up by one instruction."""
@@ -118,15 +118,15 @@ def width_of(weight: Any) -> int:
 def room_for_digits(rows: int, width: int) -> Digits:
     """Undefined digits of ``rows`` rows of at most ``width`` inputs."""
     count = rows if width > 0 else 0
-    numbers = aligned((2 * count, width), np.empty(0, np.int8))
-    return Digits(numbers, np.empty((count, 2), np.int32), np.empty(count, np.float32))
+    values = aligned((2 * count, width), np.empty(0, np.int8))
+    return Digits(values, np.empty((count, 2), np.int32), np.empty(count, np.float32))
 
 
 @njit(**EXACT)
 def cut_rows(x: Any, width: int, digits: Digits, first: int, last: int) -> None:
     """Digits of the rows ``first`` to ``last`` of ``x`` [rows, inputs] float32, with zeros up to ``width``."""
     for t in range(first, last):
-        row, high, low = x[t], digits.numbers[2 * t, :width], digits.numbers[2 * t + 1, :width]
+        row, high, low = x[t], digits.values[2 * t, :width], digits.values[2 * t + 1, :width]
         # As patterns, what is no number is larger than infinity, and infinity than any number.
         patterns, most = row.view(np.int32), np.int32(0)
         for i in range(patterns.shape[0]):
@@ -171,7 +171,7 @@ def multiply_digits(weight: Any, units: Floats, digits: Digits, y: Floats, first
         stop = min(start + _GROUP, last)
         part, unit = weight[start:stop], units[start * LANES : stop * LANES]
         for t in range(0, rows, _TOGETHER):
-            own = digits.numbers[2 * t : 2 * min(t + _TOGETHER, rows)]
+            own = digits.values[2 * t : 2 * min(t + _TOGETHER, rows)]
             if _has_fours() and rows <= _FEW:
                 multiply_by_vectors(part, own, made, 0, stop - start)
             else:

@@ -113,9 +113,9 @@ def _add(folded: int) -> Any:
                     builder.mul(builder.add(first, _constant(index)), _constant(4 * LANES)) for index in range(many)
                 ]
                 # The tile of sums is loaded, held in registers over all tokens, and stored at the end.
-                places = [[builder.add(start, offset) for offset in offsets] for start in results.starts]
+                addresses = [[builder.add(start, offset) for offset in offsets] for start in results.starts]
                 totals = [[_zero(builder) for _ in range(many)] for _ in range(folded)]
-                for own, row in zip(places, totals, strict=True):
+                for own, row in zip(addresses, totals, strict=True):
                     for place, total in zip(own, row, strict=True):
                         builder.store(_floats(builder, place), total)
                 # Along the tokens: value vectors are read once, and each head adds them by its own softmax weight.
@@ -135,7 +135,7 @@ def _add(folded: int) -> Any:
                         spread = _spread(builder, builder.load(builder.inttoptr(address, _F32.as_pointer())))
                         for value, total in zip(read, row, strict=True):
                             builder.store(_fma(builder, spread, value, builder.load(total)), total)
-                for own, row in zip(places, totals, strict=True):
+                for own, row in zip(addresses, totals, strict=True):
                     for place, total in zip(own, row, strict=True):
                         builder.store(builder.load(total), builder.inttoptr(place, _FLOATS.as_pointer())).align = 4
 

@@ -14,12 +14,12 @@ import numpy as np
 from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import address, interleave_words, largest, narrow, transpose_words, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, has_matrix_unit, matrix_tile, release
 from ladle.kernels.cpu.segments import SEGMENT, first_segments, join_segments
-from ladle.kernels.cpu.types import Floats, LayerRows, Places
 
 _TOGETHER = 16
 """Rows of one sequence whose queries are one matrix."""
@@ -29,61 +29,64 @@ _by_four, _by_one = matrix_tile(1, 4), matrix_tile(1, 1)
 
 
 def can_attend(kv: Any, block: int) -> bool:
-    """Whether the unit takes a pool [layers, slots, 2, kv heads, d] of ``block`` slots a block: bfloat16 patterns,
+    """Whether the unit takes a pool [layers, slots, 2, kv heads, d] of ``block`` slots per block: bfloat16 patterns,
     heads of whole steps, blocks of whole tiles."""
     return has_matrix_unit() and kv.dtype == np.int16 and kv.shape[4] % _STEP == 0 and block % ROWS == 0
 
 
 @njit(**INNER)
-def _in_place(rows: LayerRows, t: int, block: int) -> bool:
+def _in_place(paged: PagedTokens, t: int, block: int) -> bool:
     """Whether row ``t`` is the next token of its sequence, and not a candidate for it, which lies somewhere else."""
-    position = rows.positions[t]
-    return rows.slots[t] == rows.blocks[rows.tables[t], position // block] * block + position % block
+    position = paged.positions[t]
+    return paged.slot_mapping[t] == paged.block_table[paged.table_rows[t], position // block] * block + position % block
 
 
 @njit(**INNER)
-def _groups(rows: LayerRows, window: int, block: int) -> Places:
+def _groups(paged: PagedTokens, window: int, block: int) -> Indices:
     """[groups, 3] first row, rows, segment: rows that follow each other in a sequence, with each segment they see.
 
     All groups of a sequence take a segment in turns, so that it is packed once for all of them.
     """
-    tokens = rows.positions.shape[0]
+    # First pass: cut the rows into groups, up to _TOGETHER rows that follow each other in one sequence and whose own
+    # keys lie where their positions say (candidates' do not), and count how many (group, segment) there are.
+    tokens = paged.positions.shape[0]
     starts = np.empty((tokens, 2), np.int64)
     total, made, t = np.int64(0), 0, 0
     ends = np.empty(tokens, np.int64)  # the groups of a run end before this one
     while t < tokens:
         begun, last = made, np.int64(0)
-        table = rows.tables[t]
-        while t < tokens and rows.tables[t] == table:
+        table = paged.table_rows[t]
+        while t < tokens and paged.table_rows[t] == table:
             count = 1
-            if _in_place(rows, t, block):
+            if _in_place(paged, t, block):
                 while (
                     count < _TOGETHER
                     and t + count < tokens
-                    and rows.tables[t + count] == table
-                    and rows.positions[t + count] == rows.positions[t] + count
-                    and _in_place(rows, t + count, block)
+                    and paged.table_rows[t + count] == table
+                    and paged.positions[t + count] == paged.positions[t] + count
+                    and _in_place(paged, t + count, block)
                 ):
                     count += 1
             starts[made, 0], starts[made, 1] = t, count
-            last = max(last, rows.positions[t + count - 1])
+            last = max(last, paged.positions[t + count - 1])
             made += 1
             t += count
         for group in range(begun, made):
             ends[group] = made
         total += (made - begun) * (last // SEGMENT + 1)
+    # Second pass: list them, segment outside and group inside, without those that a sliding window hides from a group.
     groups = np.empty((total, 3), np.int64)
     count, begun = 0, 0
     while begun < made:
         end = ends[begun]
         last = np.int64(0)
         for group in range(begun, end):
-            last = max(last, rows.positions[starts[group, 0] + starts[group, 1] - 1])
+            last = max(last, paged.positions[starts[group, 0] + starts[group, 1] - 1])
         for number in range(last // SEGMENT + 1):
             for group in range(begun, end):
                 t, size = starts[group]
-                lowest = max(np.int64(0), rows.positions[t] - window + 1) if window > 0 else np.int64(0)
-                highest = rows.positions[t + size - 1]
+                lowest = max(np.int64(0), paged.positions[t] - window + 1) if window > 0 else np.int64(0)
+                highest = paged.positions[t + size - 1]
                 if lowest // SEGMENT <= number <= highest // SEGMENT:
                     groups[count, 0], groups[count, 1], groups[count, 2] = t, size, number
                     count += 1
@@ -102,7 +105,7 @@ def _clear(values: Any, first: int, last: int) -> None:
 
 @njit(**INNER)
 def _pack(
-    table: Places, kv: Any, block: int, begin: int, known: int, stop: int, keys: Any, values: Any, nothing: int
+    table: Indices, kv: Any, block: int, begin: int, known: int, stop: int, keys: Any, values: Any, nothing: int
 ) -> None:
     """The keys and values of the tokens ``known`` to ``stop`` of a sequence into ``keys`` and ``values``, whose first
     token is ``begin``: as words of two numbers, sixteen tokens' side by side for keys, those of two tokens for values.
@@ -196,8 +199,8 @@ def _weigh(
 
 @njit(**INNER)
 def _attend_part(
-    queries: Floats, rows: LayerRows, kv: Any, block: int, heads: int, scaling: float, window: int,
-    groups: Places, firsts: Places, sums: Floats, best: Floats, weight: Floats,
+    queries: Floats, paged: PagedTokens, kv: Any, block: int, heads: int, scaling: float, window: int,
+    groups: Indices, firsts: Indices, sums: Floats, best: Floats, weight: Floats,
 ) -> None:  # fmt: skip
     """What the rows of ``groups`` see of their segments."""
     kv_heads, dim = kv.shape[2], kv.shape[3]
@@ -207,25 +210,25 @@ def _attend_part(
     values = aligned((kv_heads, dim // ROWS, SEGMENT // 2, ROWS), words)
     asked, weights = aligned((ROWS, dim), kv), aligned((ROWS, SEGMENT), kv)
     scores, made = aligned((ROWS, SEGMENT), queries), aligned((ROWS, dim), queries)
-    places, nothing = np.empty(ROWS, np.int64), np.zeros(ROWS, np.int16)
+    segment_rows, nothing = np.empty(ROWS, np.int64), np.zeros(ROWS, np.int16)
     table, begin, known = np.int64(-1), np.int64(-1), np.int64(-1)  # what is packed: a sequence's tokens to ``known``
     for group in range(groups.shape[0]):
         t, size, number = groups[group]
-        if rows.tables[t] != table or number * SEGMENT != begin:
-            table, begin = rows.tables[t], number * SEGMENT
+        if paged.table_rows[t] != table or number * SEGMENT != begin:
+            table, begin = paged.table_rows[t], number * SEGMENT
             known = begin
-        position = rows.positions[t + size - 1]
+        position = paged.positions[t + size - 1]
         stop = min(position + 1, begin + SEGMENT)
-        alone = position < begin + SEGMENT and not _in_place(rows, t + size - 1, block)
+        alone = position < begin + SEGMENT and not _in_place(paged, t + size - 1, block)
         own = stop - 1 if alone else stop
         if known < own:
-            _pack(rows.blocks[table], kv, block, begin, known, own, keys, values, address(nothing))
+            _pack(paged.block_table[table], kv, block, begin, known, own, keys, values, address(nothing))
             known = own
         if alone:
             # A candidate's own key is none of the sequence: the next row packs that place anew.
             if (own - begin) % _STEP == 0:
                 _clear(values, (own - begin) // 2, (own - begin) // 2 + ROWS)
-            _pack_own(kv, rows.slots[t], own - begin, keys, values)
+            _pack_own(kv, paged.slot_mapping[t], own - begin, keys, values)
             known = min(known, own)
         end = (stop - begin + _STEP - 1) // _STEP * _STEP
         for of in range(kv_heads):
@@ -236,24 +239,26 @@ def _attend_part(
                     query, own_query = queries[row, head * dim : (head + 1) * dim], asked[q]
                     for i in range(dim):
                         own_query[i] = narrow(query[i], own_query[i])
+                # Scores = Q K^T of up to ROWS (row, head) pairs that share a key head with the whole segment.
                 configure(CONFIGS, count)
                 blocks = (stop - begin + ROWS - 1) // ROWS
                 _product(asked, address(keys[of]), dim // 2 * LINE, dim // _STEP, blocks, scores)
                 for q in range(count):
                     row, head = t + (first + q) // folded, of * folded + (first + q) % folded
-                    lowest = max(np.int64(0), rows.positions[row] - window + 1) if window > 0 else np.int64(0)
-                    low, high = max(np.int64(0), lowest - begin), min(rows.positions[row] + 1 - begin, SEGMENT)
-                    places[q] = firsts[row] + number - lowest // SEGMENT if low < high else -1
+                    lowest = max(np.int64(0), paged.positions[row] - window + 1) if window > 0 else np.int64(0)
+                    low, high = max(np.int64(0), lowest - begin), min(paged.positions[row] + 1 - begin, SEGMENT)
+                    segment_rows[q] = firsts[row] + number - lowest // SEGMENT if low < high else -1
                     if low < high:
                         most, together = _weigh(scores[q], low, high, end, scaling, weights[q])
-                        best[places[q], head], weight[places[q], head] = most, together
+                        best[segment_rows[q], head], weight[segment_rows[q], head] = most, together
                     else:
                         for i in range(end):
                             weights[q, i] = 0
+                # Sums = P V. The segment's maxima and masses are kept beside them, and ``join_segments`` rescales them.
                 _product(weights, address(values[of]), SEGMENT // 2 * LINE, end // _STEP, dim // ROWS, made)
                 for q in range(count):
-                    if places[q] >= 0:
-                        total = sums[places[q], of * folded + (first + q) % folded]
+                    if segment_rows[q] >= 0:
+                        total = sums[segment_rows[q], of * folded + (first + q) % folded]
                         for i in range(dim):
                             total[i] = made[q, i]
     release()
@@ -262,7 +267,7 @@ def _attend_part(
 @compiled(parallel=True)
 def attend_by_matrices(
     queries: Floats,
-    rows: LayerRows,
+    paged: PagedTokens,
     kv: Any,
     block: int,
     heads: int,
@@ -274,13 +279,13 @@ def attend_by_matrices(
     """What ``vector_attention.attend_by_vectors`` computes, for a pool of bfloat16 whose heads are whole steps and
     whose blocks are whole tiles; queries and weights are rounded to bfloat16."""
     dim = kv.shape[3]
-    firsts = first_segments(rows, window)
-    groups = _groups(rows, window, block)
+    firsts = first_segments(paged, window)
+    groups = _groups(paged, window, block)
     count = groups.shape[0]
-    sums = np.empty((firsts[rows.positions.shape[0]], heads, dim), np.float32)
+    sums = np.empty((firsts[paged.positions.shape[0]], heads, dim), np.float32)
     best = np.empty((sums.shape[0], heads), np.float32)
     weight = np.empty((sums.shape[0], heads), np.float32)
     for part in prange(threads):
         own = groups[part * count // threads : (part + 1) * count // threads]
-        _attend_part(queries, rows, kv, block, heads, scaling, window, own, firsts, sums, best, weight)
+        _attend_part(queries, paged, kv, block, heads, scaling, window, own, firsts, sums, best, weight)
     join_segments(sums, best, weight, firsts, heads, mixed, threads)

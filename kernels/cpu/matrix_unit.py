@@ -57,6 +57,8 @@ def has_integer_unit() -> bool:
 def _configs() -> Any:
     """[17, 64] uint8: what the unit loads before tiles of so many rows; weights always have sixteen steps."""
     configs = np.zeros((ROWS + 1, 64), np.uint8)
+    # Per register: bytes of a line (two bytes each, from 16 on) and how many lines there are (from 48 on). Sums and
+    # rows have as many lines as there are rows; weights are always whole.
     configs[:, 0] = 1  # the only palette
     configs[:, 16:32].view(np.uint16)[:] = LINE
     for rows in range(ROWS + 1):
@@ -122,40 +124,42 @@ def _tile(tiles: int, blocks: int, onto: bool) -> Any:
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
             _, given, given_row, held, held_block, made, made_row, steps, lower = arguments
 
-            def places(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
+            def addresses(start: Any, stride: Any, count: int, apart: int) -> list[Any]:
                 return [builder.add(start, builder.mul(stride, ir.Constant(_I64, apart * i))) for i in range(count)]
 
             def moved(name: str, register: int, address: Any, stride: Any) -> None:
                 _call(builder, name, [_register(register), builder.inttoptr(address, _POINTER), stride])
 
+            # The accumulators of all tiles stay in registers over the whole loop. Each step loads one tile of rows per
+            # group of sums and, in turns of two registers, the weights of each block, which all rows share.
             line = ir.Constant(_I64, LINE)
-            held_at, given_at = places(held, held_block, blocks, 1), places(given, given_row, tiles, ROWS)
+            held_at, given_at = addresses(held, held_block, blocks, 1), addresses(given, given_row, tiles, ROWS)
             sums = [_SUMS[tile * (len(_SUMS) // tiles) :][:blocks] for tile in range(tiles)]
             made_at = [
-                (register, builder.add(place, ir.Constant(_I64, LINE * index)))
-                for own, place in zip(sums, places(made, made_row, tiles, ROWS), strict=True)
+                (register, builder.add(address, ir.Constant(_I64, LINE * index)))
+                for own, address in zip(sums, addresses(made, made_row, tiles, ROWS), strict=True)
                 for index, register in enumerate(own)
             ]
-            for register, place in made_at:
+            for register, address in made_at:
                 if onto:
-                    moved("tileloadd64", register, place, made_row)
+                    moved("tileloadd64", register, address, made_row)
                 else:
                     _call(builder, "tilezero", [_register(register)])
             # Both parts of a number follow each other, so that a sum is formed in the order of the steps.
-            parts = [given_at, [builder.add(place, lower) for place in given_at]] if onto else [given_at]
+            parts = [given_at, [builder.add(address, lower) for address in given_at]] if onto else [given_at]
             with cgutils.for_range(builder, steps, intp=_I64) as loop:
                 held_offset = builder.mul(loop.index, ir.Constant(_I64, TILE))
                 given_offset = builder.mul(loop.index, line)
                 for part in parts:
-                    for register, place in zip(_GIVEN, part, strict=False):
-                        moved("tileloadd64", register, builder.add(place, given_offset), given_row)
-                    for index, place in enumerate(held_at):
+                    for register, address in zip(_GIVEN, part, strict=False):
+                        moved("tileloadd64", register, builder.add(address, given_offset), given_row)
+                    for index, address in enumerate(held_at):
                         weights = _HELD[index % len(_HELD)]
-                        moved("tileloadd64", weights, builder.add(place, held_offset), line)
+                        moved("tileloadd64", weights, builder.add(address, held_offset), line)
                         for own, rows in zip(sums, _GIVEN, strict=False):
                             _call(builder, product, [_register(number) for number in (own[index], rows, weights)])
-            for register, place in made_at:
-                moved("tilestored64", register, place, made_row)
+            for register, address in made_at:
+                moved("tilestored64", register, address, made_row)
             return context.get_dummy_value()
 
         return types.void(like, *[types.int64] * 8), generate
@@ -164,7 +168,7 @@ def _tile(tiles: int, blocks: int, onto: bool) -> Any:
 
 
 fits: Any = intrinsic(_fits)
-"""fits(weight): whether the unit multiplies packed weights [blocks, steps, numbers a step]: bfloat16 (int16) or whole
+"""fits(weight): whether the unit multiplies packed weights [blocks, steps, numbers per step]: bfloat16 (int16) or whole
 numbers (uint8), whole tiles of steps."""
 configure: Any = intrinsic(_configure)
 """configure(CONFIGS, rows): from now on this thread's tiles of activations and of sums have ``rows`` rows."""

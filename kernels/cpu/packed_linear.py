@@ -36,10 +36,10 @@ def can_pack() -> bool:
     try:
         weight = torch.eye(16)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        rows = torch.arange(32, dtype=torch.float32).view(2, 16)
-        product = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
-        summed = torch.ops.mkldnn._linear_pointwise.binary(rows, rows, packed, None, "add")
-        return torch.equal(product, rows) and torch.equal(summed, 2 * rows)
+        x = torch.arange(32, dtype=torch.float32).view(2, 16)
+        product = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        summed = torch.ops.mkldnn._linear_pointwise.binary(x, x, packed, None, "add")
+        return torch.equal(product, x) and torch.equal(summed, 2 * x)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
@@ -88,9 +88,9 @@ class PackedLinear:
         assert held is not None
         return self.out_features * self.in_features * held.element_size()
 
-    def __call__(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
-        """``rows`` [n, in] -> [n, out]; ``addend`` [n, out] is added in the same pass."""
-        return self._by_pieces(rows, addend) if self.in_pieces else self._product(rows, addend)
+    def __call__(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        """``x`` [n, in] -> [n, out]; ``addend`` [n, out] is added in the same pass."""
+        return self._by_pieces(x, addend) if self.in_pieces else self._product(x, addend)
 
     def _rows_stand_alone(self, dtype: torch.dtype) -> bool:
         """Whether the values of some rows are those that they have in a call with more of them. Tried once a shape:
@@ -102,38 +102,38 @@ class PackedLinear:
 
     def _try_rows(self, dtype: torch.dtype) -> bool:
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(2 * _COUNTS[-1], self.in_features, generator=generator).to(dtype)
-        whole = self._product(rows)
+        x = torch.randn(2 * _COUNTS[-1], self.in_features, generator=generator).to(dtype)
+        whole = self._product(x)
         # From the middle too: the first rows of a call may be computed otherwise than the last.
         return all(
-            torch.equal(self._product(rows[start : start + count]), whole[start : start + count])
+            torch.equal(self._product(x[start : start + count]), whole[start : start + count])
             for count in _COUNTS
             for start in (0, 3)
         )
 
-    def _by_pieces(self, rows: Tensor, addend: Tensor | None) -> Tensor:
-        count = rows.shape[0]
+    def _by_pieces(self, x: Tensor, addend: Tensor | None) -> Tensor:
+        count = x.shape[0]
         spare = -count % PIECE
-        pieces = F.pad(rows, (0, 0, 0, spare)).split(PIECE)
+        pieces = F.pad(x, (0, 0, 0, spare)).split(PIECE)
         addends = [None] * len(pieces) if addend is None else F.pad(addend, (0, 0, 0, spare)).split(PIECE)
         made = [self._product(piece, part) for piece, part in zip(pieces, addends, strict=True)]
-        return torch.cat(made)[:count] if made else rows.new_zeros(0, self.out_features)
+        return torch.cat(made)[:count] if made else x.new_zeros(0, self.out_features)
 
-    def _product(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
+    def _product(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         if self._packed is None:
             assert self._plain is not None
-            product = F.linear(rows, self._plain, self.bias)
+            product = F.linear(x, self._plain, self.bias)
             return product if addend is None else product.add_(addend)
-        if rows.shape[0] < MIN_ROWS:
-            return self._one_row(rows, addend)
+        if x.shape[0] < MIN_ROWS:
+            return self._one_row(x, addend)
         if addend is None:
-            return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(rows, addend, self._packed, self.bias, "add")
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, addend, self._packed, self.bias, "add")
 
-    def _one_row(self, rows: Tensor, addend: Tensor | None) -> Tensor:
-        if rows.shape[0] == 0:
-            return rows.new_zeros(0, self.out_features)
-        rows = rows.expand(MIN_ROWS, -1).contiguous()
+    def _one_row(self, x: Tensor, addend: Tensor | None) -> Tensor:
+        if x.shape[0] == 0:
+            return x.new_zeros(0, self.out_features)
+        x = x.expand(MIN_ROWS, -1).contiguous()
         if addend is not None:
             addend = addend.expand(MIN_ROWS, -1).contiguous()
-        return self._product(rows, addend)[:1]
+        return self._product(x, addend)[:1]

@@ -39,8 +39,8 @@ def tiled_rows(dtype: torch.dtype, elements: int) -> int:
     ``sys.maxsize``: all."""
     if not can_hold(torch.zeros(0, 0), dtype):
         return 0
-    rows = _quickest(dtype)
-    return rows if rows == sys.maxsize or elements <= LARGEST else 0
+    limit = _quickest(dtype)
+    return limit if limit == sys.maxsize or elements <= LARGEST else 0
 
 
 def has_other_unit(dtype: torch.dtype) -> bool:
@@ -60,16 +60,16 @@ def _quickest(dtype: torch.dtype) -> int:
     tiled = [TiledProduct(weight, None, None, None, dtype) for weight in weights]
     packed = [PackedLinear(weight, None, dtype) for weight in weights]
     for index, count in enumerate(_COUNTS):
-        rows = torch.randn(count, _SIZE, generator=generator).to(dtype)
-        if any(_as_quick(rows, tiled, packed) for _ in range(_TRIES)):
+        x = torch.randn(count, _SIZE, generator=generator).to(dtype)
+        if any(_as_quick(x, tiled, packed) for _ in range(_TRIES)):
             return sys.maxsize if index == 0 else count
     return 0
 
 
-def _as_quick(rows: Tensor, tiled: list[TiledProduct], packed: list[PackedLinear]) -> bool:
+def _as_quick(x: Tensor, tiled: list[TiledProduct], packed: list[PackedLinear]) -> bool:
     time.sleep(_PAUSE_S)
-    tile = seconds(lambda: [product(rows, None) for product in tiled])
-    return tile <= _AS_QUICK * seconds(lambda: [product(rows) for product in packed])
+    tile = seconds(lambda: [product(x, None) for product in tiled])
+    return tile <= _AS_QUICK * seconds(lambda: [product(x) for product in packed])
 
 
 def seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:

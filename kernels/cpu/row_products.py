@@ -12,11 +12,11 @@ import numpy as np
 from numba import njit
 
 from ladle.kernels.cpu.aligned import aligned
+from ladle.kernels.cpu.arrays import Floats, Halves, Product, Shrunk
 from ladle.kernels.cpu.compiler import EXACT, INNER
 from ladle.kernels.cpu.intrinsics import address, narrow, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, TILE, configure, fits, matrix_tile, release
 from ladle.kernels.cpu.tiles import LANES, blocks_for, tile
-from ladle.kernels.cpu.types import Floats, Halves, Product, Shrunk
 
 _MOST_ROWS = 6
 """Rows of the largest tile."""

@@ -13,9 +13,9 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
+from ladle.kernels.cpu.arrays import Floats
 from ladle.kernels.cpu.compiler import EXACT, INNER, compiled
 from ladle.kernels.cpu.elementary import exp
-from ladle.kernels.cpu.types import Floats
 
 BUCKETS = 2048
 """The last one takes all that is further from the best."""

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
-from ladle.kernels.cpu.types import Floats, LayerRows, Places
 
 SEGMENT = 128
 """Tokens that one thread attends to at a time. Where a segment begins follows from places in the sequence alone, so
@@ -18,14 +18,14 @@ that a row is summed in the same order whatever shares its step."""
 
 
 @njit(**INNER)
-def first_segments(rows: LayerRows, window: int) -> Places:
+def first_segments(paged: PagedTokens, window: int) -> Indices:
     """[rows + 1] the number of segments before those that each row sees."""
-    tokens = rows.positions.shape[0]
+    tokens = paged.positions.shape[0]
     firsts = np.empty(tokens + 1, np.int64)
     firsts[0] = 0
     for t in range(tokens):
-        start = max(0, rows.positions[t] - window + 1) if window > 0 else 0
-        firsts[t + 1] = firsts[t] + rows.positions[t] // SEGMENT - start // SEGMENT + 1
+        start = max(0, paged.positions[t] - window + 1) if window > 0 else 0
+        firsts[t + 1] = firsts[t] + paged.positions[t] // SEGMENT - start // SEGMENT + 1
     return firsts
 
 
@@ -54,7 +54,7 @@ def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, h
 
 @compiled(parallel=True)
 def join_segments(
-    sums: Floats, best: Floats, weight: Floats, firsts: Places, heads: int, mixed: Any, threads: int
+    sums: Floats, best: Floats, weight: Floats, firsts: Indices, heads: int, mixed: Any, threads: int
 ) -> None:
     """The answers ``mixed`` [rows, heads * d] of what each row's segments gave, in their order.
 

@@ -16,6 +16,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from ladle.kernels.cpu.aligned import aligned_array, scratch
+from ladle.kernels.cpu.arrays import Digits, Floats, Product
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.digits import (
     TOGETHER,
@@ -31,7 +32,6 @@ from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
 from ladle.kernels.cpu.row_products import RANKS, expand_rows, multiply, room_for_shrunk, shrink_rows
 from ladle.kernels.cpu.tiles import LANES, has_pairs
-from ladle.kernels.cpu.types import Digits, Floats, Product, Shrunk
 
 _CUT_ALONE = 1 << 15
 """Numbers up to which cutting them into digits takes less time than waking a second thread."""
@@ -201,16 +201,16 @@ class TiledProduct:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.product)
 
-    def __call__(self, rows: Tensor, scale: Tensor | None) -> Tensor:
-        """``rows`` [n, in] -> [n, out]; ``scale`` [n, R] float32, the coefficient of each rank; None: no factors."""
-        count, blocks = rows.shape[0], self.product.weight.shape[0]
-        out = rows.new_empty(count, self.out_features)
+    def __call__(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """``x`` [n, in] -> [n, out]; ``scale`` [n, R] float32, the coefficient of each rank; None: no factors."""
+        count, blocks = x.shape[0], self.product.weight.shape[0]
+        out = x.new_empty(count, self.out_features)
         if count == 0:
             return out
         scales = np.zeros((count, 0), np.float32) if scale is None else scale.float().contiguous().numpy()
         with one_at_a_time:
             y = scratch(count * blocks * LANES).reshape(count, -1)
-            _merged(self.product, scales, array(rows), y, array(out), torch.get_num_threads())
+            _merged(self.product, scales, array(x), y, array(out), torch.get_num_threads())
         return out
 
 

@@ -45,11 +45,11 @@ def features() -> dict[str, bool]:
     """The processor's features by LLVM's names, less those that numba was told to do without."""
     from numba import config
 
-    known = dict(llvm.get_host_cpu_features())
+    names = dict(llvm.get_host_cpu_features())
     for name in (config.CPU_FEATURES or "").split(","):
         if name[:1] in "+-" and name[1:]:
-            known[name[1:]] = name[0] == "+"
-    return known
+            names[name[1:]] = name[0] == "+"
+    return names
 
 
 def has_pairs() -> bool:
@@ -141,14 +141,16 @@ def _tile(rows: int, blocks: int) -> Any:
             row_bytes = cgutils.unpack_tuple(builder, inputs.strides, 2)[0]
             result_bytes = cgutils.unpack_tuple(builder, outputs.strides, 2)[0]
 
-            def places(data: Any, first: Any, stride: Any, count: int) -> list[Any]:
+            def addresses(data: Any, first: Any, stride: Any, count: int) -> list[Any]:
                 start = builder.add(builder.ptrtoint(data, _I64), builder.mul(first, stride))
                 return [builder.add(start, builder.mul(stride, ir.Constant(_I64, i))) for i in range(count)]
 
-            weight_at = places(weights.data, block, block_bytes, blocks)
-            input_at = places(inputs.data, row, row_bytes, rows)
-            output_at = places(outputs.data, row, result_bytes, rows)
+            weight_at = addresses(weights.data, block, block_bytes, blocks)
+            input_at = addresses(inputs.data, row, row_bytes, rows)
+            output_at = addresses(outputs.data, row, result_bytes, rows)
 
+            # A loop over the inputs, written as phis: rows x blocks accumulators that never leave their registers. Each
+            # step loads one vector of weights per block and broadcasts one word of inputs per row.
             before = builder.block
             loop = builder.append_basic_block("inputs")
             after = builder.append_basic_block("sums")
@@ -189,7 +191,7 @@ def tile(rows: int, blocks: int) -> Any:
     """What compiled code calls as ``tile(weight, x, y, block, row)``: y[row + i, 16 (block + j) + lane] of the products
     of ``rows`` rows and ``blocks`` blocks.
 
-    ``weight`` [blocks, steps, numbers a step] as ``pack`` makes it: int16 holds bfloat16 pairs, uint16 float16, int8
+    ``weight`` [blocks, steps, numbers per step] as ``pack`` makes it: int16 holds bfloat16 pairs, uint16 float16, int8
     itself, uint8 fours of ``digits``; ``x`` [rows, inputs], rows contiguous: bfloat16 patterns as int16 with int16
     weights, int8 with uint8 ones, else float32; ``y`` [rows, at least 16 times blocks] float32, int32 with uint8
     weights.

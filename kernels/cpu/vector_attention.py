@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import widen
 from ladle.kernels.cpu.key_loops import add_values, dot_keys
 from ladle.kernels.cpu.segments import SEGMENT, first_segments, join_segments
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.types import Floats, LayerRows, Places
 
 _MOST_FOLDED = 2
 """Query heads that read keys and values together. With more of them it would take longer to compile."""
@@ -61,31 +61,31 @@ _add = _over_heads(_add1, _add2)
 
 
 @njit(**INNER)
-def _widened(numbers: Any, wide: Floats) -> None:
-    """``numbers`` [n, 2, heads, d] as float32; ``wide`` has room for whole vectors of d, the rest of them zeros."""
-    dim = numbers.shape[3]
+def _widened(kv: Any, wide: Floats) -> None:
+    """``kv`` [n, 2, heads, d] as float32; ``wide`` has room for whole vectors of d, the rest of them zeros."""
+    dim = kv.shape[3]
     if dim == wide.shape[3]:
         # Heads fill whole vectors: one run over contiguous memory, which the compiler vectorises.
-        flat, made = numbers.reshape(-1), wide.reshape(-1)
+        flat, made = kv.reshape(-1), wide.reshape(-1)
         for i in range(made.shape[0]):
             made[i] = widen(flat[i])
         return
-    for n in range(numbers.shape[0]):
+    for n in range(kv.shape[0]):
         for which in range(2):
-            for head in range(numbers.shape[2]):
+            for head in range(kv.shape[2]):
                 for i in range(wide.shape[3]):
-                    wide[n, which, head, i] = widen(numbers[n, which, head, i]) if i < dim else np.float32(0)
+                    wide[n, which, head, i] = widen(kv[n, which, head, i]) if i < dim else np.float32(0)
 
 
 @njit(**INNER)
-def _hold(rows: LayerRows, t: int, kv: Any, block: int, start: int, known: int, stop: int, held: Floats) -> None:
+def _hold(paged: PagedTokens, t: int, kv: Any, block: int, start: int, known: int, stop: int, held: Floats) -> None:
     """The keys and values of the tokens ``known`` to ``stop`` that row ``t`` sees into ``held``, whose first token is
     ``start``.
 
     Blocks are read from end to end: keys of one head lie too far apart for the processor to foresee the next one, and
     read from the pool one by one they come at a fraction of the memory's pace.
     """
-    position, table = rows.positions[t], rows.blocks[rows.tables[t]]
+    position, table = paged.positions[t], paged.block_table[paged.table_rows[t]]
     before = min(stop, position)
     for number in range(known // block, (before + block - 1) // block):
         begin, end = max(known, number * block), min(before, (number + 1) * block)
@@ -93,7 +93,7 @@ def _hold(rows: LayerRows, t: int, kv: Any, block: int, start: int, known: int, 
         _widened(kv[slot + begin : slot + end], held[begin - start : end - start])
     if position < stop:
         # The row's own key lies at its slot, which for a candidate is not where its position is.
-        slot = rows.slots[t]
+        slot = paged.slot_mapping[t]
         _widened(kv[slot : slot + 1], held[position - start : position - start + 1])
 
 
@@ -130,25 +130,25 @@ def _segment(
 
 
 @njit(**INNER)
-def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
+def _tasks(paged: PagedTokens, window: int, firsts: Indices) -> Indices:
     """[tasks, 4] row, first token, last token, place of the result: every segment of every row.
 
     Rows of one sequence that follow each other take a segment in turns, so that it is read once for all of them.
     ``firsts``: see ``first_segments``.
     """
-    tokens = rows.positions.shape[0]
+    tokens = paged.positions.shape[0]
     tasks = np.empty((firsts[tokens], 4), np.int64)
     made, t = 0, 0
     while t < tokens:
         # Rows t to end belong to one sequence: a prefill chunk, or the candidates of a step.
-        end, last = t + 1, rows.positions[t]
-        while end < tokens and rows.tables[end] == rows.tables[t]:
-            last = max(last, rows.positions[end])
+        end, last = t + 1, paged.positions[t]
+        while end < tokens and paged.table_rows[end] == paged.table_rows[t]:
+            last = max(last, paged.positions[end])
             end += 1
         # Segment outside, row inside: a segment's keys and values are held for all rows of the run.
         for number in range(last // SEGMENT + 1):
             for row in range(t, end):
-                position = rows.positions[row]
+                position = paged.positions[row]
                 first = max(0, position - window + 1) if window > 0 else 0
                 start, stop = max(first, number * SEGMENT), min(position + 1, (number + 1) * SEGMENT)
                 if start < stop:
@@ -162,7 +162,7 @@ def _tasks(rows: LayerRows, window: int, firsts: Places) -> Places:
 @compiled(parallel=True)
 def attend_by_vectors(
     queries: Floats,
-    rows: LayerRows,
+    paged: PagedTokens,
     kv: Any,
     block: int,
     heads: int,
@@ -179,8 +179,8 @@ def attend_by_vectors(
     """
     kv_heads, dim = kv.shape[2], kv.shape[3]
     folded = heads // kv_heads
-    firsts = first_segments(rows, window)
-    tasks = _tasks(rows, window, firsts)
+    firsts = first_segments(paged, window)
+    tasks = _tasks(paged, window, firsts)
     count = tasks.shape[0]
     wide = (dim + LANES - 1) // LANES * LANES
     sums = np.empty((count, heads, wide), np.float32)
@@ -195,14 +195,14 @@ def attend_by_vectors(
         table, begin, known = -1, -1, -1  # what is held: tokens of a sequence from ``begin`` to ``known``
         for task in range(part * count // threads, (part + 1) * count // threads):
             t, start, stop, place = tasks[task]
-            if rows.tables[t] != table or start != begin or stop < known:
-                table, begin, known = rows.tables[t], start, start
-            _hold(rows, t, kv, block, start, known, stop, held[part])
-            position = rows.positions[t]
+            if paged.table_rows[t] != table or start != begin or stop < known:
+                table, begin, known = paged.table_rows[t], start, start
+            _hold(paged, t, kv, block, start, known, stop, held[part])
+            position = paged.positions[t]
             # A candidate's own key is held at its position but is not part of the sequence: the next row reads that
             # place anew.
-            at = rows.blocks[table, position // block] * block + position % block
-            known = stop if position >= stop or rows.slots[t] == at else position
+            at = paged.block_table[table, position // block] * block + position % block
+            known = stop if position >= stop or paged.slot_mapping[t] == at else position
             for head in range(heads):
                 for i in range(dim):
                     query[head, i] = queries[t, head * dim + i]

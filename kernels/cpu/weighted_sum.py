@@ -6,8 +6,8 @@ import numba
 import numpy as np
 from numba import prange
 
+from ladle.kernels.cpu.arrays import Floats
 from ladle.kernels.cpu.compiler import compiled, one_at_a_time
-from ladle.kernels.cpu.types import Floats
 
 AT_ONCE = 4
 """Terms a pass; more of them take another pass over a part that the caches still hold."""

@@ -22,6 +22,8 @@ BLOCK = 1024
 def _add(  # type: ignore[no-untyped-def]
     out, x, amounts, vectors, count, hidden, x_stride, amounts_stride, vectors_stride, BLOCK: tl.constexpr
 ):
+    # One program per row and block of columns: the hidden state stays in registers, in float32, while the vectors that
+    # this row has some of are added one after the other. The others are not read.
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden
@@ -88,5 +90,5 @@ def _variant(dtype: torch.dtype) -> Variant:
 
 
 def variants() -> list[Variant]:
-    """One a dtype."""
+    """The kernel for every dtype of the hidden states."""
     return [_variant(dtype) for dtype in DTYPES]

@@ -16,16 +16,16 @@ from ladle.kernels.gpu.score_rows import combine
 from ladle.kernels.step_tables import StepTables, own_rows, plain_tables
 
 
-def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor, *, block: int | None = None) -> Tensor:
-    """See ``reference.combine_logits``, whose bits this has; ``block``: tokens a tile (see ``tiling``)."""
-    return combine(logits, plain_tables(rows, weights), block=block)
+def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor, *, block: int | None = None) -> Tensor:
+    """See ``reference.combine_logits``, whose bits this has; ``block``: tokens per tile (see ``tiling``)."""
+    return combine(logits, plain_tables(source_rows, weights), block=block)
 
 
 def combine_divergence(
-    logits: Tensor, rows: Tensor, weights: Tensor, alpha: Tensor, *, block: int | None = None
+    logits: Tensor, source_rows: Tensor, weights: Tensor, alpha: Tensor, *, block: int | None = None
 ) -> Tensor:
     """See ``reference.combine_divergence``."""
-    tables = plain_tables(rows, weights).changed(rule=step_tables.DIVERGENCE, scale=alpha)
+    tables = plain_tables(source_rows, weights).changed(rule=step_tables.DIVERGENCE, scale=alpha)
     return combine(logits, replace(tables, linear=False), block=block)
 
 

@@ -73,7 +73,7 @@ def _mass_from(kept, start, count, longest, least, best, BLOCK: tl.constexpr, TI
 
 @triton.jit
 def _draw_kept(  # type: ignore[no-untyped-def]
-    choices, numbers, sums, kept, kept_ids, kept_counts, sequence, vocabulary, tiles,
+    int_params, float_params, sums, kept, kept_ids, kept_counts, sequence, vocabulary, tiles,
     BLOCK: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """(token, threshold) of a truncated row, from the list of what may survive."""
@@ -81,7 +81,7 @@ def _draw_kept(  # type: ignore[no-untyped-def]
     # least score of the nucleus, a share of the mass that top-k left. The latter two are found by narrowing an interval
     # of integers that are ordered as the scores are. Then noise is added to what survives, WIDTH of each tile's list at
     # a time, and the best wins; ties go to the lower id.
-    _temperature, top_k, top_p, min_p, _cut = options_of(choices, numbers, sequence, vocabulary)
+    _temperature, top_k, top_p, min_p, _cut = options_of(int_params, float_params, sequence, vocabulary)
     lane = tl.arange(0, TILES)
     place = sums + (sequence * _SUMS + 2) * tiles
     best, mass = merge_parts(place, place + tiles, lane, lane < tiles)
@@ -109,7 +109,7 @@ def _draw_kept(  # type: ignore[no-untyped-def]
         there = at < count[:, None]
         x = tl.load(kept + start + tile * BLOCK + at, mask=there, other=float("-inf"))
         ids = tl.load(kept_ids + start + tile * BLOCK + at, mask=there, other=0)
-        noisy = tl.where(there & (x >= threshold), x + noise(choices, sequence, ids), float("-inf"))
+        noisy = tl.where(there & (x >= threshold), x + noise(int_params, sequence, ids), float("-inf"))
         top = tl.max(tl.max(noisy, 1), 0)
         first = tl.min(tl.min(tl.where(there & (noisy == top), ids, vocabulary), 1), 0)
         token = tl.where(top > winner, first, tl.where(top == winner, tl.minimum(token, first), token))
@@ -119,17 +119,18 @@ def _draw_kept(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def draw(  # type: ignore[no-untyped-def]
-    choices, numbers, vocabulary, tiles, sums, best_ids, kept, kept_ids, kept_counts, tokens, thresholds,
+    int_params, float_params, vocabulary, tiles, sums, best_ids, kept, kept_ids, kept_counts, tokens, thresholds,
     BLOCK: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
-    _temperature, _top_k, _top_p, _min_p, cut = options_of(choices, numbers, sequence, vocabulary)
+    _temperature, _top_k, _top_p, _min_p, cut = options_of(int_params, float_params, sequence, vocabulary)
     token = 0
     threshold = float("-inf")
     if cut:
         token, threshold = _draw_kept(
-            choices, numbers, sums, kept, kept_ids, kept_counts, sequence, vocabulary, tiles, BLOCK, TILES, WIDTH
-        )
+            int_params, float_params, sums, kept, kept_ids, kept_counts, sequence, vocabulary, tiles, BLOCK, TILES,
+            WIDTH,
+        )  # fmt: skip
     else:
         lane = tl.arange(0, TILES)
         place = sums + (sequence * _SUMS + 4) * tiles
@@ -147,9 +148,9 @@ def width(padded: int) -> int:
 
 def variants() -> list[Variant]:
     """For vocabularies of up to 262 k."""
-    signature = scratch_signature("sums", "best_ids", "kept", "kept_ids", "kept_counts", "numbers", "thresholds")
+    signature = scratch_signature("sums", "best_ids", "kept", "kept_ids", "kept_counts", "float_params", "thresholds")
     signature |= {
-        "choices": POINTERS[torch.int32],
+        "int_params": POINTERS[torch.int32],
         "tokens": POINTERS[torch.int64],
         "vocabulary": "i32",
         "tiles": "i32",

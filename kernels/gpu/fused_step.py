@@ -1,15 +1,15 @@
 """One decoding step from the sources' logits to tokens and logprobs: combine, penalise, truncate, draw, in as few
 passes over the vocabulary as can be.
 
-1. ``summarise``, a program a tile: reads each source once and keeps maximum, mass and the best token after noise.
+1. ``summarise``, one program per tile: reads each source once and keeps maximum, mass and the best token after noise.
    Greedy and untruncated rows are drawn from that; a row of scores is never written.
-2. ``find_bounds``, a program a row, and ``keep``, a program a tile of a truncated row: from the summaries follows a
-   bound below which nothing survives top-k, top-p and min-p. What lies above it, hundreds of tokens of a hundred
-   thousand, is made again and written down.
-3. ``draw``, a program a row: finds the least score that survives by narrowing an interval around it, without a sort,
-   and draws.
-4. ``_list_best``, a program a tile of a row that wants alternatives: lists its best tokens.
-5. ``_report``, a program a row: makes one tile again for the logprob, merges the lists.
+2. ``find_bounds``, one program per row, and ``keep``, one program per tile of a truncated row: from the summaries
+   follows a bound below which nothing survives top-k, top-p and min-p. What lies above it, hundreds of tokens of a
+   hundred thousand, is made again and written down.
+3. ``draw``, one program per row: finds the least score that survives by narrowing an interval around it, without a
+   sort, and draws.
+4. ``_list_best``, one program per tile of a row that wants alternatives: lists its best tokens.
+5. ``_report``, one program per row: makes one tile again for the logprob, merges the lists.
 
 Before them come the KL budgets (``trust_region``) and temperatures that follow the entropy, which few sequences have;
 behind them the scores of traced sequences are written down.
@@ -59,7 +59,7 @@ from ladle.kernels.gpu.trust_region import keep_to_budgets
 from ladle.kernels.gpu.variant import POINTERS, Variant
 from ladle.kernels.step_tables import SampledTokens, StepTables, plain_tables
 
-_CHOICES = tl.constexpr(step_tables.CHOICES)
+_INT_PARAMS = tl.constexpr(step_tables.INT_PARAMS)
 _WANTED = tl.constexpr(step_tables.WANTED)
 _SUMS = tl.constexpr(SUMS)
 _LOWEST = tl.constexpr(-(2**31))
@@ -67,19 +67,19 @@ _LOWEST = tl.constexpr(-(2**31))
 
 @triton.jit
 def _list_best(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, vocabulary, tiles, best_keys, best_tokens, most_wanted,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The best tokens of one tile of a sequence that wants alternatives, by its combined scores, best first."""
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    wanted = tl.minimum(tl.load(choices + sequence * _CHOICES + _WANTED), most_wanted)
+    wanted = tl.minimum(tl.load(int_params + sequence * _INT_PARAMS + _WANTED), most_wanted)
     if wanted == 0:
         return
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     # Scores as integers of the same order: taking the best and striking it out is exact, and ties go to the lower id.
     key = tl.where(inside, order(tl.where(score == score, score, float("-inf"))), _LOWEST)
@@ -94,23 +94,23 @@ def _list_best(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _report(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs, other_tokens,
-    other_logprobs, most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, vocabulary, tiles, sums, best_keys, best_tokens, tokens, logprobs,
+    other_tokens, other_logprobs, most_wanted, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The token's logprob, for which one tile is made again, and the best tokens of all tiles."""
     sequence = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILES)
     token = tl.load(tokens + sequence).to(tl.int32)
     score, columns, _inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     own = tl.sum(tl.where(columns == token, score, 0.0), 0)
     place = sums + sequence * _SUMS * tiles
     best, mass = merge_parts(place, place + tiles, lane, lane < tiles)
     tl.store(logprobs + sequence, (own - best) - mass)
-    wanted = tl.minimum(tl.load(choices + sequence * _CHOICES + _WANTED), most_wanted)
+    wanted = tl.minimum(tl.load(int_params + sequence * _INT_PARAMS + _WANTED), most_wanted)
     place = (sequence * tiles + lane) * most_wanted
     # The tiles' lists are merged: at is how many of each have been taken, key the best that each has left.
     at = tl.full([TILES], 0, tl.int32)
@@ -128,17 +128,17 @@ def _report(  # type: ignore[no-untyped-def]
 
 
 _REPORTED = (
-    "first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices", "numbers", "floors",
-    "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
+    "first", "first_stride", "logits", "stride", "source_rows", "weights", "sources", "parts", "int_params",
+    "float_params", "floors", "candidates", "values", "most_candidates", "allowed", "vocabulary", "tiles",
 )  # fmt: skip
-_DRAWN = ("choices", "numbers", "vocabulary", "tiles")
+_DRAWN = ("int_params", "float_params", "vocabulary", "tiles")
 _LEAN = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
 _FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
 
 def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> SampledTokens:
-    """See ``step_reference.fused_step``; ``block``: tokens a tile (see ``tiling``)."""
-    if len(tables.rows) == 0:
+    """See ``step_reference.fused_step``; ``block``: tokens per tile (see ``tiling``)."""
+    if len(tables.source_rows) == 0:
         return _nothing(logits)
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
     launch = _Launch(logits, _warmed(logits, tables, block), tiling(logits.shape[1], block))
@@ -147,7 +147,7 @@ def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) 
 
 
 def guided_scores(logits: Tensor, tables: StepTables, *, block: int | None = None) -> Tensor:
-    """See ``step_reference.guided_scores``; ``block``: tokens a tile (see ``tiling``)."""
+    """See ``step_reference.guided_scores``; ``block``: tokens per tile (see ``tiling``)."""
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
     floors = _floors(logits, tables, tiling(logits.shape[1], block).block) if tables.masks else None
     return _guided(logits, tables, floors, block)
@@ -157,7 +157,7 @@ def drawn(logits: Tensor, tables: StepTables, *, block: int | None = None) -> tu
     """The tokens [n] of a step whose logprobs nobody wants, and the least scores after temperature that could be drawn
     [n] float32, -inf where nothing was cut."""
     logits = rows_apart(logits)
-    if len(tables.rows) == 0:
+    if len(tables.source_rows) == 0:
         return _nothing(logits).tokens, _nothing(logits).logprobs
     launch = _Launch(logits, tables, tiling(logits.shape[1], block))
     launch.summarise()
@@ -167,7 +167,7 @@ def drawn(logits: Tensor, tables: StepTables, *, block: int | None = None) -> tu
 def reported(logits: Tensor, tables: StepTables, tokens: Tensor, *, block: int | None = None) -> SampledTokens:
     """A step whose ``tokens`` [n] int64 are given."""
     logits = rows_apart(logits)
-    if len(tables.rows) == 0:
+    if len(tables.source_rows) == 0:
         return _nothing(logits)
     launch = _Launch(logits, tables, tiling(logits.shape[1], block))
     launch.summarise()
@@ -186,7 +186,7 @@ class _Launch:
         self._tables = tables
         self._logits = logits
         self._tiles = tiles
-        self._n = len(tables.rows)
+        self._n = len(tables.source_rows)
         self._floors = _floors(logits, tables, tiles.block) if tables.masks else None
         self._shared = sources_of(logits, tables, tiles, self._floors)
         self._shapes = {"BLOCK": tiles.block, "TILES": tiles.padded}
@@ -255,8 +255,8 @@ class _Launch:
 def _guided(logits: Tensor, tables: StepTables, floors: Tensor | None, block: int | None) -> Tensor:
     """The scores before ``allowed``, penalties and logit bias; ``floors``: what the plausibility masks leave."""
     # A mask finds what is not allowed implausible, but what the kernel compares with the floors is the base as it is.
-    choices = tables.choices
-    allowed = torch.where(choices[:, step_tables.BASE] >= 0, choices[:, step_tables.ALLOWED], -1)
+    int_params = tables.int_params
+    allowed = torch.where(int_params[:, step_tables.BASE] >= 0, int_params[:, step_tables.ALLOWED], -1)
     return combine(logits, tables.changed(allowed=allowed, counted=-1, biases=0), floors=floors, block=block)
 
 
@@ -268,23 +268,23 @@ def _warmed(logits: Tensor, tables: StepTables, block: int | None) -> StepTables
         return tables
     own = tables.of(warmed)
     floors = _floors(logits, own, tiling(logits.shape[1], block).block) if tables.masks else None
-    numbers = tables.numbers.clone()
-    kept = own.numbers[:, step_tables.TEMPERATURE]
+    float_params = tables.float_params.clone()
+    kept = own.float_params[:, step_tables.TEMPERATURE]
     drawn = combine(logits, own, floors=floors, block=block)
-    numbers[warmed, step_tables.TEMPERATURE] = entropy_temperatures(drawn, kept, spreads, exponents)
-    return replace(tables, numbers=numbers, ranges=tables.ranges.none())
+    float_params[warmed, step_tables.TEMPERATURE] = entropy_temperatures(drawn, kept, spreads, exponents)
+    return replace(tables, float_params=float_params, ranges=tables.ranges.none())
 
 
 def _floors(logits: Tensor, tables: StepTables, block: int) -> Tensor:
     """The least score of its base row that each sequence's plausibility mask leaves; -inf without a mask."""
-    base = tables.choices[:, step_tables.BASE].long()
+    base = tables.int_params[:, step_tables.BASE].long()
     ones = torch.ones_like(tables.weights[:, :1])
     asked = plain_tables(base.clamp(min=0)[:, None], ones).changed(
         temperature=(base >= 0).float(),
-        top_k=tables.choices[:, step_tables.MASK_TOP_K],
-        top_p=tables.numbers[:, step_tables.MASK_TOP_P],
-        min_p=tables.numbers[:, step_tables.MASK_RELATIVE],
-        allowed=tables.choices[:, step_tables.ALLOWED],
+        top_k=tables.int_params[:, step_tables.MASK_TOP_K],
+        top_p=tables.float_params[:, step_tables.MASK_TOP_P],
+        min_p=tables.float_params[:, step_tables.MASK_RELATIVE],
+        allowed=tables.int_params[:, step_tables.ALLOWED],
     )
     return drawn(logits, replace(asked, allowed=tables.allowed, truncates=True), block=block)[1]
 

@@ -24,6 +24,8 @@ def _merge(  # type: ignore[no-untyped-def]
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = tl.arange(0, BLOCK)
     there = at < n - start
+    # A pointer and a coefficient per term, told apart at compile time: Triton has no lists of pointers. The sum is
+    # formed in float32, in the order of the terms, and rounded once.
     total = tl.load(w0 + start + at, mask=there).to(tl.float32) * c0
     if COUNT > 1:
         total += tl.load(w1 + start + at, mask=there).to(tl.float32) * c1
@@ -92,7 +94,7 @@ def _check(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> None:
 
 
 def _block(count: int) -> int:
-    """Elements a program: 16 bytes a thread and load of half-precision terms, twice that while there are few of them
+    """Elements a program: 16 bytes per thread and load of half-precision terms, twice that while there are few of them
     in flight."""
     return 2048 if count <= 2 else 1024
 

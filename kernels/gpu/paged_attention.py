@@ -155,7 +155,7 @@ def paged_attention(
         positions: [lanes] int64, the place of a lane's new token, which the pool holds already: it sees the tokens at
             and before that place, with ``window`` only the last ``window`` of them. A place beyond the table's blocks
             is not looked for.
-        page: slots a block; a power of two.
+        page: slots per block; a power of two.
         softcap: scores become softcap * tanh(score / softcap) where it is given.
 
     Returns [lanes, heads, d] contiguous. Raises ValueError for other shapes, dtypes or strides.

@@ -1,7 +1,7 @@
 """Routing on a GPU: a router's scores become the experts of the next token, their shares, and the rows of logits that
 ``fused_step`` then adds to the router's, without a word to the host.
 
-One program a sequence: there are few experts, and their scores are in its registers at once.
+One program per sequence: there are few experts, and their scores are in its registers at once.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _mix(scores, stride, top, chosen, shares, experts, EXPERTS: tl.constexpr, TO
 
 @triton.jit
 def _lay_out(  # type: ignore[no-untyped-def]
-    scores, stride, previous, stayed, stay, top, asked, router_rows, expert_rows, complement, weight, exact, rows,
-    weights, rules, leading, lasting, experts, most, EXPERTS: tl.constexpr,
+    scores, stride, previous, stayed, stay, top, asked, router_rows, expert_rows, complement, weight, exact,
+    source_rows, weights, rules, leading, lasting, experts, most, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     # Two passes over the experts by score, each time taking the best that is left: the first sums up the softmax of the
     # chosen ones, the second writes their rows of the logits and their shares into the tables, behind the router's.
@@ -93,7 +93,7 @@ def _lay_out(  # type: ignore[no-untyped-def]
     alone = (wanted == 1) & (tl.load(exact + row) == 0)
     spoken = tl.load(weight + row)
     start = row * (most + 1)
-    tl.store(rows + start, tl.load(router_rows + row))
+    tl.store(source_rows + start, tl.load(router_rows + row))
     tl.store(weights + start, tl.where(ask, tl.load(complement + row), 1.0))
     tl.store(rules + row, tl.where(ask & (alone == 0), _ROUTED, _LINEAR))
     current = first
@@ -101,7 +101,7 @@ def _lay_out(  # type: ignore[no-untyped-def]
     for turn in range(0, most):
         share = tl.math.div_rn(tl.exp(tl.sum(tl.where(expert == current, x, 0.0), 0) - greatest), total)
         share = tl.where(broken, float("nan"), tl.where(alone, spoken, share))
-        tl.store(rows + start + 1 + turn, tl.load(expert_rows + row * experts + current))
+        tl.store(source_rows + start + 1 + turn, tl.load(expert_rows + row * experts + current))
         tl.store(weights + start + 1 + turn, tl.where(ask & (turn < wanted), share, 0.0))
         current = tl.minimum(tl.min(tl.where(left == tl.max(left, 0), expert, EXPERTS), 0), experts - 1)
         left = tl.where(expert == current, _LOWEST, left)
@@ -142,7 +142,7 @@ def combine_routed(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """See ``routing.combine_routed``; ``block``: tokens a tile (see ``score_tile.tiling``)."""
+    """See ``routing.combine_routed``; ``block``: tokens per tile (see ``score_tile.tiling``)."""
     n, most, vocabulary = expert_logits.shape
     factors = torch.stack([complement.double(), weight.double()], dim=1)
     factors = torch.where(normalize[:, None], factors / factors.sum(dim=1, keepdim=True), factors)
@@ -173,7 +173,7 @@ def route_rows(
     """See ``step_reference.route_rows``."""
     n, experts = scores.shape
     device = scores.device
-    made = RoutedRows(
+    routed_rows = RoutedRows(
         torch.empty(n, 1 + most, dtype=torch.int64, device=device),
         torch.empty(n, 1 + most, dtype=torch.float32, device=device),
         torch.empty(n, dtype=torch.int32, device=device),
@@ -184,8 +184,10 @@ def route_rows(
         scores = scores if scores.stride(-1) == 1 else scores.contiguous()
         integers = [previous, stayed, stay, top, asked, router_rows, expert_rows]
         given = [tensor.contiguous() for tensor in (*integers, complement.float(), weight.float(), exact)]
-        _lay_out[(n,)](scores, scores.stride(0), *given, *made, experts, most, EXPERTS=_padded(experts), **_OPTIONS)
-    return made
+        _lay_out[(n,)](
+            scores, scores.stride(0), *given, *routed_rows, experts, most, EXPERTS=_padded(experts), **_OPTIONS
+        )
+    return routed_rows
 
 
 def _padded(count: int) -> int:
@@ -198,7 +200,8 @@ def variants() -> list[Variant]:
     long, flag = POINTERS[torch.int64], POINTERS[torch.bool]
     history = dict.fromkeys(("previous", "stayed", "stay"), long)
     floats = dict.fromkeys(("complement", "weight", "weights"), POINTERS[torch.float32])
-    laid = history | floats | dict.fromkeys(("top", "router_rows", "expert_rows", "rows", "leading", "lasting"), long)
+    indices = ("top", "router_rows", "expert_rows", "source_rows", "leading", "lasting")
+    laid = history | floats | dict.fromkeys(indices, long)
     laid |= {"asked": flag, "exact": flag, "rules": POINTERS[torch.int32], "most": "i32"}
     mixed = {"top": "i32", "chosen": long, "shares": POINTERS[torch.float32]}
     built = []

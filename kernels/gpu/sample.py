@@ -24,7 +24,7 @@ def sample(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """See ``reference.sample``; ``block``: tokens a tile (see ``score_tile.tiling``)."""
+    """See ``reference.sample``; ``block``: tokens per tile (see ``score_tile.tiling``)."""
     tables = own_rows(scores).changed(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, key_0=keys[:, 0], key_1=keys[:, 1]
     )

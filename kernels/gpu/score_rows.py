@@ -29,20 +29,22 @@ from ladle.kernels.step_tables import StepTables
 
 @triton.jit
 def _combine(  # type: ignore[no-untyped-def]
-    out, out_stride, first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors,
-    candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary,
-    tiles,
+    out, out_stride, first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params,
+    float_params, floors, candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen,
+    counts_stride, vocabulary, tiles,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    # One program per sequence and tile of the vocabulary: it reads that tile of every source once and writes one row's.
     sequence = tl.program_id(0)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
     )  # fmt: skip
     if FULL:
+        # Penalties and logit bias; with neither the launch leaves this out altogether.
         score = drawn_tile(
-            score, columns, inside, choices, numbers, biased, biases, most_biases, counts, seen, counts_stride,
+            score, columns, inside, int_params, float_params, biased, biases, most_biases, counts, seen, counts_stride,
             sequence, tile, BLOCK,
         )  # fmt: skip
     tl.store(out + sequence.to(tl.int64) * out_stride + columns, score, mask=inside)
@@ -61,7 +63,7 @@ def combine(
     ``out`` may be ``logits`` or ``first`` if every sequence has one row there, its own. See ``sources_of``.
     """
     logits, first = rows_apart(logits), None if first is None else rows_apart(first)
-    n, vocabulary = len(tables.rows), logits.shape[1]
+    n, vocabulary = len(tables.source_rows), logits.shape[1]
     out = torch.empty((n, vocabulary), dtype=torch.float32, device=logits.device) if out is None else out
     if n == 0 or vocabulary == 0:
         return out

@@ -27,8 +27,8 @@ PADDED = 128
 
 _LINEAR = tl.constexpr(step_tables.LINEAR)
 _ROUTED = tl.constexpr(step_tables.ROUTED)
-_CHOICES = tl.constexpr(step_tables.CHOICES)
-_NUMBERS = tl.constexpr(step_tables.NUMBERS)
+_INT_PARAMS = tl.constexpr(step_tables.INT_PARAMS)
+_FLOAT_PARAMS = tl.constexpr(step_tables.FLOAT_PARAMS)
 _RULE = tl.constexpr(step_tables.RULE)
 _BASE = tl.constexpr(step_tables.BASE)
 _CANDIDATES = tl.constexpr(step_tables.CANDIDATES)
@@ -44,9 +44,9 @@ _NEAR = tl.constexpr(16)
 
 
 @triton.jit
-def _source(logits, stride, rows, at, weight, columns, inside, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A tile of logits[rows[at]] as float32; 0, and not read, where ``weight`` is 0."""
-    row = tl.load(rows + at)
+def _source(logits, stride, source_rows, at, weight, columns, inside, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A tile of logits[source_rows[at]] as float32; 0, and not read, where ``weight`` is 0."""
+    row = tl.load(source_rows + at)
     # Broadcast first, then compare: Triton's interpreter mishandles a broadcast of the comparison's result.
     there = inside & (tl.full([BLOCK], weight, tl.float32) != 0.0)
     # Upcast at once: half precision is only how the numbers lie in memory.
@@ -55,19 +55,19 @@ def _source(logits, stride, rows, at, weight, columns, inside, BLOCK: tl.constex
 
 @triton.jit
 def _linear(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK: tl.constexpr
+    first, first_stride, logits, stride, source_rows, weights, sources, sequence, columns, inside, BLOCK: tl.constexpr
 ):
     """w_0 l_0 + (sum_{k>0} w_k l_k); sources of weight 0 are not read."""
     # The first source by itself, the others summed up apart: where a guide and its reference agree, their weights
     # cancel, and what is left is the first source bit for bit.
     start = sequence * sources
     weight = tl.load(weights + start)
-    score = _source(first, first_stride, rows, start, weight, columns, inside, BLOCK) * weight
+    score = _source(first, first_stride, source_rows, start, weight, columns, inside, BLOCK) * weight
     guidance = tl.full([BLOCK], 0.0, tl.float32)
     guided = 0
     for source in range(1, sources):
         weight = tl.load(weights + start + source)
-        guidance += _source(logits, stride, rows, start + source, weight, columns, inside, BLOCK) * weight
+        guidance += _source(logits, stride, source_rows, start + source, weight, columns, inside, BLOCK) * weight
         guided += (weight != 0.0).to(tl.int32)
     # Not added where there is none, so that even the sign of a zero stays.
     return tl.where(guided > 0, score + guidance, score)
@@ -92,7 +92,7 @@ def top_and_mass(x, inside):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _logarithmic(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, scale, rule, sequence, columns, inside,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, scale, rule, sequence, columns, inside,
     tiles, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The rules that need log-probabilities: DIVERGENCE over all sources, ROUTED over all but the first."""
@@ -111,9 +111,9 @@ def _logarithmic(  # type: ignore[no-untyped-def]
         weight = tl.load(weights + start + source)
         if weight != 0.0:
             if source == 0:
-                x = _source(first, first_stride, rows, start, weight, columns, inside, BLOCK)
+                x = _source(first, first_stride, source_rows, start, weight, columns, inside, BLOCK)
             else:
-                x = _source(logits, stride, rows, start + source, weight, columns, inside, BLOCK)
+                x = _source(logits, stride, source_rows, start + source, weight, columns, inside, BLOCK)
             part = parts + (start + source) * 2 * tiles
             best, mass = merge_parts(part, part + tiles, at, at < tiles)
             logprob = (x - best) - mass
@@ -150,8 +150,9 @@ def _sparse(ids, values, count, columns, start, BLOCK: tl.constexpr):  # type: i
 
 @triton.jit
 def final_tile(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most, allowed, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most, allowed, sequence, tile, vocabulary, tiles, FULL: tl.constexpr, BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """A tile of the combined scores: what logprobs are of. -inf outside the vocabulary.
 
@@ -161,63 +162,65 @@ def final_tile(  # type: ignore[no-untyped-def]
     inside = columns < vocabulary
     sequence = sequence.to(tl.int64)
     if FULL:
-        chosen = choices + sequence * _CHOICES
-        rule = tl.load(chosen + _RULE)
+        int_row = int_params + sequence * _INT_PARAMS
+        rule = tl.load(int_row + _RULE)
         if rule == _LINEAR:
             score = _linear(
-                first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK
+                first, first_stride, logits, stride, source_rows, weights, sources, sequence, columns, inside, BLOCK
             )
         else:
-            scale = tl.load(numbers + sequence * _NUMBERS + _SCALE)
+            scale = tl.load(float_params + sequence * _FLOAT_PARAMS + _SCALE)
             score = _logarithmic(
-                first, first_stride, logits, stride, rows, weights, sources, parts, scale, rule, sequence, columns,
-                inside, tiles, BLOCK, TILES,
+                first, first_stride, logits, stride, source_rows, weights, sources, parts, scale, rule, sequence,
+                columns, inside, tiles, BLOCK, TILES,
             )  # fmt: skip
         # Values of candidates; with RESTRICTED everything else is ruled out.
-        count = tl.load(chosen + _CANDIDATES)
-        restricted = tl.load(chosen + _RESTRICTED)
+        count = tl.load(int_row + _CANDIDATES)
+        restricted = tl.load(int_row + _RESTRICTED)
         if (count > 0) | (restricted != 0):
             start = sequence * most
             added, hit = _sparse(candidates + start, values + start, count, columns, tile * BLOCK, BLOCK)
             score = tl.where(hit != 0, score + added, tl.where(restricted != 0, float("-inf"), score))
         # The plausibility mask: the base's own logits against the floor that was found for this sequence.
-        base = tl.load(chosen + _BASE)
+        base = tl.load(int_row + _BASE)
         if base >= 0:
             plausible = tl.load(logits + base.to(tl.int64) * stride + columns, mask=inside, other=0.0).to(tl.float32)
             # NaN stays
             ruled_out = (plausible < tl.load(floors + sequence)) & (score == score)
             score = tl.where(ruled_out, float("-inf"), score)
         # What a grammar allows, one byte per token.
-        limits = tl.load(chosen + _ALLOWED)
+        limits = tl.load(int_row + _ALLOWED)
         if limits >= 0:
             place = limits.to(tl.int64) * vocabulary + columns
             score = tl.where(tl.load(allowed + place, mask=inside, other=0) != 0, score, float("-inf"))
     else:
-        score = _linear(first, first_stride, logits, stride, rows, weights, sources, sequence, columns, inside, BLOCK)
+        score = _linear(
+            first, first_stride, logits, stride, source_rows, weights, sources, sequence, columns, inside, BLOCK
+        )
     return tl.where(inside, score, float("-inf")), columns, inside
 
 
 @triton.jit
 def drawn_tile(  # type: ignore[no-untyped-def]
-    score, columns, inside, choices, numbers, biased, biases, most, counts, seen, counts_stride, sequence, tile,
+    score, columns, inside, int_params, float_params, biased, biases, most, counts, seen, counts_stride, sequence, tile,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What tokens are drawn from, before temperature: ``score`` with penalties and logit bias."""
     sequence = sequence.to(tl.int64)
-    chosen = choices + sequence * _CHOICES
+    int_row = int_params + sequence * _INT_PARAMS
     # Repetition divides positive scores and multiplies negative ones; presence and frequency are subtracted after it.
-    counted = tl.load(chosen + _COUNTED)
+    counted = tl.load(int_row + _COUNTED)
     if counted >= 0:
         place = counted.to(tl.int64) * counts_stride + columns
         count = tl.load(counts + place, mask=inside, other=0).to(tl.float32)
         there = tl.load(seen + place, mask=inside, other=0) != 0
-        number = numbers + sequence * _NUMBERS
-        repetition = tl.load(number + _REPETITION)
+        float_row = float_params + sequence * _FLOAT_PARAMS
+        repetition = tl.load(float_row + _REPETITION)
         penalised = tl.where(score > 0.0, tl.math.div_rn(score, repetition), score * repetition)
         score = tl.where(there, penalised, score)
-        once = tl.where(count > 0.0, tl.load(number + _PRESENCE), 0.0)
-        score = score - (once + tl.load(number + _FREQUENCY) * count)
-    length = tl.load(chosen + _BIASES)
+        once = tl.where(count > 0.0, tl.load(float_row + _PRESENCE), 0.0)
+        score = score - (once + tl.load(float_row + _FREQUENCY) * count)
+    length = tl.load(int_row + _BIASES)
     if length > 0:
         start = sequence * most
         added, hit = _sparse(biased + start, biases + start, length, columns, tile * BLOCK, BLOCK)
@@ -227,21 +230,22 @@ def drawn_tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _measure(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, vocabulary, tiles, BLOCK: tl.constexpr
-):
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, vocabulary, tiles,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """(max, sum exp(x - max)) of one tile of one source of a sequence whose rule needs log-probabilities."""
     pair = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    rule = tl.load(choices + (pair // sources) * _CHOICES + _RULE)
+    rule = tl.load(int_params + (pair // sources) * _INT_PARAMS + _RULE)
     weight = tl.load(weights + pair)
     if (rule == _LINEAR) | (weight == 0.0):
         return
     columns = tile * BLOCK + tl.arange(0, BLOCK)
     inside = columns < vocabulary
     if pair % sources == 0:
-        x = _source(first, first_stride, rows, pair, weight, columns, inside, BLOCK)
+        x = _source(first, first_stride, source_rows, pair, weight, columns, inside, BLOCK)
     else:
-        x = _source(logits, stride, rows, pair, weight, columns, inside, BLOCK)
+        x = _source(logits, stride, source_rows, pair, weight, columns, inside, BLOCK)
     top, mass = top_and_mass(x, inside)
     tl.store(parts + pair * 2 * tiles + tile, top)
     tl.store(parts + pair * 2 * tiles + tiles + tile, mass)
@@ -259,7 +263,7 @@ class Tiling:
 def tiling(vocabulary: int, block: int | None = None) -> Tiling:
     """The tiles of a vocabulary. They do not depend on the batch, and so neither do sums over them.
 
-    2048 tokens a tile are 16 bytes a thread and load in half precision, and 16 programs a row at 32 k: enough for
+    2048 tokens per tile are 16 bytes per thread and load in half precision, and 16 programs per row at 32 k: enough for
     every multiprocessor from a few rows on.
     """
     block = BLOCK if block is None else block
@@ -280,28 +284,28 @@ def sources_of(
     ``floors`` [n] float32: what the plausibility masks leave; ``first``: where the first source of each sequence has
     its rows, if not in ``logits``. Launches the kernel that finds the normalisers of what is not linear.
     """
-    n, sources = tables.rows.shape
+    n, sources = tables.source_rows.shape
     first = logits if first is None else first
     shared: dict[str, Any] = {
         "first": first,
         "first_stride": first.stride(0),
         "logits": logits,
         "stride": logits.stride(0),
-        "rows": tables.rows,
+        "source_rows": tables.source_rows,
         "weights": tables.weights,
         "sources": sources,
         "parts": torch.empty(
             (0 if tables.linear else n, sources, 2, tiles.tiles), dtype=torch.float32, device=logits.device
         ),
-        "choices": tables.choices,
+        "int_params": tables.int_params,
         "vocabulary": logits.shape[1],
         "tiles": tiles.tiles,
     }
     if not tables.linear:
         _measure[(n * sources, tiles.tiles)](**shared, BLOCK=tiles.block, num_warps=WARPS, enable_fp_fusion=False)
     return shared | {
-        "numbers": tables.numbers,
-        "floors": tables.numbers[:0, 0] if floors is None else floors,
+        "float_params": tables.float_params,
+        "floors": tables.float_params[:0, 0] if floors is None else floors,
         "candidates": tables.candidates,
         "values": tables.values,
         "most_candidates": tables.candidates.shape[1],
@@ -317,14 +321,14 @@ def sources_of(
 
 def shared_signature(dtype: torch.dtype) -> dict[str, str]:
     """The types of what ``sources_of`` gives for logits of ``dtype``."""
-    longs = ("rows", "candidates", "biased")
-    floats = ("weights", "parts", "numbers", "floors", "values", "biases")
+    longs = ("source_rows", "candidates", "biased")
+    floats = ("weights", "parts", "float_params", "floors", "values", "biases")
     plain = ("sources", "first_stride", "stride", "most_candidates", "most_biases", "counts_stride")
     return (
         {name: POINTERS[dtype] for name in ("first", "logits")}
         | {name: POINTERS[torch.int64] for name in longs}
         | {name: POINTERS[torch.float32] for name in floats}
-        | {name: POINTERS[torch.int32] for name in ("choices", "counts")}
+        | {name: POINTERS[torch.int32] for name in ("int_params", "counts")}
         | {name: POINTERS[torch.bool] for name in ("seen", "allowed")}
         | {name: "i32" for name in (*plain, "vocabulary", "tiles")}
     )
@@ -332,7 +336,8 @@ def shared_signature(dtype: torch.dtype) -> dict[str, str]:
 
 def variants() -> list[Variant]:
     """The kernel for normalisers, for every dtype."""
-    arguments = ("first", "first_stride", "logits", "stride", "rows", "weights", "sources", "parts", "choices")
+    matrices, tables = ("first", "first_stride", "logits", "stride"), ("source_rows", "weights", "sources")
+    arguments = (*matrices, *tables, "parts", "int_params")
     built = []
     for dtype in DTYPES:
         shared = shared_signature(dtype)

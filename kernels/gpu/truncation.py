@@ -25,12 +25,12 @@ from ladle.kernels.gpu.score_tile import (
 from ladle.kernels.gpu.variant import POINTERS, Variant
 
 SUMS = 5
-"""Numbers a tile: maximum and mass of the combined score; of what is drawn from, maximum, mass, best after noise."""
+"""Numbers per tile: maximum and mass of the combined score; of what is drawn from, maximum, mass, best after noise."""
 GROUPS = 16
-"""Maxima a tile, for a bound on the k-th best."""
+"""Maxima per tile, for a bound on the k-th best."""
 
-_CHOICES = tl.constexpr(step_tables.CHOICES)
-_NUMBERS = tl.constexpr(step_tables.NUMBERS)
+_INT_PARAMS = tl.constexpr(step_tables.INT_PARAMS)
+_FLOAT_PARAMS = tl.constexpr(step_tables.FLOAT_PARAMS)
 _TOP_K = tl.constexpr(step_tables.TOP_K)
 _KEY_0 = tl.constexpr(step_tables.KEY_0)
 _KEY_1 = tl.constexpr(step_tables.KEY_1)
@@ -41,10 +41,10 @@ _SUMS = tl.constexpr(SUMS)
 
 
 @triton.jit
-def noise(choices, sequence, columns):  # type: ignore[no-untyped-def]
+def noise(int_params, sequence, columns):  # type: ignore[no-untyped-def]
     """See ``reference.gumbel``."""
-    key_0 = tl.load(choices + sequence * _CHOICES + _KEY_0).to(tl.uint32, bitcast=True)
-    key_1 = tl.load(choices + sequence * _CHOICES + _KEY_1).to(tl.uint32, bitcast=True)
+    key_0 = tl.load(int_params + sequence * _INT_PARAMS + _KEY_0).to(tl.uint32, bitcast=True)
+    key_1 = tl.load(int_params + sequence * _INT_PARAMS + _KEY_1).to(tl.uint32, bitcast=True)
     x = (columns.to(tl.uint32) * 0x9E3779B9) ^ key_0
     for turn in tl.static_range(2):
         if turn == 1:
@@ -70,13 +70,13 @@ def value_of(key):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def options_of(choices, numbers, sequence, vocabulary):  # type: ignore[no-untyped-def]
+def options_of(int_params, float_params, sequence, vocabulary):  # type: ignore[no-untyped-def]
     """(temperature, top-k, top-p, min-p, whether there is anything to cut)"""
-    number = numbers + sequence * _NUMBERS
-    temperature = tl.load(number + _TEMPERATURE)
-    top_p = tl.load(number + _TOP_P)
-    min_p = tl.load(number + _MIN_P)
-    top_k = tl.load(choices + sequence * _CHOICES + _TOP_K)
+    float_row = float_params + sequence * _FLOAT_PARAMS
+    temperature = tl.load(float_row + _TEMPERATURE)
+    top_p = tl.load(float_row + _TOP_P)
+    min_p = tl.load(float_row + _MIN_P)
+    top_k = tl.load(int_params + sequence * _INT_PARAMS + _TOP_K)
     top_k = tl.where(top_k < vocabulary, top_k, 0)
     cut = (temperature > 0.0) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0.0))
     return temperature, top_k, top_p, min_p, cut
@@ -84,16 +84,16 @@ def options_of(choices, numbers, sequence, vocabulary):  # type: ignore[no-untyp
 
 @triton.jit
 def summarise(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums,
-    best_ids, tops,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary,
+    tiles, sums, best_ids, tops,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, FULL, BLOCK, TILES,
     )  # fmt: skip
     top, mass = top_and_mass(score, inside)
     place = sums + sequence * _SUMS * tiles + tile
@@ -101,13 +101,13 @@ def summarise(  # type: ignore[no-untyped-def]
     tl.store(place + tiles, mass)
     if FULL:
         score = drawn_tile(
-            score, columns, inside, choices, numbers, biased, biases, most_biases, counts, seen, counts_stride,
+            score, columns, inside, int_params, float_params, biased, biases, most_biases, counts, seen, counts_stride,
             sequence, tile, BLOCK,
         )  # fmt: skip
     # From here on the score is what is drawn from. A truncated row keeps its maximum, its mass and the maxima of GROUPS
     # parts of the tile, from which find_bounds takes a bound on the k-th best. Any other row is decided by the best
     # token of each tile after Gumbel noise (none for greedy rows), so that its scores are never written.
-    temperature, _top_k, _top_p, _min_p, cut = options_of(choices, numbers, sequence, vocabulary)
+    temperature, _top_k, _top_p, _min_p, cut = options_of(int_params, float_params, sequence, vocabulary)
     if temperature > 0.0:
         score = tl.math.div_rn(score, temperature)
     if cut:
@@ -119,7 +119,7 @@ def summarise(  # type: ignore[no-untyped-def]
         tl.store(tops + (sequence * tiles + tile) * GROUPS + tl.arange(0, GROUPS), grouped)
         return
     if temperature > 0.0:
-        score += noise(choices, sequence, columns)
+        score += noise(int_params, sequence, columns)
     clean = tl.where(inside & (score == score), score, float("-inf"))
     best = tl.max(clean, 0)
     tl.store(place + 4 * tiles, best)
@@ -128,11 +128,11 @@ def summarise(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def find_bounds(  # type: ignore[no-untyped-def]
-    choices, numbers, vocabulary, tiles, sums, tops, bounds, TILES: tl.constexpr, GROUPS: tl.constexpr
+    int_params, float_params, vocabulary, tiles, sums, tops, bounds, TILES: tl.constexpr, GROUPS: tl.constexpr
 ):
     """Below a row's bound none of its scores survives."""
     sequence = tl.program_id(0).to(tl.int64)
-    _temperature, top_k, top_p, min_p, cut = options_of(choices, numbers, sequence, vocabulary)
+    _temperature, top_k, top_p, min_p, cut = options_of(int_params, float_params, sequence, vocabulary)
     if not cut:
         return
     at = tl.arange(0, TILES)
@@ -163,14 +163,14 @@ def find_bounds(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def keep(  # type: ignore[no-untyped-def]
-    first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates, values,
-    most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary, tiles, sums,
-    bounds, kept, kept_ids, kept_counts,
+    first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+    candidates, values, most_candidates, allowed, biased, biases, most_biases, counts, seen, counts_stride, vocabulary,
+    tiles, sums, bounds, kept, kept_ids, kept_counts,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    temperature, _top_k, _top_p, _min_p, cut = options_of(choices, numbers, sequence, vocabulary)
+    temperature, _top_k, _top_p, _min_p, cut = options_of(int_params, float_params, sequence, vocabulary)
     if not cut:
         return
     # Tiles whose best lies below the row's bound are passed over. The others are made again, and the tokens from the
@@ -181,12 +181,12 @@ def keep(  # type: ignore[no-untyped-def]
         tl.store(kept_counts + place, 0)
         return
     score, columns, inside = final_tile(
-        first, first_stride, logits, stride, rows, weights, sources, parts, choices, numbers, floors, candidates,
-        values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
+        first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
+        candidates, values, most_candidates, allowed, sequence, tile, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
     score = drawn_tile(
-        score, columns, inside, choices, numbers, biased, biases, most_biases, counts, seen, counts_stride, sequence,
-        tile, BLOCK,
+        score, columns, inside, int_params, float_params, biased, biases, most_biases, counts, seen, counts_stride,
+        sequence, tile, BLOCK,
     )  # fmt: skip
     score = tl.math.div_rn(score, temperature)
     survives = (inside & (score >= bound)).to(tl.int32)
@@ -205,8 +205,8 @@ def scratch_signature(*names: str) -> dict[str, str]:
 def variants() -> list[Variant]:
     """Every dtype, for vocabularies of up to 262 k."""
     sizes = {"TILES": PADDED, "GROUPS": GROUPS}
-    signature = scratch_signature("numbers", "sums", "tops", "bounds")
-    signature |= {"choices": POINTERS[torch.int32], "vocabulary": "i32", "tiles": "i32"}
+    signature = scratch_signature("float_params", "sums", "tops", "bounds")
+    signature |= {"int_params": POINTERS[torch.int32], "vocabulary": "i32", "tiles": "i32"}
     built = [Variant("truncation bounds", find_bounds, signature, sizes, WARPS, 1, fp_fusion=False)]
     for dtype in DTYPES:
         name, shared = str(dtype)[6:], shared_signature(dtype)

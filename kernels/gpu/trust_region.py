@@ -18,7 +18,7 @@ from ladle.kernels.trust_region import within_budget
 
 
 def keep_to_budgets(logits: Tensor, tables: StepTables, block: int | None) -> tuple[Tensor, StepTables]:
-    """(logits, tables) of the same step without KL budgets, ``block``: tokens a tile (see ``tiling``).
+    """(logits, tables) of the same step without KL budgets, ``block``: tokens per tile (see ``tiling``).
 
     The scores of a sequence with a budget, before masks, become a row of their own behind ``logits``, and its one
     source, of weight 1. Without budgets both are what they were.
@@ -29,13 +29,14 @@ def keep_to_budgets(logits: Tensor, tables: StepTables, block: int | None) -> tu
     own = replace(tables.of(sequences).changed(base=-1, allowed=-1, counted=-1, biases=0), masks=False)
     scores = combine(logits, own, block=block)
     kept = within_budget(scores, logits.index_select(0, bases).to(scores.dtype), nats)
-    rows, weights, choices = tables.rows.clone(), tables.weights.clone(), tables.choices.clone()
-    rows[sequences] = torch.arange(len(logits), len(logits) + len(kept), device=rows.device)[:, None]
+    source_rows, weights, int_params = tables.source_rows.clone(), tables.weights.clone(), tables.int_params.clone()
+    source_rows[sequences] = torch.arange(len(logits), len(logits) + len(kept), device=source_rows.device)[:, None]
     # 1, 0, 0, ...
     weights[sequences] = (torch.arange(weights.shape[1], device=weights.device) == 0).to(weights.dtype)
     for column, value in {
         step_tables.RULE: step_tables.LINEAR, step_tables.CANDIDATES: 0, step_tables.RESTRICTED: 0,
     }.items():  # fmt: skip
-        choices[sequences, column] = value
+        int_params[sequences, column] = value
     widened = torch.cat([logits.to(kept.dtype), kept])
-    return widened, replace(tables, rows=rows, weights=weights, choices=choices, budgets=tables.budgets.none())
+    tables = replace(tables, source_rows=source_rows, weights=weights, int_params=int_params)
+    return widened, replace(tables, budgets=tables.budgets.none())

@@ -49,13 +49,13 @@ def paged_attention(
     lanes, heads, dim = query.shape
     kv_heads = pool.shape[2]
     token = torch.arange(table.shape[1] * page, device=pool.device)
-    slots = table.repeat_interleave(page, dim=1) * page + token % page
+    slot_mapping = table.repeat_interleave(page, dim=1) * page + token % page
     seen = token <= positions[:, None]
     if window is not None:
         seen &= token > positions[:, None] - window
     # What is not seen is not multiplied by 0: its last owner may have left a NaN.
-    rows = pool[slots].masked_fill(~seen[:, :, None, None, None], 0)
-    keys, values = rows[:, :, 0].permute(0, 2, 3, 1), rows[:, :, 1].transpose(1, 2)
+    pairs = pool[slot_mapping].masked_fill(~seen[:, :, None, None, None], 0)
+    keys, values = pairs[:, :, 0].permute(0, 2, 3, 1), pairs[:, :, 1].transpose(1, 2)
     scores = query.view(lanes, kv_heads, heads // kv_heads, dim) @ keys * scaling
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:

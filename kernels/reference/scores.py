@@ -13,43 +13,43 @@ _GOLDEN = -1640531527  # 0x9E3779B9 as a signed 32-bit number
 _FIRST_TRY = 128
 
 
-def combine_logits(logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of source logits: S_i = w_i0 l_i0 + (sum_{k>0} w_ik l_ik), l_ik = logits[rows[i, k]].
+def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of source logits: S_i = w_i0 l_i0 + (sum_{k>0} w_ik l_ik), l_ik = logits[source_rows[i, k]].
 
-    ``logits`` [rows, vocabulary] any float dtype, ``rows`` [sequences, k] int64, ``weights`` [sequences, k]. Returns
-    float32 (float64 for float64 logits). A source of weight 0 is left out, not multiplied, so that strength 0 gives the
-    base bit for bit even beside an infinite logit. The sources after the first are summed by themselves: where a guide
-    and its reference agree their weights cancel exactly, and what is left is the first source bit for bit. Raw logits
-    are as good as log-probabilities here: the rule is linear, so the normalisers are constant over the vocabulary
-    (methods F1).
+    ``logits`` [rows, vocabulary] any float dtype, ``source_rows`` [sequences, k] int64, ``weights`` [sequences, k].
+    Returns float32 (float64 for float64 logits). A source of weight 0 is left out, not multiplied, so that strength 0
+    gives the base bit for bit even beside an infinite logit. The sources after the first are summed by themselves:
+    where a guide and its reference agree their weights cancel exactly, and what is left is the first source bit for
+    bit. Raw logits are as good as log-probabilities here: the rule is linear, so the normalisers are constant over the
+    vocabulary (methods F1).
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    scores = _weighted(logits, rows[:, 0], weights[:, 0], dtype)
-    if rows.shape[1] == 1:
+    scores = _weighted(logits, source_rows[:, 0], weights[:, 0], dtype)
+    if source_rows.shape[1] == 1:
         return scores
     guided = (weights[:, 1:] != 0).any(dim=1).nonzero()[:, 0]
     if guided.numel() == 0:
         return scores
     guidance = torch.zeros(guided.numel(), logits.shape[1], dtype=dtype, device=logits.device)
-    for source in range(1, rows.shape[1]):
+    for source in range(1, source_rows.shape[1]):
         active = weights[guided, source].nonzero()[:, 0]
         if active.numel():
             picked = guided[active]
-            guidance[active] += _weighted(logits, rows[picked, source], weights[picked, source], dtype)
+            guidance[active] += _weighted(logits, source_rows[picked, source], weights[picked, source], dtype)
     scores[guided] += guidance
     return scores
 
 
-def _weighted(logits: Tensor, rows: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """A fresh tensor [n, vocabulary] of weights[i] * logits[rows[i]], zero where the weight is."""
-    part = logits.index_select(0, rows).to(dtype)
+def _weighted(logits: Tensor, source_rows: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """A fresh tensor [n, vocabulary] of weights[i] * logits[source_rows[i]], zero where the weight is."""
+    part = logits.index_select(0, source_rows).to(dtype)
     if not bool((weights == 1).all()):
         part *= weights[:, None].to(dtype)
         part.masked_fill_((weights == 0)[:, None], 0)
     return part
 
 
-def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
+def combine_divergence(logits: Tensor, source_rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
     """Policies combined for a divergence other than the reverse KL: S = -logsumexp_k(-alpha lp_k + ln w_k) / alpha.
 
     MOD (arXiv 2406.18853): alpha 1 is its rule for the forward KL, the weighted harmonic mean of the probabilities. The
@@ -60,7 +60,7 @@ def combine_divergence(logits: Tensor, rows: Tensor, weights: Tensor, alpha: Ten
     # Row by row: vectorised logarithms differ in the last bit between the body and the tail of a tensor, and where a
     # row's tail lies must not depend on how many others are computed with it.
     scores = []
-    for row_sources, row_weights, a in zip(rows, weights.to(dtype), alpha.to(dtype), strict=True):
+    for row_sources, row_weights, a in zip(source_rows, weights.to(dtype), alpha.to(dtype), strict=True):
         taking_part = row_weights != 0
         logprobs = torch.log_softmax(logits.index_select(0, row_sources[taking_part]).to(dtype), dim=-1)
         terms = row_weights[taking_part].log()[:, None] - a * logprobs
@@ -121,7 +121,7 @@ def _mix(x: Tensor) -> Tensor:
 def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
     """Gumbel(0, 1) noise that (key, token) decides alone: a counter-based generator with nothing to advance.
 
-    ``keys`` [..., 2] int32 (one pair a sequence and position), ``tokens`` int32, broadcast against keys[..., 0].
+    ``keys`` [..., 2] int32 (one pair per sequence and position), ``tokens`` int32, broadcast against keys[..., 0].
     Returns float32. 23 random bits: the noise lies within (-2.8, 16.7).
     """
     x = _mix(tokens * _GOLDEN ^ keys[..., 0])

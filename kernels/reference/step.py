@@ -37,18 +37,20 @@ def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> S
     """One step of n sequences, from ``logits`` [rows, vocabulary] of all their sources to tokens and logprobs: the
     operations ``do`` one after the other, in the order said in ``reference.scores``, on what ``tables`` holds.
     """
+    # Guidance first. What is traced is taken before ``allowed`` rules tokens out, logprobs after that, and draws after
+    # penalties and bias: three stages of the same rows.
     scores = guided_scores(logits, tables, do)
     guided = scores.index_select(0, tables.traced) if len(tables.traced) else scores[:0]
-    final = _allowed(scores, tables.choices, tables)
-    numbers, choices = tables.numbers, tables.choices
+    final = _allowed(scores, tables.int_params, tables)
+    float_params, int_params = tables.float_params, tables.int_params
     drawn = _adjusted(final, tables, do)
     tokens = do.sample(
         drawn,
         _temperatures(drawn, tables),
-        choices[:, step_tables.TOP_K].long(),
-        numbers[:, step_tables.TOP_P],
-        numbers[:, step_tables.MIN_P],
-        choices[:, step_tables.KEY_0 : step_tables.KEY_1 + 1],
+        int_params[:, step_tables.TOP_K].long(),
+        float_params[:, step_tables.TOP_P],
+        float_params[:, step_tables.MIN_P],
+        int_params[:, step_tables.KEY_0 : step_tables.KEY_1 + 1],
     )
     return SampledTokens(tokens, do.token_logprobs(final, tokens), *_alternatives(final, tables, do), guided)
 
@@ -59,11 +61,11 @@ def guided_scores(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -
     others are not ruled out yet. Float32 (float64 for float64 logits), [n, vocabulary].
     """
     scores = _by_rule(logits, tables, do)
-    choices = tables.choices
-    counts = choices[:, step_tables.CANDIDATES].tolist() if tables.candidates.shape[1] else ()
+    int_params = tables.int_params
+    counts = int_params[:, step_tables.CANDIDATES].tolist() if tables.candidates.shape[1] else ()
     for index, count in enumerate(counts):
         # One by one: the number of candidates differs, and there are few such sequences.
-        restricted = choices[index, None, step_tables.RESTRICTED] != 0
+        restricted = int_params[index, None, step_tables.RESTRICTED] != 0
         if count == 0 and not bool(restricted):
             continue
         tokens, values = tables.candidates[index, None, :count], tables.values[index, None, :count]
@@ -72,16 +74,16 @@ def guided_scores(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -
     if len(sequences):
         base = logits.index_select(0, bases).to(scores.dtype)
         scores[sequences] = within_budget(scores.index_select(0, sequences), base, nats)
-    masked = (choices[:, step_tables.BASE] >= 0).nonzero()[:, 0] if tables.masks else choices[:0, 0]
+    masked = (int_params[:, step_tables.BASE] >= 0).nonzero()[:, 0] if tables.masks else int_params[:0, 0]
     if masked.numel():
-        own, numbers = choices.index_select(0, masked), tables.numbers.index_select(0, masked)
+        own, float_params = int_params.index_select(0, masked), tables.float_params.index_select(0, masked)
         base = logits.index_select(0, own[:, step_tables.BASE].long()).to(scores.dtype)
         scores[masked] = do.rule_out_implausible(
             scores.index_select(0, masked),
             _allowed(base, own, tables),
             own[:, step_tables.MASK_TOP_K].long(),
-            numbers[:, step_tables.MASK_TOP_P],
-            numbers[:, step_tables.MASK_RELATIVE],
+            float_params[:, step_tables.MASK_TOP_P],
+            float_params[:, step_tables.MASK_RELATIVE],
         )
     return scores
 
@@ -89,35 +91,37 @@ def guided_scores(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -
 def _by_rule(logits: Tensor, tables: StepTables, do: Operations) -> Tensor:
     """A fresh tensor [n, vocabulary]: the sources of every sequence under its rule."""
     if tables.linear:
-        return do.combine_logits(logits, tables.rows, tables.weights)
-    rules, scale = tables.choices[:, step_tables.RULE].tolist(), tables.numbers[:, step_tables.SCALE]
+        return do.combine_logits(logits, tables.source_rows, tables.weights)
+    rules, scale = tables.int_params[:, step_tables.RULE].tolist(), tables.float_params[:, step_tables.SCALE]
     if len(set(rules)) == 1:
-        return _under(rules[0], logits, tables.rows, tables.weights, scale, do)
+        return _under(rules[0], logits, tables.source_rows, tables.weights, scale, do)
+    # Sequences of several rules: each rule takes its own ones out of the batch and puts their scores back.
     dtype = torch.promote_types(logits.dtype, torch.float32)
     scores = logits.new_empty((len(rules), logits.shape[1]), dtype=dtype)
     for rule in set(rules):
         own = torch.tensor([i for i, other in enumerate(rules) if other == rule], device=logits.device)
-        scores[own] = _under(rule, logits, tables.rows[own], tables.weights[own], scale[own], do)
+        scores[own] = _under(rule, logits, tables.source_rows[own], tables.weights[own], scale[own], do)
     return scores
 
 
-def _under(rule: int, logits: Tensor, rows: Tensor, weights: Tensor, scale: Tensor, do: Operations) -> Tensor:
+def _under(rule: int, logits: Tensor, source_rows: Tensor, weights: Tensor, scale: Tensor, do: Operations) -> Tensor:
     """The sources of sequences under one ``rule``."""
     if rule == step_tables.LINEAR:
-        return do.combine_logits(logits, rows, weights)
+        return do.combine_logits(logits, source_rows, weights)
     if rule == step_tables.DIVERGENCE:
-        return do.combine_divergence(logits, rows, weights, scale)
-    normalize = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
-    return do.combine_routed(logits[rows[:, 0]], logits[rows[:, 1:]], weights[:, 1:], weights[:, 0], scale, normalize)
+        return do.combine_divergence(logits, source_rows, weights, scale)
+    normalize = torch.zeros(len(source_rows), dtype=torch.bool, device=logits.device)
+    router, experts = logits[source_rows[:, 0]], logits[source_rows[:, 1:]]
+    return do.combine_routed(router, experts, weights[:, 1:], weights[:, 0], scale, normalize)
 
 
-def _allowed(scores: Tensor, choices: Tensor, tables: StepTables) -> Tensor:
-    """``scores``, -inf in place where a row's ``choices`` do not allow a token. NaN stays where a token may come."""
+def _allowed(scores: Tensor, int_params: Tensor, tables: StepTables) -> Tensor:
+    """``scores``, -inf in place where a row's ``int_params`` do not allow a token. NaN stays where a token may come."""
     if len(tables.allowed) == 0:
         return scores
-    limited = (choices[:, step_tables.ALLOWED] >= 0).nonzero()[:, 0]
+    limited = (int_params[:, step_tables.ALLOWED] >= 0).nonzero()[:, 0]
     if limited.numel():
-        held = choices[limited, step_tables.ALLOWED].long()
+        held = int_params[limited, step_tables.ALLOWED].long()
         scores[limited] = scores[limited].masked_fill_(~tables.allowed[held], -torch.inf)
     return scores
 
@@ -127,18 +131,21 @@ def _adjusted(final: Tensor, tables: StepTables, do: Operations) -> Tensor:
     if len(tables.counts) == 0 and tables.biased.shape[1] == 0:
         return final
     scores = final.clone()
-    counted = (tables.choices[:, step_tables.COUNTED] >= 0).nonzero()[:, 0]
+    counted = (tables.int_params[:, step_tables.COUNTED] >= 0).nonzero()[:, 0]
     if counted.numel():
-        held, numbers = tables.choices[counted, step_tables.COUNTED].long(), tables.numbers[counted].to(scores.dtype)
+        held, float_params = (
+            tables.int_params[counted, step_tables.COUNTED].long(),
+            tables.float_params[counted].to(scores.dtype),
+        )
         scores[counted] = do.apply_penalties(
             scores[counted],
             tables.counts[held],
             tables.seen[held],
-            numbers[:, step_tables.REPETITION],
-            numbers[:, step_tables.PRESENCE],
-            numbers[:, step_tables.FREQUENCY],
+            float_params[:, step_tables.REPETITION],
+            float_params[:, step_tables.PRESENCE],
+            float_params[:, step_tables.FREQUENCY],
         )
-    for index, count in enumerate(tables.choices[:, step_tables.BIASES].tolist()):
+    for index, count in enumerate(tables.int_params[:, step_tables.BIASES].tolist()):
         if count:
             scores[index, tables.biased[index, :count]] += tables.biases[index, :count].to(scores.dtype)
     return scores
@@ -146,7 +153,7 @@ def _adjusted(final: Tensor, tables: StepTables, do: Operations) -> Tensor:
 
 def _temperatures(drawn: Tensor, tables: StepTables) -> Tensor:
     """[n], of what is ``drawn`` from."""
-    temperatures = tables.numbers[:, step_tables.TEMPERATURE]
+    temperatures = tables.float_params[:, step_tables.TEMPERATURE]
     warmed, spreads, exponents = tables.ranges
     if len(warmed) == 0:
         return temperatures
@@ -158,8 +165,9 @@ def _alternatives(final: Tensor, tables: StepTables, do: Operations) -> tuple[Te
     """Tokens and logprobs [n, wanted], best first."""
     n, most = len(final), min(tables.wanted, final.shape[1])
     if most == 0:
-        return tables.choices.new_empty((n, 0), dtype=torch.int64), final.new_empty((n, 0))
-    wanted = tables.choices[:, step_tables.WANTED]
+        return tables.int_params.new_empty((n, 0), dtype=torch.int64), final.new_empty((n, 0))
+    # Where all want as many, the best are taken as they come; else each is cut to what it wants.
+    wanted = tables.int_params[:, step_tables.WANTED]
     if min(wanted.tolist()) >= most:
         return do.best_logprobs(final, most)[::-1]
     tokens = torch.full((n, most), -1, dtype=torch.int64, device=final.device)
@@ -197,9 +205,10 @@ def route_rows(
         exact: [n] bool. Where not, a single expert is added by a linear sum of logits, which needs no normalisers: off
             by a constant a row, which nothing but a repetition penalty sees.
     """
+    # A single expert may stay on for some tokens (``route_tokens``); several are always the best by score.
     leading = torch.where(top == 1, route_tokens(scores, previous, stayed, stay), scores.argmax(dim=-1))
     weights = torch.zeros(len(scores), 1 + most, dtype=torch.float32, device=scores.device)
-    rows = router_rows[:, None].expand(-1, 1 + most).clone()
+    source_rows = router_rows[:, None].expand(-1, 1 + most).clone()
     alone = (top == 1) & ~exact
     for index, count in enumerate(top.tolist()):
         experts, shares = leading[index : index + 1], torch.ones(1, device=scores.device)
@@ -210,13 +219,13 @@ def route_rows(
             shares = weight[index : index + 1].float()
         if not bool(torch.isfinite(scores[index]).all()):
             shares = torch.full_like(shares, torch.nan)
-        rows[index, 1 : 1 + count] = expert_rows[index, experts]
+        source_rows[index, 1 : 1 + count] = expert_rows[index, experts]
         if asked[index]:
             weights[index, 1 : 1 + count] = shares
     weights[:, 0] = torch.where(asked, complement.float(), 1.0)
     rules = torch.where(asked & ~alone, step_tables.ROUTED, step_tables.LINEAR).to(torch.int32)
     return RoutedRows(
-        rows,
+        source_rows,
         weights,
         rules,
         torch.where(asked, leading, previous),

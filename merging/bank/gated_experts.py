@@ -1,4 +1,4 @@
-"""Experts of a mixture that compute with any mix of low-rank members, one row of coefficients a token.
+"""Experts of a mixture that compute with any mix of low-rank members, one row of coefficients per token.
 
 Which experts a token goes to, transformers' own code decides; here is what the experts make of it, as all forms of
 experts in transformers have it (``use_experts_implementation``): a product up, the gate, a product down, weighed.

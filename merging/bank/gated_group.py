@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ladle.kernels import dispatch
 from ladle.merging.bank.bank import StackedFactors
-from ladle.merging.bank.tensor_parallel import Split
+from ladle.merging.bank.tensor_parallel import Shard
 
 
 class Gate:
@@ -22,7 +22,7 @@ class Gate:
         self._scales: list[Tensor | None] = []
 
     def pattern(self, columns: Tensor, head: bool = False) -> int:
-        """Register a layer's rank columns; layers with equal columns share one expanded scale a step. ``head``: the
+        """Register a layer's rank columns; layers with equal columns share one expanded scale per step. ``head``: the
         layer is the output head, which reads only some of the tokens."""
         for index, (known, known_head) in enumerate(self._patterns):
             if head == known_head and torch.equal(known, columns):
@@ -50,10 +50,10 @@ class Gate:
         if scale is None:
             assert self._coefficients is not None
             columns, head = self._patterns[pattern]
-            rows = self._coefficients
+            coefficients = self._coefficients
             if head and self._head_rows is not None:
-                rows = rows.index_select(0, self._head_rows)
-            scale = rows.index_select(1, columns)
+                coefficients = coefficients.index_select(0, self._head_rows)
+            scale = coefficients.index_select(1, columns)
             self._scales[pattern] = scale
         return scale
 
@@ -69,7 +69,7 @@ class GatedGroup:
         activation_dtype: torch.dtype,
         exact: bool,
         head: bool = False,
-        split: Split | None = None,
+        split: Shard | None = None,
         reproducible: bool = False,
         tiled_rows: int = 0,
         quantized: bool = False,
@@ -145,24 +145,24 @@ class GatedGroup:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self.product, self.expand, self.tiled) if part is not None)
 
-    def forward(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """``rows`` [n, in] -> [n, out of all layers side by side], merged as the gate says.
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """``x`` [n, in] -> [n, out of all layers side by side], merged as the gate says.
 
         ``tokens`` [n] int64: which token of the forward each row belongs to, where not every token has one row."""
         if self.split is None:
-            return self._merged(rows, tokens)
-        return self.split.after(self._merged(self.split.before(rows), tokens))
+            return self._merged(x, tokens)
+        return self.split.after(self._merged(self.split.before(x), tokens))
 
-    def _merged(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def _merged(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         scale = None
         if self.pattern is not None and not self.gate.closed:
             scale = self.gate.scale(self.pattern)
             # One row of coefficients may stand for all tokens.
             scale = scale if tokens is None or scale.shape[0] == 1 else scale.index_select(0, tokens)
-        if self.tiled is not None and rows.shape[0] <= self.tiled_rows:
-            return self.tiled(rows, scale)
+        if self.tiled is not None and x.shape[0] <= self.tiled_rows:
+            return self.tiled(x, scale)
         assert self.product is not None
-        y = self.product(rows)
+        y = self.product(x)
         if self.expand is None:
             return y
         # The first columns are W x + b, the others A x.

@@ -20,7 +20,7 @@ from ladle.merging.bank.gated_experts import GatedExperts, expert_weights, insta
 from ladle.merging.bank.gated_group import Gate, GatedGroup
 from ladle.merging.bank.gated_weight import install_weights, require_multiplied, weight_of
 from ladle.merging.bank.grouped_experts import GroupedExperts
-from ladle.merging.bank.tensor_parallel import COLUMNS_GATHERED, Split
+from ladle.merging.bank.tensor_parallel import COLUMNS_GATHERED, Shard
 from ladle.merging.errors import FamilyError
 
 
@@ -125,7 +125,7 @@ def install(
     bank: Bank,
     activation_dtype: torch.dtype,
     exact: bool,
-    splits: Mapping[str, Split] | None = None,
+    splits: Mapping[str, Shard] | None = None,
     reproducible: bool = False,
     quantized: bool = False,
 ) -> Gate:
@@ -204,7 +204,7 @@ def _read_by_others(model: nn.Module, bank: Bank, known: set[str]) -> list[str]:
     return [path for path in sorted(bank.modules - known) if weight_of(model, path) is not None]
 
 
-def _divided_alike(paths: list[str], splits: Mapping[str, Split]) -> list[list[str]]:
+def _divided_alike(paths: list[str], splits: Mapping[str, Shard]) -> list[list[str]]:
     """``paths`` in parts that one product can stand for: what is gathered, is gathered layer by layer."""
     parts: dict[str, list[str]] = {}
     for path in paths:

@@ -36,12 +36,12 @@ class WeightProduct:
         """``x`` [..., in] of the dtype of ``weight`` [out, in] -> [..., out]."""
         if weight.dtype not in self._by_dtype:
             self._by_dtype[weight.dtype] = dispatch.PackedLinear(weight, None, weight.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        y = self._by_dtype[weight.dtype](rows)
+        flat = x.reshape(-1, x.shape[-1])
+        y = self._by_dtype[weight.dtype](flat)
         y = y if bias is None else y + bias
         if self._low is not None and not self.gate.closed:
             shrink, expand, pattern = self._low
-            low = shrink(rows.to(self._dtype)) * self.gate.scale(pattern)
+            low = shrink(flat.to(self._dtype)) * self.gate.scale(pattern)
             y = y + expand(low.to(self._dtype)).to(y.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -68,9 +68,9 @@ class GatedWeight(Tensor):
 
     @classmethod
     def of(cls, weight: Tensor, product: WeightProduct | Probe) -> GatedWeight:
-        made = weight.detach().as_subclass(cls)
-        made.product = product
-        return made
+        gated = weight.detach().as_subclass(cls)
+        gated.product = product
+        return gated
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,11 +81,12 @@ class GatedWeight(Tensor):
                 if isinstance(named["weight"], cls) and not isinstance(named["input"], cls):
                     plain = named["weight"].as_subclass(Tensor)
                     return named["weight"].product.linear(named["input"], plain, named.get("bias"))
-            if function.__name__ in _ATTRIBUTES and not isinstance(found := function(*args, **options), Tensor):
-                return found
+            if function.__name__ in _ATTRIBUTES and not isinstance(attribute := function(*args, **options), Tensor):
+                return attribute
             if function.__name__ in _CASTS and isinstance(args[0], cls):
-                made = function(*args, **options)
-                return made if made is args[0] or not isinstance(made, Tensor) else cls.of(made, args[0].product)
+                result = function(*args, **options)
+                same = result is args[0] or not isinstance(result, Tensor)
+                return result if same else cls.of(result, args[0].product)
         raise RuntimeError(f"{function.__name__} of a weight that is merged in the forward pass")
 
 

@@ -27,7 +27,7 @@ _WHOLE = ("replicate", "replicated_with_grad_allreduce", "embedding_rowwise", "e
 """What every process may as well keep as a whole: norms, and embeddings, which are read a row a token."""
 
 
-class Exchange(Protocol):
+class RankExchange(Protocol):
     """Processes ``rank`` 0 to ``size`` - 1 that compute the same forward, each with its part of the weights."""
 
     rank: int
@@ -44,9 +44,9 @@ class Exchange(Protocol):
 
 class Link:
     """An exchange that is quiet until ``open`` is set: what is computed while a model is looked at has the right shapes
-    and this process's own values, and no process waits for another. Implements ``Exchange``."""
+    and this process's own values, and no process waits for another. Implements ``RankExchange``."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: RankExchange) -> None:
         self.rank = exchange.rank
         self.size = exchange.size
         self.open = False
@@ -60,11 +60,16 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Split:
-    """How a linear layer is divided: one of ``STYLES``, among the processes of ``exchange``."""
+class Shard:
+    """How a linear layer is divided among processes.
+
+    Attributes:
+        style: one of ``STYLES``.
+        exchange: the processes.
+    """
 
     style: str
-    exchange: Exchange
+    exchange: RankExchange
 
     @property
     def by_output(self) -> bool:
@@ -97,12 +102,12 @@ class Split:
         own = [self.share(count) for count in outputs]
         expand = [factors.expand[start + s.start : start + s.stop] for start, s in zip(starts, own, strict=False)]
         kept = list(itertools.accumulate((s.stop - s.start for s in own), initial=0))
-        rows = itertools.pairwise(kept)
-        blocks = tuple((*edges, *block[2:]) for edges, block in zip(rows, factors.blocks, strict=True))
+        spans = itertools.pairwise(kept)
+        blocks = tuple((*edges, *block[2:]) for edges, block in zip(spans, factors.blocks, strict=True))
         return StackedFactors(factors.shrink, torch.cat(expand), factors.columns, blocks)
 
 
-def split_linears(model: Any, exchange: Exchange) -> dict[str, Split]:
+def split_linears(model: Any, exchange: RankExchange) -> dict[str, Shard]:
     """Keep this process's part of every linear layer of ``model`` that its plan divides, in place; how, by path.
 
     Until a layer is swapped for a gated one, hooks exchange what has to be.
@@ -121,12 +126,12 @@ def split_linears(model: Any, exchange: Exchange) -> dict[str, Split]:
         heads = getattr(text, key, None) or size
         if heads % size:
             raise InputError("tensor_parallel", size, f"a divisor of {heads}, the {what}")
-    splits: dict[str, Split] = {}
+    splits: dict[str, Shard] = {}
     for path, linear in model.named_modules():
         style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", path))
         if type(linear) is not nn.Linear or style not in STYLES:
             continue
-        splits[path] = split = Split(style, exchange)
+        splits[path] = split = Shard(style, exchange)
         divided = linear.out_features if split.by_output else linear.in_features
         if divided % size:
             raise InputError("tensor_parallel", size, f"a divisor of {divided}, the size of {path}")
@@ -134,7 +139,7 @@ def split_linears(model: Any, exchange: Exchange) -> dict[str, Split]:
     return splits
 
 
-def _keep(linear: nn.Linear, split: Split) -> None:
+def _keep(linear: nn.Linear, split: Shard) -> None:
     """This process's part of one layer. Copies, so that what the others have can be given back."""
     weight = linear.weight.detach()
     bias: nn.Parameter | None = linear.bias

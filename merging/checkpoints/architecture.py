@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from ladle.merging.checkpoints.blueprint import Blueprint
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.experts import Experts, read_experts
 from ladle.merging.checkpoints.quantised_reader import QuantisedReader
-from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 
 # Keys of config.json that say nothing about shapes or arithmetic: two checkpoints that differ only here are one model.
@@ -76,7 +76,7 @@ class Architecture:
         return self.blueprint.conversion.module(path)
 
     def untied_by(self, reader: ConvertedReader) -> set[str]:
-        """Those of the tied weights that the checkpoint ``reader`` has with values of their own."""
+        """The tied weights that have values of their own in the checkpoint ``reader``."""
         return {
             name
             for name, source in self.tied.items()
@@ -122,17 +122,18 @@ def read_architecture(folder: str | Path) -> Architecture:
 def comparable(config: Any) -> dict[str, Any]:
     """The part of a config that decides shapes and arithmetic: keys that its class knows. Trainers and their tools
     leave keys of their own in config.json, which no model reads."""
-    known: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     fields = type(config).__dataclass_fields__.keys() | {"per_layer_config"}
     for key, value in config.to_dict().items():
         if key not in fields or key in _NEUTRAL_KEYS or key.endswith(_DROPOUT):
             continue
         # Only parts are asked for: a value that differs between the layers has no one value, and its config says so.
         part = getattr(config, key, None) if key in config.sub_configs else None
-        known[key] = comparable(part) if hasattr(part, "to_dict") else value
+        settings[key] = comparable(part) if hasattr(part, "to_dict") else value
     if not _scales_with_length(config):
-        known.pop("max_position_embeddings", None)  # a limit; a table of so many positions has a shape that is compared
-    return known
+        # A limit. Where there is a table of so many positions, it has a shape that is compared.
+        settings.pop("max_position_embeddings", None)
+    return settings
 
 
 def foreign_keys(config: Any) -> set[str]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.conversion import Conversion
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.quantised_reader import Quantization
-from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
 
 _RECOMPUTED = re.compile(
@@ -31,7 +31,7 @@ _ALL_OF_THEM = re.compile(r"[.,;]? (should|must) (contain|be) one of .{200,}", r
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadingReport:
     """What transformers itself says of a checkpoint, after its conversions and under the model's names.
 
     Attributes:
@@ -77,7 +77,7 @@ class Blueprint:
         """On the meta device, to be looked at."""
         return self.conversion.model
 
-    def report(self, reader: CheckpointReader) -> Report:
+    def report(self, reader: CheckpointReader) -> LoadingReport:
         """transformers' own loading report of a checkpoint, from shapes and dtypes alone.
 
         Raises:
@@ -88,7 +88,7 @@ class Blueprint:
         if info["error_msgs"]:
             raise FamilyError(reader.folder, f"transformers cannot load this checkpoint: {info['error_msgs'][0]}")
         mismatched = {name: (tuple(shape), tuple(wanted)) for name, shape, wanted in info["mismatched_keys"]}
-        return Report(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched)
+        return LoadingReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched)
 
     def recomputes(self, name: str) -> bool:
         """Whether the tensor ``name`` of a checkpoint is a buffer that the model computes for itself: one of today's,
@@ -197,9 +197,9 @@ def _quantization(config: Any, file: Path) -> Quantization | None:
     document = getattr(config, "quantization_config", None)
     if not document:
         return None
-    found = Quantization(document if isinstance(document, dict) else document.to_dict(), file)
+    quantization = Quantization(document if isinstance(document, dict) else document.to_dict(), file)
     del config.quantization_config
-    return found
+    return quantization
 
 
 def _parts(config: Any) -> Iterator[Any]:
@@ -291,10 +291,10 @@ class _FloatsAs(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        made = function(*args, **options)
-        if function in self._MAKERS and options.get("dtype") is None and made.dtype == torch.get_default_dtype():
-            return made.to(self._dtype)
-        return made
+        result = function(*args, **options)
+        if function in self._MAKERS and options.get("dtype") is None and result.dtype == torch.get_default_dtype():
+            return result.to(self._dtype)
+        return result
 
 
 @contextmanager

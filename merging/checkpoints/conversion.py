@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladle.merging.checkpoints.reader import CheckpointReader
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 
 

@@ -16,7 +16,13 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class ExpertWeight:
-    """One weight of all experts of a layer: of each ``[outputs, inputs]``, or the transpose of that."""
+    """One weight of all experts of a layer.
+
+    Attributes:
+        experts: how many there are.
+        outputs, inputs: sizes of one expert's weight.
+        transposed: whether it is stored as [inputs, outputs] per expert, and not as [outputs, inputs].
+    """
 
     experts: int
     outputs: int
@@ -45,6 +51,7 @@ class Experts:
     """The mixtures of a model that compute as transformers' experts do.
 
     Attributes:
+        conversion: how transformers makes these weights of those that are stored.
         weights: by name, e.g. ``model.layers.0.mlp.experts.gate_up_proj``, in the order in which they are defined.
         routers: (experts, in) of the modules that score the experts and are no linear layers, by module path.
     """

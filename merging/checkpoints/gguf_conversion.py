@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.gguf_facts import GGUFFacts
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.new_folder import require_space
-from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.errors import FamilyError
 
 

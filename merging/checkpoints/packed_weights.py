@@ -40,8 +40,8 @@ def unpack(words: Tensor, bits: int, count: int, dim: int) -> Tensor:
     """Unsigned numbers of ``bits`` bits, the lowest first, of int32 ``words`` along ``dim``; ``count`` of them."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     moved = words.movedim(dim, -1)
-    numbers = (moved.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
-    return numbers.flatten(-2)[..., :count].movedim(-1, dim)
+    integers = (moved.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+    return integers.flatten(-2)[..., :count].movedim(-1, dim)
 
 
 def spread(scale: Tensor, shape: tuple[int, ...], block: tuple[int, int] | None) -> Tensor:
@@ -67,11 +67,11 @@ def gptq(bits: int, plain_zeros: bool) -> Callable[[Tensors], Tensor]:
         scales, inputs = tensors["scales"], tensors["qweight"].shape[0] * 32 // bits
         in_turn = torch.arange(inputs) // -(-inputs // len(scales))
         groups = tensors["g_idx"].long() if "g_idx" in tensors else in_turn
-        numbers = unpack(tensors["qweight"], bits, inputs, 0)
+        integers = unpack(tensors["qweight"], bits, inputs, 0)
         zeros = unpack(tensors["qzeros"], bits, scales.shape[1], 1)
         if not plain_zeros:
             zeros = (zeros + 1) & ((1 << bits) - 1)
-        return ((numbers - zeros[groups]).float() * scales.float()[groups]).T
+        return ((integers - zeros[groups]).float() * scales.float()[groups]).T
 
     return decode
 
@@ -85,8 +85,8 @@ def awq(tensors: Tensors) -> Tensor:
         return unpack(words, 4, outputs, 1).unflatten(1, (-1, 8))[:, :, list(_AWQ_ORDER)].flatten(1)
 
     each = inputs // scales.shape[0]
-    numbers = ordered(tensors["qweight"]) - ordered(tensors["qzeros"]).repeat_interleave(each, dim=0)
-    return (numbers.float() * scales.float().repeat_interleave(each, dim=0)).T
+    integers = ordered(tensors["qweight"]) - ordered(tensors["qzeros"]).repeat_interleave(each, dim=0)
+    return (integers.float() * scales.float().repeat_interleave(each, dim=0)).T
 
 
 def packed_ints(bits: int, block: tuple[int, int] | None) -> Callable[[Tensors], Tensor]:
@@ -96,7 +96,7 @@ def packed_ints(bits: int, block: tuple[int, int] | None) -> Callable[[Tensors],
     def decode(tensors: Tensors) -> Tensor:
         outputs, inputs = (int(size) for size in tensors["shape"])
         least = 1 << (bits - 1)
-        numbers = unpack(tensors["packed"], bits, inputs, 1) - least
+        integers = unpack(tensors["packed"], bits, inputs, 1) - least
         scale = tensors["scale"].float()
         zero = tensors.get("zero")
         if zero is not None:
@@ -106,21 +106,21 @@ def packed_ints(bits: int, block: tuple[int, int] | None) -> Callable[[Tensors],
             scale = scale[:, order.long()]
             zero = None if zero is None else zero[:, order.long()]
         shape = (outputs, inputs)
-        shifted = numbers.float() if zero is None else numbers.float() - spread(zero.float(), shape, block)
+        shifted = integers.float() if zero is None else integers.float() - spread(zero.float(), shape, block)
         return shifted * spread(scale, shape, block)
 
     return decode
 
 
 def scaled(block: tuple[int, int] | None) -> Callable[[Tensors], Tensor]:
-    """Numbers of one byte each, float8 or int8, times ``scale``: one number, one an output or one a block; less
+    """Numbers of one byte each, float8 or int8, times ``scale``: one number, one per output or one per block; less
     ``zero`` where there is one."""
 
     def decode(tensors: Tensors) -> Tensor:
-        numbers, scale = tensors["weight"].float(), tensors["scale"].float()
-        shape = tuple(numbers.shape)
+        elements, scale = tensors["weight"].float(), tensors["scale"].float()
+        shape = tuple(elements.shape)
         zero = tensors.get("zero")
-        shifted = numbers if zero is None else numbers - spread(zero.float(), shape, block)
+        shifted = elements if zero is None else elements - spread(zero.float(), shape, block)
         return shifted * spread(scale, shape, block)
 
     return decode
@@ -133,7 +133,15 @@ def eight_bits(tensors: Tensors) -> Tensor:
 
 @dataclass(frozen=True)
 class FourBits:
-    """What bitsandbytes writes beside four-bit numbers, as JSON in a tensor of bytes."""
+    """What bitsandbytes writes beside four-bit numbers, as JSON in a tensor of bytes.
+
+    Attributes:
+        shape: of the weight, [out, in].
+        block: numbers that share a scale.
+        dtype: of the weight before it was quantised.
+        nested: scales that share a scale of their own; 0 where scales are not quantised.
+        offset: what is added to scales that are.
+    """
 
     shape: tuple[int, ...]
     block: int
@@ -160,6 +168,6 @@ class FourBits:
             largest = tensors["nested_quant_map"].float()[largest.long()] * inner + self.offset
         pairs = tensors["weight"].flatten()
         count = torch.Size(self.shape).numel()
-        numbers = torch.stack((pairs >> 4, pairs & 15), dim=1).flatten()[:count]
-        values = tensors["quant_map"].float()[numbers.long()]
+        integers = torch.stack((pairs >> 4, pairs & 15), dim=1).flatten()[:count]
+        values = tensors["quant_map"].float()[integers.long()]
         return (values * largest.float().repeat_interleave(self.block)[:count]).view(self.shape)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ladle.merging.checkpoints import packed_weights as layouts
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, require_finite
 from ladle.merging.checkpoints.packed_weights import FourBits, Packed
-from ladle.merging.checkpoints.reader import CheckpointReader, require_finite
 from ladle.merging.errors import FamilyError
 
 CURE = "give the plain checkpoint, or one quantised as fp8, compressed-tensors, gptq, awq or bitsandbytes"
@@ -83,23 +83,23 @@ class Quantization:
     def _gptq(self, reader: CheckpointReader) -> dict[str, Packed]:
         bits = int(self._document["bits"])
         decode = layouts.gptq(bits, str(self._document.get("checkpoint_format")) == "gptq_v2")
-        made = {}
+        weights = {}
         for path, parts in _modules(reader, "qweight", ("qzeros", "scales")):
             parts |= _optional(reader, path, {"g_idx": "g_idx"})
             rows, outputs = reader.shape(parts["qweight"])
             dtype = reader.dtype(parts["scales"])
-            made[f"{path}.weight"] = Packed(parts, (outputs, rows * 32 // bits), decode, dtype)
-        return made
+            weights[f"{path}.weight"] = Packed(parts, (outputs, rows * 32 // bits), decode, dtype)
+        return weights
 
     def _awq(self, reader: CheckpointReader) -> dict[str, Packed]:
-        made = {}
+        weights = {}
         for path, parts in _modules(reader, "qweight", ("qzeros", "scales")):
             shape = (reader.shape(parts["scales"])[1], reader.shape(parts["qweight"])[0])
-            made[f"{path}.weight"] = Packed(parts, shape, layouts.awq, reader.dtype(parts["scales"]))
-        return made
+            weights[f"{path}.weight"] = Packed(parts, shape, layouts.awq, reader.dtype(parts["scales"]))
+        return weights
 
     def _compressed(self, reader: CheckpointReader) -> dict[str, Packed]:
-        made = {}
+        weights = {}
         for path, parts in _modules(reader, "weight_packed", ("weight_scale", "weight_shape")):
             named = {"packed": parts["weight_packed"], "scale": parts["weight_scale"], "shape": parts["weight_shape"]}
             if reader.dtype(named["packed"]) != torch.int32:
@@ -110,18 +110,18 @@ class Quantization:
             words = reader.shape(named["packed"])[1]
             bits = next((bits for bits in (2, 4, 8) if -(-inputs * bits // 32) == words), None)
             if bits is None:
-                reason = f"{words} words a row for {inputs} inputs; rows of 2, 4 or 8 bits are read; {CURE}"
+                reason = f"{words} words per row for {inputs} inputs; rows of 2, 4 or 8 bits are read; {CURE}"
                 raise FamilyError(reader.file_of(named["packed"]), reason, named["packed"])
             decode = layouts.packed_ints(bits, self._block(path))
-            made[f"{path}.weight"] = Packed(named, (outputs, inputs), decode, _float(reader, named["scale"]))
-        return made | self._scaled(reader, ("_scale",), "_zero_point")
+            weights[f"{path}.weight"] = Packed(named, (outputs, inputs), decode, _float(reader, named["scale"]))
+        return weights | self._scaled(reader, ("_scale",), "_zero_point")
 
     def _fp8(self, reader: CheckpointReader) -> dict[str, Packed]:
         return self._scaled(reader, ("_scale_inv", "_scale"), "")
 
     def _scaled(self, reader: CheckpointReader, suffixes: tuple[str, ...], zero: str) -> dict[str, Packed]:
         """Weights of a byte a number with a scale beside them, of a module or of all experts of a layer."""
-        made = {}
+        weights = {}
         for name in reader.names:
             if reader.dtype(name) not in (*_FLOAT8, torch.int8) or name.endswith(("_zero_point", *suffixes)):
                 continue
@@ -132,16 +132,16 @@ class Quantization:
             parts = {"weight": name, "scale": scale}
             parts |= {"zero": name + zero} if zero and name + zero in reader else {}
             decode = layouts.scaled(self._block(name.removesuffix(".weight")))
-            made[name] = Packed(parts, reader.shape(name), decode, _float(reader, scale))
-        return made
+            weights[name] = Packed(parts, reader.shape(name), decode, _float(reader, scale))
+        return weights
 
     def _bitsandbytes(self, reader: CheckpointReader) -> dict[str, Packed]:
-        made = {}
+        weights = {}
         for name in reader.names:
             if name.endswith(".SCB"):
                 weight = name.removesuffix("SCB") + "weight"
                 parts = {"weight": weight, "scale": name}
-                made[weight] = Packed(parts, reader.shape(weight), layouts.eight_bits)
+                weights[weight] = Packed(parts, reader.shape(weight), layouts.eight_bits)
             if ".quant_state.bitsandbytes__" not in name:
                 continue
             weight = name.partition(".quant_state.")[0]
@@ -152,8 +152,8 @@ class Quantization:
             wanted = ["absmax", "quant_map", *(["nested_absmax", "nested_quant_map"] if state.nested else [])]
             parts = {"weight": weight} | {part: f"{weight}.{part}" for part in wanted}
             _require(reader, parts)
-            made[weight] = Packed({**parts, "state": name}, state.shape, state.decode, state.dtype)
-        return made
+            weights[weight] = Packed({**parts, "state": name}, state.shape, state.decode, state.dtype)
+        return weights
 
     def _block(self, path: str) -> tuple[int, int] | None:
         """Size of the blocks that have one scale, as the config says it of a module; None where it does not."""
@@ -161,8 +161,8 @@ class Quantization:
         if sizes:
             return int(sizes[0]), int(sizes[1])
         groups = self._document.get("config_groups") or {}
-        found = [group for group in groups.values() if _meant(group.get("targets") or [], path)]
-        weights = (found[0] if found else next(iter(groups.values()), {})).get("weights") or {}
+        groups_of_path = [group for group in groups.values() if _meant(group.get("targets") or [], path)]
+        weights = (groups_of_path[0] if groups_of_path else next(iter(groups.values()), {})).get("weights") or {}
         if weights.get("block_structure"):
             first, second = weights["block_structure"]
             return int(first), int(second)
@@ -198,14 +198,14 @@ class QuantisedReader(CheckpointReader):
         if packed is None:
             return super().tensor(name)
         try:
-            made = packed.decode({part: self.as_stored.tensor(own) for part, own in packed.parts.items()})
+            plain = packed.decode({part: self.as_stored.tensor(own) for part, own in packed.parts.items()})
         except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError) as error:
             reason = f"its tensors do not fit each other: {(str(error).splitlines() or ['?'])[0]}"
             raise FamilyError(self._where[name], reason, name) from error
-        if tuple(made.shape) != packed.shape:
-            reason = f"its tensors give shape {list(made.shape)}, not {list(packed.shape)}"
+        if tuple(plain.shape) != packed.shape:
+            reason = f"its tensors give shape {list(plain.shape)}, not {list(packed.shape)}"
             raise FamilyError(self._where[name], reason, name)
-        return made.to(packed.dtype or self._own).contiguous()
+        return plain.to(packed.dtype or self._own).contiguous()
 
     def check_finite(self) -> None:
         """Make everything once. Raises FamilyError at the first NaN or infinity."""
@@ -215,14 +215,14 @@ class QuantisedReader(CheckpointReader):
 
 def _modules(reader: CheckpointReader, main: str, others: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
     """(module path, its tensors by their last names) of every module with a tensor ``main``."""
-    found = []
+    modules = []
     for name in reader.names:
         if name.endswith(f".{main}"):
             path = name.removesuffix(f".{main}")
             parts = {part: f"{path}.{part}" for part in (main, *others)}
             _require(reader, parts)
-            found.append((path, parts))
-    return found
+            modules.append((path, parts))
+    return modules
 
 
 def _require(reader: CheckpointReader, parts: Mapping[str, str]) -> None:

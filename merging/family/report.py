@@ -31,6 +31,8 @@ class Report:
     """Everything about a family that loaded.
 
     Attributes:
+        name, root: of the family, and its folder.
+        objectives: in the manifest's order.
         base: model, folder, revision, architecture, dtypes, quantization, parameters, bytes, number of linear modules
             and of weights of experts, tied weights.
         models: those beside the base.
@@ -38,9 +40,12 @@ class Report:
         router: with its experts; None without.
         matrix: B by rows, in the order of ``backbones``; None without one.
         condition: of B.
+        extrapolation: by objective, how far beyond B its mixes may go.
         bank_bytes: what all low-rank members take as float32.
         merge_bytes: what one materialised merge takes, in the base's dtype.
         methods: (available, why not) by method.
+        default_method, presets: of requests that name none, and those that they may name.
+        warnings: sentences about what loaded all the same.
         chat: whose chat template is used, and the names of tokens that end an answer besides the base's own.
         corners: coefficients of every available merging method at the corners and in the middle.
     """

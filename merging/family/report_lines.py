@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.family.family import Family, ValueMember
 from ladle.merging.family.family_model import FamilyModel
 
@@ -12,6 +12,11 @@ class ModelInfo:
     """A model of ``[[models]]``.
 
     Attributes:
+        name: in ``[[models]]``.
+        folder, revision: where it lies, and the digest of its weights.
+        architecture: the class of the model.
+        parameters, bytes: numbers as saved.
+        amateur: whether it is what contrastive decoding contrasts the base with.
         vocabulary: number of token ids, padding included.
         hidden: size of the last hidden state.
         members: names of the members that were grown from it.
@@ -34,10 +39,14 @@ class ValueInfo:
     """A value as methods see it.
 
     Attributes:
+        name: of the value.
+        kind: ``implicit``, ``explicit`` or ``monitor``.
         trained_on: an objective, or the rewards of a mix, or (PBLoRA) the objectives of the preference it takes.
         model: what it was grown from: a name of ``[[models]]``, or "" for the base.
         weights: the member whose weights it has; another's where both name one folder.
         reference: its score is taken against the model it was grown from; None for an explicit value.
+        system: the system message under which it reads; None for the request's own.
+        anti: the member of the same model that speaks against the objective; None without one.
         head: ``norm`` and ``bias`` of the scalar head of an explicit value, else None.
     """
 
@@ -92,6 +101,7 @@ class RouterInfo:
     """The router.
 
     Attributes:
+        name: of the router.
         weights: the member whose weights it has.
         experts: in the order of its rows.
         defer: ``norm`` and ``bias`` of the deferral logit, None for a router without.

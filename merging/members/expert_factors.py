@@ -62,15 +62,15 @@ class ExpertFactors:
     def joined(self) -> dict[str, LowRank]:
         """The factors by the name of the weight. Raises FamilyError, naming file and tensor, where pairs do not fit the
         parameters that ``target_parameters`` names."""
-        made: dict[str, LowRank] = {}
+        factors: dict[str, LowRank] = {}
         for container, pairs in self._wrapped.items():
-            made |= self._unwrapped(container, pairs)
+            factors |= self._unwrapped(container, pairs)
         for name, parts in self._single.items():
-            if name in made:
+            if name in factors:
                 module = next(iter(parts.values()))[0]
                 raise FamilyError(self._file, f"factors of {name} are there twice", f"{PREFIX}{module}.lora_A.weight")
-            made[name] = _side_by_side(self._experts.weights[name], self._parts[name], parts)
-        return made
+            factors[name] = _side_by_side(self._experts.weights[name], self._parts[name], parts)
+        return factors
 
     def _unwrapped(self, container: str, pairs: dict[int, tuple[Tensor, Tensor]]) -> dict[str, LowRank]:
         """The factors of nested pairs, by depth; the one at depth 0 is outside."""
@@ -78,23 +78,25 @@ class ExpertFactors:
         depths = sorted(pairs, reverse=True)
         tensor = f"{PREFIX}{container}{_NESTED * depths[-1]}.lora_A.weight"
         if len(names) != len(pairs) or depths != list(range(len(pairs)))[::-1]:
-            found = ", ".join(names) or "none of its parameters"
-            reason = f"{len(pairs)} pairs of factors of this module, but target_parameters names {found}"
+            named = ", ".join(names) or "none of its parameters"
+            reason = f"{len(pairs)} pairs of factors of this module, but target_parameters names {named}"
             raise FamilyError(self._file, reason, tensor)
         # The order in which they are defined is PEFT's; versions before 0.18 had others, which the shapes tell.
         for order in permutations(names):
-            made = {
+            by_name = {
                 name: factors
                 for name, depth in zip(order, depths, strict=True)
                 if (factors := self._of_all(container, name, *pairs[depth])) is not None
             }
-            if len(made) == len(names):
-                return made
+            if len(by_name) == len(names):
+                return by_name
         weight = self._experts.weights[names[0]]
         rank = self._settings.rank(self._key(container, names[0]))
         wanted = [weight.experts * rank, weight.inputs], [weight.outputs, weight.experts * rank]
-        found = " and ".join(str(list(side.shape)) for side in pairs[depths[0]])
-        reason = f"shapes {found}, but {wanted[0]} and {wanted[1]} follow from rank {rank} and {weight.experts} experts"
+        shapes = " and ".join(str(list(side.shape)) for side in pairs[depths[0]])
+        reason = (
+            f"shapes {shapes}, but {wanted[0]} and {wanted[1]} follow from rank {rank} and {weight.experts} experts"
+        )
         raise FamilyError(self._file, reason, f"{PREFIX}{container}{_NESTED * depths[0]}.lora_A.weight")
 
     def _key(self, container: str, name: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ladle.merging.checkpoints.architecture import Architecture, check_weights, comparable, foreign_keys
 from ladle.merging.checkpoints.blueprint import load_config
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.head_names import EXPECTED, HEAD_NAMES

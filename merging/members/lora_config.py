@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter_tensors import serve_whole
 

@@ -31,7 +31,7 @@ class LowRank:
         return replace(self, a=self.a[expert], b=self.b[expert])
 
     def laid_out(self) -> "LowRank":
-        """The same delta with factors whose product has the layout of the weight."""
+        """This delta with factors whose product has the layout of the weight."""
         return LowRank(self.b.mT, self.a.mT, self.scale) if self.transposed else self
 
     def delta(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ladle.merging.checkpoints.reader import read_json, require_finite
+from ladle.merging.checkpoints.checkpoint_reader import read_json, require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import CONFIG, LowRank, LowRankMember

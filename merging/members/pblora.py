@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import CONFIG, WEIGHTS, LowRank, LowRankMember
 from ladle.merging.members.adapter_tensors import PREFIX, read_factors

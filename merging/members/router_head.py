@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ladle.merging.checkpoints.reader import require_finite
+from ladle.merging.checkpoints.checkpoint_reader import require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
 from ladle.merging.errors import FamilyError
 
@@ -39,6 +39,7 @@ class RouterMember:
     """A family's router as methods see it.
 
     Attributes:
+        name: of the router.
         member: the loaded member whose weights it has; an entry that names an earlier one's folder shares its weights.
         model: the model it was grown from: "" for the base, or a name of ``[[models]]``.
     """

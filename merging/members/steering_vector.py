@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ladle.merging.checkpoints.checkpoint_files import refuse_pointer
-from ladle.merging.checkpoints.reader import require_finite
+from ladle.merging.checkpoints.checkpoint_reader import require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
 from ladle.merging.errors import FamilyError
 

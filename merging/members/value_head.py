@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ladle.merging.checkpoints.reader import CheckpointReader, has_checkpoint, require_finite
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, has_checkpoint, require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import WEIGHTS, is_peft_folder

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ladle.merging.checkpoints.checkpoint_files import has_checkpoint
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.new_folder import new_folder, require_free
-from ladle.merging.checkpoints.reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.tensor_file import read_tensors
 from ladle.merging.errors import FamilyError
 from ladle.merging.members.adapter import WEIGHTS

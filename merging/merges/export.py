@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ladle.merging.checkpoints.checkpoint_reader import INDEX, SINGLE, read_json, require_finite
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.new_folder import new_folder, require_free, require_space
-from ladle.merging.checkpoints.reader import INDEX, SINGLE, read_json, require_finite
 from ladle.merging.checkpoints.vocabulary import TOKENIZER, tokens_of
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family

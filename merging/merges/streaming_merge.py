@@ -17,8 +17,8 @@ import torch
 
 from ladle.kernels import dispatch
 from ladle.merging.checkpoints.architecture import Architecture
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.family.family import Family
 from ladle.merging.family.family_model import FamilyModel
 from ladle.merging.members.adapter import LowRank, LowRankMember
@@ -31,7 +31,12 @@ _NOISE = 1e-12  # coefficients lie on the grid, so a share of the base this smal
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a merged tensor."""
+    """A merged tensor before there is one.
+
+    Attributes:
+        shape: its sizes.
+        dtype: in which it is written.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype

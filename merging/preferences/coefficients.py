@@ -159,7 +159,8 @@ def rewarded_soup(preference: Preference, members: Mapping[str, str]) -> Coeffic
     """
     for objective, weight in preference.weights:
         if weight > 0 and objective not in members:
-            raise InputError(f"preference.{objective}", weight, f"weight on {', '.join(members)} only")
+            reason = f"only {', '.join(members)} may have weight here"
+            raise InputError(f"preference.{objective}", weight, reason=reason)
     pairs = [(members[objective], weight) for objective, weight in preference.weights if objective in members]
     return _coefficients(tuple(name for name, _ in pairs), tuple(weight for _, weight in pairs), None)
 

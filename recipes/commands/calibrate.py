@@ -46,7 +46,7 @@ def command(
     from ladle.merging.family.place import find_manifest
     from ladle.recipes.fits.calibrate import check, fit, lines
     from ladle.recipes.fits.regression import require_explained
-    from ladle.recipes.sweeps.settings import parse_method
+    from ladle.recipes.sweeps.grid import parse_method
     from ladle.recipes.sweeps.table import table_of
 
     try:

@@ -23,16 +23,16 @@ def command(
 
     from ladle.recipes.sweeps.join import join, write_tables
     from ladle.recipes.sweeps.plots import write_plots
-    from ladle.recipes.sweeps.report import show
-    from ladle.recipes.sweeps.summary import Table, summarise
+    from ladle.recipes.sweeps.summary import RewardTable, summarise
     from ladle.recipes.sweeps.sweep import SUMMARY
+    from ladle.recipes.sweeps.sweep_report import show
     from ladle.recipes.sweeps.tables_markdown import methods_table, settings_table
 
     try:
         named = [(name if equals else "", Path(folder if equals else name)) for name, equals, folder in
                  (text.partition("=") for text in sweeps)]  # fmt: skip
         objectives, settings, samples = join(named)
-        summary = summarise(Table(settings, samples, objectives), draws, seed)
+        summary = summarise(RewardTable(settings, samples, objectives), draws, seed)
         out.mkdir(parents=True, exist_ok=True)
         (out / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_tables(summary, out)

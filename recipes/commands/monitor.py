@@ -19,8 +19,8 @@ def command(
     ] = 0.1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the texts.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of the adapter, at its highest.")] = 3e-4,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of the adapter, at its highest.")] = 3e-4,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     module: Annotated[
         list[str] | None,
         typer.Option(help="A linear module that gets factors; may be repeated.", show_default="those of attention"),
@@ -33,7 +33,7 @@ def command(
     from ladle.merging.errors import FamilyError, InputError
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.place import MANIFEST_NAME
-    from ladle.recipes.model import load_base
+    from ladle.recipes.base_model import load_base
     from ladle.recipes.training.monitor import (
         MonitorConfig,
         probabilities,

@@ -75,12 +75,12 @@ def command(
     from ladle.clients.errors import LadleError
     from ladle.merging.preferences.simplex import dirichlet as random_points
     from ladle.merging.preferences.simplex import grid
+    from ladle.recipes.sweeps.grid import settings_of
     from ladle.recipes.sweeps.inputs import read_prompts, rewards_of
-    from ladle.recipes.sweeps.report import progress_bar, show
     from ladle.recipes.sweeps.server import serving
-    from ladle.recipes.sweeps.settings import settings_of
     from ladle.recipes.sweeps.store import SampleStore
     from ladle.recipes.sweeps.sweep import TokenCounter, collect, conclude
+    from ladle.recipes.sweeps.sweep_report import progress_bar, show
 
     try:
         asked = read_prompts(prompts, split)[:limit]

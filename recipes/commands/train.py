@@ -38,7 +38,7 @@ def command(
         bool, typer.Option("--skip-evaluation", help="Stop once the members, the manifest and the card are written.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Where to compute: cpu or cuda.", show_default="cuda where there is one")
+        str | None, typer.Option(help="Device to compute on: cpu or cuda.", show_default="cuda where there is one")
     ] = None,
     threads: Annotated[
         int,

@@ -13,7 +13,7 @@ from ladle.recipes.domains.arithmetic import Arithmetic
 from ladle.recipes.domains.chat import Chat
 from ladle.recipes.domains.records import Records
 from ladle.recipes.domains.task import Task
-from ladle.recipes.prompts import SPLITS
+from ladle.recipes.prompt_list import SPLITS
 
 _TENTHS = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10)}
 _PATIENCE = 2000  # draws in a row that bring nothing new, before giving up
@@ -35,7 +35,7 @@ class Domain(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class DomainQuestion:
     """A task of a named domain."""
 
     domain: str
@@ -51,7 +51,7 @@ def split_of(domain: str, key: str) -> str:
     return next(split for split in SPLITS if tenth in _TENTHS[split])
 
 
-def questions(domain: str, split: str, count: int, seed: int) -> list[Question]:
+def questions(domain: str, split: str, count: int, seed: int) -> list[DomainQuestion]:
     """Draws different questions of one split; the same arguments give the same ones.
 
     What tasks of different splits never share is `Task.key`: for arithmetic the numbers and what is done with them,
@@ -69,19 +69,19 @@ def questions(domain: str, split: str, count: int, seed: int) -> list[Question]:
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not allowed; allowed: {', '.join(SPLITS)}")
     random = np.random.default_rng([seed, SPLITS.index(split), *domain.encode()])
-    drawn: dict[str, Question] = {}
+    drawn: dict[str, DomainQuestion] = {}
     idle = 0
     while len(drawn) < count and idle < _PATIENCE:
         task = DOMAINS[domain].draw(random)
         idle += 1
         if split_of(domain, task.key) == split and task.prompt not in drawn:
-            drawn[task.prompt] = Question(domain, task)
+            drawn[task.prompt] = DomainQuestion(domain, task)
             idle = 0
     if len(drawn) < count:
         raise ValueError(f"count: {count} is not allowed; allowed: the domain {domain} has about {len(drawn)} {split}")
     return list(drawn.values())
 
 
-def is_right(question: Question, answer: str) -> bool:
+def is_right(question: DomainQuestion, answer: str) -> bool:
     """Whether a text answers a question, by its domain's check."""
     return DOMAINS[question.domain].right(question.task, answer)

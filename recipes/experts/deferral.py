@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from ladle.merging.checkpoints.base import default_cache_dir
 from ladle.merging.members.router_head import ROUTER_HEAD
+from ladle.recipes.base_model import LoadedBase, load_base
 from ladle.recipes.config import load_recipe
-from ladle.recipes.domains.domains import Question, questions
+from ladle.recipes.domains.domains import DomainQuestion, questions
 from ladle.recipes.experts.expert import encode
-from ladle.recipes.experts.expert_views import Seen, seen_by
+from ladle.recipes.experts.expert_views import ViewedAnswer, seen_by
 from ladle.recipes.experts.route import RouteWorkshop
 from ladle.recipes.experts.router_training import load_trained_head, routed_logprobs
-from ladle.recipes.model import Base, load_base
 from ladle.recipes.routing_config import DeferralConfig
 from ladle.recipes.scoring import predictions
 from ladle.recipes.soup import load_members, merged
@@ -81,7 +81,7 @@ def fit_deferral(choices: Choices, config: DeferralConfig) -> tuple[torch.Tensor
 
 
 @torch.inference_mode()
-def choices_of(base: Base, router: Path, samples: Sequence[Seen], batch: int) -> Choices:
+def choices_of(base: LoadedBase, router: Path, samples: Sequence[ViewedAnswer], batch: int) -> Choices:
     """Reads right answers with the router.
 
     Args:
@@ -114,7 +114,7 @@ def train_deferral(workshop: RouteWorkshop, family: Path, config: DeferralConfig
         router alone.
     """
     domains = list(workshop.experts.samples)
-    drawn: list[Question] = []
+    drawn: list[DomainQuestion] = []
     for domain in domains:
         # Those behind what the router was trained on.
         first = workshop.router.samples + workshop.router.pairs

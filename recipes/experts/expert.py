@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig, ExpertsConfig
-from ladle.recipes.domains.domains import Question
-from ladle.recipes.model import Base
+from ladle.recipes.domains.domains import DomainQuestion
 from ladle.recipes.scoring import Encoded
-from ladle.recipes.training.trl_run import Job, arguments, own_arguments, run, shares, warmup_steps
+from ladle.recipes.training.trl_run import TrainingJob, arguments, own_arguments, run, shares, warmup_steps
 
 _WINDOW = 4  # batches whose items are sorted by length among themselves, so that little is padded
 
 
-def encode(base: Base, question: Question, answer: str | None = None) -> Encoded:
+def encode(base: LoadedBase, question: DomainQuestion, answer: str | None = None) -> Encoded:
     """A question in the base's chat template with an answer (the right one unless another is given) that ends its
     turn."""
     text = question.task.answer if answer is None else answer
@@ -50,9 +50,9 @@ def language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def train_expert(
-    base: Base,
+    base: LoadedBase,
     name: str,
-    questions: Sequence[Question],
+    questions: Sequence[DomainQuestion],
     adapter: AdapterConfig,
     config: ExpertsConfig,
     folder: Path,
@@ -75,7 +75,7 @@ def train_expert(
     Returns:
         "loss", mean over the last quarter of the steps, nats a token.
     """
-    job = Job(name, folder, base_name, adapter)
+    job = TrainingJob(name, folder, base_name, adapter)
     rows, repeats = shares(config.batch, {}, "questions")
     own = own_arguments(config, job, rows, repeats)
     own |= {"num_train_epochs": 1, "warmup_steps": warmup_steps(config, math.ceil(len(questions) / config.batch))}

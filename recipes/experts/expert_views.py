@@ -12,13 +12,13 @@ import torch
 from rich.progress import track
 
 from ladle.merging.members.adapter import LowRankMember
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import merged
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewedAnswer:
     """An answer and what every expert predicts at each of its tokens.
 
     Attributes:
@@ -49,8 +49,12 @@ def informative(best: torch.Tensor) -> torch.Tensor:
 
 
 def seen_by(
-    base: Base, experts: Mapping[str, LowRankMember], items: Sequence[Encoded], batch: int, files: Mapping[str, Path]
-) -> list[Seen]:
+    base: LoadedBase,
+    experts: Mapping[str, LowRankMember],
+    items: Sequence[Encoded],
+    batch: int,
+    files: Mapping[str, Path],
+) -> list[ViewedAnswer]:
     """Reads every answer with every expert.
 
     Args:
@@ -62,7 +66,7 @@ def seen_by(
     """
     views = [_view(base, experts, name, items, batch, files[name]) for name in experts]
     return [
-        Seen(
+        ViewedAnswer(
             item,
             torch.tensor([view[index][0] for view in views], dtype=torch.float32).T.contiguous(),
             torch.tensor([view[index][1] for view in views], dtype=torch.long).T.contiguous(),
@@ -73,7 +77,7 @@ def seen_by(
 
 @torch.inference_mode()
 def _view(
-    base: Base, experts: Mapping[str, LowRankMember], name: str, items: Sequence[Encoded], batch: int, file: Path
+    base: LoadedBase, experts: Mapping[str, LowRankMember], name: str, items: Sequence[Encoded], batch: int, file: Path
 ) -> list[tuple[list[float], list[int]]]:
     """Log-probabilities and most likely tokens of one expert, by item."""
     if not file.exists():

@@ -17,13 +17,13 @@ from typing import TypeVar
 import numpy as np
 
 from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.recipes.base_model import LoadedBase, load_base
 from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
-from ladle.recipes.domains.domains import Question, questions
+from ladle.recipes.domains.domains import DomainQuestion, questions
 from ladle.recipes.experts.expert import encode, train_expert
 from ladle.recipes.experts.expert_views import seen_by
 from ladle.recipes.experts.router_pairs import pairs_of, stored_answers
 from ladle.recipes.experts.router_training import SeenPair, train_router_cdpo, train_router_sft
-from ladle.recipes.model import Base, load_base
 from ladle.recipes.routing_config import ExpertsConfig, RouterConfig
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import load_members
@@ -38,7 +38,7 @@ class RouteWorkshop:
     """Experts and a router being made: what is loaded, and where intermediate results are kept."""
 
     recipe: Recipe
-    base: Base
+    base: LoadedBase
     folder: Path
 
     @property
@@ -167,7 +167,7 @@ def needed(table: _T | None, name: str) -> _T:
     return table
 
 
-def _texts(taught: Sequence[Question]) -> list[str]:
+def _texts(taught: Sequence[DomainQuestion]) -> list[str]:
     return [f"{question.task.prompt}\n{question.task.answer}" for question in taught]
 
 

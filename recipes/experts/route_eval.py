@@ -16,18 +16,18 @@ import numpy as np
 import torch
 
 from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.recipes.base_model import load_base
 from ladle.recipes.config import load_recipe
-from ladle.recipes.domains.domains import Question, is_right, questions
+from ladle.recipes.domains.domains import DomainQuestion, is_right, questions
 from ladle.recipes.experts.route import RouteWorkshop, needed
 from ladle.recipes.experts.routed import Routed, routed_greedy, speakers
 from ladle.recipes.experts.router_pairs import store_answers, stored_answers
 from ladle.recipes.experts.router_training import load_trained_head
 from ladle.recipes.experts.routing_card import write_routing_card
-from ladle.recipes.metrics import bootstrap_mean
-from ladle.recipes.model import load_base
 from ladle.recipes.routing_config import RoutingEvaluationConfig
 from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import load_members, merged
+from ladle.recipes.text_metrics import bootstrap_mean
 from ladle.recipes.training.evaluate import write_csv
 from ladle.recipes.training.train import fingerprint
 from ladle.recipes.training.value import hidden_size
@@ -36,17 +36,17 @@ ROUTER = "router"
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class RoutingTrial:
     """Held-out questions, and the members that answer them: experts in the order of the router's head, and the
     router."""
 
     workshop: RouteWorkshop
     config: RoutingEvaluationConfig
     folders: dict[str, Path]
-    questions: list[Question]
+    questions: list[DomainQuestion]
 
     @classmethod
-    def open(cls, workshop: RouteWorkshop, family: Path, split: str) -> Judge:
+    def open(cls, workshop: RouteWorkshop, family: Path, split: str) -> RoutingTrial:
         """Takes the members from a family's folder."""
         config = needed(workshop.recipe.routing_evaluation, "routing_evaluation")
         domains = list(workshop.experts.samples)
@@ -109,7 +109,7 @@ class Judge:
 def decode_routed(
     workshop: RouteWorkshop,
     folders: Mapping[str, Path],
-    asked: Sequence[Question],
+    asked: Sequence[DomainQuestion],
     config: RoutingEvaluationConfig,
     complement: float,
 ) -> list[Routed]:
@@ -141,7 +141,7 @@ def decode_routed(
     return [answers[index] for index in range(len(prompts))]
 
 
-def judged(judge: Judge) -> list[dict[str, object]]:
+def judged(judge: RoutingTrial) -> list[dict[str, object]]:
     """One row a method and domain, and one a method over all domains.
 
     Returns:
@@ -165,7 +165,7 @@ def judged(judge: Judge) -> list[dict[str, object]]:
 
 
 def _rows(
-    judge: Judge, method: str, answers: Sequence[Sequence[int]], routed: Sequence[Routed] | None
+    judge: RoutingTrial, method: str, answers: Sequence[Sequence[int]], routed: Sequence[Routed] | None
 ) -> list[dict[str, object]]:
     base, config = judge.workshop.base, judge.config
     right = np.array(
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--config: {arguments.config!r} is not allowed; allowed: a recipe with [experts] and [router]")
     folder = arguments.work or default_cache_dir() / "recipes" / recipe.name
     workshop = RouteWorkshop(recipe, load_base(recipe.base), folder)
-    rows = judged(Judge.open(workshop, arguments.out, arguments.split))
+    rows = judged(RoutingTrial.open(workshop, arguments.out, arguments.split))
     if arguments.json:
         print(json.dumps(rows))
         return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache
 
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.scoring import causal_model, output_logits
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Routed:
 
 
 @contextmanager
-def speakers(base: Base, folders: Mapping[str, Path]) -> Iterator[PeftModel]:
+def speakers(base: LoadedBase, folders: Mapping[str, Path]) -> Iterator[PeftModel]:
     """The base with several PEFT adapters by name, of which `set_adapter` makes one speak; afterwards it has none."""
     from peft import PeftModel
 

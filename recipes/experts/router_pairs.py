@@ -10,15 +10,17 @@ import numpy as np
 from rich.progress import track
 
 from ladle.merging.members.adapter import LowRankMember
-from ladle.recipes.domains.domains import DOMAINS, Question, is_right
+from ladle.recipes.base_model import LoadedBase
+from ladle.recipes.batched_sampling import sample
+from ladle.recipes.domains.domains import DOMAINS, DomainQuestion, is_right
 from ladle.recipes.experts.expert import encode
-from ladle.recipes.model import Base
-from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import merged
 
 
-def greedy_answers(base: Base, questions: Sequence[Question], max_tokens: int, rows: int) -> list[list[int]]:
+def greedy_answers(
+    base: LoadedBase, questions: Sequence[DomainQuestion], max_tokens: int, rows: int
+) -> list[list[int]]:
     """The model's most likely answer, token by token, to each question; the last token ends the turn unless the answer
     was cut. Uses the base's weights as they are, merged or not."""
     prompts = [base.prompt_ids(question.task.prompt) for question in questions]
@@ -42,10 +44,10 @@ def greedy_answers(base: Base, questions: Sequence[Question], max_tokens: int, r
 
 
 def stored_answers(
-    base: Base,
+    base: LoadedBase,
     members: Mapping[str, LowRankMember],
     coefficients: Mapping[str, float],
-    questions: Sequence[Question],
+    questions: Sequence[DomainQuestion],
     max_tokens: int,
     rows: int,
     file: Path,
@@ -67,7 +69,7 @@ def store_answers(answers: Sequence[Sequence[int]], file: Path) -> None:
 
 
 def pairs_of(
-    base: Base, questions: Sequence[Question], answers: Mapping[str, Sequence[Sequence[int]]], seed: int
+    base: LoadedBase, questions: Sequence[DomainQuestion], answers: Mapping[str, Sequence[Sequence[int]]], seed: int
 ) -> list[tuple[Encoded, Encoded]]:
     """A right and a wrong answer to each question.
 

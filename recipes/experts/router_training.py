@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ladle.merging.members.router_head import ROUTER_HEAD, load_router_head
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
 from ladle.recipes.experts.expert import batches, language_loss
-from ladle.recipes.experts.expert_views import Seen
-from ladle.recipes.model import Base
+from ladle.recipes.experts.expert_views import ViewedAnswer
 from ladle.recipes.routing_config import RouterConfig
 from ladle.recipes.scoring import predictions
 from ladle.recipes.training.descent import descend
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class SeenPair:
     """A right and a wrong answer to one prompt with the experts' view of both."""
 
-    right: Seen
-    wrong: Seen
+    right: ViewedAnswer
+    wrong: ViewedAnswer
 
 
 def routing_loss(scores: torch.Tensor, logprobs: torch.Tensor, informative: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,14 @@ class RouterTrainer:
     """A router being trained: the base with its adapter, and its head. The base is left as it was by `close`."""
 
     def __init__(
-        self, base: Base, adapter: AdapterConfig, config: RouterConfig, experts: int, start: Path, *, trained: bool
+        self,
+        base: LoadedBase,
+        adapter: AdapterConfig,
+        config: RouterConfig,
+        experts: int,
+        start: Path,
+        *,
+        trained: bool,
     ) -> None:
         """
         Args:
@@ -120,7 +127,7 @@ class RouterTrainer:
     def close(self) -> None:
         self.model.unload()
 
-    def taught(self, samples: Sequence[Seen], share: float) -> tuple[float, float, float]:
+    def taught(self, samples: Sequence[ViewedAnswer], share: float) -> tuple[float, float, float]:
         """Adds the gradients of L_LM + lambda L_expert (source: FusionRoute), to adapter and head alike.
 
         Returns:
@@ -176,8 +183,8 @@ class RouterTrainer:
 
 
 def train_router_sft(
-    base: Base,
-    samples: Sequence[Seen],
+    base: LoadedBase,
+    samples: Sequence[ViewedAnswer],
     adapter: AdapterConfig,
     config: RouterConfig,
     start: Path,
@@ -211,8 +218,8 @@ def train_router_sft(
 
 
 def train_router_cdpo(
-    base: Base,
-    samples: Sequence[Seen],
+    base: LoadedBase,
+    samples: Sequence[ViewedAnswer],
     pairs: Sequence[SeenPair],
     adapter: AdapterConfig,
     config: RouterConfig,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ladle.merging.family.calibration import Calibration, Response, basis, basis_size, quantile_of
 from ladle.recipes.fits.regression import explained, solver
-from ladle.recipes.sweeps.summary import Table
+from ladle.recipes.sweeps.summary import RewardTable
 
 LEVELS = 101
 """Quantiles that are kept: 0, .01, ..., 1."""
@@ -35,7 +35,7 @@ class Agreement:
 
 
 def fit(
-    table: Table, method: str, *, fingerprint: str, sampling: Mapping[str, Any], draws: int, seed: int
+    table: RewardTable, method: str, *, fingerprint: str, sampling: Mapping[str, Any], draws: int, seed: int
 ) -> Calibration:
     """Least squares of the mean reward at every preference on ``basis``, one objective at a time.
 
@@ -68,7 +68,7 @@ def fit(
     )
 
 
-def check(calibration: Calibration, table: Table) -> dict[str, Agreement]:
+def check(calibration: Calibration, table: RewardTable) -> dict[str, Agreement]:
     """By objective, whether another sweep got what ``calibration`` expects at its preferences. What is asked for is
     missed by as much, for a target is met by the preference at which it is expected.
 
@@ -92,7 +92,7 @@ def check(calibration: Calibration, table: Table) -> dict[str, Agreement]:
     return agreements
 
 
-def _steering(table: Table, method: str) -> dict[str, Any]:
+def _steering(table: RewardTable, method: str) -> dict[str, Any]:
     return dict(next(setting.steering for setting in table.settings if setting.label == method))
 
 

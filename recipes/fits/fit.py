@@ -16,7 +16,7 @@ from ladle.merging.family.manifest import Manifest
 from ladle.merging.family.measurement_file import fingerprint_of
 from ladle.merging.family.surface import Surface, folders_of, quadratic
 from ladle.recipes.fits.regression import explained, solver
-from ladle.recipes.sweeps.summary import REFERENCE, Table, standardised
+from ladle.recipes.sweeps.summary import REFERENCE, RewardTable, standardised
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Measurement:
 
 
 def measurements(
-    table: Table, merges: Mapping[str, Mapping[str, float]], methods: Sequence[str], own: NDArray[np.float64]
+    table: RewardTable, merges: Mapping[str, Mapping[str, float]], methods: Sequence[str], own: NDArray[np.float64]
 ) -> list[Measurement]:
     """The base and every setting of those of ``methods`` that the sweep has.
 
@@ -57,7 +57,7 @@ def measurements(
     return rows
 
 
-def choose(tables: Sequence[Table], methods: Sequence[str] | None) -> list[str]:
+def choose(tables: Sequence[RewardTable], methods: Sequence[str] | None) -> list[str]:
     """``methods`` of the sweeps; without them all whose whole effect is merged weights.
 
     Raises:

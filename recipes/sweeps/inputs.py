@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ladle.recipes.classifier import Classifier
-from ladle.recipes.prompts import load_prompts
+from ladle.recipes.prompt_list import load_prompts
 from ladle.recipes.reward_sources import reward_of
 from ladle.recipes.rewards import Reward, make_reward
 
@@ -38,7 +38,7 @@ def rewards_of(objectives: Sequence[str], given: Sequence[str], count_tokens: Ca
     Raises:
         ValueError: an objective that no reward scores, or a classifier for none.
     """
-    found: dict[str, Reward] = {}
+    rewards: dict[str, Reward] = {}
     for text in given:
         name, equals, place = text.partition("=")
         folder, _, label = place.partition("#")
@@ -46,7 +46,7 @@ def rewards_of(objectives: Sequence[str], given: Sequence[str], count_tokens: Ca
             allowed = f"OBJECTIVE=FOLDER[#LABEL] or FILE.py:FUNCTION, with an objective of {', '.join(objectives)}"
             raise ValueError(f"reward: {text!r} is not allowed; allowed: {allowed}")
         if ":" in place:
-            found[name] = reward_of(name, place, Path.cwd(), count_tokens)
+            rewards[name] = reward_of(name, place, Path.cwd(), count_tokens)
         else:
-            found[name] = Classifier(name, folder, int(label or 0))
-    return [found[name] if name in found else make_reward(name, count_tokens) for name in objectives]
+            rewards[name] = Classifier(name, folder, int(label or 0))
+    return [rewards[name] if name in rewards else make_reward(name, count_tokens) for name in objectives]

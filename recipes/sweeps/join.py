@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ladle.recipes.sweeps.settings import BASE, Setting
+from ladle.recipes.sweeps.grid import BASE, Setting
 from ladle.recipes.sweeps.store import Sample, reopen
 
 SAME = ("objectives", "prompts", "answers", "seed", "sampling", "rewards")

@@ -82,7 +82,7 @@ def _front(axes: Axes, summary: Mapping[str, Any], x: str, y: str) -> None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of ``points`` that no other one is better than in both coordinates, by falling first one."""
+    """The ``points`` than which no other one is better in both coordinates, by falling first one."""
     best, front = -np.inf, []
     for x, y in sorted(set(points), reverse=True):
         if y > best:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ladle.recipes.sweeps.settings import Setting, setting_of
+from ladle.recipes.sweeps.grid import Setting, setting_of
 
 # Everything is quoted: a text may hold line ends of any kind.
 _STYLE: dict[str, Any] = {"lineterminator": "\n", "quoting": csv.QUOTE_ALL}

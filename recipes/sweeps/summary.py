@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.sweeps.control_measures import (
     distinct,
     hypervolume,
@@ -18,8 +17,9 @@ from ladle.recipes.sweeps.control_measures import (
     sparsity,
     spearman,
 )
-from ladle.recipes.sweeps.settings import BASE, Setting
+from ladle.recipes.sweeps.grid import BASE, Setting
 from ladle.recipes.sweeps.store import Sample
+from ladle.recipes.text_metrics import bootstrap_mean, is_degenerate
 
 REFERENCE = -1.0
 """Of the hypervolume, in standard deviations of the base's own answers, below their mean, for every objective."""
@@ -29,7 +29,7 @@ COMPARED = ("hypervolume", "hypervolume_sound", "inner_product")
 """The measures that methods are compared by."""
 
 
-class Table:
+class RewardTable:
     """Rewards of a sweep as arrays: ``z`` [settings, prompts, answers, objectives], in standard deviations of the
     base's answers and from their mean, so that objectives count alike; ``raw`` the same before that."""
 
@@ -92,7 +92,7 @@ def standardised(raw: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.asarray((raw - own.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
 
 
-def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:
+def summarise(table: RewardTable, draws: int, seed: int) -> dict[str, Any]:
     """The figures, ready for JSON. Intervals: 95 % bootstrap over prompts, the same resamples for all methods."""
     prompts = table.raw.shape[1]
     resamples = np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
@@ -108,7 +108,7 @@ def summarise(table: Table, draws: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _setting(table: Table, index: int, draws: int, seed: int) -> dict[str, Any]:
+def _setting(table: RewardTable, index: int, draws: int, seed: int) -> dict[str, Any]:
     setting = table.settings[index]
     texts = table.texts[setting.key]
     row: dict[str, Any] = {
@@ -145,7 +145,7 @@ def _measures(weights: np.ndarray, points: np.ndarray, objectives: Sequence[str]
 
 
 def _measured(
-    table: Table, method: str, resamples: np.ndarray, points: Sequence[int] | None = None
+    table: RewardTable, method: str, resamples: np.ndarray, points: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
     """Every measure of a method, float64 [1 + draws]: over all prompts, then over each of the resamples. ``points``:
     only those of its settings, by their number among its own."""
@@ -168,7 +168,7 @@ def _intervals(figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _differences(
-    table: Table, figures: Mapping[str, Mapping[str, np.ndarray]], resamples: np.ndarray
+    table: RewardTable, figures: Mapping[str, Mapping[str, np.ndarray]], resamples: np.ndarray
 ) -> list[dict[str, Any]]:
     """Every method minus every one before it, on the same prompts and seeds and at the ``points`` preferences that both
     were asked for; methods that share none are left out. Hypervolume, the same with degenerate answers worth nothing,

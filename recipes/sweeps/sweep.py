@@ -9,11 +9,11 @@ from typing import Any
 
 from ladle.clients import AsyncClient
 from ladle.recipes.rewards import Reward
+from ladle.recipes.sweeps.grid import Setting
 from ladle.recipes.sweeps.plots import write_plots
 from ladle.recipes.sweeps.server import ask
-from ladle.recipes.sweeps.settings import Setting
 from ladle.recipes.sweeps.store import Sample, SampleStore
-from ladle.recipes.sweeps.summary import Table, summarise
+from ladle.recipes.sweeps.summary import RewardTable, summarise
 
 SUMMARY = "summary.json"
 _PATIENCE = 8
@@ -57,7 +57,7 @@ async def collect(
 
     Args:
         rewards: one per objective, in their order.
-        judged: how many answers a prompt, the first ones, the plain base judges as well (see ``ask``).
+        judged: how many answers per prompt, the first ones, the plain base judges as well (see ``ask``).
 
     Raises:
         LadleError: a request that failed for good; what came before it is kept.
@@ -111,7 +111,7 @@ def conclude(
     Raises:
         ValueError: the base's answers are not all there.
     """
-    summary = summarise(Table(settings, store.samples, objectives), draws, seed)
+    summary = summarise(RewardTable(settings, store.samples, objectives), draws, seed)
     text = json.dumps(summary, indent=2, allow_nan=False)
     (store.folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
     write_plots(summary, store.folder)

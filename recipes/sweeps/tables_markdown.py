@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ladle.recipes.markdown import table
-from ladle.recipes.sweeps.settings import BASE
+from ladle.recipes.sweeps.grid import BASE
 
 
 def methods_table(summary: Mapping[str, Any]) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ladle.recipes.config import Recipe
 from ladle.recipes.markdown import table
-from ladle.recipes.training.evaluate import Answer
+from ladle.recipes.training.evaluate import SampledAnswer
 from ladle.recipes.training.pairs import Scale
-from ladle.recipes.training.value_fit import Fit
+from ladle.recipes.training.value_fit import ValueFit
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Measured:
 
     rows: Sequence[Mapping[str, object]]
     fronts: Mapping[str, Mapping[str, float]]
-    examples: Sequence[tuple[str, Answer]]
-    value_fits: Mapping[str, Sequence[Fit]] = field(default_factory=dict)
+    examples: Sequence[tuple[str, SampledAnswer]]
+    value_fits: Mapping[str, Sequence[ValueFit]] = field(default_factory=dict)
     split: str = "test"
 
 

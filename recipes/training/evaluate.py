@@ -17,20 +17,20 @@ from ladle.merging.members.adapter import LowRankMember
 from ladle.merging.preferences.coefficients import bone_soup, rewarded_soup
 from ladle.merging.preferences.preference import Preference
 from ladle.merging.preferences.simplex import grid
+from ladle.recipes.base_model import LoadedBase
+from ladle.recipes.batched_sampling import sample
 from ladle.recipes.config import EvaluationConfig, Recipe
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import ListedPrompt
 from ladle.recipes.rewards import Reward, scores
-from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.soup import merged
 from ladle.recipes.sweeps.control_measures import hypervolume, kendall
+from ladle.recipes.text_metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.training.pairs import Scale
 
 
 @dataclass(frozen=True)
-class Setting:
+class Mixture:
     """One way of mixing members. `preference` is empty for the base and for single members.
 
     `coefficients` are merged into the base's weights.
@@ -47,7 +47,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampledAnswer:
     """One sampled text with what was measured on it; `logprob` is its total under the plain base, nats."""
 
     prompt: str
@@ -59,14 +59,14 @@ class Answer:
 
 
 # Token ids of `EvaluationConfig.samples` answers to each prompt under one setting.
-Sampler = Callable[[Setting, Sequence[Prompt]], list[list[list[int]]]]
+Sampler = Callable[[Mixture, Sequence[ListedPrompt]], list[list[list[int]]]]
 
 
-def grid_settings(recipe: Recipe, points: int) -> list[Setting]:
+def grid_settings(recipe: Recipe, points: int) -> list[Mixture]:
     """The base, then Bone Soup and Rewarded Soup over a grid of preferences with `points` weights for each
     objective."""
     names = recipe.objectives
-    settings = [Setting("base", (), {})]
+    settings = [Mixture("base", (), {})]
     for method in ("bone_soup", "rewarded_soup"):
         for point in grid(len(names), points - 1):
             preference = Preference.of(dict(zip(names, point, strict=True)), names)
@@ -76,19 +76,19 @@ def grid_settings(recipe: Recipe, points: int) -> list[Setting]:
             else:
                 mix = rewarded_soup(preference, {name: f"policy-{name}" for name in names})
             weights = tuple(float(weight) for weight in preference.vector())
-            settings.append(Setting(method, weights, dict(zip(mix.members, mix.values, strict=True))))
+            settings.append(Mixture(method, weights, dict(zip(mix.members, mix.values, strict=True))))
     return settings
 
 
 def merging_sampler(
-    base: Base, members: Mapping[str, LowRankMember], config: EvaluationConfig, max_tokens: int
+    base: LoadedBase, members: Mapping[str, LowRankMember], config: EvaluationConfig, max_tokens: int
 ) -> Sampler:
     """Samples from the base with a setting's coefficients merged into its weights, with the same seeds for all
     settings."""
     per_batch = max(1, config.batch_rows // config.samples)
 
     @torch.inference_mode()
-    def answers(setting: Setting, prompts: Sequence[Prompt]) -> list[list[list[int]]]:
+    def answers(setting: Mixture, prompts: Sequence[ListedPrompt]) -> list[list[list[int]]]:
         results = []
         with merged(base, members, setting.coefficients):
             for number, start in enumerate(range(0, len(prompts), per_batch)):
@@ -110,26 +110,26 @@ def merging_sampler(
 
 
 def evaluate(
-    base: Base,
+    base: LoadedBase,
     sampler: Sampler,
-    settings: Sequence[Setting],
-    prompts: Sequence[Prompt],
+    settings: Sequence[Mixture],
+    prompts: Sequence[ListedPrompt],
     rewards: Sequence[Reward],
     path: Path | None = None,
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[SampledAnswer]]:
     """Samples each setting on each prompt and judges the answers.
 
     Args:
         base: judges how likely the answers are.
         sampler: gives the answers' tokens.
-        path: a .jsonl file that receives every setting as soon as it is done, one a line; settings already in it are
+        path: a .jsonl file that receives every setting as soon as it is done, one per line; settings already in it are
             not sampled again.
 
     Returns:
         answers by `Setting.label`, prompts in order, as many a prompt as the sampler gives.
     """
     stored = _stored(path) if path is not None else {}
-    done: dict[str, list[Answer]] = {}
+    done: dict[str, list[SampledAnswer]] = {}
     with Progress() as progress:
         task = progress.add_task("evaluation", total=len(settings))
         for setting in settings:
@@ -145,7 +145,7 @@ def evaluate(
     return done
 
 
-def _store(path: Path, setting: Setting, answers: Sequence[Answer]) -> None:
+def _store(path: Path, setting: Mixture, answers: Sequence[SampledAnswer]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     row = {
         "label": setting.label,
@@ -161,20 +161,22 @@ def _key(label: str, coefficients: Mapping[str, float]) -> tuple[str, str]:
     return label, json.dumps(coefficients)
 
 
-def _stored(path: Path) -> dict[tuple[str, str], list[Answer]]:
+def _stored(path: Path) -> dict[tuple[str, str], list[SampledAnswer]]:
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {
         _key(row["label"], row["coefficients"]): [
-            Answer(**{**answer, "rewards": tuple(answer["rewards"])}) for answer in row["answers"]
+            SampledAnswer(**{**answer, "rewards": tuple(answer["rewards"])}) for answer in row["answers"]
         ]
         for row in rows
     }
 
 
 @torch.inference_mode()
-def _judge(base: Base, prompt: str, outputs: Sequence[list[int]], rewards: Sequence[Reward]) -> list[Answer]:
+def _judge(
+    base: LoadedBase, prompt: str, outputs: Sequence[list[int]], rewards: Sequence[Reward]
+) -> list[SampledAnswer]:
     _, logprobs = answer_logprobs(base.model, base.prompt_ids(prompt), outputs)
     texts = [base.text(tokens) for tokens in outputs]
     rated = zip(*(scores(reward, [prompt] * len(texts), texts) for reward in rewards), strict=True)
@@ -182,7 +184,7 @@ def _judge(base: Base, prompt: str, outputs: Sequence[list[int]], rewards: Seque
     for tokens, text, row, logprob in zip(outputs, texts, rated, logprobs.sum(-1).tolist(), strict=True):
         body = [token for token in tokens if token != base.eos]
         answers.append(
-            Answer(
+            SampledAnswer(
                 prompt,
                 text,
                 len(tokens),
@@ -195,8 +197,8 @@ def _judge(base: Base, prompt: str, outputs: Sequence[list[int]], rewards: Seque
 
 
 def summarise(
-    settings: Sequence[Setting],
-    answers: Mapping[str, Sequence[Answer]],
+    settings: Sequence[Mixture],
+    answers: Mapping[str, Sequence[SampledAnswer]],
     objectives: Sequence[str],
     scale: Scale,
     config: EvaluationConfig,
@@ -231,8 +233,8 @@ def summarise(
 
 def front(
     method: str,
-    settings: Sequence[Setting],
-    answers: Mapping[str, Sequence[Answer]],
+    settings: Sequence[Mixture],
+    answers: Mapping[str, Sequence[SampledAnswer]],
     scale: Scale,
     config: EvaluationConfig,
     reference: Sequence[float],

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ladle.merging.members.value_head import HEAD
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -32,7 +32,7 @@ def lora_config(config: AdapterConfig) -> LoraConfig:
     )
 
 
-def new_adapter(base: Base, config: AdapterConfig, name: str) -> PeftModel:
+def new_adapter(base: LoadedBase, config: AdapterConfig, name: str) -> PeftModel:
     """The base with a fresh LoRA adapter (B = 0, so it computes what the base does). Same seed, same initial A for
     every member.
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ladle.merging.errors import InputError
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.lora import new_adapter
 from ladle.recipes.training.value import answer_values, hidden_size, load_head, new_head, train_headed
@@ -75,7 +75,7 @@ class Watching:
     auc: float
 
 
-def read_texts(path: Path, base: Base) -> list[Labelled]:
+def read_texts(path: Path, base: LoadedBase) -> list[Labelled]:
     """Reads a .jsonl file: ``prompt``, ``answer``, and either ``label``, 0 or 1 (or false and true), of the whole
     answer or ``bad``, a list of [from, to) in characters of the answer.
 
@@ -103,7 +103,7 @@ def read_texts(path: Path, base: Base) -> list[Labelled]:
     return texts
 
 
-def _labelled(field: str, row: dict[str, Any], base: Base) -> Labelled:
+def _labelled(field: str, row: dict[str, Any], base: LoadedBase) -> Labelled:
     answer: str = row["answer"]
     encoded = base.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
     ids = (*encoded["input_ids"], base.eos)
@@ -161,7 +161,7 @@ def monitor_loss(values: torch.Tensor, targets: Sequence[Sequence[float]]) -> to
 
 
 def train_monitor(
-    base: Base,
+    base: LoadedBase,
     name: str,
     texts: Sequence[Labelled],
     targets: tuple[str, ...],
@@ -210,15 +210,15 @@ def _by_prompt(texts: Sequence[Labelled]) -> list[list[Labelled]]:
 
 
 @torch.inference_mode()
-def probabilities(base: Base, folder: Path, texts: Sequence[Labelled]) -> list[np.ndarray]:
+def probabilities(base: LoadedBase, folder: Path, texts: Sequence[Labelled]) -> list[np.ndarray]:
     """What the monitor in ``folder``, as it was stored, says after each token of each text: float64 [tokens]."""
     head = load_head(folder, hidden_size(base))
     with merged(base, load_members(base, {"value": folder}), {"value": 1.0}):
-        said = []
+        series = []
         for text in texts:
             values = answer_values(base.model, head, base.prompt_ids(text.prompt), [text.answer])[0]
-            said.append(torch.sigmoid(values[: len(text.answer)].double()).numpy())
-    return said
+            series.append(torch.sigmoid(values[: len(text.answer)].double()).numpy())
+    return series
 
 
 def watching(said: Sequence[np.ndarray], bad: Sequence[bool], run: int, false_stops: float) -> Watching:

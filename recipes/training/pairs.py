@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ladle.recipes.rewards import combine
-from ladle.recipes.training.pool import Candidate
+from ladle.recipes.training.candidate_pool import Candidate
 
 
 @dataclass(frozen=True)

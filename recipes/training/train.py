@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from ladle.recipes.base_model import LoadedBase, load_base
 from ladle.recipes.config import Recipe
-from ladle.recipes.model import Base, load_base
 from ladle.recipes.processes import on_main, processes
+from ladle.recipes.prompt_list import SPLITS, ListedPrompt
 from ladle.recipes.prompt_sources import read_prompts
-from ladle.recipes.prompts import SPLITS, Prompt
 from ladle.recipes.reward_sources import reward_of
 from ladle.recipes.rewards import Reward
 from ladle.recipes.soup import load_members
+from ladle.recipes.training.candidate_pool import Candidate, build_pool
 from ladle.recipes.training.card import CardFacts, Measured, write_card
 from ladle.recipes.training.evaluate import (
-    Answer,
-    Setting,
+    Mixture,
+    SampledAnswer,
     evaluate,
     front,
     grid_settings,
@@ -31,12 +32,11 @@ from ladle.recipes.training.evaluate import (
 )
 from ladle.recipes.training.family_manifest import write_manifest
 from ladle.recipes.training.pairs import Scale, select_pairs
-from ladle.recipes.training.pool import Candidate, build_pool
 from ladle.recipes.training.trl_dpo import dpo_arguments, train_by_dpo
 from ladle.recipes.training.trl_online import online_arguments, train_online
-from ladle.recipes.training.trl_run import Job
+from ladle.recipes.training.trl_run import TrainingJob
 from ladle.recipes.training.value import Rated, by_prompt, held_out_topics, train_value
-from ladle.recipes.training.value_fit import Fit, fits, predictions, store_fits, stored_fits, write_fits
+from ladle.recipes.training.value_fit import ValueFit, fits, predictions, store_fits, stored_fits, write_fits
 
 REFERENCE = -1.0  # standardised reward; where the hypervolume is measured from, for every objective
 
@@ -56,7 +56,7 @@ class Workshop:
     """One recipe being made: what is loaded, and where intermediate results are kept."""
 
     recipe: Recipe
-    base: Base
+    base: LoadedBase
     rewards: tuple[Reward, ...]
     folder: Path
 
@@ -85,10 +85,10 @@ class Workshop:
         return cls(recipe, base, rewards, folder)
 
     @cached_property
-    def _prompts(self) -> list[Prompt]:
+    def _prompts(self) -> list[ListedPrompt]:
         return read_prompts(self.recipe.pool.prompts, self.recipe.folder)
 
-    def prompts(self, split: str) -> list[Prompt]:
+    def prompts(self, split: str) -> list[ListedPrompt]:
         """The recipe's prompts of one split. Raises ValueError: an unknown one."""
         if split not in SPLITS:
             raise ValueError(f"split: {split!r} is not allowed; allowed: {', '.join(SPLITS)}")
@@ -112,7 +112,7 @@ class Workshop:
                 raise ValueError(f"pool.prompts: {recipe.pool.prompts!r} has no prompts in the split {name!r}")
         if explicit:
             held_out_topics(prompts, recipe.value)
-        job = Job("check", self.folder / "check", recipe.base_name, recipe.adapter)
+        job = TrainingJob("check", self.folder / "check", recipe.base_name, recipe.adapter)
         if recipe.online is None:
             dpo_arguments(recipe.dpo, recipe.trl, job, len(prompts))
         else:
@@ -150,7 +150,7 @@ class Workshop:
             folders[name] = self.folder / f"{name}-{key}"
             if folders[name].is_dir():
                 continue
-            job = Job(name, folders[name], recipe.base_name, recipe.adapter)
+            job = TrainingJob(name, folders[name], recipe.base_name, recipe.adapter)
             if recipe.online is None:
                 pairs = select_pairs(pool, scale, weights, pairs=recipe.dpo.pairs, implausible=recipe.pool.implausible)
                 train_by_dpo(self.base, job, pairs, recipe.dpo, recipe.trl)
@@ -183,7 +183,7 @@ class Workshop:
                 train_value(self.base, name, rated, recipe.value_adapter, recipe.value, folders[name], recipe.base_name)
         return folders
 
-    def fits(self, pool: Sequence[Candidate], scale: Scale, folders: dict[str, Path]) -> dict[str, list[Fit]]:
+    def fits(self, pool: Sequence[Candidate], scale: Scale, folders: dict[str, Path]) -> dict[str, list[ValueFit]]:
         """How well each explicit value predicts rewards on the topics it never saw; what is measured is read back."""
         recipe, config = self.recipe, self.recipe.evaluation
         results = {}
@@ -197,7 +197,9 @@ class Workshop:
             results[name] = stored_fits(path)
         return results
 
-    def judge(self, folders: dict[str, Path], split: str, settings: Sequence[Setting]) -> dict[str, list[Answer]]:
+    def judge(
+        self, folders: dict[str, Path], split: str, settings: Sequence[Mixture]
+    ) -> dict[str, list[SampledAnswer]]:
         """Answers of `settings` to the prompts of a split, by label; those already judged are read back."""
         config, prompts = self.recipe.evaluation, self.prompts(split)
         members = sorted(folder.name for folder in folders.values())

@@ -6,17 +6,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import DpoConfig
-from ladle.recipes.model import Base
 from ladle.recipes.training.pairs import PromptPairs
-from ladle.recipes.training.trl_run import Job, arguments, own_arguments, run, shares, warmup_steps
+from ladle.recipes.training.trl_run import TrainingJob, arguments, own_arguments, run, shares, warmup_steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
 
-def dpo_arguments(config: DpoConfig, given: Mapping[str, Any], job: Job, pairs: int) -> DPOConfig:
+def dpo_arguments(config: DpoConfig, given: Mapping[str, Any], job: TrainingJob, pairs: int) -> DPOConfig:
     """TRL's configuration: DPO (arXiv 2305.18290) plus ``winner_nll`` times the winners' mean negative log-likelihood
     per token (as in RPO, arXiv 2404.19733), which keeps DPO from lowering winner and loser alike.
 
@@ -38,13 +38,13 @@ def dpo_arguments(config: DpoConfig, given: Mapping[str, Any], job: Job, pairs: 
     own |= {"max_length": None, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.winner_nll]}
     if "loss_type" in given:  # another loss stands alone, and is weighted by nothing
         own["loss_weights"] = None
-    made: DPOConfig = arguments(DPOConfig, given, own)
-    return made
+    configuration: DPOConfig = arguments(DPOConfig, given, own)
+    return configuration
 
 
 def train_by_dpo(
-    base: Base,
-    job: Job,
+    base: LoadedBase,
+    job: TrainingJob,
     pairs: Sequence[PromptPairs],
     config: DpoConfig,
     given: Mapping[str, Any],

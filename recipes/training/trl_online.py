@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.rewards import Reward, scores
 from ladle.recipes.training.pairs import Scale
-from ladle.recipes.training.trl_run import Job, arguments, own_arguments, run, shares, warmup_steps
+from ladle.recipes.training.trl_run import TrainingJob, arguments, own_arguments, run, shares, warmup_steps
 from ladle.recipes.trl_config import OnlineConfig
 
 
 def online_arguments(
-    algorithm: str, config: OnlineConfig, given: Mapping[str, Any], job: Job, prompts: int, max_tokens: int
+    algorithm: str, config: OnlineConfig, given: Mapping[str, Any], job: TrainingJob, prompts: int, max_tokens: int
 ) -> Any:
     """TRL's configuration of GRPO (arXiv 2402.03300) or RLOO (arXiv 2402.14740).
 
@@ -50,8 +50,8 @@ def online_arguments(
 
 
 def train_online(
-    base: Base,
-    job: Job,
+    base: LoadedBase,
+    job: TrainingJob,
     algorithm: str,
     prompts: Sequence[str],
     rewards: Sequence[Reward],

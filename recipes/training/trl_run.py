@@ -18,8 +18,8 @@ from huggingface_hub import constants as hub_constants
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.processes import processes
 from ladle.recipes.training.lora import lora_config, new_adapter, save_adapter
 
@@ -39,7 +39,7 @@ _OURS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One member to be trained.
 
     Attributes:
@@ -115,7 +115,7 @@ def arguments(kind: type, given: Mapping[str, Any], own: Mapping[str, Any]) -> A
         raise ValueError(f"trl: {kind.__name__} refuses this: {' '.join(str(error).split())}") from error
 
 
-def own_arguments(config: Any, job: Job, rows: int, repeats: int) -> dict[str, Any]:
+def own_arguments(config: Any, job: TrainingJob, rows: int, repeats: int) -> dict[str, Any]:
     """The arguments that the tables of all algorithms share; ``config`` is one of these tables."""
     return {
         "output_dir": str(job.checkpoints), "seed": job.adapter.seed, "data_seed": config.seed,
@@ -130,7 +130,9 @@ def warmup_steps(config: Any, steps: int) -> int:
     return max(1, round(config.warmup * steps))
 
 
-def run(base: Base, job: Job, make: Callable[..., Any], report: Callable[[str], None]) -> dict[str, float]:
+def run(
+    base: LoadedBase, job: TrainingJob, make: Callable[..., Any], report: Callable[[str], None]
+) -> dict[str, float]:
     """Trains one member from its last whole checkpoint on, and writes its adapter. The base is left as it was.
 
     Args:
@@ -188,7 +190,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _unchanged(base: Base) -> Iterator[None]:
+def _unchanged(base: LoadedBase) -> Iterator[None]:
     """Puts back what trainers change of the base beside its weights: mode, device, configuration (padding, cache) and
     forward."""
     model: Any = base.model
@@ -209,7 +211,7 @@ def _unchanged(base: Base) -> Iterator[None]:
         model.to(device).eval().requires_grad_(False)
 
 
-def _initial_factors(base: Base, adapter: AdapterConfig) -> dict[str, torch.Tensor]:
+def _initial_factors(base: LoadedBase, adapter: AdapterConfig) -> dict[str, torch.Tensor]:
     """The one initialisation that all members share, by the names of PEFT's model."""
     model = new_adapter(base, adapter, "default")
     factors = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if "lora_" in name}

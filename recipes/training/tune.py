@@ -16,21 +16,21 @@ from ladle.merging.checkpoints.base import default_cache_dir
 from ladle.merging.preferences.coefficients import bone_soup
 from ladle.merging.preferences.preference import Preference
 from ladle.recipes.config import Recipe, load_recipe
-from ladle.recipes.training.evaluate import Setting, summarise
+from ladle.recipes.training.evaluate import Mixture, summarise
 from ladle.recipes.training.pairs import Scale
 from ladle.recipes.training.train import Workshop
 
 
-def corner_settings(recipe: Recipe, factors: Sequence[float]) -> list[Setting]:
+def corner_settings(recipe: Recipe, factors: Sequence[float]) -> list[Mixture]:
     """The base, then Bone Soup (arXiv 2502.10762) at every pure preference, coefficients times each factor k."""
     names = recipe.objectives
-    settings = [Setting("base", (), {})]
+    settings = [Mixture("base", (), {})]
     for index, name in enumerate(names):
         for factor in factors:
             preference = Preference.of({name: 1.0}, names)
             mix = bone_soup(preference, recipe.matrix(), [f"bone-{n}" for n in names], {name: factor})
             weights = tuple(float(weight) for weight in np.eye(len(names))[index])
-            settings.append(Setting(f"k={factor:g}", weights, dict(zip(mix.members, mix.values, strict=True))))
+            settings.append(Mixture(f"k={factor:g}", weights, dict(zip(mix.members, mix.values, strict=True))))
     return settings
 
 

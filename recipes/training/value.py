@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ladle.merging.members.value_head import load_value_head
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig, ValueConfig
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import ListedPrompt
 from ladle.recipes.scoring import answer_states
+from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.descent import descend
 from ladle.recipes.training.lora import new_adapter, save_adapter
-from ladle.recipes.training.pool import Candidate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,7 @@ def by_prompt(pool: Sequence[Candidate], z: Sequence[float] | np.ndarray) -> lis
     return [Rated(prompt, tuple(rated), tuple(rated.values())) for prompt, rated in groups.items()]
 
 
-def held_out_topics(prompts: Sequence[Prompt], config: ValueConfig) -> frozenset[str]:
+def held_out_topics(prompts: Sequence[ListedPrompt], config: ValueConfig) -> frozenset[str]:
     """The topics whose prompts are kept from training, to measure values on.
 
     Raises:
@@ -111,7 +111,7 @@ def value_loss(
     return 0.5 * ((values - targets)[valid] ** 2).mean()
 
 
-def hidden_size(base: Base) -> int:
+def hidden_size(base: LoadedBase) -> int:
     """Width of the base's last hidden state."""
     return int(base.model.config.get_text_config().hidden_size)
 
@@ -150,11 +150,11 @@ class HeadedConfig(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Of the trunk's factors, at the top of the schedule."""
+        """Learning rate of the trunk's factors, at the top of the schedule."""
 
     @property
     def head_learning_rate(self) -> float:
-        """Of the head."""
+        """Learning rate of the head."""
 
     @property
     def warmup(self) -> float:
@@ -198,7 +198,7 @@ def train_headed(
 
 
 def train_value(
-    base: Base,
+    base: LoadedBase,
     name: str,
     rated: Sequence[Rated],
     adapter: AdapterConfig,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ladle.recipes.model import Base
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.value import Rated, answer_values, hidden_size, load_head
 
@@ -21,7 +21,7 @@ COUNTS = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Fit:
+class ValueFit:
     """A value's fit after a part of each answer, with 95 % bootstrap intervals over prompts.
 
     Attributes:
@@ -46,7 +46,7 @@ class Fit:
 
 
 @torch.inference_mode()
-def predictions(base: Base, folder: Path, rated: Sequence[Rated]) -> list[list[np.ndarray]]:
+def predictions(base: LoadedBase, folder: Path, rated: Sequence[Rated]) -> list[list[np.ndarray]]:
     """V after each token: by prompt and answer, float64 [tokens].
 
     Args:
@@ -66,7 +66,7 @@ def predictions(base: Base, folder: Path, rated: Sequence[Rated]) -> list[list[n
 
 def fits(
     objective: str, predicted: Sequence[Sequence[np.ndarray]], rated: Sequence[Rated], *, draws: int, seed: int
-) -> list[Fit]:
+) -> list[ValueFit]:
     """The fit after each of `FRACTIONS` and `COUNTS`; a count that fewer than two prompts have longer answers than is
     left out.
 
@@ -89,7 +89,7 @@ def fits(
         low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
         figures = [float(x) for i in range(2) for x in (whole[i], low[i], high[i])]
         after = f"{100 * point:g} %" if isinstance(point, float) else f"{point} tokens"
-        results.append(Fit(objective, after, sum(map(len, groups)), *figures))
+        results.append(ValueFit(objective, after, sum(map(len, groups)), *figures))
     return results
 
 
@@ -119,23 +119,23 @@ def _figures(sums: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.stack([explained, correlation], axis=-1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def write_fits(rows: Mapping[str, Sequence[Fit]], path: Path) -> None:
+def write_fits(rows: Mapping[str, Sequence[ValueFit]], path: Path) -> None:
     """Writes a .csv file, one line a value and point, figures to three decimals."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["value", *Fit.__dataclass_fields__])
+        writer.writerow(["value", *ValueFit.__dataclass_fields__])
         for name, points in rows.items():
             for fit in points:
                 writer.writerow([name, *(round(x, 3) if isinstance(x, float) else x for x in asdict(fit).values())])
 
 
-def store_fits(points: Sequence[Fit], path: Path) -> None:
+def store_fits(points: Sequence[ValueFit], path: Path) -> None:
     """Keeps an intermediate result, whole or not at all."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(json.dumps([asdict(fit) for fit in points]), encoding="utf-8")
     aside.rename(path)
 
 
-def stored_fits(path: Path) -> list[Fit]:
+def stored_fits(path: Path) -> list[ValueFit]:
     """Reads what `store_fits` kept."""
-    return [Fit(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [ValueFit(**row) for row in json.loads(path.read_text(encoding="utf-8"))]

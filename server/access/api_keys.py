@@ -24,8 +24,15 @@ LINE = "NAME sha256:HEX [scopes=generate,admin] [concurrent=N] [tokens_per_minut
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One line of a key file. The key itself is not known, only its SHA-256: keys are long and random, so that no
-    slower hash is needed to keep them from being guessed."""
+    """One line of a key file.
+
+    Attributes:
+        name: for logs and metrics.
+        digest: SHA-256 of the key, which itself is not known: keys are long and random, so that no slower hash is
+            needed to keep them from being guessed.
+        scopes: what it may be used for.
+        limits: what its caller may use.
+    """
 
     name: str
     digest: bytes
@@ -98,7 +105,7 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: Path, defaults: Limits = NO_LIMITS) -> ApiKeys:
-        """The keys of a file: one a line; blank lines and lines that begin with ``#`` are skipped.
+        """The keys of a file: one per line; blank lines and lines that begin with ``#`` are skipped.
 
         Raises:
             InputError: an unreadable file, a line that is no entry, a name or key that is there twice, or no keys at

@@ -91,7 +91,7 @@ class ToolChoiceParam(StrictModel):
     @model_validator(mode="after")
     def _named(self) -> ToolChoiceParam:
         if (self.type == "tool") != (self.name is not None):
-            raise InputError("name", self.name, "the name of a tool with type tool, and nothing with any other")
+            raise InputError("name", self.name, reason="it names a tool with type tool, and goes with no other type")
         return self
 
     def choice(self) -> ToolChoice:
@@ -128,8 +128,8 @@ class ThinkingParam(StrictModel):
     @model_validator(mode="after")
     def _budget(self) -> ThinkingParam:
         if (self.type == "enabled") != (self.budget_tokens is not None):
-            allowed = "a number of tokens with type enabled, and nothing with any other"
-            raise InputError("budget_tokens", self.budget_tokens, allowed)
+            reason = "it is a number of tokens with type enabled, and goes with no other type"
+            raise InputError("budget_tokens", self.budget_tokens, reason=reason)
         return self
 
 
@@ -151,7 +151,8 @@ class _Asked(MessagesBase):
         last = self.messages[-1]
         if last.role == "assistant" and any(isinstance(block, ToolUseBlock) for block in last.blocks):
             index = len(self.messages) - 1
-            raise InputError(f"messages[{index}].content", "tool_use", "no call that nothing comes after")
+            reason = "the conversation ends in a call, whose result would come next"
+            raise InputError(f"messages[{index}].content", "tool_use", reason=reason)
         return self
 
     def conversation(self) -> Conversation:

@@ -14,7 +14,7 @@ from ladle.server.commands.output import clear_errors, print_json, say
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="Who the key is for; logs and messages call it so.")],
+    name: Annotated[str, typer.Argument(help="Name of the one whom the key is for; logs and messages use it.")],
     scope: Annotated[
         list[str] | None,
         typer.Option(help="What the key may do: generate or admin; may be repeated.", show_default=GENERATE),

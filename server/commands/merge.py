@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ladle.server.commands.name_values import parse_pairs
 from ladle.server.commands.output import clear_errors, given, print_json, progress_bar, say
-from ladle.server.commands.pairs import parse_pairs
 from ladle.steering_options import OPTIONS, Normalize
 
 
@@ -115,7 +115,8 @@ def _refuse_beside(adapter: str, options: Mapping[str, Any]) -> None:
 
     for name, value in options.items():
         if value is not None and value != "none":
-            raise InputError(name, value, f"nothing beside --adapter {adapter}, which is merged as it is")
+            reason = f"--adapter {adapter} is merged as it is, without this option"
+            raise InputError(name, value, reason=reason)
 
 
 def _merge_adapter(family: str, adapter: str, out: Path, dtype: Any, cache_dir: Path | None) -> tuple[str, ...]:

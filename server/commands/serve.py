@@ -92,7 +92,7 @@ def serve_on_ray(
         import ray  # noqa: F401
     except ImportError:
         raise StartError("--ray needs Ray: pip install 'ladle[ray]'") from None
-    from ladle.server.scale_out.run import RayService
+    from ladle.server.scale_out.serve_ray import RayService
 
     def ready(about: dict[str, Any]) -> None:
         if as_json:

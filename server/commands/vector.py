@@ -27,7 +27,7 @@ def command(
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="A text of its opposite.")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="File of prompts, one a line; the two texts are system messages in front of each."),
+        typer.Option(help="File of prompts, one per line; the two texts are system messages in front of each."),
     ] = None,
     method: Annotated[
         str, typer.Option(help="mean: the mean difference. pca: the first principal component of the differences.")

@@ -12,9 +12,9 @@ from collections.abc import Sequence as Seq
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.admission import check_request, check_schedule
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
 from ladle.server.engine.device.device import make_current, require_working
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.kv.block_manager import BlockManager
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.kv.lane_table import LaneTable
@@ -172,14 +172,14 @@ class Engine:
             prefix_queries=scheduler.prefix_queries,
             prefix_hits=scheduler.prefix_hits,
             steps=counts.steps,
-            step_rows=self.runner.rows,
+            step_rows=self.runner.step_rows,
             distinct_weights=counts.weights,
             catch_up_tokens=dict(counts.late),
             drafted_tokens=self.speculation.drafts.drafted,
             accepted_tokens=self.speculation.drafts.accepted,
             distinct_preferences=counts.preferences,
             merges=self.store.stats(),
-            rows=counts.rows.seen(),
+            rows_by_step=counts.step_rows.seen(),
             step_seconds=counts.seconds.seen(),
             preferences=counts.mixed.seen(),
             integrity_checks=self.idle.seen().passed,
@@ -316,7 +316,7 @@ class Engine:
         seconds = time.monotonic() - start
         self.scheduler.pace.note(plan, seconds)
         self.speculation.drafts.note(plan, accepted, seconds)
-        self.counts.step(plan.sequences, self.runner.rows, seconds)
+        self.counts.step(plan.sequences, self.runner.step_rows, seconds)
 
     def _tell(self, sequences: Seq[Sequence], result: StepResult) -> None:
         """Record what a round of draws gave ``sequences``, and hand it over."""

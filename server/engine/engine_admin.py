@@ -16,8 +16,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CacheStats:
-    """``prefix_*``: blocks whose state may be reused, and tokens looked up and found since the start. ``merged_*``: the
-    sets of merged full weights that are held, in number and bytes, and the bytes they may take."""
+    """What an engine keeps between requests; counters are since its start.
+
+    Attributes:
+        block_tokens: tokens that one KV block holds.
+        blocks, blocks_free: KV blocks, and those that nobody needs.
+        prefix_blocks: blocks whose state may be reused.
+        prefix_queries, prefix_hits: prompt tokens looked up, and those whose state was found.
+        merged_sets, merged_bytes, merged_limit_bytes: sets of merged full weights that are held, their bytes, and the
+            bytes that they may take.
+        merged_hits, merged_misses, merged_evictions: sets that were found, that had to be merged, that were dropped.
+    """
 
     block_tokens: int
     blocks: int

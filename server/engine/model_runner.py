@@ -24,7 +24,7 @@ from ladle.server.engine.schedule.drafts import drafted_lanes
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import Chunk, StepPlan
 from ladle.server.engine.scores.candidates import CandidateValues, keep_chosen, value_candidates
-from ladle.server.engine.scores.expert_router import Turn
+from ladle.server.engine.scores.expert_router import ExpertTurn
 from ladle.server.engine.scores.prompt_scores import PromptJudge
 from ladle.server.engine.scores.sampler import Draw, Sampler
 from ladle.server.engine.scores.watched import WatchedStates, with_watched
@@ -37,7 +37,7 @@ class _Logits:
     """What the forwards of a step give.
 
     Attributes:
-        rows: [rows of the lane table] int64, the row of the logits that is of each lane's last token.
+        logits_rows: [rows of the lane table] int64, the row of the logits that is of each lane's last token.
         parts: [n, vocabulary] of each forward.
         states: last hidden states [hidden] by lane, in the order of its tokens whose logits are wanted; None where
             nobody asks for them.
@@ -45,7 +45,7 @@ class _Logits:
         watched: last hidden states of lanes that watch.
     """
 
-    rows: Array
+    logits_rows: Array
     parts: list[Tensor] = field(default_factory=list)
     states: dict[Lane, list[Tensor]] | None = None
     drafted: dict[Lane, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class _Logits:
         if not layout.logit_lanes:
             return
         before = sum(part.shape[0] for part in self.parts)
-        self.rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
+        self.logits_rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
         self.parts.append(logits)
         if self.states is not None:
             for lane, state in zip(layout.logit_lanes, hidden, strict=True):
@@ -68,7 +68,7 @@ class _Logits:
     def follow(self, lane: Lane, drafted: int) -> None:
         """Read of ``lane`` what comes before the last ``drafted`` tokens whose logits there are."""
         assert lane.row is not None
-        self.rows[lane.row] += self.drafted.get(lane, 0) - drafted
+        self.logits_rows[lane.row] += self.drafted.get(lane, 0) - drafted
         self.drafted[lane] = drafted
 
     def state(self, lane: Lane) -> Tensor:
@@ -96,7 +96,7 @@ class ModelRunner:
         self.sampler = sampler
         self._layouts = LayoutBuilder(table, together=dispatch.on_gpu(table.coefficients))
         self._arange = torch.arange(self._layouts.most_keys, device=device)
-        self._judge = PromptJudge(sampler.slots, device)
+        self._judge = PromptJudge(sampler.slot_tables, device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
         for name, key in models.plain.items() if graphs else ():
             model, cache = models.store.models[key], models.caches[name]
@@ -105,7 +105,7 @@ class ModelRunner:
             if recording is not None:
                 self._recorded[key] = recording
         self._logits: _Logits | None = None
-        self.rows = 0
+        self.step_rows = 0
         """Rows (tokens of all lanes, candidates) of the last step."""
 
     @property
@@ -122,14 +122,14 @@ class ModelRunner:
     def step(self, plan: StepPlan) -> StepResult:
         """Compute ``plan``; the weights of its lanes must be ready."""
         result = StepResult()
-        self.rows = 0
+        self.step_rows = 0
         draws = None if plan.drafts else self._replayed(plan)
         if draws is not None:
             result.draws = dict(zip(plan.sampling, draws, strict=True))
             return result
         drawing = [sequence for sequence in plan.sampling if sequence.draws]
         routes = any(sequence.request.plan.routing is not None for sequence in drawing)
-        logits = _Logits(np.zeros(self.table.rows, dtype=np.int64), states={} if routes else None)
+        logits = _Logits(np.zeros(self.table.capacity, dtype=np.int64), states={} if routes else None)
         drafts = self._draft_chunks(plan)
         decode = [lane for lane in plan.lanes if lane not in drafts] if drafts else plan.lanes
         self._forward(decode, [*drafts.values(), *(chunk for chunk in plan.chunks if chunk.sequence.draws)], logits)
@@ -138,7 +138,7 @@ class ModelRunner:
         self._value([chunk for chunk in plan.chunks if not chunk.sequence.draws], result)
         judged = [chunk for chunk in plan.chunks if chunk.judged]
         if judged:
-            self._judge.judge(logits.joined(), logits.rows, judged)
+            self._judge.judge(logits.joined(), logits.logits_rows, judged)
         self._logits = logits if drafts else None
         self._choose(drawing, logits, result)
         return result
@@ -172,7 +172,7 @@ class ModelRunner:
         if drawing:
             self._draw(drawing, turns, logits, result)
 
-    def _route(self, routed: Seq[Sequence], logits: _Logits, result: StepResult) -> dict[Sequence, Turn]:
+    def _route(self, routed: Seq[Sequence], logits: _Logits, result: StepResult) -> dict[Sequence, ExpertTurn]:
         """Whose turn it is in ``routed``, and the logits of experts that had missed something."""
         assert self.models.router is not None
         turns = self.models.router.choose(routed, logits.state)
@@ -182,7 +182,7 @@ class ModelRunner:
         return turns
 
     def _draw(
-        self, drawing: Seq[Sequence], turns: Mapping[Sequence, Turn], forwarded: _Logits, result: StepResult
+        self, drawing: Seq[Sequence], turns: Mapping[Sequence, ExpertTurn], forwarded: _Logits, result: StepResult
     ) -> None:
         """One token for each of ``drawing``, whose logits are all there; first the candidates are valued."""
         logits = forwarded.joined()
@@ -191,13 +191,13 @@ class ModelRunner:
         if scored:
             allowed = self.sampler.allowed(scored, self.models.vocabulary)
             lay_out = self._layouts.build_candidates
-            values = value_candidates(logits, forwarded.rows, scored, lay_out, self._hidden, allowed)
-        draws = self.sampler.draw(logits, forwarded.rows, drawing, values, turns)
+            values = value_candidates(logits, forwarded.logits_rows, scored, lay_out, self._hidden, allowed)
+        draws = self.sampler.draw(logits, forwarded.logits_rows, drawing, values, turns)
         if waiting := forwarded.watched.tensors():
             draws = with_watched(forwarded.watched.said(read(*waiting)), drawing, draws, forwarded.drafted)
         result.draws = dict(zip(drawing, draws, strict=True))
         if values:
-            drawn_candidates = {sequence: result.draws[sequence].place for sequence in scored}
+            drawn_candidates = {sequence: result.draws[sequence].candidate_index for sequence in scored}
             result.kept = keep_chosen(values, drawn_candidates, self.table, self._cache)
         for sequence in drawing if turns else ():
             if sequence in turns:
@@ -209,19 +209,21 @@ class ModelRunner:
             return None
         keys = {lane.materialised for lane in plan.lanes}
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 else None
-        if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_rows:
+        if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_lanes:
             return None
-        slots = self.sampler.slots
-        if not slots.recordable(plan.sampling, graphs.routes):
+        slot_tables = self.sampler.slot_tables
+        if not slot_tables.recordable(plan.sampling, graphs.routes):
             return None
         layout = self._layouts.build(plan.lanes, [])
         size = graphs.size_for(layout)
         if size is None:
             return None
-        self.rows += layout.tokens
-        rows = np.zeros(self.table.rows, dtype=np.int64)
-        rows[layout.rows] = np.arange(layout.tokens)
-        output = graphs.run(layout, size, slots.tables(plan.sampling, rows), slots.routes(plan.sampling, rows))
+        self.step_rows += layout.tokens
+        logits_rows = np.zeros(self.table.capacity, dtype=np.int64)
+        logits_rows[layout.lane_rows] = np.arange(layout.tokens)
+        tables = slot_tables.tables(plan.sampling, logits_rows)
+        routes = slot_tables.routes(plan.sampling, logits_rows)
+        output = graphs.run(layout, size, tables, routes)
         assert output.tokens is not None and output.logprobs is not None
         watched = WatchedStates()
         if layout.watch_indices is not None:
@@ -244,7 +246,7 @@ class ModelRunner:
             lane = decode[key][0] if key in decode else prefill[key][0].lane
             graphs = self._recorded.get(key) if recorded and key not in prefill else None
             size = None if graphs is None else graphs.size_for(layout)
-            self.rows += layout.tokens
+            self.step_rows += layout.tokens
             if graphs is None or size is None:
                 sent = layout.send(self.table, self._arange)
                 logits, hidden = self.models.store.models[key].forward(sent, self._context(lane, sent))
@@ -270,13 +272,13 @@ class ModelRunner:
             result.values.setdefault(chunk.sequence, {})[chunk.lane.source] = float(value)
 
     def _hidden(self, lane: Lane, layout: HostLayout, ids: Tensor | None = None) -> Tensor:
-        self.rows += layout.tokens
+        self.step_rows += layout.tokens
         sent = layout.send(self.table, self._arange, ids)
         return self.models.store.models[lane.materialised].hidden(sent, self._context(lane, sent))
 
     def _context(self, lane: Lane, layout: StepLayout) -> PagedContext:
         widened = self.models.reproducible and self.models.activation_dtype == torch.bfloat16
-        return PagedContext(self._cache(lane), layout.slot_mapping, layout.groups, layout.places, widened)
+        return PagedContext(self._cache(lane), layout.slot_mapping, layout.groups, layout.token_blocks, widened)
 
     def _cache(self, lane: Lane) -> KVCache:
         return self.models.caches[lane.source.model]

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from ladle.merging.family.family import load_family
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device import allocator
 from ladle.server.engine.device.device import make_current
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward.attention import PagedContext
 from ladle.server.engine.forward.loaded_model import LoadedModel
 from ladle.server.engine.kv.cache import BLOCK_SIZE
+from ladle.server.engine.ranks.layout_wire import unpack
 from ladle.server.engine.ranks.process_group import ProcessGroup
-from ladle.server.engine.ranks.wire import unpack
 from ladle.server.engine.served_models import ServedModels
 
 

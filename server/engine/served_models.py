@@ -15,8 +15,8 @@ from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.streaming_merge import Merge
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.device.device import beside_steps
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward.loaded_model import LoadedModel, context_limit, load_model
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache, KVShape
 from ladle.server.engine.ranks.broadcast import BroadcastCache, BroadcastModel
@@ -34,11 +34,19 @@ _FEWEST_BLOCKS = 8
 
 
 class ServedModels:
-    """``names``: "" for the base, then those of ``[[models]]``. ``caches``: the KV pool of each; a block id means the
-    same place in all of them, so that one block manager serves any lane. ``plain``: the key of each as it was loaded.
-    ``vocabulary``: the token ids they have in common (sizes differ by padding only). ``router``: of the family, if it
-    has one, and ``router_model``, whose hidden states it reads. ``members``: the columns of a coefficient row, over all
-    models; ``vectors``: its last ones, of the base's steering vectors."""
+    """All models of a family as an engine serves them.
+
+    Attributes:
+        names: "" for the base, then those of ``[[models]]``.
+        caches: the KV pool of each; a block id means the same place in all of them, so that one block manager serves
+            any lane.
+        plain: the key of the weights of each as they were loaded.
+        vocabulary: the number of token ids that they have in common; sizes differ by padding only.
+        router: of the family, if it has one.
+        router_model: the model whose hidden states the router reads.
+        members: the columns of a coefficient row, over all models.
+        vectors: the last of these, which are of the base's steering vectors.
+    """
 
     def __init__(
         self,
@@ -235,4 +243,5 @@ def _prompt(request: GenerationRequest, source: Source) -> tuple[int, ...]:
     try:
         return request.prompt_of(source)
     except KeyError:
-        raise InputError("views", None, f"the prompt as source {source.name} sees it: {source.view}") from None
+        reason = f"the prompt as source {source.name} sees it is missing: {source.view}"
+        raise InputError("views", None, reason=reason) from None

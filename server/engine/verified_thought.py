@@ -20,7 +20,7 @@ from ladle.server.engine.questions import AskedRequests, ask, logistic, said
 from ladle.server.engine.requests.answer import Answer
 from ladle.server.engine.requests.request import Checked, GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Change, Sequence
-from ladle.server.engine.requests.thinking import Phase, Thought
+from ladle.server.engine.requests.thinking import Thought, ThoughtPhase
 from ladle.server.engine.requests.watch import Sentences
 
 Standing = tuple[Sequence, Answer]
@@ -136,9 +136,9 @@ class VerifiedThought(LedAnswer):
         thought = self._thought
         if thought is None:
             return
-        inside = thought.phase is Phase.INSIDE
+        inside = thought.phase is ThoughtPhase.INSIDE
         thought.push(output.token)
-        if thought.phase is Phase.AFTER or output.finish_reason is not None:
+        if thought.phase is ThoughtPhase.AFTER or output.finish_reason is not None:
             self._thought = None
             return
         ends = inside and self._sentences.push(output.token_text)

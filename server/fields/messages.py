@@ -175,7 +175,8 @@ class ChatForm:
 def _variables(value: dict[str, Any]) -> dict[str, Any]:
     for name in value:
         if name in _RESERVED:
-            raise InputError(f"chat_template_kwargs.{name}", value[name], "names that mean nothing to the renderer")
+            reason = "it is an argument of the renderer, not of the template"
+            raise InputError(f"chat_template_kwargs.{name}", value[name], reason=reason)
     return finite_object(value)
 
 

@@ -215,7 +215,8 @@ class SamplingFields(OutputFields, SteeredFields):
             raise InputError("dynatemp_range", spread, "0 where decoding is greedy: there is no temperature to change")
         # llama.cpp's clients send its defaults, a range of 0 and an exponent of 1, with every request.
         if self.dynatemp_range is None and self.dynatemp_exponent not in (None, 1):
-            raise InputError("dynatemp_exponent", self.dynatemp_exponent, "nothing without a dynatemp_range")
+            reason = "it applies only with a dynatemp_range"
+            raise InputError("dynatemp_exponent", self.dynatemp_exponent, reason=reason)
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,

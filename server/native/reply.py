@@ -70,7 +70,7 @@ def _reply(
 
 
 class GenerateStream(EventWriter):
-    """Events of a streamed generation: one a token, as it was written, then one with everything but the texts; where
+    """Events of a streamed generation: one per token, as it was written, then one with everything but the texts; where
     calls were written, they stand in the last one."""
 
     def __init__(self, serving: Serving, job: Job, model: str, top: bool, calling: ToolCalling | None = None) -> None:

@@ -164,7 +164,9 @@ class TextFormat(StrictModel):
     def _of_one_kind(self) -> TextFormat:
         for name, value in (("name", self.name), ("schema", self.schema_)):
             if (self.type == "json_schema") != (value is not None):
-                raise InputError(name, value, "one with type json_schema, and none with any other")
+                raise InputError(
+                    name, value, reason="it is required with type json_schema, and goes with no other type"
+                )
         return self
 
     def echoed(self) -> dict[str, Any]:

@@ -115,11 +115,11 @@ async def delete_response(response_id: Id, request: Request) -> JSONResponse:
 
 
 def _previous(state: ServerState, caller: Caller, name: str) -> Kept:
-    kept = state.responses.get(caller, name)
-    if kept is None:
+    answer = state.responses.get(caller, name)
+    if answer is None:
         message = f"previous_response_id: no answer {name[:200]!r} is kept here; send the conversation itself"
         raise ApiError(400, message, param="previous_response_id", code="previous_response_not_found")
-    return kept
+    return answer
 
 
 def _unknown(name: str) -> ApiError:

@@ -35,8 +35,8 @@ class ThinkingTags:
 
     @classmethod
     def of(cls, table: Thinking | None, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> ThinkingTags | None:
-        """Those of ``[thinking]``, or ``<think>`` and ``</think>`` where the chat template names both; None without, or
-        where their tokens are beyond the ``vocabulary``."""
+        """The tags of ``[thinking]``, or ``<think>`` and ``</think>`` where the chat template names both; None without,
+        or where their tokens are beyond the ``vocabulary``."""
         template = tokenizer.chat_template or ""
         source = template if isinstance(template, str) else "".join(template.values())
         if table is not None and table.open is not None and table.close is not None:
@@ -67,5 +67,5 @@ class ThinkingTags:
 def _last(ids: Sequence[int], tag: tuple[int, ...]) -> int | None:
     """Where ``tag`` begins in ``ids`` for the last time."""
     places = range(len(ids) - len(tag), -1, -1)
-    found = (place for place in places if ids[place] == tag[0] and tuple(ids[place : place + len(tag)]) == tag)
-    return next(found, None)
+    matches = (place for place in places if ids[place] == tag[0] and tuple(ids[place : place + len(tag)]) == tag)
+    return next(matches, None)

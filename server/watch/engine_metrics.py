@@ -55,7 +55,7 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(f"ladle_{name}", text, value)
         for name, text, value in counters:
             yield CounterMetricFamily(f"ladle_{name}", text, value)
-        yield _histogram("step_rows", "Rows (tokens of all lanes, candidates) of a step", stats.rows)
+        yield _histogram("step_rows", "Rows (tokens of all lanes, candidates) of a step", stats.rows_by_step)
         yield _histogram("step_seconds", "Duration of a step", stats.step_seconds)
         yield _histogram("step_preferences", "Different wishes in a step", stats.preferences)
         yield _histogram("merge_seconds", "Duration of a merge of full-weight members", merges.seconds)

@@ -37,7 +37,7 @@ FLOORS: dict[str, list[str]] = {
         "schedule stats",
         "requests",
         "kv",
-        "config device grammars",
+        "device engine_config grammars",
     ],
     "server": [
         "commands",
@@ -67,14 +67,15 @@ FLOORS: dict[str, list[str]] = {
         "routing_config",
         "domains soup sweeps",
         "prompt_sources reward_sources",
-        "classifier markdown metrics model processes prompts rewards sampling scoring soup_config trl_config",
+        "base_model batched_sampling classifier markdown processes prompt_list rewards scoring soup_config "
+        "text_metrics trl_config",
     ],
     "benchmarks": [
         "command",
         "gpu led serve",
         "peers",
         "architectures decode faults forms guidance monitor quantized reproducible routing speculation vectors",
-        "bandwidth engine_side environment merge paired random_family tiny_config",
+        "bandwidth engine_side machine merge paired random_family tiny_config",
         "tiny_overrides",
     ],
     "clients": [

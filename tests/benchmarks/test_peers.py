@@ -12,7 +12,7 @@ from tiny_engine import family_of
 
 from ladle.benchmarks.peers import load
 from ladle.benchmarks.peers.peers import cases
-from ladle.benchmarks.peers.sides import Side, free_port, running
+from ladle.benchmarks.peers.sides import PeerServer, free_port, running
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,11 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> object:
     folder = family_of(tmp_path_factory.mktemp("peers")).root
     with served(folder) as (url, _):
         wishes = [{"steering": {"preference": {"positive": share, "simple": 1 - share}}} for share in (0.2, 0.7)]
-        yield Side("ladle", url, {"steering": {"method": "base"}}, None, wishes)  # type: ignore[arg-type]
+        yield PeerServer("ladle", url, {"steering": {"method": "base"}}, None, wishes)  # type: ignore[arg-type]
     monkeypatch.undo()
 
 
-def test_every_burst_gives_figures(side: Side) -> None:
+def test_every_burst_gives_figures(side: PeerServer) -> None:
     rng = random.Random(0)
     decode = asyncio.run(load.together(side, 3, 8, 6, rng))
     assert set(decode) == {"step_ms", "prompt_tokens_per_s"} and all(value > 0 for value in decode.values())
@@ -39,7 +39,7 @@ def test_every_burst_gives_figures(side: Side) -> None:
 
 
 def test_a_stream_is_timed_by_its_ends() -> None:
-    stream = load.Stream((1.0, 1.1, 1.4), 5)
+    stream = load.TimedStream((1.0, 1.1, 1.4), 5)
     assert stream.step_ms == pytest.approx(100) and list(stream.gaps) == pytest.approx([0.1, 0.3])
 
 

@@ -21,7 +21,7 @@ from ladle.merging.family.surface import SURFACE_NAME
 from ladle.recipes.commands.calibrate import command as calibrate
 from ladle.recipes.commands.fit import command as fit
 from ladle.recipes.sweeps.join import join
-from ladle.recipes.sweeps.summary import Table, summarise
+from ladle.recipes.sweeps.summary import RewardTable, summarise
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "studies" / "control"
@@ -42,7 +42,7 @@ def sweeps(comparison: str) -> list[tuple[str, Path]]:
 def test_measures_follow_from_the_samples(split: str) -> None:
     objectives, settings, samples = join(sweeps(split))
     # Few resamples: only what does not depend on them is compared.
-    summary = summarise(Table(settings, samples, objectives), 2, 0)
+    summary = summarise(RewardTable(settings, samples, objectives), 2, 0)
     with (RESULTS / split / "methods.csv").open(newline="", encoding="utf-8") as file:
         committed = {row["method"]: row for row in csv.DictReader(file)}
     assert committed.keys() == summary["methods"].keys()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import Recipe, load_recipe
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 
 _FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny_models.py"
@@ -45,11 +45,11 @@ def base_folder(tmp_path: Path, seed: int) -> Path:
 
 
 @pytest.fixture
-def base(base_folder: Path) -> Base:
+def base(base_folder: Path) -> LoadedBase:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     model.requires_grad_(False)
-    return Base(model.eval(), AutoTokenizer.from_pretrained(base_folder))
+    return LoadedBase(model.eval(), AutoTokenizer.from_pretrained(base_folder))
 
 
 class VowelShare:

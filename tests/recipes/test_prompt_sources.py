@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from ladle.recipes.prompt_list import SPLITS, load_prompts
 from ladle.recipes.prompt_sources import read_prompts, split_up
-from ladle.recipes.prompts import SPLITS, load_prompts
 from ladle.recipes.trl_config import PromptSource, prompt_source
 
 TEXTS = [f"What is {thing}?" for thing in ("rain", "snow", "sand", "salt", "silk", "steel", "soap", "sugar", "silver")]

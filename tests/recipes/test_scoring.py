@@ -1,15 +1,15 @@
 import numpy as np
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.training.lora import new_adapter
 
 ADAPTER = AdapterConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"), seed=5)
 
 
-def test_answer_logprobs_equal_one_forward_each_with_gradients(base: Base, random: np.random.Generator) -> None:
+def test_answer_logprobs_equal_one_forward_each_with_gradients(base: LoadedBase, random: np.random.Generator) -> None:
     prompt = random.integers(5, 300, size=6).tolist()
     answers = [random.integers(5, 300, size=n).tolist() for n in (3, 7, 1)]
     model = new_adapter(base, ADAPTER, "default").double()

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.lora import new_adapter
 
@@ -12,7 +12,7 @@ TOKENS = torch.tensor([[5, 9, 40, 7, 22]])
 
 
 @pytest.fixture
-def folders(base: Base, tmp_path: Path) -> dict[str, Path]:
+def folders(base: LoadedBase, tmp_path: Path) -> dict[str, Path]:
     folders = {}
     for index, name in enumerate(("left", "right")):
         model = new_adapter(base, AdapterConfig(2, 4, ("q_proj", "up_proj"), seed=5), "default")
@@ -26,7 +26,7 @@ def folders(base: Base, tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-def test_weight_one_is_the_member_as_peft_runs_it(base: Base, folders: dict[str, Path]) -> None:
+def test_weight_one_is_the_member_as_peft_runs_it(base: LoadedBase, folders: dict[str, Path]) -> None:
     from peft import PeftModel
 
     members = load_members(base, folders)
@@ -37,7 +37,7 @@ def test_weight_one_is_the_member_as_peft_runs_it(base: Base, folders: dict[str,
     peft.unload()
 
 
-def test_signed_mixture_equals_the_sum_of_deltas_and_is_undone(base: Base, folders: dict[str, Path]) -> None:
+def test_signed_mixture_equals_the_sum_of_deltas_and_is_undone(base: LoadedBase, folders: dict[str, Path]) -> None:
     members = load_members(base, folders)
     before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
     with merged(base, members, {"left": 1.75, "right": -0.75}):
@@ -48,7 +48,7 @@ def test_signed_mixture_equals_the_sum_of_deltas_and_is_undone(base: Base, folde
     assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
 
 
-def test_the_base_comes_back_after_an_error(base: Base, folders: dict[str, Path]) -> None:
+def test_the_base_comes_back_after_an_error(base: LoadedBase, folders: dict[str, Path]) -> None:
     before = base.model(TOKENS).logits
     with pytest.raises(KeyError), merged(base, load_members(base, folders), {"left": 1.0, "nobody": 1.0}):
         pass

@@ -13,8 +13,8 @@ from tiny_models import write_family
 from ladle.merging.family.family import Family, load_family
 from ladle.server.app import build_app
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.run import listen, url_of
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings

@@ -43,7 +43,7 @@ SAMPLING = [
     ("min_p", 1.1, "min_p", "less than or equal to 1"),
     ("dynatemp_range", 2.1, "dynatemp_range", "less than or equal to 2"),
     ("dynatemp_exponent", 0, "dynatemp_exponent", "greater than 0"),
-    ("dynatemp_exponent", 2, "dynatemp_exponent", "nothing without a dynatemp_range"),
+    ("dynatemp_exponent", 2, "dynatemp_exponent", "it applies only with a dynatemp_range"),
     ("top_k", -2, "top_k", "greater than or equal to -1"),
     ("top_k", 1.5, "top_k", "valid integer"),
     ("repetition_penalty", 0, "repetition_penalty", "greater than 0"),

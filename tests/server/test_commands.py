@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ladle.merging.family.family import Family
 from ladle.server.commands import check, compress, merge, serve
-from ladle.server.commands.pairs import parse_pairs
+from ladle.server.commands.name_values import parse_pairs
 
 app = typer.Typer()
 for module in (check, merge, compress, serve):

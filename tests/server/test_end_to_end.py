@@ -252,7 +252,7 @@ async def test_bad_input_leaves_nothing_behind(real_state: ServerState, real_eng
 
 async def test_a_full_queue(family: Family) -> None:
     from ladle.server.engine.async_engine import AsyncEngine
-    from ladle.server.engine.config import EngineConfig
+    from ladle.server.engine.engine_config import EngineConfig
     from ladle.server.serving import Serving
     from ladle.server.settings import ServerSettings
 

@@ -17,8 +17,8 @@ from guided_requests import World
 from ladle.clients import AsyncClient, BadRequestError, BegunPart, Client, NotFoundError
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState

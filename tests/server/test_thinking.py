@@ -17,8 +17,8 @@ from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.family.manifest import load_manifest
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState

@@ -18,8 +18,8 @@ from ladle.merging.family.family import load_family
 from ladle.merging.family.manifest import load_manifest
 from ladle.server.access.turns import FairPool
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.fields.messages import Message
 from ladle.server.prompts import encode_chat
 from ladle.server.reader import Reader

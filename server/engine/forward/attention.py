@@ -2,8 +2,8 @@
 
 A forward takes the tokens of many lanes side by side in one row. Each step lays out ``AttentionGroup``s: lanes in
 decode whose lengths share a bucket, and the query tiles of one prefill chunk. A group is one call, so a step costs a
-few calls a layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone: together
-with row-invariant products this is why a sequence computes the same values whatever shares its batch.
+few calls per layer whatever the number of lanes. A lane's bucket and tiles follow from its own positions alone:
+together with row-invariant products this is why a sequence computes the same values whatever shares its batch.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ class AttentionGroup:
         start: the first of its tokens in the flat batch.
         stop: the one after the last.
         left_padding: how many of the first queries are padding; some of the last may be too.
-        positions: [tiles, tile] int64, places of the queries in their sequences.
-        table: [tiles or 1, blocks] int64, KV blocks; one row is shared by all tiles of a prefill.
-        keys: [blocks * BLOCK_SIZE] int64, 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE], the places of the keys where
-            they do not follow their blocks.
-        visible: [tile, blocks * BLOCK_SIZE] bool, what a query may see of the keys at or before its own place, None for
-            all of them; candidates at one place see themselves and not each other.
+        positions: [tiles, tile] int64, of the queries in their sequences.
+        block_table: [tiles or 1, blocks] int64, KV blocks; one row is shared by all tiles of a prefill.
+        keys: [blocks * BLOCK_SIZE] int64, 0, 1, 2..., or [tiles, 1, blocks * BLOCK_SIZE], the positions of the keys
+            where they do not follow their blocks.
+        visible: [tile, blocks * BLOCK_SIZE] bool, what a query may see of the keys at or before its own position, None
+            for all of them; candidates at one position see themselves and not each other.
     """
 
     start: int
     stop: int
     left_padding: int
     positions: Tensor
-    table: Tensor
+    block_table: Tensor
     keys: Tensor
     visible: Tensor | None = None
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def mask(self, folded: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [tiles, 1, rows, keys]: causal, within ``window`` when the layer slides. The first
+        """Additive mask [tiles, 1, queries, keys]: causal, within ``window`` when the layer slides. The first
         folded * tile rows are the queries', the rest fills up to a multiple of ``TOGETHER``."""
-        known = self._masks.get((folded, window, dtype))
-        if known is None:
+        mask = self._masks.get((folded, window, dtype))
+        if mask is None:
             query = self.positions[:, :, None]
             # Causal by absolute position; ``visible`` keeps the candidates of one lane from seeing each other.
             allowed = self.keys <= query
@@ -76,52 +76,67 @@ class AttentionGroup:
                 allowed &= self.visible
             if window is not None:
                 allowed &= self.keys > query - window
-            known = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
-            known = known[:, None].repeat(1, 1, folded, 1)
-            if spare := -known.shape[2] % TOGETHER:
-                known = F.pad(known, (0, 0, 0, spare))
-            self._masks[(folded, window, dtype)] = known
-        return known
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            mask = mask[:, None].repeat(1, 1, folded, 1)
+            if spare := -mask.shape[2] % TOGETHER:
+                mask = F.pad(mask, (0, 0, 0, spare))
+            self._masks[(folded, window, dtype)] = mask
+        return mask
 
 
 @dataclass(frozen=True)
-class TokenPlaces:
-    """Where each token of a row is. It sees what its blocks hold before that place, and itself.
+class TokenBlocks:
+    """Where each token of a step is. It sees what its blocks hold before its position, and itself.
 
     Attributes:
-        blocks: [lanes, blocks] int64, the block table.
-        tables: [tokens] int64, the row of the block table that is the token's.
-        positions: [tokens] int64, its place in its sequence.
+        block_table: [lanes, blocks] int64.
+        table_rows: [tokens] int64, the row of the block table that is the token's.
+        positions: [tokens] int64, its position in its sequence.
     """
 
-    blocks: NDArray[np.int64]
-    tables: NDArray[np.int64]
+    block_table: NDArray[np.int64]
+    table_rows: NDArray[np.int64]
     positions: NDArray[np.int64]
 
     @classmethod
-    def none(cls) -> TokenPlaces:
-        """The places of a forward that nothing looks into token by token."""
+    def none(cls) -> TokenBlocks:
+        """What stands in a forward that nothing looks into token by token."""
         return cls(*np.zeros((3, 0), dtype=np.int64))
 
 
 @dataclass
 class PagedContext:
-    """What the layers of one forward need: the pool, where the new keys go ([tokens] int64), the groups, and the same
-    token by token."""
+    """What the layers of one forward need.
+
+    Attributes:
+        cache: the KV pool.
+        slot_mapping: [tokens] int64, where new keys and values go.
+        groups: which queries attend in one call.
+        token_blocks: the same token by token, for the compiled layers; None where there is no such thing.
+        widened: attend in float32 whatever the pool holds: how bfloat16 is multiplied may depend on how much of it
+            there is.
+        rotary: what fused layers made of this forward's position embeddings, and of which.
+    """
 
     cache: KVCache
     slot_mapping: Tensor
     groups: list[AttentionGroup]
-    places: TokenPlaces | None = None
+    token_blocks: TokenBlocks | None = None
     widened: bool = False
-    """Attend in float32 whatever the pool holds: how bfloat16 is multiplied may depend on how much of it there is."""
     rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
-    """What fused layers made of this forward's position embeddings, and of which."""
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """How one layer attends: its place, what it stores, the score's scale, and the window or cap where it has one."""
+    """How one layer attends.
+
+    Attributes:
+        layer: its index in the pool.
+        shape: what it stores per token.
+        scaling: factor of the scores q k.
+        window: tokens that a query sees, itself included; None for all before it.
+        softcap: scores s become softcap * tanh(s / softcap); None where they stay.
+    """
 
     layer: int
     shape: KVShape
@@ -163,14 +178,14 @@ class AttentionProbe:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """``q`` [tiles, kv heads, rows, d] -> the same shape; ``mask`` as of ``AttentionGroup.mask``."""
-    rows = q.shape[2]
+    """``q`` [tiles, kv heads, queries, d] -> the same shape; ``mask`` as of ``AttentionGroup.mask``."""
+    queries = q.shape[2]
     if softcap is None:
-        filled = F.pad(q, (0, 0, 0, mask.shape[2] - rows)) if mask.shape[2] > rows else q
-        return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :rows]
+        filled = F.pad(q, (0, 0, 0, mask.shape[2] - queries)) if mask.shape[2] > queries else q
+        return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :queries]
     # Logit soft-capping is not in the library's fused attention, so it is written out.
     scores = _products(q, k) * scaling
-    scores = softcap * torch.tanh(scores / softcap) + mask[:, :, :rows]
+    scores = softcap * torch.tanh(scores / softcap) + mask[:, :, :queries]
     return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
@@ -233,7 +248,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
         if tile == 1 and group.visible is None and dispatch.on_gpu(q):
             pool, positions = paged.cache.layers[layer], group.positions[:, 0]
             options = (BLOCK_SIZE, attention.scaling, attention.window, attention.softcap)
-            outputs.append(dispatch.paged_attention(q, pool, group.table, positions, *options))
+            outputs.append(dispatch.paged_attention(q, pool, group.block_table, positions, *options))
             continue
         # A prefill chunk is padded at both ends to whole tiles at absolute positions.
         padding = tiles * tile - q.shape[0]
@@ -246,7 +261,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: LayerAttention,
             q = q.reshape(tiles, tile, kv_heads, folded, dim).permute(0, 2, 3, 1, 4)
             q = q.reshape(tiles, kv_heads, folded * tile, dim)
         # Gather the blocks into contiguous keys and values; all tiles of a chunk share one prefix.
-        k, v = paged.cache.gather(layer, group.table)
+        k, v = paged.cache.gather(layer, group.block_table)
         if k.shape[0] != tiles:
             k, v = k.expand(tiles, -1, -1, -1), v.expand(tiles, -1, -1, -1)
         mask = group.mask(folded, attention.window, q.dtype)

@@ -66,7 +66,7 @@ def has_position_table(model: Any) -> bool:
 
 @torch.inference_mode()
 def require_positions(model: Any, config_file: Path) -> None:
-    """A token's place, as a step gives it, must be what the model counts by itself: decoders of RoBERTa's kind begin
+    """A token's position, as a step gives it, must be what the model counts by itself: decoders of RoBERTa's kind begin
     behind their padding. ``model`` is anywhere but on the meta device.
 
     Raises:
@@ -78,9 +78,11 @@ def require_positions(model: Any, config_file: Path) -> None:
     # The rows that any position table is asked for must be the same with and without our ``position_ids``.
     looked_up = []
     for given in ({}, {"position_ids": torch.arange(2, device=model.device)[None]}):
-        rows: list[Tensor] = []
+        indices: list[Tensor] = []
         tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-        hooks = [table.register_forward_pre_hook(lambda _, given, rows=rows: rows.append(given[0])) for table in tables]
+        hooks = [
+            table.register_forward_pre_hook(lambda _, given, into=indices: into.append(given[0])) for table in tables
+        ]
         try:
             model(input_ids=ids, use_cache=False, paged=_Stop(), **given)
         except _Attended:
@@ -88,7 +90,7 @@ def require_positions(model: Any, config_file: Path) -> None:
         finally:
             for hook in hooks:
                 hook.remove()
-        looked_up.append([row.flatten().tolist() for row in rows])
+        looked_up.append([row.flatten().tolist() for row in indices])
     if looked_up[0] != looked_up[1]:
         raise refusal(config_file, "it counts positions otherwise than 0, 1, 2 and on")
 
@@ -97,12 +99,12 @@ def require_positions(model: Any, config_file: Path) -> None:
 def try_pool(model: Any, layers: dict[int, LayerAttention]) -> None:
     """Run three tokens of one sequence and then one of each of two over a pool of two blocks. Raises what fails."""
     device = model.device
-    numbers = torch.arange(BLOCK_SIZE, device=device)
+    arange = torch.arange(BLOCK_SIZE, device=device)
     cache = KVCache([layers[layer].shape for layer in range(len(layers))], 2, model.dtype, device)
-    prefill = AttentionGroup(0, 3, 0, numbers[None, :3], numbers[None, :1], numbers)
-    decode = AttentionGroup(0, 2, 0, numbers[[3, 0], None], numbers[[0, 1], None], numbers)
+    prefill = AttentionGroup(0, 3, 0, arange[None, :3], arange[None, :1], arange)
+    decode = AttentionGroup(0, 2, 0, arange[[3, 0], None], arange[[0, 1], None], arange)
     # A prefill of three tokens, then a decode step of two lanes of different lengths.
-    for slot_mapping, group in ((numbers[:3], prefill), (numbers[[3, 0]] + numbers[[0, 1]] * BLOCK_SIZE, decode)):
+    for slot_mapping, group in ((arange[:3], prefill), (arange[[3, 0]] + arange[[0, 1]] * BLOCK_SIZE, decode)):
         positions = group.positions.reshape(1, -1)
         ids = torch.zeros_like(positions)
         context = PagedContext(cache, slot_mapping, [group])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ladle.kernels import dispatch
 from ladle.merging.bank.gated_layers import GatedGroup
-from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenPlaces
+from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenBlocks
 from ladle.server.engine.forward.fused_layer import FusedDecoderLayer, rotary
 from ladle.server.engine.forward.layer_vectors import LayerVectors
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
@@ -31,7 +31,7 @@ _AS_QUICK = 1.1
 _CHOSEN: dict[tuple[Any, ...], int] = {}
 """What was found, by the shape of the layers: once a process."""
 TOGETHER = 512
-"""Rows a call: what the layers hold of a row between their products should stay in the processor's caches."""
+"""Rows per call: what the layers hold of a row between their products should stay in the processor's caches."""
 
 
 class DecoderStack(nn.Module):
@@ -63,7 +63,7 @@ class DecoderStack(nn.Module):
         **ignored: Any,
     ) -> Tensor:
         """``hidden_states`` [1, tokens, hidden] -> the same shape."""
-        if paged is not None and paged.places is not None and hidden_states.shape[1] <= self.most_rows:
+        if paged is not None and paged.token_blocks is not None and hidden_states.shape[1] <= self.most_rows:
             return self._run(hidden_states, position_embeddings, paged)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings=position_embeddings, paged=paged)
@@ -123,12 +123,12 @@ class DecoderStack(nn.Module):
         table, positions = torch.arange(1, blocks + 1)[None], torch.arange(count)
         tiles = torch.arange(blocks * BLOCK_SIZE)
         group = AttentionGroup(0, count, 0, tiles.view(blocks, BLOCK_SIZE), table, tiles)
-        places = TokenPlaces(table.numpy(), np.zeros(count, dtype=np.int64), positions.numpy())
+        token_blocks = TokenBlocks(table.numpy(), np.zeros(count, dtype=np.int64), positions.numpy())
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, count, first.hidden, generator=generator).to(self._dtype)
         angles = torch.rand(1, count, dim // 2, generator=generator).repeat(1, 1, 2)
         first.qkv.gate.open(None)
-        context = PagedContext(cache, BLOCK_SIZE + positions, [group], places)
+        context = PagedContext(cache, BLOCK_SIZE + positions, [group], token_blocks)
         return x, (angles.cos().to(self._dtype), angles.sin().to(self._dtype)), context
 
     def _run(
@@ -138,8 +138,8 @@ class DecoderStack(nn.Module):
         paged: PagedContext,
         part: slice = slice(None),
     ) -> Tensor:
-        places = paged.places
-        assert places is not None
+        token_blocks = paged.token_blocks
+        assert token_blocks is not None
         # The residual stream stays in float32 through all layers and is rounded once, at the end.
         x = hidden_states[0].float().numpy().copy()
         cos, sin = (part[:, 0].float().numpy() for part in rotary(position_embeddings, paged))
@@ -151,13 +151,18 @@ class DecoderStack(nn.Module):
         # A token sees those before it, which come before it here too: so all layers of the first rows go first.
         for start in range(0, x.shape[0], TOGETHER):
             some = slice(start, start + TOGETHER)
-            rows = dispatch.LayerRows(
-                cos[some], sin[some], places.blocks, places.tables[some], places.positions[some], slot_mapping[some]
+            tokens = dispatch.PagedTokens(
+                cos[some],
+                sin[some],
+                token_blocks.block_table,
+                token_blocks.table_rows[some],
+                token_blocks.positions[some],
+                slot_mapping[some],
             )
             first, second, third, fourth = (np.ascontiguousarray(scale[:, some]) for scale in scales)
             scale_of = (first, second, third, fourth)
             dispatch.run_layers(
-                dispatch.LayerPass(x[some], layers, scale_of, rows, kv, BLOCK_SIZE, threads, amounts[some], vectors)
+                dispatch.LayerPass(x[some], layers, scale_of, tokens, kv, BLOCK_SIZE, threads, amounts[some], vectors)
             )
         return torch.from_numpy(x).to(hidden_states.dtype)[None]
 

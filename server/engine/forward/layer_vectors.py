@@ -56,8 +56,8 @@ class LayerVectors:
         """``hidden_states`` [..., hidden] of the layer's end, with what the tokens get there; a tensor of its own."""
         assert self._amounts is not None
         directions = self._directions if self._used is None else self._used[1]
-        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        return dispatch.add_vectors(rows, self._amounts, directions[layer]).view(hidden_states.shape)
+        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+        return dispatch.add_vectors(flat, self._amounts, directions[layer]).view(hidden_states.shape)
 
     def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """[tokens, n] amounts and [layers, n, hidden] directions of the n vectors that any token has. On a CPU."""

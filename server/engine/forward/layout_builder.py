@@ -16,10 +16,10 @@ from ladle.server.engine.requests.sequence import Lane
 from ladle.server.engine.schedule.step_plan import Chunk
 
 _NOWHERE = np.iinfo(np.int64).max
-"""The place of a key that nobody sees."""
+"""The position of a key that nobody sees."""
 
 
-def _slots(blocks: Seq[int], count: int) -> Array:
+def _slots_of(blocks: Seq[int], count: int) -> Array:
     """The first ``count`` slots of ``blocks``."""
     return (np.array(blocks)[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)[:count]
 
@@ -43,22 +43,22 @@ class LayoutBuilder:
         """The layout of one forward: ``decode`` lanes compute one token each, then the ``chunks`` follow."""
         table = self._table
         # Decode: one token a lane. A lane's bucket is the padded number of blocks that its context fills.
-        rows = np.fromiter((lane.row for lane in decode), dtype=np.int64, count=len(decode))
-        widths = self._bucket[table.computed[rows] // BLOCK_SIZE + 1]
+        decode_rows = np.fromiter((lane.row for lane in decode), dtype=np.int64, count=len(decode))
+        widths = self._bucket[table.computed[decode_rows] // BLOCK_SIZE + 1]
         if self._together:
             widths = np.full_like(widths, widths.max(initial=0))
         # Lanes of one bucket lie side by side, so that each bucket is a slice.
         order = np.argsort(widths, kind="stable")
-        rows, widths = rows[order], widths[order]
-        groups = self._decode_groups(rows, widths)
+        decode_rows, widths = decode_rows[order], widths[order]
+        groups = self._decode_groups(decode_rows, widths)
         # The batch is flat, without padding: decode tokens first, then the tokens of every prefill chunk.
-        row_parts, position_parts, id_parts = [rows], [table.computed[rows]], [table.last[rows]]
+        row_parts, position_parts, id_parts = [decode_rows], [table.computed[decode_rows]], [table.last[decode_rows]]
         ordered = [decode[index] for index in order]
         wanted = [index for index, lane in enumerate(ordered) if lane.speaks]
         lanes = [ordered[index] for index in wanted]
         watched = [index for index, lane in enumerate(ordered) if lane.watches]
         watching = [ordered[index] for index in watched]
-        start = len(rows)
+        start = len(decode_rows)
         for chunk in chunks:
             assert chunk.lane.row is not None
             row_parts.append(np.full(chunk.stop - chunk.start, chunk.lane.row))
@@ -76,19 +76,19 @@ class LayoutBuilder:
                 seen = range(start - 1 - len(chunk.drafted), start)
                 watched.extend(seen)
                 watching.extend([chunk.lane] * len(seen))
-        all_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
+        lane_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
         return HostLayout(
             np.concatenate(id_parts),
             positions,
-            table.blocks[all_rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
-            all_rows,
-            bool(table.merged[all_rows].any()),
+            table.blocks[lane_rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
+            lane_rows,
+            bool(table.merged[lane_rows].any()),
             groups,
             None if len(wanted) == start else np.asarray(wanted, dtype=np.int64),
             lanes,
             np.asarray(watched, dtype=np.int64) if watched else None,
             watching,
-            steered=bool(table.steered[all_rows].any()),
+            steered=bool(table.steered[lane_rows].any()),
         )
 
     def build_candidates(self, lanes: Seq[Lane], lengths: Seq[int], counts: Seq[int]) -> HostLayout:
@@ -107,56 +107,56 @@ class LayoutBuilder:
         groups, start = [], 0
         for (width, count), members in itertools.groupby(order, key=lambda index: (widths[index], many[index])):
             part = list(members)
-            rows = np.array([lanes[index].row for index in part])
+            lane_rows = np.array([lanes[index].row for index in part])
             scratch = np.array([lanes[index].scratch for index in part])
-            groups.append(self._candidate_group(start, int(width), int(count), rows, scratch, starts[part]))
+            groups.append(self._candidate_group(start, int(width), int(count), lane_rows, scratch, starts[part]))
             start += len(part) * int(count)
-        rows = np.array([lanes[index].row for index in order]).repeat(many[order])
-        slot_mapping = [_slots(lanes[index].scratch, many[index]) for index in order]
+        lane_rows = np.array([lanes[index].row for index in order]).repeat(many[order])
+        slot_mapping = [_slots_of(lanes[index].scratch, many[index]) for index in order]
         return HostLayout(
             None,
             starts[order].repeat(many[order]),
             np.concatenate(slot_mapping),
-            rows,
-            bool(table.merged[rows].any()),
+            lane_rows,
+            bool(table.merged[lane_rows].any()),
             groups,
             None,
             [lanes[index] for index in order for _ in range(many[index])],
-            steered=bool(table.steered[rows].any()),
+            steered=bool(table.steered[lane_rows].any()),
         )
 
     def _candidate_group(
-        self, start: int, width: int, count: int, rows: Array, scratch: Array, lengths: Array
+        self, start: int, width: int, count: int, lane_rows: Array, scratch: Array, lengths: Array
     ) -> HostGroup:
         # Keys are the lane's prefix and its scratch blocks. All candidates stand at one position, and each sees the
         # prefix and itself: a tree attention of depth one.
         prefix = np.arange(width * BLOCK_SIZE)
         key_positions = np.where(prefix < lengths[:, None], prefix, _NOWHERE)
-        own = np.broadcast_to(lengths[:, None], (len(rows), scratch.shape[1] * BLOCK_SIZE))
+        own = np.broadcast_to(lengths[:, None], (len(lane_rows), scratch.shape[1] * BLOCK_SIZE))
         visible = np.concatenate(
             (np.ones((count, len(prefix)), dtype=bool), np.eye(count, own.shape[1], dtype=bool)), axis=1
         )
         return HostGroup(
             start,
-            start + len(rows) * count,
+            start + len(lane_rows) * count,
             0,
             lengths.repeat(count).reshape(-1, count),
-            np.concatenate((self._blocks(rows, width), scratch), axis=1),
+            np.concatenate((self._blocks(lane_rows, width), scratch), axis=1),
             np.concatenate((key_positions, own), axis=1)[:, None],
             visible,
         )
 
-    def _blocks(self, rows: Array, width: int) -> Array:
-        held = self._table.blocks[rows, :width]
+    def _blocks(self, lane_rows: Array, width: int) -> Array:
+        held = self._table.blocks[lane_rows, :width]
         return held if held.shape[1] == width else np.pad(held, ((0, 0), (0, width - held.shape[1])))
 
-    def _decode_groups(self, rows: Array, widths: Array) -> list[HostGroup]:
+    def _decode_groups(self, lane_rows: Array, widths: Array) -> list[HostGroup]:
         groups = []
         # Runs of equal width: the edges are where the sorted widths change.
         edges = np.flatnonzero(np.diff(widths, prepend=-1, append=-1))
         for start, stop in itertools.pairwise(edges):
             width = int(widths[start])
-            part = rows[start:stop]
+            part = lane_rows[start:stop]
             groups.append(
                 HostGroup(
                     int(start),

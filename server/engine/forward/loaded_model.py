@@ -14,7 +14,7 @@ from torch import Tensor
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.gated_experts import one_by_one
-from ladle.merging.bank.tensor_parallel import Exchange, Link, split_linears
+from ladle.merging.bank.tensor_parallel import Link, RankExchange, split_linears
 from ladle.merging.checkpoints.architecture import Architecture, open_weights, read_architecture
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.members.steering_vector import SteeringVector
@@ -30,8 +30,16 @@ from ladle.server.engine.kv.cache import KVShape
 
 @dataclass
 class LoadedModel:
-    """One set of weights in memory. ``nbytes`` counts packed products and what is left plain; ``compiled``: whether
-    small steps go through compiled layers; ``vectors``: its steering vectors, if it has any."""
+    """One set of weights in memory.
+
+    Attributes:
+        model: the transformers model, whose linear layers are gated ones.
+        gate: the coefficients of the forward that runs.
+        kv_shapes: what each layer stores per token.
+        nbytes: bytes held: packed products, and what is left plain.
+        compiled: whether small steps go through compiled layers.
+        vectors: its steering vectors, if it has any.
+    """
 
     model: Any
     gate: gated.Gate
@@ -103,7 +111,7 @@ def load_model(
     activation_dtype: torch.dtype,
     merged: Mapping[str, Tensor] | None = None,
     compiled: bool = False,
-    exchange: Exchange | None = None,
+    exchange: RankExchange | None = None,
     weights: tuple[ConvertedReader, Architecture] | None = None,
     reproducible: bool = False,
     quantized: bool = False,

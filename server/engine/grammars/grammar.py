@@ -36,7 +36,13 @@ _JSON = {"whitespace_pattern": r"( |\n {0,20})?", "lenient": False, "coerce_one_
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar that compiles, for one tokenizer. ``field``: of the request that asks for it."""
+    """A grammar that compiles, for one tokenizer.
+
+    Attributes:
+        spec: its text.
+        pool: the workers that follow it.
+        field: of the request that asks for it, for errors.
+    """
 
     spec: GrammarSpec
     pool: GrammarPool

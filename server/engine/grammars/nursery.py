@@ -23,7 +23,7 @@ from typing import Any
 
 from ladle.server.engine.grammars import wire
 from ladle.server.engine.grammars.spec import GrammarError
-from ladle.server.engine.grammars.wire import Channel, Message
+from ladle.server.engine.grammars.wire import Channel, GrammarMessage
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,12 @@ class GrammarsUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class End:
-    """How a worker ended. ``guilty``: because of what it was given, not because somebody killed it."""
+    """How a worker ended.
+
+    Attributes:
+        reason: for people.
+        guilty: whether it ended because of what it was given, and not because somebody killed it.
+    """
 
     reason: str
     guilty: bool
@@ -258,7 +263,7 @@ class GrammarNursery:
             theirs.close()
         handles.control = Channel(ours)
         try:
-            handles.control.send(Message(wire.INIT, payload=self._begin))
+            handles.control.send(GrammarMessage(wire.INIT, payload=self._begin))
             ready = handles.control.receive(_START_S)
         except (OSError, EOFError):
             ready = None
@@ -282,7 +287,7 @@ def _shared(size: int) -> int:
     return fd
 
 
-def _end(message: Message) -> End:
+def _end(message: GrammarMessage) -> End:
     """What an EXITED message means."""
     if message.payload:
         return End(f"no process could be started for it: {message.payload.decode(errors='replace')}", guilty=False)

@@ -15,7 +15,7 @@ from ladle.merging.errors import CodedText
 from ladle.server.engine.grammars import wire
 from ladle.server.engine.grammars.nursery import SLOTS, GrammarNursery, GrammarsUnavailable, WorkerProcess
 from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec, too_complex
-from ladle.server.engine.grammars.wire import Message
+from ladle.server.engine.grammars.wire import GrammarMessage
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,14 @@ class Position:
     """A place in a grammar.
 
     Attributes:
+        spec: of the grammar.
         tokens: consumed so far: what it takes to get there again.
-        state: of ``grammar_wire``; None while it is not known.
+        name: its number, which is the same in every worker.
+        home: the worker that it lives in; None while it has none.
+        slot: where in the shared memory of ``home`` its mask lies.
+        state: one of the states of ``wire``; None while it is not known.
         ready: whether the mask of the tokens that may come next is there.
+        lost: how often a worker has ended with it.
         error: why nothing can come next.
     """
 
@@ -56,7 +61,14 @@ class Position:
 
 @dataclass(eq=False)
 class Home:
-    """A worker with the positions that live in it, by name, and the grammars that it has compiled."""
+    """A worker, and what it has.
+
+    Attributes:
+        worker: the process.
+        positions: those that live in it, by name.
+        specs: the grammars that it has compiled, and their numbers there.
+        free: slots of its shared memory that no position has.
+    """
 
     worker: WorkerProcess
     positions: dict[int, Position] = field(default_factory=dict)
@@ -126,7 +138,7 @@ class GrammarPool:
             home.positions.pop(position.name, None)
             home.free.append(position.slot)
             try:
-                home.worker.channel.send(Message(wire.CLOSE, position.name))
+                home.worker.channel.send(GrammarMessage(wire.CLOSE, position.name))
             except OSError:
                 self._bury(home)
             self._shrink()
@@ -144,7 +156,7 @@ class GrammarPool:
         for home, pairs in steps.items():
             try:
                 home.worker.channel.send(
-                    Message(wire.STEP, payload=b"".join(wire.MASKED.pack(*pair) for pair in pairs))
+                    GrammarMessage(wire.STEP, payload=b"".join(wire.MASKED.pack(*pair) for pair in pairs))
                 )
             except OSError:
                 self._bury(home)
@@ -200,7 +212,7 @@ class GrammarPool:
                 return True
         return heard
 
-    def _heed(self, home: Home, message: Message) -> None:
+    def _heed(self, home: Home, message: GrammarMessage) -> None:
         position = home.positions.get(message.a) if message.kind in (wire.STATE, wire.MASK) else None
         if position is None:
             return
@@ -228,7 +240,7 @@ class GrammarPool:
             try:
                 self._tell(home, position.spec)
                 home.worker.channel.send(
-                    Message(wire.OPEN, position.name, home.specs[position.spec], position.slot, tokens)
+                    GrammarMessage(wire.OPEN, position.name, home.specs[position.spec], position.slot, tokens)
                 )
             except OSError:
                 self._bury(home)
@@ -255,7 +267,7 @@ class GrammarPool:
     def _tell(self, home: Home, spec: GrammarSpec) -> None:
         if spec not in home.specs:
             home.specs[spec] = name = next(self._names)
-            home.worker.channel.send(Message(wire.COMPILE, name, payload=f"{spec.kind}\n{spec.text}".encode()))
+            home.worker.channel.send(GrammarMessage(wire.COMPILE, name, payload=f"{spec.kind}\n{spec.text}".encode()))
 
     def _shrink(self, keep: Home | None = None) -> None:
         """End workers that nobody lives in, the one used longest ago first, down to ``WORKERS``."""

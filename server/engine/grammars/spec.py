@@ -38,8 +38,13 @@ _TOO_MUCH = ("too large", "too many", "too big", "too complex", "limit", "fuel",
 
 @dataclass(frozen=True)
 class GrammarSpec:
-    """A grammar as text, which is its identity: a JSON schema, a regular expression (Rust's syntax, matching the whole
-    answer) or a grammar in llguidance's Lark."""
+    """A grammar as text, which is its identity.
+
+    Attributes:
+        kind: a JSON schema, a regular expression (Rust's syntax, matching the whole answer) or a grammar in
+            llguidance's Lark.
+        text: of that kind.
+    """
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str

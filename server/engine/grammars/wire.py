@@ -31,8 +31,14 @@ MASKED = struct.Struct("<II")
 
 
 @dataclass(frozen=True)
-class Message:
-    """``a``, ``b`` and ``c`` are ids and codes, whose meaning depends on ``kind``."""
+class GrammarMessage:
+    """A message to a worker or from it.
+
+    Attributes:
+        kind: one of the constants above.
+        a, b, c: ids and codes, whose meaning depends on ``kind``.
+        payload: text or token ids, by ``kind``.
+    """
 
     kind: int
     a: int = 0
@@ -53,11 +59,11 @@ class Channel:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
-    def send(self, *messages: Message) -> None:
+    def send(self, *messages: GrammarMessage) -> None:
         """Raises OSError where the other side is gone."""
         self.socket.sendall(b"".join(message.encode() for message in messages))
 
-    def receive(self, seconds: float | None = None) -> Message | None:
+    def receive(self, seconds: float | None = None) -> GrammarMessage | None:
         """The next message; None when none came within ``seconds``. Raises EOFError where the other side is gone."""
         until = None if seconds is None else time.monotonic() + seconds
         while (message := self._next()) is None:
@@ -76,7 +82,7 @@ class Channel:
     def close(self) -> None:
         self.socket.close()
 
-    def _next(self) -> Message | None:
+    def _next(self) -> GrammarMessage | None:
         if len(self._held) < _HEADER.size:
             return None
         kind, a, b, c, length = _HEADER.unpack_from(self._held)
@@ -87,4 +93,4 @@ class Channel:
             return None
         payload = bytes(self._held[_HEADER.size : end])
         del self._held[:end]
-        return Message(kind, a, b, c, payload)
+        return GrammarMessage(kind, a, b, c, payload)

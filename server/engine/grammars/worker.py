@@ -27,7 +27,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from ladle.server.engine.grammars import wire
-from ladle.server.engine.grammars.wire import Channel, Message
+from ladle.server.engine.grammars.wire import Channel, GrammarMessage
 
 _PR_SET_PDEATHSIG = 1
 _STACK = 8 << 20  # bytes
@@ -83,16 +83,16 @@ class Worker:
             signal.setitimer(signal.ITIMER_PROF, 0)
             wire.PLACE.pack_into(self._memory, 0, 0, 0)
 
-    def _compile(self, message: Message) -> None:
+    def _compile(self, message: GrammarMessage) -> None:
         try:
             with self._at(wire.COMPILE, message.a, self._limits["compile_s"]):
                 matcher = self._matcher(message)
                 reason = _reason(matcher) if matcher.is_error() else self._trial(matcher)
         except ValueError as error:
             reason = str(error) or "it cannot be compiled"
-        self._channel.send(Message(wire.COMPILED, message.a, payload=reason.encode(errors="replace")))
+        self._channel.send(GrammarMessage(wire.COMPILED, message.a, payload=reason.encode(errors="replace")))
 
-    def _matcher(self, message: Message) -> LLMatcher:
+    def _matcher(self, message: GrammarMessage) -> LLMatcher:
         kind, _, text = message.payload.decode(errors="replace").partition("\n")
         if kind == "json_schema":
             source = LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
@@ -122,13 +122,15 @@ class Worker:
                     break
         return ""
 
-    def _open(self, message: Message) -> None:
+    def _open(self, message: GrammarMessage) -> None:
         """Begin a position ``a`` of the grammar ``b``, with its masks in slot ``c``, behind the tokens given."""
         tokens = [token for (token,) in struct.iter_unpack("<I", message.payload)]
         with self._at(wire.OPEN, message.a, self._limits["compile_s"]):
             grammar = self._grammars.get(message.b)
             if grammar is None:
-                self._channel.send(Message(wire.MASK, message.a, wire.FAILED, payload=b"it cannot be compiled again"))
+                self._channel.send(
+                    GrammarMessage(wire.MASK, message.a, wire.FAILED, payload=b"it cannot be compiled again")
+                )
                 return
             matcher = grammar.deep_copy()
             if tokens:
@@ -137,7 +139,7 @@ class Worker:
         self._channel.send(self._state(message.a))
         self._mask(message.a)
 
-    def _step(self, message: Message) -> None:
+    def _step(self, message: GrammarMessage) -> None:
         moved, refused = [], {}
         for position, token in wire.MASKED.iter_unpack(message.payload):
             if position in self._positions:
@@ -147,7 +149,7 @@ class Worker:
                     moved.append(position)
                 else:
                     reason = _reason(self._positions.pop(position)[0])
-                    refused[position] = Message(wire.STATE, position, wire.REFUSED, payload=reason.encode())
+                    refused[position] = GrammarMessage(wire.STATE, position, wire.REFUSED, payload=reason.encode())
         # The server waits for these and not for the masks, which the next forward hides.
         self._channel.send(*map(self._state, moved), *refused.values())
         for position in moved:
@@ -161,13 +163,13 @@ class Worker:
             start = wire.HEAD + slot * self._limits["stride"]
             self._memory[start : start + len(mask)] = mask
         state = self._state(position)
-        self._channel.send(Message(wire.MASK, position, state.b, payload=state.payload))
+        self._channel.send(GrammarMessage(wire.MASK, position, state.b, payload=state.payload))
 
-    def _state(self, position: int) -> Message:
+    def _state(self, position: int) -> GrammarMessage:
         matcher, _ = self._positions[position]
         if matcher.is_error():
-            return Message(wire.STATE, position, wire.FAILED, payload=_reason(matcher).encode(errors="replace"))
-        return Message(wire.STATE, position, wire.STOPPED if matcher.is_stopped() else wire.GOING)
+            return GrammarMessage(wire.STATE, position, wire.FAILED, payload=_reason(matcher).encode(errors="replace"))
+        return GrammarMessage(wire.STATE, position, wire.STOPPED if matcher.is_stopped() else wire.GOING)
 
 
 def _reason(matcher: LLMatcher) -> str:
@@ -190,11 +192,11 @@ class Nursery:
         try:
             words = LLTokenizer(options["tokenizer"], eos_token=options["eos"])
         except Exception as error:  # whatever the tokenizers library says of a file that it cannot read
-            self._channel.send(Message(wire.READY, 0, payload=str(error).encode(errors="replace")))
+            self._channel.send(GrammarMessage(wire.READY, 0, payload=str(error).encode(errors="replace")))
             return
         limits = options["limits"]
         limits["stride"] = -(-(words.vocab_size // 32 + 1) * 4 // 64) * 64
-        self._channel.send(Message(wire.READY, limits["stride"]))
+        self._channel.send(GrammarMessage(wire.READY, limits["stride"]))
         # Workers that end wake the loop through a pipe.
         ended, wake = os.pipe()
         os.set_blocking(wake, False)
@@ -224,7 +226,7 @@ class Nursery:
         try:
             process = os.fork()
         except OSError as error:
-            self._channel.send(Message(wire.EXITED, worker, 1, payload=str(error).encode()))
+            self._channel.send(GrammarMessage(wire.EXITED, worker, 1, payload=str(error).encode()))
             process = -1
         if process == 0:
             _become_worker(self._channel, fds, words, limits, ours)
@@ -241,13 +243,13 @@ class Nursery:
                 code = os.waitstatus_to_exitcode(status)
                 worker = self._children.pop(process, 0)
                 with contextlib.suppress(OSError):
-                    self._channel.send(Message(wire.EXITED, worker, 1 if code > 0 else 0, max(0, -code)))
+                    self._channel.send(GrammarMessage(wire.EXITED, worker, 1 if code > 0 else 0, max(0, -code)))
 
 
 def _become_worker(
     control: Channel, fds: list[int], words: LLTokenizer, limits: dict[str, Any], ours: list[int]
 ) -> None:
-    """In the forked process: never returns."""
+    """Serves as a worker in the forked process; never returns."""
     try:
         parent = os.getppid()
         signal.set_wakeup_fd(-1)

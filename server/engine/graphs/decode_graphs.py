@@ -19,7 +19,7 @@ from ladle.server.engine.device.transfers import send_one
 from ladle.server.engine.forward.attention import bucket_blocks
 from ladle.server.engine.forward.layout import HostGroup, HostLayout
 from ladle.server.engine.forward.loaded_model import LoadedModel
-from ladle.server.engine.graphs.recorded_step import RecordedOutput, RecordedStep, Size
+from ladle.server.engine.graphs.recorded_step import RecordedOutput, RecordedStep, StepSize
 from ladle.server.engine.graphs.recorder import Recorder, recorder_for
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 from ladle.server.engine.kv.lane_table import LaneTable
@@ -28,16 +28,20 @@ from ladle.server.engine.scores.host_tables import HostRoutes, HostTables
 
 logger = logging.getLogger(__name__)
 
-ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-"""Rows of the recorded steps. More of them keep a GPU busy for longer than the host takes to launch the rest."""
+LANES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+"""Lanes of the recorded steps. More of them keep a GPU busy for longer than the host takes to launch the rest."""
 FIRST_BLOCKS, WIDER = 64, 8
 """Blocks a lane of the narrowest recordings, and how many times as wide the next are: attention is launched over all
 blocks, however few of them a lane has."""
 
 
 class DecodeGraphs:
-    """Recordings of ``model`` over ``cache``, for the lanes of ``table``. ``draws``: whether they draw tokens too,
-    ``routes``: whether ``router`` chooses experts in them."""
+    """Recordings of one model over one KV pool, for the lanes of one table.
+
+    Attributes:
+        draws: whether they draw tokens too.
+        routes: whether the router chooses experts in them.
+    """
 
     def __init__(
         self,
@@ -59,10 +63,10 @@ class DecodeGraphs:
         sizes = sorted((size for size in sizes_of(table) if steered or not size.steered), reverse=True)
         widest = max(size.blocks for size in sizes)
         arange = torch.arange(widest * BLOCK_SIZE, device=table.coefficients.device)
-        self._steps: dict[Size, RecordedStep] = {}
-        self._replays: dict[Size, Callable[[], RecordedOutput]] = {}
+        self._steps: dict[StepSize, RecordedStep] = {}
+        self._replays: dict[StepSize, Callable[[], RecordedOutput]] = {}
         with torch.inference_mode():
-            # A recording fixes shapes and addresses: one per bucket of (rows, KV width, merged or not, steered or
+            # A recording fixes shapes and addresses: one per bucket of (lanes, KV width, merged or not, steered or
             # not).
             for size in sizes:
                 step = RecordedStep(size, model, cache, table, self._vocabulary, arange, router)
@@ -74,32 +78,32 @@ class DecodeGraphs:
         self.routes = all(one.speakers is not None for one in outputs)
 
     @property
-    def most_rows(self) -> int:
-        return max(size.rows for size in self._replays)
+    def most_lanes(self) -> int:
+        return max(size.lanes for size in self._replays)
 
-    def size_for(self, layout: HostLayout) -> Size | None:
+    def size_for(self, layout: HostLayout) -> StepSize | None:
         """The recording that ``layout`` can run on, if there is one: each lane decodes, and none is longer than any."""
         if len(layout.groups) != 1 or layout.ids is None:
             return None
         (group,) = layout.groups
         # Only pure decode fits: one query a lane, one attention group, no candidates.
-        rows, width = layout.tokens, group.table.shape[1]
-        if group.stop != rows or group.positions.shape != (rows, 1) or group.visible is not None:
+        lanes, width = layout.tokens, group.block_table.shape[1]
+        if group.stop != lanes or group.positions.shape != (lanes, 1) or group.visible is not None:
             return None
         kind = layout.merged, layout.steered
-        fitting = [s for s in self._replays if s.rows >= rows and s.blocks >= width and (s.merged, s.steered) == kind]
+        fitting = [s for s in self._replays if s.lanes >= lanes and s.blocks >= width and (s.merged, s.steered) == kind]
         return min(fitting, default=None)
 
     @torch.inference_mode()
     def run(
-        self, layout: HostLayout, size: Size, tables: HostTables | None = None, routes: HostRoutes | None = None
+        self, layout: HostLayout, size: StepSize, tables: HostTables | None = None, routes: HostRoutes | None = None
     ) -> RecordedOutput:
         """What ``layout`` computes: logits and hidden states of the rows it wants, those that are watched last; or,
         with ``tables``, whose rows are those of the layout, one token for each of their sequences, and logits and
         hidden states of all rows. ``routes``: of the same sequences, where any of them routes."""
         self._steps[size].fill(layout, tables, routes)
-        output, rows = self._replays[size](), layout.tokens
-        logits, hidden = output.logits[:rows], output.hidden[:rows]
+        output, lanes = self._replays[size](), layout.tokens
+        logits, hidden = output.logits[:lanes], output.hidden[:lanes]
         if tables is None or output.tokens is None or output.logprobs is None:
             # Value lanes have no logits: those of the others are picked out, and the step draws outside of the graph.
             if layout.logits_indices is None:
@@ -109,7 +113,7 @@ class DecodeGraphs:
             if layout.watch_indices is not None:
                 seen = torch.cat((wanted, send_one(layout.watch_indices, logits.device)))
             return RecordedOutput(logits.index_select(0, wanted), hidden.index_select(0, seen))
-        count = len(tables.rows)
+        count = len(tables.source_rows)
         speakers = None if routes is None or output.speakers is None else output.speakers[:, :count]
         return RecordedOutput(logits, hidden, output.tokens[:count], output.logprobs[:count], speakers)
 
@@ -135,46 +139,46 @@ class DecodeGraphs:
         self._cache.clear(list(range(self._cache.blocks)))
         return same
 
-    def _example(self, size: Size) -> HostLayout:
+    def _example(self, size: StepSize) -> HostLayout:
         """A layout with as many lanes as a recording has, each with its second block begun as far as there are two
         blocks for it; what is left over stores in block 0."""
-        rows = np.arange(size.rows)
-        held = np.where(2 * rows + 1 < self._cache.blocks - 1, 2 * rows + 1, -1)
+        lanes = np.arange(size.lanes)
+        held = np.where(2 * lanes + 1 < self._cache.blocks - 1, 2 * lanes + 1, -1)
         there = held > 0
-        positions = np.where(there, BLOCK_SIZE + rows % BLOCK_SIZE, 0)
-        slot_mapping = np.where(there, (held + 1) * BLOCK_SIZE + rows % BLOCK_SIZE, 0)
-        ids = np.where(there, (7919 * rows + 5) % self._vocabulary, 0)
+        positions = np.where(there, BLOCK_SIZE + lanes % BLOCK_SIZE, 0)
+        slot_mapping = np.where(there, (held + 1) * BLOCK_SIZE + lanes % BLOCK_SIZE, 0)
+        ids = np.where(there, (7919 * lanes + 5) % self._vocabulary, 0)
         blocks = np.stack((np.maximum(held, 0), np.maximum(held + 1, 0)), axis=1)[:, : size.blocks]
-        group = HostGroup(0, size.rows, 0, positions[:, None], blocks, size.blocks * BLOCK_SIZE)
-        lanes = rows % (self._table.rows + 1)
-        return HostLayout(ids, positions, slot_mapping, lanes, size.merged, [group], None, [], steered=size.steered)
+        group = HostGroup(0, size.lanes, 0, positions[:, None], blocks, size.blocks * BLOCK_SIZE)
+        lane_rows = lanes % (self._table.capacity + 1)
+        return HostLayout(ids, positions, slot_mapping, lane_rows, size.merged, [group], None, [], steered=size.steered)
 
-    def _plans(self, size: Size, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
+    def _plans(self, size: StepSize, random: np.random.Generator) -> tuple[HostTables, HostRoutes | None]:
         """Sequences of one to three sources, or of a router's, greedy, at random, and at random among their best."""
-        rows, indices = size.rows, np.arange(size.rows)
-        choices = np.zeros((rows, step_tables.CHOICES), dtype=np.int32)
-        choices[:, step_tables.ABSENT] = -1
-        choices[:, step_tables.KEYS] = random.integers(0, 2**31, (rows, 2))
-        choices[:, step_tables.TOP_K] = np.where(indices % 3 == 2, 5, 0)
-        numbers = np.ones((rows, step_tables.NUMBERS), dtype=np.float32)
-        numbers[:, step_tables.TEMPERATURE] = indices % 3 != 0
-        numbers[:, step_tables.MIN_P] = 0.0
-        weights = random.uniform(-0.5, 1.5, (rows, 3)).astype(np.float32) * (random.random((rows, 3)) < 0.7)
-        sources = random.integers(0, rows, (rows, 3))
+        lanes, indices = size.lanes, np.arange(size.lanes)
+        int_params = np.zeros((lanes, step_tables.INT_PARAMS), dtype=np.int32)
+        int_params[:, step_tables.ABSENT] = -1
+        int_params[:, step_tables.KEYS] = random.integers(0, 2**31, (lanes, 2))
+        int_params[:, step_tables.TOP_K] = np.where(indices % 3 == 2, 5, 0)
+        float_params = np.ones((lanes, step_tables.FLOAT_PARAMS), dtype=np.float32)
+        float_params[:, step_tables.TEMPERATURE] = indices % 3 != 0
+        float_params[:, step_tables.MIN_P] = 0.0
+        weights = random.uniform(-0.5, 1.5, (lanes, 3)).astype(np.float32) * (random.random((lanes, 3)) < 0.7)
+        sources = random.integers(0, lanes, (lanes, 3))
         routes = None
         if self._router is not None:
             experts = self._router.experts
             routes = HostRoutes(
                 indices % 2 == 1,
-                np.stack([random.integers(low, high, rows) for low, high in ((-1, experts), (0, 3), (1, 3))], axis=1),
-                random.integers(0, rows, (rows, experts)),
-                random.random((rows, 2)).astype(np.float32),
-                np.where(random.random(rows) < 0.5, -np.inf, 0.5),
+                np.stack([random.integers(low, high, lanes) for low, high in ((-1, experts), (0, 3), (1, 3))], axis=1),
+                random.integers(0, lanes, (lanes, experts)),
+                random.random((lanes, 2)).astype(np.float32),
+                np.where(random.random(lanes) < 0.5, -np.inf, 0.5),
             )
-        return HostTables(sources, weights, choices, numbers), routes
+        return HostTables(sources, weights, int_params, float_params), routes
 
 
-def sizes_of(table: LaneTable) -> list[Size]:
+def sizes_of(table: LaneTable) -> list[StepSize]:
     """The sizes that are recorded for the lanes of ``table``."""
     longest = max(table.blocks.shape[1], bucket_blocks(1))
     widths, width = [longest], FIRST_BLOCKS
@@ -183,8 +187,8 @@ def sizes_of(table: LaneTable) -> list[Size]:
         width *= WIDER
     merged = (False, True) if table.members else (False,)
     steered = (False, True) if table.amounts.shape[1] else (False,)
-    rows = [count for count in ROWS if count <= table.rows]
-    return [Size(*size) for size in itertools.product(rows, widths, merged, steered)]
+    lanes = [count for count in LANES if count <= table.capacity]
+    return [StepSize(*size) for size in itertools.product(lanes, widths, merged, steered)]
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

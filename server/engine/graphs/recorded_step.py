@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ladle.kernels import dispatch, step_tables
 from ladle.server.engine.device.transfers import Array, Fields
-from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenPlaces
+from ladle.server.engine.forward.attention import AttentionGroup, PagedContext, TokenBlocks
 from ladle.server.engine.forward.layout import HostLayout, StepLayout
 from ladle.server.engine.forward.loaded_model import LoadedModel
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
@@ -25,11 +25,17 @@ from ladle.server.engine.scores.slot_tables import SOURCES
 
 
 @dataclass(frozen=True, order=True)
-class Size:
-    """``rows`` lanes of up to ``blocks`` blocks each; ``merged``: with coefficients; ``steered``: with steering
-    vectors."""
+class StepSize:
+    """What a recording has room for.
 
-    rows: int
+    Attributes:
+        lanes: how many lanes.
+        blocks: KV blocks of the longest lane.
+        merged: whether the lanes have coefficients of members.
+        steered: whether they have amounts of steering vectors.
+    """
+
+    lanes: int
     blocks: int
     merged: bool
     steered: bool = False
@@ -40,11 +46,11 @@ class RecordedOutput:
     """What a step gives; all of it holds until the next step.
 
     Attributes:
-        logits: [rows, vocabulary] of the step's lanes.
-        hidden: [rows, hidden], their last hidden states.
-        tokens: [rows] int64 of its sequences; None if the step draws nothing.
-        logprobs: [rows] of these tokens, nats; None likewise.
-        speakers: [2, rows] int64, which expert speaks and how many tokens in a row it has with this one; None if no
+        logits: [lanes, vocabulary] of the step's lanes.
+        hidden: [lanes, hidden], their last hidden states.
+        tokens: [lanes] int64 of its sequences; None if the step draws nothing.
+        logprobs: [lanes] of these tokens, nats; None likewise.
+        speakers: [2, lanes] int64, which expert speaks and how many tokens in a row it has with this one; None if no
             expert is chosen.
     """
 
@@ -60,7 +66,7 @@ class RecordedStep:
 
     def __init__(
         self,
-        size: Size,
+        size: StepSize,
         model: LoadedModel,
         cache: KVCache,
         table: LaneTable,
@@ -77,22 +83,22 @@ class RecordedStep:
         self._keys = arange[: size.blocks * BLOCK_SIZE]
         self._router = router
         long, short, float32, float64 = (np.dtype(kind) for kind in (np.int64, np.int32, np.float32, np.float64))
-        rows = size.rows
+        lanes = size.lanes
         routed = {
-            "routes": (np.dtype(np.bool_), (rows,)),
-            "history": (long, (rows, 3)),
-            "experts": (long, (rows, 0 if router is None else router.experts)),
-            "factors": (float32, (rows, 2)),
-            "thresholds": (float64, (rows,)),
+            "routes": (np.dtype(np.bool_), (lanes,)),
+            "history": (long, (lanes, 3)),
+            "experts": (long, (lanes, 0 if router is None else router.experts)),
+            "factors": (float32, (lanes, 2)),
+            "thresholds": (float64, (lanes,)),
         }
         self._fields = Fields(
             {
-                **dict.fromkeys(("ids", "positions", "slot_mapping", "lane_rows"), (long, (rows,))),
-                "block_table": (long, (rows, size.blocks)),
-                "sources": (long, (rows, SOURCES)),
-                "weights": (float32, (rows, SOURCES)),
-                "choices": (short, (rows, step_tables.CHOICES)),
-                "numbers": (float32, (rows, step_tables.NUMBERS)),
+                **dict.fromkeys(("ids", "positions", "slot_mapping", "lane_rows"), (long, (lanes,))),
+                "block_table": (long, (lanes, size.blocks)),
+                "sources": (long, (lanes, SOURCES)),
+                "weights": (float32, (lanes, SOURCES)),
+                "int_params": (short, (lanes, step_tables.INT_PARAMS)),
+                "float_params": (float32, (lanes, step_tables.FLOAT_PARAMS)),
                 **routed,
             }
         )
@@ -103,21 +109,21 @@ class RecordedStep:
         """Compute ``layout``, of one group, and draw by ``tables``, with experts by ``routes``, or nothing that anybody
         wants.
 
-        Rows that are left over compute the base's first token at place 0, with coefficients 0, and store it in block 0,
-        which nobody has; sequences that are left over add up nothing.
+        Lanes that are left over compute the base's first token at position 0, with coefficients 0, and store it in
+        block 0, which nobody has; sequences that are left over add up nothing.
         """
         # Everything that changes from step to step is written into one pinned buffer of zeros, which goes to the device
         # in one copy that the host does not wait for: the replay is queued behind it.
         staged, arrays = self._fields.staging(self._held.device)
         (group,) = layout.groups
-        rows = layout.tokens
-        arrays["ids"][:rows] = layout.ids
-        arrays["positions"][:rows] = layout.positions
-        arrays["slot_mapping"][:rows] = layout.slot_mapping
-        arrays["lane_rows"][:rows] = layout.rows
-        arrays["lane_rows"][rows:] = self._table.rows  # the row whose coefficients are 0
-        arrays["block_table"][:rows, : group.table.shape[1]] = group.table
-        arrays["choices"][:, step_tables.ABSENT] = -1
+        lanes = layout.tokens
+        arrays["ids"][:lanes] = layout.ids
+        arrays["positions"][:lanes] = layout.positions
+        arrays["slot_mapping"][:lanes] = layout.slot_mapping
+        arrays["lane_rows"][:lanes] = layout.lane_rows
+        arrays["lane_rows"][lanes:] = self._table.capacity  # the row whose coefficients are 0
+        arrays["block_table"][:lanes, : group.block_table.shape[1]] = group.block_table
+        arrays["int_params"][:, step_tables.ABSENT] = -1
         if tables is not None:
             _draw(tables, routes, arrays)
         self._held.copy_(staged, non_blocking=True)
@@ -125,14 +131,14 @@ class RecordedStep:
     def compute(self) -> RecordedOutput:
         """What was filled in, computed on tensors that stay where they are: no call of it waits for the device."""
         # A recording replays kernels with the addresses that they were given here. So all input lies in _held (ids,
-        # positions, slot mapping and block table of the rows; their coefficients are gathered on the device), and all
+        # positions, slot mapping and block table of the lanes; their coefficients are gathered on the device), and all
         # output in tensors that were allocated while this ran.
         held = self._tensors
-        group = AttentionGroup(0, self._size.rows, 0, held["positions"][:, None], held["block_table"], self._keys)
+        group = AttentionGroup(0, self._size.lanes, 0, held["positions"][:, None], held["block_table"], self._keys)
         merged = self._table.coefficients.index_select(0, held["lane_rows"]) if self._size.merged else None
         amounts = self._table.amounts.index_select(0, held["lane_rows"]) if self._size.steered else None
-        ids, positions, places = held["ids"][None], held["positions"][None], TokenPlaces.none()
-        layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, places, amounts=amounts)
+        ids, positions, no_blocks = held["ids"][None], held["positions"][None], TokenBlocks.none()
+        layout = StepLayout(ids, positions, held["slot_mapping"], [group], merged, None, no_blocks, amounts=amounts)
         logits, hidden = self._model.forward(layout, PagedContext(self._cache, layout.slot_mapping, [group]))
         if not dispatch.fuses(logits):
             return RecordedOutput(logits, hidden)
@@ -142,7 +148,7 @@ class RecordedStep:
         """``found`` with what its logits draw."""
         held, logits = self._tensors, output.logits[:, : self._vocabulary]
         sources, weights, speakers = self._chosen(output.hidden)
-        tables = step_tables.linear_tables(sources, weights, held["choices"], held["numbers"])
+        tables = step_tables.linear_tables(sources, weights, held["int_params"], held["float_params"])
         made = dispatch.fused_step(logits, replace(tables, truncates=True))
         return RecordedOutput(output.logits, output.hidden, made.tokens, made.logprobs, speakers)
 
@@ -174,17 +180,17 @@ class RecordedStep:
         )
         routes = held["routes"][:, None]
         sources, weights = sources.clone(), weights.clone()
-        sources[:, :2] = torch.where(routes, made.rows, sources[:, :2])
+        sources[:, :2] = torch.where(routes, made.source_rows, sources[:, :2])
         weights[:, :2] = torch.where(routes, made.weights, weights[:, :2])
         return sources, weights, torch.stack((made.leading, made.stayed))
 
 
 def _draw(tables: HostTables, routes: HostRoutes | None, arrays: dict[str, Array]) -> None:
-    count, width = tables.rows.shape
-    arrays["sources"][:count, :width] = tables.rows
+    count, width = tables.source_rows.shape
+    arrays["sources"][:count, :width] = tables.source_rows
     arrays["weights"][:count, :width] = tables.weights
-    arrays["choices"][:count] = tables.choices
-    arrays["numbers"][:count] = tables.numbers
+    arrays["int_params"][:count] = tables.int_params
+    arrays["float_params"][:count] = tables.float_params
     if routes is not None:
         for name, array in vars(routes).items():
             arrays[name][:count] = array

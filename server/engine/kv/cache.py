@@ -16,7 +16,7 @@ from ladle.server.engine.device.host_memory import zeroed_memory
 from ladle.server.engine.device.transfers import send_one
 
 BLOCK_SIZE = 16
-"""Tokens a block. Also the query tile of prefill, so reuse of whole blocks never changes how a tile is computed."""
+"""Tokens per block. Also the query tile of prefill, so reuse of whole blocks never changes how a tile is computed."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class KVCache:
         self.shapes = shapes
         self._pool: Tensor | None = None
         if len(set(shapes)) == 1:
-            rows = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
-            self._pool = _zeros(rows, dtype, device)
+            shape = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
+            self._pool = _zeros(shape, dtype, device)
             self.layers = list(self._pool.unbind())
         else:
             self.layers = [
@@ -85,9 +85,9 @@ class KVCache:
         shape = self.shapes[layer]
         blocks = self.layers[layer].view(self.blocks, -1)
         lanes, width = table.shape
-        rows = blocks.index_select(0, table.reshape(-1))
-        rows = rows.view(lanes, width * BLOCK_SIZE, 2, shape.heads, shape.head_dim)
-        return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)
+        pairs = blocks.index_select(0, table.reshape(-1))
+        pairs = pairs.view(lanes, width * BLOCK_SIZE, 2, shape.heads, shape.head_dim)
+        return pairs[:, :, 0].transpose(1, 2), pairs[:, :, 1].transpose(1, 2)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

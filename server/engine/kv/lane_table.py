@@ -12,37 +12,45 @@ from ladle.server.engine.kv.cache import BLOCK_SIZE
 
 
 class LaneTable:
-    """``rows`` rows, one a lane; a lane takes a row when admitted and gives it back when it ends or is preempted.
+    """A table with one row per lane. A lane takes a row when it is admitted and gives it back when it ends or is
+    preempted.
 
-    computed [rows] int64: tokens whose KV state exists. last [rows] int64: the token that comes next in decode.
-    blocks [rows, max_blocks] int64: the block table, 0 where unused. coefficients [rows + 1, members + vectors] float32
-    (float64 for float64 weights) on the device, the last row of them always 0; amounts [rows + 1, vectors]: those of
-    them that are of steering vectors, in the same memory. merged, steered [rows] bool: whether any of a member's, of a
-    vector's is non-zero.
+    Attributes:
+        computed: [capacity] int64, tokens whose KV state exists.
+        last: [capacity] int64, the token that comes next in decode.
+        blocks: [capacity, max_blocks] int64, the block table, 0 where unused.
+        members: how many columns of ``coefficients`` are of members.
+        coefficients: [capacity + 1, members + vectors] float32 (float64 for float64 weights) on the device; its last
+            row is always 0.
+        amounts: [capacity + 1, vectors], the columns of ``coefficients`` that are of steering vectors, in the same
+            memory.
+        merged: [capacity] bool, whether any of a member's coefficients is not 0.
+        steered: [capacity] bool, whether any of a vector's is not 0.
     """
 
     def __init__(
         self,
-        rows: int,
+        capacity: int,
         max_context: int,
         members: tuple[str, ...],
         dtype: torch.dtype,
         device: torch.device,
         vectors: tuple[str, ...] = (),
     ) -> None:
-        self.computed = np.zeros(rows, dtype=np.int64)
-        self.last = np.zeros(rows, dtype=np.int64)
-        self.blocks = np.zeros((rows, -(-max_context // BLOCK_SIZE)), dtype=np.int64)
+        self.computed = np.zeros(capacity, dtype=np.int64)
+        self.last = np.zeros(capacity, dtype=np.int64)
+        self.blocks = np.zeros((capacity, -(-max_context // BLOCK_SIZE)), dtype=np.int64)
         self.members = len(members)
-        self.coefficients = torch.zeros(rows + 1, len(members) + len(vectors), dtype=dtype, device=device)
+        self.coefficients = torch.zeros(capacity + 1, len(members) + len(vectors), dtype=dtype, device=device)
         self.amounts = self.coefficients[:, len(members) :]
-        self.merged = np.zeros(rows, dtype=bool)
-        self.steered = np.zeros(rows, dtype=bool)
+        self.merged = np.zeros(capacity, dtype=bool)
+        self.steered = np.zeros(capacity, dtype=bool)
         self._column = {name: column for column, name in enumerate((*members, *vectors))}
-        self._free = list(range(rows - 1, -1, -1))
+        self._free = list(range(capacity - 1, -1, -1))
 
     @property
-    def rows(self) -> int:
+    def capacity(self) -> int:
+        """How many lanes have room."""
         return len(self.computed)
 
     @property

@@ -16,7 +16,7 @@ _PATIENCE = timedelta(minutes=5)
 
 class ProcessGroup:
     """Process ``rank`` of ``size``. A group of its own rather than torch's default one, of which a process has only
-    one: a server may have several engines. Implements ``merging.split.Exchange``."""
+    one: a server may have several engines. Implements ``merging.bank.tensor_parallel.RankExchange``."""
 
     def __init__(self, meeting: Path, rank: int, size: int, device: torch.device) -> None:
         """Waits for the others. ``meeting``: a file that is not there yet, by which they find each other."""

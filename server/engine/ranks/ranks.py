@@ -25,10 +25,10 @@ from torch import Tensor
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
-from ladle.server.engine.config import EngineConfig
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward.layout import StepLayout
+from ladle.server.engine.ranks.layout_wire import pack
 from ladle.server.engine.ranks.process_group import ProcessGroup
-from ladle.server.engine.ranks.wire import pack
 
 logger = logging.getLogger(__name__)
 

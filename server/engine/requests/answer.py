@@ -13,7 +13,7 @@ from ladle.merging.errors import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import Ending, GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
-from ladle.server.engine.requests.thinking import Phase, Placed, Thinking, Thought
+from ladle.server.engine.requests.thinking import Placed, Thinking, Thought, ThoughtPhase
 
 NOT_FINITE = "scores_not_finite"
 """Code of the error of a request that asked for coefficients or strengths under which a model says nothing."""
@@ -43,7 +43,7 @@ class Answer:
         return other
 
     def behind(self, thinking: Thinking | None, tokens: Seq[int]) -> Answer:
-        """The same with a thought that is where ``thinking`` has it after ``tokens``, which came before."""
+        """This answer, with a thought that is where ``thinking`` has it after ``tokens``, which came before."""
         self._thought = None if thinking is None else Thought(thinking).follow(tokens)
         return self
 
@@ -61,7 +61,7 @@ class Answer:
         """The output for the ``count``-th token; it has a finish reason where a stop rule says so. ``ended``: no text
         can follow, because a grammar says so."""
         reasoning = None
-        if self._thought is None or self._thought.phase is Phase.AFTER:
+        if self._thought is None or self._thought.phase is ThoughtPhase.AFTER:
             piece, text, reason = self._answered(token, count, ended)
         else:
             piece, text, reason, reasoning = self._placed(self._thought, token, count, ended)
@@ -117,9 +117,9 @@ class Answer:
         return piece, text, None
 
     def _placed(self, thought: Thought, token: int, count: int, ended: bool) -> tuple[str, str, str | None, str | None]:
-        """The same of a token that comes before it is known to be the answer's own, with what it adds to the thought.
+        """What a token adds that comes before it is known to be the answer's own, and what it adds to the thought.
         Stop strings and stop tokens do nothing there; what ends a text, ends it there too."""
-        inside, sampling = thought.phase is Phase.INSIDE, self.request.sampling
+        inside, sampling = thought.phase is ThoughtPhase.INSIDE, self.request.sampling
         if inside and token in self._eos and not sampling.ignore_eos and thought.forced is None:
             return "", "", "stop", self._thinks(thought.finish(), closed=True)
         placed = thought.push(token)
@@ -131,13 +131,13 @@ class Answer:
             text += shown
             if reason is not None:
                 break
-        closed = thought.phase is Phase.AFTER
+        closed = thought.phase is ThoughtPhase.AFTER
         if reason is None and not placed.answer and count >= sampling.max_tokens:
             said = self._thinks(placed, closed=False)
             text, rest = self._rest(thought)
             return piece, text, "length", None if placed.own else said + rest
         reasoning = None if placed.own else self._thinks(placed, closed)
-        if inside and thought.phase is Phase.AFTER:
+        if inside and thought.phase is ThoughtPhase.AFTER:
             assert self.request.thinking is not None
             self._detokenizer = self._answer_after((*self.request.prompt, *self.request.thinking.close))
         return piece, text, reason, reasoning

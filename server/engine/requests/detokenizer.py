@@ -44,8 +44,8 @@ class StopStrings:
 
     def flush(self) -> str:
         """What was kept back, once no more text can come."""
-        held, self._held = self._held, ""
-        return held
+        rest, self._held = self._held, ""
+        return rest
 
     @property
     def holds(self) -> bool:

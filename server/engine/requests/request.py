@@ -90,12 +90,17 @@ class Checked:
 class GenerationRequest:
     """One sequence to generate: the prompt's token ids, the plan that steers it and how to sample.
 
-    views: the prompt's token ids as the plan's sources with a view of their own see it.
-    grammar: what the continuation must follow, whatever the plan says of it.
-    work: what has been computed for it.
-    salt: its state is reused by requests of the same salt only, and theirs by it.
-    answer: token ids that the plan's ranking is to judge, where nothing is to be generated.
-    thinking: what keeps the thought in front of the answer apart, and short; a grammar is of the answer alone.
+    Attributes:
+        request_id: unique among the requests of an engine.
+        prompt: token ids.
+        plan: what steers it.
+        sampling: how tokens are drawn.
+        views: the prompt's token ids as the plan's sources with a view of their own see it.
+        grammar: what the continuation must follow, whatever the plan says of it.
+        work: what has been computed for it.
+        salt: its state is reused by requests of the same salt only, and theirs by it.
+        answer: token ids that the plan's ranking is to judge, where nothing is to be generated.
+        thinking: what keeps the thought in front of the answer apart, and short; a grammar is of the answer alone.
     """
 
     request_id: str
@@ -161,9 +166,13 @@ class TokenTrace:
 
 @dataclass(frozen=True)
 class PromptToken:
-    """What the model would have said where the prompt has a token: ``logprob`` of that token and the best alternatives
-    (token id, logprob), best first; log-softmax of the combined score, in nats. ``rank``: of that token, 1 if no other
-    is better."""
+    """What the model would have said where the prompt has a token, in nats of the combined score's log-softmax.
+
+    Attributes:
+        logprob: of that token.
+        top: (token id, logprob) of the best alternatives, best first.
+        rank: of that token; 1 if no other is better.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...]
@@ -172,7 +181,11 @@ class PromptToken:
 
 @dataclass(frozen=True)
 class Ending:
-    """What an output shows where the answer ends with it, by the names of its fields."""
+    """What an output shows where the answer ends with it.
+
+    Attributes:
+        text, reasoning, reasoning_tokens: see ``StepOutput``.
+    """
 
     text: str
     reasoning: str | None
@@ -183,40 +196,44 @@ class Ending:
 class StepOutput:
     """One generated token of one request.
 
-    token_text: the text of this token alone, for display.
-    text: what may be shown now. Text that could still become a stop string, or half a character, is held back; the
-        concatenation of all `text` is the final text.
-    logprob: log-softmax of the combined score before temperature and truncation, in nats; with a grammar, among the
-        tokens that it allows.
-    top: (token id, logprob) of the best alternatives, best first.
-    trace: what guidance did, when the plan is traced.
-    finish_reason: None until the last output, then "stop", "length", "content_filter" (with `tripped` set), "abort" or
-        "error" (with `error` set). The token that hit the end-of-sequence id is included, with `text` empty. A grammar
-        that comes to its end is a "stop".
-    began: with the first token that another plan gave than the one before, that plan.
-    stop: with the last output, the stop string that ended the text; None where something else did.
-    cached_tokens: prompt tokens whose state was reused.
-    expert: who wrote the token, for plans that route; None for the router itself.
-    value: what explicit values say of the text so far, where they were asked about whole blocks.
-    entropy: of the distribution of which the token was drawn, in nats, where its sequence asks for it.
-    block: with the first token of a block that a search chose, how.
-    spent: where an answer is drawn in blocks, what was drawn since the output before.
-    score: with the last output, what the plan's ranking says of the answer.
-    reasoning: what the token adds to the thought in front of the answer, as ``text`` is what it adds to the answer;
-        None for a token of the answer. A tag around the thought adds nothing to either.
-    reasoning_tokens: how many tokens of the thought there are so far, without its tags.
-    watched: what each of the plan's monitors with a value says of the token before this one, within the engine.
-    cut: where text is held back and the plan has monitors, what this output would show if it were the last one, within
-        the engine.
-    tripped: with the last output, which has no token then, the monitor that ended the answer.
-    unseen: how many tokens were written since the output before and are not shown, because a monitor ended the answer,
-        which is its last output then, or a verifier the thought.
-    asked: how many tokens of questions about the answer were read since the output before, once for yes and once
-        for no; and of a thought that is verified, those that were read for it.
-    checked: with the last token of a thought that a verifier was asked about, what it said.
-    prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
-    queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made of
-        several.
+    Attributes:
+        request_id: whose token it is.
+        token: its id; -1 where the output has none.
+        prompt_tokens, completion_tokens: how many there are of each so far.
+        token_text: the text of this token alone, for display.
+        text: what may be shown now. Text that could still become a stop string, or half a character, is held back; the
+            concatenation of all `text` is the final text.
+        logprob: log-softmax of the combined score before temperature and truncation, in nats; with a grammar, among the
+            tokens that it allows.
+        top: (token id, logprob) of the best alternatives, best first.
+        trace: what guidance did, when the plan is traced.
+        finish_reason: None until the last output, then "stop", "length", "content_filter" (with `tripped` set), "abort"
+            or "error" (with `error` set). The token that hit the end-of-sequence id is included, with `text` empty. A
+            grammar that comes to its end is a "stop".
+        began: with the first token that another plan gave than the one before, that plan.
+        stop: with the last output, the stop string that ended the text; None where something else did.
+        cached_tokens: prompt tokens whose state was reused.
+        expert: who wrote the token, for plans that route; None for the router itself.
+        value: what explicit values say of the text so far, where they were asked about whole blocks.
+        entropy: of the distribution of which the token was drawn, in nats, where its sequence asks for it.
+        block: with the first token of a block that a search chose, how.
+        spent: where an answer is drawn in blocks, what was drawn since the output before.
+        score: with the last output, what the plan's ranking says of the answer.
+        reasoning: what the token adds to the thought in front of the answer, as ``text`` is what it adds to the answer;
+            None for a token of the answer. A tag around the thought adds nothing to either.
+        reasoning_tokens: how many tokens of the thought there are so far, without its tags.
+        watched: what each of the plan's monitors with a value says of the token before this one, within the engine.
+        cut: where text is held back and the plan has monitors, what this output would show if it were the last one,
+            within the engine.
+        tripped: with the last output, which has no token then, the monitor that ended the answer.
+        unseen: how many tokens were written since the output before and are not shown, because a monitor ended the
+            answer, which is its last output then, or a verifier the thought.
+        asked: how many tokens of questions about the answer were read since the output before, once for yes and once
+            for no; and of a thought that is verified, those that were read for it.
+        checked: with the last token of a thought that a verifier was asked about, what it said.
+        prompt: with the first output, the prompt's tokens after the first one, where they were asked for.
+        queued_s: with the first output, how many seconds the sequence waited for its first step; None where it is made
+            of several.
     """
 
     request_id: str

@@ -12,23 +12,29 @@ class SamplingParams:
     The values are taken as already validated (the HTTP schemas do so); the engine applies them once, on the combined
     score, in the order penalties and bias, temperature, top-k, top-p, min-p.
 
-    max_tokens: most tokens to generate; 0 where only the prompt is asked about.
-    temperature: 0 means greedy.
-    dynatemp_range, dynatemp_exponent: the temperature follows the entropy within this range (0: it does not), see
-        ``ladle.kernels.entropy_temperature``; only with a temperature above 0.
-    top_k: 0 means off.
-    logit_bias: (token id, bias in logits).
-    stop: strings that end the text and are not part of it; like stop_token_ids they do nothing within a thought.
-    seed: with the position, it decides every draw.
-    logprobs: how many top alternatives to report at each position; None reports none.
-    prompt_logprobs: report the prompt's own tokens too, all but the first, as if they had been drawn.
-    judged_from: the first of the prompt's tokens that is reported; the state of those before may be reused.
-    prompt_alternatives: how many top alternatives to report at each of them; at least as many as ``logprobs``.
-    ignore_eos: the token that ends a text is drawn like any other and ends nothing.
-    min_tokens: so many tokens come before anything may end the text.
-    stop_token_ids: tokens that end the text and are not part of it, whatever ignore_eos says.
-    skip_special_tokens: special tokens give no text; else their names, but not that of the token that ends a text.
-    include_stop: the text holds the stop string or the token of stop_token_ids that ended it.
+    Attributes:
+        max_tokens: most tokens to generate; 0 where only the prompt is asked about.
+        temperature: 0 means greedy.
+        dynatemp_range, dynatemp_exponent: the temperature follows the entropy within this range (0: it does not), see
+            ``ladle.kernels.entropy_temperature``; only with a temperature above 0.
+        top_p: the least probability mass that is kept; 1 means off.
+        top_k: 0 means off.
+        min_p: the least probability that is kept, as a share of the greatest one; 0 means off.
+        repetition_penalty: scores above 0 of tokens that are there are divided by it, others multiplied; 1 means off.
+        presence_penalty, frequency_penalty: subtracted once, and per time, from scores of tokens of the output; 0 is
+            off.
+        logit_bias: (token id, bias in logits).
+        stop: strings that end the text and are not part of it; like stop_token_ids they do nothing within a thought.
+        seed: with the position, it decides every draw.
+        logprobs: how many top alternatives to report at each position; None reports none.
+        prompt_logprobs: report the prompt's own tokens too, all but the first, as if they had been drawn.
+        judged_from: the first of the prompt's tokens that is reported; the state of those before may be reused.
+        prompt_alternatives: how many top alternatives to report at each of them; at least as many as ``logprobs``.
+        ignore_eos: the token that ends a text is drawn like any other and ends nothing.
+        min_tokens: so many tokens come before anything may end the text.
+        stop_token_ids: tokens that end the text and are not part of it, whatever ignore_eos says.
+        skip_special_tokens: special tokens give no text; else their names, but not that of the token that ends a text.
+        include_stop: the text holds the stop string or the token of stop_token_ids that ended it.
     """
 
     max_tokens: int

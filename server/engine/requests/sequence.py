@@ -97,7 +97,27 @@ class Change:
 
 @dataclass(eq=False)
 class Sequence:
-    """A request with its progress. All lanes share the continuation ``output``; a lane may have its own prompt."""
+    """A request with its progress. All lanes share the continuation ``output``; a lane may have its own prompt.
+
+    Attributes:
+        request: what was asked for; a plan that takes over makes another one of it.
+        lanes: one per source of the plan, in its order.
+        output: token ids drawn so far.
+        slot: its slot in the tables of a step; None while it waits.
+        cached_tokens: prompt tokens whose state was reused.
+        restarts: how often it gave up what it held and was taken up again: when it was preempted, and when its plan
+            changed.
+        finished: whether it has ended.
+        arrival: its number in the order of arrival.
+        submitted_at, admitted_at: seconds on the monotonic clock; the latter is None while it has never had a slot.
+        speaker: the expert of the last token and how many in a row it has written; no expert yet is -1.
+        ticket: its place in the queue, until it has had its turn.
+        judged: what was said of the prompt's tokens from the second on, where that was asked for.
+        changes: plans that are still to take over, in the order in which they do.
+        began: the plan that took over since the last token, until its first one is there.
+        asks_entropy: whether the entropy of the distribution of its next token is asked for.
+        ahead: whether it goes before all that waits: an answer that has had its turn ends with it.
+    """
 
     request: GenerationRequest
     lanes: list[Lane]
@@ -105,26 +125,17 @@ class Sequence:
     slot: int | None = None
     cached_tokens: int = 0
     restarts: int = 0
-    """How often it gave up what it held and was taken up again: when it was preempted, and when its plan changed."""
     finished: bool = False
     arrival: int = field(default_factory=lambda: next(_arrivals))
     submitted_at: float = field(default_factory=time.monotonic)
     admitted_at: float | None = None
     speaker: tuple[int, int] = (-1, 0)
-    """The expert of the last token and how many in a row it has written; no expert yet is -1."""
     ticket: Ticket | None = None
-    """Its place in the queue, until it has had its turn."""
     judged: list[PromptToken] = field(default_factory=list)
-    """What was said of the prompt's tokens from the second on, where that was asked for."""
     changes: deque[Change] = field(default_factory=deque)
-    """Plans that are still to take over, in the order in which they do."""
     began: Plan | None = None
-    """The plan that took over since the last token, until its first one is there."""
-
     asks_entropy: bool = False
-    """Whether the entropy of the distribution of its next token is asked for."""
     ahead: bool = False
-    """Whether it goes before all that waits: an answer that has had its turn ends with it."""
 
     _thought: Thought | None = None
 

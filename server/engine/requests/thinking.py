@@ -57,7 +57,7 @@ class Thinking:
     verifier: Verifier | None = None
 
 
-class Phase(Enum):
+class ThoughtPhase(Enum):
     """Where a continuation stands: nothing but a part of the opening tag is there, within the thought, in the
     answer."""
 
@@ -81,7 +81,7 @@ class Thought:
 
     def __init__(self, thinking: Thinking) -> None:
         self._thinking = thinking
-        self.phase = Phase.BEFORE
+        self.phase = ThoughtPhase.BEFORE
         self.tokens = 0
         """How many tokens of the thought there are, a message included, of the tags none."""
         self.start = 0
@@ -119,7 +119,7 @@ class Thought:
     @property
     def may_end(self) -> bool:
         """Whether a budget that ends here would put the message and the whole tag next."""
-        return self.phase is Phase.INSIDE and not self._held and self._script is None
+        return self.phase is ThoughtPhase.INSIDE and not self._held and self._script is None
 
     @property
     def holds(self) -> bool:
@@ -129,27 +129,27 @@ class Thought:
     @property
     def may_answer(self) -> bool:
         """Whether the next token may be the answer's own."""
-        return self.phase is Phase.AFTER or (self.phase is Phase.BEFORE and not self._held)
+        return self.phase is ThoughtPhase.AFTER or (self.phase is ThoughtPhase.BEFORE and not self._held)
 
     @property
     def opening(self) -> int | None:
         """The token that would begin the thought or go on with its tag; None once it is open, or never will be."""
-        return self._thinking.open[len(self._held)] if self.phase is Phase.BEFORE else None
+        return self._thinking.open[len(self._held)] if self.phase is ThoughtPhase.BEFORE else None
 
     def answers(self, token: int) -> bool:
         """Whether ``token``, if it came next, would be the answer's own; not for a tag's, nor for what may become
         one."""
-        if self.phase is Phase.BEFORE:
+        if self.phase is ThoughtPhase.BEFORE:
             return token != self.opening
-        return self.phase is Phase.AFTER
+        return self.phase is ThoughtPhase.AFTER
 
     def push(self, token: int) -> Placed:
         """Take in the next token."""
         self._seen += 1
-        if self.phase is Phase.AFTER:
+        if self.phase is ThoughtPhase.AFTER:
             return Placed(answer=(token,))
         self._held.append(token)
-        if self.phase is Phase.BEFORE:
+        if self.phase is ThoughtPhase.BEFORE:
             return self._before()
         if self._script:
             return self._scripted(self._script.pop(0))
@@ -158,7 +158,7 @@ class Thought:
     def finish(self) -> Placed:
         """What was held back, when no more tokens come."""
         held, self._held = tuple(self._held), []
-        if self.phase is Phase.BEFORE:
+        if self.phase is ThoughtPhase.BEFORE:
             return Placed(answer=held)
         if self._script:
             return Placed(own=False)  # a part of the tag that would have been completed
@@ -174,11 +174,11 @@ class Thought:
         if opening[: len(self._held)] == tuple(self._held):
             return Placed(own=False)
         held, self._held = tuple(self._held), []
-        self.phase = Phase.AFTER
+        self.phase = ThoughtPhase.AFTER
         return Placed(answer=held)
 
     def _begin(self) -> None:
-        self.phase = Phase.INSIDE
+        self.phase = ThoughtPhase.INSIDE
         self._limit()
 
     def _inside(self) -> Placed:
@@ -215,4 +215,4 @@ class Thought:
         return Placed(own=False)
 
     def _end(self) -> None:
-        self.phase, self.start, self._held, self._script = Phase.AFTER, self._seen, [], None
+        self.phase, self.start, self._held, self._script = ThoughtPhase.AFTER, self._seen, [], None

@@ -18,22 +18,22 @@ class DraftPace:
         self._row: float | None = None
         self._since = 0
 
-    def row_cost(self, rows: int) -> float | None:
-        """What one more row adds to a step of ``rows`` rows, as a share of that step; None where such a step has to be
+    def row_cost(self, step_rows: int) -> float | None:
+        """What one more row adds to a step of ``step_rows``, as a share of that step; None where such a step has to be
         seen without drafts first."""
-        plain = self._plain.get(rows)
+        plain = self._plain.get(step_rows)
         if plain is None or self._since >= _PLAIN_AGAIN:
             return None
         return _FIRST_GUESS if self._row is None else self._row / plain
 
-    def note(self, rows: int, drafted: int, seconds: float) -> None:
-        """A step of ``rows`` rows, and ``drafted`` ones besides, took so long."""
+    def note(self, step_rows: int, drafted: int, seconds: float) -> None:
+        """A step of ``step_rows`` rows, and ``drafted`` ones besides, took so long."""
         if not drafted:
             self._since = 0
-            self._plain[rows] = _moved(self._plain.get(rows), seconds)
-        elif rows in self._plain:
+            self._plain[step_rows] = _moved(self._plain.get(step_rows), seconds)
+        elif step_rows in self._plain:
             self._since += 1
-            self._row = _moved(self._row, max(0.0, seconds - self._plain[rows]) / drafted)
+            self._row = _moved(self._row, max(0.0, seconds - self._plain[step_rows]) / drafted)
 
 
 def worthwhile(likely: float, cost: float, most: int) -> int:

@@ -63,18 +63,21 @@ class Drafts:
         self._most = most
         self._authors: WeakKeyDictionary[Sequence, _Author] = WeakKeyDictionary()
         self._pace = DraftPace()
-        self._rows = 0
+        self._step_rows = 0
 
     def plan(self, plan: StepPlan) -> None:
         """Add to ``plan`` what is worth being drafted."""
-        self._rows = 0
+        self._step_rows = 0
         if not self._most or not plan.decode or plan.chunks:
             return
-        self._rows = len(plan.lanes)
-        cost = self._pace.row_cost(self._rows)
-        room = self._scheduler.max_batch_tokens - self._rows
+        # ``cost`` is what one more row adds to this step, as a share of it: None until such a step was seen without
+        # drafts. ``room``: rows that the token budget leaves.
+        self._step_rows = len(plan.lanes)
+        cost = self._pace.row_cost(self._step_rows)
+        room = self._scheduler.max_batch_tokens - self._step_rows
         for sequence in plan.decode:
             author = self._author(sequence)
+            # The guess is made in any case: whether it comes true is how the chance of later ones is known.
             left = sequence.request.sampling.max_tokens - len(sequence.output) - 1
             author.guess = author.index.guess(min(self._most, left))
             if cost is None or not author.guess:
@@ -89,9 +92,9 @@ class Drafts:
 
     def note(self, plan: StepPlan, accepted: int, seconds: float) -> None:
         """``plan`` took so long, all draws included, and so many drafted tokens were drawn."""
-        rows = sum(len(draft) * len(drafted_lanes(sequence)) for sequence, draft in plan.drafts.items())
-        if self._rows:
-            self._pace.note(self._rows, rows, seconds)
+        drafted_rows = sum(len(draft) * len(drafted_lanes(sequence)) for sequence, draft in plan.drafts.items())
+        if self._step_rows:
+            self._pace.note(self._step_rows, drafted_rows, seconds)
         self.drafted += sum(map(len, plan.drafts.values()))
         self.accepted += accepted
 

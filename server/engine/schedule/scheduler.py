@@ -156,7 +156,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise AssertionError unless lane rows and slots add up."""
         for what, held, free, total in (
-            ("lane rows", [lane.row for s in self.running for lane in s.lanes], self.table.idle, self.table.rows),
+            ("lane rows", [lane.row for s in self.running for lane in s.lanes], self.table.idle, self.table.capacity),
             ("slots", [s.slot for s in self.running], self._slots, self.max_sequences),
         ):
             if sorted([*(row for row in held if row is not None), *free]) != list(range(total)):

@@ -30,7 +30,7 @@ class CandidateValues:
 
 def value_candidates(
     logits: Tensor,
-    rows: Array,
+    logits_rows: Array,
     sequences: Seq[Sequence],
     layout: Callable[[Seq[Lane], Seq[int], Seq[int]], HostLayout],
     hidden: Callable[[Lane, HostLayout, Tensor], Tensor],
@@ -38,19 +38,19 @@ def value_candidates(
 ) -> dict[Sequence, CandidateValues]:
     """The candidates of ``sequences``, which have a scorer, and what the value lanes of each say of them.
 
-    ``rows`` [rows of the lane table] int64: the row of ``logits`` [rows, vocabulary] that each lane gave.
+    ``logits_rows`` [rows of the lane table] int64: the row of ``logits`` [rows, vocabulary] that each lane gave.
 
     Where ``allowed`` has something for a sequence, its candidates are the best of what that allows, and fewer where it
     allows fewer.
 
-    All that lanes of one set of weights have to value goes through one forward: k new tokens a lane over the state it
+    All that lanes of one set of weights have to value goes through one forward: k new tokens per lane over the state it
     has. ``layout`` lays such a forward out, ``hidden`` runs it on the weights of a lane, with the candidates' ids, and
     returns [tokens, hidden].
     """
     chosen: dict[Sequence, Tensor] = {}
     counts: dict[Sequence, int] = {}
     for sequence in sequences:
-        scores, counts[sequence] = logits[int(rows[sequence.lanes[0].row])], sequence.candidates
+        scores, counts[sequence] = logits[int(logits_rows[sequence.lanes[0].row])], sequence.candidates
         if sequence in allowed:
             scores = scores.masked_fill(~allowed[sequence].mask, -torch.inf)
             counts[sequence] = min(sequence.candidates, allowed[sequence].count)
@@ -69,7 +69,7 @@ def value_candidates(
         plan = layout(lanes, [s.length(lane) for s, lane in members], [s.candidates for s, _ in members])
         ordered = list(dict.fromkeys(plan.logit_lanes))
         states = hidden(lanes[0], plan, torch.cat([chosen[owner[lane]] for lane in ordered]))
-        # The layout sorts lanes by their buckets; hidden states come back in that order, k rows a lane.
+        # The layout sorts lanes by their buckets; hidden states come back in that order, k rows per lane.
         start = 0
         for lane in ordered:
             stop = start + owner[lane].candidates
@@ -87,26 +87,26 @@ def value_candidates(
 
 def keep_chosen(
     values: Mapping[Sequence, CandidateValues],
-    places: Mapping[Sequence, int | None],
+    candidate_indices: Mapping[Sequence, int | None],
     table: LaneTable,
     cache_of: Callable[[Lane], KVCache],
 ) -> set[Sequence]:
     """Keep the state of the candidates that were drawn, instead of computing it again; returns whose it was.
 
-    ``places``: which of its candidates a sequence drew. One that drew a token from outside them, None, computes it in
-    the next step.
+    ``candidate_indices``: which of its candidates a sequence drew. One that drew a token from outside them, None,
+    computes it in the next step.
     """
     kept: set[Sequence] = set()
     moves: dict[KVCache, list[tuple[int, int]]] = {}
     for sequence, candidates in values.items():
-        place = places[sequence]
-        if place is None:
+        index = candidate_indices[sequence]
+        if index is None:
             continue
         kept.add(sequence)
         for lane in candidates.values:
             position = sequence.length(lane)
             # From the scratch slot, where the candidate's key and value were written, to the lane's next slot.
-            source = lane.scratch[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
+            source = lane.scratch[index // BLOCK_SIZE] * BLOCK_SIZE + index % BLOCK_SIZE
             target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             moves.setdefault(cache_of(lane), []).append((source, target))
     for cache, pairs in moves.items():

@@ -14,8 +14,8 @@ from ladle.server.engine.scores.grammar_masks import Allowed
 
 
 class Entropies:
-    """Those of one step, in two parts: ``tensors`` are to be read together with the tokens, of them ``said`` makes
-    numbers."""
+    """The entropies of one step, in two parts: ``tensors`` are read together with the tokens, and ``said`` makes
+    numbers of them."""
 
     def __init__(self, guided: Tensor, sequences: Seq[Sequence], allowed: Mapping[Sequence, Allowed]) -> None:
         """``guided`` [sequences, vocabulary]: the combined scores of ``sequences``, before any temperature; of those

@@ -19,7 +19,7 @@ from ladle.server.engine.requests.sequence import Lane, Sequence
 
 
 @dataclass(frozen=True)
-class Turn:
+class ExpertTurn:
     """Who writes one token.
 
     lanes: of the experts that take part, the first one leading; none where the router writes by itself (Co-LLM).
@@ -50,10 +50,10 @@ class ExpertRouter:
         self._defer_bias = head.defer_bias
         self.experts = len(self._weight)
 
-    def choose(self, sequences: Seq[Sequence], state: Callable[[Lane], Tensor]) -> dict[Sequence, Turn]:
+    def choose(self, sequences: Seq[Sequence], state: Callable[[Lane], Tensor]) -> dict[Sequence, ExpertTurn]:
         """The turns of ``sequences``, at least one, which all route; ``state`` gives [hidden] of a router's lane.
 
-        Asking changes nothing: a turn counts once its token is drawn (``Turn.speaker``).
+        Asking changes nothing: a turn counts once its token is drawn (``ExpertTurn.speaker``).
 
         Scores that are not finite give a turn whose shares are NaN, which makes the sequence's scores NaN.
         """
@@ -78,7 +78,7 @@ class ExpertRouter:
             # Experts are always asked, but for a plan with a threshold only where sigmoid(d) is above it.
             asked = self._defer is None or routing.threshold is None or chances[index] > routing.threshold
             if not asked:
-                turns[sequence] = Turn((), (), named, sequence.speaker)
+                turns[sequence] = ExpertTurn((), (), named, sequence.speaker)
                 continue
             experts, shares = soft.get(index, ([leading[index]], [1.0]))
             if not all(map(math.isfinite, row)):
@@ -87,7 +87,7 @@ class ExpertRouter:
             # Hysteresis: the run length of the leading expert decides when the head may switch again (``stay``).
             last, stayed = sequence.speaker
             speaker = (experts[0], stayed + 1 if experts[0] == last else 1)
-            turns[sequence] = Turn(lanes, tuple(shares), named, speaker)
+            turns[sequence] = ExpertTurn(lanes, tuple(shares), named, speaker)
         return turns
 
     def judge(self, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,14 +18,19 @@ from ladle.server.engine.requests.sequence import Sequence
 
 @dataclass(frozen=True)
 class Allowed:
-    """The tokens that may come next: ``mask`` [vocabulary] bool on the device, and how many they are."""
+    """The tokens that may come next.
+
+    Attributes:
+        mask: [vocabulary] bool, on the device.
+        count: how many they are.
+    """
 
     mask: Tensor
     count: int
 
 
 @dataclass(eq=False)
-class _Followed:
+class _GrammarState:
     """One sequence in its grammar. ``allowed``: the tokens that may come next, once somebody has asked."""
 
     sequence: Sequence
@@ -40,7 +45,7 @@ class GrammarMasks:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._followed: dict[int, _Followed] = {}
+        self._followed: dict[int, _GrammarState] = {}
 
     def admit(self, sequence: Sequence) -> None:
         """Take over the grammar of ``sequence``, if it has one, at the end of its output."""
@@ -50,7 +55,7 @@ class GrammarMasks:
         if grammar is not None:
             # A sequence that was preempted, or that goes on from a block, has tokens already.
             own = [] if (start := _start(sequence)) is None else sequence.output[start:]
-            self._followed[sequence.slot] = _Followed(sequence, grammar, grammar.start(own))
+            self._followed[sequence.slot] = _GrammarState(sequence, grammar, grammar.start(own))
 
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
         """Which tokens may come next of those of ``sequences`` that have a grammar and whose answer may begin or go on.
@@ -58,59 +63,59 @@ class GrammarMasks:
         Where a thought may come before the answer, the token that begins its tag may come besides.
         None of them may where the grammar has failed (see ``error``).
         """
-        followed = {s: place for s in sequences if (place := self._of(s)) is not None and _start(s) is not None}
+        followed = {s: state for s in sequences if (state := self._of(s)) is not None and _start(s) is not None}
         # A vocabulary mask per position, computed by the grammar's own process since the last token was drawn.
-        for pool, waiting in _by_pool([place for place in followed.values() if place.allowed is None]).items():
-            pool.masks([place.position for place in waiting])
-            for place in waiting:
-                place.allowed = self._result(place, vocabulary)
-        return {s: place.allowed for s, place in followed.items() if place.allowed is not None}
+        for pool, waiting in _by_pool([state for state in followed.values() if state.allowed is None]).items():
+            pool.masks([state.position for state in waiting])
+            for state in waiting:
+                state.allowed = self._result(state, vocabulary)
+        return {s: state.allowed for s, state in followed.items() if state.allowed is not None}
 
     def advance(self, sequences: Seq[Sequence], tokens: Seq[int]) -> None:
         """Follow the drawn tokens of those of ``sequences`` that have a grammar, as far as they are of the answer."""
         drawn = dict(zip(sequences, tokens, strict=True))
-        places = [place for s in sequences if (place := self._of(s)) is not None and place.position.error is None]
-        for place in places:
-            place.allowed = None  # also where a thought begins, whose tag may come no second time
-        followed = [place for place in places if _answers(place.sequence, drawn[place.sequence])]
+        states = [state for s in sequences if (state := self._of(s)) is not None and state.position.error is None]
+        for state in states:
+            state.allowed = None  # also where a thought begins, whose tag may come no second time
+        followed = [state for state in states if _answers(state.sequence, drawn[state.sequence])]
         for pool, moving in _by_pool(followed).items():
-            pool.advance([(place.position, drawn[place.sequence]) for place in moving])
+            pool.advance([(state.position, drawn[state.sequence]) for state in moving])
 
     def ended(self, sequence: Sequence) -> bool:
         """Whether the grammar has come to its end, so that no text can follow."""
-        place = self._of(sequence)
-        return place is not None and place.position.stopped
+        state = self._of(sequence)
+        return state is not None and state.position.stopped
 
     def error(self, sequence: Sequence) -> str | None:
         """Why a sequence cannot go on."""
-        place = self._of(sequence)
-        return None if place is None else place.position.error
+        state = self._of(sequence)
+        return None if state is None else state.position.error
 
-    def _of(self, sequence: Sequence) -> _Followed | None:
+    def _of(self, sequence: Sequence) -> _GrammarState | None:
         if sequence.request.grammar is None or sequence.slot is None:
             return None
-        place = self._followed[sequence.slot]
-        assert place.sequence is sequence
-        return place
+        state = self._followed[sequence.slot]
+        assert state.sequence is sequence
+        return state
 
     def _finish_those_gone(self, slot: int) -> None:
         """Nobody says when a sequence gives up its slot, so that is looked for whenever one is taken."""
-        for taken, place in list(self._followed.items()):
-            if taken == slot or place.sequence.slot != taken:
+        for taken, state in list(self._followed.items()):
+            if taken == slot or state.sequence.slot != taken:
                 del self._followed[taken]
-                place.grammar.pool.finish(place.position)
+                state.grammar.pool.finish(state.position)
 
-    def _result(self, place: _Followed, vocabulary: int) -> Allowed:
+    def _result(self, state: _GrammarState, vocabulary: int) -> Allowed:
         bits = np.zeros(vocabulary, dtype=np.bool_)
-        if place.position.error is None and not place.position.stopped:
-            mask = np.frombuffer(place.grammar.pool.mask(place.position), dtype=np.uint8)
+        if state.position.error is None and not state.position.stopped:
+            mask = np.frombuffer(state.grammar.pool.mask(state.position), dtype=np.uint8)
             # Ids beyond the tokenizer's are padding of the model; ids beyond the model's have no scores.
             known = np.unpackbits(mask, bitorder="little")[:vocabulary]
             bits[: len(known)] = known
             if not bits.any():
                 # The library saw neither an error nor an end; that no score is allowed is no fault of the model.
-                place.position.error = too_complex("it came to a dead end: no token may come next")
-            elif (thought := place.sequence.thought) is not None and thought.opening is not None:
+                state.position.error = too_complex("it came to a dead end: no token may come next")
+            elif (thought := state.sequence.thought) is not None and thought.opening is not None:
                 bits[thought.opening] = True
         return Allowed(send_one(bits, self._device), int(bits.sum()))
 
@@ -126,8 +131,8 @@ def _answers(sequence: Sequence, token: int) -> bool:
     return thought is None or thought.answers(token)
 
 
-def _by_pool(followed: Seq[_Followed]) -> dict[GrammarPool, list[_Followed]]:
-    groups: dict[GrammarPool, list[_Followed]] = {}
+def _by_pool(followed: Seq[_GrammarState]) -> dict[GrammarPool, list[_GrammarState]]:
+    groups: dict[GrammarPool, list[_GrammarState]] = {}
     for one in followed:
         groups.setdefault(one.grammar.pool, []).append(one)
     return groups

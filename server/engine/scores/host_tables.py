@@ -11,7 +11,11 @@ from ladle.server.engine.device.transfers import Array
 
 
 class HostBudgets(NamedTuple):
-    """``Budgets`` as arrays."""
+    """``Budgets`` as arrays.
+
+    Attributes:
+        sequences, bases, nats: as there.
+    """
 
     sequences: Array
     bases: Array
@@ -19,7 +23,11 @@ class HostBudgets(NamedTuple):
 
 
 class HostRanges(NamedTuple):
-    """``Ranges`` as arrays."""
+    """``Ranges`` as arrays.
+
+    Attributes:
+        warmed, spreads, exponents: as there.
+    """
 
     warmed: Array
     spreads: Array
@@ -35,10 +43,10 @@ class HostTables:
     """Columns of ``StepTables`` for n sequences.
 
     Attributes:
-        rows: [n, k] int64, of the logits, of the sources that are added up; padded with any row.
+        source_rows: [n, k] int64, of the logits, of the sources that are added up; padded with any row.
         weights: [n, k] float64, padded with 0.
-        choices: [n, CHOICES] int32.
-        numbers: [n, NUMBERS] float64.
+        int_params: [n, INT_PARAMS] int32.
+        float_params: [n, FLOAT_PARAMS] float64.
         budgets: the KL budgets.
         ranges: whose temperatures follow their entropy.
         traced: [t] int64, the sequences whose combined scores are looked at: those that are traced, and those that ask
@@ -47,10 +55,10 @@ class HostTables:
         truncates: whether a sequence may draw at random from less than all tokens.
     """
 
-    rows: Array
+    source_rows: Array
     weights: Array
-    choices: Array
-    numbers: Array
+    int_params: Array
+    float_params: Array
     budgets: HostBudgets = _NO_BUDGETS
     ranges: HostRanges = _NO_RANGES
     traced: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))

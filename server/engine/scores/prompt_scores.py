@@ -40,15 +40,15 @@ def why_not(plan: Plan) -> str | None:
 class PromptJudge:
     """Turns the logits of prompt tokens into log-probabilities."""
 
-    def __init__(self, slots: SlotTables, device: torch.device) -> None:
-        self._slots = slots
+    def __init__(self, slot_tables: SlotTables, device: torch.device) -> None:
+        self._slot_tables = slot_tables
         self._device = device
 
-    def judge(self, logits: Tensor, rows: Array, chunks: Seq[Chunk]) -> None:
+    def judge(self, logits: Tensor, logits_rows: Array, chunks: Seq[Chunk]) -> None:
         """Add to every judged sequence of ``chunks`` what the combined score says of its next prompt tokens.
 
-        ``logits`` [rows, vocabulary]; ``rows`` [rows of the lane table] int64: that of the last token of each chunk,
-        before which lie those of the chunk's other tokens.
+        ``logits`` [rows, vocabulary]; ``logits_rows`` [rows of the lane table] int64: that of the last token of each
+        chunk, before which lie those of the chunk's other tokens.
         """
         for sequence, own in _by_sequence(chunks).items():
             start, count, prompt = own[0].start, own[0].count, sequence.request.prompt
@@ -56,14 +56,14 @@ class PromptJudge:
             first = max(start + 1, sequence.request.sampling.judged_from)
             targets = prompt[first : start + count + 1]
             if targets:
-                said = self._tokens(logits, rows - (start + count - first), sequence, targets)
+                said = self._tokens(logits, logits_rows - (start + count - first), sequence, targets)
                 sequence.judged[first - sequence.request.sampling.judged_from :] = said
 
     def _tokens(self, logits: Tensor, firsts: Array, sequence: Sequence, targets: Seq[int]) -> list[PromptToken]:
         """``firsts``: the row of every lane's first token, by lane; what follows token i is ``targets[i]``."""
         # Each prompt position takes the part of a sequence of its own, so that decoding's kernels score it.
         repeated = [sequence] * len(targets)
-        tables = _at_positions(self._slots.tables(repeated, firsts))
+        tables = _at_positions(self._slot_tables.tables(repeated, firsts))
         own = lay_out(tables, repeated, StepInputs(firsts), logits.dtype, self._device)
         logprobs = torch.log_softmax(dispatch.guided_scores(logits, own), dim=-1)
         said = logprobs.gather(1, send_one(targets, self._device, np.int64)[:, None])[:, 0]
@@ -83,12 +83,12 @@ class PromptJudge:
 def _at_positions(tables: HostTables) -> HostTables:
     """From ``tables`` that say the same n times those of n positions side by side: the i-th reads i rows further on."""
     # The tables repeat one sequence: what points at logits (sources, mask base, budget base) moves on by one row.
-    further = np.arange(len(tables.rows))
-    choices, budgets = tables.choices, tables.budgets
-    choices[:, columns.BASE] += np.where(choices[:, columns.BASE] >= 0, further, 0).astype(choices.dtype)
+    further = np.arange(len(tables.source_rows))
+    int_params, budgets = tables.int_params, tables.budgets
+    int_params[:, columns.BASE] += np.where(int_params[:, columns.BASE] >= 0, further, 0).astype(int_params.dtype)
     return replace(
         tables,
-        rows=np.maximum(tables.rows, 0) + further[:, None],
+        source_rows=np.maximum(tables.source_rows, 0) + further[:, None],
         budgets=budgets._replace(bases=budgets.bases + further[budgets.sequences]),
     )
 

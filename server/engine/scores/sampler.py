@@ -17,7 +17,7 @@ from ladle.server.engine.requests.request import TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues
 from ladle.server.engine.scores.entropies import Entropies
-from ladle.server.engine.scores.expert_router import Turn
+from ladle.server.engine.scores.expert_router import ExpertTurn
 from ladle.server.engine.scores.grammar_masks import Allowed, GrammarMasks
 from ladle.server.engine.scores.least_length import LeastLength
 from ladle.server.engine.scores.slot_tables import SlotTables
@@ -36,7 +36,7 @@ class Draw:
         top: (id, logprob) of the best alternatives, best first, as many as were asked for.
         trace: what guidance did, if the plan is traced.
         expert: who wrote the token, for plans that route; None for the router itself.
-        place: of the token among its candidates, for plans that value some; None for one from outside them.
+        candidate_index: of the token among its candidates, for plans that value some; None for one from outside them.
         ended: whether the grammar allows no more text.
         error: why there is no token, if the grammar cannot be followed.
         watched: what each of the plan's monitors with a value says of the token before it; empty where there is none.
@@ -48,7 +48,7 @@ class Draw:
     top: tuple[tuple[int, float], ...] = ()
     trace: TokenTrace | None = None
     expert: str | None = None
-    place: int | None = None
+    candidate_index: int | None = None
     ended: bool = False
     error: str | None = None
     watched: tuple[float, ...] = ()
@@ -56,23 +56,26 @@ class Draw:
 
 
 class Sampler:
-    """Draws tokens; their counts are kept only for sequences with penalties. ``slots``: the parameters of all."""
+    """Draws tokens; their counts are kept only for sequences with penalties. ``slot_tables``: the
+    parameters of all."""
 
-    def __init__(self, slots: int, device: torch.device, experts: int = 0, eos: frozenset[int] = frozenset()) -> None:
-        """``slots``: sequences at once; ``experts``: of the family's router; ``eos``: the ids that end a text."""
+    def __init__(
+        self, max_sequences: int, device: torch.device, experts: int = 0, eos: frozenset[int] = frozenset()
+    ) -> None:
+        """``max_sequences``: at once; ``experts``: of the family's router; ``eos``: the ids that end a text."""
         dispatch.prepare_draws(device)
         self._device = device
         self._grammars = GrammarMasks(device)
         self._least = LeastLength(device, eos)
         self._thoughts = ThoughtMasks(device, self._least, eos)
-        self.slots = SlotTables(slots, experts)
+        self.slot_tables = SlotTables(max_sequences, experts)
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def admit(self, sequence: Sequence, vocabulary: int) -> None:
         """Take over the parameters of ``sequence``, which holds a slot; its output so far counts for penalties."""
         slot, params = sequence.slot, sequence.request.sampling
         assert slot is not None
-        self.slots.admit(sequence)
+        self.slot_tables.admit(sequence)
         if sequence.draws:
             self._grammars.admit(sequence)
         self._counts.pop(slot, None)
@@ -97,22 +100,23 @@ class Sampler:
     def draw(
         self,
         logits: Tensor,
-        rows: Array,
+        logits_rows: Array,
         sequences: Seq[Sequence],
         values: Mapping[Sequence, CandidateValues],
-        turns: Mapping[Sequence, Turn],
+        turns: Mapping[Sequence, ExpertTurn],
     ) -> list[Draw]:
         """One token for each of ``sequences``, at least one.
 
         Args:
             logits: [rows, vocabulary] of all their lanes.
-            rows: [rows of the lane table] int64, the row of ``logits`` that each lane gave.
+            logits_rows: [rows of the lane table] int64, the row of ``logits`` that each lane gave.
             values: of the candidates of those whose plan has a scorer.
             turns: of those that are routed.
         """
         # Host tables -> device tables -> one fused step: combine, mask, penalise, truncate, draw.
-        step = StepInputs(rows, values, turns, self.allowed(sequences, logits.shape[1]), self._penalties(sequences))
-        host = self.slots.tables(sequences, rows)
+        allowed, counted = self.allowed(sequences, logits.shape[1]), self._penalties(sequences)
+        step = StepInputs(logits_rows, values, turns, allowed, counted)
+        host = self.slot_tables.tables(sequences, logits_rows)
         made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
         seen = host.traced.tolist()
         entropies = Entropies(made.guided, [sequences[index] for index in seen], step.allowed)
@@ -149,7 +153,7 @@ class Sampler:
                 top=tops[index],
                 trace=traces.get(index),
                 expert=turns[s].expert if s in turns else None,
-                place=candidate_indices.get(s),
+                candidate_index=candidate_indices.get(s),
                 entropy=unsure.get(s),
             )
             for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))

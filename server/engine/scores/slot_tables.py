@@ -34,39 +34,39 @@ def draw_keys(seeds: Array, positions: Array) -> Array:
 
 
 class SlotTables:
-    """Columns of ``StepTables`` for up to ``slots`` sequences, as far as plan and sampling parameters decide them.
+    """Columns of ``StepTables`` for up to ``max_sequences``, as far as plan and sampling parameters decide them.
 
     Where the tables have a row of the logits, slots have a row of the lane table: a step says which is whose.
     """
 
-    def __init__(self, slots: int, experts: int = 0) -> None:
+    def __init__(self, max_sequences: int, experts: int = 0) -> None:
         """``experts``: of the family's router."""
-        self._choices = np.zeros((slots, columns.CHOICES), dtype=np.int32)
-        self._numbers = np.zeros((slots, columns.NUMBERS), dtype=np.float64)
-        self._seeds = np.zeros(slots, dtype=np.uint64)
-        self._sources = np.zeros((slots, SOURCES), dtype=np.int64)
-        self._weights = np.zeros((slots, SOURCES), dtype=np.float64)
-        self._counts = np.zeros(slots, dtype=np.int64)
-        self._firsts = np.zeros(slots, dtype=np.int64)
-        self._masked = np.zeros(slots, dtype=bool)
-        self._budgets = np.zeros(slots, dtype=np.float64)
-        self._ranges = np.zeros((slots, 2), dtype=np.float64)
-        self._traced = np.zeros(slots, dtype=bool)
-        self._plain = np.ones(slots, dtype=bool)
-        self._truncates = np.zeros(slots, dtype=bool)
-        self._recordable = np.zeros(slots, dtype=bool)
-        self._routes = np.zeros(slots, dtype=bool)
-        self._experts = np.zeros((slots, experts), dtype=np.int64)
-        self._factors = np.zeros((slots, 2), dtype=np.float32)
-        self._thresholds = np.zeros(slots, dtype=np.float64)
-        self._stays = np.ones(slots, dtype=np.int64)
+        self._int_params = np.zeros((max_sequences, columns.INT_PARAMS), dtype=np.int32)
+        self._float_params = np.zeros((max_sequences, columns.FLOAT_PARAMS), dtype=np.float64)
+        self._seeds = np.zeros(max_sequences, dtype=np.uint64)
+        self._sources = np.zeros((max_sequences, SOURCES), dtype=np.int64)
+        self._weights = np.zeros((max_sequences, SOURCES), dtype=np.float64)
+        self._counts = np.zeros(max_sequences, dtype=np.int64)
+        self._firsts = np.zeros(max_sequences, dtype=np.int64)
+        self._masked = np.zeros(max_sequences, dtype=bool)
+        self._budgets = np.zeros(max_sequences, dtype=np.float64)
+        self._ranges = np.zeros((max_sequences, 2), dtype=np.float64)
+        self._traced = np.zeros(max_sequences, dtype=bool)
+        self._plain = np.ones(max_sequences, dtype=bool)
+        self._truncates = np.zeros(max_sequences, dtype=bool)
+        self._recordable = np.zeros(max_sequences, dtype=bool)
+        self._routes = np.zeros(max_sequences, dtype=bool)
+        self._experts = np.zeros((max_sequences, experts), dtype=np.int64)
+        self._factors = np.zeros((max_sequences, 2), dtype=np.float32)
+        self._thresholds = np.zeros(max_sequences, dtype=np.float64)
+        self._stays = np.ones(max_sequences, dtype=np.int64)
 
     def admit(self, sequence: Sequence) -> None:
         """Take over plan and parameters of ``sequence``, which holds a slot and rows of the lane table."""
         slot, params, plan = sequence.slot, sequence.request.sampling, sequence.request.plan
         assert slot is not None
         self._seeds[slot] = params.seed & _MASK
-        _fill(params, plan, self._choices[slot], self._numbers[slot])
+        _fill(params, plan, self._int_params[slot], self._float_params[slot])
         # The tables grow to the most sources that any admitted plan has had.
         lanes = _added_lanes(sequence)
         if len(lanes) > self._sources.shape[1]:
@@ -103,26 +103,26 @@ class SlotTables:
         asked = any(sequence.asks_entropy for sequence in sequences)
         return not asked and bool((self._recordable[slots] & (routes | ~self._routes[slots])).all())
 
-    def tables(self, sequences: Seq[Sequence], rows: Array) -> HostTables:
-        """What ``sequences``, at least one, draw from logits of which ``rows`` [rows of the lane table] int64 says the
-        row of each lane. Fresh arrays."""
+    def tables(self, sequences: Seq[Sequence], logits_rows: Array) -> HostTables:
+        """What ``sequences``, at least one, draw from logits of which ``logits_rows`` [rows of the lane table] int64
+        says the row of each lane. Fresh arrays."""
         slots = _slots(sequences)
-        choices, numbers = self._choices[slots], self._numbers[slots]
-        if numbers[:, columns.TEMPERATURE].any():
+        int_params, float_params = self._int_params[slots], self._float_params[slots]
+        if float_params[:, columns.TEMPERATURE].any():
             # Counter-based random numbers: the key is (seed, place in the answer), whatever the batch or the lane.
             positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
-            choices[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
+            int_params[:, columns.KEYS] = draw_keys(self._seeds[slots], positions)
         width = max(1, int(self._counts[slots].max()))
         looked_at = self._traced[slots] | np.fromiter((s.asks_entropy for s in sequences), dtype=bool)
         plain, truncates = bool(self._plain[slots].all()), bool(self._truncates[slots].any())
         plain = plain and not looked_at.any()
         # Two gathers: slot -> lanes of its sources, lane -> row of this step's logits.
-        sources, weights = rows[self._sources[slots, :width]], self._weights[slots, :width]
-        tables = HostTables(sources, weights, choices, numbers, plain=plain, truncates=truncates)
+        sources, weights = logits_rows[self._sources[slots, :width]], self._weights[slots, :width]
+        tables = HostTables(sources, weights, int_params, float_params, plain=plain, truncates=truncates)
         if plain:
             return tables
-        firsts, budgets = rows[self._firsts[slots]], self._budgets[slots]
-        choices[:, columns.BASE] = np.where(self._masked[slots], firsts, -1)
+        firsts, budgets = logits_rows[self._firsts[slots]], self._budgets[slots]
+        int_params[:, columns.BASE] = np.where(self._masked[slots], firsts, -1)
         # KL budgets concern few sequences, so they are a list of (sequence, base row, nats) and no column.
         limited = np.flatnonzero(budgets)
         kept = HostBudgets(limited, firsts[limited], budgets[limited])
@@ -131,9 +131,9 @@ class SlotTables:
         warm = HostRanges(warmed, ranges[warmed, 0], ranges[warmed, 1])
         return replace(tables, budgets=kept, ranges=warm, traced=np.flatnonzero(looked_at))
 
-    def routes(self, sequences: Seq[Sequence], rows: Array) -> HostRoutes | None:
-        """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``rows`` as in
-        ``tables``."""
+    def routes(self, sequences: Seq[Sequence], logits_rows: Array) -> HostRoutes | None:
+        """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``logits_rows``
+        as in ``tables``."""
         slots = _slots(sequences)
         if not self._routes[slots].any():
             return None
@@ -141,7 +141,7 @@ class SlotTables:
         return HostRoutes(
             self._routes[slots],
             np.concatenate((spoken, self._stays[slots, None]), axis=1),
-            rows[self._experts[slots]],
+            logits_rows[self._experts[slots]],
             self._factors[slots],
             self._thresholds[slots],
         )
@@ -177,23 +177,23 @@ def _recordable(sequence: Sequence) -> bool:
     return sequence.draws and not asks and len(_added_lanes(sequence)) <= SOURCES
 
 
-def _fill(params: SamplingParams, plan: Plan, choices: Array, numbers: Array) -> None:
-    choices[:] = 0
-    choices[columns.ABSENT] = -1
-    choices[columns.RULE] = _RULES[plan.rule]
-    choices[columns.TOP_K] = min(params.top_k, 2**31 - 1)
-    choices[columns.WANTED] = params.logprobs or 0
-    choices[columns.BIASES] = len(params.logit_bias)
-    numbers[:] = 0.0
-    numbers[columns.SCALE] = plan.alpha if plan.rule == "alpha" else 1.0
-    numbers[columns.TEMPERATURE] = params.temperature
-    numbers[columns.TOP_P] = params.top_p
-    numbers[columns.MIN_P] = params.min_p
-    numbers[columns.REPETITION] = params.repetition_penalty
-    numbers[columns.PRESENCE] = params.presence_penalty
-    numbers[columns.FREQUENCY] = params.frequency_penalty
-    numbers[columns.MASK_TOP_P] = 1.0
+def _fill(params: SamplingParams, plan: Plan, int_params: Array, float_params: Array) -> None:
+    int_params[:] = 0
+    int_params[columns.ABSENT] = -1
+    int_params[columns.RULE] = _RULES[plan.rule]
+    int_params[columns.TOP_K] = min(params.top_k, 2**31 - 1)
+    int_params[columns.WANTED] = params.logprobs or 0
+    int_params[columns.BIASES] = len(params.logit_bias)
+    float_params[:] = 0.0
+    float_params[columns.SCALE] = plan.alpha if plan.rule == "alpha" else 1.0
+    float_params[columns.TEMPERATURE] = params.temperature
+    float_params[columns.TOP_P] = params.top_p
+    float_params[columns.MIN_P] = params.min_p
+    float_params[columns.REPETITION] = params.repetition_penalty
+    float_params[columns.PRESENCE] = params.presence_penalty
+    float_params[columns.FREQUENCY] = params.frequency_penalty
+    float_params[columns.MASK_TOP_P] = 1.0
     if plan.mask is not None and plan.mask.kind == "top_k":
-        choices[columns.MASK_TOP_K] = plan.mask.value
+        int_params[columns.MASK_TOP_K] = plan.mask.value
     elif plan.mask is not None:
-        numbers[columns.MASK_TOP_P if plan.mask.kind == "top_p" else columns.MASK_RELATIVE] = plan.mask.value
+        float_params[columns.MASK_TOP_P if plan.mask.kind == "top_p" else columns.MASK_RELATIVE] = plan.mask.value

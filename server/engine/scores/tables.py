@@ -18,7 +18,7 @@ from ladle.kernels.step_tables import Budgets, Ranges, StepTables, linear_tables
 from ladle.server.engine.device.transfers import Array, send
 from ladle.server.engine.requests.sequence import Sequence
 from ladle.server.engine.scores.candidates import CandidateValues, added_values
-from ladle.server.engine.scores.expert_router import Turn
+from ladle.server.engine.scores.expert_router import ExpertTurn
 from ladle.server.engine.scores.grammar_masks import Allowed
 from ladle.server.engine.scores.host_tables import HostTables
 
@@ -28,16 +28,16 @@ class StepInputs:
     """What the sequences of a step have besides their slots.
 
     Attributes:
-        rows: [rows of the lane table] int64, the row of the step's logits that each lane gave.
+        logits_rows: [rows of the lane table] int64, the row of the step's logits that each lane gave.
         values: of candidates, where a plan has a scorer.
         turns: who speaks, where a plan routes.
         allowed: the tokens that may come at all, where not all may.
         counted: (counts, seen) of tokens, where a request has penalties.
     """
 
-    rows: Array
+    logits_rows: Array
     values: Mapping[Sequence, CandidateValues] = field(default_factory=dict)
-    turns: Mapping[Sequence, Turn] = field(default_factory=dict)
+    turns: Mapping[Sequence, ExpertTurn] = field(default_factory=dict)
     allowed: Mapping[Sequence, Allowed] = field(default_factory=dict)
     counted: Mapping[Sequence, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -46,26 +46,32 @@ def lay_out(
     host: HostTables, sequences: Seq[Sequence], step: StepInputs, dtype: torch.dtype, device: torch.device
 ) -> StepTables:
     """The tables of ``sequences``, at least one, on ``device``, for logits of ``dtype``; writes into their ``host``."""
-    choices, real = host.choices, np.float64 if dtype == torch.float64 else np.float32
-    rows, weights = _with_turns(host, sequences, step)
+    int_params, real = host.int_params, np.float64 if dtype == torch.float64 else np.float32
+    source_rows, weights = _with_turns(host, sequences, step)
     held: dict[str, Any] = {}
     if step.values:
         held["candidates"], held["values"] = _candidates(host, sequences, step.values, dtype)
-    # Counts and masks are stacked for the sequences that have them; a column of ``choices`` says which row is whose.
+    # Counts and masks are stacked for the sequences that have them; a column of ``int_params`` says which row is whose.
     if step.counted:
-        counted = _place(sequences, step.counted, choices[:, columns.COUNTED])
+        counted = _place(sequences, step.counted, int_params[:, columns.COUNTED])
         held["counts"], held["seen"] = (torch.stack([step.counted[s][part] for s in counted]) for part in (0, 1))
     if step.allowed:
-        limited = _place(sequences, step.allowed, choices[:, columns.ALLOWED])
+        limited = _place(sequences, step.allowed, int_params[:, columns.ALLOWED])
         held["allowed"] = torch.stack([step.allowed[s].mask for s in limited])
-    arrays = {"rows": rows, "weights": weights.astype(real), "choices": choices, "numbers": host.numbers.astype(real)}
+    arrays = {
+        "source_rows": source_rows,
+        "weights": weights.astype(real),
+        "int_params": int_params,
+        "float_params": host.float_params.astype(real),
+    }
     if not host.plain:
         arrays["biased"], biases = _biases(host, sequences)
         arrays |= {"biases": biases.astype(real), "traced": host.traced}
         arrays |= {**host.budgets._asdict(), **host.ranges._asdict()}
     # In one copy to the device.
     sent = dict(zip(arrays, send(list(arrays.values()), device), strict=True))
-    plain = linear_tables(sent["rows"], sent["weights"], sent["choices"], sent["numbers"], host.truncates)
+    params = sent["int_params"], sent["float_params"]
+    plain = linear_tables(sent["source_rows"], sent["weights"], *params, host.truncates)
     if host.plain and not (held or step.turns):
         return plain
     if not host.plain:
@@ -75,35 +81,35 @@ def lay_out(
     return replace(
         plain,
         **held,
-        linear=bool((choices[:, columns.RULE] == columns.LINEAR).all()),
-        masks=bool((choices[:, columns.BASE] >= 0).any()),
-        wanted=int(choices[:, columns.WANTED].max()),
+        linear=bool((int_params[:, columns.RULE] == columns.LINEAR).all()),
+        masks=bool((int_params[:, columns.BASE] >= 0).any()),
+        wanted=int(int_params[:, columns.WANTED].max()),
     )
 
 
 def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) -> tuple[Array, Array]:
     """Rows and weights of all sources: of sequences that route the router and the experts whose turn it is."""
-    rows, weights = host.rows, host.weights
+    source_rows, weights = host.source_rows, host.weights
     # Column 0 is the router's; the experts whose turn it is follow.
     most = max((len(turn.lanes) for turn in step.turns.values()), default=0)
-    if most >= rows.shape[1]:
-        more = np.zeros((len(rows), 1 + most - rows.shape[1]), dtype=np.int64)
-        rows, weights = np.concatenate((rows, more), axis=1), np.concatenate((weights, more), axis=1)
+    if most >= source_rows.shape[1]:
+        more = np.zeros((len(source_rows), 1 + most - source_rows.shape[1]), dtype=np.int64)
+        source_rows, weights = np.concatenate((source_rows, more), axis=1), np.concatenate((weights, more), axis=1)
     for index, sequence in enumerate(sequences if step.turns else ()):
         if sequence not in step.turns:
             continue
         turn, plan = step.turns[sequence], sequence.request.plan
         assert plan.routing is not None
         router, stop = sequence.lanes[plan.routing.source], 1 + len(turn.lanes)
-        rows[index, :stop] = [step.rows[lane.row] for lane in (router, *turn.lanes)]
+        source_rows[index, :stop] = [step.logits_rows[lane.row] for lane in (router, *turn.lanes)]
         weights[index, :stop] = [1.0, *turn.shares]
         # The router's complement and the expert's weight (FusionRoute); where no expert was asked, the router alone.
         if turn.lanes:
             weights[index, 0], weight = plan.routing.factors(plan.normalize)
-            host.choices[index, columns.RULE] = columns.ROUTED
+            host.int_params[index, columns.RULE] = columns.ROUTED
             # Where the router's scores are not numbers, neither are those of the sequence.
-            host.numbers[index, columns.SCALE] = weight if all(map(math.isfinite, turn.shares)) else math.nan
-    return rows, weights
+            host.float_params[index, columns.SCALE] = weight if all(map(math.isfinite, turn.shares)) else math.nan
+    return source_rows, weights
 
 
 def _candidates(
@@ -120,8 +126,8 @@ def _candidates(
             assert scorer is not None
             tokens[index] = values[sequence].tokens
             added[index] = added_values(scorer, values[sequence]).to(added[index].dtype)
-            host.choices[index, columns.CANDIDATES] = len(tokens[index])
-            host.choices[index, columns.RESTRICTED] = scorer.restricted
+            host.int_params[index, columns.CANDIDATES] = len(tokens[index])
+            host.int_params[index, columns.RESTRICTED] = scorer.restricted
     return pad_sequence(tokens, batch_first=True), pad_sequence(added, batch_first=True)
 
 
@@ -134,7 +140,7 @@ def _place(sequences: Seq[Sequence], held: Mapping[Sequence, object], column: Ar
 
 def _biases(host: HostTables, sequences: Seq[Sequence]) -> tuple[Array, Array]:
     """Logit biases as two arrays int64 and float64, [sequences, most biases], padded with zeros."""
-    lengths = host.choices[:, columns.BIASES]
+    lengths = host.int_params[:, columns.BIASES]
     tokens = np.zeros((len(sequences), int(lengths.max())), dtype=np.int64)
     added = np.zeros(tokens.shape)
     for index in np.flatnonzero(lengths).tolist():

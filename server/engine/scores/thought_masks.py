@@ -9,7 +9,7 @@ import torch
 
 from ladle.server.engine.device.transfers import send_one
 from ladle.server.engine.requests.sequence import Sequence
-from ladle.server.engine.requests.thinking import Phase, Thought
+from ladle.server.engine.requests.thinking import Thought, ThoughtPhase
 from ladle.server.engine.scores.grammar_masks import Allowed
 from ladle.server.engine.scores.least_length import LeastLength
 
@@ -32,7 +32,7 @@ class ThoughtMasks:
         masks: dict[Sequence, Allowed] = {}
         for sequence in sequences:
             thought = sequence.thought
-            if thought is None or thought.phase is Phase.AFTER:
+            if thought is None or thought.phase is ThoughtPhase.AFTER:
                 continue
             token = thought.forced
             if token is not None:

@@ -32,8 +32,8 @@ class Tracer:
         self._traced = traced
         self._valued = {i: step.values[s] for i, s in traced.items() if s in step.values}
         # The reference of a trace is the unsteered base; masks and candidates refer to the plan's first source.
-        plain = [step.rows[_plain(sequence).row] for sequence in traced.values()]
-        leading = [step.rows[sequence.lanes[0].row] for sequence in traced.values()]
+        plain = [step.logits_rows[_plain(sequence).row] for sequence in traced.values()]
+        leading = [step.logits_rows[sequence.lanes[0].row] for sequence in traced.values()]
         picked, own, firsts = send([np.array(part) for part in (list(traced), plain, leading)], guided.device)
         base = logits.index_select(0, own).to(guided.dtype)
         first = logits.index_select(0, firsts).to(guided.dtype)

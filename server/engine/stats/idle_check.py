@@ -11,7 +11,12 @@ EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class IdleChecks:
-    """How often the bookkeeping was found in order, and how many seconds ago; None before the first time."""
+    """Checks of the bookkeeping while nothing runs.
+
+    Attributes:
+        passed: how often it was found in order.
+        seconds_ago: since the last such check; None before the first one.
+    """
 
     passed: int
     seconds_ago: float | None

@@ -11,8 +11,17 @@ from ladle.server.engine.stats.step_counts import Distribution
 
 @dataclass(frozen=True)
 class MergeStats:
-    """The cache of merged full-weight members: sets found there and sets merged, dropped and failed since the start;
-    bytes ``used`` of ``budget``; seconds a merge; ``failing``: why nobody should rely on merges now."""
+    """The cache of merged full-weight members.
+
+    Attributes:
+        hits: sets of weights that were found there, since the start.
+        misses: sets that had to be merged.
+        evictions: sets that were dropped for others.
+        failures: merges that failed.
+        used, budget: bytes that the cache holds, and those that it may hold.
+        seconds: of every merge, how long it took; None before the first one.
+        failing: why nobody should rely on merges now; None while they work.
+    """
 
     hits: int = 0
     misses: int = 0
@@ -26,7 +35,24 @@ class MergeStats:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A snapshot for metrics and health; counters and distributions grow from start."""
+    """A snapshot for metrics and health; counters and distributions grow from the start of the engine.
+
+    Attributes:
+        running, waiting: sequences that hold a slot, and requests that wait for one.
+        blocks_total, blocks_free: KV blocks, and those that nobody needs.
+        lanes_free: rows of the lane table that nobody has.
+        preemptions: how often a sequence gave up its blocks.
+        prefix_queries, prefix_hits: prompt tokens looked up, and those whose state was there.
+        steps: steps so far.
+        step_rows: rows of the last step: tokens of all lanes, and candidates.
+        distinct_weights, distinct_preferences: different sets of weights, and different wishes, in the last step.
+        catch_up_tokens: by expert, tokens that it computed later than they came, because it had not been chosen before.
+        merges: the cache of merged full weights.
+        rows_by_step, step_seconds, preferences: of every step its rows, its time in seconds and its different wishes.
+        integrity_checks: how often the bookkeeping was looked over while nothing ran.
+        drafted_tokens, accepted_tokens: tokens that were computed before they were drawn, and those of them that then
+            were.
+    """
 
     running: int
     waiting: int
@@ -40,17 +66,14 @@ class EngineStats:
     step_rows: int
     distinct_weights: int
     catch_up_tokens: Mapping[str, int] = field(default_factory=dict)
-    """By expert: tokens that it computed later than they came, because it had not been chosen before."""
     distinct_preferences: int = 0
     merges: MergeStats = MergeStats()
-    rows: Distribution | None = None
+    rows_by_step: Distribution | None = None
     step_seconds: Distribution | None = None
     preferences: Distribution | None = None
     integrity_checks: int = 0
-    """How often the bookkeeping was looked over while nothing ran."""
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    """Tokens that were computed before they were drawn, and those of them that then were."""
 
 
 NONE = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -44,25 +44,32 @@ class Tally:
 
 
 class StepCounts:
-    """``steps``: computed so far. ``weights`` and ``preferences``: different sets of weights, and different wishes,
-    in the last one. ``rows`` (tokens of all lanes, and candidates), ``seconds`` and ``mixed`` (different wishes) of
-    every one. ``late``: by expert, tokens computed later than they came."""
+    """What the steps of one engine were like.
+
+    Attributes:
+        steps: how many were computed so far.
+        weights, preferences: different sets of weights, and different wishes, in the last step.
+        step_rows: of every step, its rows: the tokens of all lanes, and candidates.
+        seconds: of every step, how long it took.
+        mixed: of every step, its different wishes.
+        late: by expert, tokens that it computed later than they came.
+    """
 
     def __init__(self, experts: Iterable[str]) -> None:
         self.steps = 0
         self.weights = 0
         self.preferences = 0
-        self.rows = Tally(_ROWS)
+        self.step_rows = Tally(_ROWS)
         self.seconds = Tally(_SECONDS)
         self.mixed = Tally(_MIXED)
         self.late = dict.fromkeys(experts, 0)
 
-    def step(self, sequences: Seq[Sequence], rows: int, seconds: float) -> None:
+    def step(self, sequences: Seq[Sequence], step_rows: int, seconds: float) -> None:
         """Count a step over ``sequences``."""
         self.steps += 1
         self.weights = len({lane.weights for sequence in sequences for lane in sequence.lanes})
         self.preferences = len({_wish(sequence) for sequence in sequences})
-        self.rows.add(rows)
+        self.step_rows.add(step_rows)
         self.seconds.add(seconds)
         self.mixed.add(self.preferences)
 

@@ -13,7 +13,6 @@ import pytest
 from prepared_process import PREPARED
 from seeds import fresh_seed
 
-from ladle.benchmarks.environment import write_csv
 from ladle.benchmarks.faults import cancelled_streams, concurrent_loads, grammar_storm, overload, request_storm, soak
 from ladle.benchmarks.faults.drawn import Drawn
 from ladle.benchmarks.faults.faults import VOCABULARY, broken
@@ -22,6 +21,7 @@ from ladle.benchmarks.faults.reply_check import WrongReply, check
 from ladle.benchmarks.faults.request_fuzzer import RequestFuzzer
 from ladle.benchmarks.faults.server_under_test import ServerUnderTest, serve
 from ladle.benchmarks.faults.stress_family import write_stress_family
+from ladle.benchmarks.machine import write_csv
 from ladle.guidance.registry import METHODS
 from ladle.server.fields.sampling import SamplingFields, SteeredFields
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ladle.kernels import dispatch
+from ladle.kernels.cpu.arrays import LayerPass
 from ladle.kernels.cpu.decoder_stack import run_layers
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.tiled_product import TiledProduct, quantise
 from ladle.kernels.cpu.tiles import has_pairs
-from ladle.kernels.cpu.types import LayerPass
 
 BLOCK = 4
 
@@ -61,7 +61,7 @@ class Linears:
 
 
 class Case:
-    """Random layers, pool and rows: decode rows of several lanes, a chunk of one prompt, candidates of one place."""
+    """Random layers, pool and rows: decode rows of several lanes, a chunk of one prompt, candidates of one position."""
 
     def __init__(self, seed: int, dtype: torch.dtype = torch.float32, quantized: bool = False) -> None:
         rng = np.random.default_rng(seed)
@@ -103,25 +103,25 @@ class Case:
         rows = int(rng.choice([1, 2, 3, 4, 5, 7, 8, 11]))
         lanes, most = 3, 5
         blocks = 1 + rng.permutation(lanes * most).reshape(lanes, most)  # block 0 is nobody's
-        tables, positions, slots = [], [], []
+        table_rows, positions, slot_mapping = [], [], []
         for lane in range(lanes):
             start = int(rng.integers(0, BLOCK * (most - 1)))
-            count = rows - len(tables) if lane == lanes - 1 else int(rng.integers(0, rows - len(tables) + 1))
+            count = rows - len(table_rows) if lane == lanes - 1 else int(rng.integers(0, rows - len(table_rows) + 1))
             candidates = bool(rng.integers(2))
             for step in range(min(count, BLOCK * most - start)):
                 position = start if candidates else start + step
-                tables.append(lane)
+                table_rows.append(lane)
                 positions.append(position)
-                own = (1 + lanes * most) * BLOCK + len(slots)  # scratch
-                slots.append(own if candidates else blocks[lane, position // BLOCK] * BLOCK + position % BLOCK)
-        self.rows = len(tables)
+                own = (1 + lanes * most) * BLOCK + len(slot_mapping)  # scratch
+                slot_mapping.append(own if candidates else blocks[lane, position // BLOCK] * BLOCK + position % BLOCK)
+        self.rows = len(table_rows)
         f = rng.standard_normal
         self.kv = f((LAYERS, (1 + lanes * most) * BLOCK + 16, 2, self.kv_heads, self.dim)).astype(np.float32)
         angles = f((self.rows, self.dim // 2))
         sin = np.concatenate((-np.sin(angles), np.sin(angles)), axis=1).astype(np.float32)
         cos = np.concatenate((np.cos(angles),) * 2, axis=1).astype(np.float32)
-        self.places = dispatch.LayerRows(
-            cos, sin, blocks.astype(np.int64), *(np.array(a, np.int64) for a in (tables, positions, slots))
+        self.paged = dispatch.PagedTokens(
+            cos, sin, blocks.astype(np.int64), *(np.array(a, np.int64) for a in (table_rows, positions, slot_mapping))
         )
         self.x = f((self.rows, hidden)).astype(np.float32)
         shared = LAYERS if rng.integers(2) else 1
@@ -139,11 +139,11 @@ class Case:
         x = self.x.copy()
         if self.dtype == torch.float32:
             kv = self.kv.copy()
-            run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads, *self.steering))
+            run_layers(LayerPass(x, self.layers, self.scales, self.paged, kv, BLOCK, threads, *self.steering))
             return x, kv
         pool = torch.from_numpy(self.kv).bfloat16()
         kv = pool.view(torch.int16).numpy()
-        run_layers(LayerPass(x, self.layers, self.scales, self.places, kv, BLOCK, threads, *self.steering))
+        run_layers(LayerPass(x, self.layers, self.scales, self.paged, kv, BLOCK, threads, *self.steering))
         return x, pool.float().numpy()
 
     def expected(self) -> tuple[Any, Any]:
@@ -154,7 +154,7 @@ class Case:
         return x, kv
 
     def _layer(self, layer: int, x: Any, kv: Any) -> Any:
-        layers, places = self.layers, self.places
+        layers, paged = self.layers, self.paged
         scales = [scale[layer if len(scale) > 1 else 0] for scale in self.scales]
         window = layers.windows[layer]
 
@@ -165,16 +165,17 @@ class Case:
         qkv = self.linears[0](layer, scales[0], norm(0)).reshape(self.rows, -1, self.dim)
         turned = qkv[:, : self.heads + self.kv_heads]
         rolled = np.roll(turned, self.dim // 2, axis=-1)
-        turned = turned * places.cos[:, None] + rolled * places.sin[:, None]
+        turned = turned * paged.cos[:, None] + rolled * paged.sin[:, None]
         for t in range(self.rows):
-            kv[places.slots[t], 0] = turned[t, self.heads :]
-            kv[places.slots[t], 1] = qkv[t, self.heads + self.kv_heads :]
+            kv[paged.slot_mapping[t], 0] = turned[t, self.heads :]
+            kv[paged.slot_mapping[t], 1] = qkv[t, self.heads + self.kv_heads :]
         mixed = np.zeros((self.rows, self.heads, self.dim))
         for t in range(self.rows):
-            position = int(places.positions[t])
+            position = int(paged.positions[t])
             first = max(0, position - window + 1) if window else 0
-            seen = [places.blocks[places.tables[t], p // BLOCK] * BLOCK + p % BLOCK for p in range(first, position)]
-            keys = kv[[*seen, places.slots[t]]]
+            blocks = paged.block_table[paged.table_rows[t]]
+            seen = [blocks[p // BLOCK] * BLOCK + p % BLOCK for p in range(first, position)]
+            keys = kv[[*seen, paged.slot_mapping[t]]]
             for head in range(self.heads):
                 own = keys[:, :, head // (self.heads // self.kv_heads)]
                 scores = own[:, 0] @ turned[t, head] * layers.scaling
@@ -206,7 +207,7 @@ def test_what_is_not_finite_stays_in_its_row(seed: int) -> None:
     row = seed % case.rows
     case.x[row, 0] = np.nan
     # Rows of other lanes do not see it; those of its own lane may, through its key.
-    others = case.places.tables != case.places.tables[row]
+    others = case.paged.table_rows != case.paged.table_rows[row]
     x, _ = case.run()
     assert np.isnan(x[row]).all()
     assert np.array_equal(x[others], clean[others])
@@ -248,21 +249,21 @@ def test_a_row_is_the_same_whatever_is_beside_it(seed: int, dtype: torch.dtype) 
         pytest.skip("needs a processor that multiplies pairs of bfloat16")
     case = next(case for case in (Case(seed + i, dtype) for i in range(100)) if case.rows > 3)
     together, _ = case.run()
-    row = int(np.argmin(case.places.positions))  # none of its keys is written by the others
-    if (case.places.tables == case.places.tables[row]).sum() > 1:
-        case.places.positions[row] = 0
+    row = int(np.argmin(case.paged.positions))  # none of its keys is written by the others
+    if (case.paged.table_rows == case.paged.table_rows[row]).sum() > 1:
+        case.paged.positions[row] = 0
         together, _ = case.run()
     part = slice(row, row + 1)
     case.x, case.scales = case.x[part], tuple(scale[:, part].copy() for scale in case.scales)
     case.steering = case.steering[0][part].copy(), case.steering[1]
-    places = case.places
-    case.places = dispatch.LayerRows(
-        places.cos[part],
-        places.sin[part],
-        places.blocks,
-        places.tables[part],
-        places.positions[part],
-        places.slots[part],
+    paged = case.paged
+    case.paged = dispatch.PagedTokens(
+        paged.cos[part],
+        paged.sin[part],
+        paged.block_table,
+        paged.table_rows[part],
+        paged.positions[part],
+        paged.slot_mapping[part],
     )
     alone, _ = case.run(threads=1)
     assert np.array_equal(alone[0], together[row])

@@ -40,11 +40,11 @@ def product(x: Any, weight: Any) -> Any:
 
 @njit(**INNER)
 def sums_of(digits: Any, weight: Any, by_vectors: bool) -> Any:
-    made = np.zeros((digits.numbers.shape[0], weight.shape[0] * 16), np.int32)
+    made = np.zeros((digits.values.shape[0], weight.shape[0] * 16), np.int32)
     if by_vectors:
-        multiply_by_vectors(weight, digits.numbers, made, 0, weight.shape[0])
+        multiply_by_vectors(weight, digits.values, made, 0, weight.shape[0])
     else:
-        multiply(weight, digits.numbers, made, 0, weight.shape[0])
+        multiply(weight, digits.values, made, 0, weight.shape[0])
     return made
 
 
@@ -61,7 +61,7 @@ def test_sums_are_exact(out: int, size: int) -> None:
         packed = pack(torch.from_numpy(weight))
         assert packed.dtype == np.uint8 and packed.shape == (-(-out // 16), padded(size) // 4, 64)
         y, digits = product(x, packed)
-        high, low = digits.numbers.astype(np.int64).reshape(rows, 2, -1).transpose(1, 0, 2)
+        high, low = digits.values.astype(np.int64).reshape(rows, 2, -1).transpose(1, 0, 2)
         whole = 256 * high + low
         step = np.abs(x).max(axis=1, keepdims=True) / np.float32(LARGEST)
         assert np.abs(whole).max() == LARGEST and np.array_equal(digits.scales[:, None], step)
@@ -78,7 +78,7 @@ def test_both_ways_form_the_same_sums(by_vectors: bool) -> None:
         x, weight = drawn(rows, 144, 180)
         packed = pack(torch.from_numpy(weight))
         _, digits = product(x, packed)
-        expected = digits.numbers[:, :180].astype(np.int64) @ (weight.astype(np.int64) + 128).T
+        expected = digits.values[:, :180].astype(np.int64) @ (weight.astype(np.int64) + 128).T
         assert np.array_equal(sums_of(digits, packed, by_vectors), expected)
 
 
@@ -93,7 +93,7 @@ def test_what_is_not_finite_and_what_is_nothing() -> None:
     alone = np.zeros((1, 64), np.float32)
     alone[0, 7] = 3e38
     _, digits = product(alone, packed)
-    assert digits.numbers[:, 7].tolist() == [127, 127] and not digits.numbers[:, :7].any()
+    assert digits.values[:, 7].tolist() == [127, 127] and not digits.values[:, :7].any()
 
 
 def test_what_is_too_long_for_whole_numbers_of_32_bits_is_multiplied_otherwise() -> None:

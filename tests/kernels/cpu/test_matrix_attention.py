@@ -12,9 +12,9 @@ import torch
 from seeds import fresh_seed
 from torch import Tensor
 
+from ladle.kernels.cpu.arrays import PagedTokens
 from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
-from ladle.kernels.cpu.types import LayerRows
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 BLOCK = 16
@@ -51,11 +51,11 @@ class Case:
     def run(self, attend: Attend, window: int, which: Any = slice(None)) -> Tensor:
         rows = self.rows[which]
         none = np.zeros((len(rows), self.kv.shape[3]), np.float32)
-        tables, positions, slots = (rows[:, column].copy() for column in range(3))
+        table_rows, positions, slot_mapping = (rows[:, column].copy() for column in range(3))
         mixed = np.zeros((len(rows), self.queries.shape[1]), np.int16)
         queries, kv = self.queries.numpy()[which].copy(), self.kv.view(torch.int16).numpy()
-        places = LayerRows(none, none, self.tables, tables, positions, slots)
-        attend(queries, places, kv, BLOCK, self.heads, self.scaling, window, mixed, 2)
+        paged = PagedTokens(none, none, self.tables, table_rows, positions, slot_mapping)
+        attend(queries, paged, kv, BLOCK, self.heads, self.scaling, window, mixed, 2)
         return torch.from_numpy(mixed).view(torch.bfloat16)
 
     def expected(self, window: int) -> Tensor:

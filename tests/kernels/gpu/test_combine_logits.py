@@ -61,19 +61,19 @@ def test_linear_sums_equal_float64_and_the_bits_of_torch(
     vocabulary: int, k: int, dtype: torch.dtype, rng: random.Random
 ) -> None:
     logits = draw_logits(7, vocabulary, dtype)
-    rows, weights = draw_sources(4, k, 7)
-    made = kernels.combine_logits(logits, rows, weights, block=BLOCK)
-    terms = logits.double()[rows] * weights.float().double()[..., None]
+    source_rows, weights = draw_sources(4, k, 7)
+    made = kernels.combine_logits(logits, source_rows, weights, block=BLOCK)
+    terms = logits.double()[source_rows] * weights.float().double()[..., None]
     assert made.dtype == torch.float32
     assert ((made.double() - terms.sum(1)).abs() <= BOUND * terms.abs().sum(1)).all()
-    assert same_bits(made, reference.combine_logits(logits, rows, weights))
+    assert same_bits(made, reference.combine_logits(logits, source_rows, weights))
 
 
 def test_rows_that_are_not_contiguous(rng: random.Random) -> None:
-    rows, weights = draw_sources(3, 2, 5)
+    source_rows, weights = draw_sources(3, 2, 5)
     wide = draw_logits(5, 150)
     for logits in (wide[:, 3:103], draw_logits(100, 5).T, wide[::2][:, :100].expand(3, 100)):
-        index = rows.clamp(max=len(logits) - 1)
+        index = source_rows.clamp(max=len(logits) - 1)
         expected = reference.combine_logits(logits.contiguous(), index, weights)
         assert same_bits(kernels.combine_logits(logits, index, weights, block=BLOCK), expected)
         columns = index.repeat_interleave(2, 1)[:, ::2], weights.repeat_interleave(2, 1)[:, ::2]
@@ -81,28 +81,28 @@ def test_rows_that_are_not_contiguous(rng: random.Random) -> None:
 
 
 def test_no_sequences() -> None:
-    rows, weights = torch.empty(0, 2, dtype=torch.int64, device=DEVICE), torch.empty(0, 2, device=DEVICE)
-    assert kernels.combine_logits(draw_logits(3, 40), rows, weights).shape == (0, 40)
-    assert kernels.combine_divergence(draw_logits(3, 40), rows, weights, torch.empty(0)).shape == (0, 40)
+    source_rows, weights = torch.empty(0, 2, dtype=torch.int64, device=DEVICE), torch.empty(0, 2, device=DEVICE)
+    assert kernels.combine_logits(draw_logits(3, 40), source_rows, weights).shape == (0, 40)
+    assert kernels.combine_divergence(draw_logits(3, 40), source_rows, weights, torch.empty(0)).shape == (0, 40)
 
 
 def test_a_source_of_weight_zero_is_not_looked_at(rng: random.Random) -> None:
     logits = draw_logits(4, 90)
     logits[2], logits[3, ::2] = torch.nan, -torch.inf
-    rows, weights = torch.tensor([[0, 2, 3], [1, 3, 2]]), torch.tensor([[1.0, 0, 0]] * 2, dtype=torch.float64)
-    rows, weights = rows.to(DEVICE), weights.to(DEVICE)
-    assert same_bits(kernels.combine_logits(logits, rows, weights, block=BLOCK), logits[:2])
+    source_rows, weights = torch.tensor([[0, 2, 3], [1, 3, 2]]), torch.tensor([[1.0, 0, 0]] * 2, dtype=torch.float64)
+    source_rows, weights = source_rows.to(DEVICE), weights.to(DEVICE)
+    assert same_bits(kernels.combine_logits(logits, source_rows, weights, block=BLOCK), logits[:2])
     ones = torch.ones(2, device=DEVICE)
-    alone = kernels.combine_divergence(logits, rows, weights, ones, block=BLOCK)
+    alone = kernels.combine_divergence(logits, source_rows, weights, ones, block=BLOCK)
     assert torch.allclose(alone, torch.log_softmax(logits[:2], -1), atol=2e-6)
 
 
 def test_what_is_not_finite_stays_what_it_is(rng: random.Random) -> None:
     logits = draw_logits(3, 70)
     logits[0, 3], logits[1, 3:9], logits[2, 69] = torch.nan, -torch.inf, torch.inf
-    rows, weights = torch.tensor([[0, 1], [1, 2], [2, 1]]), torch.tensor([[1.0, 0.5], [2.0, -1.0], [1.0, 1.0]])
-    made = kernels.combine_logits(logits, rows.to(DEVICE), weights.to(DEVICE), block=BLOCK)
-    expected = reference.combine_logits(logits, rows.to(DEVICE), weights.to(DEVICE))
+    source_rows, weights = torch.tensor([[0, 1], [1, 2], [2, 1]]), torch.tensor([[1.0, 0.5], [2.0, -1.0], [1.0, 1.0]])
+    made = kernels.combine_logits(logits, source_rows.to(DEVICE), weights.to(DEVICE), block=BLOCK)
+    expected = reference.combine_logits(logits, source_rows.to(DEVICE), weights.to(DEVICE))
     assert torch.equal(made.isnan(), expected.isnan())
     assert torch.equal(made.nan_to_num(), expected.nan_to_num())
 
@@ -110,12 +110,12 @@ def test_what_is_not_finite_stays_what_it_is(rng: random.Random) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_divergences_equal_float64(dtype: torch.dtype, rng: random.Random) -> None:
     logits = draw_logits(6, 2 * BLOCK + 5, dtype)
-    rows, weights = torch.randint(0, 6, (4, 3)).to(DEVICE), torch.rand(4, 3, dtype=torch.float64).to(DEVICE)
+    source_rows, weights = torch.randint(0, 6, (4, 3)).to(DEVICE), torch.rand(4, 3, dtype=torch.float64).to(DEVICE)
     weights[0, 1] = weights[1, 0] = 0
     alpha = torch.tensor([0.3, 1.0, 2.5, rng.uniform(0.1, 3)], device=DEVICE)
-    made = kernels.combine_divergence(logits, rows, weights, alpha, block=BLOCK)
+    made = kernels.combine_divergence(logits, source_rows, weights, alpha, block=BLOCK)
     for i in range(4):
-        p = torch.softmax(logits[rows[i]].double(), -1)
+        p = torch.softmax(logits[source_rows[i]].double(), -1)
         a = float(alpha[i])
         expected = -torch.log((weights[i, :, None] * p**-a).sum(0)) / a
         # The normalisers' sums round about as often as there are tiles, and alpha divides what the logarithm rounds.
@@ -125,9 +125,9 @@ def test_divergences_equal_float64(dtype: torch.dtype, rng: random.Random) -> No
 def test_a_policy_that_rules_a_token_out_rules_it_out_of_the_divergence(rng: random.Random) -> None:
     logits = draw_logits(2, 70)
     logits[0, 10] = -torch.inf
-    rows, weights = torch.tensor([[0, 1]]).to(DEVICE), torch.tensor([[0.5, 0.5]], device=DEVICE)
+    source_rows, weights = torch.tensor([[0, 1]]).to(DEVICE), torch.tensor([[0.5, 0.5]], device=DEVICE)
     ones = torch.ones(1, device=DEVICE)
-    made = kernels.combine_divergence(logits, rows, weights, ones, block=BLOCK)
+    made = kernels.combine_divergence(logits, source_rows, weights, ones, block=BLOCK)
     assert made[0, 10] == -torch.inf and made[0].isfinite().sum() == 69
 
 

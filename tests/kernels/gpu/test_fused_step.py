@@ -59,7 +59,7 @@ def draw_plan(rng: random.Random, vocabulary: int) -> dict[str, Any]:
     temperature = some(0.0, 0.7, 1.0, 1.3)
     return {
         "rule": rule,
-        "rows": [rng.randrange(ROWS) for _ in range(count)],
+        "source_rows": [rng.randrange(ROWS) for _ in range(count)],
         "weights": weights,
         "scale": some(1.0, 0.5, 2.0),
         "candidates": dict.fromkeys(tokens[: rng.randint(1, 5)], 0.0) if rng.random() < 0.3 else {},
@@ -111,7 +111,7 @@ def lay_out(plans: list[dict[str, Any]], vocabulary: int) -> StepTables:
         for token, count in (plan["counts"] or {}).items():
             counts[i, token], seen[i, token] = count, True
         allowed[i, list(plan["allowed"] or ())] = True
-    made = plain_tables(padded("rows", 0).long(), padded("weights", 0.0)).changed(
+    made = plain_tables(padded("source_rows", 0).long(), padded("weights", 0.0)).changed(
         **{name: torch.tensor(column) for name, column in columns.items()}
     )
     budgets = [(i, *plan["budget"]) for i, plan in enumerate(plans) if plan["budget"]]
@@ -169,7 +169,7 @@ def expected_step(logits: Tensor, plan: dict[str, Any]) -> tuple[np.ndarray, int
     float64."""
     rows = logits.double().cpu().numpy()
     logprobs = torch.log_softmax(logits.double().cpu(), -1).numpy()
-    own, weights, scale = plan["rows"], np.array(plan["weights"]), plan["scale"]
+    own, weights, scale = plan["source_rows"], np.array(plan["weights"]), plan["scale"]
     if plan["rule"] == step_tables.LINEAR:
         scores = (rows[own] * weights[:, None]).sum(0)
     elif plan["rule"] == step_tables.DIVERGENCE:
@@ -274,8 +274,9 @@ def test_budgets_are_kept_before_masks(rng: random.Random) -> None:
 def test_plain_rows_take_the_same_way_alone_and_together(rng: random.Random) -> None:
     """Nothing but linear sums: the leaner kernels; and a row's token and logprob do not depend on the others."""
     logits = torch.randn(6, 2 * BLOCK, device=DEVICE)
-    rows, weights = torch.randint(0, 6, (5, 2)).to(DEVICE), torch.tensor([[1.0, 0.5]] * 4 + [[1.0, 0.0]], device=DEVICE)
-    tables = plain_tables(rows, weights).changed(temperature=torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0]), wanted=2)
+    source_rows = torch.randint(0, 6, (5, 2)).to(DEVICE)
+    weights = torch.tensor([[1.0, 0.5]] * 4 + [[1.0, 0.0]], device=DEVICE)
+    tables = plain_tables(source_rows, weights).changed(temperature=torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0]), wanted=2)
     together = fused_step(logits, replace(tables, wanted=2), block=BLOCK)
     full = fused_step(logits, replace(tables, wanted=2, linear=False, masks=True), block=BLOCK)
     expected = step_reference.fused_step(logits, replace(tables, wanted=2))

@@ -124,8 +124,8 @@ def test_rows_and_weights_are_laid_out_without_the_host(rng: random.Random) -> N
         assert torch.equal(getattr(made, name), getattr(expected, name)), name
     torch.testing.assert_close(made.weights, expected.weights, rtol=1e-6, atol=1e-7, equal_nan=True)
     taken = expected.weights != 0
-    assert torch.equal(made.rows[taken], expected.rows[taken])
+    assert torch.equal(made.source_rows[taken], expected.source_rows[taken])
     # What is padded is a row nevertheless.
-    assert ((made.rows >= 0) & (made.rows < n * experts)).all()
+    assert ((made.source_rows >= 0) & (made.source_rows < n * experts)).all()
     assert (made.weights[9, 1:3]).isnan().all()
     assert int(made.rules[8]) == step_tables.LINEAR and made.weights[8].tolist() == [1.0, 0.0, 0.0, 0.0]

@@ -29,12 +29,12 @@ def test_combination_equals_float64(dtype: torch.dtype) -> None:
     torch.manual_seed(fresh_seed())
     logits = (torch.randn(11, 50) * 5).to(dtype)
     for width in (1, 2, 3, 5):
-        rows = torch.randint(0, 11, (7, width))
+        source_rows = torch.randint(0, 11, (7, width))
         weights = torch.randn(7, width, dtype=torch.float64)
         weights[torch.rand(7, width) < 0.3] = 0
         weights[torch.rand(7, width) < 0.3] = 1
-        combined = combine_logits(logits, rows, weights)
-        expected = (logits.double()[rows] * weights[..., None]).sum(1)
+        combined = combine_logits(logits, source_rows, weights)
+        expected = (logits.double()[source_rows] * weights[..., None]).sum(1)
         assert combined.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         tolerance = 1e-12 if dtype == torch.float64 else 1e-4
         torch.testing.assert_close(combined.double(), expected, rtol=tolerance, atol=tolerance)
@@ -46,24 +46,24 @@ def test_a_source_of_weight_zero_leaves_the_others_bit_for_bit() -> None:
     base = logits[:3].clone()
     for poison in (torch.inf, -torch.inf, torch.nan):
         logits[3:] = torch.where(torch.rand(3, 40) < 0.5, poison, logits[3:])
-        rows = torch.tensor([[0, 3], [1, 4], [2, 5]])
-        combined = combine_logits(logits, rows, torch.tensor([[1.0, 0.0]] * 3, dtype=torch.float64))
+        source_rows = torch.tensor([[0, 3], [1, 4], [2, 5]])
+        combined = combine_logits(logits, source_rows, torch.tensor([[1.0, 0.0]] * 3, dtype=torch.float64))
         assert _same_bits(combined, base)
         # Also beside a sequence that does use its second source.
         mixed = torch.tensor([[1.0, 0.0], [0.5, 0.25], [1.0, 0.0]], dtype=torch.float64)
-        combined = combine_logits(logits, rows, mixed)
+        combined = combine_logits(logits, source_rows, mixed)
         assert _same_bits(combined[[0, 2]], base[[0, 2]])
 
 
 def test_combination_of_a_row_does_not_depend_on_the_others() -> None:
     torch.manual_seed(fresh_seed())
     logits = torch.randn(9, 64)
-    rows = torch.randint(0, 9, (6, 3))
+    source_rows = torch.randint(0, 9, (6, 3))
     weights = torch.randn(6, 3, dtype=torch.float64)
     weights[0], weights[1, 1:] = torch.tensor([1.0, 0.0, 0.0]), 0
-    together = combine_logits(logits, rows, weights)
+    together = combine_logits(logits, source_rows, weights)
     for i in range(6):
-        assert _same_bits(combine_logits(logits, rows[i : i + 1], weights[i : i + 1]), together[i : i + 1])
+        assert _same_bits(combine_logits(logits, source_rows[i : i + 1], weights[i : i + 1]), together[i : i + 1])
 
 
 def test_repetition_penalty_equals_transformers() -> None:
@@ -130,8 +130,8 @@ def test_sources_that_cancel_leave_the_first_bit_for_bit() -> None:
     torch.manual_seed(fresh_seed())
     logits = torch.randn(4, 300) * 20
     logits[2] = logits[1]
-    rows, weight = torch.tensor([[0, 1, 2]]), float(torch.rand(()) * 7)
-    combined = combine_logits(logits, rows, torch.tensor([[1.0, weight, -weight]], dtype=torch.float64))
+    source_rows, weight = torch.tensor([[0, 1, 2]]), float(torch.rand(()) * 7)
+    combined = combine_logits(logits, source_rows, torch.tensor([[1.0, weight, -weight]], dtype=torch.float64))
     assert _same_bits(combined, logits[:1])
 
 
@@ -139,15 +139,15 @@ def test_sources_that_cancel_leave_the_first_bit_for_bit() -> None:
 def test_divergences_equal_float64(alpha: float) -> None:
     torch.manual_seed(fresh_seed())
     logits = torch.randn(8, 60) * 4
-    rows = torch.randint(0, 8, (5, 3))
+    source_rows = torch.randint(0, 8, (5, 3))
     weights = torch.rand(5, 3, dtype=torch.float64)
     weights[0, 1] = weights[1, 0] = 0
-    combined = combine_divergence(logits, rows, weights, torch.full((5,), alpha))
-    p = torch.softmax(logits.double(), -1)[rows]
+    combined = combine_divergence(logits, source_rows, weights, torch.full((5,), alpha))
+    p = torch.softmax(logits.double(), -1)[source_rows]
     expected = -torch.log((weights[..., None] * p**-alpha).sum(1)) / alpha
     torch.testing.assert_close(combined.double(), expected, rtol=1e-4, atol=1e-4)
     for i in range(5):
-        alone = combine_divergence(logits, rows[i : i + 1], weights[i : i + 1], torch.full((1,), alpha))
+        alone = combine_divergence(logits, source_rows[i : i + 1], weights[i : i + 1], torch.full((1,), alpha))
         assert _same_bits(alone, combined[i : i + 1])
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
-from ladle.merging.bank.tensor_parallel import STYLES, Split, split_linears
+from ladle.merging.bank.tensor_parallel import STYLES, Shard, split_linears
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family, load_family
 
@@ -121,7 +121,7 @@ def test_a_part_of_the_factors_is_of_the_layers_it_belongs_to() -> None:
 
     factors = StackedFactors(torch.randn(9, 10), stacked, torch.arange(9), tuple(blocks))
     parts = [
-        Split("colwise", ThreadExchange(rank, [torch.empty(0)] * 2, None)).factors(factors, outputs)  # type: ignore[arg-type]
+        Shard("colwise", ThreadExchange(rank, [torch.empty(0)] * 2, None)).factors(factors, outputs)  # type: ignore[arg-type]
         for rank in range(2)
     ]
     assert [part.blocks for part in parts] == [((0, 4, 0, 3), (4, 6, 3, 6), (6, 8, 6, 9))] * 2
@@ -129,5 +129,5 @@ def test_a_part_of_the_factors_is_of_the_layers_it_belongs_to() -> None:
         for rank, part in enumerate(parts):
             own = stacked[start + rank * (last - first) : start + (rank + 1) * (last - first)]
             assert torch.equal(part.expand[first:last], own) and torch.equal(part.shrink, factors.shrink)
-    rowwise = Split("rowwise", ThreadExchange(1, [torch.empty(0)] * 2, None)).factors(factors, outputs)  # type: ignore[arg-type]
+    rowwise = Shard("rowwise", ThreadExchange(1, [torch.empty(0)] * 2, None)).factors(factors, outputs)  # type: ignore[arg-type]
     assert torch.equal(rowwise.shrink, factors.shrink[:, 5:]) and rowwise.blocks == factors.blocks

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ladle.merging.checkpoints import base as base_module
 from ladle.merging.checkpoints.architecture import read_architecture
 from ladle.merging.checkpoints.base import default_cache_dir, resolve_base
-from ladle.merging.checkpoints.reader import CheckpointReader
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 
 

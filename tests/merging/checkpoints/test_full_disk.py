@@ -10,8 +10,8 @@ from little_room import little_room
 from tiny_models import write_family, write_full_member
 
 from ladle.merging.checkpoints.architecture import read_architecture
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.new_folder import forget_unfinished, new_folder
-from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.members.full_member import load_full

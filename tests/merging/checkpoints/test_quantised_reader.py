@@ -107,7 +107,7 @@ def test_forms_that_are_not_read_are_named(tmp_path: Path, base: Path, config: d
     [
         ("gptq", "scales", None, "missing, though other tensors of this weight are there"),
         ("gptq", "scales", torch.zeros(1, 3).half(), "q_proj.*(do not fit|lacks|shape)"),
-        ("pack-quantized", "weight_packed", torch.zeros(32, 3, dtype=torch.int32), "3 words a row for 32 inputs"),
+        ("pack-quantized", "weight_packed", torch.zeros(32, 3, dtype=torch.int32), "3 words per row for 32 inputs"),
         ("fp8", "weight_scale_inv", None, "float8_e4m3fn without a scale beside it"),
         ("nf4", "weight.quant_state.bitsandbytes__nf4", torch.zeros(4, dtype=torch.uint8), "no state of bitsandbytes"),
     ],

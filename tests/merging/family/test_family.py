@@ -16,7 +16,7 @@ from tiny_models import (
 )
 
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
-from ladle.merging.checkpoints.reader import SINGLE
+from ladle.merging.checkpoints.checkpoint_reader import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.place import find_manifest

@@ -10,7 +10,7 @@ from routed_folder import EXPERTS, HEAD, write_routed_family, write_router_head
 from safetensors.torch import load_file
 from tiny_models import rewrite_json, rewrite_tensors, write_family, write_tiny_base
 
-from ladle.merging.checkpoints.reader import SINGLE
+from ladle.merging.checkpoints.checkpoint_reader import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.report import build_report

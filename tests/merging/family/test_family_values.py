@@ -18,7 +18,7 @@ from tiny_models import (
     write_tiny_base,
 )
 
-from ladle.merging.checkpoints.reader import SINGLE
+from ladle.merging.checkpoints.checkpoint_reader import SINGLE
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.members.value_head import HEAD

@@ -12,8 +12,8 @@ from tiny_models import VOCAB_SIZE, rewrite_tensors, write_full_member, write_ti
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ladle.merging.checkpoints.architecture import Architecture, read_architecture
+from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.checkpoints.reader import CheckpointReader
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.members.adapter import load_peft
 from ladle.merging.members.full_member import FullMember, load_full

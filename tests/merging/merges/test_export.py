@@ -8,7 +8,7 @@ from peft import PeftModel
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, rewrite_tensors, write_family, write_lora_member
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from ladle.merging.checkpoints.reader import INDEX, SINGLE
+from ladle.merging.checkpoints.checkpoint_reader import INDEX, SINGLE
 from ladle.merging.errors import FamilyError, InputError
 from ladle.merging.family.family import load_family
 from ladle.merging.merges.export import PROVENANCE, export

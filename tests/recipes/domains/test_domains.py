@@ -4,9 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from ladle.recipes.domains.domains import DOMAINS, Question, is_right, questions, split_of
+from ladle.recipes.domains.domains import DOMAINS, DomainQuestion, is_right, questions, split_of
 from ladle.recipes.domains.task import Task
-from ladle.recipes.prompts import SPLITS
+from ladle.recipes.prompt_list import SPLITS
 
 COUNTS = {"train": 200, "validation": 40, "test": 60}
 
@@ -57,8 +57,8 @@ def test_records_state_what_is_asked_for(seed: int) -> None:
             assert key in question.task.prompt and str(value) in question.task.prompt
 
 
-def _question(domain: str, answer: str, about: str = "") -> Question:
-    return Question(domain, Task("key", "prompt", answer, about))
+def _question(domain: str, answer: str, about: str = "") -> DomainQuestion:
+    return DomainQuestion(domain, Task("key", "prompt", answer, about))
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
 from ladle.recipes.domains.domains import questions
 from ladle.recipes.experts.expert import batches, encode, language_loss, train_expert
-from ladle.recipes.model import Base
 from ladle.recipes.routing_config import ExpertsConfig
 from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import load_members, merged
@@ -31,7 +31,7 @@ def _items(random: np.random.Generator, shared: int = 4) -> list[Encoded]:
 
 @pytest.mark.parametrize("shared", [0, 4])
 def test_predictions_equal_one_forward_each_with_gradients(
-    base: Base, random: np.random.Generator, shared: int
+    base: LoadedBase, random: np.random.Generator, shared: int
 ) -> None:
     items = _items(random, shared)
     model = new_adapter(base, ADAPTER, "default")
@@ -72,7 +72,7 @@ def test_batches_hold_every_item_once(random: np.random.Generator) -> None:
     assert max(len(batch) for batch in found) == 4
 
 
-def test_an_expert_learns_its_answers_and_leaves_the_base(base: Base, tmp_path: Path) -> None:
+def test_an_expert_learns_its_answers_and_leaves_the_base(base: LoadedBase, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     asked = questions("math", "train", 40, 1)
     items = [encode(base, question) for question in asked[:8]]
@@ -89,12 +89,12 @@ def test_an_expert_learns_its_answers_and_leaves_the_base(base: Base, tmp_path: 
     assert taught < plain - 0.1
 
 
-def _of(base: Base, items: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+def _of(base: LoadedBase, items: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     found = predictions(base.model, items)
     return found.logits, found.targets
 
 
-def test_an_adapter_of_another_shape_does_not_start_a_router(base: Base, tmp_path: Path) -> None:
+def test_an_adapter_of_another_shape_does_not_start_a_router(base: LoadedBase, tmp_path: Path) -> None:
     folder = tmp_path / "expert"
     train_expert(base, "math", questions("math", "train", 4, 1), ADAPTER, CONFIG, folder, "the base")
     other = new_adapter(base, replace(ADAPTER, targets=("q_proj",)), "default")

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.members.router_head import ROUTER_HEAD
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import Recipe, load_recipe
 from ladle.recipes.domains.domains import questions
 from ladle.recipes.experts import route_eval
 from ladle.recipes.experts.expert import encode
-from ladle.recipes.experts.expert_views import Seen, informative, seen_by
+from ladle.recipes.experts.expert_views import ViewedAnswer, informative, seen_by
 from ladle.recipes.experts.route import RouteWorkshop, make_routing
 from ladle.recipes.experts.routed import combined, routed_greedy, speakers
 from ladle.recipes.experts.router_pairs import greedy_answers, pairs_of
@@ -26,7 +27,6 @@ from ladle.recipes.experts.router_training import (
     routed_logprobs,
     routing_loss,
 )
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import load_members, merged
@@ -101,7 +101,7 @@ def test_routed_logprobs_are_the_best_experts(random: np.random.Generator) -> No
     assert found == [logprobs[t][max(range(3), key=lambda i, t=t: scores[t][i])] for t in range(8)]
 
 
-def _write_adapters(base: Base, recipe: Recipe, names: list[str], folder: Path, seed: int) -> dict[str, Path]:
+def _write_adapters(base: LoadedBase, recipe: Recipe, names: list[str], folder: Path, seed: int) -> dict[str, Path]:
     """Random adapters, large enough to change what is said."""
     assert recipe.expert_adapter is not None
     folders = {}
@@ -118,7 +118,7 @@ def _write_adapters(base: Base, recipe: Recipe, names: list[str], folder: Path, 
 
 
 def test_experts_views_equal_a_forward_each_and_are_read_back(
-    base: Base, routed: Recipe, tmp_path: Path, seed: int
+    base: LoadedBase, routed: Recipe, tmp_path: Path, seed: int
 ) -> None:
     folders = _write_adapters(base, routed, ["a", "b"], tmp_path, seed)
     members = load_members(base, folders)
@@ -137,9 +137,9 @@ def test_experts_views_equal_a_forward_each_and_are_read_back(
     assert all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(found, again, strict=True))
 
 
-def _seen(random: np.random.Generator) -> Seen:
+def _seen(random: np.random.Generator) -> ViewedAnswer:
     prompt, answer = (tuple(random.integers(5, 300, size=n).tolist()) for n in (5, 4))
-    return Seen(
+    return ViewedAnswer(
         Encoded(prompt, answer),
         torch.tensor(-random.exponential(size=(4, 3)), dtype=torch.float32),
         torch.tensor(random.integers(2, size=(4, 3))),
@@ -147,7 +147,7 @@ def _seen(random: np.random.Generator) -> Seen:
 
 
 def test_pairs_leave_the_head_and_samples_move_it(
-    base: Base, routed: Recipe, tmp_path: Path, seed: int, random: np.random.Generator
+    base: LoadedBase, routed: Recipe, tmp_path: Path, seed: int, random: np.random.Generator
 ) -> None:
     assert routed.expert_adapter is not None and routed.router is not None
     start = _write_adapters(base, routed, ["chat"], tmp_path, seed)["chat"]
@@ -172,7 +172,7 @@ def test_pairs_leave_the_head_and_samples_move_it(
     trainer.close()
 
 
-def test_pairs_take_wrong_answers_of_experts_and_make_them_where_there_are_none(base: Base, seed: int) -> None:
+def test_pairs_take_wrong_answers_of_experts_and_make_them_where_there_are_none(base: LoadedBase, seed: int) -> None:
     asked = questions("math", "train", 2, seed)
     right = [[*base.tokenizer(q.task.answer, add_special_tokens=False)["input_ids"], base.eos] for q in asked]
     wrong = [[*base.tokenizer("no idea", add_special_tokens=False)["input_ids"], base.eos] for _ in asked]
@@ -196,7 +196,7 @@ def test_combined_scores_equal_the_formula(random: np.random.Generator) -> None:
             np.testing.assert_allclose(found[row].numpy(), complement * own + expert, rtol=1e-10, atol=1e-12)
 
 
-def test_routed_decoding_equals_whole_forwards(base: Base, routed: Recipe, tmp_path: Path, seed: int) -> None:
+def test_routed_decoding_equals_whole_forwards(base: LoadedBase, routed: Recipe, tmp_path: Path, seed: int) -> None:
     names = ["a", "b", "c", "router"]
     folders = _write_adapters(base, routed, names, tmp_path, seed)
     members = load_members(base, folders)
@@ -226,7 +226,7 @@ def test_routed_decoding_equals_whole_forwards(base: Base, routed: Recipe, tmp_p
 
 
 def test_experts_and_router_are_made_judged_and_not_made_again(
-    base: Base, routed: Recipe, rewards: tuple[Reward, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: LoadedBase, routed: Recipe, rewards: tuple[Reward, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, work = tmp_path / "family", tmp_path / "work"
     make_family(Workshop(routed, base, rewards, work), out, None)
@@ -248,7 +248,7 @@ def test_experts_and_router_are_made_judged_and_not_made_again(
     assert "[ROUTING.md](ROUTING.md)" in (out / "README.md").read_text()
     assert load_family(str(out)).experts == ("math", "json", "chat")
 
-    rows = route_eval.judged(route_eval.Judge.open(workshop, out, "test"))
+    rows = route_eval.judged(route_eval.RoutingTrial.open(workshop, out, "test"))
     assert [row["domain"] for row in rows[:4]] == ["math", "json", "chat", "all"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     assert methods[:4] == ["base", "expert-math", "expert-json", "expert-chat"]
@@ -258,7 +258,7 @@ def test_experts_and_router_are_made_judged_and_not_made_again(
         assert sum(float(str(row[f"share_expert-{d}"])) for d in ("math", "json", "chat")) == pytest.approx(1, abs=2e-3)
     with monkeypatch.context() as patch:  # all of it is read back
         patch.setattr(route_eval, "decode_routed", lambda *_: pytest.fail("decoded again"))
-        assert json.dumps(route_eval.judged(route_eval.Judge.open(workshop, out, "test"))) == json.dumps(rows)
+        assert json.dumps(route_eval.judged(route_eval.RoutingTrial.open(workshop, out, "test"))) == json.dumps(rows)
 
     config = tmp_path / "recipe.toml"
     monkeypatch.setattr(route_eval, "load_recipe", lambda spec: routed if spec == str(config) else load_recipe(spec))
@@ -272,7 +272,7 @@ def test_experts_and_router_are_made_judged_and_not_made_again(
     broken = out / "adapters" / "router" / ROUTER_HEAD
     save_file({"weight": torch.zeros(2, hidden_size(base))}, str(broken))
     with pytest.raises(FamilyError, match="router_head"):
-        route_eval.Judge.open(workshop, out, "test").routed(1.0)
+        route_eval.RoutingTrial.open(workshop, out, "test").routed(1.0)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from ladle.merging.family.family import load_family
 from ladle.merging.preferences.simplex import grid
 from ladle.recipes.commands.calibrate import command
 from ladle.recipes.fits.calibrate import check
-from ladle.recipes.sweeps.settings import settings_of
+from ladle.recipes.sweeps.grid import settings_of
 from ladle.recipes.sweeps.store import Sample, SampleStore, reopen
-from ladle.recipes.sweeps.summary import Table
+from ladle.recipes.sweeps.summary import RewardTable
 
 OBJECTIVES = ["positive", "simple"]
 STRONG = "bone_soup:strength=1.5"
@@ -92,7 +92,7 @@ def test_another_sweep_checks_the_fit(root: Path, tmp_path: Path, random: np.ran
     calibration = load_family(root).calibration
     assert calibration is not None
     store, _, settings = reopen(tmp_path / "again")
-    table = Table(settings, store.samples, OBJECTIVES)
+    table = RewardTable(settings, store.samples, OBJECTIVES)
     for found in check(calibration, table).values():
         assert found.points == 6 and found.inside >= 4 and found.gap <= found.worst < 0.05
     stronger = calibration.model_copy(update={"steering": {"method": "bone_soup", "strength": 1.5}})

@@ -16,7 +16,7 @@ from ladle.merging.family.family import load_family
 from ladle.merging.family.surface import SURFACE_NAME
 from ladle.merging.preferences.simplex import grid
 from ladle.recipes.commands.fit import command
-from ladle.recipes.sweeps.settings import settings_of
+from ladle.recipes.sweeps.grid import settings_of
 from ladle.recipes.sweeps.store import Sample, SampleStore
 
 OBJECTIVES = ["positive", "simple"]

@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 
 from ladle.merging.preferences.simplex import grid
 from ladle.recipes.commands.compare import command
+from ladle.recipes.sweeps.grid import ORACLES, settings_of
 from ladle.recipes.sweeps.join import join
-from ladle.recipes.sweeps.settings import ORACLES, settings_of
 from ladle.recipes.sweeps.store import Sample, SampleStore
-from ladle.recipes.sweeps.summary import Table, summarise
+from ladle.recipes.sweeps.summary import RewardTable, summarise
 
 OBJECTIVES = ["positive", "concise"]
 TEXT = "a text with five words"
@@ -148,4 +148,4 @@ def test_methods_without_a_common_preference_are_not_compared(tmp_path: Path, dr
     sweep = write_sweep(tmp_path / "sweep", draw, ["bone_soup", "mage"], 1.0)
     objectives, settings, samples = join([("", sweep)])
     apart = [s for s in settings if not s.weights or (s.label == "mage") == (s.weights == (0.5, 0.5))]
-    assert summarise(Table(apart, samples, objectives), 2, 0)["differences"] == []
+    assert summarise(RewardTable(apart, samples, objectives), 2, 0)["differences"] == []

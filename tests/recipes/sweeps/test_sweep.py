@@ -16,11 +16,11 @@ from typer.testing import CliRunner, Result
 
 from ladle.recipes.commands.sweep import command
 from ladle.recipes.rewards import Concise, Positive
+from ladle.recipes.sweeps.grid import Setting, parse_method, settings_of
 from ladle.recipes.sweeps.inputs import read_prompts, rewards_of
 from ladle.recipes.sweeps.plots import write_plots
-from ladle.recipes.sweeps.settings import Setting, parse_method, settings_of
 from ladle.recipes.sweeps.store import Sample, SampleStore
-from ladle.recipes.sweeps.summary import Table, summarise
+from ladle.recipes.sweeps.summary import RewardTable, summarise
 
 OBJECTIVES = ["positive", "concise"]
 METHODS = ["bone_soup", "mage:value=both,strength=0.5"]
@@ -149,7 +149,7 @@ def test_figures_are_of_the_bases_deviations(tmp_path: Path) -> None:
     rng = np.random.default_rng(fresh_seed())
     settings = settings_of(METHODS, [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)])
     found = made_up(rng, settings, 12, 3)
-    summary = summarise(Table(settings, found, OBJECTIVES), draws=100, seed=1)
+    summary = summarise(RewardTable(settings, found, OBJECTIVES), draws=100, seed=1)
     own = np.array([[s.rewards[name] for name in OBJECTIVES] for s in found.values() if s.setting == "base"])
     for row, setting in zip(summary["settings"], settings, strict=True):
         values = np.array([[s.rewards[n] for n in OBJECTIVES] for s in found.values() if s.setting == setting.key])
@@ -171,10 +171,11 @@ def test_figures_are_of_the_bases_deviations(tmp_path: Path) -> None:
     # A method that is not there yet is left out, and what is there gives what it gave.
     some = {key: sample for key, sample in found.items() if not key[0].startswith("mage")}
     assert (
-        summarise(Table(settings, some, OBJECTIVES), 100, 1)["methods"]["bone_soup"] == summary["methods"]["bone_soup"]
+        summarise(RewardTable(settings, some, OBJECTIVES), 100, 1)["methods"]["bone_soup"]
+        == summary["methods"]["bone_soup"]
     )
     with pytest.raises(ValueError, match="base's own answers"):
-        Table(settings, {key: sample for key, sample in found.items() if key[0] != "base"}, OBJECTIVES)
+        RewardTable(settings, {key: sample for key, sample in found.items() if key[0] != "base"}, OBJECTIVES)
 
 
 def test_three_objectives_have_a_simplex(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_three_objectives_have_a_simplex(tmp_path: Path) -> None:
             rewards = dict(zip(names, rng.normal(size=3), strict=True))
             sample = Sample(setting.key, prompt, 0, 1, "a", 1, "stop", None, rewards)
             found[sample.key] = sample
-    summary = summarise(Table(settings, found, names), 100, 1)
+    summary = summarise(RewardTable(settings, found, names), 100, 1)
     assert summary["settings"][0]["base_perplexity"] is None
     assert summary["settings"][0]["distinct_2"] is None, "texts of one word have no pairs"
     json.dumps(summary, allow_nan=False)

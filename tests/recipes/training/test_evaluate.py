@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import load_prompts
+from ladle.recipes.prompt_list import load_prompts
 from ladle.recipes.rewards import Reward
 from ladle.recipes.soup import load_members, merged
-from ladle.recipes.training.evaluate import Answer, Setting, evaluate, front, merging_sampler, summarise
+from ladle.recipes.training.evaluate import Mixture, SampledAnswer, evaluate, front, merging_sampler, summarise
 from ladle.recipes.training.lora import new_adapter
 from ladle.recipes.training.pairs import Scale
 from ladle.recipes.training.tune import corner_settings
@@ -19,7 +19,7 @@ UNIT = Scale(np.zeros(2), np.ones(2))
 
 
 @pytest.fixture
-def member(base: Base, tmp_path: Path) -> Path:
+def member(base: LoadedBase, tmp_path: Path) -> Path:
     model = new_adapter(base, AdapterConfig(2, 4, ("q_proj", "up_proj"), seed=5), "default")
     for key, parameter in model.named_parameters():
         if "lora_B" in key:
@@ -30,14 +30,14 @@ def member(base: Base, tmp_path: Path) -> Path:
 
 
 def test_answers_are_kept_by_label_and_coefficients(
-    base: Base, recipe: Recipe, rewards: tuple[Reward, ...], member: Path, tmp_path: Path
+    base: LoadedBase, recipe: Recipe, rewards: tuple[Reward, ...], member: Path, tmp_path: Path
 ) -> None:
     members = load_members(base, {"member": member})
     prompts = load_prompts(recipe.pool.prompts, "train")[:2]
     path = tmp_path / "answers.jsonl"
 
-    def run(coefficient: float) -> list[Answer]:
-        setting = Setting("mixture", (), {"member": coefficient})
+    def run(coefficient: float) -> list[SampledAnswer]:
+        setting = Mixture("mixture", (), {"member": coefficient})
         sampler = merging_sampler(base, members, recipe.evaluation, 10)
         return evaluate(base, sampler, [setting], prompts, rewards, path)["mixture"]
 
@@ -51,7 +51,7 @@ def test_answers_are_kept_by_label_and_coefficients(
 
 
 def test_likelihood_is_the_plain_base_s(
-    base: Base,
+    base: LoadedBase,
     recipe: Recipe,
     rewards: tuple[Reward, ...],
     member: Path,
@@ -75,18 +75,20 @@ def test_likelihood_is_the_plain_base_s(
     tokens, likely = drawn[int(np.argmax(apart))], expected[int(np.argmax(apart))]
     monkeypatch.setattr("ladle.recipes.training.evaluate.sample", lambda *_, **__: [tokens])
     sampler = merging_sampler(base, members, replace(recipe.evaluation, samples=1), 8)
-    setting = Setting("mixture", (), {"member": 1.0})
+    setting = Mixture("mixture", (), {"member": 1.0})
     (answer,) = evaluate(base, sampler, [setting], [prompt], rewards)["mixture"]
     assert answer.logprob == pytest.approx(likely, abs=1e-3)
 
 
-def _answer(rewards: tuple[float, ...], tokens: int = 10, logprob: float = -10.0, degenerate: bool = False) -> Answer:
-    return Answer("p", "text", tokens, degenerate, logprob, rewards)
+def _answer(
+    rewards: tuple[float, ...], tokens: int = 10, logprob: float = -10.0, degenerate: bool = False
+) -> SampledAnswer:
+    return SampledAnswer("p", "text", tokens, degenerate, logprob, rewards)
 
 
 def test_summary_by_hand() -> None:
     config = replace(load_recipe("demo").evaluation, samples=2, bootstrap=10)
-    setting = Setting("m", (0.75, 0.25), {"a": 2.0, "b": -1.0})
+    setting = Mixture("m", (0.75, 0.25), {"a": 2.0, "b": -1.0})
     texts = [_answer((1.0, 2.0), 10, -10.0), _answer((3.0, 4.0), 30, -70.0, degenerate=True)]
     (row,) = summarise([setting], {setting.label: texts}, ("positive", "concise"), UNIT, config)
     assert (row["positive"], row["concise"], row["tokens"], row["degenerate"]) == (2.0, 3.0, 20.0, 0.5)
@@ -97,7 +99,7 @@ def test_summary_by_hand() -> None:
 
 def test_front_by_hand() -> None:
     config = replace(load_recipe("demo").evaluation, samples=1, bootstrap=20)
-    settings = [Setting("m", (1.0, 0.0), {}), Setting("m", (0.0, 1.0), {}), Setting("other", (1.0, 0.0), {})]
+    settings = [Mixture("m", (1.0, 0.0), {}), Mixture("m", (0.0, 1.0), {}), Mixture("other", (1.0, 0.0), {})]
     points = [(2.0, 1.0), (1.0, 2.0), (9.0, 9.0)]
     answers = {s.label: [_answer(p), _answer(p)] for s, p in zip(settings, points, strict=True)}
     measured = front("m", settings, answers, UNIT, config, [0.0, 0.0])

@@ -1,13 +1,13 @@
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.training.lora import new_adapter
 
 ADAPTER = AdapterConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"), seed=5)
 
 
-def test_a_fresh_adapter_is_the_base_and_the_same_every_time(base: Base) -> None:
+def test_a_fresh_adapter_is_the_base_and_the_same_every_time(base: LoadedBase) -> None:
     tokens = torch.tensor([[5, 9, 40, 7]])
     expected = base.model(tokens).logits
     initial = []

@@ -13,8 +13,8 @@ from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import load_family
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.commands import monitor as monitor_command
-from ladle.recipes.model import Base
 from ladle.recipes.training.monitor import (
     Labelled,
     monitor_loss,
@@ -30,7 +30,7 @@ def _write(file: Path, rows: list[object]) -> Path:
     return file
 
 
-def test_labels_reach_the_tokens_that_they_are_of(base: Base, tmp_path: Path) -> None:
+def test_labels_reach_the_tokens_that_they_are_of(base: LoadedBase, tmp_path: Path) -> None:
     answer = "all is well and bad words end it"
     rows = [
         {"prompt": "a", "answer": answer, "bad": [[16, 25]]},
@@ -60,14 +60,14 @@ def test_labels_reach_the_tokens_that_they_are_of(base: Base, tmp_path: Path) ->
         ({"prompt": "a", "answer": "b", "bad": [[0.0, 1]]}, "within the answer's 1 characters"),
     ],
 )
-def test_what_is_no_text_with_a_label_is_refused(base: Base, tmp_path: Path, row: object, words: str) -> None:
+def test_what_is_no_text_with_a_label_is_refused(base: LoadedBase, tmp_path: Path, row: object, words: str) -> None:
     good = {"prompt": "a", "answer": "b", "label": 0}
     with pytest.raises(InputError, match=words) as caught:
         read_texts(_write(tmp_path / "texts.jsonl", [good, row]), base)
     assert "texts.jsonl:2" in str(caught.value)
 
 
-def test_texts_of_one_kind_teach_nothing(base: Base, tmp_path: Path) -> None:
+def test_texts_of_one_kind_teach_nothing(base: LoadedBase, tmp_path: Path) -> None:
     rows: list[object] = [{"prompt": str(i), "answer": "b", "label": 1} for i in range(9)]
     with pytest.raises(InputError, match="bad and from good"):
         read_texts(_write(tmp_path / "texts.jsonl", rows), base)
@@ -142,7 +142,7 @@ def test_a_trained_monitor_watches_the_family_that_it_was_written_into(
     assert again.exit_code == 1 and "there is a member or a folder of this name" in again.output
 
 
-def _base(root: Path) -> Base:
-    from ladle.recipes.model import load_base
+def _base(root: Path) -> LoadedBase:
+    from ladle.recipes.base_model import load_base
 
     return load_base(str(root / "base"))

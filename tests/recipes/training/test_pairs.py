@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.pairs import Scale, select_pairs
-from ladle.recipes.training.pool import Candidate
 
 
 def _candidate(prompt: str, token: int, rewards: tuple[float, ...], logprob: float = -1.0) -> Candidate:

@@ -9,15 +9,15 @@ import pytest
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.family.family import load_family
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import Recipe, load_recipe
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.training.evaluate import grid_settings
 from ladle.recipes.training.train import Workshop, fingerprint, make_family
 
 
 def test_a_whole_family_is_made_and_loads(
-    base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+    base: LoadedBase, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
 ) -> None:
     workshop = Workshop(recipe, base, rewards, tmp_path / "work")
     out = tmp_path / "family"
@@ -74,7 +74,7 @@ class LetterE:
 
 
 def test_three_objectives_are_judged_over_their_simplex(
-    base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+    base: LoadedBase, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
 ) -> None:
     three = replace(recipe, objectives=("positive", "simple", "concise"))
     out = tmp_path / "family"
@@ -146,7 +146,7 @@ def test_bad_recipes_are_refused(tmp_path: Path, old: str, new: str, message: st
 
 
 def test_oracles_are_trained_and_values_left_out_on_request(
-    base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+    base: LoadedBase, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
 ) -> None:
     recipe = replace(recipe, oracles={"even": {"positive": 1.0, "concise": 1.0}})
     make_family(Workshop(recipe, base, rewards, tmp_path / "work"), tmp_path / "f", None, oracles=True, explicit=False)

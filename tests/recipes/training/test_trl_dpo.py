@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig, DpoConfig
-from ladle.recipes.model import Base
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training import trl_dpo, trl_run
+from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.pairs import PromptPairs
-from ladle.recipes.training.pool import Candidate
 from ladle.recipes.training.trl_dpo import train_by_dpo
-from ladle.recipes.training.trl_run import Job, last_checkpoint
+from ladle.recipes.training.trl_run import TrainingJob, last_checkpoint
 
 ADAPTER = AdapterConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"), seed=5)
 DPO = DpoConfig(
@@ -32,12 +32,12 @@ DPO = DpoConfig(
 )
 
 
-def job(folder: Path) -> Job:
-    return Job(folder.name, folder, "some/base", ADAPTER)
+def job(folder: Path) -> TrainingJob:
+    return TrainingJob(folder.name, folder, "some/base", ADAPTER)
 
 
 @pytest.fixture
-def pairs(base: Base, random: np.random.Generator) -> list[PromptPairs]:
+def pairs(base: LoadedBase, random: np.random.Generator) -> list[PromptPairs]:
     made = []
     for text in ("rain", "sea", "stars", "sun"):
         # Of different lengths; the loser was cut off, so that it does not end its turn.
@@ -58,13 +58,17 @@ def quiet(line: str) -> None:
 
 
 def test_the_loss_is_the_formula_over_the_sampled_tokens(
-    base: Base, pairs: list[PromptPairs], random: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: LoadedBase,
+    pairs: list[PromptPairs],
+    random: np.random.Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The adapter is not trained but set at random, so that winner and loser are far from the base."""
     base.model.double()
     seen = []
 
-    def run(base: Base, job: Job, make: object, report: object) -> dict[str, float]:
+    def run(base: LoadedBase, job: TrainingJob, make: object, report: object) -> dict[str, float]:
         parts = {"processing_class": base.tokenizer, "peft_config": trl_run.lora_config(ADAPTER)}
         trainer = make(model=base.model, **parts)  # type: ignore[operator]
         for name, parameter in trainer.model.named_parameters():
@@ -98,7 +102,7 @@ def test_the_loss_is_the_formula_over_the_sampled_tokens(
 
 
 def test_training_prefers_winners_repeats_and_leaves_the_base_alone(
-    base: Base, pairs: list[PromptPairs], tmp_path: Path
+    base: LoadedBase, pairs: list[PromptPairs], tmp_path: Path
 ) -> None:
     tokens = torch.tensor([[5, 9, 40, 7]])
     before, config = base.model(tokens).logits, base.model.config.to_dict()
@@ -139,7 +143,11 @@ class Killer(TrainerCallback):
 
 
 def test_a_killed_training_goes_on_and_ends_in_the_same_adapter(
-    base: Base, pairs: list[PromptPairs], random: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: LoadedBase,
+    pairs: list[PromptPairs],
+    random: np.random.Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of eight steps each is saved; the run is killed at one of them, and once more while it writes a checkpoint."""
     train_by_dpo(base, job(tmp_path / "whole"), pairs, DPO, {}, quiet)
@@ -185,13 +193,13 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_adapter(
     ],
 )
 def test_what_trl_does_not_take_is_refused(
-    base: Base, pairs: list[PromptPairs], tmp_path: Path, given: dict[str, object], words: str
+    base: LoadedBase, pairs: list[PromptPairs], tmp_path: Path, given: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
         train_by_dpo(base, job(tmp_path / "member"), pairs, DPO, given, quiet)
 
 
-def test_a_loss_that_is_no_number_ends_the_training(base: Base, pairs: list[PromptPairs], tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_training(base: LoadedBase, pairs: list[PromptPairs], tmp_path: Path) -> None:
     broken = [PromptPairs(p.prompt, p.winners, p.losers) for p in pairs]
     winner = broken[0].winners[0]
     object.__setattr__(winner, "logprob", float("nan"))

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.rewards import Reward
 from ladle.recipes.training import trl_run
 from ladle.recipes.training.pairs import Scale
 from ladle.recipes.training.trl_online import standardised, train_online
-from ladle.recipes.training.trl_run import Job
+from ladle.recipes.training.trl_run import TrainingJob
 from ladle.recipes.trl_config import OnlineConfig
 
 ADAPTER = AdapterConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"), seed=5)
@@ -44,7 +44,7 @@ def test_a_reward_is_standardised_as_trl_calls_it(rewards: tuple[Reward, ...]) -
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_a_member_is_trained_on_its_mix(
-    base: Base, rewards: tuple[Reward, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+    base: LoadedBase, rewards: tuple[Reward, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     seen: dict[str, Any] = {}
     plain = trl_run._use_our_progress
@@ -58,7 +58,7 @@ def test_a_member_is_trained_on_its_mix(
     before = base.model(tokens).logits
     folder = tmp_path / "member"
     weights = np.array([0.7, 0.3]) if algorithm == "grpo" else np.array([0.0, 1.0])
-    job = Job("member", folder, "some/base", ADAPTER)
+    job = TrainingJob("member", folder, "some/base", ADAPTER)
     said: list[str] = []
     figures = train_online(
         base, job, algorithm, PROMPTS, rewards, weights, SCALE, ONLINE, {"logging_steps": 1}, 8, said.append
@@ -76,7 +76,7 @@ def test_a_member_is_trained_on_its_mix(
 
 
 def test_a_reward_that_fails_in_the_middle_ends_the_training(
-    base: Base, rewards: tuple[Reward, ...], tmp_path: Path
+    base: LoadedBase, rewards: tuple[Reward, ...], tmp_path: Path
 ) -> None:
     class Fails:
         name = "positive"
@@ -84,7 +84,7 @@ def test_a_reward_that_fails_in_the_middle_ends_the_training(
         def __call__(self, prompt: str, response: str) -> float:
             raise ValueError("rewards.positive: the function failed")
 
-    job = Job("member", tmp_path / "member", "some/base", ADAPTER)
+    job = TrainingJob("member", tmp_path / "member", "some/base", ADAPTER)
     with pytest.raises(ValueError, match=r"rewards\.positive: the function failed"):
         train_online(base, job, "grpo", PROMPTS, (Fails(), rewards[1]), np.ones(2), SCALE, ONLINE, {}, 8)
     assert not (tmp_path / "member").exists()

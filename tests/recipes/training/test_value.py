@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig, ValueConfig
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import ListedPrompt
 from ladle.recipes.scoring import answer_states
 from ladle.recipes.soup import load_members, merged
+from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.lora import new_adapter
-from ladle.recipes.training.pool import Candidate
 from ladle.recipes.training.value import (
     Rated,
     answer_values,
@@ -93,7 +93,7 @@ def test_what_lies_beyond_an_answer_changes_nothing(random: np.random.Generator)
     assert losses[0] == losses[1]
 
 
-def test_answer_states_equal_one_forward_each_with_gradients(base: Base, random: np.random.Generator) -> None:
+def test_answer_states_equal_one_forward_each_with_gradients(base: LoadedBase, random: np.random.Generator) -> None:
     prompt = random.integers(5, 300, size=6).tolist()
     answers = [random.integers(5, 300, size=n).tolist() for n in (3, 7, 1)]
     model = new_adapter(base, ADAPTER, "default")
@@ -118,7 +118,7 @@ def test_answer_states_equal_one_forward_each_with_gradients(base: Base, random:
     model.unload()
 
 
-def test_head_starts_at_zero(base: Base) -> None:
+def test_head_starts_at_zero(base: LoadedBase) -> None:
     head = new_head(hidden_size(base))
     assert answer_values(base.model, head, [5, 6, 7], [[8, 9], [10]]).abs().sum() == 0.0
 
@@ -135,7 +135,7 @@ def test_pool_is_grouped_by_prompt_and_repeated_answers_count_once() -> None:
 
 
 def test_held_out_topics_are_drawn_by_the_seed_and_leave_some() -> None:
-    prompts = [Prompt("train", f"t{i}", f"p{i}{j}") for i in range(8) for j in range(2)]
+    prompts = [ListedPrompt("train", f"t{i}", f"p{i}{j}") for i in range(8) for j in range(2)]
     drawn = {held_out_topics(prompts, replace(VALUE, held_out=3, seed=seed)) for seed in range(20)}
     assert all(len(topics) == 3 for topics in drawn)
     assert len(drawn) > 1
@@ -158,7 +158,7 @@ def _rated(random: np.random.Generator) -> list[Rated]:
 
 @pytest.mark.parametrize("td_lambda", [1.0, 0.9])
 def test_training_learns_repeats_and_what_is_stored_is_what_was_learned(
-    base: Base, random: np.random.Generator, tmp_path: Path, td_lambda: float
+    base: LoadedBase, random: np.random.Generator, tmp_path: Path, td_lambda: float
 ) -> None:
     rated = _rated(random)
     config = replace(VALUE, td_lambda=td_lambda)
@@ -187,7 +187,7 @@ def test_training_learns_repeats_and_what_is_stored_is_what_was_learned(
                 assert (values[row, : len(answer)].numpy() * reward > 0).all()
 
 
-def test_values_start_from_one_initialisation(base: Base, random: np.random.Generator, tmp_path: Path) -> None:
+def test_values_start_from_one_initialisation(base: LoadedBase, random: np.random.Generator, tmp_path: Path) -> None:
     """Nothing is learned at rate 0, so what is stored is the start."""
     config = replace(VALUE, epochs=1, learning_rate=0.0, head_learning_rate=0.0)
     starts = []
@@ -201,7 +201,7 @@ def test_values_start_from_one_initialisation(base: Base, random: np.random.Gene
 
 
 def test_a_run_that_breaks_off_leaves_no_folder_and_the_base_as_it_was(
-    base: Base, random: np.random.Generator, tmp_path: Path
+    base: LoadedBase, random: np.random.Generator, tmp_path: Path
 ) -> None:
     tokens = torch.tensor([[5, 9, 40, 7]])
     before = base.model(tokens).logits

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
-from ladle.recipes.model import Base
 from ladle.recipes.training.lora import new_adapter, save_adapter
 from ladle.recipes.training.value import Rated, hidden_size
 from ladle.recipes.training.value_fit import COUNTS, FRACTIONS, fits, predictions, store_fits, stored_fits
@@ -56,7 +56,9 @@ def test_a_perfect_value_explains_everything_and_a_constant_nothing(random: np.r
     assert whole.explained == pytest.approx(0.0, abs=1e-9)
 
 
-def test_predictions_are_those_of_the_stored_adapter(base: Base, random: np.random.Generator, tmp_path: Path) -> None:
+def test_predictions_are_those_of_the_stored_adapter(
+    base: LoadedBase, random: np.random.Generator, tmp_path: Path
+) -> None:
     model = new_adapter(base, AdapterConfig(2, 4, ("q_proj", "o_proj"), seed=5), "default")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -34,7 +34,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     launch, counts = fused_step.fused_step, []
 
     def counted(logits: Any, tables: Any) -> Any:
-        counts.append(len(tables.rows))
+        counts.append(len(tables.source_rows))
         return launch(logits, tables)
 
     monkeypatch.setattr(fused_step, "fused_step", counted)

@@ -13,8 +13,8 @@ from ladle.guidance.registry import resolve
 from ladle.merging.errors import InputError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.streaming_merge import Merge
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from tests.fixtures.tiny_models import write_family

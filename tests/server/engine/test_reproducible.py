@@ -14,9 +14,9 @@ from ladle.kernels.cpu import packed_linear
 from ladle.kernels.cpu.tiles import has_pairs
 from ladle.kernels.dispatch import PackedLinear
 from ladle.merging.errors import InputError
-from ladle.server.engine import config
-from ladle.server.engine.config import EngineConfig
+from ladle.server.engine import engine_config
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward.compiled_stack import DecoderStack
 
 Said = list[tuple[int, float]]
@@ -66,7 +66,7 @@ def all_ways(family: Any, **options: Any) -> list[Said]:
 def test_the_same_tokens_however_they_are_computed(
     tmp_path: Path, moody: None, monkeypatch: pytest.MonkeyPatch, native: bool
 ) -> None:
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: native)
     first, again, crowded, turn, fresh = all_ways(family_of(tmp_path), reproducible=True)
     assert first == again == crowded
     assert turn == fresh
@@ -76,7 +76,7 @@ def test_the_same_tokens_however_they_are_computed(
 def test_compiled_layers_need_no_option_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     if native and not has_pairs():
         pytest.skip("needs a processor that multiplies pairs of bfloat16")
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: native)
     monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: dispatch.ALL_ROWS)
     first, again, crowded, turn, fresh = all_ways(family_of(tmp_path))
     assert first == again == crowded
@@ -88,7 +88,7 @@ def test_where_many_rows_are_multiplied_otherwise_the_option_decides(
     tmp_path: Path, moody: None, monkeypatch: pytest.MonkeyPatch, reproducible: bool
 ) -> None:
     """As on a processor with a unit for products of many rows, which tiles leave to the library."""
-    monkeypatch.setattr(config, "cpu_has_bfloat16", has_pairs)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", has_pairs)
     monkeypatch.setattr(dispatch, "tiled_rows", lambda *model: 8)
     monkeypatch.setattr(DecoderStack, "choose_rows", lambda stack: None)
     first, again, crowded, turn, fresh = all_ways(family_of(tmp_path), reproducible=reproducible)
@@ -96,7 +96,7 @@ def test_where_many_rows_are_multiplied_otherwise_the_option_decides(
 
 
 def test_without_it_such_a_library_would_be_seen(tmp_path: Path, moody: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: True)
     first, _, crowded, _, _ = all_ways(family_of(tmp_path))
     assert first != crowded
 

@@ -29,7 +29,7 @@ from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.merging.bank.bank import Bank
 from ladle.merging.family.family import Family, load_family
-from ladle.server.engine import config
+from ladle.server.engine import engine_config
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.forward.compiled_stack import DecoderStack
 from ladle.server.engine.graphs import decode_graphs
@@ -172,7 +172,7 @@ def said(outputs: Sequence[StepOutput]) -> list[tuple[int, float | None]]:
 def test_compiled_layers_add_the_same(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations in float32, as on a processor without bfloat16, so that the weights are all that is rounded."""
     rng = random.Random(seed := fresh_seed())
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: False)
     family = steered_family(tmp_path, seed=seed % 1000)
     wishes = [wish(rng, family) for _ in range(4)] + [{"calm": 1.5}, {}]
     if "quantize" not in options:
@@ -197,7 +197,7 @@ def test_compiled_layers_add_the_same(tmp_path: Path, options: dict[str, Any], m
 def test_steps_of_one_model_take_vectors_where_rows_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps beyond the rows of the compiled form go through the layers behind it, which add the same."""
     rng = random.Random(seed := fresh_seed())
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: False)
     family = steered_family(tmp_path, seed=seed % 1000)
     engine = build(family, dtype="bfloat16")
     (stack,) = (module for module in engine.models.base.model.modules() if isinstance(module, DecoderStack))

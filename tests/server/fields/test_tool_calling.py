@@ -17,8 +17,8 @@ from tool_templates import HERMES_TEMPLATE, LLAMA_TEMPLATE
 
 from ladle.merging.family.family import Family, load_family
 from ladle.server.engine.async_engine import AsyncEngine
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.serving import Serving
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState

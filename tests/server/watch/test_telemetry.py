@@ -51,7 +51,7 @@ async def test_metrics_of_real_sequences(real_state: ServerState, idle_after: No
     assert found["ladle_http_requests_active",] == 1, "the scrape itself"
     stats = real_state.serving.engine.stats()
     assert found["ladle_step_rows_count",] == found["ladle_engine_steps_total",] == stats.steps
-    assert stats.rows is not None and found["ladle_step_rows_sum",] == stats.rows.total
+    assert stats.rows_by_step is not None and found["ladle_step_rows_sum",] == stats.rows_by_step.total
     assert found["ladle_process_resident_memory_bytes",] > 1e6
 
 

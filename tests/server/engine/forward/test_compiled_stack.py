@@ -15,7 +15,7 @@ from tiny_engine import alone, build, family_of, make_request, serve
 
 from ladle.kernels import dispatch
 from ladle.kernels.cpu.tiles import has_pairs
-from ladle.server.engine import config
+from ladle.server.engine import engine_config
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.forward import compiled_stack as decoder_stack
 from ladle.server.engine.forward.compiled_stack import DecoderStack
@@ -30,7 +30,7 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     has: bool = request.param
     if has and not has_pairs():
         pytest.skip("needs a processor that multiplies pairs of bfloat16")
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: has)
     return has
 
 
@@ -101,7 +101,7 @@ def test_every_method_scores_what_it_scores_without_them(
         )  # fmt: skip
 
     compiled = engine(True)
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: False)
     plain = engine(False)
     assert stacks(compiled) and not stacks(plain)
     steerings = [rng.choice(world.steerings(rng, [method])) for method in ("base", "bone_soup", "mage", "cfg", "vas")]

@@ -7,8 +7,8 @@ from tiny_models import rewrite_json, write_family
 
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.family import load_family
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 
 CODE = """
 from pathlib import Path

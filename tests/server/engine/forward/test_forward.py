@@ -26,6 +26,7 @@ from transformers.masking_utils import eager_mask
 from ladle.merging.bank.bank import Bank
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.preferences.weights_key import WeightsKey
+from ladle.server.engine import engine_config
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.forward.loaded_model import context_limit
 
@@ -182,9 +183,8 @@ def test_long_prompt_in_many_chunks(tmp_path: Path) -> None:
 
 def test_bfloat16_keeps_rotary_frequencies_and_coefficients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor with bfloat16 instructions: weights and activations are rounded, positions are not."""
-    from ladle.server.engine import config
 
-    monkeypatch.setattr(config, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(engine_config, "cpu_has_bfloat16", lambda: True)
     rng = random.Random(seed := fresh_seed())
     family = family_of(tmp_path, "llama", seed % 1000)
     engine = build(family, dtype="bfloat16")

@@ -17,7 +17,7 @@ from ladle.server.engine.engine import Engine
 from ladle.server.engine.forward.layout import HostGroup, HostLayout
 from ladle.server.engine.graphs import decode_graphs
 from ladle.server.engine.graphs.decode_graphs import DecodeGraphs, sizes_of
-from ladle.server.engine.graphs.recorded_step import Size
+from ladle.server.engine.graphs.recorded_step import StepSize
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 
@@ -27,14 +27,14 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Size]]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, StepSize]]:
     """The rows and sizes of the steps that ran on a recording."""
     if not CUDA:
         monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: lambda work: work)
-    made: list[tuple[int, Size]] = []
+    made: list[tuple[int, StepSize]] = []
     run = DecodeGraphs.run
 
-    def note(self: DecodeGraphs, layout: Any, size: Size, *tables: Any) -> Any:
+    def note(self: DecodeGraphs, layout: Any, size: StepSize, *tables: Any) -> Any:
         made.append((layout.tokens, size))
         return run(self, layout, size, *tables)
 
@@ -79,7 +79,7 @@ def same(found: dict[str, list[StepOutput]], expected: dict[str, list[StepOutput
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
 def test_the_same_tokens_as_without(
-    arch: str, tmp_path: Path, engines: Callable[..., Engine], taken: list[tuple[int, Size]]
+    arch: str, tmp_path: Path, engines: Callable[..., Engine], taken: list[tuple[int, StepSize]]
 ) -> None:
     rng = random.Random(fresh_seed())
     family = family_of(tmp_path, arch)
@@ -88,7 +88,7 @@ def test_the_same_tokens_as_without(
     assert not taken
     found = serve(engines(family), requests)
     same(found, expected)
-    assert any(rows < size.rows for rows, size in taken), "with rows left over"
+    assert any(rows < size.lanes for rows, size in taken), "with rows left over"
     assert {size.merged for _, size in taken} == {True, False} or all(size.merged for _, size in taken)
 
 
@@ -112,7 +112,7 @@ def test_rows_left_over_touch_nobody(tmp_path: Path, engines: Callable[..., Engi
     for rows in (4, 3):
         cache.clear(list(range(cache.blocks)))
         size = graphs.size_for(layout(rows))
-        assert size is not None and size.rows == 4
+        assert size is not None and size.lanes == 4
         found = graphs.run(layout(rows), size)
         assert found.logits.shape[0] == found.hidden.shape[0] == rows
         written = cache.layers[0].flatten(1).abs().sum(dim=1).nonzero()[:, 0].cpu()
@@ -123,7 +123,7 @@ def test_rows_left_over_touch_nobody(tmp_path: Path, engines: Callable[..., Engi
 def test_sizes_hold_every_decode_step(tmp_path: Path, engines: Callable[..., Engine]) -> None:
     table = engines(family_of(tmp_path), cuda_graphs=False, max_sequences=5, max_lanes=9).scheduler.table
     sizes = sizes_of(table)
-    assert {size.rows for size in sizes} == {1, 2, 4, 8} and {size.merged for size in sizes} == {False, True}
+    assert {size.lanes for size in sizes} == {1, 2, 4, 8} and {size.merged for size in sizes} == {False, True}
     assert max(size.blocks for size in sizes) >= table.blocks.shape[1]
 
 

@@ -8,7 +8,7 @@ from tiny_models import tiny_tokenizer
 
 from ladle.server.engine.requests.answer import Answer
 from ladle.server.engine.requests.request import GenerationRequest
-from ladle.server.engine.requests.thinking import Phase, Thinking, Thought
+from ladle.server.engine.requests.thinking import Thinking, Thought, ThoughtPhase
 
 WORDS = ["rain", " </", "think", "é", "雨", "🌧", "<", "\n", "</thin k>", " the"]
 
@@ -37,7 +37,7 @@ def test_against_a_search() -> None:
         thought, tokens, free = Thought(thinking), [], 0
         placed = []
         for _ in range(rng.randint(1, 30)):
-            forced, inside = thought.forced, thought.phase is Phase.INSIDE
+            forced, inside = thought.forced, thought.phase is ThoughtPhase.INSIDE
             tokens.append(rng.randrange(3) if forced is None else forced)
             free += inside and forced is None
             placed.append(thought.push(tokens[-1]))
@@ -52,7 +52,7 @@ def test_against_a_search() -> None:
         else:
             assert (said, answer) == expected, (tokens, thinking)
         assert budget is None or (free <= budget and len(said) <= budget + len(message))
-        if thought.phase is Phase.AFTER:
+        if thought.phase is ThoughtPhase.AFTER:
             assert count == len(said) and tokens[start:] == answer
 
 
@@ -71,7 +71,7 @@ def test_texts_and_characters_that_are_cut() -> None:
         request = make_request("r", ids("Why?"), max_tokens=200)
         request = GenerationRequest("r", request.prompt, request.plan, request.sampling, thinking=thinking)
         answer, thought, outputs = Answer(request, tokenizer, frozenset({2})), Thought(thinking), []
-        while thought.phase is not Phase.AFTER:
+        while thought.phase is not ThoughtPhase.AFTER:
             token = tokens[len(outputs)] if thought.forced is None else thought.forced
             thought.push(token)
             outputs.append(answer.push(token, len(outputs) + 1, 0, 0.0, (), None))

@@ -56,8 +56,8 @@ def test_steps_are_counted(family: Family) -> None:
         assert engine.stats().distinct_preferences <= 3
     stats = engine.stats()
     assert stats.steps == len(rows) >= 3
-    assert stats.rows is not None and stats.step_seconds is not None and stats.preferences is not None
-    assert stats.rows.total == sum(rows) and sum(stats.rows.counts) == len(rows)
+    assert stats.rows_by_step is not None and stats.step_seconds is not None and stats.preferences is not None
+    assert stats.rows_by_step.total == sum(rows) and sum(stats.rows_by_step.counts) == len(rows)
     assert sum(stats.step_seconds.counts) == len(rows) and stats.step_seconds.total > 0
     # Two preferences, one of them given in two scales, and the plain base.
     assert sum(stats.preferences.counts[2:]) > 0 and sum(stats.preferences.counts[3:]) == 0

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import rewrite_json, rewrite_tensors, write_tiny_base
 
-from ladle.merging.checkpoints.reader import INDEX, SINGLE, CheckpointReader
+from ladle.merging.checkpoints.checkpoint_reader import INDEX, SINGLE, CheckpointReader
 from ladle.merging.errors import FamilyError
 
 

@@ -3,15 +3,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import Recipe
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import load_prompts
+from ladle.recipes.prompt_list import load_prompts
 from ladle.recipes.rewards import Reward
-from ladle.recipes.training.pool import Candidate, build_pool
+from ladle.recipes.training.candidate_pool import Candidate, build_pool
 
 
 @pytest.fixture
-def pool(base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path) -> list[Candidate]:
+def pool(base: LoadedBase, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path) -> list[Candidate]:
     prompts = load_prompts(recipe.pool.prompts, "train")
     return build_pool(base, prompts, rewards, recipe.pool, tmp_path / "work" / "pool.jsonl")
 
@@ -26,7 +26,7 @@ def test_pool_holds_every_prompt_and_style(pool: list[Candidate], recipe: Recipe
         assert candidate.rewards == tuple(reward(candidate.prompt, candidate.text) for reward in rewards)
 
 
-def test_logprobs_are_the_base_s_under_the_default_prompt(pool: list[Candidate], base: Base) -> None:
+def test_logprobs_are_the_base_s_under_the_default_prompt(pool: list[Candidate], base: LoadedBase) -> None:
     shortened = [candidate for candidate in pool if candidate.origin.endswith(("cut", "short"))]
     assert shortened, "the pool lacks shortened answers, so half of this test would not run"
     for candidate in [*pool[:8], *shortened[:8]]:
@@ -40,7 +40,7 @@ def test_logprobs_are_the_base_s_under_the_default_prompt(pool: list[Candidate],
 
 
 def test_a_broken_off_run_resumes_to_the_same_pool(
-    pool: list[Candidate], base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+    pool: list[Candidate], base: LoadedBase, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
 ) -> None:
     prompts = load_prompts(recipe.pool.prompts, "train")
     path = tmp_path / "work" / "pool.jsonl"
@@ -53,7 +53,7 @@ def test_a_broken_off_run_resumes_to_the_same_pool(
 
 
 def test_a_finished_pool_is_not_sampled_again_but_rewarded_again(
-    pool: list[Candidate], base: Base, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
+    pool: list[Candidate], base: LoadedBase, recipe: Recipe, rewards: tuple[Reward, ...], tmp_path: Path
 ) -> None:
     prompts = load_prompts(recipe.pool.prompts, "train")
     swapped = build_pool(base, prompts, rewards[::-1], recipe.pool, tmp_path / "work" / "pool.jsonl")

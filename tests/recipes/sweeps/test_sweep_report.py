@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ladle.recipes.sweeps.plots import pareto
-from ladle.recipes.sweeps.report import progress_bar, show
+from ladle.recipes.sweeps.sweep_report import progress_bar, show
 
 
 def figure(value: float) -> dict[str, float]:

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ladle.benchmarks.environment import RESULTS, hardware, versions
 from ladle.benchmarks.gpu import decode_shapes, goals
 from ladle.benchmarks.gpu import ops as kernels
 from ladle.benchmarks.gpu.device_timer import DeviceTimer
+from ladle.benchmarks.machine import RESULTS, hardware, versions
 from ladle.benchmarks.random_family import SHAPES
 
 COLUMNS = (

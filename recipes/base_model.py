@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
-class Base:
+class LoadedBase:
     """A frozen causal model in evaluation mode and its tokenizer."""
 
     model: PreTrainedModel
@@ -45,7 +45,7 @@ class Base:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def load_base(spec: str, device: torch.device | str = "cpu", threads: int = 1) -> Base:
+def load_base(spec: str, device: torch.device | str = "cpu", threads: int = 1) -> LoadedBase:
     """Loads a base in float32, on one thread unless told otherwise: the setting in which a recipe repeats exactly.
 
     Args:
@@ -64,7 +64,7 @@ def load_base(spec: str, device: torch.device | str = "cpu", threads: int = 1) -
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model.requires_grad_(False)
-    return Base(model.eval().to(device), tokenizer)
+    return LoadedBase(model.eval().to(device), tokenizer)
 
 
 def prepare_process(threads: int = 1) -> None:

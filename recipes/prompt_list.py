@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parent / "prompts"
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ListedPrompt:
     """One user message, the topic it belongs to and its split (one of `SPLITS`).
 
     Attributes:
@@ -30,7 +30,7 @@ def shipped_lists() -> list[str]:
     return [file.stem for file in _FOLDER.glob("*.jsonl")]
 
 
-def load_prompts(name: str, split: str | None = None) -> list[Prompt]:
+def load_prompts(name: str, split: str | None = None) -> list[ListedPrompt]:
     """Reads a prompt list in file order.
 
     Args:
@@ -46,12 +46,12 @@ def load_prompts(name: str, split: str | None = None) -> list[Prompt]:
     if split is not None and split not in SPLITS:
         raise ValueError(f"split: {split!r} is not allowed; allowed: {', '.join(SPLITS)}")
     path = Path(name) if name.endswith(".jsonl") else _FOLDER / f"{name}.jsonl"
-    prompts: list[Prompt] = []
+    prompts: list[ListedPrompt] = []
     split_of: dict[str, str] = {}
     seen: set[str] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         row = json.loads(line)
-        prompt = Prompt(row["split"], row["topic"], row["prompt"])
+        prompt = ListedPrompt(row["split"], row["topic"], row["prompt"])
         if prompt.split not in SPLITS:
             raise ValueError(f"{path}:{number}: split {prompt.split!r} is not allowed; allowed: {', '.join(SPLITS)}")
         if split_of.setdefault(prompt.topic, prompt.split) != prompt.split:

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from ladle.recipes.model import Base
-from ladle.recipes.sampling import draw, sample
+from ladle.recipes.base_model import LoadedBase
+from ladle.recipes.batched_sampling import draw, sample
 
 OPTIONS = {"max_tokens": 12, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
@@ -27,7 +27,7 @@ def test_truncation_keeps_the_nucleus(seed: int) -> None:
     assert set(draw(logits, 1.0, 2, 0.6, generator).tolist()) == {0}
 
 
-def test_greedy_rows_equal_transformers_generate(base: Base, random: np.random.Generator) -> None:
+def test_greedy_rows_equal_transformers_generate(base: LoadedBase, random: np.random.Generator) -> None:
     prompts = _prompts(random)
     outputs = sample(base.model, prompts, eos=base.eos, seed=0, **{**OPTIONS, "top_k": 1})  # type: ignore[arg-type]
     for prompt, output in zip(prompts, outputs, strict=True):
@@ -35,7 +35,7 @@ def test_greedy_rows_equal_transformers_generate(base: Base, random: np.random.G
         assert output == expected.tolist()
 
 
-def test_rows_end_and_are_dropped_without_disturbing_the_others(base: Base, random: np.random.Generator) -> None:
+def test_rows_end_and_are_dropped_without_disturbing_the_others(base: LoadedBase, random: np.random.Generator) -> None:
     prompts = _prompts(random)
     plain = sample(base.model, prompts, eos=-1, seed=0, **{**OPTIONS, "top_k": 1})  # type: ignore[arg-type]
     # A token that greedy decoding is known to reach plays the end of turn: every row must be its old self up to there.
@@ -48,7 +48,7 @@ def test_rows_end_and_are_dropped_without_disturbing_the_others(base: Base, rand
         assert output == (full[: full.index(eos) + 1] if eos in full else full)
 
 
-def test_seed_decides(base: Base, random: np.random.Generator) -> None:
+def test_seed_decides(base: LoadedBase, random: np.random.Generator) -> None:
     prompts = _prompts(random)
     first, again, other = (sample(base.model, prompts, eos=base.eos, seed=s, **OPTIONS) for s in (3, 3, 4))  # type: ignore[arg-type]
     assert first == again

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from ladle.recipes.base_model import LoadedBase
+from ladle.recipes.batched_sampling import sample
 from ladle.recipes.config import PoolConfig
-from ladle.recipes.model import Base
-from ladle.recipes.prompts import Prompt
+from ladle.recipes.prompt_list import ListedPrompt
 from ladle.recipes.rewards import Reward, ends_sentence, scores
-from ladle.recipes.sampling import sample
 from ladle.recipes.scoring import answer_logprobs
 
 PLAIN = "plain"
@@ -43,14 +43,14 @@ class Candidate:
         return self.logprob / len(self.tokens)
 
 
-def _requests(prompts: Sequence[Prompt], config: PoolConfig) -> list[tuple[int, str, str | None]]:
+def _requests(prompts: Sequence[ListedPrompt], config: PoolConfig) -> list[tuple[int, str, str | None]]:
     styles: list[tuple[str, str | None, int]] = [(PLAIN, None, config.plain_samples)]
     styles += [(name, system, config.style_samples) for name, system in config.styles.items()]
     return [(i, name, system) for i in range(len(prompts)) for name, system, count in styles for _ in range(count)]
 
 
 def _cuts(
-    base: Base, tokens: Sequence[int], config: PoolConfig, draw: np.random.Generator, short: bool
+    base: LoadedBase, tokens: Sequence[int], config: PoolConfig, draw: np.random.Generator, short: bool
 ) -> Iterator[tuple[str, int]]:
     """Lengths at which an answer may be cut: at most two where a sentence ends; if asked for, one far too short."""
     low, high = config.cut_lengths
@@ -63,8 +63,8 @@ def _cuts(
 
 @torch.inference_mode()
 def _candidates(
-    base: Base,
-    prompt: Prompt,
+    base: LoadedBase,
+    prompt: ListedPrompt,
     index: int,
     samples: Sequence[tuple[str, list[int]]],
     config: PoolConfig,
@@ -97,12 +97,12 @@ def rewarded(candidates: Sequence[Candidate], rewards: Sequence[Reward]) -> list
     ]
 
 
-def _prompts_a_batch(prompts: Sequence[Prompt], config: PoolConfig) -> int:
+def _prompts_a_batch(prompts: Sequence[ListedPrompt], config: PoolConfig) -> int:
     return max(1, config.batch_rows // len(_requests(prompts[:1], config)))
 
 
 def sample_batch(
-    base: Base, prompts: Sequence[Prompt], number: int, rewards: Sequence[Reward], config: PoolConfig
+    base: LoadedBase, prompts: Sequence[ListedPrompt], number: int, rewards: Sequence[Reward], config: PoolConfig
 ) -> list[Candidate]:
     """The candidates of batch ``number`` of the pool over ``prompts``; they depend on nothing but the arguments."""
     step = _prompts_a_batch(prompts, config)
@@ -126,7 +126,7 @@ def sample_batch(
 
 
 def build_pool(
-    base: Base, prompts: Sequence[Prompt], rewards: Sequence[Reward], config: PoolConfig, path: Path
+    base: LoadedBase, prompts: Sequence[ListedPrompt], rewards: Sequence[Reward], config: PoolConfig, path: Path
 ) -> list[Candidate]:
     """Samples the pool in batches of whole prompts and appends each batch to `path`; a broken-off run goes on where
     it stopped.

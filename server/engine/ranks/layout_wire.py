@@ -1,4 +1,4 @@
-"""A step's layout on its way to the processes that compute it too: facts as JSON, tensors side by side, one a dtype."""
+"""A step's layout on its way to the processes that compute it too: facts as JSON, tensors side by side by dtype."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ladle.server.engine.forward.attention import AttentionGroup, TokenPlaces
+from ladle.server.engine.forward.attention import AttentionGroup, TokenBlocks
 from ladle.server.engine.forward.layout import StepLayout
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.int64, torch.bool, torch.float32, torch.float64)}
@@ -28,7 +28,7 @@ def pack(layout: StepLayout) -> tuple[dict[str, Any], list[Tensor]]:
         # Keys that follow their blocks are 0, 1, 2, ...: their number says it all.
         plain = group.keys.shape[0] if group.keys.dim() == 1 else None
         groups.append([group.start, group.stop, group.left_padding, plain])
-        tensors |= {f"{index}.positions": group.positions, f"{index}.table": group.table}
+        tensors |= {f"{index}.positions": group.positions, f"{index}.block_table": group.block_table}
         tensors |= {f"{index}.visible": group.visible, f"{index}.keys": group.keys if plain is None else None}
     there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     headers = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in there.items()}
@@ -59,7 +59,7 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
             stop,
             left_padding,
             there[f"{index}.positions"],
-            there[f"{index}.table"],
+            there[f"{index}.block_table"],
             there[f"{index}.keys"] if plain is None else keys[:plain],
             there.get(f"{index}.visible"),
         )
@@ -72,7 +72,7 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         groups,
         there.get("coefficients"),
         there.get("logits_indices"),
-        TokenPlaces.none(),
+        TokenBlocks.none(),
         amounts=there.get("amounts"),
     )
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ladle.benchmarks.gpu import decode_shapes
+from ladle.benchmarks.gpu import figures as gpu
 from ladle.benchmarks.gpu import ops as kernels
-from ladle.benchmarks.gpu import run as gpu
 from ladle.benchmarks.random_family import SHAPES, randomise, write_random_family
 from ladle.merging.family.family import load_family
-from ladle.server.engine.config import EngineConfig
 from ladle.server.engine.engine import Engine
+from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.graphs import decode_graphs
 
 ROOT = Path(__file__).resolve().parents[3]

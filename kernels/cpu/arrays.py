@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Halves = NDArray[np.uint16]
 """float16 bit patterns."""
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 class Digits(NamedTuple):
-    """Rows of activations as whole numbers, each as two digits to the base 256, times a scale a row.
+    """Rows of activations as whole numbers, each as two digits to the base 256, times a scale per row.
 
     Attributes:
-        numbers: [2 rows, bytes] int8, the higher digits of a row and below them its lower ones.
+        values: [2 rows, bytes] int8, the higher digits of a row and below them its lower ones.
         sums: [rows, 2] int32, the sum of a row's digits, times what stands for a weight of zero.
         scales: [rows] float32.
     """
 
-    numbers: Any
+    values: Any
     sums: Any
     scales: Any
 
@@ -46,7 +46,7 @@ class Product(NamedTuple):
     """One or more linear layers with the same input, and the bank's factors for them.
 
     Attributes:
-        weight: [blocks, steps, numbers a step] of ``out`` outputs, as ``tiled_product.pack`` makes it.
+        weight: [blocks, steps, numbers per step] of ``out`` outputs, as ``tiled_product.pack`` makes it.
         steps: [16 blocks] float32, what one step of an output's quantised weights counts, or [0].
         bias: [out] float32, or [0].
         shrink: the R shrink factors, packed like ``weight``.
@@ -86,28 +86,28 @@ class Layers(NamedTuple):
     down: Product
     attended: int
     scaling: float
-    windows: Places
+    windows: Indices
     inputs: Any
 
 
-class LayerRows(NamedTuple):
-    """The rows of a step.
+class PagedTokens(NamedTuple):
+    """Where the tokens of a step are: a row of the activations is one token.
 
     Attributes:
         cos: [rows, d] float32, rotary cosines.
         sin: [rows, d] float32, rotary sines, the first half negated.
-        blocks: [any, blocks] int64, the block table.
-        tables: [rows] int64, the row of ``blocks`` that lists a row's KV blocks.
+        block_table: [any, blocks] int64.
+        table_rows: [rows] int64, the row of ``block_table`` that lists a token's KV blocks.
         positions: [rows] int64, how many earlier tokens it sees there.
-        slots: [rows] int64, where its own key and value go.
+        slot_mapping: [rows] int64, where its own key and value go.
     """
 
     cos: Floats
     sin: Floats
-    blocks: Places
-    tables: Places
-    positions: Places
-    slots: Places
+    block_table: Indices
+    table_rows: Indices
+    positions: Indices
+    slot_mapping: Indices
 
 
 class LayerPass(NamedTuple):
@@ -118,11 +118,11 @@ class LayerPass(NamedTuple):
         layers: the weights.
         scales: [layers or 1, rows, R] coefficient of each rank column of the four products, [1, rows, 0] for the plain
             base; one layer's stands for all.
-        rows: where each row is.
+        paged: where each row is.
         kv: the pool [layers, slots, 2, kv heads, d], float32 or bfloat16 patterns (int16); a row sees the tokens before
             its position through its blocks, and itself at its slot. New keys and values are written before any row
             attends.
-        block: slots a block.
+        block: slots per block.
         threads: how many parts the work is cut into.
         amounts: [rows, n], how much of each of n steering vectors a row gets; [rows, 0] where none gets any.
         vectors: [layers, n, hidden], what is added after each layer.
@@ -131,7 +131,7 @@ class LayerPass(NamedTuple):
     x: Floats
     layers: Layers
     scales: tuple[Floats, Floats, Floats, Floats]
-    rows: LayerRows
+    paged: PagedTokens
     kv: Any
     block: int
     threads: int

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ladle.recipes.prompts import SPLITS, load_prompts
+from ladle.recipes.prompt_list import SPLITS, load_prompts
 
 
 @pytest.mark.parametrize(("name", "least"), [("everyday", 150), ("varied", 300)])

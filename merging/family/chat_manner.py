@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.checkpoints.reader import read_json
+from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.checkpoints.vocabulary import TOKENIZER, tokens_of
 from ladle.merging.errors import FamilyError
 
@@ -15,7 +15,7 @@ _KEPT = 80  # characters of a template that may stand between an answer and the 
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ChatManner:
     """What is in force besides what the base's own tokenizer and generation config say.
 
     Attributes:
@@ -57,7 +57,7 @@ def read_conversation(
     template_file: Path | None = None,
     stop_tokens: Sequence[str] | None = None,
     manifest: Path | None = None,
-) -> Conversation:
+) -> ChatManner:
     """What is in force for a base and the language models among its members.
 
     The base's template stands, or else the first member's; ``template_file`` replaces any. The token with which the
@@ -78,16 +78,16 @@ def read_conversation(
     known = set(tokens.values())
     own = _manner(base, base, tokens)
     others = [(name, _manner(folder, base, tokens)) for name, folder in members]
-    spoken = Conversation()
+    spoken = ChatManner()
     if template_file is not None:
-        spoken = Conversation(_template_of(template_file), str(template_file))
+        spoken = ChatManner(_template_of(template_file), str(template_file))
         _require_template(spoken.template or "", template_file)
     elif own.template is None:
         for name, manner in others:
             if manner.template is not None:
                 _require_template(manner.template, dict(members)[name])
                 eos = manner.eos_token if manner.eos_token in known else None
-                spoken = Conversation(manner.template, f"member {name}", eos)
+                spoken = ChatManner(manner.template, f"member {name}", eos)
                 break
     in_force = spoken.template if spoken.template is not None else own.template
     eos = spoken.eos_token or own.eos_token
@@ -135,23 +135,23 @@ def _disagreements(
     known: set[str],
     stated: bool,
 ) -> list[str]:
-    told = []
+    warnings = []
     for name, manner in others:
         if manner.template is not None and in_force is not None and manner.template.strip() != in_force.strip():
-            told.append(
+            warnings.append(
                 f"member {name} has another chat template than {origin}, which is in force; "
                 "chat_template in family.toml or --chat-template chooses one"
             )
         missed = sorted(manner.ends - ends)
         for token in [] if stated else missed:
             if token in known:
-                told.append(
+                warnings.append(
                     f"member {name} ends its answers with {token}, which ends none here; "
                     "stop_tokens in family.toml adds it"
                 )
             else:
-                told.append(f"member {name} ends its answers with {token}, which is no token of the base")
-    return told
+                warnings.append(f"member {name} ends its answers with {token}, which is no token of the base")
+    return warnings
 
 
 def _tokens(folder: Path) -> dict[int, str] | None:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ladle.recipes.metrics import bootstrap_mean, is_degenerate
 from ladle.recipes.sweeps.control_measures import hypervolume
+from ladle.recipes.text_metrics import bootstrap_mean, is_degenerate
 
 
 def test_bootstrap_interval_covers_and_repeats(random: np.random.Generator) -> None:

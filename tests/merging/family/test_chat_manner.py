@@ -19,7 +19,7 @@ from tiny_models import (
 from transformers import AutoTokenizer, GenerationConfig
 
 from ladle.merging.errors import FamilyError
-from ladle.merging.family.conversation import Conversation, end_of_turn
+from ladle.merging.family.chat_manner import ChatManner, end_of_turn
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.export import export
 
@@ -59,12 +59,12 @@ def stated(root: Path, **keys: Any) -> Family:
 
 def test_a_base_that_says_it_all_stands(root: Path) -> None:
     family = load_family(root)
-    assert family.conversation == Conversation() and family.warnings == ()
+    assert family.conversation == ChatManner() and family.warnings == ()
 
 
 def test_a_members_manner_is_taken_over_where_the_base_has_none(root: Path, tmp_path: Path) -> None:
     as_base_model(root / "base")
-    assert load_family(root).conversation == Conversation(), "nobody has any"
+    assert load_family(root).conversation == ChatManner(), "nobody has any"
     for name in MEMBERS:
         tuned(root / "adapters" / name)
     family = load_family(root)
@@ -131,7 +131,7 @@ def test_a_broken_template_matters_where_it_is_used(root: Path, kept: bool) -> N
 def test_end_tokens_that_are_none_are_passed_over(root: Path, stated: Any) -> None:
     as_base_model(root / "base")
     (root / "adapters" / "bone-simple" / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
-    assert load_family(root).conversation == Conversation()
+    assert load_family(root).conversation == ChatManner()
 
 
 def test_full_members_count_too(root: Path, seed: int) -> None:

@@ -16,7 +16,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from ladle.kernels.cpu.aligned import aligned_array, scratch
-from ladle.kernels.cpu.arrays import Digits, Floats, Product
+from ladle.kernels.cpu.arrays import Digits, Floats, Product, Shrunk
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.digits import (
     TOGETHER,

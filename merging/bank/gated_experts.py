@@ -44,9 +44,9 @@ class GatedExperts(nn.Module):
         result = torch.zeros_like(hidden_states)
         order = top_k_index.flatten().sort(stable=True)
         experts, counts = order.values.unique_consecutive(return_counts=True)
-        places = order.indices.split(counts.tolist())
+        rows_by_expert = order.indices.split(counts.tolist())
         shares = top_k_weights.flatten()
-        for expert, place in zip(experts.tolist(), places, strict=True):
+        for expert, place in zip(experts.tolist(), rows_by_expert, strict=True):
             if expert >= len(self.up):
                 continue  # no expert: what is masked out has an index beyond them
             tokens = place // top_k_index.shape[1]

@@ -172,10 +172,14 @@ def json_object(value: str) -> str:
 def _is_cut(text: str) -> bool:
     """Whether ``text``, which is no JSON by the standard, only wants its end."""
     try:
-        from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        return str(error).startswith("EOF") and finite(from_json(text, allow_inf_nan=False, allow_partial=True))
-    return False
+        json.JSONDecoder().raw_decode(text.lstrip())
+        return False  # a whole value, and something after it
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return finite(from_json(text, allow_inf_nan=False, allow_partial=True))
+    except ValueError:
+        return False
 
 
 Arguments = Annotated[

@@ -19,6 +19,7 @@ from ladle.server.errors import ApiError
 
 _LONG = 1 << 14  # bytes from which reading leaves the event loop: so many can hold a thousand messages or values
 _VALUES = 16  # bytes of the largest body for each value that may be in one, and 128 for each name of a field
+_ESCAPES = 4  # bytes of the largest body for each backslash: what is escaped takes ten times as long to read
 _FEWEST = 1 << 16
 
 Characters = npt.NDArray[np.uint8]
@@ -113,13 +114,18 @@ def _read(body: bytes, most_bytes: int) -> Any:
 
 def require_few_values(body: bytes, most_bytes: int) -> None:
     """Raise ApiError (400) for a body of so many values that making and checking them would hold everybody else up,
-    whatever thread it happened on: one for every 16 bytes of the largest body is allowed, a name for every 128."""
+    whatever thread it happened on: one for every 16 bytes of the largest body is allowed, a name for every 128, and a
+    backslash for every 4."""
     most_values = max(_FEWEST, most_bytes // _VALUES)
     most_names = max(_FEWEST // 8, most_bytes // (8 * _VALUES))
     if len(body) <= most_names:
         return
     # With numpy, which lets other threads go on meanwhile.
     characters = np.frombuffer(body, np.uint8)
+    most_escapes = max(_FEWEST, most_bytes // _ESCAPES)
+    if int(np.count_nonzero(characters == ord("\\"))) > most_escapes:
+        reason = f"more than {most_escapes} backslashes are not allowed in one body"
+        raise ApiError(400, f"body: {reason}", code="body_too_large")
     values, names = _counted(characters)
     if values <= most_values and names <= most_names:
         return

@@ -111,10 +111,11 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
     app.state.server = state
     errors.install(app)
     app.add_exception_handler(ClientGone, _nobody)
-    for module in _MODULES:
-        app.include_router(module.router)
+    # The routes themselves: a router that is included is made anew at the first request, while everybody waits.
+    for module in (*_MODULES, *((playground,) if settings.playground else ())):
+        app.router.routes.extend(module.router.routes)
     if settings.playground:
-        app.include_router(playground.router)
+        playground.assets()  # read now, for the same reason
 
     _document(app, keys=state.keys is not None)
     described = _Description(app)

@@ -327,10 +327,14 @@ async def running(state: ServerState, serving: Serving, job: Job) -> AsyncIterat
         record = JobRecord(state, serving, job.requests)
         live = LiveAnswer(serving, job.caller, job.requests, state.settings.max_steering_changes)
         outputs = Outputs(state, serving, job, record, meter, live)
-        tasks = [asyncio.create_task(outputs.pump(index, request)) for index, request in enumerate(job.requests)]
+        tasks: list[asyncio.Task[None]] = []
         state.active += 1
         state.live[job.id] = live
         try:
+            for index, request in enumerate(job.requests):
+                if tasks:
+                    await asyncio.sleep(0)  # others come between any two of many choices
+                tasks.append(asyncio.create_task(outputs.pump(index, request)))
             yield outputs
         finally:
             del state.live[job.id]

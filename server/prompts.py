@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ladle.guidance.plan import PromptView
@@ -19,7 +19,6 @@ from ladle.server.tools.formats import format_of
 
 _CHARACTERS = 8  # of a token; ordinary text has fewer
 _USUAL = 4  # characters of a token on average
-_MANY = 500  # messages
 _YES_OR_NO = "Answer with yes or no."
 _SLACK = 64  # tokens by which the beginning of a text may be encoded otherwise than within the whole of it
 
@@ -83,7 +82,7 @@ async def encode_prompt(
     if isinstance(prompt, str):
         ids = await reader.read(len(prompt), _encode, serving, prompt, special, field)
     else:
-        ids = prompt
+        ids = _check(serving, prompt, field)  # first: of what is too long nothing else is looked at
         if max(ids) >= serving.vocabulary:
             index, token = next((index, token) for index, token in enumerate(ids) if token >= serving.vocabulary)
             raise InputError(f"{field}[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
@@ -131,14 +130,13 @@ async def encode_chat(
         InputError: field ``messages``: the template refuses them, or knows nothing of calls that stand in them. Field
             ``tools``: it does not show them.
     """
-    if len(messages) > _MANY:
-        await asyncio.sleep(0)  # checking them took a while: others come first
-    turns, size, shown = _renderer(serving, messages, tools, form)
+    turns, size = await _turns(serving, reader, messages, tools, form)
+    shown = _renderer(serving, tools, form)
     ids = _check(serving, await reader.read(size, shown.ids, turns), "messages")
     seen = {}
     for view in views:
         blamed = _blamed(view, size, "messages")
-        seen_by_it = _renderer(serving, messages, tools, form, blamed)[2]
+        seen_by_it = _renderer(serving, tools, form, blamed)
         if view.asks:
             question = f"{view.text} {_YES_OR_NO}"
             shown_after = seen_by_it.without_tools().after_answer
@@ -203,19 +201,31 @@ async def tokens_of_chat(
     serving: Serving, reader: Reader, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
 ) -> TokenIds:
     """The tokens of a conversation. Raises ApiError, ClientGone, and InputError as ``encode_chat`` does."""
-    turns, size, shown = _renderer(serving, messages, tools, form)
-    return await reader.read(size, shown.ids, turns)
+    turns, size = await _turns(serving, reader, messages, tools, form)
+    return await reader.read(size, _renderer(serving, tools, form).ids, turns)
 
 
 def _renderer(
-    serving: Serving,
-    messages: Sequence[Message],
-    tools: Sequence[dict[str, Any]],
-    form: ChatForm,
-    field: str = "messages",
-) -> tuple[list[dict[str, Any]], int, ChatRenderer]:
-    """The messages as templates take them, about how many characters they are, and what renders them; ``field`` is
-    blamed for a text that is too long."""
+    serving: Serving, tools: Sequence[dict[str, Any]], form: ChatForm, field: str = "messages"
+) -> ChatRenderer:
+    """What renders a conversation; ``field`` is blamed for a text that is too long."""
+
+    def encode(text: str, mark: str | None) -> TokenIds:
+        return _encode(serving, text, False, field, mark)
+
+    return ChatRenderer(serving, form, tools, encode)
+
+
+async def _turns(
+    serving: Serving, reader: Reader, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+) -> tuple[list[dict[str, Any]], int]:
+    """The messages as templates take them, and about how many characters they are."""
+    return await reader.made(len(messages), partial(_turned, serving, messages, tools, form))
+
+
+def _turned(
+    serving: Serving, messages: Sequence[Message], tools: Sequence[dict[str, Any]], form: ChatForm
+) -> tuple[list[dict[str, Any]], int]:
     if not serving.engine.tokenizer.chat_template:
         reason = "the base has no chat template; use /v1/completions or /v1/generate with a prompt"
         raise InputError("messages", f"{len(messages)} messages", reason=reason)
@@ -223,10 +233,6 @@ def _renderer(
         if message.about_tools is not None and format_of(serving.engine.tokenizer) is None:
             allowed = "'system', 'user' or 'assistant' without calls, because the base's chat template has no tools"
             raise InputError(f"messages[{index}].{message.about_tools}", message.role, allowed)
-
-    def encode(text: str, mark: str | None) -> TokenIds:
-        return _encode(serving, text, False, field, mark)
-
     said = sum(len((message.content or "").strip()) for message in messages if message.role != "assistant")
     # Templates leave out what an assistant thought, and show everybody else's words, but for spaces around them.
     least = serving.bound.of_bytes(said)
@@ -234,7 +240,7 @@ def _renderer(
         raise _too_long(serving, f"more than {least - 1} tokens", "messages")
     turns = [message.turn() for message in messages]
     size = sum(_size(turn) for turn in turns) + _size(list(tools)) + _size(dict(form.variables))
-    return turns, size, ChatRenderer(serving, form, tools, encode)
+    return turns, size
 
 
 def _size(value: Any) -> int:

@@ -17,6 +17,7 @@ from ladle.server.http.disconnect import unless_gone
 T = TypeVar("T")
 
 _SHORT = 2000  # characters of a request that are read on the event loop: the hand-over would cost more than the work
+_FEW_PARTS = 500  # messages and their like, of which one takes some microseconds
 
 
 class Reader:
@@ -59,6 +60,11 @@ class Reader:
     async def aside(self, work: Callable[[], T]) -> T:
         """``work()``, beside the event loop, when the caller's turn comes. Raises as ``read`` does."""
         return await self._in_turn(self._pool, work)
+
+    async def made(self, parts: int, work: Callable[[], T]) -> T:
+        """``work()``, which goes through ``parts`` of a request, such as messages: beside the event loop where they are
+        many. Raises as ``read`` does."""
+        return work() if parts <= _FEW_PARTS else await self.aside(work)
 
     async def compile(self, work: Callable[[], T]) -> T:
         """``work()``, which compiles a grammar, when the caller's turn comes. Raises as ``read`` does."""

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from ladle.merging.errors import InputError
 from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
+from ladle.server.http.late_heads import PromptHeads
 from ladle.server.http.listener import BoundedListener
 from ladle.server.http.slow_readers import bound_buffers
 from ladle.server.serving import Serving
@@ -79,6 +80,7 @@ class Service:
             server_header=False,
             lifespan="on",
             timeout_keep_alive=self.settings.idle_connection_seconds,
+            http=PromptHeads,
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )
         self._server = DrainingServer(config, self)

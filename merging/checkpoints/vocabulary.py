@@ -62,6 +62,21 @@ def require_shared_vocabulary(base: Path, member: Path) -> list[str]:
     return notes or [f"{theirs}: other merges than the base's tokenizer, which is used"]
 
 
+def without_embedding(base: Path, rows: int) -> list[str]:
+    """A note about the tokens of the tokenizer in ``base`` that its model, of ``rows`` embeddings, does not know; none
+    where there are none, or no ``tokenizer.json``. Raises FamilyError."""
+    file = base / TOKENIZER
+    beyond = {} if not file.is_file() else {n: name for n, name in tokens_of(file).items() if n >= rows}
+    if not beyond:
+        return []
+    named = ", ".join(f"{beyond[number]!r} is {number}" for number in sorted(beyond)[:3])
+    named += ", ..." if len(beyond) > 3 else ""
+    return [
+        f"{file}: {len(beyond)} tokens are beyond the {rows} embeddings of the base's model ({named}); texts that hold "
+        "one are refused"
+    ]
+
+
 def tokens_of(file: Path) -> dict[int, str]:
     """Token by id of a ``tokenizer.json``. Raises FamilyError."""
     with _understood(file):

@@ -82,7 +82,9 @@ def read_conversation(
     if template_file is not None:
         spoken = ChatManner(_template_of(template_file), str(template_file))
         _require_template(spoken.template or "", template_file)
-    elif own.template is None:
+    elif own.template is not None:
+        _require_template(own.template, base)
+    else:
         for name, manner in others:
             if manner.template is not None:
                 _require_template(manner.template, dict(members)[name])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ladle.merging.checkpoints.architecture import Architecture
 from ladle.merging.checkpoints.base import Progress
 from ladle.merging.checkpoints.conversion import ConvertedReader
+from ladle.merging.checkpoints.vocabulary import without_embedding
 from ladle.merging.errors import FamilyError
 from ladle.merging.family.calibration import Calibration, load_calibration
 from ladle.merging.family.chat_manner import ChatManner, read_conversation
@@ -284,6 +285,7 @@ def load_family(
     own_template = None if manifest.chat_template is None else root / Path(manifest.chat_template).expanduser()
     template = own_template if chat_template is None else Path(chat_template)
     base_path = models[""].base_path
+    unknown = without_embedding(base_path, models[""].architecture.vocabulary)
     conversation = read_conversation(base_path, speakers, template, manifest.stop_tokens, file)
     _different(file, "experts", manifest.experts, loader)  # no router could tell two equal ones apart
     return Family(
@@ -313,7 +315,7 @@ def load_family(
         surface=load_surface(root, manifest),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         left_out=frozenset(left_out),
-        warnings=tuple(dict.fromkeys((*loader.notes, *loader.named_bases(), *conversation.warnings))),
+        warnings=tuple(dict.fromkeys((*unknown, *loader.notes, *loader.named_bases(), *conversation.warnings))),
         conversation=conversation,
     )
 

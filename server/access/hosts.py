@@ -8,11 +8,13 @@ names are answered. An address is nobody's name, and neither is a name without a
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 
 ANY = "*"
 _LOOPBACK = ("localhost", "*.localhost")
+_HOST = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^\[\]:@/\\?#,\s]+)(:[0-9]*)?")
 _CLUSTER = ("*.svc", "*.cluster.local")
 
 
@@ -64,11 +66,9 @@ class HostNames:
 
 
 def without_port(host: str) -> str:
-    """The name or address in a Host header."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].rstrip(".")
+    """The name or address in a Host header; empty for what is neither, with or without a port."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return "" if found is None else found["host"].removesuffix(".")
 
 
 def _is_address(host: str) -> bool:

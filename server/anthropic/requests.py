@@ -155,6 +155,11 @@ class _Asked(MessagesBase):
             raise InputError(f"messages[{index}].content", "tool_use", reason=reason)
         return self
 
+    @property
+    def parts(self) -> int:
+        """How many blocks its messages have."""
+        return sum(1 if isinstance(turn.content, str) else len(turn.content) for turn in self.messages)
+
     def conversation(self) -> Conversation:
         """The request as all endpoints understand it. An answer of the assistant that comes last is continued."""
         choice = self.tool_choice

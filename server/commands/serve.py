@@ -51,7 +51,7 @@ def command(
     # a request, keeps it for this long, and steps have hundreds of operations; Python's own 5 ms are many steps.
     sys.setswitchinterval(0.0005)
     # Here, so that other commands do not wait for torch to be imported.
-    from ladle.server.engine.device.allocator import prepare
+    from ladle.server.engine.device.allocator import prepare, settle
     from ladle.server.run import Service, listen, url_of
     from ladle.server.serving import Serving
 
@@ -64,6 +64,7 @@ def command(
             tell(f"it is to be asked by these names: {settings.host_names} (--trusted-host adds others)")
 
             def ready(serving: Serving) -> None:
+                settle()
                 if as_json:
                     print_json({"url": url, "family": serving.family.name, "max_context": serving.engine.max_context})
                 page = "open it in a browser for the playground; " if settings.playground else ""

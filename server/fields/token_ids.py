@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 TokenIds = tuple[int, ...]
@@ -9,10 +10,21 @@ TokenIds = tuple[int, ...]
 
 def token_ids(value: Any) -> TokenIds:
     """A non-empty list of token ids; whether they are in the vocabulary is for the model to say."""
-    # By functions that are written in C: there may be hundreds of thousands.
-    if not value or set(map(type, value)) != {int} or not 0 <= min(value) <= max(value) < 1 << 31:
+    if not value or not _whole(value):
         raise ValueError("allowed: a non-empty list of token ids, whole numbers >= 0")
     return tuple(value)
+
+
+def any_token_ids(value: Any) -> TokenIds:
+    """A list of token ids, which may be empty."""
+    if not isinstance(value, list) or not _whole(value):
+        raise ValueError("allowed: a list of token ids, whole numbers >= 0")
+    return tuple(value)
+
+
+def _whole(values: Sequence[Any]) -> bool:
+    # By functions that are written in C, none of which takes long: there may be hundreds of thousands.
+    return not values or (set(map(type, values)) == {int} and 0 <= min(values) <= max(values) < 1 << 31)
 
 
 IDS: dict[str, Any] = {

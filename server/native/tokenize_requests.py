@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import ModelField
+from ladle.server.fields.token_ids import IDS, TokenIds, any_token_ids
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.native.requests import only_one_of
 from ladle.server.tools.schemas import Tools
+
+_IDS: dict[str, Any] = {name: value for name, value in IDS.items() if name != "minItems"}
 
 
 class TokenizeRequest(ChatTemplateFields):
@@ -46,5 +49,5 @@ class DetokenizeRequest(StrictModel):
     """Token ids whose text is asked for."""
 
     model: ModelField = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fast=True)]
+    tokens: Annotated[TokenIds, PlainValidator(any_token_ids), WithJsonSchema(_IDS)]
     skip_special_tokens: bool | None = Field(None, description="default false, which shows them by their names")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -75,10 +75,11 @@ class ResponseStore:
             own.move_to_end(name)
         return own.get(name)
 
-    def item(self, caller: object, name: str) -> Mapping[str, Any] | None:
-        """The item with the id ``name`` of an answer of ``caller``'s."""
-        items = (item for kept in self._kept.get(caller, {}).values() for item in kept.reply["output"])
-        return next((item for item in items if item["id"] == name), None)
+    def items(self, caller: object, names: Collection[str]) -> dict[str, Mapping[str, Any]]:
+        """Those of the items ``names`` that an answer of ``caller``'s has, by id. All answers are gone through once,
+        however many names there are."""
+        kept = self._kept.get(caller, OrderedDict()).values() if names else ()
+        return {item["id"]: item for answer in kept for item in answer.reply["output"] if item["id"] in names}
 
     def delete(self, caller: object, name: str) -> bool:
         """Forget an answer; whether there was one."""

@@ -189,7 +189,10 @@ def _items(value: Any) -> Any:
     return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
 
 
+MOST_INSTRUCTIONS = 128
+"""Items of ``instructions``: every reply repeats them, and so do three events of a stream."""
 Input = Annotated[list[Item], Field(max_length=4096), BeforeValidator(_items, json_schema_input_type=str | list[Item])]
 Instructions = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[Item], Tag("<list>"), Field(max_length=4096)], TEXT_OR_LIST
+    Annotated[str, Tag("<text>")] | Annotated[list[Item], Tag("<list>"), Field(max_length=MOST_INSTRUCTIONS)],
+    TEXT_OR_LIST,
 ]

@@ -16,7 +16,7 @@ from ladle.server.fields.sampling import MaxTokens, SteeredFields, TopLogprobs
 from ladle.server.fields.thinking import Effort
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
-from ladle.server.responses.items import Input, Instructions, Reference, messages_of
+from ladle.server.responses.items import Input, Instructions, ItemReference, Reference, messages_of
 from ladle.server.tools.schemas import FUNCTION_NAME, MAX_TOOLS, Function, Tool, ToolChoice, require_fit
 
 SPELLING = Spelling(
@@ -259,6 +259,17 @@ class ResponsesRequest(ResponsesBase):
     def keeps(self) -> bool:
         """Whether the answer is kept."""
         return self.store is not False
+
+    @property
+    def parts(self) -> int:
+        """How many items it has."""
+        return len(self.input) + (len(self.instructions) if isinstance(self.instructions, list) else 0)
+
+    @property
+    def referenced(self) -> frozenset[str]:
+        """The ids of the items that it refers to."""
+        told = self.instructions if isinstance(self.instructions, list) else ()
+        return frozenset(item.id for item in (*self.input, *told) if isinstance(item, ItemReference))
 
     def chat(self, told: Sequence[Message], earlier: Sequence[Message], reference: Reference) -> Conversation:
         """The request as all endpoints understand it, after what it is ``told`` and what was said ``earlier``.

@@ -34,7 +34,9 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     state = state_of(request)
     serving = serving_of(request, body.model)
     with SPELLING.applied():
-        chat = await chat_job(state, serving, reader_of(request), body.conversation())
+        reader = reader_of(request)
+        asked = await reader.made(body.parts, body.conversation)
+        chat = await chat_job(state, serving, reader, asked)
         if body.stream:
             return await stream_response(state, serving, chat.job, MessageStream(chat))
         (choice,) = await unless_gone(request, collect(state, serving, chat.job))
@@ -51,15 +53,16 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> JSONRespon
     """The tokens of the prompt that `/v1/messages` would make of it. Nothing is generated."""
     state = state_of(request)
     serving = serving_of(request, body.model, generates=False)
-    asked = body.conversation()
+    reader = reader_of(request, generates=False)
+    asked = await reader.made(body.parts, body.conversation)
     with SPELLING.applied():
         plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
         calling = ToolCalling.of(serving, asked)
         form = asked.chat_form(state.settings.special_tokens_in_messages)
         tools = calling.definitions if calling else ()
-        ids = await tokens_of_chat(serving, reader_of(request, generates=False), asked.messages, tools, form)
+        ids = await tokens_of_chat(serving, reader, asked.messages, tools, form)
     reply: TokenCount = {"input_tokens": len(ids)}
     return JSONResponse(reply)
 
 
-router.include_router(generating)
+router.routes.extend(generating.routes)

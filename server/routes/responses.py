@@ -12,6 +12,8 @@ from ladle.server.access.callers import Caller
 from ladle.server.access.security import caller_of
 from ladle.server.chat_jobs import chat_job
 from ladle.server.errors import ApiError
+from ladle.server.fields.conversation import Conversation
+from ladle.server.fields.messages import Message
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.replies.kept_responses import Kept
@@ -40,16 +42,22 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     state, caller = state_of(request), caller_of(request.scope)
     serving = serving_of(request, body.model)
     earlier = () if body.previous_response_id is None else _previous(state, caller, body.previous_response_id).messages
-    told = body.told(lambda name: state.responses.item(caller, name))
-    asked = body.chat(told, earlier, lambda name: state.responses.item(caller, name))
-    asked_for = asked.messages[len(told) :]
+    reader = reader_of(request)
+    known = state.responses.items(caller, body.referenced)
+
+    def conversation() -> tuple[Conversation, list[Message]]:
+        told = body.told(known.get)
+        asked = body.chat(told, earlier, known.get)
+        return asked, asked.messages[len(told) :]
+
+    asked, asked_for = await reader.made(body.parts, conversation)
 
     def keep(reply: ResponseReply) -> None:
         if body.keeps:
             state.responses.put(caller, Kept.of(reply, asked_for, answer_of(reply)))
 
     with SPELLING.applied():
-        chat = await chat_job(state, serving, reader_of(request), asked)
+        chat = await chat_job(state, serving, reader, asked)
         if body.stream:
             return await stream_response(state, serving, chat.job, ResponseStream(chat, body, keep))
         (choice,) = await unless_gone(request, collect(state, serving, chat.job))
@@ -126,4 +134,4 @@ def _unknown(name: str) -> ApiError:
     return ApiError(404, f"no answer {name[:200]!r} is kept here", param="response_id", code="response_not_found")
 
 
-router.include_router(generating)
+router.routes.extend(generating.routes)

@@ -12,7 +12,7 @@ from ladle.server.prompts import tokens_of_chat, tokens_of_text
 from ladle.server.replies.types import Detokenized, Tokenized
 from ladle.server.routes import answers, reader_of, serving_of, state_of
 
-_FEW = 1000  # tokens that are decoded on the event loop: the hand-over would cost more
+_FEW = 1000  # tokens that are looked up on the event loop: the hand-over would cost more
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -34,13 +34,17 @@ async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
     else:
         assert body.prompt is not None, "the schema has checked it"
         ids = await tokens_of_text(serving, reader, body.prompt, body.add_special_tokens is not False)
-    reply: Tokenized = {
-        "count": len(ids),
-        "max_model_len": serving.engine.max_context,
-        "tokens": list(ids),
-        "token_strs": [serving.tokens.text(token) for token in ids] if body.return_token_strs else None,
-    }
-    return JSONResponse(reply)
+
+    def response() -> JSONResponse:
+        reply: Tokenized = {
+            "count": len(ids),
+            "max_model_len": serving.engine.max_context,
+            "tokens": list(ids),
+            "token_strs": [serving.tokens.text(token) for token in ids] if body.return_token_strs else None,
+        }
+        return JSONResponse(reply)
+
+    return response() if len(ids) <= _FEW else await reader.aside(response)
 
 
 @router.post(
@@ -52,15 +56,16 @@ async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
 async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
     """Special tokens by their names, unless they are to be skipped."""
     serving = serving_of(request, body.model, generates=False)
-    if max(body.tokens, default=0) >= serving.vocabulary:
-        index, token = next((i, token) for i, token in enumerate(body.tokens) if token >= serving.vocabulary)
-        raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
 
-    def text() -> str:
+    def response() -> JSONResponse:
+        if max(body.tokens, default=0) >= serving.vocabulary:
+            index, token = next((i, token) for i, token in enumerate(body.tokens) if token >= serving.vocabulary)
+            raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
         skipped = bool(body.skip_special_tokens)
-        decoded: str = serving.engine.tokenizer.backend_tokenizer.decode(body.tokens, skip_special_tokens=skipped)
-        return decoded
+        # A batch of one: unlike a single decode it lets other threads run meanwhile.
+        decode = serving.engine.tokenizer.backend_tokenizer.decode_batch
+        reply: Detokenized = {"prompt": decode([list(body.tokens)], skip_special_tokens=skipped)[0]}
+        return JSONResponse(reply)
 
     few = len(body.tokens) <= _FEW
-    reply: Detokenized = {"prompt": text() if few else await reader_of(request, generates=False).aside(text)}
-    return JSONResponse(reply)
+    return response() if few else await reader_of(request, generates=False).aside(response)

@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
+from ladle.server.engine.device.allocator import settle
 from ladle.server.settings import ServerSettings
 from ladle.server.state import Phase, ServerState
 from ladle.server.watch.logs import configure_logging
@@ -36,6 +37,7 @@ class Replica:
         self._state.metrics.watch(self._state.hosting.stats)
         self._state.publish(hosted)
         self._app = build_app(self._state)
+        settle()
 
     async def answer(
         self, scope: Message, body: bytes, affinity: list[bytes] | None = None

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ladle.guidance.registry import check_methods
 from ladle.merging.family.family import load_family
 from ladle.server.access.security import BodyLimit, TrustedHosts
+from ladle.server.http.late_heads import PromptHeads
 from ladle.server.http.request_shape import Failures, WithoutPrefix
 from ladle.server.http.slow_readers import SendTimeout, bound_buffers
 from ladle.server.run import DrainingServer
@@ -92,6 +93,7 @@ class RayService:
                 server_header=False,
                 lifespan="on",
                 timeout_keep_alive=self.settings.idle_connection_seconds,
+                http=PromptHeads,
                 timeout_graceful_shutdown=_LAST_WORDS_S,
             )
             DrainingServer(config, self).run(sockets=[listener])

@@ -78,7 +78,7 @@ def test_what_is_shown_of_a_value_is_the_beginning_of_its_repr() -> None:
 
 def test_values_are_counted_where_they_are_values() -> None:
     """What stands in texts does not count, however it is escaped."""
-    inside = json.dumps({"prompt": 'a,b:{[\\",\\\\' * 300_000})
+    inside = json.dumps({"prompt": 'a,b:{[\\",\\\\' * 140_000})
     require_few_values(inside.encode(), 4 * MIB)
     require_few_values(json.dumps({"prompt": [7] * 200_000}).encode(), 4 * MIB)
     require_few_values(json.dumps({f"n{number}": "a,b" for number in range(30_000)}).encode(), 4 * MIB)
@@ -94,6 +94,10 @@ def test_values_are_counted_where_they_are_values() -> None:
                 require_few_values(json.dumps(body).encode(), 4 * MIB)
             assert caught.value.status_code == 400 and "262144 values" in caught.value.message
     require_few_values(json.dumps([7] * 300_000).encode(), 16 * MIB)
+    # A text of which every character is written as an escape fits, and one of nothing but quotes does not.
+    require_few_values(json.dumps({"prompt": "漢" * 690_000}).encode(), 4 * MIB)
+    with pytest.raises(ApiError, match="1048576 backslashes"):
+        require_few_values(json.dumps({"prompt": '"' * 1_100_000}).encode(), 4 * MIB)
 
 
 async def test_large_bodies_are_read_in_turns(family: Family, engine: FakeEngine) -> None:

@@ -19,6 +19,7 @@ from seeds import fresh_seed
 from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.app import build_app
+from ladle.server.http.late_heads import PromptHeads
 from ladle.server.run import Service, listen
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState
@@ -301,4 +302,4 @@ def test_idle_connections_are_kept(monkeypatch: pytest.MonkeyPatch, options: dic
     monkeypatch.setattr("ladle.server.run.uvicorn.Config", config)
     with listen("127.0.0.1", 0) as listener, pytest.raises(Enough):
         Service(ServerSettings(**options)).run(listener)  # type: ignore[arg-type]
-    assert told["timeout_keep_alive"] == seconds
+    assert told["timeout_keep_alive"] == seconds and told["http"] is PromptHeads

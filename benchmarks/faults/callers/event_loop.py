@@ -1,4 +1,5 @@
-"""Requests that are made to keep a server's event loop busy: how long each holds it, as the server itself sees it."""
+"""Requests that are made to keep a server's event loop busy, and the first ones for what it makes only once: how long
+each holds it, as the server itself sees it."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ MOST_S = 0.02
 _LAG = "ladle_event_loop_lag_seconds_bucket"
 _TRIES = 3  # the least of which counts: whatever else runs on the machine holds the loop up too
 _MIB = 1 << 20
+FIRST = ("/v1/models", "/v1/families", "/health", "/ready", "/", "/playground/main.js", "/docs", "/openapi.json")
+"""What is asked for once each, before all else: the first answer is the one that may take long."""
 
 
 def attacks(size: int = 4 * _MIB - 4096) -> Iterator[tuple[str, str, bytes]]:
@@ -62,6 +65,24 @@ def attacks(size: int = 4 * _MIB - 4096) -> Iterator[tuple[str, str, bytes]]:
         "choices": of(completions, plain, {"structured_outputs": {"choice": ["*" * (size // 1010)] * 1000}}),
         "messages": of(chats, {**chat, "messages": [{"role": "user", "content": "x"}] * 4096}),
         "wrong messages": of(chats, {**chat, "messages": [{"role": "x"}] * min(4096, size // 16)}),
+        "blocks of messages": of(
+            "/v1/messages", {**chat, "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}] * 4096}
+        ),
+        "results of tools": of("/v1/messages", {**chat, "messages": _results(min(2048, size // 300))}),
+        "input items": of("/v1/responses", {"input": [{"role": "user", "content": "x"}] * min(4096, size // 40)}),
+        "input parts": of(
+            "/v1/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}] * min(4096, size // 70)},
+        ),
+        "texts to score": of(
+            "/v1/score", {"prompt": "rain", "by": "likelihood", "texts": [[7] * min(60, size // 400)] * 128}
+        ),
+        "messages to count": of("/v1/messages/count_tokens", {"messages": chat["messages"] * min(4096, size // 40)}),
+        "messages to tokenise": of("/tokenize", {"messages": chat["messages"] * min(4096, size // 40)}),
+        "tools": of(chats, {**chat, "tools": [_tool(f"t{n}", min(200, size // 5000)) for n in range(128)]}),
+        "messages of many choices": of(
+            chats, {**chat, "n": 128, "messages": chat["messages"] * 8, "stop": ["xy"] * 16, "logprobs": True}
+        ),
         "a long message": of(chats, {**chat, "messages": [{"role": "user", "content": "rain " * (size // 5)}]}),
         "names of special tokens": of(chats, {"messages": [{"role": "user", "content": "<|im_end|>" * (size // 10)}]}),
         "a long prompt": of(completions, {**plain, "prompt": "rain " * (size // 5)}),
@@ -83,6 +104,21 @@ def attacks(size: int = 4 * _MIB - 4096) -> Iterator[tuple[str, str, bytes]]:
 
 def _form(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+def _tool(name: str, fields: int) -> dict[str, Any]:
+    properties = {f"p{number}": {"type": "string"} for number in range(fields)}
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+def _results(count: int) -> list[dict[str, Any]]:
+    """A conversation in Anthropic's form in which ``count`` calls were answered."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+    for number in range(count):
+        call = {"type": "tool_use", "id": f"c{number}", "name": "look", "input": {"a": 1}}
+        result = {"type": "tool_result", "tool_use_id": f"c{number}", "content": "x"}
+        turns += [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    return turns[: 2 * count - 1]
 
 
 def slowest(server: ServerUnderTest) -> Callable[[], float]:
@@ -113,6 +149,13 @@ async def run(server: ServerUnderTest, size: int = 4 * _MIB - 4096, most_s: floa
         quiet = slowest(server)
         time.sleep(0.5)
         quiet_s = quiet()
+        for path in FIRST:
+            since = slowest(server)
+            status = await _send(session, path, None)
+            held[f"the first {path}"] = since()
+            outcomes[str(status)] += 1
+            if status != 200:
+                wrong.append(f"{path}: {status}")
         for name, path, body in attacks(size):
             held[name] = float("inf")
             for _ in range(_TRIES):
@@ -141,9 +184,10 @@ async def run(server: ServerUnderTest, size: int = 4 * _MIB - 4096, most_s: floa
     }
 
 
-async def _send(session: aiohttp.ClientSession, path: str, body: bytes) -> int:
+async def _send(session: aiohttp.ClientSession, path: str, body: bytes | None) -> int:
+    method, data = ("GET", None) if body is None else ("POST", io.BytesIO(body))
     try:
-        async with session.post(path, data=io.BytesIO(body), headers={"content-type": "application/json"}) as reply:
+        async with session.request(method, path, data=data, headers={"content-type": "application/json"}) as reply:
             await reply.read()
             return reply.status
     except (aiohttp.ClientError, TimeoutError):

@@ -13,6 +13,7 @@ OWN = ("localhost", "localhost:8000", "127.0.0.1", "[::1]:8000")
 FOREIGN = (
     "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil", "evil.example.",
     "[evil.example]", "localhost@evil.example", "", "evil.example:localhost",
+    "localhost:80@evil.example", "127.0.0.1:80:evil.example", "[::1].evil.example", "[::1", "localhost,evil.example",
 )  # fmt: skip
 _PATHS = ("/v1/models", "/v1/generate", "/metrics", "/", "/docs", "/openapi.json", "/tokenize")
 

@@ -158,19 +158,17 @@ class GrammarNursery:
     def fork(self) -> WorkerProcess:
         """A new worker, which may be given messages at once. Raises GrammarsUnavailable."""
         with self._lock:
-            self.start()
             try:
-                return self._forked()
-            except (BrokenPipeError, ConnectionResetError):
-                # It has ended, or is about to, and the system does not say so yet.
-                assert self._handles.process is not None
-                self._handles.process.kill()
-                self._handles.process.wait()
-            except OSError as error:
-                raise GrammarsUnavailable(f"no grammar worker can be started: {error}") from None
-            self.start()
-            try:
-                return self._forked()
+                try:
+                    self.start()
+                    return self._forked()
+                except (BrokenPipeError, ConnectionResetError):
+                    # It has ended, or is about to, and the system does not say so yet.
+                    assert self._handles.process is not None
+                    self._handles.process.kill()
+                    self._handles.process.wait()
+                    self.start()
+                    return self._forked()
             except OSError as error:
                 raise GrammarsUnavailable(f"no grammar worker can be started: {error}") from None
 

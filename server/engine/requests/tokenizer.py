@@ -8,7 +8,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ladle.merging.checkpoints.library_lock import loading
+from ladle.merging.checkpoints.vocabulary import TOKENIZER
 from ladle.merging.errors import FamilyError
+
+_SAID = 300  # characters of what a library says
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -17,14 +20,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         FamilyError: transformers cannot read it, or only with such code.
     """
-    file = folder / "tokenizer_config.json"
     try:
         with loading(f"reading the tokenizer of {folder}"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizer classes and files fail in their own ways
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise FamilyError(file, f"this tokenizer cannot be loaded: {reason}") from error
+        if not (folder / TOKENIZER).is_file():
+            reason = "no such file, and nothing else in the folder that a fast tokenizer could be made of"
+            raise FamilyError(folder / TOKENIZER, reason) from error
+        said = " ".join(str(error).split())[:_SAID]
+        # What is no sentence says little without its kind: 'added_tokens'.
+        reason = said if " " in said else f"{type(error).__name__} {said}".strip()
+        raise FamilyError(folder, f"this tokenizer cannot be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        file = folder / "tokenizer_config.json"
         raise FamilyError(file, f"{type(tokenizer).__name__} is no fast tokenizer; a tokenizer.json makes it one")
     return tokenizer
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable
 
 TWICE = 2
 FORGOTTEN_S = 60.0
 """Traffic that is kept away cannot show that all is well again, so after this long it may try."""
+
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s'\"/]+/)+")  # the reason is told to whoever asks; the log has them
 
 
 class FailureStreak:
@@ -22,7 +26,10 @@ class FailureStreak:
     def failed(self, error: BaseException) -> None:
         """Count one more failure."""
         count = 1 if self._state is None else self._state[0] + 1
-        text = (str(error).strip().splitlines() or [""])[0]
+        said = str(error)
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            said = f"{error.strerror}: {os.path.basename(error.filename)}"
+        text = _FOLDERS.sub(".../", (said.strip().splitlines() or [""])[0])
         name = type(error).__name__
         self._state = count, f"{name}: {text}" if text else name, self._clock()
 

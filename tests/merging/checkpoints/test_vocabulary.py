@@ -13,6 +13,7 @@ from ladle.merging.checkpoints.vocabulary import (
     require_same_vocabulary,
     require_shared_vocabulary,
     tokens_of,
+    without_embedding,
 )
 from ladle.merging.errors import FamilyError
 
@@ -96,3 +97,13 @@ def test_folders_that_say_nothing_pass(tmp_path: Path) -> None:
     assert require_shared_vocabulary(base, member) == []
     (member / TOKENIZER).unlink()
     assert require_shared_vocabulary(base, member) == [] and require_shared_vocabulary(member, base) == []
+
+
+def test_tokens_that_the_model_does_not_know_are_a_note(tmp_path: Path) -> None:
+    base, _ = pair(tmp_path, lambda _: None)
+    rows = max(tokens_of(base / TOKENIZER)) + 1
+    assert without_embedding(base, rows) == [] == without_embedding(tmp_path, rows)
+    (note,) = without_embedding(base, rows - 5)
+    names = [repr(tokens_of(base / TOKENIZER)[number]) for number in (rows - 5, rows - 4)]
+    assert f"5 tokens are beyond the {rows - 5} embeddings" in note and f"{names[0]} is {rows - 5}, {names[1]}" in note
+    assert "..." in note

@@ -127,6 +127,15 @@ def test_a_broken_template_matters_where_it_is_used(root: Path, kept: bool) -> N
         load_family(root)
 
 
+def test_a_broken_template_of_the_base_is_told_unless_another_one_is_in_force(root: Path, tmp_path: Path) -> None:
+    (root / "base" / "chat_template.jinja").write_text("{% if x %}")
+    with pytest.raises(FamilyError, match="base: chat template: is no chat template in Jinja: .*[Uu]nexpected end"):
+        load_family(root)
+    other = tmp_path / "other.jinja"
+    other.write_text(PLAIN)
+    assert load_family(root, chat_template=str(other)).conversation.template == PLAIN
+
+
 @pytest.mark.parametrize("stated", ["x", None, True, [None, "2", 99999], {"2": 2}, 2.0])
 def test_end_tokens_that_are_none_are_passed_over(root: Path, stated: Any) -> None:
     as_base_model(root / "base")

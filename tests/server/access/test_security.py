@@ -181,6 +181,13 @@ def test_the_machine_s_own_names_where_it_listens_everywhere() -> None:
         ("[::1]:8000", True),
         ("localhost", True),
         ("", False),
+        ("localhost:80@evil.example", False),
+        ("localhost:evil.example", False),
+        ("127.0.0.1:80:evil.example", False),
+        ("[::1].evil.example", False),
+        ("[::1", False),
+        ("localhost,evil.example", False),
+        ("ladle.example..", False),
     ],
 )
 def test_names_that_an_operator_trusts(host: str, served: bool) -> None:

@@ -28,7 +28,7 @@ def test_the_newest_stay_and_use_makes_new() -> None:
     store.put(one, kept("3"))
     assert [store.get(one, str(number)) is not None for number in range(4)] == [True, False, True, True]
     assert store.get(other, "mine") is not None and store.get(one, "mine") is None
-    assert store.item(one, "item-3") == {"id": "item-3"} and store.item(one, "item-mine") is None
+    assert store.items(one, {"item-3", "item-mine"}) == {"item-3": {"id": "item-3"}}
     assert store.delete(one, "3") and not store.delete(one, "3") and not store.delete(other, "0")
 
 
@@ -42,7 +42,7 @@ def test_sizes_are_bounded() -> None:
         sizes[str(number)] = entry.size
         store.put(one, entry)
         assert entry.size >= len(entry.messages[0].content)
-        assert sum(size for name, size in sizes.items() if store.item(one, f"item-{name}")) <= largest
+        assert sum(size for name, size in sizes.items() if store.items(one, {f"item-{name}"})) <= largest
     assert store.get(one, "299") is not None
     store.put(one, kept("huge", largest))
     assert store.get(one, "huge") is None and store.get(one, "299") is not None

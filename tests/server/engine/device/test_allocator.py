@@ -1,6 +1,8 @@
 """Memory that is freed goes back to the system, but not at every step."""
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,25 @@ def test_what_lies_between_blocks_in_use_is_given_back() -> None:
     allocator.trim()
     assert resident() < full - (100 << 20)
     assert all(bool((block == 1).all()) for block in kept)
+
+
+def test_what_has_settled_is_no_longer_looked_through_but_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.itself = self
+
+    monkeypatch.setattr(allocator, "trim", lambda: None)
+    assert gc.get_freeze_count() == 0
+    ring = weakref.ref(old := Ring())
+    try:
+        allocator.settle()
+        assert gc.get_freeze_count() > 10_000
+        del old
+        gc.collect()
+        assert ring() is not None
+        allocator.give_back()
+        assert ring() is None and gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+    allocator.give_back()
+    assert gc.get_freeze_count() == 0, "where nothing has settled nothing does by this"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
 from ladle.merging.errors import InputError
+from ladle.server.fields.known_fields import TOKENIZE, with_known
 from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import ModelField
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.native.requests import only_one_of
 from ladle.server.tools.schemas import Tools
 
+if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.fields.messages import ChatTemplateFields as TokenizeBase
+else:
+    TokenizeBase = with_known(ChatTemplateFields, "TokenizeFields", TOKENIZE, ())
 
-class TokenizeRequest(ChatTemplateFields):
+
+class TokenizeRequest(TokenizeBase):
     """A text as it is, or messages through the base's chat template."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [only_one_of("prompt"), only_one_of("messages")]})

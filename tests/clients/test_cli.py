@@ -361,17 +361,18 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("word", "offered"),
         [
-            ("pos", ["positive=", "positive=1"]),
-            ("positive=0.8,", ["0.8,concise=", "0.8,concise=1"]),
-            ("positive=0.8,con", ["0.8,concise=", "0.8,concise=1"]),
-            ("positive=0.8,concise=0.2,", []),
-            ("", ["concise=", "positive="]),
+            ("-p pos", ["positive=", "positive=1"]),
+            ("-p positive=0.8,", ["0.8,concise=", "0.8,concise=1"]),
+            ("-p positive=0.8,con", ["0.8,concise=", "0.8,concise=1"]),
+            ("-p positive=0.8,concise=0.2,", []),
+            ("-p ", ["concise=", "positive="]),
+            ("--preference=pos", ["positive=", "positive=1"]),
+            ("--preference=positive=0.8,con", ["0.8,concise=", "0.8,concise=1"]),
         ],
     )
     def test_bash_completes_every_objective(self, word, offered, live_mock):
         """Bash breaks words at =, and replaces the last piece alone."""
-        pieces = [piece for piece in re.split("(=)", word) if piece] or [""]
-        words = ["ladle", "generate", "-p", *pieces]
+        words = ["ladle", "generate", *(piece for piece in re.split("(=)| ", word) if piece is not None)]
         asked = {"_LADLE_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "LADLE_URL": live_mock}
         asked["COMP_CWORD"] = str(len(words) - 1)
         said = subprocess.run(

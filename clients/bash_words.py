@@ -43,4 +43,6 @@ def _join(environ: MutableMapping[str, str]) -> str:
     environ["COMP_WORDS"] = "\n".join(joined)
     environ["COMP_CWORD"] = str(len(joined) - 1)
     current = joined[-1] if joined else ""
-    return current[: current.rfind("=") + 1]
+    # What is found for --option=value is the value alone.
+    value = current.partition("=")[2] if current.startswith("--") else current
+    return value[: value.rfind("=") + 1]

@@ -149,10 +149,12 @@ def _path(location: Sequence[int | str]) -> str:
 
 
 def _hint(request: Request) -> str:
-    """The path that was probably meant, where there is one: /v1 or a slash too few or too many is what goes wrong."""
+    """The path that was probably meant, where there is one: /v1 or a slash too few or too many is what goes wrong, and
+    what other servers put in front of /v1."""
     path = "/" + "/".join(part for part in request.url.path.split("/") if part)
     inner = path.removeprefix("/v1")
-    for meant in (path, f"/v1{path}", inner, f"/v1{inner.removeprefix('/v1')}"):
+    last = path.lower().rpartition("/v1/")[2]
+    for meant in (path, f"/v1{path}", inner, f"/v1/{last}"):
         scope = {**request.scope, "path": meant}
         known = any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
         if meant != request.url.path and known:

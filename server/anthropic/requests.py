@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from ladle.merging.errors import InputError
 from ladle.server.anthropic.blocks import TOOL_NAME, Texts, ToolUseBlock, Turn, conversation, text_of
 from ladle.server.fields.conversation import Conversation, Spelling
-from ladle.server.fields.known_fields import Defaults, only, with_known
+from ladle.server.fields.known_fields import OTHERS, UNREAD_OTHERS, Defaults, only, with_known
+from ladle.server.fields.messages import TemplateVariables
 from ladle.server.fields.output_format import JsonSchema, ResponseFormat, Schema
 from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField
 from ladle.server.fields.thinking import ThinkingOptions
@@ -27,12 +28,13 @@ SPELLING = Spelling(
         r"messages\[\d+\](\.\w+)*": "messages",
         r"continue_final_message": "messages",
         r"stop": "stop_sequences",
-        r"reasoning_effort": "thinking",
+        r"reasoning_effort": "output_config.effort",
     }
 )
 """What the fields of a conversation are called here."""
 
 _NOT_SUPPORTED: Defaults = {
+    **OTHERS,
     "compaction": (),
     "container": (),
     # The last keeps every thought, as all of them are kept here.
@@ -44,8 +46,8 @@ _NOT_SUPPORTED: Defaults = {
     "thread": (),
 }
 _UNREAD = (
-    "billing_policy", "cache_control", "diagnostics", "fallback_credit_token", "inference_geo", "metadata",
-    "service_tier", "speed", "user_profile_id", "workspace_id",
+    "billing_policy", "cache_control", "diagnostics", "fallback_credit_token", "inference_geo", "speed",
+    "user_profile_id", "workspace_id", *UNREAD_OTHERS,
 )  # fmt: skip
 _TOOL: Defaults = {"allowed_callers": (["direct"],), "defer_loading": (False,), "input_examples": ([],)}
 
@@ -110,8 +112,8 @@ class OutputConfig(StrictModel):
     """``output_config``."""
 
     format: JsonFormat | None = Field(None, description="what the answer looks like; it always does")
-    effort: Annotated[Any, AfterValidator(only("high")), WithJsonSchema({"enum": [None, "high"]})] = Field(
-        None, description="not supported"
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="with adaptive thinking: a budget for it that the family has a name for; high: as without"
     )
 
 
@@ -142,6 +144,7 @@ class _Asked(MessagesBase):
     tool_choice: ToolChoiceParam | None = None
     output_config: OutputConfig | None = None
     thinking: ThinkingParam | None = None
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="as with chats; extension")
 
     @model_validator(mode="after")
     def _consistent(self) -> _Asked:
@@ -171,12 +174,18 @@ class _Asked(MessagesBase):
             tool_choice=None if choice is None else choice.choice(),
             parallel_tool_calls=None if choice is None else not choice.disable_parallel_tool_use,
             response_format=self._format(),
+            chat_template_kwargs=self.chat_template_kwargs,
             **self._thought(),
         )
 
     def _thought(self) -> dict[str, Any]:
         """What is said of thoughts, in the words of all endpoints."""
-        said = self.thinking
+        said, config = self.thinking, self.output_config
+        effort = None if config is None or config.effort == "high" else config.effort
+        if effort is not None:
+            if said is None or said.type != "adaptive":
+                raise InputError("output_config.effort", effort, "high, or any with thinking of type adaptive")
+            return {"reasoning_effort": effort}
         if said is None:
             return {}
         return {"thinking": ThinkingOptions(type=said.type, budget=said.budget_tokens, message=None, verifier=None)}

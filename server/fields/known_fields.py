@@ -18,6 +18,7 @@ _BOTH: Defaults = {
     "allowed_token_ids": (),
     "bad_words": ([],),
     "early_stopping": (False,),
+    "ec_transfer_params": (),
     "guided_choice": (),
     "guided_decoding_backend": (),
     "guided_grammar": (),
@@ -28,10 +29,15 @@ _BOTH: Defaults = {
     "length_penalty": (1,),
     "logits_processors": ([],),
     "logprob_token_ids": (),
+    "mm_payload": ("tensors",),
     "repetition_detection": (),
+    "return_mm_kwargs": (False,),
     "return_prompt_text": (False,),
     "return_token_ids": (False,),
+    "return_token_offsets": (False,),
     "return_tokens_as_token_ids": (False,),
+    "routed_experts_prompt_start": (0,),
+    "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
     "use_beam_search": (False,),
@@ -75,6 +81,7 @@ _LLAMA_CPP: Defaults = {
 _BOTH = {**_BOTH, **_LLAMA_CPP}
 CHAT: Defaults = {
     **_BOTH,
+    "add_special_tokens": (False,),
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
@@ -86,17 +93,33 @@ CHAT: Defaults = {
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
+    "models": ([],),
     "moderation": (),
     "parse_tool_calls": (True,),
+    "plugins": ([],),
     "reasoning_format": ("auto", "none"),
     "separate_reasoning": (True,),
     "stream_reasoning": (True,),
     "thinking_forced_open": (False,),
-    "thinking_token_budget": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 COMPLETIONS: Defaults = {**_BOTH, "prompt_embeds": (), "suffix": ("",)}
+# The same of the endpoints of other APIs, which have fewer fields of their own to say how to sample.
+OTHERS: Defaults = {
+    **_BOTH,
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "logit_bias": ({},),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "n": (1,),
+    "prompt_logprobs": (),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+}
+TOKENIZE: Defaults = {"chat_template": (), "media_io_kwargs": ({},), "mm_processor_kwargs": ({},)}
 # What official clients send back when an answer of theirs becomes part of the next question.
 MESSAGE: Defaults = {"audio": (), "function_call": (), "images": ([],)}
 
@@ -106,12 +129,13 @@ _UNREAD_OF_BOTH = (
     "metadata", "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
     "safety_identifier", "service_tier", "session_id", "spaces_between_special_tokens", "store",
     "backend_sampling", "cache_prompt", "id_slot", "keep_alive", "n_cache_reuse", "provider", "return_progress", "rid",
-    "sse_ping_interval", "timings_per_token", "ttl",
+    "sse_ping_interval", "stream_interval", "timings_per_token", "ttl", "usage",
     "adaptive_decay", "dry_allowed_length", "dry_base", "dry_penalty_last_n", "dry_sequence_breakers", "mirostat_eta",
     "mirostat_tau", "n_discard", "n_keep", "xtc_threshold",
 )  # fmt: skip
-UNREAD_CHAT = (*_UNREAD_OF_BOTH, "prediction")
+UNREAD_CHAT = (*_UNREAD_OF_BOTH, "prediction", "route")
 UNREAD_COMPLETIONS = _UNREAD_OF_BOTH
+UNREAD_OTHERS = (*_UNREAD_OF_BOTH, "user")
 # What comes with answers of one provider or another, and says nothing to a chat template.
 UNREAD_MESSAGE = (
     "annotations", "cache_control", "citations", "id", "index", "metadata", "parsed", "provider_specific_fields",

@@ -180,6 +180,9 @@ def _variables(value: dict[str, Any]) -> dict[str, Any]:
     return finite_object(value)
 
 
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(_variables)]
+
+
 class ChatTemplateFields(StrictModel):
     """What endpoints with messages say of their rendering, as vLLM does."""
 
@@ -189,7 +192,7 @@ class ChatTemplateFields(StrictModel):
     continue_final_message: bool | None = Field(
         None, description="leave the last message open, and go on with it; the answer is what comes after it"
     )
-    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_variables)] | None = Field(
+    chat_template_kwargs: TemplateVariables | None = Field(
         None, description="further variables for the base's chat template, such as enable_thinking"
     )
 

@@ -19,6 +19,8 @@ _MAX_MESSAGE = 2000  # characters
 EVERY = 64
 ASK = "Does the reasoning so far already hold the final answer?"
 ABOVE = 0.5
+# What there is without a thought anyway, and what other servers' models do where nothing is said.
+_WITHOUT_TAGS = (None, "none", "medium")
 
 Budget = Annotated[int, Field(ge=0, le=1 << 31)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -147,7 +149,7 @@ def thinking_of(
         options, effort = None, "none"
     if options is not None and tags is None and options.type == "adaptive":
         return None
-    if options is None and (effort is None or (effort == "none" and tags is None)):
+    if options is None and (effort is None or (tags is None and effort in _WITHOUT_TAGS)):
         return None
     field, value = ("reasoning_effort", effort) if options is None else ("thinking", options.model_dump())
     if tags is None:

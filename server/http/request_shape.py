@@ -7,6 +7,7 @@ import logging
 import zlib
 
 from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ladle.server.errors import ApiError, internal
@@ -19,13 +20,18 @@ _PACKED = ("gzip", "x-gzip")
 
 
 class WithoutPrefix:
-    """Takes ``prefix``, such as /ladle, off paths that begin with it: a proxy may do so, or leave it to the server."""
+    """Takes ``prefix``, such as /ladle, off paths that begin with it: a proxy may do so, or leave it to the server. The
+    prefix alone is where the page is, whose own addresses want the slash behind it."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
         self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == self._prefix and scope["method"] in ("GET", "HEAD"):
+            query = scope["query_string"].decode("latin-1")
+            await RedirectResponse(f"{self._prefix}/{query and f'?{query}'}")(scope, receive, send)
+            return
         if scope["type"] == "http" and self._prefix and f"{scope['path']}/".startswith(f"{self._prefix}/"):
             scope = {**scope, "path": scope["path"][len(self._prefix) :] or "/"}
         await self._app(scope, receive, send)

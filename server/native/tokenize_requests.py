@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.errors import InputError
+from ladle.server.fields.known_fields import TOKENIZE, with_known
 from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import ModelField
 from ladle.server.fields.token_ids import IDS, TokenIds, any_token_ids
@@ -15,9 +16,13 @@ from ladle.server.native.requests import only_one_of
 from ladle.server.tools.schemas import Tools
 
 _IDS: dict[str, Any] = {name: value for name, value in IDS.items() if name != "minItems"}
+if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.fields.messages import ChatTemplateFields as TokenizeBase
+else:
+    TokenizeBase = with_known(ChatTemplateFields, "TokenizeFields", TOKENIZE, ())
 
 
-class TokenizeRequest(ChatTemplateFields):
+class TokenizeRequest(TokenizeBase):
     """A text as it is, or messages through the base's chat template."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [only_one_of("prompt"), only_one_of("messages")]})

@@ -9,10 +9,10 @@ from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, mode
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.conversation import Conversation, Spelling
-from ladle.server.fields.known_fields import Defaults, only, with_known
-from ladle.server.fields.messages import Message
+from ladle.server.fields.known_fields import OTHERS, UNREAD_OTHERS, Defaults, only, with_known
+from ladle.server.fields.messages import Message, TemplateVariables
 from ladle.server.fields.output_format import FORMAT_NAME, JsonSchema, ResponseFormat, Schema
-from ladle.server.fields.sampling import MaxTokens, SteeredFields, TopLogprobs
+from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField, TopLogprobs
 from ladle.server.fields.thinking import Effort
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
@@ -43,10 +43,13 @@ _INCLUDED = frozenset(
     }
 )  # fmt: skip
 _NOT_SUPPORTED: Defaults = {
+    **OTHERS,
     "background": (False,),
     "context_management": ([],),
     "conversation": (),
+    "enable_response_messages": (False,),
     "moderation": (),
+    "previous_input_messages": (),
     "prompt": (),
     "stream_options": ({}, {"include_obfuscation": False}),
     "truncation": ("disabled",),
@@ -56,8 +59,8 @@ _UNREAD = (
     "max_tool_calls",
     # Images are none of its content.
     "image",
-    "access_programs", "client_metadata", "priority", "prompt_cache_key", "prompt_cache_options",
-    "prompt_cache_retention", "request_id", "safety_identifier", "service_tier", "user",
+    "access_programs", "client_metadata",
+    *(name for name in UNREAD_OTHERS if name not in ("metadata", "store")),
 )  # fmt: skip
 _TOOL: Defaults = {
     "allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,), "output_schema": (),
@@ -237,6 +240,8 @@ class ResponsesRequest(ResponsesBase):
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     include: Annotated[list[str], AfterValidator(_included)] | None = None
+    stop: StopField = Field([], validate_default=False, description="extension")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="as with chats; extension")
     top_logprobs: TopLogprobs | None = None
     metadata: Metadata | None = Field(None, description="comes back with the answer")
 
@@ -291,6 +296,8 @@ class ResponsesRequest(ResponsesBase):
             tool_choice=self._chosen(),
             parallel_tool_calls=self.parallel_tool_calls,
             response_format=form,
+            stop=self.stop,
+            chat_template_kwargs=self.chat_template_kwargs,
             reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
             reported=(self.top_logprobs or 0) if self.logprobs else None,
         )

@@ -333,6 +333,15 @@ def test_without_typer_the_way_out_is_named():
     assert "'.[cli]'" in result.stderr, "what helps in a checkout too"
 
 
+def bash_offers(words, **environment):
+    """What is offered for the last of ``words``, as bash has taken them apart."""
+    asked = {"_LADLE_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    command = [Path(sys.executable).parent / "ladle"]
+    said = subprocess.run(command, env={**os.environ, **asked, **environment}, capture_output=True, text=True)
+    assert said.stdout or not said.stderr, said.stderr
+    return said.stdout.split()
+
+
 class TestCompletion:
     def test_names_come_from_the_server(self, server):
         assert completion.methods("") == ["bone_soup"], "mage is not available there"
@@ -351,33 +360,24 @@ class TestCompletion:
         [("ladle cha", "chat"), ("ladle serve --expert", "--expert-schedule"), ("ladle bench rou", "routing")],
     )
     def test_a_shell_asks(self, words, offered):
-        parts = words.split()
-        asked = {"_LADLE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(parts) - 1)}
-        said = subprocess.run(
-            [Path(sys.executable).parent / "ladle"], env={**os.environ, **asked}, capture_output=True, text=True
-        )
-        assert said.stdout.split() == [offered], said.stderr
+        assert bash_offers(words.split()) == [offered]
 
     @pytest.mark.parametrize(
         ("word", "offered"),
         [
-            ("pos", ["positive=", "positive=1"]),
-            ("positive=0.8,", ["0.8,concise=", "0.8,concise=1"]),
-            ("positive=0.8,con", ["0.8,concise=", "0.8,concise=1"]),
-            ("positive=0.8,concise=0.2,", []),
-            ("", ["concise=", "positive="]),
+            ("-p pos", ["positive=", "positive=1"]),
+            ("-p positive=0.8,", ["0.8,concise=", "0.8,concise=1"]),
+            ("-p positive=0.8,con", ["0.8,concise=", "0.8,concise=1"]),
+            ("-p positive=0.8,concise=0.2,", []),
+            ("-p ", ["concise=", "positive="]),
+            ("--preference=pos", ["positive=", "positive=1"]),
+            ("--preference=positive=0.8,con", ["0.8,concise=", "0.8,concise=1"]),
         ],
     )
     def test_bash_completes_every_objective(self, word, offered, live_mock):
         """Bash breaks words at =, and replaces the last piece alone."""
-        pieces = [piece for piece in re.split("(=)", word) if piece] or [""]
-        words = ["ladle", "generate", "-p", *pieces]
-        asked = {"_LADLE_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "LADLE_URL": live_mock}
-        asked["COMP_CWORD"] = str(len(words) - 1)
-        said = subprocess.run(
-            [Path(sys.executable).parent / "ladle"], env={**os.environ, **asked}, capture_output=True, text=True
-        )
-        assert said.stdout.split() == offered, said.stderr
+        words = ["ladle", "generate", *(piece for piece in re.split("(=)| ", word) if piece is not None)]
+        assert bash_offers(words, LADLE_URL=live_mock) == offered
 
 
 def test_a_system_message(server):

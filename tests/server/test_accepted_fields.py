@@ -17,6 +17,8 @@ from ladle.server.state import ServerState
 pytestmark = pytest.mark.anyio
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/v1/generate"
 USER: list[Any] = [{"role": "user", "content": "Hi"}]
+# What the newer endpoints honour of the older ones' fields.
+SAMPLED = ("min_p", "min_tokens", "ignore_eos", "presence_penalty", "frequency_penalty")
 ANYTHING: list[Any] = [None, True, "flex", 5, -1.5, {"a": "b"}, ["x", {}], "24h", {"type": "ephemeral"}]
 
 
@@ -137,8 +139,9 @@ async def test_detokenize_skips_special_tokens_where_it_is_asked_to(family: Fami
             assert reply.json() == {"prompt": shown}
 
 
-async def test_values_that_change_nothing(family: Family) -> None:
-    both = {
+def other_servers_fields() -> dict[str, Any]:
+    """What both older endpoints know of vLLM's and llama.cpp's, at values that change nothing."""
+    return {
         "stop_token_ids": [], "skip_special_tokens": True, "min_tokens": 0, "ignore_eos": False, "bad_words": [],
         "include_stop_str_in_output": False, "spaces_between_special_tokens": True, "truncate_prompt_tokens": None,
         "use_beam_search": False, "length_penalty": 1.0, "early_stopping": False, "priority": 0, "top_k": -1,
@@ -151,8 +154,16 @@ async def test_values_that_change_nothing(family: Family) -> None:
         "timings_per_token": True, "return_progress": True, "cache_prompt": True, "id_slot": -1, "mirostat": 0,
         "mirostat_tau": 5, "mirostat_eta": 0.1, "typical_p": 1.0, "n_predict": -1, "grammar": "", "n_keep": 0,
         "top_n_sigma": -1.0, "dry_sequence_breakers": ["\n", ":"], "n_probs": 0, "lora": [], "tfs_z": 1,
+        "mm_payload": "tensors", "return_mm_kwargs": None, "ec_transfer_params": None, "stream_interval": 4,
+        "routed_experts_prompt_start": 0, "return_token_offsets": False, "thinking_token_budget": None,
+        "usage": {"include": True},
     }  # fmt: skip
+
+
+async def test_values_that_change_nothing(family: Family) -> None:
+    both = other_servers_fields()
     chat = {
+        "add_special_tokens": False, "models": [], "plugins": [], "route": "fallback",
         "add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {}, "echo": False,
         "documents": None, "chat_template": None, "mm_processor_kwargs": None, "include_reasoning": True,
         "best_of": 1, "tool_choice": "auto", "function_call": "auto", "functions": [], "reasoning_format": "auto",
@@ -169,6 +180,39 @@ async def test_values_that_change_nothing(family: Family) -> None:
         await ask(family, path, **body)
     await ask(family, COMPLETIONS, prompt="a", n=2, best_of=2)
     assert (await ask(family, COMPLETIONS, prompt="a", best_of=2, status=400))["error"]["param"] == "best_of"
+
+
+async def test_fields_of_servers_that_have_other_apis_too(family: Family) -> None:
+    """vLLM has most of its fields on every endpoint."""
+    engine = FakeEngine()
+    other = other_servers_fields() | {"logit_bias": {}, "structured_outputs": None, "n": 1, "include_reasoning": True}
+    for path, body, own in (
+        ("/v1/responses", {"input": "Hi"}, {"enable_response_messages": False, "previous_input_messages": None}),
+        ("/v1/messages", {"messages": USER, "max_tokens": 60}, {}),
+    ):
+        engine.requests.clear()
+        for more in ({}, *({name: value} for name, value in (other | own).items() if name not in SAMPLED)):
+            await ask(family, path, engine, **body, **more)
+        assert len({request.prompt for request in engine.requests}) < 2
+        for name, value in (("logit_bias", {"1": 1}), ("n", 2), ("stop_token_ids", [1]), ("watermarking", True)):
+            error = (await ask(family, path, engine, 400, **body, **{name: value}))["error"]
+            assert error["message"].startswith(name), error
+    sent = {"messages": USER, "chat_template": None, "mm_processor_kwargs": {}, "add_special_tokens": False}
+    async with client_of(fake_state(family, engine)) as client:
+        assert (await client.post("/tokenize", json=sent)).status_code == 200
+
+
+async def test_stop_strings_and_template_variables_everywhere(family: Family) -> None:
+    engine = FakeEngine()
+    engine.tokenizer.chat_template = "{{ word }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    variables = {"chat_template_kwargs": {"word": "So: "}}
+    for path, body in (("/v1/responses", {"input": "Hi"}), ("/v1/messages", {"messages": USER, "max_tokens": 60})):
+        await ask(family, path, engine, **body, **variables)
+        assert engine.tokenizer.decode(engine.requests[-1].prompt) == "So: Hi"
+        error = (await ask(family, path, engine, 400, **body, chat_template_kwargs={"messages": []}))["error"]
+        assert error["message"].startswith("chat_template_kwargs.messages")
+    await ask(family, "/v1/responses", engine, input="Hi", stop="gentle")
+    assert engine.requests[-1].sampling.stop == ("gentle",)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, GENERATE])

@@ -87,6 +87,9 @@ async def test_paths_that_are_nearly_right_are_hinted_at(family: Family, engine:
             ("/v1/chat/completions/", CHAT),
             ("/v1/v1/chat/completions", CHAT),
             ("//v1//chat/completions", CHAT),
+            ("/api/v1/chat/completions", CHAT),
+            ("/openai/v1/v1/chat/completions/", CHAT),
+            ("/V1/chat/completions", CHAT),
             ("/completions/", "/v1/completions"),
             ("/models", "/v1/models"),
             ("/v1/models/", "/v1/models"),
@@ -169,7 +172,7 @@ def proxied(app: FastAPI, prefix: str, strips: bool) -> Any:
 
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
-        assert path.startswith(f"{prefix}/"), f"{path} would not reach the server"
+        assert f"{path}/".startswith(f"{prefix}/"), f"{path} would not reach the server"
         if strips:
             scope = {**scope, "path": path.removeprefix(prefix), "raw_path": path.removeprefix(prefix).encode()}
         await app(scope, receive, send)
@@ -188,6 +191,9 @@ async def test_behind_the_prefix_of_a_proxy(family: Family, engine: FakeEngine, 
         for address in re.findall(r'(?:href|src)="([^"#]+)"', page.text):
             assert not address.startswith("/"), address
             assert (await client.get(address)).status_code == 200, address
+        if not strips:
+            bare = await client.get("http://proxy/some/ladle", params={"a": "b"})
+            assert bare.status_code == 307 and bare.headers["location"] == "/some/ladle/?a=b"
         docs = await client.get("docs")
         (link,) = re.findall(r'href="([^"#]+)"', docs.text)
         document = await client.get(str(httpx.URL("http://proxy/some/ladle/docs").join(link)))

@@ -216,8 +216,28 @@ async def test_refused_of_families_that_think(family: Family) -> None:
         ({"reasoning_effort": "xhigh"}, "reasoning_effort"),
     ):
         assert (await ask(family, CHAT, thinker(), 400, **body))["error"]["param"] == field
-    passed = await ask(family, CHAT, FakeEngine(), reasoning_effort="none")
-    assert "reasoning_content" not in passed["choices"][0]["message"]
+    for effort in ("none", "medium"):
+        passed = await ask(family, CHAT, FakeEngine(), reasoning_effort=effort)
+        assert "reasoning_content" not in passed["choices"][0]["message"]
+    engine = FakeEngine()
+    for more in ({}, {"reasoning": {"effort": "medium", "summary": "auto"}}):
+        await ask(family, RESPONSES, engine, **more)
+    for more in ({}, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "medium"}}):
+        await ask(family, MESSAGES, engine, max_tokens=9, **more)
+    assert {request.thinking for request in engine.requests} == {None}
+
+
+async def test_efforts_of_anthropics(family: Family) -> None:
+    adaptive = {"type": "adaptive"}
+    for effort, budget in (("low", 512), ("high", None), (None, None)):
+        engine = thinker()
+        reply = await ask(family, MESSAGES, engine, max_tokens=60, thinking=adaptive, output_config={"effort": effort})
+        assert [block["type"] for block in reply["content"]] == ["thinking", "text"]
+        assert engine.requests[0].thinking.budget == budget  # type: ignore[union-attr]
+    for more, effort in (({}, "low"), ({"thinking": adaptive}, "max"), ({"thinking": {"type": "disabled"}}, "medium")):
+        body = {"max_tokens": 60, "output_config": {"effort": effort}, **more}
+        error = (await ask(family, MESSAGES, thinker(), 400, **body))["error"]
+        assert error["message"].startswith("output_config.effort")
 
 
 def test_half_a_pair_of_tags_is_no_family(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ for _name, _benchmark in STEP_BENCHMARKS.items():
 def guidance(
     family: FamilyOption = "demo",
     dtype: DTypeOption = "bfloat16",
+    batches: BatchesOption = "1,16",
     rounds: RoundsOption = 9,
     loops: Annotated[bool, typer.Option(help="Also run transformers, one model after the other.")] = True,
     out: OutOption = None,
@@ -131,7 +132,8 @@ def guidance(
     from ladle.benchmarks import guidance as benchmark
     from ladle.merging.family.family import load_family
 
-    _report("guided decode step", benchmark.run(load_family(family), dtype, rounds, loops), out, as_json)
+    sizes = _sizes(batches)
+    _report("guided decode step", benchmark.run(load_family(family), dtype, sizes, rounds, loops), out, as_json)
 
 
 @command.command(epilog="Example: ladle bench speculation --batches 1,4,16")

@@ -25,6 +25,7 @@ class EngineSide:
 
     def __init__(self, family: Family, dtype: str, **options: Any) -> None:
         options = {"max_sequences": 64, **options}
+        self.most: int = options["max_sequences"]
         self.engine = Engine(family, EngineConfig(dtype=dtype, prefix_cache=False, **options))
         self._family = family
         self._serial = 0

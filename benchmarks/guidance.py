@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -117,27 +117,31 @@ class _Loop:
         return scores.argmax(-1, keepdim=True)
 
 
-def run(family: Family, dtype: str, rounds: int, loops: bool) -> Iterator[dict[str, object]]:
-    """A row a setting: milliseconds a step at batch 1, ratio to plain decoding and to the loop, paired by round; then a
-    batch of sixteen requests of all settings in turn against sixteen plain ones."""
+def run(family: Family, dtype: str, batches: Sequence[int], rounds: int, loops: bool) -> Iterator[dict[str, object]]:
+    """A row per batch size and setting: milliseconds per step, and the ratios to plain decoding of as many requests, to
+    plain decoding of as many rows as there are sources in all, and at batch 1 to the loop, paired by round; then
+    sixteen requests of all settings in turn against sixteen plain ones."""
     torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     ladle = EngineSide(family, dtype)
     wanted = settings(family)
-    for name, steering in wanted.items():
-        plan = resolve(family, steering)
-        sides: dict[str, Callable[[], Iterator[float]]] = {
-            "plain": lambda: ladle.burst(1, BURST, lambda row: wanted["base"]),
-            "guided": lambda steering=steering: ladle.burst(1, BURST, lambda row: steering),  # type: ignore[misc]
-        }
-        if loops and name in ("base", "mage implicit merged", "mage explicit merged"):
-            loop = _Loop(family, plan, torch_dtype)
-            sides["loop"] = lambda loop=loop: loop.burst(BURST)  # type: ignore[misc]
-        yield _row(name, 1, dtype, len(plan.sources), interleave(sides, rounds))
+
+    def bursts(batch: int, chosen: Sequence[Steering]) -> Callable[[], Iterator[float]]:
+        return lambda: ladle.burst(batch, BURST, lambda row: chosen[row % len(chosen)])
+
+    plain = [wanted["base"]]
+    for batch in batches:
+        for name, steering in wanted.items():
+            plan = resolve(family, steering)
+            sources = batch * len(plan.sources)
+            sides = {"plain": bursts(batch, plain), "guided": bursts(batch, [steering])}
+            if batch < sources <= ladle.most:
+                sides["rows"] = bursts(sources, plain)
+            if loops and batch == 1 and name in ("base", "mage implicit merged", "mage explicit merged"):
+                loop = _Loop(family, plan, torch_dtype)
+                sides["loop"] = lambda loop=loop: loop.burst(BURST)  # type: ignore[misc]
+            yield _row(name, batch, dtype, sources, interleave(sides, rounds))
     mix = list(wanted.values())[1:]
-    sides = {
-        "plain": lambda: ladle.burst(MIXED_BATCH, BURST, lambda row: wanted["base"]),
-        "guided": lambda: ladle.burst(MIXED_BATCH, BURST, lambda row: mix[row % len(mix)]),
-    }
+    sides = {"plain": bursts(MIXED_BATCH, plain), "guided": bursts(MIXED_BATCH, mix)}
     sources = sum(len(resolve(family, mix[row % len(mix)]).sources) for row in range(MIXED_BATCH))
     yield _row(f"{len(mix)} settings in one batch", MIXED_BATCH, dtype, sources, interleave(sides, rounds))
 
@@ -145,6 +149,7 @@ def run(family: Family, dtype: str, rounds: int, loops: bool) -> Iterator[dict[s
 def _row(name: str, batch: int, dtype: str, sources: int, times: dict[str, list[float]]) -> dict[str, object]:
     typical = medians(times)
     to_plain, to_plain_range = ratio(times["guided"], times["plain"])
+    to_rows, to_rows_range = ratio(times["guided"], times["rows"]) if "rows" in times else ("", "")
     to_loop, to_loop_range = ratio(times["loop"], times["guided"]) if "loop" in times else ("", "")
     return {
         "setting": name,
@@ -156,6 +161,8 @@ def _row(name: str, batch: int, dtype: str, sources: int, times: dict[str, list[
         "guided_ms": round(1e3 * typical["guided"], 2),
         "over_plain": to_plain,
         "over_plain_quartiles": to_plain_range,
+        "over_plain_rows": to_rows,
+        "over_plain_rows_quartiles": to_rows_range,
         "loop_ms": round(1e3 * typical["loop"], 2) if "loop" in typical else "",
         "loop_over_guided": to_loop,
         "loop_over_guided_quartiles": to_loop_range,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ladle.merging.checkpoints.checkpoint_files import read_json
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.vocabulary import TOKENIZER
 from ladle.merging.errors import FamilyError
@@ -30,6 +31,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         said = " ".join(str(error).split())[:_SAID]
         # What is no sentence says little without its kind: 'added_tokens'.
         reason = said if " " in said else f"{type(error).__name__} {said}".strip()
+        config = folder / "tokenizer_config.json"
+        if config.is_file() and read_json(config).get("auto_map"):
+            raise FamilyError(config, f"its custom code is not run, and without it: {reason}") from error
         raise FamilyError(folder, f"this tokenizer cannot be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         file = folder / "tokenizer_config.json"

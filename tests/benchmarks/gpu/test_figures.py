@@ -64,7 +64,7 @@ def test_nothing_is_on_the_wrong_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_shapes, "STEPS", 1)
     sizes, device = kernels.Sizes.tiny(), torch.device("cuda")
     with simulated(monkeypatch):
-        monkeypatch.setattr(decode_graphs, "ROWS", (4,))
+        monkeypatch.setattr(decode_graphs, "LANES", (4,))
         # What is recorded here is the step itself: tests of steps compare the two.
         monkeypatch.setattr(decode_graphs.DecodeGraphs, "agrees", lambda graphs: True)
         made = gpu.measure(device, sizes, {"tiny": TINY}, (1,), rounds=1, repeats=1, dtype="float32", small=True)

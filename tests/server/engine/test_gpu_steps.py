@@ -272,7 +272,7 @@ def test_a_router_chooses_within_a_recording(
     assert any(output.expert for outputs in expected.values() for output in outputs)
     watched: Watched = request.getfixturevalue("watched")
     if not CUDA:
-        monkeypatch.setattr(decode_graphs, "ROWS", (16,))
+        monkeypatch.setattr(decode_graphs, "LANES", (16,))
     engine = watched.engine(family, **options)
     (graphs,) = engine.runner._recorded.values()
     assert graphs.draws and graphs.routes

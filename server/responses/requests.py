@@ -16,7 +16,7 @@ from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField, To
 from ladle.server.fields.thinking import Effort
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
-from ladle.server.responses.items import Input, Instructions, ItemReference, Reference, messages_of
+from ladle.server.responses.items import Input, Instructions, Item, ItemReference, Reference, messages_of
 from ladle.server.tools.schemas import FUNCTION_NAME, MAX_TOOLS, Function, Tool, ToolChoice, require_fit
 
 SPELLING = Spelling(
@@ -268,13 +268,16 @@ class ResponsesRequest(ResponsesBase):
     @property
     def parts(self) -> int:
         """How many items it has."""
-        return len(self.input) + (len(self.instructions) if isinstance(self.instructions, list) else 0)
+        return len(self._items)
 
     @property
     def referenced(self) -> frozenset[str]:
         """The ids of the items that it refers to."""
-        told = self.instructions if isinstance(self.instructions, list) else ()
-        return frozenset(item.id for item in (*self.input, *told) if isinstance(item, ItemReference))
+        return frozenset(item.id for item in self._items if isinstance(item, ItemReference))
+
+    @property
+    def _items(self) -> tuple[Item, ...]:
+        return (*self.input, *(self.instructions if isinstance(self.instructions, list) else ()))
 
     def chat(self, told: Sequence[Message], earlier: Sequence[Message], reference: Reference) -> Conversation:
         """The request as all endpoints understand it, after what it is ``told`` and what was said ``earlier``.

@@ -12,7 +12,7 @@ from ladle.merging.errors import InputError
 from ladle.server.chat_rendering import ChatRenderer
 from ladle.server.errors import ApiError, context_overflow
 from ladle.server.fields.messages import ChatForm, Message
-from ladle.server.fields.token_ids import TokenIds
+from ladle.server.fields.token_ids import TokenIds, require_known
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.tools.formats import format_of
@@ -80,13 +80,10 @@ async def encode_prompt(
         InputError: no tokens, or a token that does not exist.
     """
     if isinstance(prompt, str):
-        ids = await reader.read(len(prompt), _encode, serving, prompt, special, field)
+        ids = _check(serving, await reader.read(len(prompt), _encode, serving, prompt, special, field), field)
     else:
         ids = _check(serving, prompt, field)  # first: of what is too long nothing else is looked at
-        if max(ids) >= serving.vocabulary:
-            index, token = next((index, token) for index, token in enumerate(ids) if token >= serving.vocabulary)
-            raise InputError(f"{field}[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
-    _check(serving, ids, field)
+        require_known(ids, serving.vocabulary, field)
     seen: dict[PromptView, TokenIds] = {}
     size = len(prompt) if isinstance(prompt, str) else _USUAL * len(ids)
     for view in views:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ladle.merging.errors import InputError
+
 TokenIds = tuple[int, ...]
 
 
@@ -20,6 +22,13 @@ def any_token_ids(value: Any) -> TokenIds:
     if not isinstance(value, list) or not _whole(value):
         raise ValueError("allowed: a list of token ids, whole numbers >= 0")
     return tuple(value)
+
+
+def require_known(ids: TokenIds, vocabulary: int, field: str) -> None:
+    """Raise InputError, field ``field[index]``, for the first id that is not in a vocabulary of so many tokens."""
+    if max(ids, default=0) >= vocabulary:
+        index, token = next((index, token) for index, token in enumerate(ids) if token >= vocabulary)
+        raise InputError(f"{field}[{index}]", token, f"token ids from 0 to {vocabulary - 1}")
 
 
 def _whole(values: Sequence[Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ladle.merging.errors import InputError
+from ladle.server.fields.token_ids import require_known
 from ladle.server.http.json_request import JsonRoute
 from ladle.server.native.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from ladle.server.prompts import tokens_of_chat, tokens_of_text
@@ -58,9 +58,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
     serving = serving_of(request, body.model, generates=False)
 
     def response() -> JSONResponse:
-        if max(body.tokens, default=0) >= serving.vocabulary:
-            index, token = next((i, token) for i, token in enumerate(body.tokens) if token >= serving.vocabulary)
-            raise InputError(f"tokens[{index}]", token, f"token ids from 0 to {serving.vocabulary - 1}")
+        require_known(body.tokens, serving.vocabulary, "tokens")
         skipped = bool(body.skip_special_tokens)
         # A batch of one: unlike a single decode it lets other threads run meanwhile.
         decode = serving.engine.tokenizer.backend_tokenizer.decode_batch

@@ -38,20 +38,17 @@ def state_of(request: Request) -> ServerState:
     return state
 
 
-def serving_of(request: Request, model: str | None, generates: bool = True) -> Serving:
-    """The family that ``model`` means, held until the answer has ended; for a request that ``generates``, if its caller
-    may start one now.
+def serving_of(request: Request, model: str | None) -> Serving:
+    """The family that ``model`` means, held until the answer has ended.
 
     Raises:
-        ApiError: 503, 429, or 404 for a family that is not there.
+        ApiError: 503, or 404 for a family that is not there.
     """
     state = state_of(request)
     hosted = state.choose(model)
     if model is not None and hosted is not state.hosting.find(model):
         ModelName.parse(model)
         raise unknown_model(model, *(other.live.family for other in state.hosting.families.values()))
-    if generates:
-        state.let(caller_of(request.scope))
     return state.hosting.hold(request.scope, hosted)
 
 

@@ -24,7 +24,7 @@ router = APIRouter(route_class=JsonRoute)
 async def coefficients(body: CoefficientsRequest, request: Request) -> JSONResponse:
     """The merge coefficients of a preference, without generating anything."""
     state = state_of(request)
-    serving = serving_of(request, body.model, generates=False)
+    serving = serving_of(request, body.model)
     steering = body.steering or {"method": body.method, "preference": body.preference}
     try:
         plan = plan_of(serving.family, body.model, steering, state.settings.allow_trace)

@@ -1,4 +1,4 @@
-"""Routes that generate refuse what they cannot queue before they read it."""
+"""Routes that generate refuse whom they cannot serve now before they read what is asked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from ladle.server.access.security import caller_of
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.errors import from_queue_full
 from ladle.server.http.json_request import JsonRoute
@@ -14,10 +15,10 @@ from ladle.server.state import ServerState
 
 
 class GeneratingRoute(JsonRoute):
-    """A route whose requests need a place in the engine's queue.
+    """A route whose requests need a place in the engine's queue, and a caller who has something left.
 
-    Under overload most requests are refused. Reading, checking and encoding each of them first would take the
-    processor from those that were accepted, who share it.
+    Under overload, or from a caller who is over its limits, most requests are refused. Reading, checking and encoding
+    each of them first would take the processor from those that were accepted, who share it.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -25,10 +26,11 @@ class GeneratingRoute(JsonRoute):
 
         async def roomy(request: Request) -> Response:
             state: ServerState = request.app.state.server
-            full = None if state.unready() else _nowhere(state)
-            if full is not None:
-                state.metrics.rejections.labels(reason="queue_full").inc()
-                return from_queue_full(full).response()
+            if not state.unready():
+                full = _nowhere(state)
+                if full is not None:
+                    raise state.counted(from_queue_full(full))
+                state.let(caller_of(request.scope))
             return await handler(request)
 
         return roomy

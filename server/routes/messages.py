@@ -52,7 +52,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 async def count_tokens(body: CountTokensRequest, request: Request) -> JSONResponse:
     """The tokens of the prompt that `/v1/messages` would make of it. Nothing is generated."""
     state = state_of(request)
-    serving = serving_of(request, body.model, generates=False)
+    serving = serving_of(request, body.model)
     reader = reader_of(request, generates=False)
     asked = await reader.made(body.parts, body.conversation)
     with SPELLING.applied():

@@ -34,7 +34,7 @@ async def model_by_name(model: str, request: Request) -> JSONResponse:
     """Any name that a request may use as `model`, with preference too."""
     if not model:
         raise HTTPException(404)
-    serving = serving_of(request, model, generates=False)
+    serving = serving_of(request, model)
     plan_of(serving.family, model, None)
     return JSONResponse(_model(serving, model))
 

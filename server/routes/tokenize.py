@@ -25,7 +25,7 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
     """The tokens that a generating endpoint would make of it. Nothing is generated."""
-    serving = serving_of(request, body.model, generates=False)
+    serving = serving_of(request, body.model)
     reader = reader_of(request, generates=False)
     if body.messages is not None:
         form = body.chat_form(state_of(request).settings.special_tokens_in_messages)
@@ -55,7 +55,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
 )
 async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
     """Special tokens by their names, unless they are to be skipped."""
-    serving = serving_of(request, body.model, generates=False)
+    serving = serving_of(request, body.model)
 
     def response() -> JSONResponse:
         require_known(body.tokens, serving.vocabulary, "tokens")

@@ -36,10 +36,15 @@ async def family_of(session: aiohttp.ClientSession) -> dict[str, Any]:
 
 def session_of(server: ServerUnderTest) -> aiohttp.ClientSession:
     """A client of ``server`` with as many connections as it likes."""
+    return session_at(server.url)
+
+
+def session_at(url: str) -> aiohttp.ClientSession:
+    """``session_of`` the server at ``url``."""
     timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
     # Less than the server's, which would otherwise close a connection just when it is used again.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
-    return aiohttp.ClientSession(server.url, timeout=timeout, connector=connector)
+    return aiohttp.ClientSession(url, timeout=timeout, connector=connector)
 
 
 async def ask(session: aiohttp.ClientSession, drawn: Drawn, seen: Seen | None = None) -> str:

@@ -48,7 +48,7 @@ def _source() -> str:
     """What compiled code follows from: all of this folder, and whether there is a unit for matrices, which a container
     may be refused on a processor that has it."""
     here = Path(__file__).parent
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.rglob("*.py"))))
     digest.update(b"matrices" if may_use_tiles() else b"")
     return digest.hexdigest()
 

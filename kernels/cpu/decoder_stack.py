@@ -14,15 +14,16 @@ from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Floats, LayerPass, PagedTokens, Product, Shrunk
+from ladle.kernels.cpu.attention.matrix_attention import attend_by_matrices, can_attend
+from ladle.kernels.cpu.attention.packed_keys import room_for_keys
+from ladle.kernels.cpu.attention.vector_attention import attend_by_vectors
 from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
 from ladle.kernels.cpu.digits import room_for_digits, width_of
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
-from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.row_products import expand_rows, room_for_shrunk
 from ladle.kernels.cpu.tiled_product import ALONE, multiply_beside
 from ladle.kernels.cpu.tiles import LANES
-from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 
 def run_layers(step: LayerPass) -> None:
@@ -71,6 +72,8 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
     in_tiles = layers.qkv.tiles.shape[1] + layers.out.tiles.shape[1] + layers.gate_up.tiles.shape[1] > 0
     shrunk = room_for_shrunk(tokens, ranks, in_tiles or layers.down.tiles.shape[1] > 0)
 
+    if by_matrices is not None:
+        packed = room_for_keys(paged, kv[0], threads)
     for layer in range(layers.norms.shape[0]):
         # LoRA coefficients [rows, R] of the four products: one table for all layers where their rank columns agree.
         first = scales[0][layer if scales[0].shape[0] > 1 else 0]
@@ -90,7 +93,7 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
         if by_vectors is not None:
             attend_by_vectors(qkv, paged, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         if by_matrices is not None:
-            attend_by_matrices(qkv, paged, kv[layer], block, heads, layers.scaling, window, mixed, threads)
+            attend_by_matrices(qkv, paged, kv[layer], packed, block, heads, layers.scaling, window, mixed, threads)
         multiply_beside(out_product, second, mixed, digits, out, shrunk, threads)
         _add(out_product, second.shape[1], out, shrunk, x, threads)
         _normalise(x, norms[1], layers.eps, normed, threads)

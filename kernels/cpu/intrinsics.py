@@ -28,16 +28,24 @@ def _narrow(typing_context: Any, number: Any, like: Any) -> Any:
         number, _ = arguments
         if like != types.int16:
             return number
-        word = ir.IntType(32)
-        bits = builder.bitcast(number, word)
-        # To the nearest, the even one of two; what is no number stays none, which rounding could make an infinity of.
-        odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
-        rounded = builder.add(bits, builder.add(odd, ir.Constant(word, 0x7FFF)))
-        none = builder.fcmp_unordered("uno", number, number)
-        quiet = builder.or_(bits, ir.Constant(word, 0x400000))
-        return builder.trunc(builder.lshr(builder.select(none, quiet, rounded), ir.Constant(word, 16)), ir.IntType(16))
+        return builder.trunc(_rounded(builder, number, ir.IntType(32)), ir.IntType(16))
 
     return like(types.float32, like), generate
+
+
+def _rounded(builder: Any, number: Any, word: Any) -> Any:
+    """The bfloat16 patterns of float32, in the lower halves of words of the type ``word``, which may be a vector."""
+
+    def constant(value: int) -> Any:
+        return ir.Constant(word, [value] * word.count if isinstance(word, ir.VectorType) else value)
+
+    bits = builder.bitcast(number, word)
+    # To the nearest, the even one of two; what is no number stays none, which rounding could make an infinity of.
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.add(bits, builder.add(odd, constant(0x7FFF)))
+    none = builder.fcmp_unordered("uno", number, number)
+    quiet = builder.or_(bits, constant(0x400000))
+    return builder.lshr(builder.select(none, quiet, rounded), constant(16))
 
 
 def _power_of_two(typing_context: Any, exponent: Any) -> Any:
@@ -68,35 +76,6 @@ def _address(typing_context: Any, array: Any) -> Any:
     return types.int64(array), generate
 
 
-def _largest(typing_context: Any, start: Any, count: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        start, count = arguments
-        lanes = 16
-        floats, word = ir.VectorType(ir.FloatType(), lanes), ir.IntType(64)
-
-        def larger(one: Any, other: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", other, one), other, one)
-
-        place = cgutils.alloca_once(builder, floats)
-        builder.store(ir.Constant(floats, [float("-inf")] * lanes), place)
-        step = ir.Constant(word, lanes)
-        with cgutils.for_range_slice(builder, ir.Constant(word, 0), count, step, intp=word) as (index, _):
-            at = builder.add(start, builder.mul(index, ir.Constant(word, 4)))
-            read = builder.load(builder.inttoptr(at, floats.as_pointer()))
-            read.align = 4
-            builder.store(larger(builder.load(place), read), place)
-        most = builder.load(place)
-        while lanes > 1:
-            lanes //= 2
-            halves = [[start + lane for lane in range(lanes)] for start in (0, lanes)]
-            order = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), half) for half in halves]
-            one, other = (builder.shuffle_vector(most, most, half) for half in order)
-            most = larger(one, other)
-        return builder.extract_element(most, ir.Constant(ir.IntType(32), 0))
-
-    return types.float32(types.int64, types.int64), generate
-
-
 _COUNT, _LINE = 16, 64
 """Words of a vector, and bytes."""
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -107,6 +86,118 @@ def _read(builder: Any, place: Any, kind: Any) -> Any:
     loaded = builder.load(builder.inttoptr(place, kind.as_pointer()))
     loaded.align = 2
     return loaded
+
+
+_FLOATS, _FLAGS = ir.VectorType(ir.FloatType(), _COUNT), ir.VectorType(ir.IntType(1), _COUNT)
+_EXP = (1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0)
+"""Of e^r by powers of r, the highest first: right to 2^-18 where |r| is at most half of ln 2."""
+_LOG2_E, _LN_2, _LN_2_REST = 1.4426950408889634, 0.693359375, -2.12194440e-4  # ln 2 in two parts, the first one short
+_LEAST = -60.0
+
+
+def _splat(builder: Any, number: Any) -> Any:
+    """``number`` in every lane."""
+    kind = ir.VectorType(number.type, _COUNT)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(_WORDS, [0] * _COUNT))
+
+
+def _lanes(number: Any, kind: Any = _FLOATS) -> Any:
+    return ir.Constant(kind, [number] * _COUNT)
+
+
+def _over_vectors(builder: Any, low: Any, high: Any, end: Any, body: Any) -> None:
+    """``body(index, seen)`` for each vector up to ``end``: which of its lanes are from ``low`` to ``high``."""
+    low, high = (_splat(builder, builder.trunc(bound, _I32)) for bound in (low, high))
+    own = ir.Constant(_WORDS, list(range(_COUNT)))
+    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), end, ir.Constant(_I64, _COUNT), intp=_I64) as (
+        index,
+        _,
+    ):
+        places = builder.add(_splat(builder, builder.trunc(index, _I32)), own)
+        above, below = builder.icmp_signed(">=", places, low), builder.icmp_signed("<", places, high)
+        body(index, builder.and_(above, below))
+
+
+def _folded(builder: Any, vector: Any, together: Any) -> Any:
+    """All lanes of ``vector`` as one number, halves with halves."""
+    lanes = _COUNT
+    while lanes > 1:
+        lanes //= 2
+        halves = [[start + lane for lane in range(lanes)] for start in (0, lanes)]
+        order = [ir.Constant(ir.VectorType(_I32, lanes), half) for half in halves]
+        vector = together(*(builder.shuffle_vector(vector, vector, half) for half in order))
+    return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+
+def _largest(typing_context: Any, start: Any, low: Any, high: Any, end: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start, low, high, end = arguments
+        place = cgutils.alloca_once_value(builder, _lanes(float("-inf")))
+
+        def larger(one: Any, other: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", other, one), other, one)
+
+        def body(index: Any, seen: Any) -> None:
+            given = _read(builder, builder.add(start, builder.shl(index, ir.Constant(_I64, 2))), _FLOATS)
+            builder.store(larger(builder.load(place), builder.select(seen, given, _lanes(float("-inf")))), place)
+
+        _over_vectors(builder, low, high, end, body)
+        return _folded(builder, builder.load(place), larger)
+
+    return types.float32(*[types.int64] * 4), generate
+
+
+def _soften(typing_context: Any, start: Any, low: Any, high: Any, end: Any, scaling: Any, most: Any, made: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start, low, high, end, scaling, most, made = arguments
+        kinds = {"fma": [_FLOATS] * 3, "floor": [_FLOATS]}
+        fma, floor = (
+            builder.module.declare_intrinsic(f"llvm.{name}.v{_COUNT}f32", (), ir.FunctionType(_FLOATS, kind))
+            for name, kind in kinds.items()
+        )
+        scaling, less = _splat(builder, scaling), _splat(builder, builder.fneg(most))
+        place = cgutils.alloca_once_value(builder, _lanes(0.0))
+
+        def body(index: Any, seen: Any) -> None:
+            given = _read(builder, builder.add(start, builder.shl(index, ir.Constant(_I64, 2))), _FLOATS)
+            x = builder.call(fma, [given, scaling, less])
+            x = builder.select(builder.fcmp_ordered("<", x, _lanes(_LEAST)), _lanes(_LEAST), x)
+            whole = builder.call(floor, [builder.call(fma, [x, _lanes(_LOG2_E), _lanes(0.5)])])
+            r = builder.call(fma, [whole, _lanes(-_LN_2), x])
+            r = builder.call(fma, [whole, _lanes(-_LN_2_REST), r])
+            power = _lanes(_EXP[0])
+            for factor in _EXP[1:]:
+                power = builder.call(fma, [power, r, _lanes(factor)])
+            exponent = builder.add(builder.fptosi(whole, _WORDS), _lanes(127, _WORDS))
+            bits = builder.shl(exponent, _lanes(23, _WORDS))
+            number = builder.fmul(power, builder.bitcast(bits, _FLOATS))
+            word = builder.select(seen, _rounded(builder, number, _WORDS), _lanes(0, _WORDS))
+            to = builder.add(made, builder.shl(index, ir.Constant(_I64, 1)))
+            halves = ir.VectorType(ir.IntType(16), _COUNT)
+            builder.store(builder.trunc(word, halves), builder.inttoptr(to, halves.as_pointer())).align = 2
+            kept = builder.bitcast(builder.shl(word, _lanes(16, _WORDS)), _FLOATS)
+            builder.store(builder.fadd(builder.load(place), kept), place)
+
+        _over_vectors(builder, low, high, end, body)
+        return _folded(builder, builder.load(place), builder.fadd)
+
+    return types.float32(*[types.int64] * 4, types.float32, types.float32, types.int64), generate
+
+
+def _rescale(typing_context: Any, total: Any, old: Any, part: Any, new: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total, old, part, new, count = arguments
+        old, new = _splat(builder, old), _splat(builder, new)
+        step = ir.Constant(_I64, _COUNT)
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, step, intp=_I64) as (index, _):
+            to, given = (builder.add(start, builder.shl(index, ir.Constant(_I64, 2))) for start in (total, part))
+            kept = builder.fmul(_read(builder, to, _FLOATS), old)
+            made = builder.fadd(kept, builder.fmul(_read(builder, given, _FLOATS), new))
+            builder.store(made, builder.inttoptr(to, _FLOATS.as_pointer())).align = 2
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64, types.float32, types.int64), generate
 
 
 def _write(builder: Any, words: Any, place: Any) -> None:
@@ -158,8 +249,15 @@ prefetch: Any = intrinsic(_prefetch)
 address: Any = intrinsic(_address)
 """address(array): of its first number, as a signed number that other signed ones can be added to."""
 largest: Any = intrinsic(_largest)
-"""largest(start, count): of ``count`` float32, a multiple of sixteen, from the address ``start`` on; what is no number
-is passed over. Numba's own reduction would compare them one by one, because of what is no number."""
+"""largest(start, low, high, end): of the float32 from the address ``start`` on, the ``low``-th to before the
+``high``-th; what is no number is passed over. Read up to ``end``: at least ``high``, and a multiple of sixteen."""
+soften: Any = intrinsic(_soften)
+"""soften(start, low, high, end, scaling, most, made): e^(scaling x - most) of what ``largest`` looks at, as bfloat16
+from the address ``made`` on, with zeros up to ``end`` beside them; returns their sum. Right to 2^-18 before they are
+rounded; e^-60 of less than -60; what is no number stays none."""
+rescale: Any = intrinsic(_rescale)
+"""rescale(total, old, part, new, count): total = total old + part new, of ``count`` float32, a multiple of sixteen,
+from two addresses on; every operation is rounded."""
 interleave_words: Any = intrinsic(_interleave_words)
 """interleave_words(one, other, made): sixteen numbers of 16 bits each at the addresses ``one`` and ``other`` -> pairs,
 one's in the lower halves, in the 64 bytes from ``made`` on, which is a multiple of 64."""

@@ -12,10 +12,12 @@ import torch
 from seeds import fresh_seed
 from torch import Tensor
 
+from ladle.kernels.cpu.aligned import aligned_array
 from ladle.kernels.cpu.arrays import PagedTokens
-from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
+from ladle.kernels.cpu.attention.matrix_attention import attend_by_matrices, can_attend
+from ladle.kernels.cpu.attention.packed_keys import PackedKeys, room_for_keys
+from ladle.kernels.cpu.attention.vector_attention import attend_by_vectors
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
-from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 BLOCK = 16
 Attend = Callable[..., None]
@@ -48,14 +50,19 @@ class Case:
         self.queries = torch.randn(len(rows), self.heads * dim)
         self.scaling = 1 / math.sqrt(dim)
 
-    def run(self, attend: Attend, window: int, which: Any = slice(None)) -> Tensor:
+    def run(self, attend: Attend, window: int, which: Any = slice(None), kept: int | None = None) -> Tensor:
+        """``kept``: how many packed segments there is room for, instead of all."""
         rows = self.rows[which]
         none = np.zeros((len(rows), self.kv.shape[3]), np.float32)
         table_rows, positions, slot_mapping = (rows[:, column].copy() for column in range(3))
         mixed = np.zeros((len(rows), self.queries.shape[1]), np.int16)
         queries, kv = self.queries.numpy()[which].copy(), self.kv.view(torch.int16).numpy()
         paged = PagedTokens(none, none, self.tables, table_rows, positions, slot_mapping)
-        attend(queries, paged, kv, BLOCK, self.heads, self.scaling, window, mixed, 2)
+        threads = 2
+        room = [room_for_keys(paged, kv, threads)] if attend is attend_by_matrices else []
+        if kept is not None:
+            room = [PackedKeys(*(aligned_array((threads, kept, *part.shape[2:]), np.int32) for part in room[0]))]
+        attend(queries, paged, kv, *room, BLOCK, self.heads, self.scaling, window, mixed, threads)
         return torch.from_numpy(mixed).view(torch.bfloat16)
 
     def expected(self, window: int) -> Tensor:
@@ -93,6 +100,13 @@ def test_attention_equals_float64_and_rows_stand_alone(
         assert torch.equal(case.run(attend, window, slice(row, row + 1))[0], answers[row]), row
     some = slice(len(answers) // 3, None)
     assert torch.equal(case.run(attend, window, some), answers[some])
+
+
+@pytest.mark.skipif(not has_matrix_unit(), reason="no unit for matrices")
+def test_room_for_fewer_segments_gives_the_same() -> None:
+    torch.manual_seed(fresh_seed())
+    case = Case((300, 1, 33), 300, (6, 2), 64, 0)
+    assert torch.equal(case.run(attend_by_matrices, 0, kept=1), case.run(attend_by_matrices, 0))
 
 
 def test_which_pools_the_unit_takes() -> None:

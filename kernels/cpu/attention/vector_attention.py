@@ -8,11 +8,11 @@ import numpy as np
 from numba import njit, prange
 
 from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
+from ladle.kernels.cpu.attention.key_loops import add_values, dot_keys
+from ladle.kernels.cpu.attention.segments import SEGMENT, first_segments, join_segments
 from ladle.kernels.cpu.compiler import INNER, compiled
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import widen
-from ladle.kernels.cpu.key_loops import add_values, dot_keys
-from ladle.kernels.cpu.segments import SEGMENT, first_segments, join_segments
 from ladle.kernels.cpu.tiles import LANES
 
 _MOST_FOLDED = 2

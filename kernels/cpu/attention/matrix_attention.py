@@ -71,7 +71,7 @@ def _groups(paged: PagedTokens, window: int, block: int, threads: int, heads: in
         made += 1
         t += count
     # A thread takes as many segments as any other. Of the groups on a border each keeps what its segments gave apart.
-    parts = np.int64(0)
+    parts = 0
     for group in range(made):
         own = groups[group]
         first, last = own[4], own[4] + own[3] - own[2]
@@ -80,7 +80,7 @@ def _groups(paged: PagedTokens, window: int, block: int, threads: int, heads: in
             if first < part * total // threads < last:
                 own[5] = parts
         if own[5] >= 0:
-            parts += (last - first) * own[1] * heads
+            parts += int(last - first) * int(own[1]) * heads
     return groups[:made], parts
 
 

@@ -39,14 +39,14 @@ class PackedKeys(NamedTuple):
 def room_for_keys(paged: PagedTokens, kv: Any, threads: int) -> PackedKeys:
     """Room for the segments of the sequences that have several groups of rows in a step, and for one of any other."""
     kv_heads, dim = kv.shape[2], kv.shape[3]
-    kept, first, tokens = np.int64(1), 0, paged.positions.shape[0]
+    kept, first, tokens = 1, 0, paged.positions.shape[0]
     while first < tokens:
         last, most = first, np.int64(0)
         while last < tokens and paged.table_rows[last] == paged.table_rows[first]:
             most = max(most, paged.positions[last])
             last += 1
         if last - first > TOGETHER:
-            kept = max(kept, most // SEGMENT + 1)
+            kept = max(kept, int(most) // SEGMENT + 1)
         first = last
     kept = max(1, min(kept, _MOST_BYTES // (threads * SEGMENT * kv_heads * dim * 4)))
     words = np.empty(0, np.int32)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ladle.guidance.plan import Monitor, Plan, PromptView
 from ladle.guidance.values import watching
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, ValueMember
 from ladle.merging.family.manifest_tables import HEADED, MonitorTable
 

@@ -7,7 +7,7 @@ from typing import Any
 from ladle.guidance.plan import Plan, Rank, Source
 from ladle.guidance.sources import arrange, grown_source
 from ladle.guidance.values import Kind, guides, log_ratio, usable
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 
 _ONE_NUMBER = {"explicit": "an explicit value", "ask": "what a question is answered with"}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ladle.guidance.method import Availability
 from ladle.guidance.plan import PromptView, Source
-from ladle.merging.errors import CodedText, InputError, code_of
+from ladle.merging.exceptions import CodedText, InputError, code_of
 from ladle.merging.family.family import Family, ValueMember
 from ladle.merging.preferences.coefficients import bone_soup, check_matrix
 from ladle.merging.preferences.preference import Preference

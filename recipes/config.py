@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.default_sampling import FamilySampling
 from ladle.merging.preferences.coefficients import circulant
 from ladle.merging.preferences.preference import Preference

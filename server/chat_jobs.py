@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ladle.server.fields.chat_messages import Message
 from ladle.server.fields.conversation import Conversation, Question
-from ladle.server.fields.messages import Message
-from ladle.server.fields.thinking import thinking_of, verifier_of
+from ladle.server.fields.thinking_options import thinking_of, verifier_of
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
 from ladle.server.generation import Job, make_job, require_few

@@ -11,15 +11,15 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import InputError, code_of
+from ladle.merging.exceptions import InputError, code_of
 from ladle.server.access.callers import ANYONE, Caller, Meter
+from ladle.server.api_errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.requests.thinking import Thinking
-from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
 from ladle.server.live_answers import LiveAnswer, cost_of, require_few_parts, token_cost

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from ladle.guidance.plan import PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.api_errors import ApiError, context_overflow
 from ladle.server.chat_rendering import ChatRenderer
-from ladle.server.errors import ApiError, context_overflow
-from ladle.server.fields.messages import ChatForm, Message
+from ladle.server.fields.chat_messages import ChatForm, Message
 from ladle.server.fields.token_ids import TokenIds, require_known
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving

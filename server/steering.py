@@ -10,16 +10,16 @@ from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Blocks, Monitor, Plan, Source, Steering
 from ladle.guidance.schedule import changed
-from ladle.merging.errors import CodedText, InputError, did_you_mean
+from ladle.merging.exceptions import CodedText, InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import NORMALISED
-from ladle.server.errors import ApiError, from_input_error
+from ladle.server.api_errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.monitors import MonitorReply
+from ladle.server.replies.reply_types import OutcomeReply, SteeringReply
 from ladle.server.replies.search import SearchReply
 from ladle.server.replies.sources import SourceReply
-from ladle.server.replies.types import OutcomeReply, SteeringReply
 from ladle.server.settings import ServerSettings
 from ladle.server.text.patterns import require_pattern
 from ladle.steering_options import AIMS

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
+from ladle.server.api_errors import ApiError, from_exception
 from ladle.server.engine.requests.request import StepOutput
-from ladle.server.errors import ApiError, from_exception
 from ladle.server.generation import Job, batches
 from ladle.server.http.sse import DONE, KEEP_ALIVE, EventStream, event
 from ladle.server.serving import Serving

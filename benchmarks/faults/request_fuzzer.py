@@ -13,7 +13,7 @@ from ladle.benchmarks.faults.hostile_bodies import hostile
 from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
 from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, monitor, rank, schedule, score_body, search
 from ladle.benchmarks.faults.sampling_fields import older_fields, sampling_fields
-from ladle.option_kinds import Choice
+from ladle.option_kinds import OneOf
 from ladle.steering_options import OPTIONS
 
 _WORDS = ["rain", "sea", "bread", "é", "雨", "🌧", "\n", " the", '"', "{", "\\", "\u2028", "a" * 40]
@@ -230,7 +230,7 @@ class RequestFuzzer:
         if name in self._options:
             return self._options[name]()
         kind = OPTIONS[name].kind
-        values = kind.names if isinstance(kind, Choice) else [0, 0.5, 1, 2, 5]
+        values = kind.names if isinstance(kind, OneOf) else [0, 0.5, 1, 2, 5]
         return self._rng.choice([value for value in values if kind.accepts(value)])
 
     def _preference(self) -> dict[str, float]:

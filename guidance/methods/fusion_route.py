@@ -2,7 +2,7 @@
 
 from ladle.guidance.methods.routed_method import RoutedMethod
 from ladle.guidance.plan import Routing, Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 
 class FusionRoute(RoutedMethod):

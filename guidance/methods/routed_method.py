@@ -7,7 +7,7 @@ from ladle.guidance.methods.bone_soup import BoneSoup
 from ladle.guidance.plan import Plan, Routing, Steering
 from ladle.guidance.sources import REFERENCE, grown_source
 from ladle.guidance.stated import beside, stated_coefficients, takes_over
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Preference

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ladle.kernels import step_tables
 from ladle.kernels.entropy import entropy_temperatures
-from ladle.kernels.reference import scores as plain
-from ladle.kernels.reference.routing import combine_routed, mix_experts, route_tokens
+from ladle.kernels.reference import operations as plain
+from ladle.kernels.reference.route_tokens import combine_routed, mix_experts, route_tokens
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 from ladle.kernels.trust_region import within_budget
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ladle.merging.bank.bank import StackedFactors
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 COLUMNS, COLUMNS_GATHERED = "colwise", "colwise_gather_output"
 ROWS, ROWS_OF_ALL = "rowwise", "rowwise_split_input"

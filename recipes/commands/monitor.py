@@ -30,7 +30,7 @@ def command(
 
     Example: ladle monitor FOLDER answers.jsonl --name harm --for 3 --hold 8
     """
-    from ladle.merging.errors import FamilyError, InputError
+    from ladle.merging.exceptions import FamilyError, InputError
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.place import MANIFEST_NAME
     from ladle.recipes.base_model import load_base

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ladle.merging.family.calibration import Calibration, Response, basis, basis_size, quantile_of
+from ladle.merging.family.calibration import Calibration, RewardResponse, basis, basis_size, quantile_of
 from ladle.recipes.fits.regression import explained, solver
 from ladle.recipes.sweeps.summary import RewardTable
 
@@ -103,7 +103,7 @@ def _enough(rows: NDArray[np.float64]) -> bool:
 
 def _response(
     bases: Mapping[int, NDArray[np.float64]], rewards: NDArray[np.float64], picks: NDArray[np.int64]
-) -> Response:
+) -> RewardResponse:
     """``rewards`` [points, prompts, answers] of one objective, by the degree that explains more of points left out."""
     by_prompt = rewards.mean(axis=2)
     means = by_prompt.mean(axis=1)
@@ -112,7 +112,7 @@ def _response(
     solve = solver(bases[degree])
     drawn = np.stack([solve @ by_prompt[:, own].mean(axis=1) for own in picks])
     levels = np.linspace(0.0, 1.0, LEVELS)
-    return Response(
+    return RewardResponse(
         degree=degree,
         coefficients=(solve @ means).tolist(),
         covariance=np.atleast_2d(np.cov(drawn, rowvar=False)).tolist(),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
 from ladle.recipes.soup import load_members, merged

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.merging.preferences.coefficients import bone_soup
 from ladle.merging.preferences.preference import Preference
 from ladle.recipes.config import Recipe, load_recipe

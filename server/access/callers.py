@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ladle.merging.errors import InputError
-from ladle.server.errors import ApiError
+from ladle.merging.exceptions import InputError
+from ladle.server.api_errors import ApiError
 
 GENERATE, ADMIN = "generate", "admin"
 SCOPES = (GENERATE, ADMIN)

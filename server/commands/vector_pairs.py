@@ -10,7 +10,7 @@ from typing import Any
 
 from ladle.guidance.diagnostics.probe_prompts import render
 from ladle.guidance.plan import PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 _KEYS = ("prompt", "system", "positive", "negative")
 MOST = 4096

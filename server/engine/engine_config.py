@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ladle.kernels.dispatch import can_compile, cpu_has_bfloat16
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 GIB = 1 << 30
 MOST_DRAFTED = 16

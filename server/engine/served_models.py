@@ -11,7 +11,7 @@ import torch
 
 from ladle.guidance.plan import Plan, Routing, Source
 from ladle.merging.bank.bank import Bank
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.streaming_merge import Merge
 from ladle.merging.preferences.weights_key import WeightsKey

@@ -18,7 +18,7 @@ from ladle.guidance.plan import BASE, Plan
 from ladle.server.engine.led_answer import LedAnswer, Sink
 from ladle.server.engine.questions import AskedRequests, ask, logistic, said
 from ladle.server.engine.requests.answer import Answer
-from ladle.server.engine.requests.request import Checked, GenerationRequest, StepOutput
+from ladle.server.engine.requests.request import CheckedThought, GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Change, Sequence
 from ladle.server.engine.requests.thinking import Thought, ThoughtPhase
 from ladle.server.engine.requests.watch import Sentences
@@ -180,7 +180,7 @@ class VerifiedThought(LedAnswer):
                 return
             ends = likely > self._verifier.above
             index = check.count - 1 - self._shown
-            self._held[index] = replace(self._held[index], checked=Checked(check.count, likely, ends))
+            self._held[index] = replace(self._held[index], checked=CheckedThought(check.count, likely, ends))
             if ends:
                 self._go_on_from(check)
         free = len(self._tokens) if not self._checks else self._checks[0].count - 1

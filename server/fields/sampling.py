@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from ladle.guidance.plan import Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.option_kinds import nullable
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.fields.output_format import OutputFields

@@ -7,7 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
 from ladle.server.fields.schema_alternatives import told_apart, types_of
 from ladle.server.fields.schema_formats import FORMATS, formats

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.fields.form import FormFields
 from ladle.server.fields.grammar_compiling import Aside, AskedGrammar, compile_grammar

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.option_kinds import OptionError
-from ladle.server.fields.messages import ChatTemplateFields, Messages
+from ladle.server.fields.chat_messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import MAX_CHOICES, CacheSalt, ModelField, SteeringField
 from ladle.server.fields.token_ids import IDS, TokenIds
-from ladle.server.native.requests import PromptField, only_one_of, prompt_of
+from ladle.server.native.generate_requests import PromptField, only_one_of, prompt_of
 from ladle.server.tools.schemas import Tools
 from ladle.steering_options import RANKINGS
 

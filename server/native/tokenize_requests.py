@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.fields.chat_messages import ChatTemplateFields, Messages
 from ladle.server.fields.known_fields import TOKENIZE, with_known
-from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import ModelField
 from ladle.server.fields.token_ids import IDS, TokenIds, any_token_ids
 from ladle.server.http.strict_model import StrictModel
-from ladle.server.native.requests import only_one_of
+from ladle.server.native.generate_requests import only_one_of
 from ladle.server.tools.schemas import Tools
 
 _IDS: dict[str, Any] = {name: value for name, value in IDS.items() if name != "minItems"}
 if TYPE_CHECKING:  # mypy cannot see through create_model
-    from ladle.server.fields.messages import ChatTemplateFields as TokenizeBase
+    from ladle.server.fields.chat_messages import ChatTemplateFields as TokenizeBase
 else:
     TokenizeBase = with_known(ChatTemplateFields, "TokenizeFields", TOKENIZE, ())
 

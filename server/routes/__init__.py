@@ -11,7 +11,7 @@ from ladle.server.access.callers import Meter
 from ladle.server.access.security import caller_of
 from ladle.server.fields.model_names import ModelName
 from ladle.server.reader import Reader
-from ladle.server.replies.types import ErrorReply
+from ladle.server.replies.reply_types import ErrorReply
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
 from ladle.server.steering import unknown_model

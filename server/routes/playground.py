@@ -12,8 +12,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ladle.option_kinds import Choice, Count, Kind, Number, Objects, Record, Text, Weights
-from ladle.server.errors import ApiError
+from ladle.option_kinds import Count, Kind, Number, Objects, OneOf, Record, Text, Weights
+from ladle.server.api_errors import ApiError
 from ladle.steering_options import OPTIONS
 
 router = APIRouter()
@@ -78,7 +78,7 @@ def _options_script() -> str:
 
 def _control(kind: Kind) -> dict[str, Any]:
     """What a control for a value of ``kind`` has to know: the choices; that it is text, or JSON; or the bounds."""
-    if isinstance(kind, Choice):
+    if isinstance(kind, OneOf):
         return {"choices": list(kind.names)}
     if isinstance(kind, Text):
         return {"text": True}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import from_json
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.http.strict_json import finite, finite_object, strict_json
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 

@@ -14,7 +14,7 @@ from ladle.guidance.check import report_family
 from ladle.guidance.offline import merge_offline
 from ladle.guidance.plan import Plan, Routing, Source, Steering
 from ladle.guidance.registry import METHODS, available, check_methods, resolve, takes_preference, usable_by_name
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import Family, load_family
 
 ROUTED = ("fusion_route", "co_llm")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ladle.kernels import dispatch
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.steering_vector import SteeringVector
 from ladle.server.engine.forward.attention import AttentionProbe
 

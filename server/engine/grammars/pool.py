@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 from ladle.server.engine.grammars import wire
 from ladle.server.engine.grammars.nursery import SLOTS, GrammarNursery, GrammarsUnavailable, WorkerProcess
 from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec, too_complex

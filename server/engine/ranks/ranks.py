@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.engine_config import EngineConfig

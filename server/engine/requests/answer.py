@@ -9,7 +9,7 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerFast
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import Ending, GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence

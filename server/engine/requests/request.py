@@ -73,7 +73,7 @@ class Trip:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedThought:
     """What a verifier said of a thought on its way.
 
     token: how many tokens there were, those of tags included.
@@ -262,7 +262,7 @@ class StepOutput:
     tripped: Trip | None = None
     unseen: int = 0
     asked: int = 0
-    checked: Checked | None = None
+    checked: CheckedThought | None = None
     entropy: float | None = None
     block: Block | None = None
     spent: Spent | None = None

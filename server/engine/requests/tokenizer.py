@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ladle.merging.checkpoints.checkpoint_files import read_json
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.vocabulary import TOKENIZER
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 _SAID = 300  # characters of what a library says
 

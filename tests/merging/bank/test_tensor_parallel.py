@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.tensor_parallel import STYLES, Shard, split_linears
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.fields.known_fields import MESSAGE, UNREAD_MESSAGE, UNREAD_PART, with_known
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ladle.guidance.plan import Blocks, PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.manifest_tables import VerifierTable
 from ladle.server.engine.requests.thinking import Thinking, Verifier
 from ladle.server.http.strict_model import StrictModel

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Sequence
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.callers import Caller, Meter
+from ladle.server.api_errors import context_overflow
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.scores.prompt_scores import why_not
-from ladle.server.errors import context_overflow
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.generation import Job, salt_of
 from ladle.server.prompts import Prompt

@@ -214,6 +214,8 @@ def _attend_part(
     table, begin, known = np.int64(-1), np.int64(-1), np.int64(-1)  # what is packed: a sequence's tokens to ``known``
     for group in range(groups.shape[0]):
         t, size, number = groups[group]
+        # Another sequence or segment: nothing of it is packed yet. Else what was packed for the group before is gone on
+        # with.
         if paged.table_rows[t] != table or number * SEGMENT != begin:
             table, begin = paged.table_rows[t], number * SEGMENT
             known = begin
@@ -236,6 +238,8 @@ def _attend_part(
                 count = min(ROWS, size * folded - first)
                 for q in range(count):
                     row, head = t + (first + q) // folded, of * folded + (first + q) % folded
+                    # The rows of the left matrix: (token, query head) pairs that share this KV head, rounded to
+                    # bfloat16.
                     query, own_query = queries[row, head * dim : (head + 1) * dim], asked[q]
                     for i in range(dim):
                         own_query[i] = narrow(query[i], own_query[i])
@@ -245,6 +249,7 @@ def _attend_part(
                 _product(asked, address(keys[of]), dim // 2 * LINE, dim // _STEP, blocks, scores)
                 for q in range(count):
                     row, head = t + (first + q) // folded, of * folded + (first + q) % folded
+                    # The causal mask, and the sliding window: this row sees the tokens low to high of the segment.
                     lowest = max(np.int64(0), paged.positions[row] - window + 1) if window > 0 else np.int64(0)
                     low, high = max(np.int64(0), lowest - begin), min(paged.positions[row] + 1 - begin, SEGMENT)
                     segment_rows[q] = firsts[row] + number - lowest // SEGMENT if low < high else -1

@@ -253,7 +253,13 @@ def _measure(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How rows are cut: ``tiles`` tiles of ``block`` tokens, ``padded`` the power of two that holds their number."""
+    """How rows of scores are cut.
+
+    Attributes:
+        block: tokens per tile.
+        tiles: of a row.
+        padded: the power of two that holds their number.
+    """
 
     block: int
     tiles: int

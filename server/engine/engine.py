@@ -236,6 +236,7 @@ class Engine:
 
         The engine thread's body. Without ``start`` a caller may drive the engine with it, from one thread.
         """
+        # One step: take in what came, schedule, draft, compute, hand over.
         self.idle.worked()
         with self._wake:
             inbox, self._inbox = list(self._inbox), deque()

@@ -102,6 +102,7 @@ class Drafts:
         author = self._authors.get(sequence)
         if author is None:
             author = self._authors[sequence] = _Author(NgramIndex(sequence.request.prompt))
+        # Preemption and steps without drafts do not matter: the index goes on from the last token that it has seen.
         author.follow(sequence.output)
         return author
 

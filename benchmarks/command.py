@@ -174,8 +174,8 @@ def quantized(
     sizes = _sizes(batches)
     _report("int8 weights", benchmark.run(loaded, sizes, rounds), out, as_json)
     if texts is not None:
-        found = benchmark.perplexities(loaded, benchmark.texts_of(texts)[:most])
-        rounded: dict[str, object] = {name: round(value, 3) for name, value in found.items()}
+        perplexities = benchmark.perplexities(loaded, benchmark.texts_of(texts)[:most])
+        rounded: dict[str, object] = {name: round(value, 3) for name, value in perplexities.items()}
         _report("perplexity", [rounded], None, as_json)
 
 

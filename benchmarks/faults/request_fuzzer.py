@@ -103,22 +103,22 @@ class RequestFuzzer:
     def steering(self, method: str) -> dict[str, Any]:
         """A ``steering`` object for ``method`` with options that it has."""
         rng, said = self._rng, self._family["methods"][method]
-        found: dict[str, Any] = {"method": method}
+        steering: dict[str, Any] = {"method": method}
         if said["preference"] == "required" or (said["preference"] == "optional" and rng.random() < 0.3):
-            found["preference"] = self._preference()
+            steering["preference"] = self._preference()
         for option in said["options"]:
             if option in said["needs"] or rng.random() < 0.25:
-                found[option] = self._option(option)
+                steering[option] = self._option(option)
         # Two options that make sense only together, and two that make none.
-        if "alpha" in found:
-            found["divergence"] = "alpha"
-        elif found.get("divergence") == "alpha":
-            found["alpha"] = self._option("alpha")
-        if found.get("top_experts", 1) > 1:
-            found.pop("min_stay", None)
+        if "alpha" in steering:
+            steering["divergence"] = "alpha"
+        elif steering.get("divergence") == "alpha":
+            steering["alpha"] = self._option("alpha")
+        if steering.get("top_experts", 1) > 1:
+            steering.pop("min_stay", None)
         if rng.random() < 0.2:
-            found["trace"] = True
-        return found
+            steering["trace"] = True
+        return steering
 
     @property
     def methods(self) -> list[str]:

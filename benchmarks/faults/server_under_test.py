@@ -80,8 +80,8 @@ class ServerUnderTest:
     def unexplained(self) -> list[str]:
         """Access log lines, where there are any in JSON, of error answers for which they have no reason."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("{")]
-        found = [json.loads(line) for line in lines]
-        return [json.dumps(line) for line in found if line.get("status", 0) >= 400 and not line.get("error_code")]
+        records = [json.loads(line) for line in lines]
+        return [json.dumps(line) for line in records if line.get("status", 0) >= 400 and not line.get("error_code")]
 
 
 @contextmanager

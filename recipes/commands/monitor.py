@@ -61,11 +61,11 @@ def command(
         folder.parent.mkdir(exist_ok=True)
         modules = tuple(module or ("q_proj", "k_proj", "v_proj", "o_proj"))
         loss = train_monitor(base, name, trained, modules, config, folder, spec)
-        found = watching(probabilities(base, folder, held), [text.bad for text in held], run, false_stops)
+        figures = watching(probabilities(base, folder, held), [text.bad for text in held], run, false_stops)
         entries = [
             *("", "[[values]]", f'name = "{name}"', 'kind = "monitor"', f'path = "adapters/{name}"'),
-            *("", "[[monitors]]", f'name = "{name}"', f'value = "{name}"', f"above = {min(found.above, 0.999999):.6f}"),
-            *(f"for = {run}", f"hold = {hold}", ""),
+            *("", "[[monitors]]", f'name = "{name}"', f'value = "{name}"'),
+            *(f"above = {min(figures.above, 0.999999):.6f}", f"for = {run}", f"hold = {hold}", ""),
         ]
         with (place / MANIFEST_NAME).open("a", encoding="utf-8") as file:
             file.write("\n".join(entries))
@@ -74,6 +74,6 @@ def command(
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"loss {loss:.3f} nats a token")
-    for line in report(found, run):
+    for line in report(figures, run):
         typer.echo(line)
     typer.echo(f"written to {folder} and {place / MANIFEST_NAME}; a server watches by it when it starts again")

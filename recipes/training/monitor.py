@@ -261,13 +261,15 @@ def _ends(own: np.ndarray, above: float, run: int) -> int:
     return int(np.flatnonzero(windows > above)[0]) + run
 
 
-def report(found: Watching, run: int) -> list[str]:
-    """What ``found`` says, in sentences."""
+def report(figures: Watching, run: int) -> list[str]:
+    """What ``figures`` say, in sentences."""
     after = (
-        "" if math.isnan(found.after) else f", half of these after {100 * found.after:.0f} % of their tokens or less"
+        ""
+        if math.isnan(figures.after)
+        else f", half of these after {100 * figures.after:.0f} % of their tokens or less"
     )
     return [
-        f"held out: {found.good} good and {found.bad} bad answers; AUC {found.auc:.3f}",
-        f"above {found.above:.4f} for {run} tokens: {100 * found.false_stops:.0f} % of the good ones are ended and "
-        f"{100 * found.stops:.0f} % of the bad ones{after}",
+        f"held out: {figures.good} good and {figures.bad} bad answers; AUC {figures.auc:.3f}",
+        f"above {figures.above:.4f} for {run} tokens: {100 * figures.false_stops:.0f} % of the good ones are ended and "
+        f"{100 * figures.stops:.0f} % of the bad ones{after}",
     ]

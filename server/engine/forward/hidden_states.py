@@ -48,7 +48,7 @@ def states_after_layers(
 
     layers = [built.get_submodule(path) for path in layer_paths(built, file)]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
-    found = []
+    stacked = []
     try:
         for index, (ids, start) in enumerate(texts):
             seen.clear()
@@ -56,9 +56,9 @@ def states_after_layers(
             given = torch.tensor([list(ids)], device=device)
             positions = torch.arange(len(ids), device=device)[None]
             built(input_ids=given, position_ids=positions, use_cache=False, logits_to_keep=1)
-            found.append(torch.stack(seen))
+            stacked.append(torch.stack(seen))
             progress(index + 1, len(texts))
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(found)
+    return torch.stack(stacked)

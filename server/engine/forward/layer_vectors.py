@@ -102,8 +102,8 @@ def layer_paths(model: Any, config_file: Path) -> list[str]:
         for hook in hooks:
             hook.remove()
     wanted = [(index, (1, _TOKENS, hidden)) for index in range(count)]
-    found = [path for path, calls in seen.items() if calls == wanted]
-    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found if other != path)]
+    paths = [path for path, calls in seen.items() if calls == wanted]
+    outermost = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths if other != path)]
     if len(outermost) != 1:
         reason = (
             f"steering vectors cannot be added to its hidden states: it has no one list of {count} decoder layers that "

@@ -45,7 +45,7 @@ def rank_of(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Rank:
         reason = f"{plan.method} with a block_length chooses by values already"
         raise InputError("steering.rank", dict(asked), reason=reason)
     if per != "answer" and by in _ONE_NUMBER:
-        raise InputError("steering.rank.per", per, f"answer, because {_ONE_NUMBER[by]} is one number per answer")
+        raise InputError("steering.rank.per", per, "answer", f"{_ONE_NUMBER[by]} is one number per answer")
     if by in ("likelihood", "vote"):
         return Rank(by, per, asked["keep"], text=text)
     if by == "ask":

@@ -150,10 +150,10 @@ def _may_wait(serving: Serving, fields: SamplingFields, grammar: Grammar | None)
     if not fields.min_tokens:
         return
     if grammar is not None:
-        allowed = "0 or left out beside a form of the answer or calls that it must make, which say when it ends"
-        raise InputError("min_tokens", fields.min_tokens, allowed)
+        reason = "a form of the answer, or calls that it must make, say when it ends"
+        raise InputError("min_tokens", fields.min_tokens, reason=reason)
     if len(serving.engine.eos | set(fields.stop_token_ids or ())) >= serving.vocabulary:
-        raise InputError("min_tokens", fields.min_tokens, "0 where every token ends the text")
+        raise InputError("min_tokens", fields.min_tokens, reason="every token ends the text here")
 
 
 def require_few(settings: ServerSettings, choices: int, prompts: int) -> None:

@@ -50,8 +50,8 @@ def require_judges(plan: Plan) -> None:
     """Raise InputError where nothing but an answer that grows has a likelihood under ``plan``."""
     reason = why_not(plan)
     if plan.rank is not None and plan.rank.by == "likelihood" and reason:
-        allowed = f"anything else, because {plan.method} {reason}, which leaves a given text without a score"
-        raise InputError("by", "likelihood", allowed)
+        reason = f"method {plan.method} {reason}, which leaves a given text without a likelihood"
+        raise InputError("by", "likelihood", reason=reason)
 
 
 def scoring_job(

@@ -119,8 +119,9 @@ def split_linears(model: Any, exchange: RankExchange) -> dict[str, Shard]:
     size = exchange.size
     strange = sorted(set(plan.values()) - {*STYLES, *_WHOLE})
     if strange or not plan:
-        reason = f"its plan has {strange[0]}" if strange else "it has no plan"
-        raise InputError("tensor_parallel", size, f"1 for {type(model).__name__}: {reason}")
+        kind = type(model).__name__
+        reason = f"the plan of {kind} has {strange[0]}" if strange else f"{kind} has no plan of how it is divided"
+        raise InputError("tensor_parallel", size, "1", reason)
     text = model.config.get_text_config()
     for what, key in (("attention heads", "num_attention_heads"), ("key/value heads", "num_key_value_heads")):
         heads = getattr(text, key, None) or size

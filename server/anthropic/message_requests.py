@@ -184,7 +184,8 @@ class _Asked(MessagesBase):
         effort = None if config is None or config.effort == "high" else config.effort
         if effort is not None:
             if said is None or said.type != "adaptive":
-                raise InputError("output_config.effort", effort, "high, or any with thinking of type adaptive")
+                reason = "other efforts than high need thinking of type adaptive"
+                raise InputError("output_config.effort", effort, reason=reason)
             return {"reasoning_effort": effort}
         if said is None:
             return {}

@@ -199,8 +199,8 @@ class ChatTemplateFields(StrictModel):
     @model_validator(mode="after")
     def _open_or_closed(self) -> ChatTemplateFields:
         if self.continue_final_message and self.add_generation_prompt:
-            allowed = "false, because what begins an answer cannot follow a message that is continued"
-            raise InputError("add_generation_prompt", True, allowed)
+            reason = "what begins an answer cannot follow a message that is continued (continue_final_message)"
+            raise InputError("add_generation_prompt", True, reason=reason)
         return self
 
     def chat_form(self, trusts_texts: bool) -> ChatForm:

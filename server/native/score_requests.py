@@ -74,7 +74,7 @@ class ScoreRequest(ChatTemplateFields):
             reason = "nothing is written that it could end; by: explicit says what a value thinks of a text"
             raise InputError("steering.monitor", steering["monitor"], reason=reason)
         if steering.get("trace"):
-            raise InputError("steering.trace", True, "false, because nothing is generated that could be traced")
+            raise InputError("steering.trace", True, reason="nothing is generated that could be traced")
         return self
 
     @property

@@ -42,7 +42,7 @@ class TokenizeRequest(TokenizeBase):
             given = "neither" if self.prompt is None else "both"
             raise InputError("prompt", given, "exactly one of prompt and messages")
         if self.messages is not None and self.add_special_tokens:
-            raise InputError("add_special_tokens", True, "false with messages, around which the template puts its own")
+            raise InputError("add_special_tokens", True, reason="the chat template puts its own around messages")
         if self.messages is None:
             field = "tools" if self.tools is not None else self.template_field
             if field is not None:

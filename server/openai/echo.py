@@ -81,7 +81,7 @@ def echoes(
     reason = why_not(plan)
     if reason and (judged or max_tokens == 0):
         what = "logprobs" if judged else "max_tokens: 0"
-        allowed = f"false, or true without {what}: {plan.method} {reason}, which leaves a prompt without a score"
-        raise InputError("echo", True, allowed)
+        reason = f"method {plan.method} {reason}, which leaves a prompt without logprobs"
+        raise InputError("echo", True, f"false, or true without {what}", reason)
     pairs = zip(sent, prompts, strict=True)
     return [Echo(serving.tokens, text, prompt.ids, alternatives) for text, prompt in pairs]

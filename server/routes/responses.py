@@ -80,7 +80,7 @@ async def kept_response(
     """The answer as it was sent. Each caller's newest answers are kept in memory, unless they were asked for with
     `store: false`; another caller's are not found."""
     if stream:
-        raise InputError("stream", True, "false")
+        raise InputError("stream", True, reason="an answer that is kept is sent as a whole")
     kept = state_of(request).responses.get(caller_of(request.scope), response_id)
     if kept is None:
         raise _unknown(response_id)

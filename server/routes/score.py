@@ -68,7 +68,7 @@ async def _tokens(serving: Serving, reader: Reader, body: ScoreRequest, index: i
         return text
     end = serving.engine.tokenizer.eos_token_id
     if not isinstance(end, int):
-        raise InputError("end", True, "false, because this tokenizer has no token that ends a text")
+        raise InputError("end", True, reason="this tokenizer has no token that ends a text")
     return (*text, end)
 
 

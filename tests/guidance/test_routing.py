@@ -149,7 +149,7 @@ def test_experts_that_share_a_member_keep_their_names(guided: Family) -> None:
     ("steering", "field", "allowed"),
     [
         ({"top_experts": 4}, "top_experts", "from 1 to 3"),
-        ({"top_experts": 2, "min_stay": 2}, "min_stay", "1 with top_experts 2"),
+        ({"top_experts": 2, "min_stay": 2}, "min_stay", "the mixture of top_experts 2 has no expert"),
         ({"threshold": 0.5}, "threshold", "not supported by method fusion_route"),
         ({"strength": 0.5}, "strength", "not supported"),
         ({"candidates": 5}, "candidates", "not supported"),

@@ -20,8 +20,14 @@ from ladle.server.steering import plan_of
 
 @dataclass(frozen=True)
 class ChatJob:
-    """``job`` for the family that is ``serving``. ``calling``: the functions that its answers may call, if any.
-    ``model``: what replies call it."""
+    """What a conversation wants generated.
+
+    Attributes:
+        serving: the family that answers.
+        job: for its engine.
+        model: what replies call it.
+        calling: the functions that its answers may call, if any.
+    """
 
     serving: Serving
     job: Job

@@ -163,8 +163,9 @@ class MonitorTable(Table):
 class Expert(MemberTable):
     """``[[experts]]``: a language model that is good at something; a router chooses among them at every token.
 
-    ``base``: the entry of ``[[models]]`` it was grown from; None for the family's base. Without a ``path`` the expert
-    is that entry as it is.
+    Attributes:
+        path: as of every member; without one the expert is the model ``base`` as it is.
+        base: the entry of ``[[models]]`` it was grown from; None for the family's base.
     """
 
     path: str = ""
@@ -222,9 +223,14 @@ EFFORTS = ("minimal", "low", "medium", "high", "xhigh")
 
 
 class VerifierTable(Table):
-    """``[thinking.verifier]``: what may end a thought that holds the answer already, where a request does not say:
-    after so many tokens (``every``) the base is asked a question (``ask``), and yes has to be more likely than
-    ``above``. What it leaves out is the server's."""
+    """``[thinking.verifier]``: what may end a thought that holds the answer already, where a request does not say. What
+    it leaves out is the server's.
+
+    Attributes:
+        every: after so many tokens the base is asked.
+        ask: the question.
+        above: the probability of yes that has to be exceeded.
+    """
 
     every: Annotated[StrictInt, Field(ge=1, le=1 << 20)] | None = None
     ask: Annotated[str, Field(min_length=1, max_length=2000)] | None = None

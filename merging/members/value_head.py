@@ -19,7 +19,12 @@ HEAD = "value_head.safetensors"
 
 @dataclass(frozen=True)
 class ValueHead:
-    """V(h) = weight . h + bias; ``weight`` [hidden] float32."""
+    """V(h) = weight . h + bias.
+
+    Attributes:
+        weight: [hidden] float32.
+        bias: in the unit of the value.
+    """
 
     weight: torch.Tensor
     bias: float

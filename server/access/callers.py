@@ -19,8 +19,12 @@ _LONGEST_S = 600
 
 @dataclass(frozen=True)
 class Limits:
-    """``concurrent``: answers that may be made at once (a request with n = 4 makes four). ``tokens_per_minute``: of
-    prompts and answers together. None is no limit."""
+    """What a caller may ask for at a time; None is no limit.
+
+    Attributes:
+        concurrent: answers that may be made at once (a request with n = 4 makes four).
+        tokens_per_minute: of prompts and answers together.
+    """
 
     concurrent: int | None = None
     tokens_per_minute: int | None = None

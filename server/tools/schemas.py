@@ -51,8 +51,13 @@ class Tool(StrictModel):
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Whether functions are called: ``mode`` is none, auto or required; ``name`` of the one that is, ``allowed`` those
-    that may be, where not all of them."""
+    """Whether functions are called, and which.
+
+    Attributes:
+        mode: ``none``, ``auto`` or ``required``.
+        name: of the one function that is called.
+        allowed: names of those that may be, where not all of them.
+    """
 
     mode: str
     name: str | None = None

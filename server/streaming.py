@@ -18,7 +18,7 @@ from ladle.server.state import ServerState
 logger = logging.getLogger(__name__)
 
 ID_HEADER = "X-Generation-Id"
-"""By what a stream says which answer it is, before its first event: whoever reads it may steer it."""
+"""The header that says which answer a stream is, before its first event: whoever reads it may steer it."""
 
 
 class EventWriter(ABC):

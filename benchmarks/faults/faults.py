@@ -24,9 +24,9 @@ faults = typer.Typer(
 )
 
 VOCABULARY = 320
-"""Of the family that is made for these runs."""
+"""Tokens that the family knows which is made for these runs."""
 MOST_GROWTH = 0.02
-"""Of the memory of a server that is warm."""
+"""The share by which the memory of a warm server may grow."""
 MOST_DELAYED = 2.0
 """A short answer while another key does its worst, over its quiet time, one step not counted."""
 MOST_SLOWER = 1.5

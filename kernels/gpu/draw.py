@@ -150,7 +150,7 @@ def width(padded: int) -> int:
 
 
 def variants() -> list[Variant]:
-    """For vocabularies of up to 262 k."""
+    """The one configuration, for vocabularies of up to 262 k."""
     signature = scratch_signature("sums", "best_ids", "kept", "kept_ids", "kept_counts", "float_params", "thresholds")
     signature |= {
         "int_params": POINTERS[torch.int32],

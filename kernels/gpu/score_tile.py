@@ -21,7 +21,8 @@ from ladle.kernels.step_tables import StepTables
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 2048
 WARPS, WARPS_FULL = 8, 4
-"""Of a program that only adds sources up, and of one that may do anything to a tile, whose registers 8 would spill."""
+"""Warps of a program that only adds sources up, and of one that may do anything to a tile: 8 would spill its
+registers."""
 PADDED = 128
 """A power of two that holds the tiles of vocabularies of up to 262 k; for greater ones it is doubled."""
 

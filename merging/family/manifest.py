@@ -307,7 +307,8 @@ def _opposing(manifest: Manifest, value: Value) -> list[str]:
 
 
 def _check_policies(manifest: Manifest) -> None:
-    """At most one policy per objective, each for an objective that exists. Raises ValueError starting with the key."""
+    """Require at most one policy per objective, each for an objective that exists. Raises ValueError, the key
+    first."""
     served: list[tuple[str, str]] = []
     for index, policy in enumerate(manifest.policies):
         if policy.objective is not None:

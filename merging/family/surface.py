@@ -23,7 +23,7 @@ SURFACE_NAME = "surface.json"
 FITTED_METHOD = "fitted_soup"
 """The method whose coefficients come from the surface."""
 _LEAST = 1e-3
-"""Of an expected reward above its floor: its logarithm is asked for."""
+"""The least that an expected reward lies above its floor: its logarithm is asked for."""
 
 
 class Surface(BaseModel):

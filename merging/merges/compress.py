@@ -58,7 +58,7 @@ class CompressionReport:
     parameters: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON takes it."""
         return asdict(self)
 
 

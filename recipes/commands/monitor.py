@@ -9,11 +9,11 @@ import typer
 
 
 def command(
-    family: Annotated[Path, typer.Argument(help="A family's folder.")],
+    family: Annotated[Path, typer.Argument(help="Folder of the family that the monitor is added to.")],
     texts: Annotated[Path, typer.Argument(help="Answers with labels: a .jsonl file.")],
     name: Annotated[str, typer.Option(help="What the value and its monitor are called.")] = "harm",
-    run: Annotated[int, typer.Option("--for", min=1, max=512, help="How many tokens in a row must be above.")] = 3,
-    hold: Annotated[int, typer.Option(min=1, max=512, help="How many tokens are held back.")] = 8,
+    run: Annotated[int, typer.Option("--for", min=1, max=512, help="Tokens in a row that must exceed the bound.")] = 3,
+    hold: Annotated[int, typer.Option(min=1, max=512, help="Tokens of an answer that are held back.")] = 8,
     false_stops: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="The share of good answers that may be ended.")
     ] = 0.1,

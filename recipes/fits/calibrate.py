@@ -51,14 +51,14 @@ def fit(
     """
     if method not in table.methods:
         raise ValueError(f"method: {method!r} is not allowed; allowed: {', '.join(table.methods)}, which the sweep has")
-    places, weights = table.places(method)
-    rewards = table.raw[places]  # [points, prompts, answers, objectives]
-    rows = {degree: rows for degree in (2, 3) if _enough(rows := basis(weights, degree))}
-    if not rows:
+    settings, weights = table.places(method)
+    rewards = table.raw[settings]  # [points, prompts, answers, objectives]
+    designs = {degree: design for degree in (2, 3) if _enough(design := basis(weights, degree))}
+    if not designs:
         allowed = f"{basis_size(len(table.objectives)) + 2} or more, all over the simplex"
         raise ValueError(f"sweep: {len(weights)} preferences are not allowed; allowed: {allowed}")
     picks = np.random.default_rng(seed).integers(rewards.shape[1], size=(draws, rewards.shape[1]))
-    responses = {name: _response(rows, rewards[..., place], picks) for place, name in enumerate(table.objectives)}
+    responses = {name: _response(designs, rewards[..., index], picks) for index, name in enumerate(table.objectives)}
     return Calibration(
         fingerprint=fingerprint,
         steering=_steering(table, method),
@@ -69,8 +69,8 @@ def fit(
 
 
 def check(calibration: Calibration, table: RewardTable) -> dict[str, Agreement]:
-    """By objective, whether another sweep got what ``calibration`` expects at its preferences. What is asked for is
-    missed by as much, for a target is met by the preference at which it is expected.
+    """Compare, by objective, what another sweep got with what ``calibration`` expects at its preferences. A target is
+    missed by as much, since it is met by the preference at which it is expected.
 
     Raises:
         ValueError: the sweep is of no method with the calibration's options.

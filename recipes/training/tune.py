@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
     parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 1.25, 1.5])
     parser.add_argument("--work", type=Path, help="folder of intermediate results (default: the user's cache)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args(argv)
     recipe = load_recipe(arguments.config)
     workshop = Workshop.open(recipe, arguments.work or default_cache_dir() / "recipes" / recipe.name)

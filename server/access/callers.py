@@ -98,7 +98,7 @@ class Caller:
     The tokens of a minute are a bucket that fills all the time and holds a minute's worth. A request may start while
     there is anything in it; it pays for its prompt at once and for its answer token by token, so that long answers need
     not be foreseen. Who leaves early has paid for what was computed. What goes beyond is owed, and nothing starts until
-    it has been filled up again: over time a caller gets its tokens a minute and no more.
+    it has been filled up again: over time a caller gets its tokens per minute and no more.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Caller:
         self._limits = limits
         self._tokens = float(limits.tokens_per_minute or 0)
         self._filled = clock()
-        self._typical = 1.0  # seconds a request takes
+        self._typical = 1.0  # seconds that a request takes
 
     @property
     def limits(self) -> Limits:

@@ -41,7 +41,7 @@ def command(
     ] = None,
     expert: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="An expert; repeatable.", autocompletion=_places),
+        typer.Option(metavar="NAME=FOLDER", help="An expert for the router; repeatable.", autocompletion=_places),
     ] = None,
     router: Annotated[
         str | None,

@@ -21,7 +21,7 @@ Sink = Callable[[list[StepOutput]], None]
 
 
 class RequestTracker:
-    """For the engine's thread.
+    """The sequences that are served, and who hears of them. For the engine's thread.
 
     Args:
         scheduler: what the sequences hold is given back there.

@@ -216,7 +216,7 @@ class ServedModels:
 
         An expert whose weights are those of a lane that runs in every step anyway, its bank coefficients aside, costs
         a row of that forward, and reading weights is what a step of few rows costs. With weights of its own it costs
-        a forward a token, unless it waits; it then computes no more tokens than it would have, and many at once.
+        a forward per token, unless it waits; it then computes no more tokens than it would have, and many at once.
         """
         experts = set(routing.experts)
         always = {lane.materialised for index, lane in enumerate(lanes) if index not in experts}

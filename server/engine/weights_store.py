@@ -96,7 +96,7 @@ class WeightsStore:
                 self.hits += 1
 
     def stats(self) -> MergeStats:
-        """From any thread."""
+        """Counts of what was merged, reused and dropped. May be called from any thread."""
         return MergeStats(
             self.hits,
             self.misses,

@@ -91,7 +91,7 @@ class Message(MessageBase):
     @model_validator(mode="before")
     @classmethod
     def _refused(cls, value: Any) -> Any:
-        """Of an assistant who refused and said nothing else, that is what it said. An answer that was cut before it
+        """Take a refusal for the content where an assistant said nothing else. An answer that was cut before it
         said anything has no content; it comes back as it was given out. A call that gave nothing gave an empty text."""
         if not isinstance(value, dict) or value.get("role") not in ("assistant", "tool"):
             return value

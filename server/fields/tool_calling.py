@@ -59,7 +59,7 @@ class ToolCalling:
         return () if self.several or not self.style.closing else (self.style.closing,)
 
     def parser(self) -> ToolParser:
-        """For one answer."""
+        """A parser of one answer."""
         names = frozenset(tool.function.name for tool in self.tools if self.named in (None, tool.function.name))
         return ToolParser(self.style, names, self.several, self.required)
 

@@ -51,7 +51,7 @@ class StrictRequest(Request):
 
 
 Check = Callable[..., tuple[Any, list[dict[str, Any]]]]
-"""Of a JSON value and where it stands (``loc``): the request that it is, and what is wrong with it."""
+"""Gives the request that a JSON value is, and what is wrong with it; ``loc``: where the value stands."""
 
 
 @dataclass(frozen=True)

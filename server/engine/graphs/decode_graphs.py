@@ -145,8 +145,7 @@ class DecodeGraphs:
         """A layout with as many lanes as a recording has, each with its second block begun as far as there are two
         blocks for it; what is left over stores in block 0."""
         lanes = np.arange(size.lanes)
-        # Two blocks a lane, from block 1 on; lanes for which the pool has none left are padding, like the padding of a
-        # replay.
+        # Two blocks per lane, from block 1 on; lanes for which the pool has none left are padding, as in a replay.
         held = np.where(2 * lanes + 1 < self._cache.blocks - 1, 2 * lanes + 1, -1)
         there = held > 0
         positions = np.where(there, BLOCK_SIZE + lanes % BLOCK_SIZE, 0)

@@ -44,7 +44,7 @@ class KVCache:
         self.blocks = blocks
         self.shapes = shapes
         self._pool: Tensor | None = None
-        # One tensor for all layers of one shape, which compiled layers address as one array; else one a layer.
+        # One tensor for all layers of one shape, which compiled layers address as one array; else one per layer.
         if len(set(shapes)) == 1:
             shape = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
             self._pool = _zeros(shape, dtype, device)

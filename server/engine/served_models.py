@@ -86,6 +86,8 @@ class ServedModels:
         self.vectors = tuple(family.vectors)
         self._bank = frozenset((*self.members, *self.vectors))
         self._name_of = {self._revision(name): name for name in self.names}
+        # The weights as they are loaded, one set per model: the base with its bank of low-rank members, then the
+        # others.
         plain = {key: self.build(key) for key in (WeightsKey.of(revision, {}) for revision in self._name_of)}
         self.plain = dict(zip(self.names, plain, strict=True))
         self.base = plain[self.plain[""]]
@@ -95,6 +97,7 @@ class ServedModels:
             self.router = ExpertRouter(family.router.head, self.score_dtype, device)
         self.vocabulary = min(model.vocabulary for model in plain.values())
         shapes = [model.kv_shapes for model in plain.values()]
+        # A block id means the same place in every pool, so a block costs the sum over the models.
         per_block = sum(KVCache.bytes_per_block(layers, self._kv_dtype) for layers in shapes)
         self.blocks = config.kv_memory // per_block
         if self.blocks < _FEWEST_BLOCKS:

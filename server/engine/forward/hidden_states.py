@@ -47,6 +47,7 @@ def states_after_layers(
         seen.append(reduce(states[0, begins[-1] :].float()).cpu())
 
     layers = [built.get_submodule(path) for path in layer_paths(built, file)]
+    # One forward per text without a cache; a hook on each layer keeps the reduced states of the part that counts.
     hooks = [layer.register_forward_hook(keep) for layer in layers]
     stacked = []
     try:

@@ -1,4 +1,8 @@
-"""One file an endpoint. Each module has a ``router``; ``state_of(request)`` is how handlers reach the shared state."""
+"""One file per endpoint. Each module has a ``router``; ``state_of(request)`` is how handlers reach the shared state.
+
+In: HTTP requests, their bodies checked by the packages below. Out: replies and streams. Handlers keep no state of their
+own.
+"""
 
 from __future__ import annotations
 

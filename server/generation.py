@@ -39,7 +39,18 @@ _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still a
 
 @dataclass(frozen=True)
 class Job:
-    """What one HTTP request wants generated: ``choices`` continuations of each prompt, prompt by prompt."""
+    """What one HTTP request wants generated.
+
+    Attributes:
+        plan: what steers it.
+        prompts: what is continued.
+        choices: continuations of each prompt, prompt by prompt.
+        seed: of choice 0; those of the others follow from it.
+        requests: one per continuation.
+        caller: whose request it is.
+        meter: what has been paid for reading the prompts already; None where nothing has.
+        id: what the ids of its replies end with.
+    """
 
     plan: Plan
     prompts: tuple[Prompt, ...]

@@ -42,7 +42,18 @@ class Labelled:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """Hyperparameters. ``rank`` of the adapter, whose alpha is twice that; ``answers`` a step."""
+    """Hyperparameters.
+
+    Attributes:
+        seed: of the adapter, and of the order of the texts.
+        rank: of the adapter, whose alpha is twice that.
+        epochs: passes over the texts.
+        answers: of a step.
+        learning_rate: of the adapter's factors, at the top of the schedule.
+        head_learning_rate: of the head.
+        warmup: share of the steps during which the rates rise.
+        max_gradient: norm to which gradients are clipped.
+    """
 
     seed: int = 0
     rank: int = 8

@@ -16,6 +16,7 @@ def _widen(typing_context: Any, number: Any) -> Any:
         if signature.args[0] == types.uint16:
             return builder.fpext(builder.bitcast(number, ir.HalfType()), ir.FloatType())
         if signature.args[0] == types.int16:
+            # bfloat16 is the upper half of a float32: shift it there, the lower half is zero.
             word = builder.zext(number, ir.IntType(32))
             return builder.bitcast(builder.shl(word, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
         return number
@@ -42,6 +43,7 @@ def _narrow(typing_context: Any, number: Any, like: Any) -> Any:
 
 def _power_of_two(typing_context: Any, exponent: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # Write the exponent field of a float32 and leave mantissa and sign zero.
         biased = builder.add(arguments[0], ir.Constant(ir.IntType(32), 127))
         return builder.bitcast(builder.shl(biased, ir.Constant(ir.IntType(32), 23)), ir.FloatType())
 
@@ -77,6 +79,7 @@ def _largest(typing_context: Any, start: Any, count: Any) -> Any:
         def larger(one: Any, other: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", other, one), other, one)
 
+        # Sixteen running maxima side by side; an ordered comparison is false for NaN, which is so passed over.
         place = cgutils.alloca_once(builder, floats)
         builder.store(ir.Constant(floats, [float("-inf")] * lanes), place)
         step = ir.Constant(word, lanes)
@@ -86,6 +89,7 @@ def _largest(typing_context: Any, start: Any, count: Any) -> Any:
             read.align = 4
             builder.store(larger(builder.load(place), read), place)
         most = builder.load(place)
+        # Fold the vector in halves: 8, 4, 2, 1.
         while lanes > 1:
             lanes //= 2
             halves = [[start + lane for lane in range(lanes)] for start in (0, lanes)]
@@ -116,6 +120,7 @@ def _write(builder: Any, words: Any, place: Any) -> None:
 def _interleave_words(typing_context: Any, one: Any, other: Any, made: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         halves = ir.VectorType(ir.IntType(16), _COUNT)
+        # A pair of bfloat16 as one word: the second number shifted into the upper half.
         lower, upper = (builder.zext(_read(builder, place, halves), _WORDS) for place in arguments[:2])
         upper = builder.shl(upper, ir.Constant(_WORDS, [16] * _COUNT))
         _write(builder, builder.or_(lower, upper), arguments[2])

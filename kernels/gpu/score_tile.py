@@ -77,6 +77,7 @@ def _linear(  # type: ignore[no-untyped-def]
 @triton.jit
 def merge_parts(tops, masses, at, there):  # type: ignore[no-untyped-def]
     """(max, log sum exp(x - max)) of a row from those of its tiles; NaN where the row holds NaN or +inf."""
+    # Log-sum-exp over the tiles: each mass is rescaled from its tile's maximum to the row's.
     top = tl.load(tops + at, mask=there, other=float("-inf"))
     mass = tl.load(masses + at, mask=there, other=0.0)
     best = tl.max(top, 0)
@@ -235,6 +236,7 @@ def _measure(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(max, sum exp(x - max)) of one tile of one source of a sequence whose rule needs log-probabilities."""
+    # Grid: (sequence and source, tile). Sources of linear rules and of weight 0 need no normaliser.
     pair = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     rule = tl.load(int_params + (pair // sources) * _INT_PARAMS + _RULE)

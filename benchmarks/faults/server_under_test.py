@@ -26,7 +26,13 @@ REST_S = EVERY_S + 1
 
 @dataclass(frozen=True)
 class ServerUnderTest:
-    """A running server; ``log`` is what it wrote to stderr."""
+    """A running server.
+
+    Attributes:
+        url: where it serves.
+        process: it, or what started it.
+        log: the file of what it wrote to stderr.
+    """
 
     url: str
     process: subprocess.Popen[bytes]

@@ -28,7 +28,12 @@ _WHOLE = ("replicate", "replicated_with_grad_allreduce", "embedding_rowwise", "e
 
 
 class RankExchange(Protocol):
-    """Processes ``rank`` 0 to ``size`` - 1 that compute the same forward, each with its part of the weights."""
+    """Processes that compute the same forward, each with its part of the weights.
+
+    Attributes:
+        rank: which of them this one is, from 0.
+        size: how many there are.
+    """
 
     rank: int
     size: int

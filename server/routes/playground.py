@@ -40,7 +40,13 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of the page; ``tag`` is its ETag."""
+    """One file of the page.
+
+    Attributes:
+        body: its bytes.
+        media_type: as ``Content-Type`` says it.
+        tag: its ETag.
+    """
 
     body: bytes
     media_type: str

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from ladle.benchmarks.random_family import write_tokenizer
 from ladle.benchmarks.tiny_config import VOCABULARY, tiny_config
 from ladle.guidance.plan import Plan, Source
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_config import EngineConfig

@@ -10,7 +10,7 @@ _ELEMENTS = 48 << 20  # 192 MiB of float32: far beyond any cache
 
 
 class BandwidthProbe:
-    """Reads one large preallocated tensor; ``read`` returns bytes a second of one pass."""
+    """Reads one large preallocated tensor; ``read`` returns the bytes per second of one pass."""
 
     def __init__(self) -> None:
         self._data = torch.ones(_ELEMENTS)

@@ -22,7 +22,7 @@ command = typer.Typer(
 command.add_typer(faults, name="faults")
 
 _MOST_COLUMNS = 6
-"""Of a table with a column a row; a longer one is written the other way round."""
+"""The most rows of a table that is written with a column per row; a longer one is written the other way round."""
 FamilyOption = Annotated[str, typer.Option(help="Built-in name or a folder with family.toml.")]
 OutOption = Annotated[Path | None, typer.Option(help="CSV file to write; without it nothing is written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")]
@@ -94,8 +94,8 @@ STEP_BENCHMARKS = {
         "Steps and prompts of `ladle serve --reproducible` against those of a server without.",
     ),
 }
-"""By name; a ``module``, of the same name unless it says another, has a ``function(family, dtype, batches, rounds)``,
-which gives rows of results."""
+"""The benchmarks by name. A ``module``, of the same name unless another is stated, has a
+``function(family, dtype, batches, rounds)``, which gives rows of results."""
 
 
 def _add_step_benchmark(name: str, benchmark: StepBenchmark) -> None:
@@ -174,8 +174,8 @@ def quantized(
     sizes = _sizes(batches)
     _report("int8 weights", benchmark.run(loaded, sizes, rounds), out, as_json)
     if texts is not None:
-        found = benchmark.perplexities(loaded, benchmark.texts_of(texts)[:most])
-        rounded: dict[str, object] = {name: round(value, 3) for name, value in found.items()}
+        perplexities = benchmark.perplexities(loaded, benchmark.texts_of(texts)[:most])
+        rounded: dict[str, object] = {name: round(value, 3) for name, value in perplexities.items()}
         _report("perplexity", [rounded], None, as_json)
 
 

@@ -13,7 +13,7 @@ from ladle.benchmarks.engine_side import EngineSide
 from ladle.benchmarks.paired import interleave, medians, ratio
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.export import export
 from ladle.recipes.domains.domains import DOMAINS, questions

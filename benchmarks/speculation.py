@@ -38,7 +38,7 @@ def _other(rng: random.Random) -> str:
 
 
 def run(family: Family, dtype: str, batches: Sequence[int], rounds: int, most: int) -> Iterator[dict[str, object]]:
-    """A row per method, kind of prompt and batch size: tokens a second of both sides and their ratio, round by round.
+    """A row per method, kind of prompt and batch size: tokens per second of both sides and their ratio, round by round.
 
     ``most``: tokens that are drafted in a step.
     """

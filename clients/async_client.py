@@ -133,8 +133,8 @@ class AsyncClient:
             >>> from ladle.clients import AsyncClient
             >>> async def main():
             ...     async with AsyncClient() as ladle:
-            ...         found = await ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", method="bone_soup")
-            ...         return [text.score for text in found.scores]
+            ...         reply = await ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", method="bone_soup")
+            ...         return [text.score for text in reply.scores]
             >>> asyncio.run(main())
             [-1.5, -2.5]
 

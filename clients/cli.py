@@ -7,8 +7,8 @@ import sys
 def main() -> None:
     """Run the command line; exits with 0, 1 (it failed), 2 (it was called wrongly) or 130 (interrupted)."""
     try:
-        from ladle.clients.app import app
         from ladle.clients.bash_words import answering_bash
+        from ladle.clients.sdk_commands import app
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("typer", "rich"):
             raise

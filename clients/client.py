@@ -122,8 +122,8 @@ class Client:
         Examples:
             >>> from ladle.clients import Client
             >>> with Client() as ladle:
-            ...     found = ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", preference={"positive": 1})
-            ...     [text.score for text in found.scores]
+            ...     reply = ladle.score("Rain is", [" lovely.", " wet."], by="likelihood", preference={"positive": 1})
+            ...     [text.score for text in reply.scores]
             [-1.5, -2.5]
 
         Args:

@@ -6,7 +6,7 @@ from typing import TypeVar
 from ladle.clients.client import Client
 from ladle.clients.errors import LadleError
 from ladle.clients.family_responses import Family
-from ladle.option_kinds import Choice, Flag
+from ladle.option_kinds import Flag, OneOf
 from ladle.steering_options import OPTIONS
 
 _T = TypeVar("_T")
@@ -34,7 +34,7 @@ def steering(incomplete: str) -> list[str]:
     if not sign:
         return [f"{name}=" for name in _matching(iter(OPTIONS), key)]
     kind = OPTIONS[key].kind if key in OPTIONS else None
-    names = kind.names if isinstance(kind, Choice) else ("true", "false") if isinstance(kind, Flag) else ()
+    names = kind.names if isinstance(kind, OneOf) else ("true", "false") if isinstance(kind, Flag) else ()
     return [f"{key}={name}" for name in _matching(iter(names), start)]
 
 

@@ -26,7 +26,9 @@ def describe_steering(steering: SteeringReport | None, tokens: list[Token] | Non
     if steering.preference:
         parts.append("preference " + pairs(steering.preference))
     if steering.target:
-        parts.append("expected quantiles " + pairs({name: found.quantile for name, found in steering.target.items()}))
+        parts.append(
+            "expected quantiles " + pairs({name: outcome.quantile for name, outcome in steering.target.items()})
+        )
     if steering.coefficients:
         parts.append("coefficients " + pairs(steering.coefficients))
     if steering.routing:

@@ -44,8 +44,12 @@ class Member(Response):
 
 
 class Calibration(Response):
-    """What targets are possible: quantiles of the rewards of ``answers`` answers, from least to greatest by objective;
-    with the method and options of ``steering``.
+    """What targets are possible.
+
+    Attributes:
+        steering: the method and the options that it holds for.
+        answers: how many it was measured on.
+        reachable: by objective, the quantiles of their rewards that can be asked for, from least to greatest.
     """
 
     steering: dict[str, Any]
@@ -54,8 +58,13 @@ class Calibration(Response):
 
 
 class ThinkingTags(Response):
-    """The tags around the thought in front of an answer, the most tokens of a thought by reasoning effort, and what
-    may end one (``every``, ``ask``, ``above``) where a request does not say."""
+    """What tells thoughts from answers, and what ends them where a request does not say.
+
+    Attributes:
+        open, close: the tags around the thought in front of an answer.
+        budgets: the most tokens of a thought by reasoning effort.
+        verifier: what else may end one: ``every``, ``ask``, ``above``; None where nothing does.
+    """
 
     open: str
     close: str

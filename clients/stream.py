@@ -49,7 +49,7 @@ class _Transcript:
             yield token
 
     def end(self) -> None:
-        """To be called when the body has ended."""
+        """Check that the answer is complete, when the body has ended."""
         if not self.complete:
             raise ConnectionError(f"{self.url} ended the stream before the answer was complete")
 

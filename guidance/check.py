@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ladle.guidance.methods.merging_method import MergingMethod
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import METHODS, available, check_methods, default_method, resolve
-from ladle.merging.checkpoints.base import Progress
+from ladle.merging.checkpoints.base_checkpoint import Progress
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.family.report import Corner, Report, build_report
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ladle.guidance.plan import Plan, Steering
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 from ladle.merging.family.family import Family
 
 

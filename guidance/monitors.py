@@ -5,7 +5,7 @@ from typing import Any
 
 from ladle.guidance.plan import Monitor, Plan, PromptView
 from ladle.guidance.values import watching
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, ValueMember
 from ladle.merging.family.manifest_tables import HEADED, MonitorTable
 
@@ -76,8 +76,8 @@ def _monitor(family: Family, name: str, stated: Mapping[str, Any]) -> Monitor:
         return Monitor(name, stated["above"], run, hold, question=question)
     values: dict[str, ValueMember] = {value.name: value for value in family.values if value.kind in HEADED}
     if stated["value"] not in values:
-        known = ", ".join(values) or "none, because the family has no explicit values"
-        raise InputError("steering.monitor.value", stated["value"], known)
+        reason = None if values else "the family has no explicit values"
+        raise InputError("steering.monitor.value", stated["value"], ", ".join(values), reason)
     value = values[stated["value"]]
     probability = value.kind == "monitor"
     if probability:

@@ -7,7 +7,7 @@ import torch
 
 from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.export import export
 

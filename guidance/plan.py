@@ -8,7 +8,7 @@ from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from ladle.guidance.outcome import Outcome
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import Preference
 from ladle.option_kinds import OptionError

@@ -7,7 +7,7 @@ from typing import Any
 from ladle.guidance.plan import Plan, Rank, Source
 from ladle.guidance.sources import arrange, grown_source
 from ladle.guidance.values import Kind, guides, log_ratio, usable
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 
 _ONE_NUMBER = {"explicit": "an explicit value", "ask": "what a question is answered with"}
@@ -45,7 +45,7 @@ def rank_of(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Rank:
         reason = f"{plan.method} with a block_length chooses by values already"
         raise InputError("steering.rank", dict(asked), reason=reason)
     if per != "answer" and by in _ONE_NUMBER:
-        raise InputError("steering.rank.per", per, f"answer, because {_ONE_NUMBER[by]} is one number per answer")
+        raise InputError("steering.rank.per", per, "answer", f"{_ONE_NUMBER[by]} is one number per answer")
     if by in ("likelihood", "vote"):
         return Rank(by, per, asked["keep"], text=text)
     if by == "ask":

@@ -31,7 +31,7 @@ from ladle.guidance.schedule import inside, parts_of
 from ladle.guidance.searching import searched
 from ladle.guidance.stated import takes_over
 from ladle.guidance.target import resolve_target
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import Family
 from ladle.merging.family.place import MANIFEST_NAME
 from ladle.steering_options import OPTIONS, UNIVERSAL

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ladle.guidance.plan import Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.steering_options import AIMS, OPTIONS, WHOLE
 
 LAST = 1 << 31

@@ -6,7 +6,7 @@ from typing import Any
 
 from ladle.guidance.plan import Blocks, Plan
 from ladle.guidance.ranking import rank_of
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 
 LONGEST = 64

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.calibration import Calibration, quantile_of
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.simplex import grid

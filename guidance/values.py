@@ -6,7 +6,7 @@ from typing import Literal
 
 from ladle.guidance.method import Availability
 from ladle.guidance.plan import PromptView, Source
-from ladle.merging.errors import CodedText, InputError, code_of
+from ladle.merging.exceptions import CodedText, InputError, code_of
 from ladle.merging.family.family import Family, ValueMember
 from ladle.merging.preferences.coefficients import bone_soup, check_matrix
 from ladle.merging.preferences.preference import Preference
@@ -86,7 +86,7 @@ def guides(
     parts = [(value, weight) for value, weight in zip(chosen, weights, strict=True) if weight != 0.0]
     obstacle = _obstacle([value for value, _ in parts])
     if obstacle and combine == "merged":
-        raise InputError("steering.combine", combine, f"ensemble, because {obstacle}")
+        raise InputError("steering.combine", combine, "ensemble", obstacle)
     if obstacle and combine is None and default == "merged":
         warnings += (CodedText("values_ensembled", f"{kind} values are ensembled, because {obstacle}"),)
     if obstacle or (combine or default) == "ensemble":

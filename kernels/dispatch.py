@@ -21,10 +21,10 @@ from ladle.kernels.cpu.arrays import Floats, LayerPass, Layers, PagedTokens, Pro
 from ladle.kernels.cpu.packed_linear import PackedLinear, cpu_has_bfloat16
 from ladle.kernels.entropy import entropy
 from ladle.kernels.reference import model as model_reference
-from ladle.kernels.reference import routing
-from ladle.kernels.reference import scores as reference
+from ladle.kernels.reference import operations as reference
+from ladle.kernels.reference import route_tokens as routing
 from ladle.kernels.reference import step as step_reference
-from ladle.kernels.reference.scores import guidance_shift
+from ladle.kernels.reference.operations import guidance_shift
 from ladle.kernels.spans import Block, spans_of
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 
@@ -212,20 +212,20 @@ def _module(op: str, otherwise: ModuleType, *tensors: Tensor) -> Any:
 
 
 def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.scores.combine_logits``."""
+    """See ``ladle.kernels.reference.operations.combine_logits``."""
     scores: Tensor = _module("combine_logits", reference, logits).combine_logits(logits, source_rows, weights)
     return scores
 
 
 def combine_divergence(logits: Tensor, source_rows: Tensor, weights: Tensor, alpha: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.scores.combine_divergence``."""
+    """See ``ladle.kernels.reference.operations.combine_divergence``."""
     module = _module("combine_logits", reference, logits)
     scores: Tensor = module.combine_divergence(logits, source_rows, weights, alpha)
     return scores
 
 
 def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Tensor, relative: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.scores.rule_out_implausible``."""
+    """See ``ladle.kernels.reference.operations.rule_out_implausible``."""
     module = _module("combine_logits", reference, scores, base)
     result: Tensor = module.rule_out_implausible(scores, base, top_k, top_p, relative)
     return result
@@ -234,7 +234,7 @@ def rule_out_implausible(scores: Tensor, base: Tensor, top_k: Tensor, top_p: Ten
 def add_candidate_values(
     scores: Tensor, candidates: Tensor, values: Tensor, centred: Tensor, restricted: Tensor
 ) -> Tensor:
-    """See ``ladle.kernels.reference.scores.add_candidate_values``."""
+    """See ``ladle.kernels.reference.operations.add_candidate_values``."""
     module = _module("combine_logits", reference, scores)
     result: Tensor = module.add_candidate_values(scores, candidates, values, centred, restricted)
     return result
@@ -243,14 +243,14 @@ def add_candidate_values(
 def apply_penalties(
     scores: Tensor, counts: Tensor, seen: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
 ) -> Tensor:
-    """See ``ladle.kernels.reference.scores.apply_penalties``."""
+    """See ``ladle.kernels.reference.operations.apply_penalties``."""
     module = _module("combine_logits", reference, scores)
     result: Tensor = module.apply_penalties(scores, counts, seen, repetition, presence, frequency)
     return result
 
 
 def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.scores.sample``."""
+    """See ``ladle.kernels.reference.operations.sample``."""
     if _compiled("sample", scores):
         from ladle.kernels.cpu import sample as cpu_sample
 
@@ -261,7 +261,7 @@ def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
 
 
 def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.scores.token_logprobs``."""
+    """See ``ladle.kernels.reference.operations.token_logprobs``."""
     if _compiled("sample", scores):
         from ladle.kernels.cpu import sample as cpu_sample
 
@@ -271,19 +271,19 @@ def token_logprobs(scores: Tensor, tokens: Tensor) -> Tensor:
 
 
 def best_logprobs(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """See ``ladle.kernels.reference.scores.best_logprobs``."""
+    """See ``ladle.kernels.reference.operations.best_logprobs``."""
     best: tuple[Tensor, Tensor] = _module("sample", reference, scores).best_logprobs(scores, count)
     return best
 
 
 def route_tokens(scores: Tensor, previous: Tensor, stayed: Tensor, stay: Tensor) -> Tensor:
-    """See ``ladle.kernels.reference.routing.route_tokens``."""
+    """See ``ladle.kernels.reference.route_tokens.route_tokens``."""
     experts: Tensor = _module("route_tokens", routing, scores).route_tokens(scores, previous, stayed, stay)
     return experts
 
 
 def mix_experts(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """See ``ladle.kernels.reference.routing.mix_experts``."""
+    """See ``ladle.kernels.reference.route_tokens.mix_experts``."""
     mixture: tuple[Tensor, Tensor] = _module("route_tokens", routing, scores).mix_experts(scores, top)
     return mixture
 
@@ -291,7 +291,7 @@ def mix_experts(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
 def combine_routed(
     router_logits: Tensor, expert_logits: Tensor, mixture: Tensor, complement: Tensor, weight: Tensor, normalize: Tensor
 ) -> Tensor:
-    """See ``ladle.kernels.reference.routing.combine_routed``."""
+    """See ``ladle.kernels.reference.route_tokens.combine_routed``."""
     module = _module("route_tokens", routing, router_logits, expert_logits)
     combined: Tensor = module.combine_routed(router_logits, expert_logits, mixture, complement, weight, normalize)
     return combined

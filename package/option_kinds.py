@@ -72,7 +72,7 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
-class Choice(Kind):
+class OneOf(Kind):
     """One of some names."""
 
     names: tuple[str, ...]

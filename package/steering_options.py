@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from ladle.option_kinds import (
-    Choice,
     ChoiceOrText,
     Count,
     Either,
@@ -23,6 +22,7 @@ from ladle.option_kinds import (
     Number,
     NumberOrEach,
     Objects,
+    OneOf,
     Record,
     Text,
     Weights,
@@ -122,15 +122,15 @@ class SteeringOptions:
             aim=True,
         ),
     )
-    value: str | None = field(default=None, metadata=_row(Choice(VALUES), "Which kind of value guides.", label="Value"))
+    value: str | None = field(default=None, metadata=_row(OneOf(VALUES), "Which kind of value guides.", label="Value"))
     base: str | None = field(
         default=None,
-        metadata=_row(Choice(BASES), "How the base that is guided is merged for the preference.", label="Base"),
+        metadata=_row(OneOf(BASES), "How the base that is guided is merged for the preference.", label="Base"),
     )
     combine: str | None = field(
         default=None,
         metadata=_row(
-            Choice(COMBINE),
+            OneOf(COMBINE),
             "Whether the weights of several guides are merged, or their scores added up.",
             label="Combine",
         ),
@@ -152,7 +152,7 @@ class SteeringOptions:
     )
     divergence: str | None = field(
         default=None,
-        metadata=_row(Choice(DIVERGENCES), "The divergence that the policies were tuned with.", label="Divergence"),
+        metadata=_row(OneOf(DIVERGENCES), "The divergence that the policies were tuned with.", label="Divergence"),
     )
     alpha: float | None = field(
         default=None,
@@ -205,7 +205,7 @@ class SteeringOptions:
     normalize: Normalize = field(
         default="none",
         metadata=_row(
-            Choice(get_args(Normalize)),
+            OneOf(get_args(Normalize)),
             "What is done to the weights. sum: they are divided by their sum. norm, of methods that merge: the merged "
             "delta gets as long as its members' are.",
             label="Normalize",
@@ -233,7 +233,7 @@ class SteeringOptions:
         default=None,
         metadata=_row(
             Record(
-                {"by": RANKINGS, "per": Choice(SPANS), "keep": Count(words="n")},
+                {"by": RANKINGS, "per": OneOf(SPANS), "keep": Count(words="n")},
                 {"per": "answer", "keep": 1},
                 example='{"by": "explicit", "keep": 1}',
             ),
@@ -247,8 +247,8 @@ class SteeringOptions:
         metadata=_row(
             Record(
                 {
-                    "by": Choice(SEARCHED),
-                    "until": Either((Choice(ENDS), Count(MAX_BLOCK_LENGTH))),
+                    "by": OneOf(SEARCHED),
+                    "until": Either((OneOf(ENDS), Count(MAX_BLOCK_LENGTH))),
                     "draws": Either(
                         (
                             Count(MAX_DRAWS),

@@ -49,11 +49,11 @@ def load_base(spec: str, device: torch.device | str = "cpu", threads: int = 1) -
     """Loads a base in float32, on one thread unless told otherwise: the setting in which a recipe repeats exactly.
 
     Args:
-        spec: anything `ladle.merging.checkpoints.base.resolve_base` takes.
+        spec: anything `ladle.merging.checkpoints.base_checkpoint.resolve_base` takes.
         device: where it computes.
         threads: of torch, on the CPU.
     """
-    from ladle.merging.checkpoints.base import resolve_base
+    from ladle.merging.checkpoints.base_checkpoint import resolve_base
     from ladle.merging.checkpoints.library_lock import loading
 
     prepare_process(threads)

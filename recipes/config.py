@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.default_sampling import FamilySampling
 from ladle.merging.preferences.coefficients import circulant
 from ladle.merging.preferences.preference import Preference
@@ -30,7 +30,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How texts are drawn. `top_k` 0 keeps the whole vocabulary."""
+    """How texts are drawn.
+
+    Attributes:
+        seed: of the first batch.
+        temperature: of the softmax.
+        top_k: 0 keeps the whole vocabulary.
+        top_p: 1 keeps all of the mass.
+        batch_rows: texts that are sampled at once.
+    """
 
     seed: int
     temperature: float
@@ -41,7 +49,19 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class PoolConfig(SamplingConfig):
-    """Candidates per training prompt. Lengths are in tokens; ``limit``: use the first prompts only."""
+    """Candidates per training prompt. Lengths are in tokens.
+
+    Attributes:
+        prompts: where they come from.
+        plain_samples: answers that are sampled under the default system prompt.
+        style_samples: answers that are sampled under each of the styles.
+        max_tokens: the most of a sampled answer.
+        cut_lengths: from and to where an answer may be cut at the end of a sentence.
+        short_lengths: least and greatest length of an answer that is cut far too short.
+        implausible: share of the pool, the least likely under the base, that no winner is taken from.
+        styles: system messages by name.
+        limit: use the first prompts only.
+    """
 
     prompts: str | PromptSource
     plain_samples: int

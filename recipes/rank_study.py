@@ -99,7 +99,7 @@ async def _ranked(url: str, asked: Sequence[tuple[str, Any]], n: int) -> list[di
 
 @app.command()
 def merged(
-    family: Annotated[str, typer.Argument(help="A family.")],
+    family: Annotated[str, typer.Argument(help="Built-in name, or a folder with family.toml.")],
     out: Out,
     sweep: Annotated[Path, typer.Option()] = Path("studies/control/test"),
     every: Annotated[int, typer.Option(min=1)] = 2,

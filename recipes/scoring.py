@@ -16,7 +16,7 @@ def answer_logprobs(
 
     The answers share the keys and values of the prompt: expanding them in the graph gives the same gradients as
     reading the
-    prompt once an answer, at less than two thirds of the work for short answers.
+    prompt once per answer, at less than two thirds of the work for short answers.
 
     Args:
         model: a causal model from transformers, or PEFT around one.

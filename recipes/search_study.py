@@ -166,7 +166,7 @@ def figures(
 def cost(
     family: Annotated[str, typer.Argument(help="A family with explicit values, or its server's address.")],
     split: Annotated[str, typer.Option(help="Prompts of the shipped list that are asked.")] = "test",
-    most: Annotated[int, typer.Option(help="How many of them.")] = 26,
+    most: Annotated[int, typer.Option(help="How many of the prompts are asked.")] = 26,
 ) -> None:
     """Tokens that a search by explicit values draws for a token of an answer, at an even preference."""
     from ladle.recipes.prompt_list import load_prompts

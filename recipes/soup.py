@@ -16,7 +16,7 @@ def load_members(base: LoadedBase, folders: Mapping[str, Path]) -> dict[str, Low
     """Reads PEFT LoRA folders, by name, checked against the base's linear layers.
 
     Raises:
-        ladle.merging.errors.FamilyError: an adapter is broken or does not fit.
+        ladle.merging.exceptions.FamilyError: an adapter is broken or does not fit.
     """
     linears = {name: module for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)}
     shapes = {name: (module.out_features, module.in_features) for name, module in linears.items()}

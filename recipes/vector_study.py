@@ -54,7 +54,7 @@ def pairs(
 @app.command()
 def measure(
     family: Annotated[str, typer.Argument(help="A family, or the address of its server.")],
-    name: Annotated[str, typer.Argument(help="The vector.")],
+    name: Annotated[str, typer.Argument(help="Name of the steering vector.")],
     out: Annotated[Path, typer.Option(help="Folder to write: samples.csv and coefficients.csv.")],
     coefficients: Annotated[str, typer.Option(help="Coefficients to ask for, with commas between them.")],
     split: Annotated[Path, typer.Option(help="Folder of a sweep whose prompts are asked.")] = Path(

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.middleware import Middleware
 
-from ladle.server import errors
+from ladle.server import api_errors
 from ladle.server.access.hosts import HostNames
 from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, Origins, TrustedHosts
 from ladle.server.hosting import Leases
@@ -109,7 +109,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.server = state
-    errors.install(app)
+    api_errors.install(app)
     app.add_exception_handler(ClientGone, _nobody)
     # The routes themselves: a router that is included is made anew at the first request, while everybody waits.
     for module in (*_MODULES, *((playground,) if settings.playground else ())):
@@ -183,5 +183,5 @@ def _error(description: str) -> dict[str, Any]:
 
 async def _nobody(_: Request, __: Exception) -> Response:
     """Nobody is there to read it; 499 is what proxies log for a client that left."""
-    errors.ApiError(499, "", code="client_closed_request").note()
+    api_errors.ApiError(499, "", code="client_closed_request").note()
     return Response(status_code=499)

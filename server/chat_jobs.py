@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ladle.server.fields.chat_messages import Message
 from ladle.server.fields.conversation import Conversation, Question
-from ladle.server.fields.messages import Message
-from ladle.server.fields.thinking import thinking_of, verifier_of
+from ladle.server.fields.thinking_options import thinking_of, verifier_of
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
 from ladle.server.generation import Job, make_job, require_few
@@ -20,8 +20,14 @@ from ladle.server.steering import plan_of
 
 @dataclass(frozen=True)
 class ChatJob:
-    """``job`` for the family that is ``serving``. ``calling``: the functions that its answers may call, if any.
-    ``model``: what replies call it."""
+    """What a conversation wants generated.
+
+    Attributes:
+        serving: the family that answers.
+        job: for its engine.
+        model: what replies call it.
+        calling: the functions that its answers may call, if any.
+    """
 
     serving: Serving
     job: Job

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ladle.merging.errors import InputError
-from ladle.server.fields.messages import ChatForm
+from ladle.merging.exceptions import InputError
+from ladle.server.fields.chat_messages import ChatForm
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.serving import Serving
 

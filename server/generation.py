@@ -11,15 +11,15 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import InputError, code_of
+from ladle.merging.exceptions import InputError, code_of
 from ladle.server.access.callers import ANYONE, Caller, Meter
+from ladle.server.api_errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.requests.thinking import Thinking
-from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
 from ladle.server.live_answers import LiveAnswer, cost_of, require_few_parts, token_cost
@@ -39,7 +39,18 @@ _GRACE_SECONDS = 0.25  # how long a stream waits for a refusal, which is still a
 
 @dataclass(frozen=True)
 class Job:
-    """What one HTTP request wants generated: ``choices`` continuations of each prompt, prompt by prompt."""
+    """What one HTTP request wants generated.
+
+    Attributes:
+        plan: what steers it.
+        prompts: what is continued.
+        choices: continuations of each prompt, prompt by prompt.
+        seed: of choice 0; those of the others follow from it.
+        requests: one per continuation.
+        caller: whose request it is.
+        meter: what has been paid for reading the prompts already; None where nothing has.
+        id: what the ids of its replies end with.
+    """
 
     plan: Plan
     prompts: tuple[Prompt, ...]
@@ -150,10 +161,10 @@ def _may_wait(serving: Serving, fields: SamplingFields, grammar: Grammar | None)
     if not fields.min_tokens:
         return
     if grammar is not None:
-        allowed = "0 or left out beside a form of the answer or calls that it must make, which say when it ends"
-        raise InputError("min_tokens", fields.min_tokens, allowed)
+        reason = "a form of the answer, or calls that it must make, say when it ends"
+        raise InputError("min_tokens", fields.min_tokens, reason=reason)
     if len(serving.engine.eos | set(fields.stop_token_ids or ())) >= serving.vocabulary:
-        raise InputError("min_tokens", fields.min_tokens, "0 where every token ends the text")
+        raise InputError("min_tokens", fields.min_tokens, reason="every token ends the text here")
 
 
 def require_few(settings: ServerSettings, choices: int, prompts: int) -> None:

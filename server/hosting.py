@@ -82,7 +82,8 @@ class Hosted:
 
 
 class Hosting:
-    """For the event loop's thread, but for ``add`` (which a loading thread calls once) and ``stats``.
+    """The families that are served. For the event loop's thread, but for ``add`` (which a loading thread calls once)
+    and ``stats``.
 
     Attributes:
         families: by name; the first one answers requests that name none.

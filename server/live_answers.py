@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.callers import Caller
+from ladle.server.api_errors import ApiError, unavailable
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
-from ladle.server.errors import ApiError, unavailable
 from ladle.server.serving import Serving
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.replies.choices import Choice
-from ladle.server.replies.types import PromptLogprob
+from ladle.server.replies.reply_types import PromptLogprob
 from ladle.server.text.token_text import TokenText, finite
 
 

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from ladle.guidance.plan import PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.api_errors import ApiError, context_overflow
 from ladle.server.chat_rendering import ChatRenderer
-from ladle.server.errors import ApiError, context_overflow
-from ladle.server.fields.messages import ChatForm, Message
+from ladle.server.fields.chat_messages import ChatForm, Message
 from ladle.server.fields.token_ids import TokenIds, require_known
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving
@@ -228,8 +228,9 @@ def _turned(
         raise InputError("messages", f"{len(messages)} messages", reason=reason)
     for index, message in enumerate(messages):
         if message.about_tools is not None and format_of(serving.engine.tokenizer) is None:
-            allowed = "'system', 'user' or 'assistant' without calls, because the base's chat template has no tools"
-            raise InputError(f"messages[{index}].{message.about_tools}", message.role, allowed)
+            reason = "the base's chat template has no tools"
+            allowed = "'system', 'user' or 'assistant' without calls"
+            raise InputError(f"messages[{index}].{message.about_tools}", message.role, allowed, reason)
     said = sum(len((message.content or "").strip()) for message in messages if message.role != "assistant")
     # Templates leave out what an assistant thought, and show everybody else's words, but for spaces around them.
     least = serving.bound.of_bytes(said)
@@ -268,7 +269,7 @@ def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | 
     try:
         return serving.control_tokens.encode(text, mark)
     except ValueError:
-        raise InputError(field, "texts", "texts in which no names of special tokens stand") from None
+        raise InputError(field, "texts", "texts without names of special tokens") from None
 
 
 def _blamed(view: PromptView, size: int, field: str) -> str:

@@ -19,7 +19,7 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
 from ladle.server.http.late_heads import PromptHeads

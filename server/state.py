@@ -11,8 +11,8 @@ from typing import Protocol
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import Caller
 from ladle.server.access.turns import FairPool
+from ladle.server.api_errors import ApiError, unavailable
 from ladle.server.engine.stats.failure_streak import FailureStreak
-from ladle.server.errors import ApiError, unavailable
 from ladle.server.hosting import Hosted, Hosting, family_named
 from ladle.server.live_answers import LiveAnswer
 from ladle.server.replies.kept_responses import ResponseStore

@@ -10,16 +10,16 @@ from ladle.guidance import registry
 from ladle.guidance.outcome import Outcome
 from ladle.guidance.plan import Blocks, Monitor, Plan, Source, Steering
 from ladle.guidance.schedule import changed
-from ladle.merging.errors import CodedText, InputError, did_you_mean
+from ladle.merging.exceptions import CodedText, InputError, did_you_mean
 from ladle.merging.family.default_sampling import default_sampling
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import NORMALISED
-from ladle.server.errors import ApiError, from_input_error
+from ladle.server.api_errors import ApiError, from_input_error
 from ladle.server.fields.model_names import ModelName
 from ladle.server.replies.monitors import MonitorReply
+from ladle.server.replies.reply_types import OutcomeReply, SteeringReply
 from ladle.server.replies.search import SearchReply
 from ladle.server.replies.sources import SourceReply
-from ladle.server.replies.types import OutcomeReply, SteeringReply
 from ladle.server.settings import ServerSettings
 from ladle.server.text.patterns import require_pattern
 from ladle.steering_options import AIMS
@@ -41,7 +41,7 @@ def plan_of(family: Family, model: str | None, steering: Mapping[str, Any] | Non
     named = _named(family, model)
     given = {key: value for key, value in (steering or {}).items() if value is not None}
     if given.get("trace") and not allow_trace:
-        raise InputError("steering.trace", True, "false, because this server was started without traces")
+        raise InputError("steering.trace", True, reason="this server was started without traces")
     if "target" in given and "preference" not in given:
         named.pop("preference", None)  # both say towards what; the request's own word holds
     if "preference" in given and "target" not in given:
@@ -92,7 +92,7 @@ def check_rank(plan: Plan, choices: int, stream: bool) -> None:
     if plan.rank.keep > choices:
         raise InputError("steering.rank.keep", plan.rank.keep, f"at most n, which is {choices}")
     if stream:
-        raise InputError("stream", True, "false with steering.rank: what is best is known when all answers have ended")
+        raise InputError("stream", True, reason="with steering.rank only the end shows which answer is the best")
 
 
 def check_search(plan: Plan, settings: ServerSettings, answers: int, temperature: float) -> None:
@@ -113,8 +113,8 @@ def check_search(plan: Plan, settings: ServerSettings, answers: int, temperature
         reason = f"{answers} answers draw {together} continuations at once; at most {settings.max_queue} may wait here"
         raise InputError(draws, blocks.count, reason=reason)
     if temperature == 0 and blocks.count > 1:
-        allowed = "a number above 0 with steering.search, because at 0 all draws of a text are the same"
-        raise InputError("temperature", temperature, allowed)
+        reason = "at 0 all draws of a text are the same, and steering.search has nothing to choose from"
+        raise InputError("temperature", temperature, "a number above 0", reason)
 
 
 def _named(family: Family, model: str | None) -> dict[str, Any]:

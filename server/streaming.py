@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
+from ladle.server.api_errors import ApiError, from_exception
 from ladle.server.engine.requests.request import StepOutput
-from ladle.server.errors import ApiError, from_exception
 from ladle.server.generation import Job, batches
 from ladle.server.http.sse import DONE, KEEP_ALIVE, EventStream, event
 from ladle.server.serving import Serving
@@ -18,7 +18,7 @@ from ladle.server.state import ServerState
 logger = logging.getLogger(__name__)
 
 ID_HEADER = "X-Generation-Id"
-"""By what a stream says which answer it is, before its first event: whoever reads it may steer it."""
+"""The header that says which answer a stream is, before its first event: whoever reads it may steer it."""
 
 
 class EventWriter(ABC):

@@ -93,10 +93,10 @@ def _of_nvidia(cubin: bytes) -> dict[str, object]:
 
 def _of_amd(assembly: str) -> dict[str, object]:
     def number(key: str) -> int:
-        found = re.search(rf"\.{key}:\s+(\d+)", assembly)
-        if found is None:
+        match = re.search(rf"\.{key}:\s+(\d+)", assembly)
+        if match is None:
             raise ValueError(f"the assembly tells of no {key}")
-        return int(found[1])
+        return int(match[1])
 
     return {"registers": number("vgpr_count"), "spills": number("vgpr_spill_count") + number("sgpr_spill_count")}
 

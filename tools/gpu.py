@@ -24,8 +24,8 @@ def gpu_tests() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Tests and benchmarks that need a GPU.")
-    parser.add_argument("--shapes", default="135M,1.5B,8B", help="models to decode with")
-    parser.add_argument("--batches", default="1,8,16,32,64,128", help="batch sizes")
+    parser.add_argument("--shapes", default="135M,1.5B,8B", help="sizes of the models that are decoded with")
+    parser.add_argument("--batches", default="1,8,16,32,64,128", help="batch sizes that are measured")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of interleaved settings")
     parser.add_argument("--only", choices=PARTS, help="one part of it; default: all")
     parser.add_argument("--out", type=Path, help="CSV file, added to; default: benchmarks/results/GPU.csv")

@@ -145,9 +145,9 @@ class Trial:
         source, *places = shlex.split(value)
         target = stage.files / os.path.join(stage.folder, places[-1]).lstrip("/")
         if source.startswith("--from="):
-            found = self.build(source.partition("=")[2]).files / places[0].lstrip("/")
+            path = self.build(source.partition("=")[2]).files / places[0].lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-a", str(found), str(target)], check=True)
+            subprocess.run(["cp", "-a", str(path), str(target)], check=True)
             return
         for name in (source, *places[:-1]):
             files = [file for file in context() if name == "." or file == name or file.startswith(f"{name}/")]

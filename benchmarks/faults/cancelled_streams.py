@@ -122,9 +122,9 @@ async def run(
             nonlocal compared
             while not all(task.done() for task in leavers):
                 body, alone = witnesses[index % len(witnesses)]
-                found = await _tokens(session, body)
+                tokens = await _tokens(session, body)
                 compared += 1
-                if found != alone:
+                if tokens != alone:
                     different.append(json.dumps(body))
                 index += _WATCHING
 

@@ -58,18 +58,18 @@ class _Caller:
         for name in FAMILIES:
             for _ in range(_FIXED):
                 weight = round(self._rng.random(), 3)
-                found = await self._merged(name, weight)
-                if found is None:
+                answer = await self._merged(name, weight)
+                if answer is None:
                     raise RuntimeError(f"{name} does not answer: {self.wrong}")
-                self._alone[name, weight] = found
+                self._alone[name, weight] = answer
 
     async def merge(self) -> None:
         """One answer of merged weights, now and then one that is known already."""
         if self._rng.random() < 0.3:
             (name, weight), alone = self._rng.choice(list(self._alone.items()))
-            found = await self._merged(name, weight)
-            if found is not None and found != alone:
-                self.different.append(f"{name} at {weight}: {found} was {alone}")
+            answer = await self._merged(name, weight)
+            if answer is not None and answer != alone:
+                self.different.append(f"{name} at {weight}: {answer} was {alone}")
         else:
             await self._merged(self._rng.choice(FAMILIES), round(self._rng.random(), 6))
 

@@ -27,9 +27,9 @@ def run(server: ServerUnderTest, examples: int, seed: int) -> dict[str, object]:
             "--request-timeout", "120", "--generation-database", "none", "--no-color",
             "--exclude-path-regex", "^/v1/admin/",  # which needs a key that this server does not ask for
         ]  # fmt: skip
-        found = subprocess.run(bound(command), cwd=folder, capture_output=True, text=True, check=False)
-    cases = re.search(r"(\d+) generated", found.stdout)
+        run = subprocess.run(bound(command), cwd=folder, capture_output=True, text=True, check=False)
+    cases = re.search(r"(\d+) generated", run.stdout)
     return {
         "documented": int(cases[1]) if cases else 0,
-        "documented_wrong": "" if found.returncode == 0 else found.stdout[-2000:] or found.stderr[-2000:],
+        "documented_wrong": "" if run.returncode == 0 else run.stdout[-2000:] or run.stderr[-2000:],
     }

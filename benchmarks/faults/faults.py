@@ -24,9 +24,9 @@ faults = typer.Typer(
 )
 
 VOCABULARY = 320
-"""Of the family that is made for these runs."""
+"""Tokens that the family knows which is made for these runs."""
 MOST_GROWTH = 0.02
-"""Of the memory of a server that is warm."""
+"""The share by which the memory of a warm server may grow."""
 MOST_DELAYED = 2.0
 """A short answer while another key does its worst, over its quiet time, one step not counted."""
 MOST_SLOWER = 1.5
@@ -276,21 +276,21 @@ def _attacked(kind: str, family: Path | None, seconds: float, clients: int, seed
 
 def broken(row: Mapping[str, Any]) -> list[str]:
     """What did not hold in a run."""
-    found = []
+    problems = []
     for name in ("wrong", "tracebacks", "unexplained", "answers_different", "documented_wrong", "held_at_end"):
         if row.get(name):
-            found.append(f"{name}: {row.get(f'first_{name}') or row[name]}")
-    found += [
+            problems.append(f"{name}: {row.get(f'first_{name}') or row[name]}")
+    problems += [
         f"{name}: {row[name]} is more than {MOST_GROWTH}"
         for name in ("resident_growth", "kept_growth")
         if (row.get(name) or 0) > MOST_GROWTH
     ]
     if row["run"] == "overload":
         if row["p99_ratio"] > MOST_SLOWER:
-            found.append(f"p99_ratio: {row['p99_ratio']} is more than {MOST_SLOWER}")
+            problems.append(f"p99_ratio: {row['p99_ratio']} is more than {MOST_SLOWER}")
         if not row["refused"] or min(row["retry_after_s"]) < 1:
-            found.append(f"refused: {row['refused']}, to come back after {row['retry_after_s']} s")
-    return found
+            problems.append(f"refused: {row['refused']}, to come back after {row['retry_after_s']} s")
+    return problems
 
 
 @contextmanager

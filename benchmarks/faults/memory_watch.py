@@ -13,7 +13,13 @@ from ladle.benchmarks.faults.server_under_test import ServerUnderTest
 
 @dataclass(frozen=True)
 class Look:
-    """``minutes`` after the beginning: ``resident`` bytes, after ``requests`` requests."""
+    """One look at a server's memory.
+
+    Attributes:
+        minutes: since the beginning.
+        resident: bytes.
+        requests: that had come until then.
+    """
 
     minutes: float
     resident: int

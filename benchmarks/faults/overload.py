@@ -22,8 +22,17 @@ _PROMPT_IDS = 24
 
 @dataclass
 class Load:
-    """What a period of load was like: ``gaps`` between the tokens of an answer and ``firsts`` before them, in seconds;
-    ``waits``: what refusals asked to wait."""
+    """What a period of load was like.
+
+    Attributes:
+        seconds: how long it was.
+        served: requests that were answered.
+        tokens: that they were answered with.
+        gaps: between the tokens of an answer, in seconds.
+        firsts: before the first token of an answer, in seconds.
+        waits: after how many seconds refused requests were asked to come back.
+        other: statuses of all other replies, and how often each came.
+    """
 
     seconds: float = 0.0
     served: int = 0

@@ -28,7 +28,7 @@ class Seen:
 
     def answer(self, body: bytes) -> None:
         """An answer is there; it may be one that is kept."""
-        self._kept.extend(found.decode() for found in _KEPT.findall(body)[:1])
+        self._kept.extend(name.decode() for name in _KEPT.findall(body)[:1])
 
     def live_steering(self, rng: random.Random) -> str:
         """The path that steers one of the newest streams, or one that is not there."""
@@ -78,34 +78,34 @@ def schedule(rng: random.Random, parts: Sequence[dict[str, Any]], longest: int) 
 def rank(rng: random.Random, n: int) -> dict[str, Any]:
     """What chooses among ``n`` answers."""
     by = ["likelihood", "implicit", "explicit", "router", {"ask": "Is it bad?"}, {"vote": r"(\w+)\W*$"}]
-    found: dict[str, Any] = {"by": rng.choice(by)}
+    options: dict[str, Any] = {"by": rng.choice(by)}
     if rng.random() < 0.5:
-        found["per"] = rng.choice(["answer", "token"])
+        options["per"] = rng.choice(["answer", "token"])
     if rng.random() < 0.5:
-        found["keep"] = rng.randint(1, n)
-    return found
+        options["keep"] = rng.randint(1, n)
+    return options
 
 
 def search(rng: random.Random) -> dict[str, Any]:
     """What is kept of several continuations."""
     unsure = {"entropy": [rng.uniform(0, 2), rng.uniform(2.5, 6)], "most": rng.randint(1, 4)}
-    found = {
+    options = {
         "by": rng.choice(["likelihood", "implicit", "explicit"]),
         "until": rng.choice(["sentence", "punctuation", 1, 3, 16]),
         "draws": rng.choice([1, 2, 4, unsure, {}]),
         "beam": rng.randint(1, 3),
     }
-    return {key: value for key, value in found.items() if key == "by" or rng.random() < 0.7}
+    return {key: value for key, value in options.items() if key == "by" or rng.random() < 0.7}
 
 
 def monitor(rng: random.Random, values: Sequence[str], text: Callable[[int], str]) -> dict[str, Any]:
     """What watches an answer: one of ``values``, of which only explicit ones are taken, or a question."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if values and rng.random() < 0.6:
-        found = {"value": rng.choice(values), "above": rng.choice([-1e9, -1, 0, 0.5, 1e9])}
+        options = {"value": rng.choice(values), "above": rng.choice([-1e9, -1, 0, 0.5, 1e9])}
     else:
-        found = {"ask": f"{text(4)} bad?", "above": rng.choice([0, 0.3, 0.5, 0.9])}
+        options = {"ask": f"{text(4)} bad?", "above": rng.choice([0, 0.3, 0.5, 0.9])}
     for name in ("for", "hold"):
         if rng.random() < 0.5:
-            found[name] = rng.randint(1, 6)
-    return found
+            options[name] = rng.randint(1, 6)
+    return options

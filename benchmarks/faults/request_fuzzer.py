@@ -13,7 +13,7 @@ from ladle.benchmarks.faults.hostile_bodies import hostile
 from ladle.benchmarks.faults.other_apis import COUNT, MESSAGES, RESPONSES, sound_body
 from ladle.benchmarks.faults.own_endpoints import SCORE, Seen, monitor, rank, schedule, score_body, search
 from ladle.benchmarks.faults.sampling_fields import older_fields, sampling_fields
-from ladle.option_kinds import Choice
+from ladle.option_kinds import OneOf
 from ladle.steering_options import OPTIONS
 
 _WORDS = ["rain", "sea", "bread", "é", "雨", "🌧", "\n", " the", '"', "{", "\\", "\u2028", "a" * 40]
@@ -103,22 +103,22 @@ class RequestFuzzer:
     def steering(self, method: str) -> dict[str, Any]:
         """A ``steering`` object for ``method`` with options that it has."""
         rng, said = self._rng, self._family["methods"][method]
-        found: dict[str, Any] = {"method": method}
+        steering: dict[str, Any] = {"method": method}
         if said["preference"] == "required" or (said["preference"] == "optional" and rng.random() < 0.3):
-            found["preference"] = self._preference()
+            steering["preference"] = self._preference()
         for option in said["options"]:
             if option in said["needs"] or rng.random() < 0.25:
-                found[option] = self._option(option)
+                steering[option] = self._option(option)
         # Two options that make sense only together, and two that make none.
-        if "alpha" in found:
-            found["divergence"] = "alpha"
-        elif found.get("divergence") == "alpha":
-            found["alpha"] = self._option("alpha")
-        if found.get("top_experts", 1) > 1:
-            found.pop("min_stay", None)
+        if "alpha" in steering:
+            steering["divergence"] = "alpha"
+        elif steering.get("divergence") == "alpha":
+            steering["alpha"] = self._option("alpha")
+        if steering.get("top_experts", 1) > 1:
+            steering.pop("min_stay", None)
         if rng.random() < 0.2:
-            found["trace"] = True
-        return found
+            steering["trace"] = True
+        return steering
 
     @property
     def methods(self) -> list[str]:
@@ -230,7 +230,7 @@ class RequestFuzzer:
         if name in self._options:
             return self._options[name]()
         kind = OPTIONS[name].kind
-        values = kind.names if isinstance(kind, Choice) else [0, 0.5, 1, 2, 5]
+        values = kind.names if isinstance(kind, OneOf) else [0, 0.5, 1, 2, 5]
         return self._rng.choice([value for value in values if kind.accepts(value)])
 
     def _preference(self) -> dict[str, float]:

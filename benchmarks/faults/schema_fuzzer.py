@@ -53,9 +53,9 @@ class SchemaFuzzer:
         if not self._sane:
             kinds += [self._odd, self._deep]
         simple = kinds[:4]
-        found = rng.choice(kinds if depth > 0 else simple)(depth)
+        schema = rng.choice(kinds if depth > 0 else simple)(depth)
         if rng.random() < 0.15:
-            found |= rng.choice(
+            schema |= rng.choice(
                 [
                     {"title": "T"},
                     {"description": "d"},
@@ -65,7 +65,7 @@ class SchemaFuzzer:
                     {"strict": True},
                 ]
             )
-        return found
+        return schema
 
     def number(self) -> int | float:
         """A number about a power of two, or another that is hard to write."""
@@ -105,38 +105,38 @@ class SchemaFuzzer:
 
     def _integer(self, depth: int) -> dict[str, Any]:
         rng = self._rng
-        found: dict[str, Any] = {"type": "integer"}
+        schema: dict[str, Any] = {"type": "integer"}
         for keyword, chance in (
             ("minimum", 0.4), ("maximum", 0.4), ("exclusiveMinimum", 0.15), ("exclusiveMaximum", 0.15),
             ("multipleOf", 0.1),
         ):  # fmt: skip
             if rng.random() < chance:
-                found[keyword] = (
+                schema[keyword] = (
                     self.number() if keyword != "multipleOf" else rng.choice([1, 2, 3, 7, 0.5, 10, 2**40, 1.5])
                 )
-        return found
+        return schema
 
     def _number(self, depth: int) -> dict[str, Any]:
         rng = self._rng
-        found = self._integer(depth)
-        found["type"] = "number"
-        if "multipleOf" in found:
-            found["multipleOf"] = rng.choice([1, 0.5, 0.25, 2, 1e-3])
-        return found
+        schema = self._integer(depth)
+        schema["type"] = "number"
+        if "multipleOf" in schema:
+            schema["multipleOf"] = rng.choice([1, 0.5, 0.25, 2, 1e-3])
+        return schema
 
     def _string(self, depth: int) -> dict[str, Any]:
         rng = self._rng
-        found: dict[str, Any] = {"type": "string"}
+        schema: dict[str, Any] = {"type": "string"}
         if rng.random() < 0.3:
-            found["minLength"] = rng.choice([0, 1, 2, 3.0])
+            schema["minLength"] = rng.choice([0, 1, 2, 3.0])
         if rng.random() < 0.5:
-            found["maxLength"] = rng.choice([3, 5, 8, 2**31, 2**63])
+            schema["maxLength"] = rng.choice([3, 5, 8, 2**31, 2**63])
         lot = rng.random()
         if lot < 0.25:
-            found["pattern"] = rng.choice(_PATTERNS) if self._sane or rng.random() < 0.5 else self.regex()
+            schema["pattern"] = rng.choice(_PATTERNS) if self._sane or rng.random() < 0.5 else self.regex()
         elif lot < 0.5:
-            found["format"] = rng.choice(_FORMATS)
-        return found
+            schema["format"] = rng.choice(_FORMATS)
+        return schema
 
     def _choice(self, depth: int) -> dict[str, Any]:
         rng = self._rng
@@ -156,19 +156,19 @@ class SchemaFuzzer:
         ]
         if rng.random() < 0.4:
             return {"const": rng.choice(values)}
-        found: dict[str, Any] = {"enum": rng.sample(values, rng.randint(1, 4))}
-        return found
+        schema: dict[str, Any] = {"enum": rng.sample(values, rng.randint(1, 4))}
+        return schema
 
     def _array(self, depth: int) -> dict[str, Any]:
         rng = self._rng
-        found: dict[str, Any] = {"type": "array", "items": self.schema(depth - 1)}
+        schema: dict[str, Any] = {"type": "array", "items": self.schema(depth - 1)}
         if rng.random() < 0.3:
-            found["prefixItems"] = [self.schema(depth - 1) for _ in range(rng.randint(1, 2))]
+            schema["prefixItems"] = [self.schema(depth - 1) for _ in range(rng.randint(1, 2))]
         if rng.random() < 0.3:
-            found["minItems"] = rng.choice([0, 1, 2])
-        found["maxItems"] = rng.choice([2, 3])
+            schema["minItems"] = rng.choice([0, 1, 2])
+        schema["maxItems"] = rng.choice([2, 3])
         if rng.random() < 0.2:
-            found |= rng.choice(
+            schema |= rng.choice(
                 [
                     {"uniqueItems": False},
                     {"minContains": 0},
@@ -176,28 +176,28 @@ class SchemaFuzzer:
                     {"unevaluatedItems": True},
                 ]
             )
-        return found
+        return schema
 
     def _object(self, depth: int) -> dict[str, Any]:
         rng = self._rng
         names = rng.sample(_NAMES, rng.randint(0, 3))
-        found: dict[str, Any] = {"type": "object", "properties": {name: self.schema(depth - 1) for name in names}}
+        schema: dict[str, Any] = {"type": "object", "properties": {name: self.schema(depth - 1) for name in names}}
         if names and rng.random() < 0.7:
-            found["required"] = rng.sample(names, rng.randint(1, len(names)))
-        found["additionalProperties"] = rng.choice([False, False, False, {"type": "null"}])
+            schema["required"] = rng.sample(names, rng.randint(1, len(names)))
+        schema["additionalProperties"] = rng.choice([False, False, False, {"type": "null"}])
         if rng.random() < 0.2:
-            found |= rng.choice(
+            schema |= rng.choice(
                 [{"propertyNames": {"type": "string"}}, {"propertyNames": True}, {"unevaluatedProperties": True},
                  {"dependentRequired": {}}, {"minProperties": 0}, {"maxProperties": 2**40}]
             )  # fmt: skip
         if rng.random() < 0.1:
-            del found["properties"]
-            found.pop("required", None)
-            found |= {"additionalProperties": {"type": "null"}, "maxProperties": 2}
-            found["propertyNames"] = rng.choice(
+            del schema["properties"]
+            schema.pop("required", None)
+            schema |= {"additionalProperties": {"type": "null"}, "maxProperties": 2}
+            schema["propertyNames"] = rng.choice(
                 [{"enum": ["a", "b"]}, {"pattern": "^[a-c]$"}, {"maxLength": 2}, {"const": "q"}]
             )
-        return found
+        return schema
 
     def _combined(self, depth: int) -> dict[str, Any]:
         rng = self._rng
@@ -257,21 +257,21 @@ class SchemaFuzzer:
                 "$schema",
             ]
         )
-        found = self.schema(depth - 1) if rng.random() < 0.5 else {}
-        found[keyword] = value
-        return found
+        schema = self.schema(depth - 1) if rng.random() < 0.5 else {}
+        schema[keyword] = value
+        return schema
 
     def _deep(self, depth: int) -> dict[str, Any]:
         rng = self._rng
-        found = self.schema(0)
+        schema = self.schema(0)
         keyword = rng.choice(["items", "anyOf", "properties", "additionalProperties", "not", "allOf", "enum"])
         for _ in range(rng.choice([5, 20, 60, 90, 150])):
             if keyword in ("anyOf", "allOf"):
-                found = {keyword: [found]}
+                schema = {keyword: [schema]}
             elif keyword == "properties":
-                found = {"type": "object", "properties": {"a": found}, "required": ["a"]}
+                schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
             elif keyword == "enum":
-                found = {"enum": [[found]]} if "enum" not in found else {"enum": [[found["enum"]]]}
+                schema = {"enum": [[schema]]} if "enum" not in schema else {"enum": [[schema["enum"]]]}
             else:
-                found = {keyword: found}
-        return found
+                schema = {keyword: schema}
+        return schema

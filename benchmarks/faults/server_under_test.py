@@ -26,7 +26,13 @@ REST_S = EVERY_S + 1
 
 @dataclass(frozen=True)
 class ServerUnderTest:
-    """A running server; ``log`` is what it wrote to stderr."""
+    """A running server.
+
+    Attributes:
+        url: where it serves.
+        process: it, or what started it.
+        log: the file of what it wrote to stderr.
+    """
 
     url: str
     process: subprocess.Popen[bytes]
@@ -80,8 +86,8 @@ class ServerUnderTest:
     def unexplained(self) -> list[str]:
         """Access log lines, where there are any in JSON, of error answers for which they have no reason."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("{")]
-        found = [json.loads(line) for line in lines]
-        return [json.dumps(line) for line in found if line.get("status", 0) >= 400 and not line.get("error_code")]
+        records = [json.loads(line) for line in lines]
+        return [json.dumps(line) for line in records if line.get("status", 0) >= 400 and not line.get("error_code")]
 
 
 @contextmanager

@@ -10,8 +10,16 @@ import torch
 
 @dataclass(frozen=True)
 class OpCase:
-    """``kernel`` is the op as Ladle runs it on its device, ``eager`` the same in plain torch. ``nbytes``: the fewest
-    that it can read and write."""
+    """An operation at one size.
+
+    Attributes:
+        op: its name.
+        size: in words.
+        dtype: of what it reads.
+        nbytes: the fewest bytes that it can read and write.
+        kernel: the operation as Ladle runs it on its device.
+        eager: the same in plain torch.
+    """
 
     op: str
     size: str

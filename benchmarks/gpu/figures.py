@@ -123,8 +123,8 @@ def read(path: Path) -> list[Mapping[str, object]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        found = csv.DictReader(file)
-        return [dict(row) for row in found] if tuple(found.fieldnames or ()) == COLUMNS else []
+        rows = csv.DictReader(file)
+        return [dict(row) for row in rows] if tuple(rows.fieldnames or ()) == COLUMNS else []
 
 
 def _key(row: Mapping[str, object]) -> tuple[str, ...]:

@@ -12,8 +12,15 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Goal:
-    """``told`` of the worst of the rows that ``picks`` takes: its ``figure``, which is to be ``least`` or more, or
-    ``most`` or less."""
+    """A bound on what is measured; it counts for the worst of the rows that it is about.
+
+    Attributes:
+        told: what it says, in words.
+        picks: whether it is about a row.
+        figure: of such a row.
+        least: the figure is to be this or more.
+        most: the figure is to be this or less.
+    """
 
     told: str
     picks: Callable[[Row], bool]
@@ -23,10 +30,10 @@ class Goal:
 
     def worst(self, rows: Sequence[Row]) -> float | None:
         """None where no row was measured that this is about."""
-        found = [self.figure(row) for row in rows if self.picks(row)]
-        if not found:
+        figures = [self.figure(row) for row in rows if self.picks(row)]
+        if not figures:
             return None
-        return min(found) if self.least is not None else max(found)
+        return min(figures) if self.least is not None else max(figures)
 
     def met(self, figure: float) -> bool:
         return (self.least is None or figure >= self.least) and (self.most is None or figure <= self.most)

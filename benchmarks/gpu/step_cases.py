@@ -12,8 +12,8 @@ from torch import Tensor
 from ladle.benchmarks.gpu.case import OpCase
 from ladle.benchmarks.gpu.device_timer import nbytes
 from ladle.kernels import dispatch
-from ladle.kernels.reference import routing
-from ladle.kernels.reference import scores as reference
+from ladle.kernels.reference import operations as reference
+from ladle.kernels.reference import route_tokens as routing
 from ladle.kernels.reference import step as step_reference
 from ladle.kernels.step_tables import StepTables, plain_tables
 

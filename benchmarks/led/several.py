@@ -11,7 +11,7 @@ from typing import Any
 from ladle.benchmarks.paired import over_plain
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_config import EngineConfig

@@ -11,7 +11,7 @@ from ladle.guidance.diagnostics.deep_report import DeepReport
 from ladle.guidance.diagnostics.forwards import Forwards
 from ladle.guidance.diagnostics.groups import find_groups
 from ladle.guidance.diagnostics.probe_prompts import NEUTRAL
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
 

@@ -43,7 +43,7 @@ class DeepReport:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON takes it."""
         return {
             "prompts": self.prompts,
             "tokens": self.tokens,

@@ -18,7 +18,7 @@ from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.gated_experts import one_by_one
 from ladle.merging.checkpoints.library_lock import loading
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import Family
 from ladle.merging.family.family_model import FamilyModel
 from ladle.merging.merges.streaming_merge import Merge

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from ladle.guidance.plan import PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 # Plain requests of several kinds, none of which asks for a tone or a length.
 NEUTRAL = (

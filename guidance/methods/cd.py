@@ -4,7 +4,7 @@ from ladle.guidance.methods.guidance_method import Guidance, Request
 from ladle.guidance.methods.scored_method import ScoredMethod
 from ladle.guidance.plan import Blocks
 from ladle.guidance.values import guides
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 BLOCKS = 4
 MOST_BLOCKS = 64

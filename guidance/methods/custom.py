@@ -7,7 +7,7 @@ from typing import Any
 from ladle.guidance.method import Availability, ignores_preference
 from ladle.guidance.plan import Plan, PromptView, Source, Steering
 from ladle.guidance.sources import arrange, summing_to_one
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import explicit
 from ladle.merging.preferences.preference import Preference

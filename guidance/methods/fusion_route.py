@@ -2,7 +2,7 @@
 
 from ladle.guidance.methods.routed_method import RoutedMethod
 from ladle.guidance.plan import Routing, Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 
 class FusionRoute(RoutedMethod):
@@ -26,8 +26,8 @@ class FusionRoute(RoutedMethod):
         if top > len(experts):
             raise InputError("steering.top_experts", top, f"a whole number from 1 to {len(experts)}, all experts")
         if top > 1 and stay > 1:
-            allowed = f"1 with top_experts {top}: a mixture has no expert to stay with"
-            raise InputError("steering.min_stay", stay, allowed)
+            reason = f"the mixture of top_experts {top} has no expert to stay with"
+            raise InputError("steering.min_stay", stay, "1", reason)
         return Routing(
             source=0,
             head=head,

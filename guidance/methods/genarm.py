@@ -3,7 +3,7 @@
 from ladle.guidance.method import Availability
 from ladle.guidance.methods.guidance_method import Guidance, GuidanceMethod, Request
 from ladle.guidance.values import guides, usable
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 from ladle.merging.family.family import Family
 
 

@@ -8,7 +8,7 @@ from ladle.guidance.method import Availability, ignores_preference
 from ladle.guidance.plan import Blocks, Mask, Plan, Scorer, Source, Steering
 from ladle.guidance.sources import arrange, merged_source, summing_to_one
 from ladle.guidance.stated import stated_coefficients
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import NORMALISED, Preference

@@ -10,7 +10,7 @@ from ladle.guidance.methods.soup_guidance import SoupGuidance
 from ladle.guidance.plan import Scorer, Source, Steering
 from ladle.guidance.stated import takes_over
 from ladle.guidance.values import Kind, guides, log_ratio, usable
-from ladle.merging.errors import CodedText, InputError
+from ladle.merging.exceptions import CodedText, InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
 

@@ -6,7 +6,7 @@ from ladle.guidance.method import Availability
 from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.sources import arrange, merged_source
 from ladle.guidance.stated import beside, stated_coefficients, takes_over
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Preference

@@ -4,7 +4,7 @@ from ladle.guidance.method import Availability
 from ladle.guidance.methods.guidance_method import Guidance, GuidanceMethod, Request
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.guidance.plan import Source
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 
 

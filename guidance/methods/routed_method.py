@@ -7,7 +7,7 @@ from ladle.guidance.methods.bone_soup import BoneSoup
 from ladle.guidance.plan import Plan, Routing, Steering
 from ladle.guidance.sources import REFERENCE, grown_source
 from ladle.guidance.stated import beside, stated_coefficients, takes_over
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import NORMALISED, WITHOUT_EFFECT, Preference
@@ -89,6 +89,6 @@ def _not_merged(family: Family, steering: Steering, members: list[str]) -> tuple
     beside = [name for name in members if family.model_of(name)]
     if len(beside) == len(members):
         key = "preference" if steering.coefficients is None else "coefficients"
-        allowed = "nothing, because neither the router nor any expert was grown from the base, which it would merge"
-        raise InputError(f"steering.{key}", dict(getattr(steering, key)), allowed)
+        reason = "it would merge the base, from which neither the router nor any expert was grown"
+        raise InputError(f"steering.{key}", dict(getattr(steering, key)), reason=reason)
     return (f"the base is merged, but not under {', '.join(beside)}, grown from other models",) if beside else ()

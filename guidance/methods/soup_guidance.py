@@ -8,7 +8,7 @@ from ladle.guidance.methods.merging_method import MergingMethod
 from ladle.guidance.plan import Source, Steering
 from ladle.guidance.sources import merged_source
 from ladle.guidance.stated import beside, stated_coefficients, takes_over
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import Preference

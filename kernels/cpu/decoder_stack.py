@@ -115,6 +115,7 @@ def _normalise_rows(x: Floats, weight: Floats, eps: float, y: Any, first: int, l
         total = np.float32(0)
         for i in range(row.shape[0]):
             total += row[i] * row[i]
+        # RMSNorm: x / sqrt(mean(x^2) + eps) * weight, in float32.
         factor = np.float32(1.0 / math.sqrt(total / row.shape[0] + eps))
         for i in range(row.shape[0]):
             made[i] = narrow(row[i] * factor * weight[i], made[i])
@@ -137,6 +138,7 @@ def _normalise(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> N
 @njit(**INNER)
 def _add_rows(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, first: int, last: int) -> None:
     size = x.shape[1]
+    # LoRA up-projection onto the product, then the residual sum, while both rows are in the cache.
     expand_rows(product, ranks, shrunk, y, first, last, 0, size)
     for t in range(first, last):
         own, added = x[t], y[t, :size]
@@ -211,6 +213,8 @@ def _store(
                         row[i] = one * paged.cos[t, i] + other * paged.sin[t, i]
                         row[half + i] = other * paged.cos[t, half + i] + one * paged.sin[t, half + i]
                 if head >= heads:
+                    # Keys and values go to their slot of the KV pool, rounded to its dtype; queries stay where they
+                    # are.
                     own = kv[paged.slot_mapping[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
                     for i in range(dim):
                         own[i] = narrow(row[i], own[i])
@@ -224,6 +228,8 @@ def _activate(product: Product, ranks: int, both: Floats, shrunk: Shrunk, gated:
     if not in_blocks:
         expand_rows(product, ranks, shrunk, both, 0, rows, 0, 2 * size)
     for part in prange(threads):
+        # A thread takes a share of the inner columns, of gate and up alike: it expands both, and multiplies them at
+        # once.
         start, stop = part * blocks // threads * LANES, min((part + 1) * blocks // threads * LANES, size)
         if in_blocks:
             expand_rows(product, ranks, shrunk, both, 0, rows, start, stop)

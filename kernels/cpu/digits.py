@@ -134,6 +134,7 @@ def cut_rows(x: Any, width: int, digits: Digits, first: int, last: int) -> None:
         largest = _float_of(most)
         # A row that has what is no number gets digits of nothing, and a scale that makes every output no number.
         number = _TINY < most < _FINITE
+        # Symmetric quantisation to 16 bits per row: the largest magnitude becomes 32639, what two signed digits hold.
         scale = largest / np.float32(_LARGEST)
         factor = np.float32(_LARGEST) / largest if number else np.float32(0)
         start = row.shape[0] if number else 0
@@ -143,8 +144,12 @@ def cut_rows(x: Any, width: int, digits: Digits, first: int, last: int) -> None:
             for i in range(0, whole, LANES):
                 _cut_sixteen(address(row) + 4 * i, factor, address(high) + i, address(low) + i)
             for i in range(whole, row.shape[0]):
+                # The same cut one by one, for a row whose length is no multiple of the vector: high = round(x / 256),
+                # low = the rest as a signed byte.
                 rest: Any = np.int32(np.rint(row[i] * factor))
                 high[i], low[i] = (rest + np.int32(128)) >> np.int32(8), rest
+        # Weights are held as w + 128, so each sum is too large by 128 times the sum of the row's digits: taken off
+        # later.
         total_high: Any = np.int32(0)
         total_low: Any = np.int32(0)
         for i in range(high.shape[0]):
@@ -170,6 +175,8 @@ def multiply_digits(weight: Any, units: Floats, digits: Digits, y: Floats, first
     for start in range(first, last, _GROUP):
         stop = min(start + _GROUP, last)
         part, unit = weight[start:stop], units[start * LANES : stop * LANES]
+        # A row is two rows of digits in one int8 product with int32 sums; the epilogue puts both together as 256 high +
+        # low, and dequantises by the scale of the row and the step of the output channel.
         for t in range(0, rows, _TOGETHER):
             own = digits.values[2 * t : 2 * min(t + _TOGETHER, rows)]
             if _has_fours() and rows <= _FEW:

@@ -16,6 +16,7 @@ def _widen(typing_context: Any, number: Any) -> Any:
         if signature.args[0] == types.uint16:
             return builder.fpext(builder.bitcast(number, ir.HalfType()), ir.FloatType())
         if signature.args[0] == types.int16:
+            # bfloat16 is the upper half of a float32: shift it there, the lower half is zero.
             word = builder.zext(number, ir.IntType(32))
             return builder.bitcast(builder.shl(word, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
         return number
@@ -50,6 +51,7 @@ def _rounded(builder: Any, number: Any, word: Any) -> Any:
 
 def _power_of_two(typing_context: Any, exponent: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # Write the exponent field of a float32 and leave mantissa and sign zero.
         biased = builder.add(arguments[0], ir.Constant(ir.IntType(32), 127))
         return builder.bitcast(builder.shl(biased, ir.Constant(ir.IntType(32), 23)), ir.FloatType())
 
@@ -133,6 +135,7 @@ def _folded(builder: Any, vector: Any, together: Any) -> Any:
 def _largest(typing_context: Any, start: Any, low: Any, high: Any, end: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         start, low, high, end = arguments
+        # Sixteen running maxima side by side; an ordered comparison is false for NaN, which is so passed over.
         place = cgutils.alloca_once_value(builder, _lanes(float("-inf")))
 
         def larger(one: Any, other: Any) -> Any:
@@ -161,6 +164,7 @@ def _soften(typing_context: Any, start: Any, low: Any, high: Any, end: Any, scal
 
         def body(index: Any, seen: Any) -> None:
             given = _read(builder, builder.add(start, builder.shl(index, ir.Constant(_I64, 2))), _FLOATS)
+            # e^x = 2^whole e^r, with r within half of ln 2 of zero: a polynomial, and an exponent field.
             x = builder.call(fma, [given, scaling, less])
             x = builder.select(builder.fcmp_ordered("<", x, _lanes(_LEAST)), _lanes(_LEAST), x)
             whole = builder.call(floor, [builder.call(fma, [x, _lanes(_LOG2_E), _lanes(0.5)])])
@@ -172,6 +176,7 @@ def _soften(typing_context: Any, start: Any, low: Any, high: Any, end: Any, scal
             exponent = builder.add(builder.fptosi(whole, _WORDS), _lanes(127, _WORDS))
             bits = builder.shl(exponent, _lanes(23, _WORDS))
             number = builder.fmul(power, builder.bitcast(bits, _FLOATS))
+            # What is summed up is what the next product will see: the rounded weights.
             word = builder.select(seen, _rounded(builder, number, _WORDS), _lanes(0, _WORDS))
             to = builder.add(made, builder.shl(index, ir.Constant(_I64, 1)))
             halves = ir.VectorType(ir.IntType(16), _COUNT)
@@ -207,6 +212,7 @@ def _write(builder: Any, words: Any, place: Any) -> None:
 def _interleave_words(typing_context: Any, one: Any, other: Any, made: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         halves = ir.VectorType(ir.IntType(16), _COUNT)
+        # A pair of bfloat16 as one word: the second number shifted into the upper half.
         lower, upper = (builder.zext(_read(builder, place, halves), _WORDS) for place in arguments[:2])
         upper = builder.shl(upper, ir.Constant(_WORDS, [16] * _COUNT))
         _write(builder, builder.or_(lower, upper), arguments[2])

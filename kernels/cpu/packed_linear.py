@@ -103,6 +103,8 @@ class PackedLinear:
     def _try_rows(self, dtype: torch.dtype) -> bool:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2 * _COUNTS[-1], self.in_features, generator=generator).to(dtype)
+        # A row in a call of many against the same row in calls of fewer, bit for bit, at the counts where kernels
+        # change.
         whole = self._product(x)
         # From the middle too: the first rows of a call may be computed otherwise than the last.
         return all(
@@ -113,6 +115,7 @@ class PackedLinear:
 
     def _by_pieces(self, x: Tensor, addend: Tensor | None) -> Tensor:
         count = x.shape[0]
+        # Every call has the same shape, so the library cuts it the same way, however many rows there are.
         spare = -count % PIECE
         pieces = F.pad(x, (0, 0, 0, spare)).split(PIECE)
         addends = [None] * len(pieces) if addend is None else F.pad(addend, (0, 0, 0, spare)).split(PIECE)
@@ -133,6 +136,7 @@ class PackedLinear:
     def _one_row(self, x: Tensor, addend: Tensor | None) -> Tensor:
         if x.shape[0] == 0:
             return x.new_zeros(0, self.out_features)
+        # The row twice: the library's path for one row adds up in another order.
         x = x.expand(MIN_ROWS, -1).contiguous()
         if addend is not None:
             addend = addend.expand(MIN_ROWS, -1).contiguous()

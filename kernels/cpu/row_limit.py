@@ -59,6 +59,8 @@ def _quickest(dtype: torch.dtype) -> int:
     weights = [torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(_WEIGHTS)]
     tiled = [TiledProduct(weight, None, None, None, dtype) for weight in weights]
     packed = [PackedLinear(weight, None, dtype) for weight in weights]
+    # From the largest number of rows down: the first at which tiles keep up is the limit, and all rows if that is the
+    # largest one tried.
     for index, count in enumerate(_COUNTS):
         x = torch.randn(count, _SIZE, generator=generator).to(dtype)
         if any(_as_quick(x, tiled, packed) for _ in range(_TRIES)):

@@ -81,6 +81,7 @@ def _matrices(onto: bool) -> Any:
         """The rows ``top`` to ``bottom``, of the steps ``step`` to ``step + steps`` in whole tiles of them."""
         given, held, made = address(x) + step * LINE, address(weight) + step * TILE, address(y)
         given_row, held_block, made_row = x.strides[0], weight.strides[0], y.strides[0]
+        # For products that are added onto what is there: the row's second half holds what rounding left of the first.
         lower = given_row // 2
         whole = top + (bottom - top) // (2 * ROWS) * 2 * ROWS
         for start in range(first, last, group):
@@ -150,6 +151,7 @@ def shrink_rows(product: Product, scale: Floats, x: Any, shrunk: Shrunk, part: i
     low, pairs, wide = shrunk.numbers, shrunk.pairs, shrunk.pairs.shape[1] // 2
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         begin, end = block * LANES, min((block + 1) * LANES, ranks)
+        # Which of these sixteen ranks any row has a coefficient for: the others are neither multiplied nor read later.
         used = False
         for t in range(rows):
             for r in range(begin, end):
@@ -162,6 +164,7 @@ def shrink_rows(product: Product, scale: Floats, x: Any, shrunk: Shrunk, part: i
                 # A rank that a row does not ask for leaves no mark on it, not even where it is not a number.
                 low[t, r] = low[t, r] * scale[t, r] if used and scale[t, r] != 0 else 0
         if product.tiles.shape[0] > 0:
+            # The unit takes bfloat16: each number goes in as two of them, its nearest one and what that leaves.
             _pair_up(low, pairs, begin, end)
             # The tile that the last block begins or ends is read to its end.
             if block == blocks - 1:

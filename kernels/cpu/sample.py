@@ -143,6 +143,7 @@ def _threshold(scaled: Floats, weights: Floats, top_k: int, top_p: np.float32, m
     """
     vocabulary = scaled.shape[0]
     best = _greatest(scaled)
+    # min-p is a bound below the best score: log(p / p_max) >= log(min_p).
     least = best + np.float32(np.log(min_p))
     limited, nucleus = 0 < top_k < vocabulary, top_p < 1
     if not (limited or nucleus) or not np.isfinite(best):
@@ -178,6 +179,7 @@ def _nucleus(scaled: Floats, weights: Floats, best: np.float32, kth: np.float32,
     masses, counts = np.zeros(BUCKETS, np.float64), np.zeros(BUCKETS, np.int64)
     for i in range(scaled.shape[0]):
         weights[i] = exp(scaled[i] - best)
+    # A histogram of what top-k left, by mass and by count.
     for i in range(scaled.shape[0]):
         if scaled[i] >= kth:
             bucket = _bucket(scaled[i], best)
@@ -249,6 +251,7 @@ def _draw(scaled: Floats, least: np.float32, first: np.uint32, second: np.uint32
 
 @njit(**INNER)
 def _mix(x: np.uint32) -> np.uint32:
+    # The finaliser of MurmurHash3: every bit of the input moves half of the bits of the output.
     x ^= x >> np.uint32(16)
     x = np.uint32(x * np.uint32(0x85EBCA6B))
     x ^= x >> np.uint32(13)
@@ -261,5 +264,6 @@ def _gumbel(token: np.uint32, first: np.uint32, second: np.uint32) -> np.float32
     """See ``reference.gumbel``, bit for bit up to the logarithms' last places."""
     x = _mix(np.uint32(token * GOLDEN) ^ first)
     x = _mix(np.uint32(x + second))
+    # 23 random bits, shifted by a half so that neither 0 nor 1 comes out, whose double logarithm would be infinite.
     uniform = (np.float32(x >> np.uint32(9)) + np.float32(0.5)) * np.float32(2.0**-23)
     return -np.float32(np.log(-np.float32(np.log(uniform))))

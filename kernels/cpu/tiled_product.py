@@ -48,6 +48,7 @@ def multiply_part(
     ``scale`` [rows, R or fewer]; ``digits``: of ``x``, where the weights are multiplied so; ``y`` [rows, outputs in
     whole blocks]; what lies beyond the outputs and the used ranks is undefined.
     """
+    # The share of this part: whole blocks of outputs, so that no two threads write one vector of sums.
     blocks = product.weight.shape[0]
     first, last = part * blocks // parts, (part + 1) * blocks // parts
     if in_digits(product.weight):
@@ -140,6 +141,7 @@ def _pack_bytes(weight: Tensor) -> Any:
     packed = aligned_array((blocks, width // TOGETHER, LANES * TOGETHER), np.uint8)
     whole = torch.full((blocks * LANES, width), 128, dtype=torch.uint8)
     whole[:out, :size] = (weight.to(torch.int16) + 128).to(torch.uint8)
+    # Groups of four inputs of an output side by side: what one byte instruction multiplies and adds up.
     parts = whole.view(blocks, LANES, width // TOGETHER, TOGETHER).permute(0, 2, 1, 3)
     torch.from_numpy(packed).view(blocks, width // TOGETHER, LANES, TOGETHER).copy_(parts)
     return packed
@@ -255,6 +257,7 @@ def stack(products: Sequence[TiledProduct]) -> Product:
         weight[index] = part.weight
         shrink[index, : len(part.shrink)] = part.shrink
         expand[index, : len(part.expand)] = part.expand
+        # Each layer writes into its slice of the stack and keeps a view of it: the weights are held once.
         own_tiles = tiles[index, : part.tiles.shape[0], : part.tiles.shape[1]]
         own_tiles[:] = part.tiles
         product.product = Product(

@@ -113,11 +113,13 @@ class _Form:
 
     def add(self, builder: Any, total: Any, weights: Any, activations: Any) -> Any:
         if self.pairs:
+            # VDPBF16PS: sixteen dot products of two bfloat16 pairs, added to float32 sums.
             name = "llvm.x86.avx512bf16.dpbf16ps.512"
             return builder.call(
                 _function(builder, name, _FLOATS, [_FLOATS, _PAIRS, _PAIRS]), [total, weights, activations]
             )
         if self.fours:
+            # VPDPBUSD: sixteen dot products of four unsigned by four signed bytes, added to int32 sums; exact.
             name = "llvm.x86.avx512.vpdpbusd.512"
             return builder.call(_function(builder, name, _WORDS, [_WORDS] * 3), [total, weights, activations])
         name = f"llvm.fma.v{LANES}f32"
@@ -141,6 +143,8 @@ def _tile(rows: int, blocks: int) -> Any:
             row_bytes = cgutils.unpack_tuple(builder, inputs.strides, 2)[0]
             result_bytes = cgutils.unpack_tuple(builder, outputs.strides, 2)[0]
 
+            # First element of each block of weights, row of inputs and row of sums; inside the loop only offsets are
+            # added.
             def addresses(data: Any, first: Any, stride: Any, count: int) -> list[Any]:
                 start = builder.add(builder.ptrtoint(data, _I64), builder.mul(first, stride))
                 return [builder.add(start, builder.mul(stride, ir.Constant(_I64, i))) for i in range(count)]

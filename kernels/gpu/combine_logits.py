@@ -17,14 +17,14 @@ from ladle.kernels.step_tables import StepTables, own_rows, plain_tables
 
 
 def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor, *, block: int | None = None) -> Tensor:
-    """See ``reference.combine_logits``, whose bits this has; ``block``: tokens per tile (see ``tiling``)."""
+    """See ``reference.operations.combine_logits``, whose bits this has; ``block``: tokens per tile (see ``tiling``)."""
     return combine(logits, plain_tables(source_rows, weights), block=block)
 
 
 def combine_divergence(
     logits: Tensor, source_rows: Tensor, weights: Tensor, alpha: Tensor, *, block: int | None = None
 ) -> Tensor:
-    """See ``reference.combine_divergence``."""
+    """See ``reference.operations.combine_divergence``."""
     tables = plain_tables(source_rows, weights).changed(rule=step_tables.DIVERGENCE, scale=alpha)
     return combine(logits, replace(tables, linear=False), block=block)
 
@@ -32,7 +32,7 @@ def combine_divergence(
 def rule_out_implausible(
     scores: Tensor, base: Tensor, top_k: Tensor, top_p: Tensor, relative: Tensor, *, block: int | None = None
 ) -> Tensor:
-    """See ``reference.rule_out_implausible``."""
+    """See ``reference.operations.rule_out_implausible``."""
     floors = truncation_threshold(base, top_k, top_p, relative, block=block)
     tables = own_rows(scores).changed(base=torch.arange(len(scores), device=scores.device))
     return _in_place(scores, replace(tables, masks=True), base, floors, block)
@@ -47,7 +47,7 @@ def add_candidate_values(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """See ``reference.add_candidate_values``."""
+    """See ``reference.operations.add_candidate_values``."""
     values = torch.where(centred[:, None], values - values.mean(dim=-1, keepdim=True), values)
     tables = own_rows(scores).changed(candidates=candidates.shape[1], restricted=restricted)
     tables = replace(tables, candidates=candidates.contiguous(), values=values.to(torch.float32).contiguous())
@@ -64,7 +64,7 @@ def apply_penalties(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """See ``reference.apply_penalties``."""
+    """See ``reference.operations.apply_penalties``."""
     tables = own_rows(scores).changed(
         counted=torch.arange(len(scores), device=scores.device),
         repetition=repetition,

@@ -31,6 +31,8 @@ def _least(  # type: ignore[no-untyped-def]
     """
     tile = tl.arange(0, TILES)[:, None]
     step = tl.arange(0, _PIVOTS)
+    # Multisection instead of a sort: each pass over the list weighs what lies above eight pivots at once, and narrows
+    # the interval of candidate thresholds ninefold.
     while low + 1 < high:
         pivots = (low + (high - low) * (step + 1) // (_PIVOTS + 1)).to(tl.int32)
         above = tl.full([_PIVOTS], 0.0, tl.float32)
@@ -132,6 +134,7 @@ def draw(  # type: ignore[no-untyped-def]
             WIDTH,
         )  # fmt: skip
     else:
+        # Not truncated: the best token of each tile, noise included, was kept by ``summarise``.
         lane = tl.arange(0, TILES)
         place = sums + (sequence * _SUMS + 4) * tiles
         best = tl.load(place + lane, mask=lane < tiles, other=float("-inf"))
@@ -147,7 +150,7 @@ def width(padded: int) -> int:
 
 
 def variants() -> list[Variant]:
-    """For vocabularies of up to 262 k."""
+    """The one configuration, for vocabularies of up to 262 k."""
     signature = scratch_signature("sums", "best_ids", "kept", "kept_ids", "kept_counts", "float_params", "thresholds")
     signature |= {
         "int_params": POINTERS[torch.int32],

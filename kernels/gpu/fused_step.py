@@ -106,8 +106,10 @@ def _report(  # type: ignore[no-untyped-def]
         first, first_stride, logits, stride, source_rows, weights, sources, parts, int_params, float_params, floors,
         candidates, values, most_candidates, allowed, sequence, token // BLOCK, vocabulary, tiles, True, BLOCK, TILES,
     )  # fmt: skip
+    # A gather of one element: Triton cannot index a tensor in registers, so all others are summed up as 0.
     own = tl.sum(tl.where(columns == token, score, 0.0), 0)
     place = sums + sequence * _SUMS * tiles
+    # The normaliser of the row from its tiles: logprob = (score - max) - log sum exp(score - max).
     best, mass = merge_parts(place, place + tiles, lane, lane < tiles)
     tl.store(logprobs + sequence, (own - best) - mass)
     wanted = tl.minimum(tl.load(int_params + sequence * _INT_PARAMS + _WANTED), most_wanted)
@@ -137,7 +139,7 @@ _FULL = {**_LEAN, "num_warps": WARPS_FULL}
 
 
 def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) -> SampledTokens:
-    """See ``step_reference.fused_step``; ``block``: tokens per tile (see ``tiling``)."""
+    """See ``reference.step.fused_step``; ``block``: tokens per tile (see ``tiling``)."""
     if len(tables.source_rows) == 0:
         return _nothing(logits)
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
@@ -147,7 +149,7 @@ def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) 
 
 
 def guided_scores(logits: Tensor, tables: StepTables, *, block: int | None = None) -> Tensor:
-    """See ``step_reference.guided_scores``; ``block``: tokens per tile (see ``tiling``)."""
+    """See ``reference.step.guided_scores``; ``block``: tokens per tile (see ``tiling``)."""
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
     floors = _floors(logits, tables, tiling(logits.shape[1], block).block) if tables.masks else None
     return _guided(logits, tables, floors, block)
@@ -212,6 +214,8 @@ class _Launch:
 
     def draw(self) -> tuple[Tensor, Tensor]:
         known = {name: self._shared[name] for name in _DRAWN}
+        # Only where top-k, top-p or min-p cut a row: bound the survivors, then write them down. Rows that are not cut
+        # leave both kernels at once.
         if self._tables.truncates:
             bounds = {"sums": self._sums, "bounds": self._scratch()}
             sizes = {"TILES": self._tiles.padded, "GROUPS": GROUPS}
@@ -267,6 +271,7 @@ def _warmed(logits: Tensor, tables: StepTables, block: int | None) -> StepTables
     if len(warmed) == 0:
         return tables
     own = tables.of(warmed)
+    # The same step up to the draw, of these sequences alone: their entropy is that of what they are drawn from.
     floors = _floors(logits, own, tiling(logits.shape[1], block).block) if tables.masks else None
     float_params = tables.float_params.clone()
     kept = own.float_params[:, step_tables.TEMPERATURE]
@@ -279,6 +284,7 @@ def _floors(logits: Tensor, tables: StepTables, block: int) -> Tensor:
     """The least score of its base row that each sequence's plausibility mask leaves; -inf without a mask."""
     base = tables.int_params[:, step_tables.BASE].long()
     ones = torch.ones_like(tables.weights[:, :1])
+    # A step of its own, whose only source is the base and whose truncation is the mask: its threshold is the floor.
     asked = plain_tables(base.clamp(min=0)[:, None], ones).changed(
         temperature=(base >= 0).float(),
         top_k=tables.int_params[:, step_tables.MASK_TOP_K],

@@ -6,7 +6,7 @@ sums the parts, scales, multiplies and adds. How a row is cut and summed follows
 from the number of rows, and a rank block whose coefficients are all 0 adds nothing: so a row's values do not depend on
 what shares its batch, up to what the matrix units do in tiles of another height.
 
-Where the base product's weight has A's rows below its own, as in ``merging.gated``, the first launch is not needed.
+Where the base product's weight has A's rows below its own, as in ``merging.bank``, the first launch is not needed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def _shrink(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,
     INNER: tl.constexpr,
 ):
+    # Grid: (row tiles, rank tiles, parts of the inner dimension). A program holds its ROWS x RANKS sums in registers.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
     split = tl.program_id(2)
@@ -97,6 +98,7 @@ def _expand(  # type: ignore[no-untyped-def]
         c = tl.load(scale + row[:, None] * scale_stride + rank[None, :], mask=used, other=0).to(tl.float32)
         # A member that no row of this tile asks for is not read.
         if tl.max(tl.max((c != 0).to(tl.int32), axis=1), axis=0) > 0:
+            # Reduce the split-K partial sums in the order of the parts, which the shapes alone decide.
             at = shrunk + row[:, None] * shrunk_stride + rank[None, :]
             summed = tl.load(at, mask=used, other=0).to(tl.float32)
             for part in range(1, parts):
@@ -131,6 +133,7 @@ def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Te
     rows, inner = x.shape
     part = _part(inner)
     parts = triton.cdiv(inner, part)
+    # Float32 partial sums of x A^T, one slab per part.
     partial = torch.empty(parts, rows, ranks, dtype=torch.float32, device=x.device)
     variant = _shrink_variant(x.dtype, rows, ranks)
     sizes = variant.constexprs

@@ -57,6 +57,7 @@ def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     Raises ValueError for no terms, another shape or dtype, what is not contiguous.
     """
     _check(out, terms)
+    # More terms than a kernel takes: the sum so far goes on as a float32 term, so nothing is rounded in between.
     while len(terms) > AT_ONCE:
         part = torch.empty_like(out, dtype=torch.float32)
         _launch(part, terms[:AT_ONCE])

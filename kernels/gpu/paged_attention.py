@@ -49,6 +49,8 @@ def _attend(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
+    # Grid: (lanes, KV heads, chunks of the context). The query heads that share a KV head (GQA) are the rows of one
+    # matrix, so that every key and value is read once for all of them.
     lane, kv_head, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
     heads = kv_heads * FOLDED
@@ -56,6 +58,7 @@ def _attend(  # type: ignore[no-untyped-def]
     first = tl.maximum(position - window + 1, 0)
     start, stop = tl.maximum(chunk * CHUNK, first), tl.minimum((chunk + 1) * CHUNK, position + 1)
     if start < stop:
+        # Padded to what tl.dot takes: GROUP >= FOLDED heads, WIDTH >= DIM numbers. What is padded is masked.
         member, dim = tl.arange(0, GROUP), tl.arange(0, WIDTH)
         head = kv_head * FOLDED + member
         real = (member[:, None] < FOLDED) & (dim[None, :] < DIM)
@@ -126,6 +129,7 @@ def _join(  # type: ignore[no-untyped-def]
     for chunk in range(first // CHUNK, position // CHUNK + 1):
         row = (lane * chunks + chunk) * heads + head
         one = tl.arange(0, 1)
+        # Rescale both the running sums and this chunk to the greater maximum, then add: log-sum-exp of two parts.
         own = tl.load(maxima + row + one)
         higher = tl.maximum(best, own)
         before, now = tl.exp(best - higher), tl.exp(own - higher)

@@ -40,8 +40,10 @@ def _keys(scores, stride, row, experts, EXPERTS: tl.constexpr):  # type: ignore[
 def _route(scores, stride, previous, stayed, stay, chosen, experts, EXPERTS: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     _x, key = _keys(scores, stride, row, experts, EXPERTS)
+    # Argmax, the first of equal ones; a NaN is the greatest, as in torch.
     best = tl.min(tl.where(key == tl.max(key, 0), tl.arange(0, EXPERTS), EXPERTS), 0).to(tl.int64)
     last = tl.load(previous + row)
+    # Hysteresis: an expert that was switched to is kept for at least ``stay`` tokens.
     held = (last >= 0) & (tl.load(stayed + row) < tl.load(stay + row))
     tl.store(chosen + row, tl.where(held, last, best))
 
@@ -54,11 +56,14 @@ def _mix(scores, stride, top, chosen, shares, experts, EXPERTS: tl.constexpr, TO
     place = tl.arange(0, TOP)
     picked = tl.full([TOP], 0, tl.int32)
     said = tl.full([TOP], float("-inf"), tl.float32)
+    # Top-k by selection: take the best that is left, strike it out, k times. There are few experts, all of them in
+    # registers.
     for turn in range(0, top):
         best = tl.min(tl.where(key == tl.max(key, 0), expert, EXPERTS), 0)
         picked = tl.where(place == turn, best, picked)
         said = tl.where(place == turn, tl.sum(tl.where(expert == best, x, 0.0), 0), said)
         key = tl.where(expert == best, _LOWEST, key)
+    # Softmax over the chosen experts alone; places beyond ``top`` hold -inf and so have no share.
     mass = tl.exp(said - tl.max(said, 0))
     tl.store(chosen + row * top + place, picked.to(tl.int64), mask=place < top)
     tl.store(shares + row * top + place, tl.math.div_rn(mass, tl.sum(mass, 0)), mask=place < top)
@@ -90,8 +95,10 @@ def _lay_out(  # type: ignore[no-untyped-def]
         other = tl.min(tl.where(left == tl.max(left, 0), expert, EXPERTS), 0)
         total += tl.exp(tl.sum(tl.where(expert == other, x, 0.0), 0) - greatest)
         left = tl.where(expert == other, _LOWEST, left)
+    # One expert without normalisers is a linear sum: its weight is the request's own, and its share is not needed.
     alone = (wanted == 1) & (tl.load(exact + row) == 0)
     spoken = tl.load(weight + row)
+    # Column 0 of the row of the step's tables is the router, then follow the experts by score.
     start = row * (most + 1)
     tl.store(source_rows + start, tl.load(router_rows + row))
     tl.store(weights + start, tl.where(ask, tl.load(complement + row), 1.0))
@@ -105,12 +112,13 @@ def _lay_out(  # type: ignore[no-untyped-def]
         tl.store(weights + start + 1 + turn, tl.where(ask & (turn < wanted), share, 0.0))
         current = tl.minimum(tl.min(tl.where(left == tl.max(left, 0), expert, EXPERTS), 0), experts - 1)
         left = tl.where(expert == current, _LOWEST, left)
+    # The routing state that the next token begins with: who spoke, and for how many tokens in a row.
     tl.store(leading + row, tl.where(ask, first.to(tl.int64), last))
     tl.store(lasting + row, tl.where(ask, tl.where(first == last, stays + 1, 1), stays))
 
 
 def route_tokens(scores: Tensor, previous: Tensor, stayed: Tensor, stay: Tensor) -> Tensor:
-    """See ``routing.route_tokens``."""
+    """See ``reference.route_tokens.route_tokens``."""
     n, experts = scores.shape
     chosen = torch.empty(n, dtype=torch.int64, device=scores.device)
     if n:
@@ -121,7 +129,7 @@ def route_tokens(scores: Tensor, previous: Tensor, stayed: Tensor, stay: Tensor)
 
 
 def mix_experts(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """See ``routing.mix_experts``."""
+    """See ``reference.route_tokens.mix_experts``."""
     n, experts = scores.shape
     chosen = torch.empty(n, top, dtype=torch.int64, device=scores.device)
     shares = torch.empty(n, top, dtype=torch.float32, device=scores.device)
@@ -142,7 +150,7 @@ def combine_routed(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """See ``routing.combine_routed``; ``block``: tokens per tile (see ``score_tile.tiling``)."""
+    """See ``reference.route_tokens.combine_routed``; ``block``: tokens per tile (see ``score_tile.tiling``)."""
     n, most, vocabulary = expert_logits.shape
     factors = torch.stack([complement.double(), weight.double()], dim=1)
     factors = torch.where(normalize[:, None], factors / factors.sum(dim=1, keepdim=True), factors)
@@ -170,7 +178,7 @@ def route_rows(
     weight: Tensor,
     exact: Tensor,
 ) -> RoutedRows:
-    """See ``step_reference.route_rows``."""
+    """See ``reference.step.route_rows``."""
     n, experts = scores.shape
     device = scores.device
     routed_rows = RoutedRows(

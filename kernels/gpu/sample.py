@@ -24,7 +24,7 @@ def sample(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """See ``reference.sample``; ``block``: tokens per tile (see ``score_tile.tiling``)."""
+    """See ``reference.operations.sample``; ``block``: tokens per tile (see ``score_tile.tiling``)."""
     tables = own_rows(scores).changed(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, key_0=keys[:, 0], key_1=keys[:, 1]
     )
@@ -34,18 +34,18 @@ def sample(
 def truncation_threshold(
     scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, *, block: int | None = None
 ) -> Tensor:
-    """See ``reference.truncation_threshold``."""
+    """See ``reference.operations.truncation_threshold``."""
     tables = own_rows(scaled).changed(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
     return drawn(scaled, replace(tables, truncates=True), block=block)[1]
 
 
 def token_logprobs(scores: Tensor, tokens: Tensor, *, block: int | None = None) -> Tensor:
-    """See ``reference.token_logprobs``."""
+    """See ``reference.operations.token_logprobs``."""
     return reported(scores, own_rows(scores), tokens, block=block).logprobs
 
 
 def best_logprobs(scores: Tensor, count: int, *, block: int | None = None) -> tuple[Tensor, Tensor]:
-    """See ``reference.best_logprobs``."""
+    """See ``reference.operations.best_logprobs``."""
     tables = own_rows(scores).changed(wanted=count)
     tokens = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
     made = reported(scores, replace(tables, wanted=count), tokens, block=block)

@@ -21,7 +21,8 @@ from ladle.kernels.step_tables import StepTables
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 2048
 WARPS, WARPS_FULL = 8, 4
-"""Of a program that only adds sources up, and of one that may do anything to a tile, whose registers 8 would spill."""
+"""Warps of a program that only adds sources up, and of one that may do anything to a tile: 8 would spill its
+registers."""
 PADDED = 128
 """A power of two that holds the tiles of vocabularies of up to 262 k; for greater ones it is doubled."""
 
@@ -76,6 +77,7 @@ def _linear(  # type: ignore[no-untyped-def]
 @triton.jit
 def merge_parts(tops, masses, at, there):  # type: ignore[no-untyped-def]
     """(max, log sum exp(x - max)) of a row from those of its tiles; NaN where the row holds NaN or +inf."""
+    # Log-sum-exp over the tiles: each mass is rescaled from its tile's maximum to the row's.
     top = tl.load(tops + at, mask=there, other=float("-inf"))
     mass = tl.load(masses + at, mask=there, other=0.0)
     best = tl.max(top, 0)
@@ -234,6 +236,7 @@ def _measure(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(max, sum exp(x - max)) of one tile of one source of a sequence whose rule needs log-probabilities."""
+    # Grid: (sequence and source, tile). Sources of linear rules and of weight 0 need no normaliser.
     pair = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     rule = tl.load(int_params + (pair // sources) * _INT_PARAMS + _RULE)
@@ -253,7 +256,13 @@ def _measure(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How rows are cut: ``tiles`` tiles of ``block`` tokens, ``padded`` the power of two that holds their number."""
+    """How rows of scores are cut.
+
+    Attributes:
+        block: tokens per tile.
+        tiles: of a row.
+        padded: the power of two that holds their number.
+    """
 
     block: int
     tiles: int

@@ -42,7 +42,7 @@ _SUMS = tl.constexpr(SUMS)
 
 @triton.jit
 def noise(int_params, sequence, columns):  # type: ignore[no-untyped-def]
-    """See ``reference.gumbel``."""
+    """See ``reference.operations.gumbel``."""
     key_0 = tl.load(int_params + sequence * _INT_PARAMS + _KEY_0).to(tl.uint32, bitcast=True)
     key_1 = tl.load(int_params + sequence * _INT_PARAMS + _KEY_1).to(tl.uint32, bitcast=True)
     x = (columns.to(tl.uint32) * 0x9E3779B9) ^ key_0

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ladle.kernels import step_tables
 from ladle.kernels.entropy import entropy_temperatures
-from ladle.kernels.reference import scores as plain
-from ladle.kernels.reference.routing import combine_routed, mix_experts, route_tokens
+from ladle.kernels.reference import operations as plain
+from ladle.kernels.reference.route_tokens import combine_routed, mix_experts, route_tokens
 from ladle.kernels.step_tables import RoutedRows, SampledTokens, StepTables
 from ladle.kernels.trust_region import within_budget
 
@@ -35,7 +35,7 @@ _PLAIN = Operations()
 
 def fused_step(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -> SampledTokens:
     """One step of n sequences, from ``logits`` [rows, vocabulary] of all their sources to tokens and logprobs: the
-    operations ``do`` one after the other, in the order said in ``reference.scores``, on what ``tables`` holds.
+    operations ``do`` one after the other, in the order said in ``reference.operations``, on what ``tables`` holds.
     """
     # Guidance first. What is traced is taken before ``allowed`` rules tokens out, logprobs after that, and draws after
     # penalties and bias: three stages of the same rows.
@@ -70,10 +70,12 @@ def guided_scores(logits: Tensor, tables: StepTables, do: Operations = _PLAIN) -
             continue
         tokens, values = tables.candidates[index, None, :count], tables.values[index, None, :count]
         do.add_candidate_values(scores[index : index + 1], tokens, values, restricted & False, restricted)
+    # KL budgets: scores of sequences that have one are drawn back towards their base row.
     sequences, bases, nats = tables.budgets
     if len(sequences):
         base = logits.index_select(0, bases).to(scores.dtype)
         scores[sequences] = within_budget(scores.index_select(0, sequences), base, nats)
+    # Plausibility masks last: they look at the base's own logits, not at what guidance made of them.
     masked = (int_params[:, step_tables.BASE] >= 0).nonzero()[:, 0] if tables.masks else int_params[:0, 0]
     if masked.numel():
         own, float_params = int_params.index_select(0, masked), tables.float_params.index_select(0, masked)

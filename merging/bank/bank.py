@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ladle.kernels.dispatch import Block
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.low_rank import LowRankMember
 
 

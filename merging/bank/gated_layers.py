@@ -21,7 +21,7 @@ from ladle.merging.bank.gated_group import Gate, GatedGroup
 from ladle.merging.bank.gated_weight import install_weights, require_multiplied, weight_of
 from ladle.merging.bank.grouped_experts import GroupedExperts
 from ladle.merging.bank.tensor_parallel import COLUMNS_GATHERED, Shard
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 class _Valueless(Tensor):

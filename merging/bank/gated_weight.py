@@ -12,7 +12,7 @@ from ladle.kernels import dispatch
 from ladle.merging.bank.bank import Bank, StackedFactors
 from ladle.merging.bank.gated_group import Gate
 from ladle.merging.checkpoints.experts import find_routers
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 _ATTRIBUTES = frozenset({"__get__", "size", "dim", "stride", "numel", "element_size", "is_floating_point"})
 _CASTS = frozenset({"type", "to", "float", "double", "half", "bfloat16", "contiguous"})

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ladle.merging.bank.bank import StackedFactors
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 COLUMNS, COLUMNS_GATHERED = "colwise", "colwise_gather_output"
 ROWS, ROWS_OF_ALL = "rowwise", "rowwise_split_input"
@@ -28,7 +28,12 @@ _WHOLE = ("replicate", "replicated_with_grad_allreduce", "embedding_rowwise", "e
 
 
 class RankExchange(Protocol):
-    """Processes ``rank`` 0 to ``size`` - 1 that compute the same forward, each with its part of the weights."""
+    """Processes that compute the same forward, each with its part of the weights.
+
+    Attributes:
+        rank: which of them this one is, from 0.
+        size: how many there are.
+    """
 
     rank: int
     size: int
@@ -119,8 +124,9 @@ def split_linears(model: Any, exchange: RankExchange) -> dict[str, Shard]:
     size = exchange.size
     strange = sorted(set(plan.values()) - {*STYLES, *_WHOLE})
     if strange or not plan:
-        reason = f"its plan has {strange[0]}" if strange else "it has no plan"
-        raise InputError("tensor_parallel", size, f"1 for {type(model).__name__}: {reason}")
+        kind = type(model).__name__
+        reason = f"the plan of {kind} has {strange[0]}" if strange else f"{kind} has no plan of how it is divided"
+        raise InputError("tensor_parallel", size, "1", reason)
     text = model.config.get_text_config()
     for what, key in (("attention heads", "num_attention_heads"), ("key/value heads", "num_key_value_heads")):
         heads = getattr(text, key, None) or size

@@ -11,7 +11,7 @@ from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.experts import Experts, read_experts
 from ladle.merging.checkpoints.quantised_reader import QuantisedReader
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 # Keys of config.json that say nothing about shapes or arithmetic: two checkpoints that differ only here are one model.
 # Ties are compared by their weights.

@@ -19,7 +19,7 @@ from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_j
 from ladle.merging.checkpoints.conversion import Conversion
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.quantised_reader import Quantization
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 _RECOMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(bias|masked_bias)|position_ids)$"

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -16,7 +16,7 @@ from ladle.merging.checkpoints.checkpoint_files import (
     read_json,
     weight_files,
 )
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 __all__ = ["INDEX", "SINGLE", "CheckpointReader", "has_checkpoint", "read_header", "read_json", "require_finite"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_j
 from ladle.merging.checkpoints.gguf_facts import GGUFFacts
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.new_folder import require_space
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 @contextmanager

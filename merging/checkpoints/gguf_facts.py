@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|return|>")
 """How chat templates end a turn, for files that name the token nowhere else."""

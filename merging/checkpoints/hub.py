@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 # Weights come as safetensors only; "*.json" brings config, tokenizer, generation config and the shard index.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]

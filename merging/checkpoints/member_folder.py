@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ladle.merging.checkpoints.hub import Progress, is_hub_id, member_from_hub
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 def member_folder(spec: str, root: Path, progress: Progress | None = None) -> Path:

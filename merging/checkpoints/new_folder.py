@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how the safetensors library says why a file could not be written
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

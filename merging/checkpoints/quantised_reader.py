@@ -17,7 +17,7 @@ from torch import Tensor
 from ladle.merging.checkpoints import packed_weights as layouts
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, require_finite
 from ladle.merging.checkpoints.packed_weights import FourBits, Packed
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 CURE = "give the plain checkpoint, or one quantised as fp8, compressed-tensors, gptq, awq or bitsandbytes"
 _LEFT_OUT = re.compile(

@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ladle.merging.checkpoints.checkpoint_files import refuse_pointer
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 def read_tensors(file: Path, absent: str = "") -> dict[str, torch.Tensor]:

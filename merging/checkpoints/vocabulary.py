@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ladle.merging.checkpoints.checkpoint_reader import read_json
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 TOKENIZER = "tokenizer.json"
 # Names of tokens that a vocabulary holds in reserve; trainers rename them where they need one.

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ladle.merging.checkpoints.base import Progress, resolve_base
-from ladle.merging.errors import FamilyError
+from ladle.merging.checkpoints.base_checkpoint import Progress, resolve_base
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.manifest import load_manifest
 from ladle.merging.family.place import local_manifest
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ladle.merging.checkpoints.member_folder import member_folder
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.manifest import Manifest
 from ladle.merging.family.manifest_tables import Finite
 from ladle.merging.family.measurement_file import fingerprint_of, read_measured
@@ -23,7 +23,7 @@ from ladle.merging.family.surface import FITTED_METHOD, SURFACE_NAME
 CALIBRATION_NAME = "calibration.json"
 
 
-class Response(BaseModel):
+class RewardResponse(BaseModel):
     """How one objective's mean reward follows the preference.
 
     Attributes:
@@ -60,7 +60,7 @@ class Calibration(BaseModel):
     steering: dict[str, Any]
     sampling: dict[str, Any]
     answers: int
-    responses: dict[str, Response]
+    responses: dict[str, RewardResponse]
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ladle.merging.checkpoints.checkpoint_reader import read_json
 from ladle.merging.checkpoints.vocabulary import TOKENIZER, tokens_of
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 _ANSWER = "the answer"
 _KEPT = 80  # characters of a template that may stand between an answer and the token that ends the turn

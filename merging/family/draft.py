@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ladle.merging.checkpoints.base import resolve_base
+from ladle.merging.checkpoints.base_checkpoint import resolve_base
 from ladle.merging.checkpoints.checkpoint_reader import has_checkpoint
 from ladle.merging.checkpoints.hub import Progress
 from ladle.merging.checkpoints.member_folder import member_folder
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.grown_from import model_that_fits
 from ladle.merging.members.adapter import is_peft_folder
 from ladle.merging.members.pblora import is_pblora_folder

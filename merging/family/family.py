@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ladle.merging.checkpoints.architecture import Architecture
-from ladle.merging.checkpoints.base import Progress
+from ladle.merging.checkpoints.base_checkpoint import Progress
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.vocabulary import without_embedding
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.calibration import Calibration, load_calibration
 from ladle.merging.family.chat_manner import ChatManner, read_conversation
 from ladle.merging.family.family_model import FamilyModel, open_model, require_same_tokens
 from ladle.merging.family.load_members import MemberLoader, grown_from, place_of
 from ladle.merging.family.manifest import Manifest, load_manifest
-from ladle.merging.family.manifest_tables import HEADED, Member, Value
+from ladle.merging.family.manifest_tables import HEADED, MemberTable, Value
 from ladle.merging.family.place import find_manifest
 from ladle.merging.family.surface import Surface, load_surface
 from ladle.merging.members.adapter import LowRankMember
@@ -267,7 +267,7 @@ def load_family(
     speakers: list[tuple[str, Path]] = []
     loader = MemberLoader(models, manifest.objectives, len(manifest.experts))
     kinds: dict[str, str] = {}
-    folders: list[tuple[Member, Path]] = []
+    folders: list[tuple[MemberTable, Path]] = []
     for kind, entry in manifest.members():
         try:
             folders.append((entry, place_of(entry, models, root, progress)))
@@ -320,7 +320,7 @@ def load_family(
     )
 
 
-def _different(file: Path, kind: str, entries: Sequence[Member], loader: MemberLoader) -> tuple[str, ...]:
+def _different(file: Path, kind: str, entries: Sequence[MemberTable], loader: MemberLoader) -> tuple[str, ...]:
     """The members of entries that are merged with each other, each of which must have its own."""
     members: dict[str, str] = {}
     for entry in entries:

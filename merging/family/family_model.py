@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from ladle.merging.checkpoints.architecture import Architecture, open_weights, read_architecture
-from ladle.merging.checkpoints.base import Progress, resolve_base
+from ladle.merging.checkpoints.base_checkpoint import Progress, resolve_base
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.vocabulary import TOKENIZER, largest_id, require_same_vocabulary
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import CONFIG, LowRankMember
 from ladle.merging.members.full_member import FullMember
 from ladle.merging.members.steering_vector import SteeringVector

@@ -8,9 +8,9 @@ from ladle.merging.checkpoints.checkpoint_reader import has_checkpoint
 from ladle.merging.checkpoints.hub import Progress
 from ladle.merging.checkpoints.member_folder import member_folder
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family_model import FamilyModel
-from ladle.merging.family.manifest_tables import HEADED, Expert, Member, Router, Value, Vector
+from ladle.merging.family.manifest_tables import HEADED, Expert, MemberTable, Router, Value, Vector
 from ladle.merging.members.adapter import CONFIG, LowRankMember, is_peft_folder, load_peft
 from ladle.merging.members.full_member import FullMember, load_full, unties
 from ladle.merging.members.mlx_adapter import is_mlx_folder, load_mlx
@@ -21,12 +21,14 @@ from ladle.merging.members.steering_vector import load_vector, vector_file
 from ladle.merging.members.value_head import ValueHead, load_value_head
 
 
-def grown_from(entry: Member) -> str:
+def grown_from(entry: MemberTable) -> str:
     """The model that a manifest's entry was grown from: "" for the base, or a name of ``[[models]]``."""
     return getattr(entry, "base", None) or ""
 
 
-def place_of(entry: Member, models: Mapping[str, FamilyModel], root: Path, progress: Progress | None = None) -> Path:
+def place_of(
+    entry: MemberTable, models: Mapping[str, FamilyModel], root: Path, progress: Progress | None = None
+) -> Path:
     """The folder of a member: its path's, or without one that of its model, which it is; of a vector its file. Raises
     FamilyError."""
     if isinstance(entry, Vector):
@@ -65,7 +67,7 @@ class MemberLoader:
         self._objectives = tuple(objectives)
         self._loaded: dict[tuple[str, Path], str] = {}
 
-    def untie(self, entries: Sequence[tuple[Member, Path]]) -> None:
+    def untie(self, entries: Sequence[tuple[MemberTable, Path]]) -> None:
         """Let the models have apart what they tie and any of these members, all of them full, has apart. Before they
         are loaded, which says what is wrong with one that cannot be read.
         """
@@ -81,7 +83,7 @@ class MemberLoader:
                 if apart := unties(path, model.architecture):
                     self._models[name] = model.untied(frozenset(apart))
 
-    def load(self, entry: Member, path: Path) -> None:
+    def load(self, entry: MemberTable, path: Path) -> None:
         """Read the member of a manifest entry from ``path``, or share what an earlier entry read from there.
 
         Raises:

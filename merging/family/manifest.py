@@ -10,21 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.default_sampling import FamilySampling
 from ladle.merging.family.manifest_tables import (
     HEADED,
     Backbone,
     Base,
     Expert,
-    Member,
-    Model,
+    MemberTable,
+    ModelTable,
     MonitorTable,
     Policy,
     Preset,
     Router,
     Soup,
-    Thinking,
+    ThinkingTable,
     Value,
     Vector,
 )
@@ -67,20 +67,20 @@ class Manifest(BaseModel):
     chat_template: str | None = Field(default=None, min_length=1)
     stop_tokens: list[Annotated[str, Field(min_length=1)]] | None = None
     sampling: FamilySampling | None = None
-    thinking: Thinking | None = None
+    thinking: ThinkingTable | None = None
     base: Base
     soup: Soup | None = None
     backbones: list[Backbone] = []
     policies: list[Policy] = []
     values: list[Value] = []
     monitors: list[MonitorTable] = []
-    models: list[Model] = []
+    models: list[ModelTable] = []
     experts: list[Expert] = []
     router: Router | None = None
     vectors: list[Vector] = []
     presets: dict[str, Preset] = {}
 
-    def members(self) -> Iterator[tuple[str, Member]]:
+    def members(self) -> Iterator[tuple[str, MemberTable]]:
         """(kind, entry) of every member in manifest order: backbone, policy, value, expert, router, vector."""
         for kind, entries in (
             ("backbone", self.backbones),
@@ -307,7 +307,8 @@ def _opposing(manifest: Manifest, value: Value) -> list[str]:
 
 
 def _check_policies(manifest: Manifest) -> None:
-    """At most one policy per objective, each for an objective that exists. Raises ValueError starting with the key."""
+    """Require at most one policy per objective, each for an objective that exists. Raises ValueError, the key
+    first."""
     served: list[tuple[str, str]] = []
     for index, policy in enumerate(manifest.policies):
         if policy.objective is not None:

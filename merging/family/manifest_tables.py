@@ -47,7 +47,7 @@ class Soup(Table):
         return self
 
 
-class Member(Table):
+class MemberTable(Table):
     """What every member has: a name and where its LoRA folder or full checkpoint lies: a path relative to the manifest,
     an absolute one, one with ``~``, or a hub id, ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
 
@@ -55,13 +55,13 @@ class Member(Table):
     path: str = Field(min_length=1)
 
 
-class Backbone(Member):
+class Backbone(MemberTable):
     """``[[backbones]]``: a policy trained on a mix of rewards; ``rewards`` is its row of B."""
 
     rewards: list[Finite] | None = None
 
 
-class Policy(Member):
+class Policy(MemberTable):
     """``[[policies]]``: a policy trained on one objective alone, of which Rewarded Soup mixes one per objective; or one
     trained for one preference, ``rewards``, by weights in the order of the objectives: what a merged model for that
     preference can be measured against."""
@@ -76,7 +76,7 @@ class Policy(Member):
         return self
 
 
-class Model(Table):
+class ModelTable(Table):
     """``[[models]]``: a further language model that shares the base's tokenizer, of any size.
 
     Attributes:
@@ -94,7 +94,7 @@ HEADED = ("explicit", "monitor")
 """Kinds of values that are a trunk with a scalar head."""
 
 
-class Value(Member):
+class Value(MemberTable):
     """``[[values]]``: implicit (a tuned language model) or explicit (a trunk with a scalar head), of which one that was
     trained as a monitor guides nothing: its head gives the logit of the probability that a text goes wrong.
 
@@ -160,18 +160,19 @@ class MonitorTable(Table):
         return {"value": self.value, "ask": self.ask, "above": self.above, "for": self.run, "hold": hold}
 
 
-class Expert(Member):
+class Expert(MemberTable):
     """``[[experts]]``: a language model that is good at something; a router chooses among them at every token.
 
-    ``base``: the entry of ``[[models]]`` it was grown from; None for the family's base. Without a ``path`` the expert
-    is that entry as it is.
+    Attributes:
+        path: as of every member; without one the expert is the model ``base`` as it is.
+        base: the entry of ``[[models]]`` it was grown from; None for the family's base.
     """
 
     path: str = ""
     base: str | None = None
 
 
-class Router(Member):
+class Router(MemberTable):
     """``[router]``: a language model and, beside its weights, a linear head with one row an expert, in the order of
     ``[[experts]]``. ``base``: as of an expert. A folder with the head alone is that model as it is."""
 
@@ -179,7 +180,7 @@ class Router(Member):
     base: str | None = None
 
 
-class Vector(Member):
+class Vector(MemberTable):
     """``[[vectors]]``: a steering vector of the base: a ``.safetensors`` file with one tensor ``[layers, hidden]``, a
     folder with a ``steering_vector.safetensors``, or a control vector in GGUF. It lies on this machine: ``path`` names
     no repository of the hub."""
@@ -222,16 +223,21 @@ EFFORTS = ("minimal", "low", "medium", "high", "xhigh")
 
 
 class VerifierTable(Table):
-    """``[thinking.verifier]``: what may end a thought that holds the answer already, where a request does not say:
-    after so many tokens (``every``) the base is asked a question (``ask``), and yes has to be more likely than
-    ``above``. What it leaves out is the server's."""
+    """``[thinking.verifier]``: what may end a thought that holds the answer already, where a request does not say. What
+    it leaves out is the server's.
+
+    Attributes:
+        every: after so many tokens the base is asked.
+        ask: the question.
+        above: the probability of yes that has to be exceeded.
+    """
 
     every: Annotated[StrictInt, Field(ge=1, le=1 << 20)] | None = None
     ask: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
     above: Annotated[Finite, Field(ge=0, lt=1)] | None = None
 
 
-class Thinking(Table):
+class ThinkingTable(Table):
     """``[thinking]``.
 
     Attributes:
@@ -247,7 +253,7 @@ class Thinking(Table):
     verifier: VerifierTable | None = None
 
     @model_validator(mode="after")
-    def _two_tags(self) -> "Thinking":
+    def _two_tags(self) -> "ThinkingTable":
         if (self.open is None) != (self.close is None) or (self.open is not None and self.open == self.close):
             raise ValueError("open and close are two tags; give both or neither")
         return self

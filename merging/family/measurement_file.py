@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 _WHOLE = 256 << 20
 """Bytes up to which a member's file counts with its contents; of a larger one, which takes long to read, the size."""

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from ladle.merging.checkpoints.hub import Progress, family_from_hub, is_hub_id
-from ladle.merging.errors import FamilyError, did_you_mean
+from ladle.merging.exceptions import FamilyError, did_you_mean
 
 MANIFEST_NAME = "family.toml"
 

@@ -72,7 +72,7 @@ class Report:
     chat: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON takes it."""
         document = asdict(self)
         document["methods"] = {
             name: {"available": ready, "reason": reason or None} for name, (ready, reason) in self.methods.items()

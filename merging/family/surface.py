@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ladle.merging.checkpoints.member_folder import member_folder
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.manifest import Manifest
 from ladle.merging.family.manifest_tables import Finite
 from ladle.merging.family.measurement_file import fingerprint_of, read_measured
@@ -23,7 +23,7 @@ SURFACE_NAME = "surface.json"
 FITTED_METHOD = "fitted_soup"
 """The method whose coefficients come from the surface."""
 _LEAST = 1e-3
-"""Of an expected reward above its floor: its logarithm is asked for."""
+"""The least that an expected reward lies above its floor: its logarithm is asked for."""
 
 
 class Surface(BaseModel):

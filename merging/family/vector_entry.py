@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.manifest import Manifest, load_manifest
 from ladle.merging.members.steering_vector import save_vector, vector_file
 

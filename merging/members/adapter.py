@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ladle.merging.checkpoints.experts import Experts
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter_tensors import PREFIX, Weights, read_factors, serve_whole
 from ladle.merging.members.expert_factors import ExpertFactors
 from ladle.merging.members.lora_config import CONFIG, LoraSettings

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ladle.merging.checkpoints.experts import Experts, ExpertWeight
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter_tensors import PREFIX
 from ladle.merging.members.lora_config import LoraSettings
 from ladle.merging.members.low_rank import LowRank

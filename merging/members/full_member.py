@@ -8,7 +8,7 @@ from ladle.merging.checkpoints.blueprint import load_config
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_json
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.vocabulary import require_shared_vocabulary
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.head_names import EXPECTED, HEAD_NAMES
 
 OUTPUT_HEAD = "lm_head.weight"

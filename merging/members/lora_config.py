@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ladle.merging.checkpoints.checkpoint_reader import read_json
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter_tensors import serve_whole
 
 CONFIG = "adapter_config.json"

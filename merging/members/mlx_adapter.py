@@ -8,7 +8,7 @@ import torch
 
 from ladle.merging.checkpoints.checkpoint_reader import read_json, require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import CONFIG, LowRank, LowRankMember
 
 MLX_WEIGHTS = "adapters.safetensors"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ladle.merging.checkpoints.checkpoint_reader import read_json
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import CONFIG, WEIGHTS, LowRank, LowRankMember
 from ladle.merging.members.adapter_tensors import PREFIX, read_factors
 

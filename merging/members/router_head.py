@@ -8,7 +8,7 @@ import torch
 
 from ladle.merging.checkpoints.checkpoint_reader import require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 ROUTER_HEAD = "router_head.safetensors"
 _TENSORS = ("weight", "bias", "defer", "defer_bias")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ladle.merging.checkpoints.checkpoint_files import refuse_pointer
 from ladle.merging.checkpoints.checkpoint_reader import require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 VECTOR = "steering_vector.safetensors"
 """The file that is looked for where a folder is named."""

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, has_checkpoint, require_finite
 from ladle.merging.checkpoints.tensor_file import read_tensors
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import WEIGHTS, is_peft_folder
 from ladle.merging.members.adapter_tensors import read_head
 from ladle.merging.members.head_names import EXPECTED, HEAD_NAMES
@@ -19,7 +19,12 @@ HEAD = "value_head.safetensors"
 
 @dataclass(frozen=True)
 class ValueHead:
-    """V(h) = weight . h + bias; ``weight`` [hidden] float32."""
+    """V(h) = weight . h + bias.
+
+    Attributes:
+        weight: [hidden] float32.
+        bias: in the unit of the value.
+    """
 
     weight: torch.Tensor
     bias: float

@@ -14,7 +14,7 @@ from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader, read_j
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.new_folder import new_folder, require_free
 from ladle.merging.checkpoints.tensor_file import read_tensors
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import WEIGHTS
 from ladle.merging.members.adapter_tensors import as_safetensors
 from ladle.merging.members.lora_config import CONFIG

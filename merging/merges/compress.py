@@ -14,7 +14,7 @@ from ladle.merging.checkpoints.architecture import Architecture
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.new_folder import new_folder, require_free
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.members.adapter import CONFIG, WEIGHTS
 from ladle.merging.members.expert_factors import flat_factors, nested_module
 from ladle.merging.members.full_member import FullMember
@@ -58,7 +58,7 @@ class CompressionReport:
     parameters: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON takes it."""
         return asdict(self)
 
 

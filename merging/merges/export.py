@@ -13,7 +13,7 @@ from ladle.merging.checkpoints.checkpoint_reader import INDEX, SINGLE, read_json
 from ladle.merging.checkpoints.conversion import ConvertedReader
 from ladle.merging.checkpoints.new_folder import new_folder, require_free, require_space
 from ladle.merging.checkpoints.vocabulary import TOKENIZER, tokens_of
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.streaming_merge import Merge, TensorSpec
 

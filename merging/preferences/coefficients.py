@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ladle.merging.errors import CodedText, InputError, code_of
+from ladle.merging.exceptions import CodedText, InputError, code_of
 from ladle.merging.preferences.delta_norms import DeltaNorms
 from ladle.merging.preferences.preference import Preference
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ladle.merging.errors import CodedText, InputError
+from ladle.merging.exceptions import CodedText, InputError
 
 _SUM_TOLERANCE = 1e-6  # how far a sum may be from 1 before we say that it was normalised
 

@@ -1,1 +1,2 @@
-"""The commands ``ladle sweep``, ``compare``, ``fit`` and ``calibrate``: options in, files and tables out."""
+"""The commands ``ladle train``, ``sweep``, ``compare``, ``fit``, ``calibrate`` and ``monitor``: options in, files and
+tables out."""

@@ -39,7 +39,7 @@ def command(
     Example: ladle sweep FOLDER -m bone_soup --points 4 --out sweep, and then: ladle calibrate FOLDER sweep
     """
     from ladle.guidance.target import reachable
-    from ladle.merging.errors import FamilyError
+    from ladle.merging.exceptions import FamilyError
     from ladle.merging.family.calibration import CALIBRATION_NAME, calibrated_on
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.measurement_file import write_measured

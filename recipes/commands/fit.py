@@ -43,7 +43,7 @@ def command(
     """  # fmt: skip
     import numpy as np
 
-    from ladle.merging.errors import FamilyError
+    from ladle.merging.exceptions import FamilyError
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.measurement_file import write_measured
     from ladle.merging.family.place import find_manifest

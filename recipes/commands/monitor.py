@@ -9,11 +9,11 @@ import typer
 
 
 def command(
-    family: Annotated[Path, typer.Argument(help="A family's folder.")],
+    family: Annotated[Path, typer.Argument(help="Folder of the family that the monitor is added to.")],
     texts: Annotated[Path, typer.Argument(help="Answers with labels: a .jsonl file.")],
     name: Annotated[str, typer.Option(help="What the value and its monitor are called.")] = "harm",
-    run: Annotated[int, typer.Option("--for", min=1, max=512, help="How many tokens in a row must be above.")] = 3,
-    hold: Annotated[int, typer.Option(min=1, max=512, help="How many tokens are held back.")] = 8,
+    run: Annotated[int, typer.Option("--for", min=1, max=512, help="Tokens in a row that must exceed the bound.")] = 3,
+    hold: Annotated[int, typer.Option(min=1, max=512, help="Tokens of an answer that are held back.")] = 8,
     false_stops: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="The share of good answers that may be ended.")
     ] = 0.1,
@@ -30,7 +30,7 @@ def command(
 
     Example: ladle monitor FOLDER answers.jsonl --name harm --for 3 --hold 8
     """
-    from ladle.merging.errors import FamilyError, InputError
+    from ladle.merging.exceptions import FamilyError, InputError
     from ladle.merging.family.manifest import load_manifest
     from ladle.merging.family.place import MANIFEST_NAME
     from ladle.recipes.base_model import load_base
@@ -61,11 +61,11 @@ def command(
         folder.parent.mkdir(exist_ok=True)
         modules = tuple(module or ("q_proj", "k_proj", "v_proj", "o_proj"))
         loss = train_monitor(base, name, trained, modules, config, folder, spec)
-        found = watching(probabilities(base, folder, held), [text.bad for text in held], run, false_stops)
+        figures = watching(probabilities(base, folder, held), [text.bad for text in held], run, false_stops)
         entries = [
             *("", "[[values]]", f'name = "{name}"', 'kind = "monitor"', f'path = "adapters/{name}"'),
-            *("", "[[monitors]]", f'name = "{name}"', f'value = "{name}"', f"above = {min(found.above, 0.999999):.6f}"),
-            *(f"for = {run}", f"hold = {hold}", ""),
+            *("", "[[monitors]]", f'name = "{name}"', f'value = "{name}"'),
+            *(f"above = {min(figures.above, 0.999999):.6f}", f"for = {run}", f"hold = {hold}", ""),
         ]
         with (place / MANIFEST_NAME).open("a", encoding="utf-8") as file:
             file.write("\n".join(entries))
@@ -74,6 +74,6 @@ def command(
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"loss {loss:.3f} nats a token")
-    for line in report(found, run):
+    for line in report(figures, run):
         typer.echo(line)
     typer.echo(f"written to {folder} and {place / MANIFEST_NAME}; a server watches by it when it starts again")

@@ -57,8 +57,8 @@ def command(
     import peft  # noqa: F401
     import trl  # noqa: F401
 
-    from ladle.merging.checkpoints.base import default_cache_dir
-    from ladle.merging.errors import FamilyError, InputError
+    from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
+    from ladle.merging.exceptions import FamilyError, InputError
     from ladle.recipes.config import load_recipe
     from ladle.recipes.processes import default_device, processes
     from ladle.recipes.training.train import Workshop, make_family

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.merging.members.router_head import ROUTER_HEAD
 from ladle.recipes.base_model import LoadedBase, load_base
 from ladle.recipes.config import load_recipe

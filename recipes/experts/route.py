@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.recipes.base_model import LoadedBase, load_base
 from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
 from ladle.recipes.domains.domains import DomainQuestion, questions

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.recipes.base_model import load_base
 from ladle.recipes.config import load_recipe
 from ladle.recipes.domains.domains import DomainQuestion, is_right, questions

@@ -94,7 +94,7 @@ def load_trained_head(folder: Path, hidden: int, experts: int) -> torch.nn.Linea
     """The head that this recipe wrote into a folder.
 
     Raises:
-        ladle.merging.errors.FamilyError: it is missing, broken or of another shape.
+        ladle.merging.exceptions.FamilyError: it is missing, broken or of another shape.
     """
     head = new_router_head(hidden, experts)
     head.load_state_dict({"weight": load_router_head(folder, experts, hidden).weight})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ladle.merging.family.calibration import Calibration, Response, basis, basis_size, quantile_of
+from ladle.merging.family.calibration import Calibration, RewardResponse, basis, basis_size, quantile_of
 from ladle.recipes.fits.regression import explained, solver
 from ladle.recipes.sweeps.summary import RewardTable
 
@@ -51,14 +51,14 @@ def fit(
     """
     if method not in table.methods:
         raise ValueError(f"method: {method!r} is not allowed; allowed: {', '.join(table.methods)}, which the sweep has")
-    places, weights = table.places(method)
-    rewards = table.raw[places]  # [points, prompts, answers, objectives]
-    rows = {degree: rows for degree in (2, 3) if _enough(rows := basis(weights, degree))}
-    if not rows:
+    settings, weights = table.places(method)
+    rewards = table.raw[settings]  # [points, prompts, answers, objectives]
+    designs = {degree: design for degree in (2, 3) if _enough(design := basis(weights, degree))}
+    if not designs:
         allowed = f"{basis_size(len(table.objectives)) + 2} or more, all over the simplex"
         raise ValueError(f"sweep: {len(weights)} preferences are not allowed; allowed: {allowed}")
     picks = np.random.default_rng(seed).integers(rewards.shape[1], size=(draws, rewards.shape[1]))
-    responses = {name: _response(rows, rewards[..., place], picks) for place, name in enumerate(table.objectives)}
+    responses = {name: _response(designs, rewards[..., index], picks) for index, name in enumerate(table.objectives)}
     return Calibration(
         fingerprint=fingerprint,
         steering=_steering(table, method),
@@ -69,8 +69,8 @@ def fit(
 
 
 def check(calibration: Calibration, table: RewardTable) -> dict[str, Agreement]:
-    """By objective, whether another sweep got what ``calibration`` expects at its preferences. What is asked for is
-    missed by as much, for a target is met by the preference at which it is expected.
+    """Compare, by objective, what another sweep got with what ``calibration`` expects at its preferences. A target is
+    missed by as much, since it is met by the preference at which it is expected.
 
     Raises:
         ValueError: the sweep is of no method with the calibration's options.
@@ -103,7 +103,7 @@ def _enough(rows: NDArray[np.float64]) -> bool:
 
 def _response(
     bases: Mapping[int, NDArray[np.float64]], rewards: NDArray[np.float64], picks: NDArray[np.int64]
-) -> Response:
+) -> RewardResponse:
     """``rewards`` [points, prompts, answers] of one objective, by the degree that explains more of points left out."""
     by_prompt = rewards.mean(axis=2)
     means = by_prompt.mean(axis=1)
@@ -112,7 +112,7 @@ def _response(
     solve = solver(bases[degree])
     drawn = np.stack([solve @ by_prompt[:, own].mean(axis=1) for own in picks])
     levels = np.linspace(0.0, 1.0, LEVELS)
-    return Response(
+    return RewardResponse(
         degree=degree,
         coefficients=(solve @ means).tolist(),
         covariance=np.atleast_2d(np.cov(drawn, rowvar=False)).tolist(),

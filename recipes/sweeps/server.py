@@ -36,8 +36,14 @@ if os.getppid() == int(parent):
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. ``tokens`` counts the end-of-text token; ``base_logprob``: of all of it under the plain base, nats,
-    None where it was not asked for."""
+    """One answer.
+
+    Attributes:
+        text: as it was shown.
+        tokens: how many there are, the end-of-text token included.
+        finish_reason: as the server says it.
+        base_logprob: of all of it under the plain base, in nats; None where it was not asked for.
+    """
 
     text: str
     tokens: int

@@ -1,4 +1,4 @@
-"""From the samples of a sweep to its figures: rewards a setting, measures a method, paired differences."""
+"""From the samples of a sweep to its figures: rewards per setting, measures per method, paired differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from ladle.recipes.sweeps.store import Sample
 from ladle.recipes.text_metrics import bootstrap_mean, is_degenerate
 
 REFERENCE = -1.0
-"""Of the hypervolume, in standard deviations of the base's own answers, below their mean, for every objective."""
+"""The reference point of the hypervolume, for every objective: in standard deviations of the base's own answers, from
+their mean."""
 
 
 COMPARED = ("hypervolume", "hypervolume_sound", "inner_product")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
 from ladle.recipes.soup import load_members, merged
@@ -42,7 +42,18 @@ class Labelled:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """Hyperparameters. ``rank`` of the adapter, whose alpha is twice that; ``answers`` a step."""
+    """Hyperparameters.
+
+    Attributes:
+        seed: of the adapter, and of the order of the texts.
+        rank: of the adapter, whose alpha is twice that.
+        epochs: passes over the texts.
+        answers: of a step.
+        learning_rate: of the adapter's factors, at the top of the schedule.
+        head_learning_rate: of the head.
+        warmup: share of the steps during which the rates rise.
+        max_gradient: norm to which gradients are clipped.
+    """
 
     seed: int = 0
     rank: int = 8
@@ -261,13 +272,15 @@ def _ends(own: np.ndarray, above: float, run: int) -> int:
     return int(np.flatnonzero(windows > above)[0]) + run
 
 
-def report(found: Watching, run: int) -> list[str]:
-    """What ``found`` says, in sentences."""
+def report(figures: Watching, run: int) -> list[str]:
+    """What ``figures`` say, in sentences."""
     after = (
-        "" if math.isnan(found.after) else f", half of these after {100 * found.after:.0f} % of their tokens or less"
+        ""
+        if math.isnan(figures.after)
+        else f", half of these after {100 * figures.after:.0f} % of their tokens or less"
     )
     return [
-        f"held out: {found.good} good and {found.bad} bad answers; AUC {found.auc:.3f}",
-        f"above {found.above:.4f} for {run} tokens: {100 * found.false_stops:.0f} % of the good ones are ended and "
-        f"{100 * found.stops:.0f} % of the bad ones{after}",
+        f"held out: {figures.good} good and {figures.bad} bad answers; AUC {figures.auc:.3f}",
+        f"above {figures.above:.4f} for {run} tokens: {100 * figures.false_stops:.0f} % of the good ones are ended and "
+        f"{100 * figures.stops:.0f} % of the bad ones{after}",
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ladle.merging.checkpoints.base import default_cache_dir
+from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.merging.preferences.coefficients import bone_soup
 from ladle.merging.preferences.preference import Preference
 from ladle.recipes.config import Recipe, load_recipe
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
     parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 1.25, 1.5])
     parser.add_argument("--work", type=Path, help="folder of intermediate results (default: the user's cache)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args(argv)
     recipe = load_recipe(arguments.config)
     workshop = Workshop.open(recipe, arguments.work or default_cache_dir() / "recipes" / recipe.name)

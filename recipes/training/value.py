@@ -128,7 +128,7 @@ def load_head(folder: Path, hidden: int) -> torch.nn.Linear:
     """The head that `train_value` wrote into a folder, as the server reads it: hidden -> 1, float32.
 
     Raises:
-        ladle.merging.errors.FamilyError: it is missing, broken or of another width.
+        ladle.merging.exceptions.FamilyError: it is missing, broken or of another width.
     """
     saved = load_value_head(folder, hidden)
     head = new_head(hidden)

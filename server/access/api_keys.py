@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.callers import GENERATE, NO_LIMITS, SCOPES, Caller, Limits
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ladle.merging.errors import InputError
-from ladle.server.errors import ApiError
+from ladle.merging.exceptions import InputError
+from ladle.server.api_errors import ApiError
 
 GENERATE, ADMIN = "generate", "admin"
 SCOPES = (GENERATE, ADMIN)
@@ -19,8 +19,12 @@ _LONGEST_S = 600
 
 @dataclass(frozen=True)
 class Limits:
-    """``concurrent``: answers that may be made at once (a request with n = 4 makes four). ``tokens_per_minute``: of
-    prompts and answers together. None is no limit."""
+    """What a caller may ask for at a time; None is no limit.
+
+    Attributes:
+        concurrent: answers that may be made at once (a request with n = 4 makes four).
+        tokens_per_minute: of prompts and answers together.
+    """
 
     concurrent: int | None = None
     tokens_per_minute: int | None = None
@@ -94,7 +98,7 @@ class Caller:
     The tokens of a minute are a bucket that fills all the time and holds a minute's worth. A request may start while
     there is anything in it; it pays for its prompt at once and for its answer token by token, so that long answers need
     not be foreseen. Who leaves early has paid for what was computed. What goes beyond is owed, and nothing starts until
-    it has been filled up again: over time a caller gets its tokens a minute and no more.
+    it has been filled up again: over time a caller gets its tokens per minute and no more.
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class Caller:
         self._limits = limits
         self._tokens = float(limits.tokens_per_minute or 0)
         self._filled = clock()
-        self._typical = 1.0  # seconds a request takes
+        self._typical = 1.0  # seconds that a request takes
 
     @property
     def limits(self) -> Limits:

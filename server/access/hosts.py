@@ -67,8 +67,8 @@ class HostNames:
 
 def without_port(host: str) -> str:
     """The name or address in a Host header; empty for what is neither, with or without a port."""
-    found = _HOST.fullmatch(host.strip().lower())
-    return "" if found is None else found["host"].removesuffix(".")
+    match = _HOST.fullmatch(host.strip().lower())
+    return "" if match is None else match["host"].removesuffix(".")
 
 
 def _is_address(host: str) -> bool:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import ADMIN, ANYONE, GENERATE, Caller
 from ladle.server.access.hosts import HostNames, without_port
-from ladle.server.errors import ApiError
+from ladle.server.api_errors import ApiError
 
 PROTECTED = ("/v1/", "/tokenize", "/detokenize")
 ADMINISTRATION = "/v1/admin/"

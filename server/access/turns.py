@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from ladle.server.errors import ApiError
+from ladle.server.api_errors import ApiError
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from ladle.merging.errors import FamilyError, InputError
-from ladle.server.errors import ApiError, unavailable
+from ladle.merging.exceptions import FamilyError, InputError
+from ladle.server.api_errors import ApiError, unavailable
 from ladle.server.hosting import Hosted
 from ladle.server.state import FamilyLoader, Phase, ServerState
 

@@ -38,7 +38,7 @@ def command(
     with clear_errors():
         # Here, so that other commands do not wait for torch to be imported.
         from ladle.guidance.check import examine_family, report_family
-        from ladle.merging.errors import InputError
+        from ladle.merging.exceptions import InputError
         from ladle.merging.family.family import load_family
         from ladle.server.engine.forward.servable import require_servable
 

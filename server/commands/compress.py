@@ -45,7 +45,7 @@ def command(
     with clear_errors():
         # Here, so that other commands do not wait for torch to be imported.
         from ladle.merging.checkpoints.new_folder import require_free
-        from ladle.merging.errors import InputError
+        from ladle.merging.exceptions import InputError
         from ladle.merging.family.family import load_family
         from ladle.merging.merges.compress import compress
 

@@ -41,7 +41,7 @@ def command(
     ] = None,
     expert: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="An expert; repeatable.", autocompletion=_places),
+        typer.Option(metavar="NAME=FOLDER", help="An expert for the router; repeatable.", autocompletion=_places),
     ] = None,
     router: Annotated[
         str | None,
@@ -78,7 +78,7 @@ def command(
     with clear_errors():
         # Here, so that other commands do not wait for torch to be imported.
         from ladle.guidance.check import report_family
-        from ladle.merging.errors import InputError
+        from ladle.merging.exceptions import InputError
         from ladle.merging.family.draft import Draft, draft_manifest
         from ladle.merging.family.family import load_family
         from ladle.merging.family.place import MANIFEST_NAME

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.api_keys import ApiKey
 from ladle.server.access.callers import GENERATE, Limits
 from ladle.server.commands.output import clear_errors, print_json, say

@@ -111,7 +111,7 @@ def command(
 
 def _refuse_beside(adapter: str, options: Mapping[str, Any]) -> None:
     """Raise InputError where an option is given that says nothing of one adapter."""
-    from ladle.merging.errors import InputError
+    from ladle.merging.exceptions import InputError
 
     for name, value in options.items():
         if value is not None and value != "none":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 
 def parse_pairs(text: str, field: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.server.watch.start_error import EngineStopped, StartError
 
 messages = Console(stderr=True, highlight=False, markup=False)

@@ -53,7 +53,7 @@ def command(
     with clear_errors():
         # Here, so that other commands do not wait for torch to be imported.
         from ladle.guidance.diagnostics.probe_prompts import read_prompts
-        from ladle.merging.errors import InputError
+        from ladle.merging.exceptions import InputError
         from ladle.merging.family.family_model import open_model
         from ladle.merging.family.manifest import load_manifest
         from ladle.merging.family.place import find_manifest
@@ -105,7 +105,7 @@ def command(
 
 def _layers(text: str | None, count: int) -> range:
     """The layers that ``FIRST-LAST`` means, the last included. Raises InputError."""
-    from ladle.merging.errors import InputError
+    from ladle.merging.exceptions import InputError
 
     if text is None:
         return range(count)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ladle.guidance.diagnostics.probe_prompts import render
 from ladle.guidance.plan import PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 _KEYS = ("prompt", "system", "positive", "negative")
 MOST = 4096
@@ -18,8 +18,13 @@ MOST = 4096
 
 @dataclass(frozen=True)
 class Side:
-    """One text of a pair. ``prompt``: what it answers; None where it stands alone. ``system``: the system message in
-    front of the prompt. ``text``: empty where the prompt itself is what is read."""
+    """One text of a pair.
+
+    Attributes:
+        text: empty where the prompt itself is what is read.
+        prompt: what it answers; None where it stands alone.
+        system: the system message in front of the prompt.
+    """
 
     text: str
     prompt: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ladle.guidance.schedule import inside
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.request import GenerationRequest

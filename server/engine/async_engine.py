@@ -1,4 +1,4 @@
-"""The engine as asyncio sees it: one async iterator a request, fed once a step and loop."""
+"""The engine as asyncio sees it: one async iterator per request, fed once per step and loop."""
 
 from __future__ import annotations
 

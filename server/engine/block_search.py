@@ -77,6 +77,8 @@ class BlockSearch(LedAnswer):
 
     def begin(self) -> None:
         """Draw the blocks of a round."""
+        # Every text of the beam that has not ended is drawn on; while doubt decides, one draw does until a token is
+        # unsure.
         going = [text for text in self._kept if not text.ended]
         sure = self.blocks.entropy is not None
         self._branches = [_Branch(place, text, [], sure) for place, text in enumerate(going)]
@@ -139,6 +141,8 @@ class BlockSearch(LedAnswer):
         if not self._round and draw.branch.drawn[0] is draw.text and not self._shown:
             self._cached_tokens = output.cached_tokens
         self._spent = replace(self._spent, tokens=self._spent.tokens + 1)
+        # In order: doubt first, for it may turn this draw into one of several; then text and stop strings; then the
+        # block's end.
         if draw.branch.sure:
             self._consider(output, draw)
         text = draw.text
@@ -147,6 +151,7 @@ class BlockSearch(LedAnswer):
             ended = False
         else:
             ended = text.push(output) and self.blocks.option == "search"
+        # A block ends by length, or where a sentence does; one that is still sure has no end of its own.
         long = len(text.tokens) - draw.first >= self.blocks.length
         if not draw.branch.sure and draw.ends is not None and not ended:
             long = draw.ends.push(text.outputs[-1].token_text) or long
@@ -165,6 +170,8 @@ class BlockSearch(LedAnswer):
         count = self.blocks.draws(output.entropy)
         if count == 1:
             return
+        # Here the text forks: what was drawn so far becomes the common stem, this token begins the first continuation,
+        # and the others are drawn from the stem.
         branch.sure, draw.sequence.asks_entropy = False, False
         if text.outputs:
             branch.text, draw.text, draw.first = text, text.next(), len(text.tokens)
@@ -177,6 +184,7 @@ class BlockSearch(LedAnswer):
 
     def _value(self) -> None:
         """All blocks are drawn: ask about those that differ."""
+        # Draws that agree token by token are one candidate; it is judged once.
         texts = list(distinct(text for branch in self._branches for text in branch.drawn))
         for branch in self._branches:
             branch.drawn = [text for text in branch.drawn if text in texts]
@@ -209,6 +217,7 @@ class BlockSearch(LedAnswer):
                 self._fail("error", not_finite(self.request.plan))
                 return
         self._said = {}
+        # Ended texts keep their place among the others, so that equal scores are decided by the order of the draws.
         drawn = iter(self._branches)
         texts = [one for text in self._kept for one in ([text] if text.ended else next(drawn).drawn)]
         best = sorted(distinct(texts), key=lambda text: text.score or 0.0, reverse=True)

@@ -236,6 +236,7 @@ class Engine:
 
         The engine thread's body. Without ``start`` a caller may drive the engine with it, from one thread.
         """
+        # One step: take in what came, schedule, draft, compute, hand over.
         self.idle.worked()
         with self._wake:
             inbox, self._inbox = list(self._inbox), deque()
@@ -294,10 +295,12 @@ class Engine:
 
     def _step(self, plan: StepPlan) -> None:
         start = time.monotonic()
+        # Time in the queue ends with the first step that computes anything of a sequence.
         for sequence in plan.sequences:
             if sequence.admitted_at is None:
                 sequence.admitted_at = start
                 sequence.leave_queue()
+        # Counted before the forward: a step that fails has cost its tokens too.
         plan.account()
         admitted = self.scheduler.take_admitted()
         try:
@@ -310,6 +313,8 @@ class Engine:
             logger.exception("a step failed")
             self._lose(list(dict.fromkeys([*plan.sequences, *admitted])), error)
             return
+        # The forward is done: positions move on, full blocks are published to the prefix cache, then tokens are handed
+        # over.
         self.scheduler.advance(plan, result.caught_up.behind)
         self._tell(plan.sampling, result)
         accepted = self.speculation.draw_on(plan)

@@ -43,7 +43,8 @@ class CacheStats:
 
 
 class EngineAdmin:
-    """For any thread. What touches the engine's own books is done on its thread, between two steps."""
+    """What administrators ask of an engine, from any thread. What touches the engine's own books is done on its thread,
+    between two steps."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ladle.kernels.dispatch import can_compile, cpu_has_bfloat16
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 GIB = 1 << 30
 MOST_DRAFTED = 16
@@ -22,34 +22,37 @@ _SCHEDULES = ("auto", "eager", "lazy")
 class EngineConfig:
     """Engine options; "auto" and None are resolved from the machine.
 
-    device: "auto", "cpu", "cuda" or "cuda:N".
-    dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 on a GPU and where
-        the processor multiplies it natively or loops can be compiled for it, else float32.
-    max_sequences: sequences running at once. max_lanes: KV lanes at once (a traced or guided sequence has several);
-        None: four times max_sequences.
-    max_batch_tokens: token budget of one step, all lanes together.
-    prefill_slowdown: how many times longer a step may take because prompts are read beside answers that are written; 0:
-        as long as max_batch_tokens lets it.
-    draft_tokens: how many tokens that repeat earlier text a sequence has computed ahead in a step (speculation); 0:
-        none. It changes no text.
-    kv_memory: bytes of the KV pool. weights_memory: bytes of materialised weight sets kept (full-weight members).
-    max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
-    max_queue: requests waiting before new ones are refused. max_queue_tokens: their prompt tokens, those of every
-        source counted.
-    quantize: "none", or "int8": on a CPU, hold the weights of linear layers in int8 with a scale per output, and
-        compute in float32. Members stay as they are, so they have to be low-rank ones.
-    prefix_cache: reuse KV state of equal prefixes under equal weights.
-    compiled_layers: on a CPU, compute all decoder layers as one compiled call where the model allows it (bfloat16
-        weights, Llama's shape).
-    cuda_graphs: on a GPU, record decode steps of some sizes at the start, and run these; costs memory
-        for the results of every size.
-    tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
-        share of the processor's cores. Memory options count for each of them.
-    reproducible: on a CPU, a request's tokens depend on the request alone in bfloat16 too, not on what shares its batch
-        or on what the prefix cache holds. Takes the forms of a step that keep to that (docs/reproducibility.md).
-    expert_schedule: when the experts of a routed request compute their tokens. "eager": with every token. "lazy": what
-        they missed, once the router chooses them. "auto": lazy where an expert would take a forward of its own in every
-        step, eager where it is some more rows of one that is computed anyway.
+    Attributes:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: of the weights: "auto", "float32", "bfloat16" (or "float64" for tests). Auto is bfloat16 on a GPU and
+            where the processor multiplies it natively or loops can be compiled for it, else float32.
+        max_sequences: sequences running at once.
+        max_lanes: KV lanes at once (a traced or guided sequence has several); None: four times max_sequences.
+        max_batch_tokens: token budget of one step, all lanes together.
+        prefill_slowdown: how many times longer a step may take because prompts are read beside answers that are
+            written; 0: as long as max_batch_tokens lets it.
+        draft_tokens: how many tokens that repeat earlier text a sequence has computed ahead in a step (speculation); 0:
+            none. It changes no text.
+        kv_memory: bytes of the KV pool.
+        weights_memory: bytes of materialised weight sets kept (full-weight members).
+        max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
+        max_queue: requests waiting before new ones are refused.
+        max_queue_tokens: their prompt tokens, those of every source counted.
+        quantize: "none", or "int8": on a CPU, hold the weights of linear layers in int8 with a scale per output, and
+            compute in float32. Members stay as they are, so they have to be low-rank ones.
+        prefix_cache: reuse KV state of equal prefixes under equal weights.
+        compiled_layers: on a CPU, compute all decoder layers as one compiled call where the model allows it (bfloat16
+            weights, Llama's shape).
+        cuda_graphs: on a GPU, record decode steps of some sizes at the start, and run these; costs memory for the
+            results of every size.
+        tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
+            share of the processor's cores. Memory options count for each of them.
+        reproducible: on a CPU, a request's tokens depend on the request alone in bfloat16 too, not on what shares its
+            batch or on what the prefix cache holds. Takes the forms of a step that keep to that
+            (docs/reproducibility.md).
+        expert_schedule: when the experts of a routed request compute their tokens. "eager": with every token. "lazy":
+            what they missed, once the router chooses them. "auto": lazy where an expert would take a forward of its own
+            in every step, eager where it is some more rows of one that is computed anyway.
     """
 
     device: str = "auto"

@@ -90,5 +90,6 @@ class LedAnswer(ABC):
         return True
 
     def _fail(self, reason: str, error: str | None) -> None:
+        # Everything that was started is stopped first, so that nothing comes after the last output.
         self.cancel()
         self._deliver([without_token(Sequence(self.request, [], output=self._told), reason, error, self._untold)])

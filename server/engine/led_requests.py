@@ -18,7 +18,7 @@ from ladle.server.engine.verified_thought import VerifiedThought
 
 
 class LedRequests:
-    """For the engine's thread.
+    """Requests that lead sequences of their own. For the engine's thread.
 
     Args:
         tracker: where their sequences are served.

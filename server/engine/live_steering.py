@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sequence import Change

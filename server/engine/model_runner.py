@@ -123,6 +123,7 @@ class ModelRunner:
         """Compute ``plan``; the weights of its lanes must be ready."""
         result = StepResult()
         self.step_rows = 0
+        # The fast road: a pure decode step that one CUDA graph computes from token ids to tokens.
         draws = None if plan.drafts else self._replayed(plan)
         if draws is not None:
             result.draws = dict(zip(plan.sampling, draws, strict=True))
@@ -130,6 +131,8 @@ class ModelRunner:
         drawing = [sequence for sequence in plan.sampling if sequence.draws]
         routes = any(sequence.request.plan.routing is not None for sequence in drawing)
         logits = _Logits(np.zeros(self.table.capacity, dtype=np.int64), states={} if routes else None)
+        # The general road: forwards by weights, then experts, candidates and one draw. Lanes with drafts are chunks of
+        # more than one token whose every position gives logits.
         drafts = self._draft_chunks(plan)
         decode = [lane for lane in plan.lanes if lane not in drafts] if drafts else plan.lanes
         self._forward(decode, [*drafts.values(), *(chunk for chunk in plan.chunks if chunk.sequence.draws)], logits)
@@ -190,6 +193,8 @@ class ModelRunner:
         values: dict[Sequence, CandidateValues] = {}
         if scored:
             allowed = self.sampler.allowed(scored, self.models.vocabulary)
+            # One more forward over the candidates of all scored sequences, which attends to the shared context and
+            # keeps nothing of what was not drawn.
             lay_out = self._layouts.build_candidates
             values = value_candidates(logits, forwarded.logits_rows, scored, lay_out, self._hidden, allowed)
         draws = self.sampler.draw(logits, forwarded.logits_rows, drawing, values, turns)
@@ -219,6 +224,7 @@ class ModelRunner:
         if size is None:
             return None
         self.step_rows += layout.tokens
+        # In a recording row i of the logits is lane i of the layout.
         logits_rows = np.zeros(self.table.capacity, dtype=np.int64)
         logits_rows[layout.lane_rows] = np.arange(layout.tokens)
         tables = slot_tables.tables(plan.sampling, logits_rows)
@@ -239,7 +245,7 @@ class ModelRunner:
         return draws
 
     def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], into: _Logits, recorded: bool = True) -> None:
-        """One forward a set of weights, ``recorded`` if that can be; what it gives is added to ``found``."""
+        """One forward per set of weights, ``recorded`` if that can be; what it gives is added to ``into``."""
         decode, prefill = _by_weights(chunks, lanes)
         for key in dict.fromkeys([*decode, *prefill]):
             layout = self._layouts.build(decode.get(key, []), prefill.get(key, []))

@@ -93,11 +93,13 @@ class MonitoredAnswer(LedAnswer):
         self._tokens.append(output.token)
         self._held.append(output)
         count = len(self._tokens)
+        # Values come with the forward of the next token: this one says what the token before it is worth.
         for watch, value in zip(self._valued, output.watched, strict=False):
             self._judge(watch, count - 2, value)
         for watch in self._valued:
             watch.ended(count)
         self._ended = output.finish_reason is not None
+        # Questions come at the ends of sentences, and at the end of the answer where something is left over.
         for watch, sentences in self._asking:
             if sentences.push(output.token_text) or (self._ended and (sentences.says or not watch.ends)):
                 self._ask(watch, watch.ended(count))
@@ -149,6 +151,8 @@ class MonitoredAnswer(LedAnswer):
 
     def _settle(self) -> bool:
         """Show what may be shown, or end the answer; whether it has ended."""
+        # ``settled``: tokens on which every monitor has had its say. A trip counts once all tokens before it are
+        # settled, because another monitor might trip earlier.
         tripped = [watch.trip for watch in self._watches if watch.trip is not None]
         first = min(tripped, key=lambda trip: trip.token, default=None)
         settled = min(watch.settled(len(self._tokens)) for watch in self._watches)
@@ -200,6 +204,8 @@ class MonitoredAnswer(LedAnswer):
         """End the answer: what no monitor took back is shown whole, the rest never leaves."""
         count = self._free(trip.token - 1)
         if count > self._shown:
+            # The last token that is shown: its text goes out as if the answer ended there, held-back bytes and stop
+            # strings included.
             last = self._held[count - self._shown - 1]
             if last.cut is not None:
                 self._held[count - self._shown - 1] = replace(last, **vars(last.cut))

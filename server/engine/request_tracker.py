@@ -21,7 +21,7 @@ Sink = Callable[[list[StepOutput]], None]
 
 
 class RequestTracker:
-    """For the engine's thread.
+    """The sequences that are served, and who hears of them. For the engine's thread.
 
     Args:
         scheduler: what the sequences hold is given back there.
@@ -95,6 +95,7 @@ class RequestTracker:
         if not sequence.request.sampling.max_tokens:
             self.forget(sequence)
             return replace(without_token(sequence, "length", None, ""), prompt=said, queued_s=sequence.queued_s)
+        # From here on the token is part of the sequence: what its lanes compute next, its text, and the stop rules.
         sequence.output.append(draw.token)
         for lane in sequence.lanes:
             assert lane.row is not None
@@ -115,6 +116,8 @@ class RequestTracker:
         if sequence.began is not None:
             output = replace(output, began=sequence.began)
             sequence.began = None
+        # One of three: it ends; a due change of steering sets it back; or a scored lane keeps the drawn candidate's
+        # state.
         if output.finish_reason is not None:
             self.forget(sequence)
         elif (change := sequence.due()) is not None:

@@ -61,6 +61,8 @@ class ScoredAnswer(LedAnswer):
                 continue
             if output.finish_reason is not None:
                 self._pending.remove(output.request_id)
+            # The answer itself goes on under the request's id, all but its last output; everything else is what a judge
+            # says.
             if output.request_id == self._name(_ANSWER):
                 self._written(replace(output, request_id=self.request.request_id))
             elif not self._failed(output):
@@ -92,6 +94,8 @@ class ScoredAnswer(LedAnswer):
             self._asked = ask(self.request, "q", rank.question, self._tokens, self._ends, rank.sources[0])
             self._start(Sequence(self._asked.yes, self._lanes(self._asked.yes)))
             return
+        # One sequence per source of the ranking, all in one batch. Of an answer that was written here the likelihood is
+        # the sum of its own logprobs; of a given one it has to be computed.
         parts = [self._question(index, source) for index, source in enumerate(self.request.plan.ranking)]
         if not parts and self.request.answer is not None:
             plan = replace(self.request.plan, trace=False, rank=None, monitors=())
@@ -119,6 +123,7 @@ class ScoredAnswer(LedAnswer):
         rank = self.request.plan.rank
         assert rank is not None
         if self._asked is not None:
+            # Log-odds of yes against no.
             values = [self._said[self._asked.yes.request_id] - self._said[self._asked.no.request_id]]
         else:
             values = [self._said.get(self._name(str(index)), 0.0) for index in range(len(rank.sources))]
@@ -130,6 +135,7 @@ class ScoredAnswer(LedAnswer):
         if math.isnan(total):
             self._fail("error", not_finite(self.request.plan))
             return
+        # Per token: else longer answers would lose for their length alone.
         value = total / max(1, len(self._tokens)) if rank.per == "token" else total
         asked = self._last.asked + (self._asked.tokens if self._asked is not None else 0)
         self._deliver([replace(self._last, score=Score(value, rank.by, parts), asked=asked)])

@@ -11,7 +11,7 @@ import torch
 
 from ladle.guidance.plan import Plan, Routing, Source
 from ladle.merging.bank.bank import Bank
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.streaming_merge import Merge
 from ladle.merging.preferences.weights_key import WeightsKey
@@ -86,6 +86,8 @@ class ServedModels:
         self.vectors = tuple(family.vectors)
         self._bank = frozenset((*self.members, *self.vectors))
         self._name_of = {self._revision(name): name for name in self.names}
+        # The weights as they are loaded, one set per model: the base with its bank of low-rank members, then the
+        # others.
         plain = {key: self.build(key) for key in (WeightsKey.of(revision, {}) for revision in self._name_of)}
         self.plain = dict(zip(self.names, plain, strict=True))
         self.base = plain[self.plain[""]]
@@ -95,6 +97,7 @@ class ServedModels:
             self.router = ExpertRouter(family.router.head, self.score_dtype, device)
         self.vocabulary = min(model.vocabulary for model in plain.values())
         shapes = [model.kv_shapes for model in plain.values()]
+        # A block id means the same place in every pool, so a block costs the sum over the models.
         per_block = sum(KVCache.bytes_per_block(layers, self._kv_dtype) for layers in shapes)
         self.blocks = config.kv_memory // per_block
         if self.blocks < _FEWEST_BLOCKS:
@@ -216,7 +219,7 @@ class ServedModels:
 
         An expert whose weights are those of a lane that runs in every step anyway, its bank coefficients aside, costs
         a row of that forward, and reading weights is what a step of few rows costs. With weights of its own it costs
-        a forward a token, unless it waits; it then computes no more tokens than it would have, and many at once.
+        a forward per token, unless it waits; it then computes no more tokens than it would have, and many at once.
         """
         experts = set(routing.experts)
         always = {lane.materialised for index, lane in enumerate(lanes) if index not in experts}

@@ -47,6 +47,8 @@ class Speculation:
         going = list(plan.drafts)
         accepted = 0
         for index in range(max(map(len, plan.drafts.values()), default=0)):
+            # Accept by comparison: position index + 1 is drawn only where the token before it is the one that was
+            # drafted.
             going = confirmed({sequence: plan.drafts[sequence] for sequence in going}, index, self._scheduler)
             if not going:
                 break
@@ -61,6 +63,8 @@ class Speculation:
             # An expert with too much to make up for gives no token in this step; the next one asks its router again.
             going = [sequence for sequence in going if sequence not in result.caught_up.behind]
             for sequence in going:
+                # The KV state of an accepted token is there already: it counts as computed from now on. What was
+                # rejected lies beyond ``computed`` and is overwritten.
                 for lane in drafted_lanes(sequence):
                     self._scheduler.extend(sequence, lane, 1)
             self._tell(going, result)

@@ -18,7 +18,7 @@ from ladle.guidance.plan import BASE, Plan
 from ladle.server.engine.led_answer import LedAnswer, Sink
 from ladle.server.engine.questions import AskedRequests, ask, logistic, said
 from ladle.server.engine.requests.answer import Answer
-from ladle.server.engine.requests.request import Checked, GenerationRequest, StepOutput
+from ladle.server.engine.requests.request import CheckedThought, GenerationRequest, StepOutput
 from ladle.server.engine.requests.sequence import Change, Sequence
 from ladle.server.engine.requests.thinking import Thought, ThoughtPhase
 from ladle.server.engine.requests.watch import Sentences
@@ -136,6 +136,8 @@ class VerifiedThought(LedAnswer):
         thought = self._thought
         if thought is None:
             return
+        # A check comes at the end of a sentence inside the thought, where a budget could end it, and not before
+        # ``every`` tokens.
         inside = thought.phase is ThoughtPhase.INSIDE
         thought.push(output.token)
         if thought.phase is ThoughtPhase.AFTER or output.finish_reason is not None:
@@ -150,6 +152,8 @@ class VerifiedThought(LedAnswer):
         assert standing is not None, "it goes on"
         sequence, answer = standing
         count = len(self._tokens)
+        # A snapshot of everything that going on from here takes: the text state, pending changes of steering, the
+        # router's speaker.
         asked = ask(self.request, f"t{count}", self._verifier.question, self._tokens, self._ends, BASE)
         changes, began = tuple(sequence.changes), sequence.began
         self._checks.append(
@@ -180,9 +184,10 @@ class VerifiedThought(LedAnswer):
                 return
             ends = likely > self._verifier.above
             index = check.count - 1 - self._shown
-            self._held[index] = replace(self._held[index], checked=Checked(check.count, likely, ends))
+            self._held[index] = replace(self._held[index], checked=CheckedThought(check.count, likely, ends))
             if ends:
                 self._go_on_from(check)
+        # Tokens up to the oldest open check may leave, without its last one, which would carry the verdict.
         free = len(self._tokens) if not self._checks else self._checks[0].count - 1
         outputs = [self._held.popleft() for _ in range(free - self._shown)]
         if outputs:
@@ -194,6 +199,8 @@ class VerifiedThought(LedAnswer):
         late = len(self._tokens) - check.count
         dropped = [self._held.pop() for _ in range(late)][::-1]
         del self._tokens[check.count :]
+        # Roll back: forget the tokens behind the check, stop the sequence that wrote them, and serve one that begins
+        # with those in front of it, whose budget is used up so that the closing tag is forced.
         plan = self._steered_to(dropped)
         self._part += 1
         self._stop(self.request.request_id)

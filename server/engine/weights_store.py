@@ -68,6 +68,8 @@ class WeightsStore:
 
         Raises whatever the merge raised.
         """
+        # Never blocks: a merge runs on the builder's thread, one at a time, and the scheduler asks again before each
+        # step.
         self._collect(key)
         if key in self.models:
             if not self.is_plain(key):
@@ -96,7 +98,7 @@ class WeightsStore:
                 self.hits += 1
 
     def stats(self) -> MergeStats:
-        """From any thread."""
+        """Counts of what was merged, reused and dropped. May be called from any thread."""
         return MergeStats(
             self.hits,
             self.misses,
@@ -123,6 +125,7 @@ class WeightsStore:
         self.failures += 1
         self._streak.failed(error)
         self._note(key, False)
+        # Only who asks for this set is told; for others the failure is of a request that has gone.
         if key == wanted:
             self._pending = None
             raise error
@@ -132,6 +135,7 @@ class WeightsStore:
     def _make_room(self, wanted: WeightsKey) -> bool:
         """Drop unused sets until ``wanted`` fits; False while those in use leave no room."""
         in_use, size = set(self._in_use()), self.set_nbytes(wanted)
+        # Least recently used first: the plain models stay, and so does what a running sequence computes with.
         for key in list(self.models):
             if self.used + size <= self.budget:
                 break

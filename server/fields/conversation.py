@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ladle.merging.errors import InputError
-from ladle.server.errors import ApiError
+from ladle.merging.exceptions import InputError
+from ladle.server.api_errors import ApiError
+from ladle.server.fields.chat_messages import ChatTemplateFields, Messages
 from ladle.server.fields.form import FormFields
-from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import SamplingFields
-from ladle.server.fields.thinking import ThinkingFields
+from ladle.server.fields.thinking_options import ThinkingFields
 
 
 class Question(FormFields, ChatTemplateFields, ThinkingFields, SamplingFields):

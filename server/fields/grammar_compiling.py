@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.api_errors import ApiError, unavailable
 from ladle.server.engine.grammars.grammar import (
     Grammar,
     GrammarCompiler,
@@ -15,7 +16,6 @@ from ladle.server.engine.grammars.grammar import (
     GrammarSpec,
     GrammarsUnavailable,
 )
-from ladle.server.errors import ApiError, unavailable
 from ladle.server.fields.json_schema_keywords import inside
 from ladle.server.serving import Serving
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BeforeValidator, Discriminator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 
 def kind(value: Any) -> str | None:

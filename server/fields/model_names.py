@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _MODEL = re.compile(rf"(?P<family>{_NAME})(?:/(?P<method>{_NAME}))?(?:@(?P<weights>.*))?", re.DOTALL)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.grammars.grammar import Grammar, GrammarSpec
 from ladle.server.fields.grammar_compiling import Aside, AskedGrammar, compile_grammar
 from ladle.server.fields.known_fields import Defaults, with_known

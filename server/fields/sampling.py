@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from ladle.guidance.plan import Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.option_kinds import nullable
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.fields.output_format import OutputFields
@@ -160,7 +160,7 @@ class SamplingFields(OutputFields, SteeredFields):
     @model_validator(mode="after")
     def _whole_or_streamed(self) -> SamplingFields:
         if self.prompt_logprobs is not None and self.stream:
-            raise InputError("prompt_logprobs", self.prompt_logprobs, "null together with stream: true")
+            raise InputError("prompt_logprobs", self.prompt_logprobs, reason="they are not streamed")
         return self
 
     @property
@@ -212,7 +212,7 @@ class SamplingFields(OutputFields, SteeredFields):
         temperature = 0.0 if top_p == 0 else drawn("temperature", 1.0)
         spread = self.dynatemp_range or 0.0
         if spread and temperature == 0:
-            raise InputError("dynatemp_range", spread, "0 where decoding is greedy: there is no temperature to change")
+            raise InputError("dynatemp_range", spread, reason="decoding is greedy: there is no temperature to change")
         # llama.cpp's clients send its defaults, a range of 0 and an exponent of 1, with every request.
         if self.dynatemp_range is None and self.dynatemp_exponent not in (None, 1):
             reason = "it applies only with a dynatemp_range"

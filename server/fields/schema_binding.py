@@ -7,7 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
 from ladle.server.fields.schema_alternatives import told_apart, types_of
 from ladle.server.fields.schema_formats import FORMATS, formats
@@ -128,8 +128,8 @@ class _Binder:
         factor = part.get("multipleOf")
         if isinstance(factor, (int, float)) and not isinstance(factor, bool) and factor > 0:
             self._factors.add(Fraction(repr(factor)))
-            scale = math.lcm(*(found.denominator for found in self._factors))
-            if len(self._factors) > 1 and math.lcm(*(int(found * scale) for found in self._factors)) > _MOST_FACTOR:
+            scale = math.lcm(*(each.denominator for each in self._factors))
+            if len(self._factors) > 1 and math.lcm(*(int(each * scale) for each in self._factors)) > _MOST_FACTOR:
                 allowed = f"numbers whose common multiple, in units of their last place, is at most {_MOST_FACTOR}"
                 raise InputError(_at(self._field, path, "multipleOf"), factor, allowed)
 
@@ -268,7 +268,7 @@ def _asks_for_integers(root: dict[str, Any]) -> bool:
         if isinstance(part, dict):
             if part.get("type") == "integer" or "integer" in _list(part.get("type")):
                 return True
-            todo.extend(found for keyword, value in part.items() for _, found in inside(keyword, value))
+            todo.extend(each for keyword, value in part.items() for _, each in inside(keyword, value))
     return False
 
 

@@ -23,8 +23,8 @@ def combines(schema: dict[str, Any]) -> bool:
         if not isinstance(part, dict):
             continue
         several = isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1
-        found = part.keys() & _COMBINED
-        if several or len(found) > 1 or (found and part.keys() & _OBJECTS):
+        combined = part.keys() & _COMBINED
+        if several or len(combined) > 1 or (combined and part.keys() & _OBJECTS):
             return True
         todo.extend(inner for keyword, value in part.items() for _, inner in inside(keyword, value))
     return False
@@ -54,11 +54,11 @@ def _none_of(names: Iterable[str]) -> str:
             longer.setdefault(name[0], []).append(name[1:])
         else:
             ends = True
-    found = [] if ends else [""]
+    branches = [] if ends else [""]
     heads = "".join(map(_character, longer))
-    found.append(f"[^{heads}][\\s\\S]*" if heads else "[\\s\\S]+")
-    found += [_character(head) + _none_of(rest) for head, rest in longer.items()]
-    return f"(?:{'|'.join(found)})"
+    branches.append(f"[^{heads}][\\s\\S]*" if heads else "[\\s\\S]+")
+    branches += [_character(head) + _none_of(rest) for head, rest in longer.items()]
+    return f"(?:{'|'.join(branches)})"
 
 
 def _character(character: str) -> str:

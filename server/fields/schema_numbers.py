@@ -176,8 +176,8 @@ def _readable_bounds(part: dict[str, Any]) -> None:
             if not isinstance(value, float) or _read_as_it_is(value):
                 continue
             places = range(15, 0, -1)
-            found = (float(Context(count, rounding).create_decimal_from_float(value)) for count in places)
-            part[name] = next(filter(_read_as_it_is, found))
+            candidates = (float(Context(count, rounding).create_decimal_from_float(value)) for count in places)
+            part[name] = next(filter(_read_as_it_is, candidates))
     if _empty(_tightest(part, "minimum", "exclusiveMinimum", 0), _tightest(part, "maximum", "exclusiveMaximum", 0)):
         keyword = _named(part, "minimum")
         raise NumberError(keyword, part[keyword], "bounds between which there are numbers that can be written")

@@ -28,16 +28,16 @@ def ahead(part: dict[str, Any]) -> None:
     if not isinstance(pattern, str) or not isinstance(beside, list):
         return
     pattern = part["pattern"] = _ZOD.get(pattern, pattern)
-    found: list[str] = []
+    patterns: list[str] = []
     while pattern.startswith("^(?="):
         end = _closing(pattern)
         if end is None:
             return
-        found.append(f"^(?:{pattern[4:end]})")
+        patterns.append(f"^(?:{pattern[4:end]})")
         pattern = f"^{pattern[end + 1 :]}"
-    if found:
+    if patterns:
         part["pattern"] = pattern
-        part["allOf"] = [*beside, *({"pattern": each} for each in found)]
+        part["allOf"] = [*beside, *({"pattern": each} for each in patterns)]
 
 
 def _closing(pattern: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.fields.form import FormFields
 from ladle.server.fields.grammar_compiling import Aside, AskedGrammar, compile_grammar
@@ -59,7 +59,7 @@ class ToolCalling:
         return () if self.several or not self.style.closing else (self.style.closing,)
 
     def parser(self) -> ToolParser:
-        """For one answer."""
+        """A parser of one answer."""
         names = frozenset(tool.function.name for tool in self.tools if self.named in (None, tool.function.name))
         return ToolParser(self.style, names, self.several, self.required)
 

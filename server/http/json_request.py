@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 from ladle.server.access.security import who_asks
-from ladle.server.errors import ApiError
+from ladle.server.api_errors import ApiError
 
 _LONG = 1 << 14  # bytes from which reading leaves the event loop: so many can hold a thousand messages or values
 _VALUES = 16  # bytes of the largest body for each value that may be in one, and 128 for each name of a field
@@ -51,11 +51,11 @@ class StrictRequest(Request):
 
 
 Check = Callable[..., tuple[Any, list[dict[str, Any]]]]
-"""Of a JSON value and where it stands (``loc``): the request that it is, and what is wrong with it."""
+"""Gives the request that a JSON value is, and what is wrong with it; ``loc``: where the value stands."""
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedBody:
     """What checking a body gave: the request and no errors, None and some, or what broke the check."""
 
     value: Any
@@ -93,18 +93,18 @@ def _taking_checked(field: ModelField) -> Check:
     check: Check = field.validate
 
     def validate(value: Any, values: Mapping[str, Any] = {}, *, loc: tuple[int | str, ...] = ()) -> Any:
-        return value.outcome() if isinstance(value, Checked) else check(value, values, loc=loc)
+        return value.outcome() if isinstance(value, CheckedBody) else check(value, values, loc=loc)
 
     field.validate = validate  # type: ignore[method-assign]
     return check
 
 
-def _checked(body: bytes, most_bytes: int, check: Check) -> Checked:
+def _checked(body: bytes, most_bytes: int, check: Check) -> CheckedBody:
     document = _read(body, most_bytes)
     try:
-        return Checked(*check(document, loc=("body",)))
+        return CheckedBody(*check(document, loc=("body",)))
     except Exception as failure:  # raised where one is expected: whoever reads bodies makes a refusal of it
-        return Checked(None, [], failure)
+        return CheckedBody(None, [], failure)
 
 
 def _read(body: bytes, most_bytes: int) -> Any:

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from ladle.server.errors import unavailable
+from ladle.server.api_errors import unavailable
 
 logger = logging.getLogger(__name__)
 

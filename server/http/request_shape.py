@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ladle.server.errors import ApiError, internal
+from ladle.server.api_errors import ApiError, internal
 from ladle.server.http.slow_readers import ClientStalled
 
 logger = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.option_kinds import OptionError
-from ladle.server.fields.messages import ChatTemplateFields, Messages
+from ladle.server.fields.chat_messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import MAX_CHOICES, CacheSalt, ModelField, SteeringField
 from ladle.server.fields.token_ids import IDS, TokenIds
-from ladle.server.native.requests import PromptField, only_one_of, prompt_of
+from ladle.server.native.generate_requests import PromptField, only_one_of, prompt_of
 from ladle.server.tools.schemas import Tools
 from ladle.steering_options import RANKINGS
 
@@ -74,7 +74,7 @@ class ScoreRequest(ChatTemplateFields):
             reason = "nothing is written that it could end; by: explicit says what a value thinks of a text"
             raise InputError("steering.monitor", steering["monitor"], reason=reason)
         if steering.get("trace"):
-            raise InputError("steering.trace", True, "false, because nothing is generated that could be traced")
+            raise InputError("steering.trace", True, reason="nothing is generated that could be traced")
         return self
 
     @property

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.fields.chat_messages import ChatTemplateFields, Messages
 from ladle.server.fields.known_fields import TOKENIZE, with_known
-from ladle.server.fields.messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import ModelField
 from ladle.server.fields.token_ids import IDS, TokenIds, any_token_ids
 from ladle.server.http.strict_model import StrictModel
-from ladle.server.native.requests import only_one_of
+from ladle.server.native.generate_requests import only_one_of
 from ladle.server.tools.schemas import Tools
 
 _IDS: dict[str, Any] = {name: value for name, value in IDS.items() if name != "minItems"}
 if TYPE_CHECKING:  # mypy cannot see through create_model
-    from ladle.server.fields.messages import ChatTemplateFields as TokenizeBase
+    from ladle.server.fields.chat_messages import ChatTemplateFields as TokenizeBase
 else:
     TokenizeBase = with_known(ChatTemplateFields, "TokenizeFields", TOKENIZE, ())
 
@@ -42,7 +42,7 @@ class TokenizeRequest(TokenizeBase):
             given = "neither" if self.prompt is None else "both"
             raise InputError("prompt", given, "exactly one of prompt and messages")
         if self.messages is not None and self.add_special_tokens:
-            raise InputError("add_special_tokens", True, "false with messages, around which the template puts its own")
+            raise InputError("add_special_tokens", True, reason="the chat template puts its own around messages")
         if self.messages is None:
             field = "tools" if self.tools is not None else self.template_field
             if field is not None:

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.fields.tool_calling import ToolCalling
 from ladle.server.generation import Job, usage, usage_so_far
-from ladle.server.openai.requests import UsageInStream
+from ladle.server.openai.completion_requests import UsageInStream
 from ladle.server.prompt_report import prompt_report
-from ladle.server.ranking import best_first, number
+from ladle.server.ranked_choices import best_first, number
 from ladle.server.replies.choices import Choice
-from ladle.server.replies.trace_summary import TraceSummary
-from ladle.server.replies.types import (
-    CalledFunction,
+from ladle.server.replies.reply_types import (
+    CalledFunctionReply,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
@@ -24,9 +23,10 @@ from ladle.server.replies.types import (
     ChatMessage,
     SteeringReply,
     TokenLogprob,
-    ToolCall,
+    ToolCallReply,
     TopLogprob,
 )
+from ladle.server.replies.trace_summary import TraceSummary
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter
@@ -89,7 +89,7 @@ def _message(choice: Choice, calling: ToolCalling | None, thinks: bool) -> tuple
     return message, called
 
 
-def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCall], bool]:
+def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCallReply], bool]:
     """What of an answer is no call, its calls, none where there are no functions, and whether the last one is
     complete."""
     if calling is None:
@@ -101,8 +101,8 @@ def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCall
     return (rest, calls, parser.called) if calls or calling.required else (text, [], False)
 
 
-def _call(call: Call) -> ToolCall:
-    function: CalledFunction = {"name": call.name, "arguments": call.arguments}
+def _call(call: Call) -> ToolCallReply:
+    function: CalledFunctionReply = {"name": call.name, "arguments": call.arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.generation import Job, usage, usage_so_far
 from ladle.server.openai.chat_reply import ends_text
+from ladle.server.openai.completion_requests import UsageInStream
 from ladle.server.openai.echo import Echo, alternatives_of
-from ladle.server.openai.requests import UsageInStream
 from ladle.server.openai.text_offsets import TextOffsets
 from ladle.server.prompt_report import prompt_report
-from ladle.server.ranking import best_first, number
+from ladle.server.ranked_choices import best_first, number
 from ladle.server.replies.choices import Choice
+from ladle.server.replies.reply_types import Completion, CompletionChoice, CompletionLogprobs
 from ladle.server.replies.trace_summary import TraceSummary
-from ladle.server.replies.types import Completion, CompletionChoice, CompletionLogprobs
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.requests.request import PromptToken
 from ladle.server.engine.scores.prompt_scores import why_not
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.openai.text_offsets import Utf8Count
 from ladle.server.prompts import Prompt
-from ladle.server.replies.types import CompletionLogprobs
+from ladle.server.replies.reply_types import CompletionLogprobs
 from ladle.server.serving import Serving
 from ladle.server.text.token_text import TokenText, finite
 
@@ -81,7 +81,7 @@ def echoes(
     reason = why_not(plan)
     if reason and (judged or max_tokens == 0):
         what = "logprobs" if judged else "max_tokens: 0"
-        allowed = f"false, or true without {what}: {plan.method} {reason}, which leaves a prompt without a score"
-        raise InputError("echo", True, allowed)
+        reason = f"method {plan.method} {reason}, which leaves a prompt without logprobs"
+        raise InputError("echo", True, f"false, or true without {what}", reason)
     pairs = zip(sent, prompts, strict=True)
     return [Echo(serving.tokens, text, prompt.ids, alternatives) for text, prompt in pairs]

@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from ladle.server.replies.types import SteeringReply
+from ladle.server.replies.reply_types import SteeringReply
 
 
 class MessageUsage(TypedDict):

@@ -56,7 +56,7 @@ class CalibrationReply(TypedDict):
     map: list[MapPoint]
 
 
-class ThinkingReply(TypedDict):
+class ThinkingTagsReply(TypedDict):
     """The tags around the thought in front of an answer, the most tokens of a thought by reasoning effort, and what
     may end one where a request does not say; null where nothing does."""
 
@@ -81,7 +81,7 @@ class FamilyReply(TypedDict):
     sampling: dict[str, Any]
     presets: dict[str, dict[str, Any]]
     calibration: CalibrationReply | None
-    thinking: ThinkingReply | None
+    thinking: ThinkingTagsReply | None
     monitors: list[MonitorReply]
 
 

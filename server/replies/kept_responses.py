@@ -15,8 +15,14 @@ _OF_CHARACTER = 4  # bytes at most
 
 @dataclass(frozen=True)
 class Kept:
-    """An answer: the ``reply`` that was sent, and the ``messages`` of the conversation with it at the end, without
-    instructions; the last ``said`` of them are the answer's."""
+    """An answer that later requests may refer to.
+
+    Attributes:
+        reply: what was sent.
+        messages: the conversation with the answer at its end, without instructions.
+        said: how many messages at the end are the answer's.
+        size: bytes that it counts for.
+    """
 
     reply: Mapping[str, Any]
     messages: tuple[Any, ...]

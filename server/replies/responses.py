@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from ladle.server.replies.types import SteeringReply, TokenLogprob
+from ladle.server.replies.reply_types import SteeringReply, TokenLogprob
 
 
 class InputDetails(TypedDict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import TypedDict
 
-from ladle.server.replies.types import SteeringReply
+from ladle.server.replies.reply_types import SteeringReply
 from ladle.server.replies.usage import Usage
 
 

@@ -10,9 +10,9 @@ from ladle.guidance.plan import Plan
 from ladle.server.engine.requests.request import Block, StepOutput
 from ladle.server.replies.monitors import TripReply
 from ladle.server.replies.parts import SteeringPart
+from ladle.server.replies.reply_types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.replies.search import SearchedChoice
 from ladle.server.replies.thoughts import VerifiedChoice
-from ladle.server.replies.types import Alternative, Diagnostics, SteeringReply, Token, TracedChoice
 from ladle.server.serving import Serving
 from ladle.server.text.token_text import finite
 

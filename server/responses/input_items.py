@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ladle.merging.errors import InputError
-from ladle.server.fields.messages import Message
+from ladle.merging.exceptions import InputError
+from ladle.server.fields.chat_messages import Message
 from ladle.server.replies.responses import InputItem, InputItemsReply, ReasoningTextReply
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Tag, TypeAdapter
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.fields.chat_messages import Message, text_of
 from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
-from ladle.server.fields.messages import Message, text_of
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.tools.schemas import FUNCTION_NAME, Arguments, ToolCall
 

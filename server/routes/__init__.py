@@ -1,4 +1,8 @@
-"""One file an endpoint. Each module has a ``router``; ``state_of(request)`` is how handlers reach the shared state."""
+"""One file per endpoint. Each module has a ``router``; ``state_of(request)`` is how handlers reach the shared state.
+
+In: HTTP requests, their bodies checked by the packages below. Out: replies and streams. Handlers keep no state of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from ladle.server.access.callers import Meter
 from ladle.server.access.security import caller_of
 from ladle.server.fields.model_names import ModelName
 from ladle.server.reader import Reader
-from ladle.server.replies.types import ErrorReply
+from ladle.server.replies.reply_types import ErrorReply
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
 from ladle.server.steering import unknown_model

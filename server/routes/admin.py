@@ -9,8 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 
 from ladle.server.admin import administration
-from ladle.server.admin.administration import Order
-from ladle.server.admin.types import (
+from ladle.server.admin.admin_types import (
     CacheList,
     CacheReset,
     CachesReply,
@@ -20,7 +19,8 @@ from ladle.server.admin.types import (
     LoadRequest,
     StatusReply,
 )
-from ladle.server.errors import ApiError
+from ladle.server.admin.administration import Order
+from ladle.server.api_errors import ApiError
 from ladle.server.hosting import Hosted
 from ladle.server.http.json_request import JsonRoute
 from ladle.server.routes import answers, state_of

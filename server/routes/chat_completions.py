@@ -9,8 +9,8 @@ from ladle.server.chat_jobs import chat_job
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.openai.chat_reply import ChatStream, chat_completion
-from ladle.server.openai.requests import ChatCompletionRequest
-from ladle.server.replies.types import ChatChunk, ChatCompletion
+from ladle.server.openai.completion_requests import ChatCompletionRequest
+from ladle.server.replies.reply_types import ChatChunk, ChatCompletion
 from ladle.server.routes import reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.streaming import stream_response

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.http.json_request import JsonRoute
-from ladle.server.native.requests import CoefficientsRequest
-from ladle.server.replies.types import CoefficientsReply
+from ladle.server.native.generate_requests import CoefficientsRequest
+from ladle.server.replies.reply_types import CoefficientsReply
 from ladle.server.routes import answers, serving_of, state_of
 from ladle.server.steering import describe, plan_of, sources
 

@@ -10,10 +10,10 @@ from ladle.server.fields.output_format import grammar_of
 from ladle.server.generation import collect, make_job, require_few, require_place
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.openai.completion_reply import CompletionStream, completion
+from ladle.server.openai.completion_requests import DEFAULT_COMPLETION_TOKENS, CompletionRequest
 from ladle.server.openai.echo import echoes
-from ladle.server.openai.requests import DEFAULT_COMPLETION_TOKENS, CompletionRequest
 from ladle.server.prompts import encode_prompt
-from ladle.server.replies.types import Completion
+from ladle.server.replies.reply_types import Completion
 from ladle.server.routes import reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.steering import plan_of

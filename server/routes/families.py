@@ -13,12 +13,12 @@ from ladle.guidance import registry
 from ladle.guidance.methods.routed_method import RoutedMethod
 from ladle.guidance.monitors import family_monitors
 from ladle.guidance.target import reachable
-from ladle.merging.errors import did_you_mean
+from ladle.merging.exceptions import did_you_mean
 from ladle.merging.family.calibration import Calibration
 from ladle.merging.family.family import Family, MemberInfo
 from ladle.merging.preferences.simplex import grid
-from ladle.server.errors import ApiError
-from ladle.server.fields.thinking import ThinkingFields, ThinkingOptions, verifier_of
+from ladle.server.api_errors import ApiError
+from ladle.server.fields.thinking_options import ThinkingFields, ThinkingOptions, verifier_of
 from ladle.server.replies.families import (
     CalibrationReply,
     FamilyList,
@@ -26,7 +26,7 @@ from ladle.server.replies.families import (
     MapPoint,
     MemberReply,
     MethodReply,
-    ThinkingReply,
+    ThinkingTagsReply,
 )
 from ladle.server.replies.thoughts import VerifierReply
 from ladle.server.routes import answers, state_of
@@ -94,7 +94,7 @@ def describe_family(serving: Serving) -> FamilyReply:
     }
 
 
-def _thinking(tags: ThinkingTags | None) -> ThinkingReply | None:
+def _thinking(tags: ThinkingTags | None) -> ThinkingTagsReply | None:
     if tags is None:
         return None
     own = verifier_of(tags, ThinkingFields(thinking=ThinkingOptions()), 1)  # type: ignore[call-arg]

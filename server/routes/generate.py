@@ -8,9 +8,9 @@ from fastapi.responses import JSONResponse
 from ladle.server.chat_jobs import answer_job
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
-from ladle.server.native.reply import GenerateStream, generated
-from ladle.server.native.requests import GenerateRequest
-from ladle.server.replies.types import Generated, TokenEvent
+from ladle.server.native.generate_reply import GenerateStream, generated
+from ladle.server.native.generate_requests import GenerateRequest
+from ladle.server.replies.reply_types import Generated, TokenEvent
 from ladle.server.routes import reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.streaming import stream_response

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import Request, Response
 
 from ladle.server.access.security import caller_of
+from ladle.server.api_errors import from_queue_full
 from ladle.server.engine.requests.queue import QueueFull
-from ladle.server.errors import from_queue_full
 from ladle.server.http.json_request import JsonRoute
 from ladle.server.state import ServerState
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ladle.server.errors import unavailable
+from ladle.server.api_errors import unavailable
 from ladle.server.routes import ERRORS, state_of
 from ladle.server.state import Phase
 

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ladle.server.access.security import caller_of
-from ladle.server.errors import ApiError
+from ladle.server.api_errors import ApiError
 from ladle.server.http.json_request import JsonRoute
-from ladle.server.native.requests import LiveSteeringRequest
-from ladle.server.replies.types import SteeringChange
+from ladle.server.native.generate_requests import LiveSteeringRequest
+from ladle.server.replies.reply_types import SteeringChange
 from ladle.server.routes import answers, state_of
 from ladle.server.steering import describe, plan_after
 

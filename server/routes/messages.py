@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladle.server.anthropic.reply import MessageEvent, MessageStream, message
-from ladle.server.anthropic.requests import SPELLING, CountTokensRequest, MessagesRequest
+from ladle.server.anthropic.message_reply import MessageEvent, MessageStream, message
+from ladle.server.anthropic.message_requests import SPELLING, CountTokensRequest, MessagesRequest
 from ladle.server.chat_jobs import chat_job
 from ladle.server.fields.tool_calling import ToolCalling
 from ladle.server.generation import collect

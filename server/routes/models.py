@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from ladle.server.replies.types import ModelList, ModelReply
+from ladle.server.replies.reply_types import ModelList, ModelReply
 from ladle.server.routes import answers, serving_of, state_of
 from ladle.server.serving import Serving
 from ladle.server.steering import model_ids, plan_of

@@ -12,8 +12,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ladle.option_kinds import Choice, Count, Kind, Number, Objects, Record, Text, Weights
-from ladle.server.errors import ApiError
+from ladle.option_kinds import Count, Kind, Number, Objects, OneOf, Record, Text, Weights
+from ladle.server.api_errors import ApiError
 from ladle.steering_options import OPTIONS
 
 router = APIRouter()
@@ -40,7 +40,13 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of the page; ``tag`` is its ETag."""
+    """One file of the page.
+
+    Attributes:
+        body: its bytes.
+        media_type: as ``Content-Type`` says it.
+        tag: its ETag.
+    """
 
     body: bytes
     media_type: str
@@ -78,7 +84,7 @@ def _options_script() -> str:
 
 def _control(kind: Kind) -> dict[str, Any]:
     """What a control for a value of ``kind`` has to know: the choices; that it is text, or JSON; or the bounds."""
-    if isinstance(kind, Choice):
+    if isinstance(kind, OneOf):
         return {"choices": list(kind.names)}
     if isinstance(kind, Text):
         return {"text": True}

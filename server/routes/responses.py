@@ -7,20 +7,20 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.callers import Caller
 from ladle.server.access.security import caller_of
+from ladle.server.api_errors import ApiError
 from ladle.server.chat_jobs import chat_job
-from ladle.server.errors import ApiError
+from ladle.server.fields.chat_messages import Message
 from ladle.server.fields.conversation import Conversation
-from ladle.server.fields.messages import Message
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.replies.kept_responses import Kept
 from ladle.server.replies.responses import DeletedReply, InputItemsReply, ResponseEvent, ResponseReply
 from ladle.server.responses.input_items import input_items, page
-from ladle.server.responses.reply import ResponseStream, answer_of, response
-from ladle.server.responses.requests import SPELLING, ResponsesRequest
+from ladle.server.responses.response_reply import ResponseStream, answer_of, response
+from ladle.server.responses.response_requests import SPELLING, ResponsesRequest
 from ladle.server.routes import answers, reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
 from ladle.server.state import ServerState
@@ -80,7 +80,7 @@ async def kept_response(
     """The answer as it was sent. Each caller's newest answers are kept in memory, unless they were asked for with
     `store: false`; another caller's are not found."""
     if stream:
-        raise InputError("stream", True, "false")
+        raise InputError("stream", True, reason="an answer that is kept is sent as a whole")
     kept = state_of(request).responses.get(caller_of(request.scope), response_id)
     if kept is None:
         raise _unknown(response_id)

@@ -8,14 +8,14 @@ import uuid
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.security import caller_of
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.generation import Job, collect, usage
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.native.score_requests import ScoreRequest
 from ladle.server.prompts import encode_chat, encode_prompt, tokens_of_answer
-from ladle.server.ranking import number, require_judges, scoring_job
+from ladle.server.ranked_choices import number, require_judges, scoring_job
 from ladle.server.reader import Reader
 from ladle.server.replies.choices import Choice
 from ladle.server.replies.scores import ScoredText, Scores
@@ -68,7 +68,7 @@ async def _tokens(serving: Serving, reader: Reader, body: ScoreRequest, index: i
         return text
     end = serving.engine.tokenizer.eos_token_id
     if not isinstance(end, int):
-        raise InputError("end", True, "false, because this tokenizer has no token that ends a text")
+        raise InputError("end", True, reason="this tokenizer has no token that ends a text")
     return (*text, end)
 
 

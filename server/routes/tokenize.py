@@ -9,7 +9,7 @@ from ladle.server.fields.token_ids import require_known
 from ladle.server.http.json_request import JsonRoute
 from ladle.server.native.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from ladle.server.prompts import tokens_of_chat, tokens_of_text
-from ladle.server.replies.types import Detokenized, Tokenized
+from ladle.server.replies.reply_types import Detokenized, Tokenized
 from ladle.server.routes import answers, reader_of, serving_of, state_of
 
 _FEW = 1000  # tokens that are looked up on the event loop: the hand-over would cost more

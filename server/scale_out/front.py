@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ladle.server.access.security import ADMINISTRATION
-from ladle.server.errors import ApiError, unavailable
+from ladle.server.api_errors import ApiError, unavailable
 from ladle.server.http.disconnect import first_of, gone
 from ladle.server.http.json_request import parse, require_few_values
 from ladle.server.http.sse import event

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from re import _parser  # type: ignore[attr-defined]  # checks the syntax without compiling, which may take long
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 MOST = 1000
 """Characters of a pattern."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from ladle.merging.family.manifest_tables import Thinking, VerifierTable
+from ladle.merging.family.manifest_tables import ThinkingTable, VerifierTable
 
 _USUAL = ("<think>", "</think>")
 _BUDGETS = {"minimal": 128, "low": 512, "medium": 2048, "high": 8192}
@@ -34,7 +34,9 @@ class ThinkingTags:
     verifier: VerifierTable | None = None
 
     @classmethod
-    def of(cls, table: Thinking | None, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> ThinkingTags | None:
+    def of(
+        cls, table: ThinkingTable | None, tokenizer: PreTrainedTokenizerFast, vocabulary: int
+    ) -> ThinkingTags | None:
         """The tags of ``[thinking]``, or ``<think>`` and ``</think>`` where the chat template names both; None without,
         or where their tokens are beyond the ``vocabulary``."""
         template = tokenizer.chat_template or ""

@@ -15,7 +15,13 @@ from ladle.server.tools.formats import ToolFormat
 
 @dataclass(frozen=True)
 class Call:
-    """A call; ``arguments`` is a JSON object as the model wrote it, or what came of it, where it was ``cut``."""
+    """A call of a function.
+
+    Attributes:
+        name: of the function.
+        arguments: a JSON object as the model wrote it, or what came of it.
+        cut: whether the answer ended within it.
+    """
 
     name: str
     arguments: str

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import from_json
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.http.strict_json import finite, finite_object, strict_json
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 
@@ -51,8 +51,13 @@ class Tool(StrictModel):
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Whether functions are called: ``mode`` is none, auto or required; ``name`` of the one that is, ``allowed`` those
-    that may be, where not all of them."""
+    """Whether functions are called, and which.
+
+    Attributes:
+        mode: ``none``, ``auto`` or ``required``.
+        name: of the one function that is called.
+        allowed: names of those that may be, where not all of them.
+    """
 
     mode: str
     name: str | None = None

@@ -14,8 +14,14 @@ _GIVEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @dataclass
 class RequestContext:
-    """``id``: also sent as ``x-request-id``. ``facts``: what is to be logged of it when its answer has ended; never a
-    prompt or an answer, unless the operator asks for them. ``path``: what was called, without a proxy's prefix."""
+    """What is known of the request that a task works for.
+
+    Attributes:
+        id: also sent as ``x-request-id``.
+        path: what was called, without a proxy's prefix.
+        facts: what is to be logged of it when its answer has ended; never a prompt or an answer, unless the operator
+            asks for them.
+    """
 
     id: str
     path: str = ""

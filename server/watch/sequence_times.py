@@ -9,10 +9,14 @@ from ladle.server.engine.requests.request import StepOutput
 
 @dataclass
 class SequenceTimes:
-    """``submitted``; ``started``, its first step; ``first``, its first token; ``last``, its last output so far. Seconds
-    of ``time.monotonic``; None for what has not been seen.
+    """When a sequence came on, in seconds of ``time.monotonic``; None for what has not been seen.
 
-    ``started`` stays None for a sequence that is made of several, each of which has waited for itself.
+    Attributes:
+        submitted: when it was handed to the engine.
+        started: its first step. It stays None for a sequence that is made of several, each of which has waited for
+            itself.
+        first: its first token.
+        last: its last output so far.
     """
 
     submitted: float

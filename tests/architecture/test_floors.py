@@ -11,7 +11,7 @@ from imports_of import ROOT, imports
 
 FLOORS: dict[str, list[str]] = {
     "kernels": ["dispatch", "gpu reference", "cpu entropy spans step_tables trust_region"],
-    "merging": ["merges", "family", "bank preferences", "members", "checkpoints", "errors"],
+    "merging": ["merges", "family", "bank preferences", "members", "checkpoints", "exceptions"],
     "guidance": [
         "check offline",
         "diagnostics registry",
@@ -47,7 +47,7 @@ FLOORS: dict[str, list[str]] = {
         "routes",
         "native responses",
         "anthropic openai",
-        "chat_jobs prompt_report ranking streaming",
+        "chat_jobs prompt_report ranked_choices streaming",
         "generation",
         "prompts",
         "admin chat_rendering job_record observed reader steering",
@@ -55,7 +55,7 @@ FLOORS: dict[str, list[str]] = {
         "live_answers settings tools",
         "hosting http replies",
         "access",
-        "errors serving",
+        "api_errors serving",
         "envelopes text",
         "watch",
     ],
@@ -80,7 +80,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "clients": [
         "cli",
-        "app",
+        "sdk_commands",
         "chat_session completion",
         "async_client client lazy_commands",
         "calls display painter stream",

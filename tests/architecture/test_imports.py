@@ -33,7 +33,7 @@ ONLY: dict[str, set[str]] = {
     "families": set(),
 }
 # The command line is the part of the SDK that needs the extra [cli].
-COMMAND_LINE = {"app.py", "cli.py", "chat_session.py", "display.py", "lazy_commands.py", "painter.py"}
+COMMAND_LINE = {"sdk_commands.py", "cli.py", "chat_session.py", "display.py", "lazy_commands.py", "painter.py"}
 WEB = {"fastapi", "starlette", "uvicorn", "httpx", "prometheus_client", "pydantic_settings", "typer", "rich"}
 
 

@@ -14,8 +14,8 @@ from mock_server import Chunks, MockServer, error, event
 from typer.testing import CliRunner
 
 from ladle.clients import completion, lazy_commands
-from ladle.clients.app import app
 from ladle.clients.chat_session import ChatSession, _typed
+from ladle.clients.sdk_commands import app
 
 COMMANDS = ("generate", "chat", "coefficients", "families")
 

@@ -25,7 +25,7 @@ from tool_templates import HERMES_TEMPLATE
 from typer.testing import CliRunner
 from vector_folder import write_vectors
 
-from ladle.clients.app import app
+from ladle.clients.sdk_commands import app
 from ladle.merging.family.manifest import load_manifest
 
 BLOCKS = blocks()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from ladle.guidance.check import check_family, examine_family
 from ladle.guidance.diagnostics.probe_prompts import read_prompts
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import Family
 from ladle.server.commands.check import command
 

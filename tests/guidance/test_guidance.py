@@ -11,7 +11,7 @@ from tiny_models import OBJECTIVES
 from ladle.guidance.methods.merging_method import MergingMethod
 from ladle.guidance.plan import Mask, Plan, PromptView, Source, Steering
 from ladle.guidance.registry import METHODS, available, default_method, resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 
 GUIDED = [name for name, method in METHODS.items() if name != "base" and not isinstance(method, MergingMethod)]

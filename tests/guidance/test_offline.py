@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from ladle.guidance.offline import merge_offline
 from ladle.guidance.plan import Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.merges.export import PROVENANCE
 

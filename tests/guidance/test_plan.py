@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ladle.guidance.plan import Steering
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 
 def test_absent_and_null_take_defaults() -> None:

@@ -17,7 +17,7 @@ from ladle.guidance.registry import (
     takes_preference,
     usable_by_name,
 )
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import Family, load_family
 
 MIX = {"positive": 0.5, "simple": 0.25, "concise": 0.25}

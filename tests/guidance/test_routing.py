@@ -14,7 +14,7 @@ from ladle.guidance.check import report_family
 from ladle.guidance.offline import merge_offline
 from ladle.guidance.plan import Plan, Routing, Source, Steering
 from ladle.guidance.registry import METHODS, available, check_methods, resolve, takes_preference, usable_by_name
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import Family, load_family
 
 ROUTED = ("fusion_route", "co_llm")
@@ -149,7 +149,7 @@ def test_experts_that_share_a_member_keep_their_names(guided: Family) -> None:
     ("steering", "field", "allowed"),
     [
         ({"top_experts": 4}, "top_experts", "from 1 to 3"),
-        ({"top_experts": 2, "min_stay": 2}, "min_stay", "1 with top_experts 2"),
+        ({"top_experts": 2, "min_stay": 2}, "min_stay", "the mixture of top_experts 2 has no expert"),
         ({"threshold": 0.5}, "threshold", "not supported by method fusion_route"),
         ({"strength": 0.5}, "strength", "not supported"),
         ({"candidates": 5}, "candidates", "not supported"),

@@ -9,7 +9,7 @@ from guided_folder import write_guided_family
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.guidance.schedule import changed
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 
 TO_POSITIVE, TO_SIMPLE = {"positive": 1.0, "simple": 0.0}, {"positive": 0.0, "simple": 1.0}

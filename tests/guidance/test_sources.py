@@ -5,7 +5,7 @@ import pytest
 
 from ladle.guidance.plan import PromptView, Source
 from ladle.guidance.sources import REFERENCE, arrange, summing_to_one
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 
 BASE = Source("base", "base", 1.0, ())
 MERGED = Source("merged", "merged", 1.0, (("a", 0.5), ("b", -0.5)))

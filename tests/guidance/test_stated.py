@@ -12,7 +12,7 @@ from vector_folder import write_vectors
 
 from ladle.guidance.plan import Plan, Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 
 MIX = {"positive": 0.25, "simple": 0.75}

@@ -12,7 +12,7 @@ from tiny_models import write_family
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
 from ladle.guidance.target import TOLERANCE, reach, reachable
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.calibration import Calibration
 from ladle.merging.family.family import Family, load_family
 

@@ -7,7 +7,7 @@ from guided_families import singles, value, with_values
 from tiny_models import OBJECTIVES
 
 from ladle.guidance.values import guides, log_ratio, usable
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.preference import Preference
 

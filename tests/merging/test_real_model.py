@@ -10,7 +10,7 @@ from peft import PeftModel
 from tiny_models import write_lora_member
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ladle.merging.checkpoints.base import resolve_base
+from ladle.merging.checkpoints.base_checkpoint import resolve_base
 from ladle.merging.family.family import load_family
 from ladle.merging.merges.export import export
 

@@ -17,9 +17,9 @@ from ladle.clients.payload import Options
 from ladle.clients.stream import Stream
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import METHODS
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.manifest_tables import Preset
-from ladle.option_kinds import Choice, Count, Kind, Number, Objects, Record, Weights
+from ladle.option_kinds import Count, Kind, Number, Objects, OneOf, Record, Weights
 from ladle.server.app import build_app
 from ladle.server.routes.playground import assets
 from ladle.server.settings import ServerSettings
@@ -44,7 +44,7 @@ def schema_of_steering() -> dict[str, Any]:
 def tried(kind: Kind) -> list[Any]:
     """Values about the bounds of ``kind``, of its form, and of others."""
     values: list[Any] = ["x", "", 0, 1, -1, 0.5, 1.0, True, [], {}, [{}], {"x": 1}, 10**400, [{"a": 1}] * 2]
-    if isinstance(kind, Choice):
+    if isinstance(kind, OneOf):
         values += kind.names
     if isinstance(kind, Count):
         values += [kind.most, (kind.most or 7) + 1]

@@ -11,7 +11,7 @@ from fake_engine import FakeEngine, fake_state
 
 from ladle.merging.family.family import Family
 from ladle.server.fields.known_fields import CHAT, COMPLETIONS
-from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
+from ladle.server.openai.completion_requests import ChatCompletionRequest, CompletionRequest
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "hi"}]

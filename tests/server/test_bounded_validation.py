@@ -9,9 +9,9 @@ from asgi import client_of
 from fake_engine import FakeEngine, fake_state
 from seeds import fresh_seed
 
-from ladle.merging.errors import InputError, shown
+from ladle.merging.exceptions import InputError, shown
 from ladle.merging.family.family import Family
-from ladle.server.errors import ApiError
+from ladle.server.api_errors import ApiError
 from ladle.server.fields.schema_binding import bind_schema
 from ladle.server.http.json_request import require_few_values
 

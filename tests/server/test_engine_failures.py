@@ -12,7 +12,7 @@ from asgi import client_of, events_of
 from fake_engine import FakeEngine, fake_state
 from prepared_process import PreparedProcess
 
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 from ladle.merging.family.family import Family
 from ladle.server.engine.requests.answer import NOT_FINITE
 

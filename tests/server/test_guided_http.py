@@ -18,7 +18,7 @@ from ladle.server.access.turns import FairPool
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_config import EngineConfig
-from ladle.server.fields.messages import Message
+from ladle.server.fields.chat_messages import Message
 from ladle.server.prompts import encode_chat, encode_prompt
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving

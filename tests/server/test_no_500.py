@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tool_templates import HERMES_TEMPLATE
 
 from ladle.merging.family.family import Family
-from ladle.server.anthropic.requests import MessagesRequest
+from ladle.server.anthropic.message_requests import MessagesRequest
 from ladle.server.app import build_app
-from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.native.generate_requests import CoefficientsRequest, GenerateRequest
 from ladle.server.native.score_requests import ScoreRequest
-from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
-from ladle.server.responses.requests import ResponsesRequest
+from ladle.server.openai.completion_requests import ChatCompletionRequest, CompletionRequest
+from ladle.server.responses.response_requests import ResponsesRequest
 
 ENDPOINTS = {
     "/v1/chat/completions": ChatCompletionRequest,

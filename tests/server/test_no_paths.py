@@ -16,9 +16,9 @@ from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKey, ApiKeys
 from ladle.server.access.callers import ADMIN, GENERATE
 from ladle.server.admin.loading import FamilyFiles
-from ladle.server.native.requests import CoefficientsRequest, GenerateRequest
+from ladle.server.native.generate_requests import CoefficientsRequest, GenerateRequest
 from ladle.server.native.score_requests import ScoreRequest
-from ladle.server.openai.requests import ChatCompletionRequest, CompletionRequest
+from ladle.server.openai.completion_requests import ChatCompletionRequest, CompletionRequest
 
 pytestmark = pytest.mark.anyio
 SCHEMAS: dict[str, Any] = {

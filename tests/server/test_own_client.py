@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ladle.clients import AsyncClient, BadRequestError, Client, NotFoundError
-from ladle.clients.app import app
+from ladle.clients.sdk_commands import app
 from ladle.merging.family.family import Family
 
 pytestmark = pytest.mark.usefixtures("idle_after")

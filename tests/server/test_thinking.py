@@ -13,7 +13,7 @@ from tool_templates import HERMES_TEMPLATE
 from ladle.clients.painter import Painter
 from ladle.clients.payload import generation_body
 from ladle.clients.responses import Token
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.family.manifest import load_manifest
 from ladle.server.engine.async_engine import AsyncEngine

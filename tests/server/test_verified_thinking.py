@@ -13,14 +13,14 @@ from tool_templates import HERMES_TEMPLATE
 from ladle.clients.arguments import parse_thinking
 from ladle.clients.responses import Token
 from ladle.guidance.plan import PromptView
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.manifest import load_manifest
 from ladle.server.access.turns import FairPool
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_config import EngineConfig
-from ladle.server.fields.messages import Message
+from ladle.server.fields.chat_messages import Message
 from ladle.server.prompts import encode_chat
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving

@@ -41,7 +41,7 @@ def attacks(size: int = 4 * _MIB - 4096) -> Iterator[tuple[str, str, bytes]]:
     completions, chats = "/v1/completions", "/v1/chat/completions"
     few, many = min(300, size // 20), size // 12
     schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(size // 32)}}
-    found: dict[str, tuple[str, bytes]] = {
+    requests: dict[str, tuple[str, bytes]] = {
         "biases times choices": of(completions, plain, {"n": 128, "logit_bias": {str(n): 1 for n in range(few)}}),
         "very many biases": of(completions, plain, {"logit_bias": {str(n): 1 for n in range(many)}}),
         "wrong biases": of(completions, plain, {"logit_bias": {f"x{n}": 1 for n in range(many)}}),
@@ -98,7 +98,7 @@ def attacks(size: int = 4 * _MIB - 4096) -> Iterator[tuple[str, str, bytes]]:
         "escapes": of(completions, {**plain, "user": '"\\' * (size // 4 - 60)}),
         "a long number": (completions, b'{"prompt": "x", "seed": ' + b"9" * (size - 60) + b"}"),
     }
-    for name, (path, body) in found.items():
+    for name, (path, body) in requests.items():
         yield name, path, body
 
 
@@ -126,8 +126,8 @@ def slowest(server: ServerUnderTest) -> Callable[[], float]:
     upper bound, infinite above all buckets)."""
 
     def counts() -> dict[float, float]:
-        found = {labels: count for (name, labels), count in server.samples().items() if name == _LAG}
-        return {float(labels.removeprefix("le=").replace("+Inf", "inf")): count for labels, count in found.items()}
+        buckets = {labels: count for (name, labels), count in server.samples().items() if name == _LAG}
+        return {float(labels.removeprefix("le=").replace("+Inf", "inf")): count for labels, count in buckets.items()}
 
     before = counts()
 

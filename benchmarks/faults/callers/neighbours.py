@@ -24,7 +24,7 @@ from ladle.benchmarks.faults.request_storm import session_at, session_of
 from ladle.server.access.callers import Limits
 
 LIMITS = Limits(concurrent=2, tokens_per_minute=2000)
-"""Of the hostile key."""
+"""The limits of the hostile key."""
 _VIEWS = 31
 _QUIET = 20  # answers before the attack
 _NICE = 10

@@ -169,6 +169,7 @@ def _sums_of(builder: Any, vectors: list[Any]) -> Any:
 
     def halved(one: Any, other: Any, size: int) -> Any:
         """Both with their groups of ``size`` lanes folded in half: those of one, then those of the other."""
+        # A shuffle picks the lower halves of all groups, another the upper ones; one addition folds them.
         lower = [start + lane for start in range(0, 2 * LANES, size) for lane in range(size // 2)]
         upper = [lane + size // 2 for lane in lower]
         return builder.fadd(picked(one, other, lower), picked(one, other, upper))

@@ -206,6 +206,7 @@ def _attend_part(
                     apart, line = all_keys.strides[2], scores.strides[0]
                     _product(asked, given, asked.strides[1], held, apart, dim // STEP, blocks, scores_at, line)
                     for q in range(count):
+                        # The causal mask, and the sliding window: this row sees the tokens low to high of the segment.
                         at = paged.positions[t + (chunk + q) // folded]
                         seen = max(np.int64(0), at - window + 1) if window > 0 else np.int64(0)
                         low, high = max(np.int64(0), seen - begin), min(at + 1 - begin, SEGMENT)

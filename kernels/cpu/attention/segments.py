@@ -32,6 +32,7 @@ def first_segments(paged: PagedTokens, window: int) -> Indices:
 @njit(**INNER)
 def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, head: int, answer: Any) -> None:
     """What the segments ``first`` to ``last`` of one row and head amount to."""
+    # The common maximum of all segments of this row and head.
     most = np.float32(-np.inf)
     for number in range(first, last):
         most = max(most, best[number, head])

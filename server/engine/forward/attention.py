@@ -218,6 +218,8 @@ def paged_attention_forward(
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     width, wanted = max(key.shape[3], value.shape[3]), value.shape[3]
+    # One function for two uses: with a probe it takes down how the layer attends and computes plainly, with a context
+    # it goes through the pool.
     attention = LayerAttention(layer, KVShape(key.shape[1], width), scale, sliding_window, softcap)
     if not isinstance(paged, PagedContext):
         if paged is not None:

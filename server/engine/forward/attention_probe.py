@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.server.engine.forward.attention import AttentionGroup, AttentionProbe, LayerAttention, PagedContext
 from ladle.server.engine.kv.cache import BLOCK_SIZE, KVCache
 

@@ -75,6 +75,7 @@ class DecoderStack(nn.Module):
         bound = 1e-2 if self._kv_dtype == torch.float32 else 3e-2
         x, turns, plain_context = self._trial(2)
         _, _, context = self._trial(2)
+        # Layer by layer on the same input, so that an error is not hidden by those of the layers before it.
         for index, layer in enumerate(self._layers):
             plain = layer(x, turns, plain_context).float()
             compiled = self._run(x, turns, context, slice(index, index + 1)).float()
@@ -93,6 +94,8 @@ class DecoderStack(nn.Module):
             self.most_rows = _CHOSEN[shape]
 
     def _quickest_rows(self) -> int:
+        # Upwards from a middling count to the first that is slower; where that one is slower already, downwards to the
+        # first that is quicker.
         counts = [count for count in _COUNTS if count >= _FIRST_TRIED]
         if not self._is_quicker(counts[0]):
             fewer = (count for count in reversed(_COUNTS) if count < _FIRST_TRIED and self._is_quicker(count))

@@ -55,6 +55,8 @@ class FusedDecoderLayer(nn.Module):
         """``hidden_states`` [1, tokens, hidden] -> the same shape."""
         x = hidden_states[0]
         tokens, dim = x.shape[0], self.attention.shape.head_dim
+        # Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)); q, k and v are one product, gate and up
+        # another.
         qkv = self.qkv.forward(self.norms[0](x))
         rotated_width = self.rotated * dim
         # Queries and keys lie side by side in the fused product, so one rotary embedding turns both.

@@ -47,8 +47,9 @@ def states_after_layers(
         seen.append(reduce(states[0, begins[-1] :].float()).cpu())
 
     layers = [built.get_submodule(path) for path in layer_paths(built, file)]
+    # One forward per text without a cache; a hook on each layer keeps the reduced states of the part that counts.
     hooks = [layer.register_forward_hook(keep) for layer in layers]
-    found = []
+    stacked = []
     try:
         for index, (ids, start) in enumerate(texts):
             seen.clear()
@@ -56,9 +57,9 @@ def states_after_layers(
             given = torch.tensor([list(ids)], device=device)
             positions = torch.arange(len(ids), device=device)[None]
             built(input_ids=given, position_ids=positions, use_cache=False, logits_to_keep=1)
-            found.append(torch.stack(seen))
+            stacked.append(torch.stack(seen))
             progress(index + 1, len(texts))
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(found)
+    return torch.stack(stacked)

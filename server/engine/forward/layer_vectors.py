@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ladle.kernels import dispatch
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.steering_vector import SteeringVector
 from ladle.server.engine.forward.attention import AttentionProbe
 
@@ -74,6 +74,8 @@ def layer_paths(model: Any, config_file: Path) -> list[str]:
     """
     text = model.config.get_text_config()
     count, hidden = text.num_hidden_layers, text.hidden_size
+    # Candidates are all lists as long as the model is deep. Hooks then show which of them is the stack: its modules are
+    # called once each, in order, and give hidden states.
     lists = {
         path: module
         for path, module in model.named_modules()
@@ -102,8 +104,9 @@ def layer_paths(model: Any, config_file: Path) -> list[str]:
         for hook in hooks:
             hook.remove()
     wanted = [(index, (1, _TOKENS, hidden)) for index in range(count)]
-    found = [path for path, calls in seen.items() if calls == wanted]
-    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found if other != path)]
+    paths = [path for path, calls in seen.items() if calls == wanted]
+    # A list that is nested in another one passes the same test; the outer one is the stack.
+    outermost = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths if other != path)]
     if len(outermost) != 1:
         reason = (
             f"steering vectors cannot be added to its hidden states: it has no one list of {count} decoder layers that "

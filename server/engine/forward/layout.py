@@ -129,6 +129,8 @@ class HostLayout:
         assert tokens is not None
         logits_indices = None if self.logits_indices is None else next(tensors)
         watched = None if self.watch_indices is None else next(tensors)
+        # Coefficients lie on the device in the lane table; a row is picked per token, and only where any token has
+        # some.
         lane_rows = next(tensors) if self.merged or self.steered else None
         coefficients = table.coefficients.index_select(0, lane_rows) if lane_rows is not None and self.merged else None
         amounts = table.amounts.index_select(0, lane_rows) if lane_rows is not None and self.steered else None

@@ -144,6 +144,7 @@ def load_model(
     model = model.to(device)
     if device.type == "cpu":
         one_by_one(model)
+    # A plain forward shows how each layer attends, and whether the pool can serve it, before anything is replaced.
     attentions = learn_attention(model, config_file)
     steered = layer_paths(model, config_file) if vectors else []
     # Products are exact where float32 promises the same tokens in any batch; bfloat16 may take quicker paths.

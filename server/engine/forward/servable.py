@@ -11,7 +11,7 @@ from torch import Tensor
 from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.gated_experts import one_by_one
 from ladle.merging.bank.gated_layers import require_called, shared_inputs
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import Family
 from ladle.merging.family.family_model import FamilyModel
 from ladle.server.engine.forward.attention import IMPLEMENTATION

@@ -29,7 +29,7 @@ _CACHED = 128  # grammars that are known to compile
 _CRASHED = 1024  # grammars that are known to end their process
 _STRIKES = 3  # crashes while an answer was written, after which a grammar is refused from the start
 LIMITS: dict[str, Any] = {"compile_s": 2.0, "step_s": 1.5, "memory": 768 << 20}
-"""Of a worker: seconds of processor time for compiling and for one token, bytes of memory beside the vocabulary."""
+"""What a worker may take: seconds of processor time for compiling and for one token, bytes beside the vocabulary."""
 # How llguidance is to write JSON inside a Lark grammar; the same as of a schema by itself.
 _JSON = {"whitespace_pattern": r"( |\n {0,20})?", "lenient": False, "coerce_one_of": False}
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 from ladle.server.engine.grammars import wire
 from ladle.server.engine.grammars.nursery import SLOTS, GrammarNursery, GrammarsUnavailable, WorkerProcess
 from ladle.server.engine.grammars.spec import GrammarError, GrammarSpec, too_complex
@@ -149,6 +149,7 @@ class GrammarPool:
         steps: dict[Home, list[tuple[int, int]]] = {}
         for position, token in moves:
             if position.error is None:
+                # The tokens are kept so that the position can be opened again elsewhere, if its worker is lost.
                 position.tokens.append(token)
                 position.state, position.ready = None, False
                 assert position.home is not None
@@ -179,6 +180,8 @@ class GrammarPool:
                 self._nursery.release(home.worker)
 
     def _await(self, positions: Sequence[Position], known: Callable[[Position], bool]) -> None:
+        # Each round ends with an answer, or with the burial of workers that gave none; a position that was moved may be
+        # unlucky again, so rounds are bounded.
         for _ in range(_LIVES + 1):
             # A process that was stopped for a while finds its time over when it goes on: it gets another chance.
             for _ in range(2):
@@ -247,6 +250,8 @@ class GrammarPool:
 
     def _home_for(self, spec: GrammarSpec) -> Home:
         roomy = [home for home in self._homes if home.free]
+        # Preferred in this order: a worker that has compiled this grammar and serves others already, or while few are
+        # busy any that has; when all are busy, the emptiest of them; an idle one that knows the grammar; a new one.
         own = [home for home in reversed(roomy) if spec in home.specs]
         busy = sum(1 for home in self._homes if home.positions)
         shared = [home for home in roomy if home.positions]
@@ -285,6 +290,8 @@ class GrammarPool:
                 return
             self._homes.remove(home)
             kind, subject = home.worker.works_at()
+            # Guilt is of what the worker was at when it ended: a grammar being compiled, or one position whose mask was
+            # being computed. Everybody else is innocent and moves on, up to ``_LIVES`` times.
             guilty, reason = True, slow
             if slow is None:
                 end = self._nursery.end_of(home.worker)

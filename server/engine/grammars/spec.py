@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 
 
 class GrammarError(ValueError):

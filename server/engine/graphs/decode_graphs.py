@@ -90,6 +90,7 @@ class DecodeGraphs:
         lanes, width = layout.tokens, group.block_table.shape[1]
         if group.stop != lanes or group.positions.shape != (lanes, 1) or group.visible is not None:
             return None
+        # The smallest recording that holds the batch: what is padded costs as much as what is real.
         kind = layout.merged, layout.steered
         fitting = [s for s in self._replays if s.lanes >= lanes and s.blocks >= width and (s.merged, s.steered) == kind]
         return min(fitting, default=None)
@@ -113,6 +114,7 @@ class DecodeGraphs:
             if layout.watch_indices is not None:
                 seen = torch.cat((wanted, send_one(layout.watch_indices, logits.device)))
             return RecordedOutput(logits.index_select(0, wanted), hidden.index_select(0, seen))
+        # Padded rows drew too; only those of real sequences are read.
         count = len(tables.source_rows)
         speakers = None if routes is None or output.speakers is None else output.speakers[:, :count]
         return RecordedOutput(logits, hidden, output.tokens[:count], output.logprobs[:count], speakers)
@@ -143,6 +145,7 @@ class DecodeGraphs:
         """A layout with as many lanes as a recording has, each with its second block begun as far as there are two
         blocks for it; what is left over stores in block 0."""
         lanes = np.arange(size.lanes)
+        # Two blocks per lane, from block 1 on; lanes for which the pool has none left are padding, as in a replay.
         held = np.where(2 * lanes + 1 < self._cache.blocks - 1, 2 * lanes + 1, -1)
         there = held > 0
         positions = np.where(there, BLOCK_SIZE + lanes % BLOCK_SIZE, 0)
@@ -165,6 +168,7 @@ class DecodeGraphs:
         float_params[:, step_tables.MIN_P] = 0.0
         weights = random.uniform(-0.5, 1.5, (lanes, 3)).astype(np.float32) * (random.random((lanes, 3)) < 0.7)
         sources = random.integers(0, lanes, (lanes, 3))
+        # With a router every other lane is routed, at random places of its hysteresis.
         routes = None
         if self._router is not None:
             experts = self._router.experts

@@ -9,7 +9,7 @@ import torch
 
 Output = TypeVar("Output")
 Recorder = Callable[[Callable[[], Output]], Callable[[], Output]]
-"""From work on tensors that stay where they are to what does it again; its results are overwritten each time."""
+"""Makes of work on tensors that stay where they are a function that does it again and overwrites its results."""
 _WARM = 2
 
 

@@ -38,6 +38,7 @@ class BlockManager:
         """A block of one's own. Raises OutOfBlocks."""
         if not self._free:
             raise OutOfBlocks
+        # Least recently freed first; only now is the prefix that it held forgotten.
         block, _ = self._free.popitem(last=False)
         self._forget(block)
         self._references[block] = 1
@@ -50,6 +51,7 @@ class BlockManager:
             block = self._block_of.get(value)
             if block is None:
                 break
+            # A block that nobody holds any more is taken out of the free list again: its state is still there.
             if self._references[block] == 0:
                 del self._free[block]
             self._references[block] += 1
@@ -68,6 +70,8 @@ class BlockManager:
 
     def release(self, blocks: Iterable[int]) -> None:
         """Give up one reference to each block; the tail goes first so that prefixes outlive their continuations."""
+        # Freed last, evicted last: a prefix is worth more than what came after it, and useless without what comes
+        # before.
         for block in reversed(list(blocks)):
             self._references[block] -= 1
             if self._references[block] < 0:

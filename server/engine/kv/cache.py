@@ -21,7 +21,12 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one layer keeps a token: ``heads`` key/value heads of ``head_dim`` each."""
+    """What one layer keeps of a token.
+
+    Attributes:
+        heads: key/value heads.
+        head_dim: elements of each key and of each value.
+    """
 
     heads: int
     head_dim: int
@@ -39,6 +44,7 @@ class KVCache:
         self.blocks = blocks
         self.shapes = shapes
         self._pool: Tensor | None = None
+        # One tensor for all layers of one shape, which compiled layers address as one array; else one per layer.
         if len(set(shapes)) == 1:
             shape = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
             self._pool = _zeros(shape, dtype, device)

@@ -68,6 +68,8 @@ class LaneTable:
         self.computed[row] = 0
         self.last[row] = 0
         self.blocks[row] = 0
+        # One row of the bank's coefficients per lane: in the forward, tokens pick theirs by the lane's row. Row
+        # ``capacity`` stays 0 for padding.
         values = [0.0] * self.coefficients.shape[1]
         for name, value in coefficients.items():
             if name in self._column:

@@ -17,7 +17,13 @@ from ladle.server.engine.ranks.ranks import Ranks
 
 @dataclass
 class BroadcastModel(LoadedModel):
-    """The part that this process has of model ``name``, with the weights ``key``."""
+    """The part of a model that this process has.
+
+    Attributes:
+        name: the model's.
+        key: of the weights.
+        ranks: the processes that share it, which every forward is told to.
+    """
 
     name: str
     key: WeightsKey

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 _PATIENCE = timedelta(minutes=5)
-"""For one exchange: the others may be loading. That one of them has ended is noticed by other means, and at once."""
+"""How long one exchange may take: the others may be loading. That one of them has ended is noticed by other means, and
+at once."""
 
 
 class ProcessGroup:

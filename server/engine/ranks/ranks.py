@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.engine_config import EngineConfig
@@ -191,8 +191,7 @@ def _require(config: EngineConfig, device: torch.device) -> None:
     if device.type == "cuda":
         devices = torch.cuda.device_count()
         if device.index:
-            raise InputError(
-                "device", config.device, "cuda with tensor_parallel: its processes take cuda:0, cuda:1, ..."
-            )
+            reason = "the processes of tensor_parallel take cuda:0, cuda:1 and so on"
+            raise InputError("device", config.device, "cuda", reason)
         if size > devices:
             raise InputError("tensor_parallel", size, f"at most {devices}, the CUDA devices that are visible")

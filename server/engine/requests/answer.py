@@ -9,7 +9,7 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerFast
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import CodedText
+from ladle.merging.exceptions import CodedText
 from ladle.server.engine.requests.detokenizer import Detokenizer
 from ladle.server.engine.requests.request import Ending, GenerationRequest, StepOutput, TokenTrace
 from ladle.server.engine.requests.sequence import Sequence
@@ -104,6 +104,8 @@ class Answer:
     def _answered(self, token: int, count: int, ended: bool) -> tuple[str, str, str | None]:
         """The text of a token of the answer, what may be shown now, and why the answer ends if it does."""
         sampling = self.request.sampling
+        # Stop rules by precedence: a stop token or end-of-text that is not shown, stop strings, what is shown and then
+        # ends, and last the length.
         named = token in sampling.stop_token_ids
         if (named and not sampling.include_stop) or (token in self._eos and not sampling.ignore_eos and not named):
             return "", self._detokenizer.finish(), "stop"
@@ -122,6 +124,7 @@ class Answer:
         inside, sampling = thought.phase is ThoughtPhase.INSIDE, self.request.sampling
         if inside and token in self._eos and not sampling.ignore_eos and thought.forced is None:
             return "", "", "stop", self._thinks(thought.finish(), closed=True)
+        # A token may release several: what could have become the opening tag turns out to be the answer's.
         placed = thought.push(token)
         text, reason = "", None
         piece = "" if placed.answer else self._tokenizer.decode([token])

@@ -117,6 +117,8 @@ def distinct(texts: Iterable[DrawnText]) -> Iterator[DrawnText]:
 def in_common(texts: list[DrawnText]) -> int:
     """How many tokens at their beginning ``texts``, at least one, have from the very same blocks."""
     shared = 0
+    # Level by level from the root of the tree: texts agree as long as they go on from the same node, not merely from
+    # equal tokens, because blocks report how they were chosen.
     for level in zip(*(text.lineage for text in texts), strict=False):
         if any(text is not level[0] for text in level):
             break

@@ -14,7 +14,12 @@ from ladle.merging.members.value_head import ValueHead as SavedHead
 
 @dataclass(frozen=True)
 class LaneHead:
-    """V = weight . h + bias on the last hidden state h, after the final norm. ``weight`` [hidden] on the device."""
+    """V = weight . h + bias on the last hidden state h, after the final norm.
+
+    Attributes:
+        weight: [hidden] on the device.
+        bias: in the unit of the value.
+    """
 
     weight: Tensor
     bias: float

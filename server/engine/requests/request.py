@@ -13,8 +13,11 @@ from ladle.server.engine.requests.thinking import Thinking
 
 @dataclass(eq=False)
 class Work:
-    """How many ``tokens`` the engine has computed for a request, or has begun to: those of all its lanes, those of
-    draws that were not kept, and what it computed twice. The engine's thread adds to it."""
+    """What the engine has computed for a request, or has begun to. The engine's thread adds to it.
+
+    Attributes:
+        tokens: those of all its lanes, those of draws that were not kept, and what was computed twice.
+    """
 
     tokens: int = 0
 
@@ -23,11 +26,12 @@ class Work:
 class Score:
     """What a plan's ranking says of a whole answer.
 
-    value: the greater, the better.
-    by: what it was judged by.
-    parts: (source, what it says) in the order of the ranking's sources: a log-probability in nats, a value, or
-        log-odds in nats.
-    second: what decides between equal ones; the greater, the better.
+    Attributes:
+        value: the greater, the better.
+        by: what it was judged by.
+        parts: (source, what it says) in the order of the ranking's sources: a log-probability in nats, a value, or
+            log-odds in nats.
+        second: what decides between equal ones; the greater, the better.
     """
 
     value: float
@@ -40,9 +44,10 @@ class Score:
 class Block:
     """How a block of an answer was chosen.
 
-    draws: continuations that were drawn of the text before it.
-    score: of the text that ends with it, see ``ladle.guidance.plan.Blocks``; None where nothing else was drawn.
-    entropy: of the distribution of its first token, in nats; None where it was not asked for.
+    Attributes:
+        draws: continuations that were drawn of the text before it.
+        score: of the text that ends with it, see ``ladle.guidance.plan.Blocks``; None where nothing else was drawn.
+        entropy: of the distribution of its first token, in nats; None where it was not asked for.
     """
 
     draws: int
@@ -52,7 +57,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a search drew, kept or not: ``draws`` continuations, ``tokens`` of them."""
+    """What a search drew, kept or not.
+
+    Attributes:
+        draws: continuations.
+        tokens: of all of them.
+    """
 
     draws: int
     tokens: int
@@ -62,9 +72,10 @@ class Spent:
 class Trip:
     """What ended an answer in its midst.
 
-    monitor: its name.
-    token: how many tokens had been judged when it did, the one that was too much included.
-    value: what it said of that token, or of the sentence that ends there.
+    Attributes:
+        monitor: its name.
+        token: how many tokens had been judged when it did, the one that was too much included.
+        value: what it said of that token, or of the sentence that ends there.
     """
 
     monitor: str
@@ -73,12 +84,13 @@ class Trip:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedThought:
     """What a verifier said of a thought on its way.
 
-    token: how many tokens there were, those of tags included.
-    likely: the probability that the thought held the answer.
-    ends: whether that ended it.
+    Attributes:
+        token: how many tokens there were, those of tags included.
+        likely: the probability that the thought held the answer.
+        ends: whether that ended it.
     """
 
     token: int
@@ -140,17 +152,19 @@ class GenerationRequest:
 class TokenTrace:
     """What guidance did at one position.
 
-    base_logprob: the token's logprob under the plain base, in nats.
-    shift: KL(base, final) in nats, infinite where guidance rules out what the base allows.
-    argmax_changed: whether the best token of the final score is not the base's.
-    entropy: of the combined score's softmax, in nats, before a form of the answer, penalties and temperature.
-    outside: whether the best token of the final score lies outside the 20 best of the first source, the base that is
-        guided: a sign that base and guide do not fit. None without guidance.
-    candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
-    values: what each explicit value said of the token, by source; None where there are none or the token was no
-        candidate.
-    router: what the router's head says of every expert, by name; None for plans that do not route.
-    monitors: what each monitor that judged the token, or the sentence that ends with it, says; None without monitors.
+    Attributes:
+        base_logprob: the token's logprob under the plain base, in nats.
+        shift: KL(base, final) in nats, infinite where guidance rules out what the base allows.
+        argmax_changed: whether the best token of the final score is not the base's.
+        entropy: of the combined score's softmax, in nats, before a form of the answer, penalties and temperature.
+        outside: whether the best token of the final score lies outside the 20 best of the first source, the base that
+            is guided: a sign that base and guide do not fit. None without guidance.
+        candidate_mass: the first source's probability of the candidates or of the tokens its mask leaves; None without.
+        values: what each explicit value said of the token, by source; None where there are none or the token was no
+            candidate.
+        router: what the router's head says of every expert, by name; None for plans that do not route.
+        monitors: what each monitor that judged the token, or the sentence that ends with it, says; None without
+            monitors.
     """
 
     base_logprob: float
@@ -262,7 +276,7 @@ class StepOutput:
     tripped: Trip | None = None
     unseen: int = 0
     asked: int = 0
-    checked: Checked | None = None
+    checked: CheckedThought | None = None
     entropy: float | None = None
     block: Block | None = None
     spent: Spent | None = None

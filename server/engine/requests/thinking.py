@@ -68,8 +68,13 @@ class ThoughtPhase(Enum):
 
 @dataclass(frozen=True)
 class Placed:
-    """Tokens of which it is known now where they belong: to the ``thought`` or to the ``answer``; a tag's to neither.
-    ``own``: whether the token that came last is the answer's; what may become the opening tag counts as that."""
+    """Tokens of which it is known now where they belong; those of a tag belong to neither.
+
+    Attributes:
+        thought: ids of the thought's tokens.
+        answer: ids of the answer's.
+        own: whether the token that came last is the answer's; what may become the opening tag counts as that.
+    """
 
     thought: tuple[int, ...] = ()
     answer: tuple[int, ...] = ()
@@ -185,6 +190,8 @@ class Thought:
         """A token that the model chose: all but the longest tail that begins the closing tag is thought."""
         closing = self._thinking.close
         self._since += 1
+        # The longest suffix of what is held that is a prefix of the closing tag may still become it; the rest is
+        # thought.
         tail = next(n for n in range(len(closing), -1, -1) if n == 0 or tuple(self._held[-n:]) == closing[:n])
         released = tuple(self._held[: len(self._held) - tail])
         self._held = self._held[len(released) :]

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ladle.merging.checkpoints.checkpoint_files import read_json
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.merging.checkpoints.vocabulary import TOKENIZER
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 _SAID = 300  # characters of what a library says
 
@@ -21,6 +21,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         FamilyError: transformers cannot read it, or only with such code.
     """
+    config = folder / "tokenizer_config.json"
     try:
         with loading(f"reading the tokenizer of {folder}"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -31,13 +32,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         said = " ".join(str(error).split())[:_SAID]
         # What is no sentence says little without its kind: 'added_tokens'.
         reason = said if " " in said else f"{type(error).__name__} {said}".strip()
-        config = folder / "tokenizer_config.json"
         if config.is_file() and read_json(config).get("auto_map"):
             raise FamilyError(config, f"its custom code is not run, and without it: {reason}") from error
         raise FamilyError(folder, f"this tokenizer cannot be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        file = folder / "tokenizer_config.json"
-        raise FamilyError(file, f"{type(tokenizer).__name__} is no fast tokenizer; a tokenizer.json makes it one")
+        raise FamilyError(config, f"{type(tokenizer).__name__} is no fast tokenizer; a tokenizer.json makes it one")
     return tokenizer
 
 

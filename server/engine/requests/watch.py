@@ -40,6 +40,8 @@ class Watch:
 
     def judged(self, index: int, value: float) -> None:
         """What is said of a part. Parts may be judged in any order; they count in theirs."""
+        # Reorder: verdicts come out of order, since questions take longer than values. Only the next one in turn
+        # counts, and every one after it that is there already.
         self._early[index] = value
         while (value_of := self._early.pop(len(self._values), None)) is not None:
             self._values.append(value_of)
@@ -55,6 +57,7 @@ class Watch:
     def free(self, settled: int) -> int:
         """How many tokens may be shown when everything up to ``settled`` tokens is judged: all but the last ``hold``
         parts that a trip at the next one would take back."""
+        # Parts up to ``settled``, less the last ``hold`` of them: a trip at the next part would take those back.
         index = bisect_right(self.ends, settled) - self.monitor.hold
         return self.ends[index] if index >= 0 else 0
 
@@ -79,6 +82,7 @@ class Sentences:
 
     def push(self, piece: str) -> bool:
         """Whether a sentence ends with ``piece``."""
+        # A mark may be split over tokens, so the pattern looks at the last characters, not at the piece alone.
         self._tail = (self._tail + piece)[-_TAIL:]
         self._tokens += 1
         self.says = self.says or any(character.isalnum() for character in piece)

@@ -16,9 +16,10 @@ from ladle.server.engine.schedule.step_plan import Chunk
 class CatchUp:
     """What a step computes after the router has spoken.
 
-    chunks: what lanes lack, the token that is due among it. behind: sequences that get no token from this step, because
-    an expert of theirs has missed more than a step computes; their router is asked again in the next one, and says the
-    same.
+    Attributes:
+        chunks: what lanes lack, the token that is due among it.
+        behind: sequences that get no token from this step, because an expert of theirs has missed more than a step
+            computes; their router is asked again in the next one, and says the same.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -49,10 +50,12 @@ def plan_catch_up(scheduler: Scheduler, wanted: Mapping[Sequence, Seq[Lane]]) ->
     lazy = {sequence: [lane for lane in lanes if lane.lazy] for sequence, lanes in wanted.items()}
     for sequence, lanes in lazy.items():
         for lane in lanes:
+            # What another request computed of this text under this expert's weights may be in the prefix cache.
             if scheduler.missing(sequence, lane) > BLOCK_SIZE:
                 scheduler.reuse(sequence, lane)
     left = scheduler.max_batch_tokens
     lacking = {sequence: sum(scheduler.missing(sequence, lane) for lane in lanes) for sequence, lanes in lazy.items()}
+    # Shortest first: a long prompt for one expert delays nobody who needs a few tokens.
     for sequence in sorted(lazy, key=lacking.__getitem__):
         final = lacking[sequence] <= left
         if not final:

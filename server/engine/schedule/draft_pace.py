@@ -31,6 +31,7 @@ class DraftPace:
         if not drafted:
             self._since = 0
             self._plain[step_rows] = _moved(self._plain.get(step_rows), seconds)
+        # The surcharge of drafted rows: the time beyond a plain step of the same batch, spread over them.
         elif step_rows in self._plain:
             self._since += 1
             self._row = _moved(self._row, max(0.0, seconds - self._plain[step_rows]) / drafted)

@@ -92,6 +92,7 @@ class Drafts:
 
     def note(self, plan: StepPlan, accepted: int, seconds: float) -> None:
         """``plan`` took so long, all draws included, and so many drafted tokens were drawn."""
+        # Rows, not tokens: a guided sequence computes a draft once per lane.
         drafted_rows = sum(len(draft) * len(drafted_lanes(sequence)) for sequence, draft in plan.drafts.items())
         if self._step_rows:
             self._pace.note(self._step_rows, drafted_rows, seconds)
@@ -102,6 +103,7 @@ class Drafts:
         author = self._authors.get(sequence)
         if author is None:
             author = self._authors[sequence] = _Author(NgramIndex(sequence.request.prompt))
+        # Preemption and steps without drafts do not matter: the index goes on from the last token that it has seen.
         author.follow(sequence.output)
         return author
 

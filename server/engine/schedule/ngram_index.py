@@ -28,6 +28,8 @@ class NgramIndex:
         own, ends = self._tokens, self._ends
         for token in tokens:
             end = len(own)
+            # Before the token is appended: the n-grams that end in front of it now have a continuation, this token at
+            # ``end``.
             for length in range(_SHORTEST, _LONGEST + 1):
                 if end >= length:
                     ends[tuple(own[end - length :])] = end
@@ -42,6 +44,7 @@ class NgramIndex:
         for length in range(min(_LONGEST, len(own)), _SHORTEST - 1, -1):
             end = self._ends.get(tuple(own[-length:]))
             if end is not None:
+                # Text that repeats with a period: beyond its end the guess reads its own first tokens again.
                 period = len(own) - end
                 return tuple(own[end + index % period] for index in range(most))
         return ()

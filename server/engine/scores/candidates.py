@@ -22,7 +22,12 @@ from ladle.server.engine.scores.grammar_masks import Allowed
 
 @dataclass(frozen=True)
 class CandidateValues:
-    """``tokens`` [k] int64, best first by the first source; ``values`` [k] by lane, as the heads gave them."""
+    """The candidates for one token, and what they are worth.
+
+    Attributes:
+        tokens: [k] int64, best first by the first source.
+        values: [k] by lane, as the heads gave them.
+    """
 
     tokens: Tensor
     values: Mapping[Lane, Tensor]

@@ -22,10 +22,11 @@ from ladle.server.engine.requests.sequence import Lane, Sequence
 class ExpertTurn:
     """Who writes one token.
 
-    lanes: of the experts that take part, the first one leading; none where the router writes by itself (Co-LLM).
-    shares: of their probabilities.
-    scores: what the head says, by expert.
-    speaker: the sequence's, once this token is drawn.
+    Attributes:
+        lanes: of the experts that take part, the first one leading; none where the router writes by itself (Co-LLM).
+        shares: of their probabilities.
+        scores: what the head says, by expert.
+        speaker: the sequence's, once this token is drawn.
     """
 
     lanes: tuple[Lane, ...]

@@ -81,7 +81,7 @@ class PromptJudge:
 
 
 def _at_positions(tables: HostTables) -> HostTables:
-    """From ``tables`` that say the same n times those of n positions side by side: the i-th reads i rows further on."""
+    """Turn ``tables`` that say the same n times into those of n positions: the i-th reads i rows further on."""
     # The tables repeat one sequence: what points at logits (sources, mask base, budget base) moves on by one row.
     further = np.arange(len(tables.source_rows))
     int_params, budgets = tables.int_params, tables.budgets

@@ -162,6 +162,7 @@ class Sampler:
     def follow(self, sequences: Seq[Sequence], tokens: Seq[int], logprobs: Seq[float]) -> list[Draw]:
         """Count drawn tokens for penalties and follow them in grammars."""
         for sequence, token in zip(sequences, tokens, strict=True):
+            # Counts live on the device and grow by the drawn token, for the next step's penalties.
             counted = self._counts.get(sequence.slot) if sequence.slot is not None else None
             if counted is not None:
                 counted[0][token] += 1

@@ -66,6 +66,8 @@ class SlotTables:
         slot, params, plan = sequence.slot, sequence.request.sampling, sequence.request.plan
         assert slot is not None
         self._seeds[slot] = params.seed & _MASK
+        # What does not change from token to token is written once, when the sequence gets its slot; a step gathers
+        # rows.
         _fill(params, plan, self._int_params[slot], self._float_params[slot])
         # The tables grow to the most sources that any admitted plan has had.
         lanes = _added_lanes(sequence)
@@ -167,6 +169,7 @@ def _recordable(sequence: Sequence) -> bool:
     """Whether there is nothing between the sum of few sources and the draw of ``sequence``, and nobody asks for more
     than the token. Experts may be among the sources if each has computed what it lacks when it is chosen."""
     plan, params = sequence.request.plan, sequence.request.sampling
+    # Each of these needs a pass, a table or the host between the sum and the draw, which a recording has not.
     more = (plan.scorer, plan.mask, plan.kl_budget, sequence.request.grammar, sequence.request.thinking)
     if plan.rule != "linear" or plan.trace or any(part is not None for part in more):
         return False

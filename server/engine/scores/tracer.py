@@ -52,6 +52,7 @@ class Tracer:
 
         ``valued``: ``tensors`` on the host; ``drawn_candidates``: which of its candidates a sequence drew.
         """
+        # The order is that of ``tensors``: six columns per sequence, then the values of candidates, lane by lane.
         columns = zip(self._traced.items(), *(column.tolist() for column in valued[:6]), strict=True)
         rest = iter(valued[6:])
         values = {i: {lane.source.name: next(rest) for lane in own.values} for i, own in self._valued.items()}
@@ -95,6 +96,7 @@ def _outside(first: Tensor, scores: Tensor) -> Tensor:
 
 def _mass(first: Tensor, scores: Tensor, values: Seq[CandidateValues | None]) -> Tensor:
     """The first source's probability of the candidates, or of the tokens that are not ruled out."""
+    # With a mask: the mass of all that is left. With a scorer: that of its candidates alone.
     probabilities = torch.softmax(first, dim=-1)
     masses = probabilities.masked_fill(scores == -torch.inf, 0.0).sum(dim=-1)
     for index, candidates in enumerate(values):

@@ -30,6 +30,7 @@ class WatchedStates:
         """What the heads say, V = weight . h + bias in the head's dtype, without the bias; for ``said`` on the host."""
         values = []
         for lanes, states in self._by_width():
+            # All heads in one batched dot product per width; biases are added on the host, in float64.
             weights = torch.stack([lane.head.weight for lane in lanes if lane.head is not None])
             values.append((states.to(weights.dtype) * weights).sum(dim=-1))
         return values

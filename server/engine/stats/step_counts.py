@@ -16,8 +16,13 @@ _MIXED = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Distribution:
-    """How often a quantity was at most each of ``bounds``, and beyond the last (``counts`` has one more, and they are
-    not cumulative); ``total`` is the sum of all that was seen."""
+    """How often a quantity was at most each of some bounds, and beyond the last.
+
+    Attributes:
+        bounds: increasing, in the unit of the quantity.
+        counts: one more than bounds, and not cumulative.
+        total: the sum of all that was seen.
+    """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]

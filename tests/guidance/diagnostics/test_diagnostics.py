@@ -21,7 +21,7 @@ from ladle.guidance.diagnostics.deep import examine
 from ladle.guidance.diagnostics.deep_report import DeepReport
 from ladle.guidance.diagnostics.forwards import Forwards, State
 from ladle.guidance.diagnostics.groups import find_groups
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 
 PROMPTS = ("Tell me about rain.", "Why?", "Name two rivers, and a lake.")

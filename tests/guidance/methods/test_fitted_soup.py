@@ -8,7 +8,7 @@ from tiny_models import write_family
 from ladle.benchmarks.faults.hill_surface import write_hill_surface
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import available, default_method, resolve, usable_by_name
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 
 

@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("numba", reason="no compiled loops on this platform")
 
 from ladle.kernels import dispatch
-from ladle.kernels.reference import scores as reference
+from ladle.kernels.reference import operations as reference
 
 BORDER = 1e-5
 """Of the mass at which a nucleus ends, which two ways to add it up may not agree on."""

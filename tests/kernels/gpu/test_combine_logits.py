@@ -14,7 +14,7 @@ from kernel_device import DEVICE
 from triton_interpreter import MARKS
 
 from ladle.kernels.gpu import combine_logits as kernels
-from ladle.kernels.reference import scores as reference
+from ladle.kernels.reference import operations as reference
 
 pytestmark = MARKS
 

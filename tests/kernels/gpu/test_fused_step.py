@@ -18,7 +18,7 @@ from triton_interpreter import MARKS
 
 from ladle.kernels import step_tables
 from ladle.kernels.gpu.fused_step import fused_step, guided_scores
-from ladle.kernels.reference import scores as reference
+from ladle.kernels.reference import operations as reference
 from ladle.kernels.reference import step as step_reference
 from ladle.kernels.step_tables import Budgets, Ranges, StepTables, plain_tables
 from ladle.server.engine.scores.slot_tables import draw_keys

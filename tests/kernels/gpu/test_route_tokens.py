@@ -14,7 +14,7 @@ from triton_interpreter import MARKS
 
 from ladle.kernels import step_tables
 from ladle.kernels.gpu import route_tokens as kernels
-from ladle.kernels.reference import routing
+from ladle.kernels.reference import route_tokens as routing
 from ladle.kernels.reference import step as step_reference
 
 pytestmark = MARKS

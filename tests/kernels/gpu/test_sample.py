@@ -15,7 +15,7 @@ from kernel_device import DEVICE
 from triton_interpreter import MARKS
 
 from ladle.kernels.gpu import sample as kernels
-from ladle.kernels.reference import scores as reference
+from ladle.kernels.reference import operations as reference
 from ladle.server.engine.scores.slot_tables import draw_keys
 
 pytestmark = MARKS

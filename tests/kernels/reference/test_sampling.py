@@ -10,7 +10,7 @@ from seeds import fresh_seed
 from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ladle.kernels.reference.scores import gumbel, sample, truncation_threshold
+from ladle.kernels.reference.operations import gumbel, sample, truncation_threshold
 from ladle.server.engine.scores.slot_tables import draw_keys
 
 NO_IDS = torch.zeros(1, 1, dtype=torch.int64)

@@ -8,7 +8,7 @@ import torch
 from seeds import fresh_seed
 
 from ladle.merging.bank.bank import Bank
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import LowRank, LowRankMember
 
 OUT = {"q": 12, "k": 8, "v": 8}

@@ -22,7 +22,7 @@ from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.gated_experts import GatedExperts
 from ladle.merging.bank.grouped_experts import GroupedExperts
 from ladle.merging.checkpoints.architecture import Architecture, read_architecture
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import load_peft
 from ladle.merging.members.low_rank import LowRank, LowRankMember
 from ladle.merging.preferences.delta_norms import DeltaNorms

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.checkpoints.architecture import read_architecture
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import LowRank, LowRankMember, load_peft
 
 TOLERANCE = 1e-9

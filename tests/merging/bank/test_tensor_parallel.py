@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.tensor_parallel import STYLES, Shard, split_linears
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 
 
@@ -88,8 +88,8 @@ def test_a_bias_counts_once(style: str) -> None:
     [
         (4, {}, "a divisor of 2, the key/value heads"),
         (3, {}, "a divisor of 4, the attention heads"),
-        (2, {"model.layers.*.mlp": "moe_tp_experts"}, "1 for LlamaForCausalLM: its plan has moe_tp_experts"),
-        (2, None, "1 for LlamaForCausalLM: it has no plan"),
+        (2, {"model.layers.*.mlp": "moe_tp_experts"}, "the plan of LlamaForCausalLM has moe_tp_experts"),
+        (2, None, "LlamaForCausalLM has no plan"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(size: int, plan: Any, words: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import rewrite_json, rewrite_tensors, write_tiny_base
 
 from ladle.merging.checkpoints.checkpoint_reader import INDEX, SINGLE, CheckpointReader
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 def test_one_file_is_read_as_it_was_written(tmp_path: Path, seed: int) -> None:

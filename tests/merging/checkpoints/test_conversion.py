@@ -10,7 +10,7 @@ from seeds import fresh_seed
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ladle.merging.checkpoints.architecture import open_weights, read_architecture
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.merges.export import export
 from tests.fixtures.tiny_models import save_checkpoint, write_lora_member

@@ -12,7 +12,7 @@ from tiny_models import write_family, write_full_member
 from ladle.merging.checkpoints.architecture import read_architecture
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.new_folder import forget_unfinished, new_folder
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.members.full_member import load_full
 from ladle.merging.merges.compress import compress

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from ladle.merging.checkpoints.architecture import read_architecture
 from ladle.merging.checkpoints.vocabulary import largest_id, vocabulary_hash
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.members.adapter import load_peft
 from ladle.merging.members.pblora import load_pblora

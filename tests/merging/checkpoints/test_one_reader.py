@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from ladle.merging.bank.bank import Bank
 from ladle.merging.checkpoints.architecture import open_weights, read_architecture
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family_model import open_model
 from ladle.server.engine.forward.loaded_model import load_model
 from tests.fixtures.tiny_models import rewrite_json, write_tiny_base

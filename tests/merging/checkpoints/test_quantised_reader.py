@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from ladle.guidance.check import report_family
 from ladle.merging.checkpoints.architecture import open_weights, read_architecture
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.adapter_merge import merge_adapter
 from ladle.merging.merges.export import export

@@ -15,7 +15,7 @@ from ladle.merging.checkpoints.vocabulary import (
     tokens_of,
     without_embedding,
 )
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 def pair(

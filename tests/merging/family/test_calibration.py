@@ -10,7 +10,7 @@ from seeds import fresh_seed
 from tiny_models import write_family
 
 from ladle.benchmarks.faults.hill_surface import write_hill_surface
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.calibration import (
     CALIBRATION_NAME,
     Calibration,

@@ -18,7 +18,7 @@ from tiny_models import (
 )
 from transformers import AutoTokenizer, GenerationConfig
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.chat_manner import ChatManner, end_of_turn
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.export import export

@@ -17,7 +17,7 @@ from tiny_models import (
 
 from ladle.guidance.methods.rewarded_soup import RewardedSoup
 from ladle.merging.checkpoints.checkpoint_reader import SINGLE
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.place import find_manifest
 from ladle.merging.members.adapter import WEIGHTS

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import rewrite_json, rewrite_tensors, write_family, write_tiny_base
 
 from ladle.merging.checkpoints.checkpoint_reader import SINGLE
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.report import build_report
 from ladle.merging.members.router_head import load_router_head

@@ -19,7 +19,7 @@ from tiny_models import (
 )
 
 from ladle.merging.checkpoints.checkpoint_reader import SINGLE
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.members.value_head import HEAD
 from ladle.merging.merges.streaming_merge import Merge

@@ -8,7 +8,7 @@ from hub_cache import put, use_cache
 from tiny_models import write_family, write_lora_member
 
 from ladle.merging.checkpoints.member_folder import member_folder
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.place import find_manifest
 

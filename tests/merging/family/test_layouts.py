@@ -23,7 +23,7 @@ from tiny_models import (
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ladle.merging.checkpoints.checkpoint_reader import SINGLE
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.streaming_merge import Merge
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.manifest import load_manifest
 
 GUIDED = """

@@ -9,7 +9,7 @@ import pytest
 from seeds import fresh_seed
 from tiny_models import write_family
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.manifest import load_manifest
 from ladle.merging.family.measurement_file import fingerprint_of, write_measured

@@ -17,7 +17,7 @@ from tiny_models import (
 from transformers import AutoModelForCausalLM
 
 from ladle.merging.checkpoints.architecture import read_architecture
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import CONFIG, WEIGHTS, is_peft_folder, load_peft
 from ladle.merging.members.adapter_tensors import Weights
 

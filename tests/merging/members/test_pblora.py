@@ -13,7 +13,7 @@ from tiny_models import rewrite_json, rewrite_tensors, write_tiny_base
 
 from ladle.merging.bank.bank import Bank
 from ladle.merging.checkpoints.architecture import read_architecture
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import CONFIG, WEIGHTS, load_peft
 from ladle.merging.members.pblora import is_pblora_folder, load_pblora
 

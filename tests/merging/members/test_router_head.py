@@ -9,7 +9,7 @@ import torch
 from routed_folder import write_router_head
 from safetensors.torch import save_file
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.router_head import ROUTER_HEAD, copy_router_head, load_router_head
 
 HIDDEN, EXPERTS = 32, 3

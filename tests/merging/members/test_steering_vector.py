@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny_models import write_family
 from vector_folder import write_vectors
 
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import load_family
 from ladle.merging.family.manifest import load_manifest
 from ladle.merging.members.steering_vector import VECTOR, load_vector, save_vector

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny_models import rewrite_tensors, write_lora_member, write_tiny_base
 
 from ladle.merging.checkpoints.checkpoint_reader import SINGLE
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.members.adapter import CONFIG
 from ladle.merging.members.value_head import HEAD, load_value_head
 

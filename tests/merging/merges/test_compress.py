@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ladle.merging.checkpoints.architecture import Architecture, read_architecture
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
 from ladle.merging.checkpoints.conversion import ConvertedReader
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.members.adapter import load_peft
 from ladle.merging.members.full_member import FullMember, load_full
 from ladle.merging.members.value_head import HEAD, load_value_head

@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES, VOCAB_SIZE, rewrite_tensors, write_family
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ladle.merging.checkpoints.checkpoint_reader import INDEX, SINGLE
-from ladle.merging.errors import FamilyError, InputError
+from ladle.merging.exceptions import FamilyError, InputError
 from ladle.merging.family.family import load_family
 from ladle.merging.merges.export import PROVENANCE, export
 

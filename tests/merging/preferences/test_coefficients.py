@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.preferences.coefficients import WARN_L1, bone_soup, check_matrix, circulant, explicit, rewarded_soup
 from ladle.merging.preferences.preference import Preference
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.members.adapter import LowRank, LowRankMember
 from ladle.merging.preferences.coefficients import explicit
 from ladle.merging.preferences.delta_norms import DeltaNorms

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import load_family
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.commands import monitor as monitor_command

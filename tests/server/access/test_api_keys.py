@@ -10,7 +10,7 @@ import typer
 from seeds import fresh_seed
 from typer.testing import CliRunner
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.api_keys import ApiKey, ApiKeys
 from ladle.server.access.callers import ADMIN, GENERATE, Limits
 from ladle.server.commands.keys import command

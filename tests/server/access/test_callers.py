@@ -14,8 +14,8 @@ from seeds import fresh_seed
 from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKeys
 from ladle.server.access.callers import GENERATE, Caller, Limits, Meter
+from ladle.server.api_errors import ApiError
 from ladle.server.app import build_app
-from ladle.server.errors import ApiError
 from ladle.server.state import ServerState
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ from asgi import Call, client_of, wait_until
 from fake_engine import FakeEngine, fake_state
 from pydantic import ValidationError
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKey, ApiKeys
 from ladle.server.access.callers import ADMIN, GENERATE

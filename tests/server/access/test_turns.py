@@ -11,7 +11,7 @@ from asgi import wait_until
 from seeds import fresh_seed
 
 from ladle.server.access.turns import MOST_WAITING, FairPool
-from ladle.server.errors import ApiError
+from ladle.server.api_errors import ApiError
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ import pytest
 from seeds import fresh_seed
 from tiny_engine import alone, assert_idle, build, family_of, make_request, random_prompt
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.requests.queue import QueueFull

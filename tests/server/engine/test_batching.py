@@ -15,7 +15,7 @@ from tiny_engine import Recorder, alone, build, family_of, make_request, random_
 from transformers import AutoModelForCausalLM
 
 from ladle.merging.checkpoints.architecture import read_architecture
-from ladle.merging.checkpoints.base import resolve_base
+from ladle.merging.checkpoints.base_checkpoint import resolve_base
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.export import export
 from ladle.merging.preferences.weights_key import WeightsKey

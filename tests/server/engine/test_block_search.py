@@ -13,7 +13,7 @@ from reference_text import Text, View
 from seeds import fresh_seed
 from tiny_engine import Collector, build, drain, serve
 
-from ladle.kernels.reference.scores import gumbel
+from ladle.kernels.reference.operations import gumbel
 from ladle.server.engine.scores.slot_tables import draw_keys
 
 STEERING: dict[str, Any] = {"method": "cd", "preference": {"positive": 0.7, "simple": 0.3}}

@@ -19,7 +19,7 @@ from tiny_engine import (
     wait_for,
 )
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.queue import QueueFull

@@ -14,7 +14,7 @@ from seeds import fresh_seed
 from tiny_engine import Recorder, alone, build, family_of, make_request, random_coefficients, random_prompt, serve
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from ladle.kernels.reference.scores import gumbel
+from ladle.kernels.reference.operations import gumbel
 from ladle.merging.family.family import Family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import StepOutput

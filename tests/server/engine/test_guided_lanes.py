@@ -17,7 +17,7 @@ from tiny_models import write_lora_member
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput

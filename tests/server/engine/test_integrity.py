@@ -10,7 +10,7 @@ from seeds import fresh_seed
 from tiny_engine import Collector, alone, assert_idle, build, drain, family_of, make_request, random_prompt, wait_for
 
 from ladle.guidance.plan import Blocks, Plan, Source
-from ladle.merging.errors import code_of
+from ladle.merging.exceptions import code_of
 from ladle.merging.family.family import Family
 from ladle.server.engine import engine as engine_module
 from ladle.server.engine import led_requests

@@ -14,7 +14,7 @@ from tiny_engine import Collector, assert_idle, build, drain, random_prompt, ser
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.model_runner import StepResult

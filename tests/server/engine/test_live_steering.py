@@ -15,7 +15,7 @@ from seeds import continued_seed, fresh_seed
 from tiny_engine import Collector, alone, assert_idle, build, drain, make_request, random_prompt, serve
 
 from ladle.guidance.plan import Plan, ScheduledPlan
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer

@@ -10,7 +10,7 @@ import torch
 
 from ladle.guidance.plan import Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.streaming_merge import Merge
 from ladle.server.engine.engine import Engine

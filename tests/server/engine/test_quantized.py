@@ -12,7 +12,7 @@ from torch import nn
 
 from ladle.kernels.cpu.packed_linear import cpu_has_bfloat16
 from ladle.kernels.cpu.tiled_product import quantise
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.forward import loaded_model
 

@@ -13,7 +13,7 @@ from ladle.kernels import dispatch
 from ladle.kernels.cpu import packed_linear
 from ladle.kernels.cpu.tiles import has_pairs
 from ladle.kernels.dispatch import PackedLinear
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine import engine_config
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_config import EngineConfig

@@ -15,7 +15,7 @@ from reference_text import Text, View, view_of, with_reference, without_preferen
 from seeds import fresh_seed
 from tiny_engine import Collector, assert_idle, build, drain, serve
 
-from ladle.kernels.reference.scores import gumbel
+from ladle.kernels.reference.operations import gumbel
 from ladle.server.engine.requests.request import StepOutput
 from ladle.server.engine.scores.slot_tables import draw_keys
 from ladle.server.engine.stats.idle_check import IdleCheck

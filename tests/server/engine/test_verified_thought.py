@@ -22,7 +22,7 @@ from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.live_steering import steer
 from ladle.server.engine.requests import sequence as sequences
-from ladle.server.engine.requests.request import Checked, GenerationRequest, StepOutput
+from ladle.server.engine.requests.request import CheckedThought, GenerationRequest, StepOutput
 from ladle.server.engine.requests.thinking import Thinking, Verifier
 from ladle.server.live_answers import cost_of
 
@@ -301,6 +301,6 @@ def test_routed_thoughts_are_verified(tmp_path: Path, rng: random.Random, expert
         assert tokens_of(own) == tokens_of(shorter[name])
         assert [o.expert for o in own] == [o.expert for o in shorter[name]]
         assert [o.checked for o in own if o.checked] == [
-            Checked(count, o.checked.likely, True) for o in own if o.checked for count in counts[name][:1]
+            CheckedThought(count, o.checked.likely, True) for o in own if o.checked for count in counts[name][:1]
         ]
     engine.check_idle()

@@ -24,7 +24,7 @@ from seeds import fresh_seed
 from tiny_models import tiny_tokenizer
 
 from ladle.benchmarks.faults.schema_fuzzer import SchemaFuzzer
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.grammars.grammar import GrammarCompiler, GrammarError, GrammarSpec
 from ladle.server.fields.schema_binding import bind_schema
 

@@ -12,7 +12,7 @@ from grammar_walks import EOS, Walk, random_text, words
 from seeds import fresh_seed
 from tiny_models import tiny_tokenizer
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.grammars.grammar import GrammarCompiler, GrammarSpec
 from ladle.server.fields.schema_binding import bind_schema
 

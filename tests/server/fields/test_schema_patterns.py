@@ -13,7 +13,7 @@ from grammar_walks import EOS, random_text, words
 from seeds import fresh_seed
 from tiny_models import tiny_tokenizer
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.grammars.grammar import GrammarCompiler, GrammarError, GrammarSpec
 from ladle.server.fields.schema_binding import bind_schema
 

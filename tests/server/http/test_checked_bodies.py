@@ -14,7 +14,7 @@ from seeds import fresh_seed
 
 from ladle.merging.family.family import Family
 from ladle.server.app import build_app
-from ladle.server.fields.messages import Message
+from ladle.server.fields.chat_messages import Message
 from ladle.server.http.json_request import JsonRoute
 
 pytestmark = pytest.mark.anyio

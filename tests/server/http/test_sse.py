@@ -76,7 +76,7 @@ async def test_an_unexpected_error_in_a_stream_is_told_without_details(
     def broken(*_: object) -> None:
         raise KeyError("/secret/path")
 
-    monkeypatch.setattr("ladle.server.native.reply.GenerateStream.closing", broken)
+    monkeypatch.setattr("ladle.server.native.generate_reply.GenerateStream.closing", broken)
     call = Call(app_of(fake_state(family, engine)), "/v1/generate", b'{"prompt": "a", "stream": true}')
     await call.task
     *tokens, last = events_of(call.body.decode())

@@ -15,8 +15,8 @@ from fake_engine import FakeEngine, fake_state
 from ladle.guidance.plan import Steering
 from ladle.merging.family.family import Family
 from ladle.server.access.api_keys import ApiKeys
-from ladle.server.native.requests import CoefficientsRequest, GenerateRequest, LiveSteeringRequest
-from ladle.server.replies.types import Token
+from ladle.server.native.generate_requests import CoefficientsRequest, GenerateRequest, LiveSteeringRequest
+from ladle.server.replies.reply_types import Token
 from ladle.server.routes.playground import assets
 from ladle.server.settings import ServerSettings
 from ladle.server.state import ServerState

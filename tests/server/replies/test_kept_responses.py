@@ -6,7 +6,7 @@ import random
 from seeds import fresh_seed
 
 from ladle.server.access.callers import Caller
-from ladle.server.fields.messages import Message
+from ladle.server.fields.chat_messages import Message
 from ladle.server.replies.kept_responses import Kept, ResponseStore
 
 

@@ -7,7 +7,7 @@ import pytest
 from asgi import client_of
 from fake_engine import FakeEngine, fake_state
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 from ladle.server.watch import tracing
 from ladle.server.watch.tracing import OtelTracing, Tracing, configured

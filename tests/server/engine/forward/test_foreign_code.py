@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_models import rewrite_json, write_family
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_config import EngineConfig

@@ -7,7 +7,7 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from ladle.merging.bank.bank import Bank
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.server.engine.forward.loaded_model import load_model
 
 

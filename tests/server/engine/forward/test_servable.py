@@ -10,7 +10,7 @@ from seeds import fresh_seed
 from tiny_engine import build, make_request, serve
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import load_family
 from ladle.server.engine.forward.servable import require_servable
 from tests.fixtures.tiny_models import save_checkpoint, write_tiny_base

@@ -24,7 +24,7 @@ from tiny_engine import Collector, build, drain, family_of, make_request, random
 from tiny_models import write_family
 
 from ladle.guidance.plan import PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family, load_family
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.ranks.ranks import RankLost

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_models import tiny_tokenizer
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.server.engine.requests.tokenizer import load_tokenizer
 
 

@@ -8,7 +8,7 @@ import pytest
 from seeds import fresh_seed
 from tiny_engine import alone, build, family_of, make_request, serve
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.schedule.prefill_pace import PrefillPace
 

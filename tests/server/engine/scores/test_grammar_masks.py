@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ladle.merging.errors import code_of
+from ladle.merging.exceptions import code_of
 from ladle.server.engine.grammars.pool import Position
 from ladle.server.engine.grammars.spec import GrammarSpec
 from ladle.server.engine.scores.grammar_masks import GrammarMasks

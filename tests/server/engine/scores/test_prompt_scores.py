@@ -11,7 +11,7 @@ from guided_requests import World
 from seeds import fresh_seed
 from tiny_engine import Collector, alone, assert_idle, build, drain, family_of, make_request, random_prompt, serve
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.scores.prompt_scores import why_not

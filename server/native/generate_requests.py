@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.fields.chat_messages import Messages
 from ladle.server.fields.conversation import Question
-from ladle.server.fields.messages import Messages
 from ladle.server.fields.sampling import SteeringField, TopLogprobs
 from ladle.server.fields.schema_rules import only_with
 from ladle.server.fields.token_ids import IDS, TokenIds, token_ids

@@ -10,10 +10,10 @@ from ladle.server.fields.tool_calling import ToolCalling
 from ladle.server.generation import Job, usage
 from ladle.server.openai.chat_reply import calls_in, reason_of
 from ladle.server.prompt_report import prompt_report
-from ladle.server.ranking import best_first, number
+from ladle.server.ranked_choices import best_first, number
 from ladle.server.replies.choices import Choice
+from ladle.server.replies.reply_types import Generated, GeneratedChoice, TokenEvent
 from ladle.server.replies.trace_summary import TraceSummary, token
-from ladle.server.replies.types import Generated, GeneratedChoice, TokenEvent
 from ladle.server.serving import Serving
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter

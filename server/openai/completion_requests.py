@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.fields.conversation import Conversation
 from ladle.server.fields.known_fields import (
     CHAT,

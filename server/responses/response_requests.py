@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
+from ladle.server.fields.chat_messages import Message, TemplateVariables
 from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import OTHERS, UNREAD_OTHERS, Defaults, only, with_known
-from ladle.server.fields.messages import Message, TemplateVariables
 from ladle.server.fields.output_format import FORMAT_NAME, JsonSchema, ResponseFormat, Schema
 from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField, TopLogprobs
-from ladle.server.fields.thinking import Effort
+from ladle.server.fields.thinking_options import Effort
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.responses.items import Input, Instructions, Item, ItemReference, Reference, messages_of

@@ -147,5 +147,5 @@ def test_folders_are_offered_behind_a_name(home: Path) -> None:
 
 
 def test_it_is_a_command_of_ladle() -> None:
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert 'init = "ladle.server.commands.init:command"' in text and GROUP in text

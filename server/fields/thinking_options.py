@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ladle.guidance.plan import Blocks, PromptView
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.manifest_tables import VerifierTable
 from ladle.server.engine.requests.thinking import Thinking, Verifier
 from ladle.server.http.strict_model import StrictModel
@@ -79,10 +79,10 @@ class ThinkingOptions(StrictModel):
             allowed = f"less than the budget, which is {self.budget}: before that nothing would be asked"
             raise InputError("thinking.verifier.every", every, allowed)
         if self.type == "disabled" and self.budget:
-            raise InputError("thinking.budget", self.budget, "0, or left out, with type disabled")
+            raise InputError("thinking.budget", self.budget, reason="type disabled leaves no thought to bound")
         if self.type == "disabled" and self.verifier:
             given = self.verifier.model_dump(exclude_none=True)
-            raise InputError("thinking.verifier", given, "false, or left out, with type disabled")
+            raise InputError("thinking.verifier", given, reason="type disabled leaves no thought to end")
         return self
 
 
@@ -185,7 +185,7 @@ def _message_ids(serving: Serving, tags: ThinkingTags, message: str) -> tuple[in
         else:
             ids = tuple(serving.engine.tokenizer.backend_tokenizer.encode(message, add_special_tokens=False).ids)
     except ValueError:
-        raise InputError("thinking.message", message, "a text in which no names of special tokens stand") from None
+        raise InputError("thinking.message", message, "a text without names of special tokens") from None
     if serving.engine.eos & set(ids):
         raise InputError("thinking.message", message, "a text without the token that ends a text")
     return ids

@@ -13,7 +13,7 @@ from ladle.merging.checkpoints.checkpoint_reader import INDEX, SINGLE
 from ladle.merging.checkpoints.gguf_conversion import convert_gguf
 from ladle.merging.checkpoints.hub import from_hub
 from ladle.merging.checkpoints.new_folder import forget_unfinished, new_folder
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 Progress = Callable[[str], None]
 

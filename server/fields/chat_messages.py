@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.fields.known_fields import MESSAGE, UNREAD_MESSAGE, UNREAD_PART, with_known
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
@@ -91,7 +91,7 @@ class Message(MessageBase):
     @model_validator(mode="before")
     @classmethod
     def _refused(cls, value: Any) -> Any:
-        """Of an assistant who refused and said nothing else, that is what it said. An answer that was cut before it
+        """Take a refusal for the content where an assistant said nothing else. An answer that was cut before it
         said anything has no content; it comes back as it was given out. A call that gave nothing gave an empty text."""
         if not isinstance(value, dict) or value.get("role") not in ("assistant", "tool"):
             return value
@@ -199,8 +199,8 @@ class ChatTemplateFields(StrictModel):
     @model_validator(mode="after")
     def _open_or_closed(self) -> ChatTemplateFields:
         if self.continue_final_message and self.add_generation_prompt:
-            allowed = "false, because what begins an answer cannot follow a message that is continued"
-            raise InputError("add_generation_prompt", True, allowed)
+            reason = "what begins an answer cannot follow a message that is continued (continue_final_message)"
+            raise InputError("add_generation_prompt", True, reason=reason)
         return self
 
     def chat_form(self, trusts_texts: bool) -> ChatForm:

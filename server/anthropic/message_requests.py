@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.anthropic.blocks import TOOL_NAME, Texts, ToolUseBlock, Turn, conversation, text_of
+from ladle.server.fields.chat_messages import TemplateVariables
 from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import OTHERS, UNREAD_OTHERS, Defaults, only, with_known
-from ladle.server.fields.messages import TemplateVariables
 from ladle.server.fields.output_format import JsonSchema, ResponseFormat, Schema
 from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField
-from ladle.server.fields.thinking import ThinkingOptions
+from ladle.server.fields.thinking_options import ThinkingOptions
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool, ToolChoice, require_fit
@@ -184,7 +184,8 @@ class _Asked(MessagesBase):
         effort = None if config is None or config.effort == "high" else config.effort
         if effort is not None:
             if said is None or said.type != "adaptive":
-                raise InputError("output_config.effort", effort, "high, or any with thinking of type adaptive")
+                reason = "other efforts than high need thinking of type adaptive"
+                raise InputError("output_config.effort", effort, reason=reason)
             return {"reasoning_effort": effort}
         if said is None:
             return {}

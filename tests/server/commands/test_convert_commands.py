@@ -16,7 +16,7 @@ from tiny_models import rewrite_tensors, write_lora_member, write_tiny_base
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.family import Family, load_family
 from ladle.merging.merges.streaming_merge import Merge
 from ladle.server.commands import compress, merge

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ladle.merging.errors import CodedText, InputError, code_of, did_you_mean
+from ladle.merging.exceptions import CodedText, InputError, code_of, did_you_mean
 
 
 @pytest.mark.parametrize(

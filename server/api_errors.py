@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from ladle.merging.errors import SHOWN, InputError, shown
+from ladle.merging.exceptions import SHOWN, InputError, shown
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.envelopes import envelope, error_type
 from ladle.server.watch import request_context

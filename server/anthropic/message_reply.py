@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ladle.server.anthropic.requests import SPELLING
+from ladle.server.anthropic.message_requests import SPELLING
+from ladle.server.api_errors import ApiError
 from ladle.server.chat_jobs import ChatJob
 from ladle.server.engine.requests.request import StepOutput
-from ladle.server.errors import ApiError
 from ladle.server.generation import usage
 from ladle.server.http.sse import event
 from ladle.server.replies.anthropic import (

@@ -9,7 +9,7 @@ from seeds import fresh_seed
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from ladle.kernels.reference.scores import (
+from ladle.kernels.reference.operations import (
     add_candidate_values,
     apply_penalties,
     combine_divergence,

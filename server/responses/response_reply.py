@@ -7,14 +7,15 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ladle.server.api_errors import ApiError
 from ladle.server.chat_jobs import ChatJob
 from ladle.server.engine.requests.request import StepOutput
-from ladle.server.errors import ApiError
-from ladle.server.fields.messages import Message
+from ladle.server.fields.chat_messages import Message
 from ladle.server.generation import usage
 from ladle.server.http.strict_json import strict_json
 from ladle.server.openai.chat_reply import chat_logprobs
 from ladle.server.replies.choices import Choice
+from ladle.server.replies.reply_types import TokenLogprob
 from ladle.server.replies.responses import (
     FunctionCallReply,
     MessageItemReply,
@@ -27,9 +28,8 @@ from ladle.server.replies.responses import (
     ResponseUsage,
 )
 from ladle.server.replies.trace_summary import TraceSummary
-from ladle.server.replies.types import TokenLogprob
 from ladle.server.responses.items import FunctionCallItem
-from ladle.server.responses.requests import SPELLING, ResponsesRequest
+from ladle.server.responses.response_requests import SPELLING, ResponsesRequest
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter
 from ladle.server.tools.parser import Call, Part

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Sequence
 
 from ladle.guidance.plan import Plan
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.server.access.callers import Caller, Meter
+from ladle.server.api_errors import context_overflow
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.scores.prompt_scores import why_not
-from ladle.server.errors import context_overflow
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.generation import Job, salt_of
 from ladle.server.prompts import Prompt
@@ -50,8 +50,8 @@ def require_judges(plan: Plan) -> None:
     """Raise InputError where nothing but an answer that grows has a likelihood under ``plan``."""
     reason = why_not(plan)
     if plan.rank is not None and plan.rank.by == "likelihood" and reason:
-        allowed = f"anything else, because {plan.method} {reason}, which leaves a given text without a score"
-        raise InputError("by", "likelihood", allowed)
+        reason = f"method {plan.method} {reason}, which leaves a given text without a likelihood"
+        raise InputError("by", "likelihood", reason=reason)
 
 
 def scoring_job(

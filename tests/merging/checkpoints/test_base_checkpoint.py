@@ -15,11 +15,11 @@ from little_room import little_room
 from tiny_models import VOCAB_SIZE, tiny_model, tiny_tokenizer, write_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ladle.merging.checkpoints import base as base_module
+from ladle.merging.checkpoints import base_checkpoint as base_module
 from ladle.merging.checkpoints.architecture import read_architecture
-from ladle.merging.checkpoints.base import default_cache_dir, resolve_base
+from ladle.merging.checkpoints.base_checkpoint import default_cache_dir, resolve_base
 from ladle.merging.checkpoints.checkpoint_reader import CheckpointReader
-from ladle.merging.errors import FamilyError
+from ladle.merging.exceptions import FamilyError
 
 
 def write_gguf(file: Path, model: Any, more: Callable[[gguf.GGUFWriter], None] = lambda writer: None) -> None:

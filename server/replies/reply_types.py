@@ -105,20 +105,20 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
-class CalledFunction(TypedDict):
+class CalledFunctionReply(TypedDict):
     """What is called; ``arguments`` is a JSON object as text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(TypedDict):
+class ToolCallReply(TypedDict):
     """A call of a function; ``index`` counts the calls of a streamed choice."""
 
     index: NotRequired[int]
     id: str
     type: str
-    function: CalledFunction
+    function: CalledFunctionReply
 
 
 class ChatMessage(TypedDict):
@@ -129,7 +129,7 @@ class ChatMessage(TypedDict):
     content: str | None
     reasoning_content: NotRequired[str | None]
     refusal: None
-    tool_calls: NotRequired[list[ToolCall]]
+    tool_calls: NotRequired[list[ToolCallReply]]
 
 
 class ChatChoice(TypedDict):
@@ -170,7 +170,7 @@ class ChatDelta(TypedDict, total=False):
     role: str
     content: str | None
     reasoning_content: str
-    tool_calls: list[ToolCall]
+    tool_calls: list[ToolCallReply]
 
 
 class ChatChunkChoice(TypedDict):
@@ -295,7 +295,7 @@ class GeneratedChoice(TypedDict):
     finish_reason: str
     score: NotRequired[float]
     tokens: NotRequired[list[Token]]
-    tool_calls: NotRequired[list[ToolCall]]
+    tool_calls: NotRequired[list[ToolCallReply]]
 
 
 class Generated(TypedDict):

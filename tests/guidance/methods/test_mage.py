@@ -7,7 +7,7 @@ import pytest
 
 from ladle.guidance.plan import Plan, Source, Steering
 from ladle.guidance.registry import resolve
-from ladle.merging.errors import InputError
+from ladle.merging.exceptions import InputError
 from ladle.merging.family.family import Family
 
 MIX = {"positive": 1.0, "simple": 2.0}

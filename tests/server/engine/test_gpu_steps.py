@@ -149,7 +149,7 @@ def alike(found: dict[str, list[StepOutput]], expected: dict[str, list[StepOutpu
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_step_waits_once(recorded: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     rng = random.Random(fresh_seed())
-    world = World(tmp_path, rng)
+    world = World(tmp_path, rng, num_hidden_layers=1)
     requests = guided(world, rng)
     compiler = GrammarCompiler(build(world.family).tokenizer, (2, 0))
     for name in ("0", "2"):  # without guidance, and with values of candidates
@@ -165,7 +165,7 @@ def test_a_step_waits_once(recorded: bool, tmp_path: Path, request: pytest.Fixtu
 
 def test_a_step_that_routes_waits_twice(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     rng = random.Random(seed := fresh_seed())
-    family = load_family(write_routed_family(tmp_path, seed=seed % 1000, defer=True))
+    family = load_family(write_routed_family(tmp_path, seed=seed % 1000, defer=True, num_hidden_layers=1))
     requests = [
         routed_request(family, str(index), steering, random_prompt(rng, 2, 12), max_tokens=3)
         for index, steering in enumerate(routed_steerings(rng))
@@ -252,7 +252,7 @@ def test_a_router_chooses_within_a_recording(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed := fresh_seed())
-    family = load_family(write_routed_family(tmp_path, seed=seed % 1000, defer=True))
+    family = load_family(write_routed_family(tmp_path, seed=seed % 1000, defer=True, num_hidden_layers=1))
     preference = {"positive": 0.3, "simple": 0.7}
     route: dict[str, Any] = {"method": "fusion_route"}
     steerings = [

@@ -11,7 +11,12 @@ import random
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from seeds import fresh_seed
+
+# How long it takes to draw something says how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 if not torch.cuda.is_available():
     # Kernels then run in Triton's interpreter, on CPU tensors; triton.jit decides when a kernel's module is imported.

@@ -19,7 +19,7 @@ from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.requests.thinking import Thinking
-from ladle.server.errors import ApiError, context_overflow, from_queue_full, unavailable
+from ladle.server.errors import ApiError, Overflow, context_overflow, from_queue_full, unavailable
 from ladle.server.fields.sampling import SamplingFields, choice_seed, new_seed
 from ladle.server.job_record import JobRecord
 from ladle.server.live_answers import LiveAnswer, cost_of, require_few_parts, token_cost
@@ -188,7 +188,8 @@ def _limit(
     if max_tokens is None or max_tokens > left:
         has = f"{prompt} tokens" + (f", the question of {shown.question_field} {asked}" if asked else "")
         asks = f"{limit_field} asks for {max_tokens or 1}, of which there is room for {max(0, left)}"
-        raise context_overflow(context, f"{shown.longest_field} has {has} and {asks}", limit_field)
+        overflow = Overflow(context, prompt + asked, max_tokens or 1)
+        raise context_overflow(overflow, f"{shown.longest_field} has {has} and {asks}", limit_field)
     return max_tokens
 
 

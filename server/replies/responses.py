@@ -59,6 +59,7 @@ class FunctionCallReply(TypedDict):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: NotRequired[str]
     arguments: str
     status: str
 

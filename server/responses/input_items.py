@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ladle.merging.errors import InputError
 from ladle.server.fields.messages import Message
 from ladle.server.replies.responses import InputItem, InputItemsReply, ReasoningTextReply
+from ladle.server.responses.items import NamespacedCall
 
 
 def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
@@ -47,15 +48,18 @@ def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
                 }
             )
         for call in message.tool_calls or ():
+            named = {"name": call.function.name}
+            if isinstance(call, NamespacedCall):
+                named = {"name": call.own_name, "namespace": call.namespace}
             items.append(
                 {
                     "id": identity("fc"),
                     "type": "function_call",
                     "call_id": call.id,
-                    "name": call.function.name,
+                    **named,
                     "arguments": call.function.arguments,
                     "status": "completed",
-                }
+                }  # type: ignore[typeddict-item]
             )
     return items
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
+from ladle.server.fields.pattern_classes import rust_pattern
 from ladle.server.fields.schema_alternatives import told_apart, types_of
 from ladle.server.fields.schema_formats import FORMATS, formats
 from ladle.server.fields.schema_names import combines, other_names
@@ -103,10 +104,19 @@ class _Binder:
             allowed = "at most one more than the properties that are required, where other names are free"
             raise InputError(_at(self._field, path, "minProperties"), part["minProperties"], allowed)
         pattern = part.get("pattern")
-        if isinstance(pattern, str) and ends_in_lone_backslash(pattern):
-            raise InputError(
-                _at(self._field, path, "pattern"), pattern, "a pattern that does not end in a lone backslash"
-            )
+        if isinstance(pattern, str):
+            if ends_in_lone_backslash(pattern):
+                allowed = "a pattern that does not end in a lone backslash"
+                raise InputError(_at(self._field, path, "pattern"), pattern, allowed)
+            part["pattern"] = rust_pattern(pattern)
+        names = part.get("patternProperties")
+        if isinstance(names, dict):
+            for name in filter(ends_in_lone_backslash, names):
+                allowed = "patterns that do not end in a lone backslash"
+                raise InputError(_at(self._field, path, "patternProperties"), name, allowed)
+            read = {rust_pattern(name): inner for name, inner in names.items()}
+            # Two that are the same then are left to the library, which refuses them.
+            part["patternProperties"] = read if len(read) == len(names) else names
         for keyword, value in part.items():
             if keyword in NAMED and isinstance(value, dict):
                 part[keyword] = {

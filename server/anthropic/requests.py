@@ -207,13 +207,12 @@ class _Asked(MessagesBase):
         """What is said of thoughts, in the words of all endpoints."""
         said, config = self.thinking, self.output_config
         effort = None if config is None or config.effort == "high" else config.effort
-        if effort is not None:
-            if said is None or said.type != "adaptive":
-                raise InputError("output_config.effort", effort, "high, or any with thinking of type adaptive")
-            return {"reasoning_effort": effort}
+        if effort is not None and (said is None or said.type != "adaptive"):
+            raise InputError("output_config.effort", effort, "high, or any with thinking of type adaptive")
         if said is None:
             return {}
-        return {"thinking": ThinkingOptions(type=said.type, budget=said.budget_tokens, message=None, verifier=None)}
+        options = ThinkingOptions(type=said.type, budget=said.budget_tokens, message=None, verifier=None)
+        return {"thinking": options, "reasoning_effort": effort}
 
     def _format(self) -> ResponseFormat | None:
         stated = None if self.output_config is None else self.output_config.format

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.messages import Message
-from ladle.server.replies.responses import InputItem, InputItemsReply, ReasoningTextReply
+from ladle.server.replies.responses import FunctionCallReply, InputItem, InputItemsReply, ReasoningTextReply
 from ladle.server.responses.items import NamespacedCall
 
 
@@ -48,19 +48,17 @@ def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
                 }
             )
         for call in message.tool_calls or ():
-            named = {"name": call.function.name}
+            item: FunctionCallReply = {
+                "id": identity("fc"),
+                "type": "function_call",
+                "call_id": call.id,
+                "name": call.function.name,
+                "arguments": call.function.arguments,
+                "status": "completed",
+            }
             if isinstance(call, NamespacedCall):
-                named = {"name": call.own_name, "namespace": call.namespace}
-            items.append(
-                {
-                    "id": identity("fc"),
-                    "type": "function_call",
-                    "call_id": call.id,
-                    **named,
-                    "arguments": call.function.arguments,
-                    "status": "completed",
-                }  # type: ignore[typeddict-item]
-            )
+                item["name"], item["namespace"] = call.own_name, call.namespace
+            items.append(item)
     return items
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from ladle.merging.errors import InputError
 from ladle.server.fields.json_schema_keywords import MANY, NAMED, NOTES, ONE, inside, unknown_keyword
-from ladle.server.fields.pattern_classes import rust_pattern
 from ladle.server.fields.schema_alternatives import told_apart, types_of
 from ladle.server.fields.schema_formats import FORMATS, formats
 from ladle.server.fields.schema_names import combines, other_names
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
 from ladle.server.fields.schema_patterns import ahead
+from ladle.server.text.pattern_classes import rust_pattern
 
 _MOST_PARTS = 50_000  # objects, lists, texts and numbers in a schema
 _MOST_TEXT = 1 << 20  # characters of all names and texts in it

@@ -179,6 +179,13 @@ class InputItemsReply(TypedDict):
     has_more: bool
 
 
+class InputTokensReply(TypedDict):
+    """Answer of ``POST /v1/responses/input_tokens``."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class DeletedReply(TypedDict):
     """Answer of ``DELETE /v1/responses/{id}``."""
 

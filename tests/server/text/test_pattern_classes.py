@@ -13,8 +13,8 @@ from tiny_models import tiny_tokenizer
 
 from ladle.merging.errors import InputError
 from ladle.server.engine.grammars.grammar import Grammar, GrammarCompiler, GrammarSpec
-from ladle.server.fields.pattern_classes import rust_pattern
 from ladle.server.fields.schema_binding import bind_schema
+from ladle.server.text.pattern_classes import rust_pattern
 
 # Python warns of what it may read as Rust does one day.
 pytestmark = pytest.mark.filterwarnings("ignore:Possible:FutureWarning")

@@ -28,7 +28,7 @@ _IN_ANY = {
     "d": r"\p{Nd}", "D": "[^0-9]",
     "w": f"[{_ANY_LETTERS}]", "W": "[^0-9A-Za-z_]",
 }  # fmt: skip
-_POINT = r"[^\n\r\x{2028}\x{2029}]"
+_POINT = "[^\\n\\r\u2028\u2029]"
 _QUOTE, _BACKSLASH, _LAST = 0x22, 0x5C, 0x1F
 # The library writes a set that holds all 32 control characters as if it held the quote and the backslash too
 # (llguidance 1.9). Without the last of them it does not.

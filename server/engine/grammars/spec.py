@@ -24,8 +24,6 @@ class GrammarError(ValueError):
     @classmethod
     def of_library(cls, message: str) -> GrammarError:
         """What llguidance says, which has words for what it finds and no codes."""
-        if message.startswith(_NOTHING_FOLLOWS):
-            message = "it comes to a place at which nothing can follow, as where a schema refers to itself alone"
         return cls(message, any(word in message for word in _TOO_MUCH))
 
 
@@ -34,7 +32,6 @@ def too_complex(reason: str) -> CodedText:
     return CodedText("grammar_too_complex", f"the grammar is too complex: {reason}")
 
 
-_NOTHING_FOLLOWS = "NoExtensionBias"
 # What llguidance says of grammars that are beyond its limits.
 _TOO_MUCH = ("too large", "too many", "too big", "too complex", "limit", "fuel", "exceed")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -23,6 +24,16 @@ from ladle.server.watch import request_context
 logger = logging.getLogger(__name__)
 
 _MOST_ERRORS = 10
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """Tokens that do not fit a ``context``: those of the ``prompt``, at least, and those ``asked`` for beside it; None
+    where the prompt alone does not fit."""
+
+    context: int
+    prompt: int
+    asked: int | None = None
 
 
 class ApiError(HTTPException):
@@ -46,6 +57,8 @@ class ApiError(HTTPException):
         self.code = code
         self.reason: str | None = None
         """The message without the field's name before it, where it has one."""
+        self.overflow: Overflow | None = None
+        """By how much the context was missed, where that is what went wrong."""
 
     @classmethod
     def about(cls, field: str, reason: str, *, code: str, param: str | None = None) -> ApiError:
@@ -78,11 +91,13 @@ def from_input_error(error: InputError, param: str | None = None) -> ApiError:
     return ApiError.about(error.field, error.complaint(), param=field, code="invalid_value")
 
 
-def context_overflow(context: int, reason: str, param: str) -> ApiError:
+def context_overflow(overflow: Overflow, reason: str, param: str) -> ApiError:
     """400 for what does not fit the context, by the code and in the words that clients look for to take fewer messages
     or another model."""
-    said = f"This model's maximum context length is {context} tokens; {reason}"
-    return ApiError.about(param, said, code="context_length_exceeded")
+    said = f"This model's maximum context length is {overflow.context} tokens; {reason}"
+    error = ApiError.about(param, said, code="context_length_exceeded")
+    error.overflow = overflow
+    return error
 
 
 def from_queue_full(error: QueueFull) -> ApiError:

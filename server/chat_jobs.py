@@ -11,7 +11,7 @@ from ladle.server.fields.thinking_options import thinking_of, verifier_of
 from ladle.server.fields.token_ids import TokenIds
 from ladle.server.fields.tool_calling import ToolCalling, answer_grammar
 from ladle.server.generation import Job, make_job, require_few
-from ladle.server.prompts import encode_chat, encode_prompt
+from ladle.server.prompts import encode_chat, encode_prompt, tokens_of_chat
 from ladle.server.reader import Reader
 from ladle.server.serving import Serving
 from ladle.server.state import ServerState
@@ -38,6 +38,16 @@ class ChatJob:
 async def chat_job(state: ServerState, serving: Serving, reader: Reader, body: Conversation) -> ChatJob:
     """Prepare the answers to a conversation, whose texts go through ``reader``. Raises what ``answer_job`` does."""
     return await answer_job(state, serving, reader, body, body.messages)
+
+
+async def prompt_tokens(state: ServerState, serving: Serving, reader: Reader, body: Conversation) -> int:
+    """How many tokens the prompt of a conversation has, of which nothing is computed. Raises what ``answer_job`` does
+    for what can be seen without an answer."""
+    plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
+    calling = ToolCalling.of(serving, body)
+    form = body.chat_form(state.settings.special_tokens_in_messages)
+    tools = calling.definitions if calling else ()
+    return len(await tokens_of_chat(serving, reader, body.messages, tools, form))
 
 
 async def answer_job(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from ladle.guidance.plan import Plan
 from ladle.merging.exceptions import InputError, code_of
 from ladle.server.access.callers import ANYONE, Caller, Meter
-from ladle.server.api_errors import ApiError, context_overflow, from_queue_full, unavailable
+from ladle.server.api_errors import ApiError, Overflow, context_overflow, from_queue_full, unavailable
 from ladle.server.engine.grammars.grammar import Grammar
 from ladle.server.engine.kv.cache import BLOCK_SIZE
 from ladle.server.engine.requests.queue import QueueFull
@@ -199,7 +199,8 @@ def _limit(
     if max_tokens is None or max_tokens > left:
         has = f"{prompt} tokens" + (f", the question of {shown.question_field} {asked}" if asked else "")
         asks = f"{limit_field} asks for {max_tokens or 1}, of which there is room for {max(0, left)}"
-        raise context_overflow(context, f"{shown.longest_field} has {has} and {asks}", limit_field)
+        overflow = Overflow(context, prompt + asked, max_tokens or 1)
+        raise context_overflow(overflow, f"{shown.longest_field} has {has} and {asks}", limit_field)
     return max_tokens
 
 

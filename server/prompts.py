@@ -9,7 +9,7 @@ from typing import Any
 
 from ladle.guidance.plan import PromptView
 from ladle.merging.exceptions import InputError
-from ladle.server.api_errors import ApiError, context_overflow
+from ladle.server.api_errors import ApiError, Overflow, context_overflow
 from ladle.server.chat_rendering import ChatRenderer
 from ladle.server.fields.chat_messages import ChatForm, Message
 from ladle.server.fields.token_ids import TokenIds, require_known
@@ -235,7 +235,7 @@ def _turned(
     # Templates leave out what an assistant thought, and show everybody else's words, but for spaces around them.
     least = serving.bound.of_bytes(said)
     if least > serving.engine.max_context:
-        raise _too_long(serving, f"more than {least - 1} tokens", "messages")
+        raise _too_long(serving, least, "messages")
     turns = [message.turn() for message in messages]
     size = sum(_size(turn) for turn in turns) + _size(list(tools)) + _size(dict(form.variables))
     return turns, size
@@ -258,12 +258,12 @@ def _encode(serving: Serving, text: str, special: bool, field: str, mark: str | 
     encode = serving.engine.tokenizer.backend_tokenizer.encode_batch_fast
     limit = serving.engine.max_context
     if len(text) > limit and mark is None and (least := serving.bound.least_tokens(text)) > limit:
-        raise _too_long(serving, f"more than {least - 1} tokens", field)
+        raise _too_long(serving, least, field)
     enough = _CHARACTERS * (limit + _SLACK)
     if len(text) > 2 * enough:
         tokens = len(encode([text[:enough]], add_special_tokens=False)[0].ids) - _SLACK
         if tokens >= limit:
-            raise _too_long(serving, f"more than {tokens} tokens", field)
+            raise _too_long(serving, tokens + 1, field)
     if mark is None:
         return tuple(encode([text], add_special_tokens=special)[0].ids)
     try:
@@ -282,9 +282,12 @@ def _check(serving: Serving, ids: TokenIds, field: str) -> TokenIds:
     if not ids:
         raise InputError(field, "", "at least one token")
     if len(ids) >= serving.engine.max_context:
-        raise _too_long(serving, f"{len(ids)} tokens", field)
+        raise _too_long(serving, len(ids), field, exactly=True)
     return ids
 
 
-def _too_long(serving: Serving, length: str, field: str) -> ApiError:
-    return context_overflow(serving.engine.max_context, f"{field} has {length}, and an answer needs one", field)
+def _too_long(serving: Serving, tokens: int, field: str, *, exactly: bool = False) -> ApiError:
+    """``tokens``: how many there are, at least, or ``exactly``."""
+    length = f"{tokens} tokens" if exactly else f"more than {tokens - 1} tokens"
+    overflow = Overflow(serving.engine.max_context, tokens)
+    return context_overflow(overflow, f"{field} has {length}, and an answer needs one", field)

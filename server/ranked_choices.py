@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ladle.guidance.plan import Plan
 from ladle.merging.exceptions import InputError
 from ladle.server.access.callers import Caller, Meter
-from ladle.server.api_errors import context_overflow
+from ladle.server.api_errors import Overflow, context_overflow
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.scores.prompt_scores import why_not
@@ -75,7 +75,8 @@ def scoring_job(
         if prompt.longest + len(text) + prompt.question > context:
             asked = f", the question of {prompt.question_field} {prompt.question}" if prompt.question else ""
             reason = f"{prompt.longest_field} has {prompt.longest} tokens{asked} and the text {len(text)}"
-            raise context_overflow(context, reason, f"texts[{index}]")
+            overflow = Overflow(context, prompt.longest + prompt.question, len(text))
+            raise context_overflow(overflow, reason, f"texts[{index}]")
     salt, sampling = salt_of(state, cache_salt, caller), SamplingParams(max_tokens=0)
     requests = tuple(
         GenerationRequest(uuid.uuid4().hex, prompt.ids, plan, sampling, prompt.views, salt=salt, answer=text)

@@ -23,6 +23,7 @@ KEY_HEADERS = ("x-api-key", "api-key")
 """Where clients of other APIs send their key, besides ``Authorization``."""
 _CALLER = "ladle.caller"
 _READ_OFF = 8  # times the largest body: what is read of one that is too large
+_NEARER = "access-control-request-private-network"
 _PROBES = ("/health", "/ready")
 
 
@@ -30,8 +31,12 @@ class Origins(CORSMiddleware):
     """Tells browsers which origins' pages may ask, and read the answers."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """The answer to a browser that asks before it sends; the access log names why it is a no."""
-        response = super().preflight_response(request_headers)
+        """The answer to a browser that asks before it sends; the access log names why it is a no. A page may be of the
+        internet, and the server within a network or on the same machine."""
+        others = {name: value for name, value in request_headers.items() if name != _NEARER}
+        response = super().preflight_response(Headers(others))
+        if _NEARER in request_headers and response.status_code < 400:
+            response.headers["access-control-allow-private-network"] = "true"
         if response.status_code >= 400:
             ApiError(response.status_code, "", code="cors_refused").note()
         return response

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, Tag, WithJsonSchema, model_validator
 
 from ladle.merging.exceptions import InputError
 from ladle.server.anthropic.blocks import TOOL_NAME, Texts, ToolUseBlock, Turn, conversation, text_of
+from ladle.server.api_errors import ApiError
 from ladle.server.fields.chat_messages import TemplateVariables
 from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import OTHERS, UNREAD_OTHERS, Defaults, only, with_known
@@ -17,8 +18,22 @@ from ladle.server.fields.thinking_options import ThinkingOptions
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool, ToolChoice, require_fit
+from ladle.server.tools.searches import OF_TOOLS, WebSearchTool, only_tools, require_beside
 
-SPELLING = Spelling(
+
+class _Spelling(Spelling):
+    def error(self, error: ApiError) -> ApiError:
+        """Clients read these words to take fewer messages, or a smaller ``max_tokens``, and try again."""
+        spelt, over = super().error(error), error.overflow
+        if over is None:
+            return spelt
+        said = f"prompt is too long: {over.prompt} tokens > {over.context} maximum"
+        if over.asked is not None:
+            said = f"input length and `max_tokens` exceed context limit: {over.prompt} + {over.asked} > {over.context}"
+        return ApiError(spelt.status_code, f"{spelt.message}; {said}", param=spelt.param, code=spelt.code)
+
+
+SPELLING = _Spelling(
     {
         r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
         r"tool_choice\.function\.name": "tool_choice.name",
@@ -62,16 +77,10 @@ else:
     ToolBase = with_known(StrictModel, "ToolParamFields", _TOOL, ("cache_control", "eager_input_streaming"))
 
 
-def _custom(value: Any) -> Any:
-    if value not in (None, "custom"):
-        raise ValueError(f"{str(value)[:100]!r} is a tool that this server does not have; allowed: custom")
-    return value
-
-
 class ToolParam(ToolBase):
     """An entry of ``tools``: a function of the client's."""
 
-    type: Annotated[str | None, AfterValidator(_custom), WithJsonSchema({"enum": [None, "custom"]})] = None
+    type: Literal["custom"] | None = None
     name: Annotated[str, Field(pattern=TOOL_NAME)]
     description: str | None = None
     input_schema: Annotated[dict[str, Any], AfterValidator(finite_object)] = Field(description="of an object")
@@ -81,6 +90,18 @@ class ToolParam(ToolBase):
         """What a conversation holds of this."""
         function = Function.model_construct(name=self.name, description=self.description, parameters=self.input_schema)
         return Tool.model_construct(type="function", function=function)
+
+
+def _beside(tools: list[ToolParam | WebSearchTool]) -> list[ToolParam | WebSearchTool]:
+    require_beside(tools, sum(isinstance(tool, ToolParam) for tool in tools))
+    return tools
+
+
+_AnyTool = Annotated[
+    Annotated[ToolParam, Tag("<custom>")] | Annotated[WebSearchTool, Tag("<web_search>")],
+    OF_TOOLS,
+    only_tools("custom", default="custom"),
+]
 
 
 class ToolChoiceParam(StrictModel):
@@ -140,7 +161,7 @@ class _Asked(MessagesBase):
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=4096)]
     system: Texts | None = None
-    tools: Annotated[list[ToolParam], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[_AnyTool], Field(max_length=MAX_TOOLS), AfterValidator(_beside)] | None = None
     tool_choice: ToolChoiceParam | None = None
     output_config: OutputConfig | None = None
     thinking: ThinkingParam | None = None
@@ -150,7 +171,7 @@ class _Asked(MessagesBase):
     def _consistent(self) -> _Asked:
         choice = None if self.tool_choice is None else self.tool_choice.choice()
         with SPELLING.applied():
-            require_fit([tool.name for tool in self.tools or ()], choice)
+            require_fit([tool.name for tool in self._functions], choice)
         last = self.messages[-1]
         if last.role == "assistant" and any(isinstance(block, ToolUseBlock) for block in last.blocks):
             index = len(self.messages) - 1
@@ -170,7 +191,7 @@ class _Asked(MessagesBase):
             **self.steered(),
             messages=conversation(text_of(self.system), self.messages),
             continue_final_message=self.messages[-1].role == "assistant" or None,
-            tools=[tool.tool() for tool in self.tools] if self.tools else None,
+            tools=[tool.tool() for tool in self._functions] or None,
             tool_choice=None if choice is None else choice.choice(),
             parallel_tool_calls=None if choice is None else not choice.disable_parallel_tool_use,
             response_format=self._format(),
@@ -178,18 +199,21 @@ class _Asked(MessagesBase):
             **self._thought(),
         )
 
+    @property
+    def _functions(self) -> list[ToolParam]:
+        return [tool for tool in self.tools or () if isinstance(tool, ToolParam)]
+
     def _thought(self) -> dict[str, Any]:
         """What is said of thoughts, in the words of all endpoints."""
         said, config = self.thinking, self.output_config
         effort = None if config is None or config.effort == "high" else config.effort
-        if effort is not None:
-            if said is None or said.type != "adaptive":
-                reason = "other efforts than high need thinking of type adaptive"
-                raise InputError("output_config.effort", effort, reason=reason)
-            return {"reasoning_effort": effort}
+        if effort is not None and (said is None or said.type != "adaptive"):
+            reason = "other efforts than high need thinking of type adaptive"
+            raise InputError("output_config.effort", effort, reason=reason)
         if said is None:
             return {}
-        return {"thinking": ThinkingOptions(type=said.type, budget=said.budget_tokens, message=None, verifier=None)}
+        options = ThinkingOptions(type=said.type, budget=said.budget_tokens, message=None, verifier=None)
+        return {"thinking": options, "reasoning_effort": effort}
 
     def _format(self) -> ResponseFormat | None:
         stated = None if self.output_config is None else self.output_config.format

@@ -54,7 +54,9 @@ class Spelling:
             return error
         spelt = self.of(field)
         message = error.message if error.reason is None else f"{spelt}: {error.reason}"
-        return ApiError(error.status_code, message, param=spelt, code=error.code, headers=error.headers)
+        told = ApiError(error.status_code, message, param=spelt, code=error.code, headers=error.headers)
+        told.overflow = error.overflow
+        return told
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -98,14 +98,18 @@ def _refusal(
 
 def _fault(compiler: GrammarCompiler, root: Mapping[str, Any]) -> tuple[str, object, GrammarError] | None:
     """The innermost part of a schema that cannot be followed by itself: its path, itself, and why; None if all can."""
-    beside = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
+    whole = {"root": _moved(root)}
+    beside = {key: root[key] for key in ("$schema",) if key in root}
     left = _TRIES
 
     def reason(schema: Any) -> GrammarError | None:
         nonlocal left
         left -= 1
+        if schema is not root:
+            moved = _moved(schema)
+            schema = {**beside, **moved, "$defs": {**moved.get("$defs", {}), **whole}}
         try:
-            compiler.compile(GrammarSpec.json_schema({**beside, **schema}))
+            compiler.compile(GrammarSpec.json_schema(schema))
         except GrammarError as error:
             return error
         return None
@@ -122,6 +126,19 @@ def _fault(compiler: GrammarCompiler, root: Mapping[str, Any]) -> tuple[str, obj
         else:
             break
     return path, part, why
+
+
+def _moved(value: Any) -> Any:
+    """``value``, a part of a schema, with what refers to places in the whole referring to them in ``$defs/root``."""
+    if isinstance(value, list):
+        return [_moved(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    moved = {key: _moved(item) for key, item in value.items()}
+    reference = value.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = f"#/$defs/root{reference[1:]}"
+    return moved
 
 
 def _short(error: GrammarError) -> str:

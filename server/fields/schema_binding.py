@@ -14,6 +14,7 @@ from ladle.server.fields.schema_formats import FORMATS, formats
 from ladle.server.fields.schema_names import combines, other_names
 from ladle.server.fields.schema_numbers import NumberError, bounds, check_constant, counts
 from ladle.server.fields.schema_patterns import ahead
+from ladle.server.text.pattern_classes import rust_pattern
 
 _MOST_PARTS = 50_000  # objects, lists, texts and numbers in a schema
 _MOST_TEXT = 1 << 20  # characters of all names and texts in it
@@ -103,10 +104,19 @@ class _Binder:
             allowed = "at most one more than the properties that are required, where other names are free"
             raise InputError(_at(self._field, path, "minProperties"), part["minProperties"], allowed)
         pattern = part.get("pattern")
-        if isinstance(pattern, str) and ends_in_lone_backslash(pattern):
-            raise InputError(
-                _at(self._field, path, "pattern"), pattern, "a pattern that does not end in a lone backslash"
-            )
+        if isinstance(pattern, str):
+            if ends_in_lone_backslash(pattern):
+                allowed = "a pattern that does not end in a lone backslash"
+                raise InputError(_at(self._field, path, "pattern"), pattern, allowed)
+            part["pattern"] = rust_pattern(pattern)
+        names = part.get("patternProperties")
+        if isinstance(names, dict):
+            for name in filter(ends_in_lone_backslash, names):
+                allowed = "patterns that do not end in a lone backslash"
+                raise InputError(_at(self._field, path, "patternProperties"), name, allowed)
+            read = {rust_pattern(name): inner for name, inner in names.items()}
+            # Two that are the same then are left to the library, which refuses them.
+            part["patternProperties"] = read if len(read) == len(names) else names
         for keyword, value in part.items():
             if keyword in NAMED and isinstance(value, dict):
                 part[keyword] = {

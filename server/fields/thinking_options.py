@@ -147,8 +147,11 @@ def thinking_of(
     tags, options, effort = serving.thinking, body.thinking, body.reasoning_effort
     if options is not None and options.type == "disabled" and effort in (None, "none"):
         options, effort = None, "none"
-    if options is not None and tags is None and options.type == "adaptive":
-        return None
+    if options is not None and options.type == "adaptive":
+        if tags is None:
+            return None
+        if effort is not None and options == ThinkingOptions(type="adaptive"):  # type: ignore[call-arg]
+            options = None  # the effort says what there is to say
     if options is None and (effort is None or (tags is None and effort in _WITHOUT_TAGS)):
         return None
     field, value = ("reasoning_effort", effort) if options is None else ("thinking", options.model_dump())

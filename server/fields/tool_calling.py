@@ -82,7 +82,7 @@ class ToolCalling:
         names = {tool.function.name for tool in self.tools}
         functions, parts = [], []
         for index, tool in enumerate(body.tools or ()):
-            function, field = tool.function, f"tools[{index}].function.parameters"
+            function, field = tool.function, tool.field(index)
             if function.name not in names or (choice is not None and choice.name not in (None, function.name)):
                 continue
             schema = function.parameters or NO_ARGUMENTS

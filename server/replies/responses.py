@@ -59,6 +59,7 @@ class FunctionCallReply(TypedDict):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: NotRequired[str]
     arguments: str
     status: str
 
@@ -176,6 +177,13 @@ class InputItemsReply(TypedDict):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class InputTokensReply(TypedDict):
+    """Answer of ``POST /v1/responses/input_tokens``."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 class DeletedReply(TypedDict):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ladle.merging.exceptions import InputError
 from ladle.server.fields.chat_messages import Message
-from ladle.server.replies.responses import InputItem, InputItemsReply, ReasoningTextReply
+from ladle.server.replies.responses import FunctionCallReply, InputItem, InputItemsReply, ReasoningTextReply
+from ladle.server.responses.items import NamespacedCall
 
 
 def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
@@ -47,16 +48,17 @@ def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
                 }
             )
         for call in message.tool_calls or ():
-            items.append(
-                {
-                    "id": identity("fc"),
-                    "type": "function_call",
-                    "call_id": call.id,
-                    "name": call.function.name,
-                    "arguments": call.function.arguments,
-                    "status": "completed",
-                }
-            )
+            item: FunctionCallReply = {
+                "id": identity("fc"),
+                "type": "function_call",
+                "call_id": call.id,
+                "name": call.function.name,
+                "arguments": call.function.arguments,
+                "status": "completed",
+            }
+            if isinstance(call, NamespacedCall):
+                item["name"], item["namespace"] = call.own_name, call.namespace
+            items.append(item)
     return items
 
 

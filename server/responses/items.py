@@ -11,6 +11,7 @@ from ladle.merging.exceptions import InputError
 from ladle.server.fields.chat_messages import Message, text_of
 from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
+from ladle.server.responses.tools import shown_name
 from ladle.server.tools.schemas import FUNCTION_NAME, Arguments, ToolCall
 
 
@@ -68,6 +69,22 @@ class MessageItem(StrictModel):
     phase: Unread = UNREAD
 
 
+class NamespacedCall(ToolCall):
+    """A call of a function in a namespace: ``own_name`` is what it is called there."""
+
+    namespace: str
+    own_name: str
+
+    @classmethod
+    def within(cls, namespace: str | None, call: ToolCall) -> ToolCall:
+        """``call``, whose function is called so in ``namespace``; as it is where there is none."""
+        if not namespace:
+            return call
+        name = call.function.name
+        function = call.function.model_copy(update={"name": shown_name(namespace, name)})
+        return cls.model_construct(id=call.id, type=call.type, function=function, namespace=namespace, own_name=name)
+
+
 class FunctionCallItem(StrictModel):
     """A call that the model made."""
 
@@ -78,13 +95,13 @@ class FunctionCallItem(StrictModel):
     id: str | None = None
     status: Unread = UNREAD
     caller: Unread = UNREAD
-    namespace: Unread = UNREAD
+    namespace: str | None = None
     async_: Annotated[Unread, Field(alias="async")] = UNREAD
     parsed_arguments: Unread = UNREAD
 
     def call(self) -> ToolCall:
         """What a conversation holds of this."""
-        return ToolCall.of(self.call_id, self.name, self.arguments)
+        return NamespacedCall.within(self.namespace, ToolCall.of(self.call_id, self.name, self.arguments))
 
 
 class FunctionOutputItem(StrictModel):

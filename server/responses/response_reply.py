@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ladle.server.api_errors import ApiError
@@ -28,11 +28,14 @@ from ladle.server.replies.responses import (
     ResponseUsage,
 )
 from ladle.server.replies.trace_summary import TraceSummary
-from ladle.server.responses.items import FunctionCallItem
+from ladle.server.responses.items import NamespacedCall
 from ladle.server.responses.response_requests import SPELLING, ResponsesRequest
+from ladle.server.responses.tools import namespaces
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter
 from ladle.server.tools.parser import Call, Part
+from ladle.server.tools.schemas import ToolCall
+from ladle.server.tools.searches import WebSearchTool
 
 _CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why an answer is incomplete, by the reason of its end."""
@@ -115,7 +118,7 @@ class Response:
             "temperature": drawn.temperature if body.temperature is None else body.temperature,
             "text": {"format": said, "verbosity": "medium"},
             "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
-            "tools": [tool.echoed() for tool in body.tools or ()],
+            "tools": [tool.echoed() for tool in body.tools or () if not isinstance(tool, WebSearchTool)],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": drawn.top_p if body.top_p is None else body.top_p,
             "truncation": "disabled",
@@ -130,6 +133,7 @@ def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseR
     parser = chat.calling.parser() if chat.calling else None
     parts: list[Part] = [choice.text] if parser is None else [*parser.push(choice.text), *parser.finish()]
     items: list[OutputItem] = [_reasoning(choice.reasoning)] if choice.reasoning else []
+    named = namespaces(body.tools or ())
     text = ""
     for part in [*parts, None]:
         if isinstance(part, str):
@@ -140,7 +144,7 @@ def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseR
             items.append(_message(text, logprobs, "completed"))
             text = ""
         if part is not None:
-            items.append(_call(part))
+            items.append(_call(part, named))
     if choice.finish_reason in _CUT and items[-1]["type"] == "message":
         items[-1]["status"] = "incomplete"
     return reply.ended(items, choice.last)
@@ -152,10 +156,8 @@ def answer_of(reply: ResponseReply) -> list[Message]:
     calls = []
     for item in reply["output"]:
         if item["type"] == "function_call" and item["status"] == "completed":
-            made = FunctionCallItem.model_construct(
-                call_id=item["call_id"], name=item["name"], arguments=item["arguments"]
-            )
-            calls.append(made.call())
+            call = ToolCall.of(item["call_id"], item["name"], item["arguments"])
+            calls.append(NamespacedCall.within(item.get("namespace"), call))
     thoughts = [part["text"] for item in reply["output"] if item["type"] == "reasoning" for part in item["content"]]
     return [Message.answer("\n".join(texts), calls, thoughts)]
 
@@ -170,6 +172,7 @@ class ResponseStream(EventWriter):
         self._response = Response(chat, body)
         self._parser = chat.calling.parser() if chat.calling else None
         self._keep = keep
+        self._named = namespaces(body.tools or ())
         self._number = 0
         self._items: list[OutputItem] = []
         self._open: MessageItemReply | None = None
@@ -259,12 +262,12 @@ class ResponseStream(EventWriter):
     def _call(self, call: Call) -> Iterator[ResponseEvent]:
         yield from self._close("completed")
         self._waiting = []
-        item = _call(call)
+        item = _call(call, self._named)
         place = {"item_id": item["id"], "output_index": len(self._items)}
         begun: FunctionCallReply = {**item, "arguments": "", "status": "in_progress"}
         yield self._event("output_item.added", output_index=len(self._items), item=begun)
         yield self._event("function_call_arguments.delta", **place, delta=call.arguments)
-        yield self._event("function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+        yield self._event("function_call_arguments.done", **place, name=item["name"], arguments=call.arguments)
         yield self._event("output_item.done", output_index=len(self._items), item=item)
         self._items.append(item)
 
@@ -307,14 +310,15 @@ def _copy(part: OutputTextReply) -> OutputTextReply:
     return {**part, "logprobs": list(part["logprobs"])}
 
 
-def _call(call: Call) -> FunctionCallReply:
+def _call(call: Call, named: Mapping[str, tuple[str, str]]) -> FunctionCallReply:
+    """The item of ``call``; ``named``: the namespaces and names of functions that belong to one."""
     try:
         strict_json(call.arguments)
     except ValueError:  # it was cut
         status = "incomplete"
     else:
         status = "completed"
-    return {
+    item: FunctionCallReply = {
         "id": f"fc_{uuid.uuid4().hex}",
         "type": "function_call",
         "call_id": f"call_{uuid.uuid4().hex[:24]}",
@@ -322,3 +326,6 @@ def _call(call: Call) -> FunctionCallReply:
         "arguments": call.arguments,
         "status": status,
     }
+    if call.name in named:
+        item["namespace"], item["name"] = named[call.name]
+    return item

@@ -17,12 +17,14 @@ from ladle.server.fields.thinking_options import Effort
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.responses.items import Input, Instructions, Item, ItemReference, Reference, messages_of
-from ladle.server.tools.schemas import FUNCTION_NAME, MAX_TOOLS, Function, Tool, ToolChoice, require_fit
+from ladle.server.responses.tools import Tools, offered, shown_name
+from ladle.server.tools.schemas import ToolChoice, require_fit
 
 SPELLING = Spelling(
     {
         r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].parameters",
         r"tool_choice\.function\.name": "tool_choice.name",
+        r"tool_choice\.allowed_tools": "tool_choice",
         r"response_format\.json_schema\.schema": "text.format.schema",
         r"response_format": "text.format",
         r"reasoning_effort": "reasoning.effort",
@@ -62,52 +64,20 @@ _UNREAD = (
     "access_programs", "client_metadata",
     *(name for name in UNREAD_OTHERS if name not in ("metadata", "store")),
 )  # fmt: skip
-_TOOL: Defaults = {
-    "allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,), "output_schema": (),
-}  # fmt: skip
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
     from ladle.server.fields.sampling import SteeredFields as ResponsesBase
-    from ladle.server.http.strict_model import StrictModel as ToolBase
 else:
     ResponsesBase = with_known(SteeredFields, "ResponsesFields", _NOT_SUPPORTED, _UNREAD)
-    ToolBase = with_known(StrictModel, "FunctionToolFields", _TOOL, ("cache_control", "annotations"))
-
-
-def _function(value: Any) -> Any:
-    if value != "function":
-        raise ValueError(f"{str(value)[:100]!r} is a tool that this server does not have; allowed: function")
-    return value
-
-
-class FunctionTool(ToolBase):
-    """An entry of ``tools``: a function of the client's."""
-
-    type: Annotated[str, AfterValidator(_function), WithJsonSchema({"const": "function"})]
-    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
-    description: str | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(finite_object)] | None = Field(
-        None, description="a JSON schema of an object; default: none"
-    )
-    strict: bool | None = None
-
-    def tool(self) -> Tool:
-        """What a conversation holds of this."""
-        function = Function.model_construct(name=self.name, description=self.description, parameters=self.parameters)
-        return Tool.model_construct(type="function", function=function)
-
-    def echoed(self) -> dict[str, Any]:
-        """What replies repeat of this."""
-        names = ("type", "name", "description", "parameters", "strict")
-        return {name: getattr(self, name) for name in names}
 
 
 def _is_function(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) == {"type", "name"}
+        and {"type", "name"} <= set(value) <= {"type", "name", "namespace"}
         and value["type"] == "function"
         and isinstance(value["name"], str)
+        and isinstance(value.get("namespace"), str | None)
     )
 
 
@@ -134,7 +104,11 @@ _FUNCTION_SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "required": ["type", "name"],
-    "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+    "properties": {
+        "type": {"const": "function"},
+        "name": {"type": "string"},
+        "namespace": {"type": ["string", "null"]},
+    },
 }
 _CHOICE_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -234,7 +208,7 @@ class ResponsesRequest(ResponsesBase):
     previous_response_id: str | None = Field(None, description="an answer that is kept, which this one goes on from")
     store: bool | None = Field(None, description="whether the answer is kept, for a while; default true")
     max_output_tokens: MaxTokens | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: Annotated[Any, PlainValidator(_choice), WithJsonSchema(_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = Field(None, description="default true: an answer may hold several calls")
     text: TextConfig | None = None
@@ -247,12 +221,8 @@ class ResponsesRequest(ResponsesBase):
 
     @model_validator(mode="after")
     def _consistent(self) -> ResponsesRequest:
-        names = [tool.name for tool in self.tools or ()]
         with SPELLING.applied():
-            require_fit(names, self._chosen())
-        for name in self._allowed():
-            if name not in names:
-                raise InputError("tool_choice.tools", name, f"names of tools: {', '.join(names)}")
+            require_fit([tool.function.name for tool in offered(self.tools or ())], self._chosen())
         return self
 
     @property
@@ -288,14 +258,12 @@ class ResponsesRequest(ResponsesBase):
         messages = [*told, *earlier, *messages_of(self.input, reference)]
         if not messages:
             raise InputError("input", [], "a string, or at least one item")
-        allowed = self._allowed()
-        tools = [tool.tool() for tool in self.tools or () if not allowed or tool.name in allowed]
         form = None if self.text is None or self.text.format is None else self.text.format.response_format()
         return _ResponseConversation.model_construct(
             **self.steered(),
             messages=messages,
             max_tokens=self.max_output_tokens,
-            tools=tools or None,
+            tools=offered(self.tools or ()) or None,
             tool_choice=self._chosen(),
             parallel_tool_calls=self.parallel_tool_calls,
             response_format=form,
@@ -322,12 +290,10 @@ class ResponsesRequest(ResponsesBase):
         choice = self.tool_choice
         if choice is None or isinstance(choice, str):
             return None if choice is None else ToolChoice(choice)
-        return ToolChoice("required", choice["name"]) if choice["type"] == "function" else ToolChoice(choice["mode"])
-
-    def _allowed(self) -> list[str]:
-        """The tools that ``tool_choice`` names as allowed; none where it names none."""
-        choice = self.tool_choice
-        return [tool["name"] for tool in choice["tools"]] if isinstance(choice, dict) and "tools" in choice else []
+        if choice["type"] == "function":
+            return ToolChoice("required", shown_name(choice.get("namespace"), choice["name"]))
+        allowed = [shown_name(tool.get("namespace"), tool["name"]) for tool in choice["tools"]]
+        return ToolChoice(choice["mode"], allowed=tuple(allowed))
 
 
 class _ResponseConversation(Conversation):

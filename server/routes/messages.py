@@ -7,16 +7,13 @@ from fastapi.responses import JSONResponse
 
 from ladle.server.anthropic.message_reply import MessageEvent, MessageStream, message
 from ladle.server.anthropic.message_requests import SPELLING, CountTokensRequest, MessagesRequest
-from ladle.server.chat_jobs import chat_job
-from ladle.server.fields.tool_calling import ToolCalling
+from ladle.server.chat_jobs import chat_job, prompt_tokens
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
 from ladle.server.http.json_request import JsonRoute
-from ladle.server.prompts import tokens_of_chat
 from ladle.server.replies.anthropic import AnthropicError, MessageReply, TokenCount
 from ladle.server.routes import answers, reader_of, serving_of, state_of, streamed
 from ladle.server.routes.generating_route import GeneratingRoute
-from ladle.server.steering import plan_of
 from ladle.server.streaming import stream_response
 
 generating = APIRouter(route_class=GeneratingRoute)
@@ -56,12 +53,7 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> JSONRespon
     reader = reader_of(request, generates=False)
     asked = await reader.made(body.parts, body.conversation)
     with SPELLING.applied():
-        plan_of(serving.family, body.model, body.steering, state.settings.allow_trace)
-        calling = ToolCalling.of(serving, asked)
-        form = asked.chat_form(state.settings.special_tokens_in_messages)
-        tools = calling.definitions if calling else ()
-        ids = await tokens_of_chat(serving, reader, asked.messages, tools, form)
-    reply: TokenCount = {"input_tokens": len(ids)}
+        reply: TokenCount = {"input_tokens": await prompt_tokens(state, serving, reader, asked)}
     return JSONResponse(reply)
 
 

@@ -1,4 +1,4 @@
-"""``POST /v1/responses``, and ``GET`` and ``DELETE`` of answers that are kept."""
+"""``POST /v1/responses``, the count of what it would read, and ``GET`` and ``DELETE`` of answers that are kept."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from ladle.merging.exceptions import InputError
 from ladle.server.access.callers import Caller
 from ladle.server.access.security import caller_of
 from ladle.server.api_errors import ApiError
-from ladle.server.chat_jobs import chat_job
+from ladle.server.chat_jobs import chat_job, prompt_tokens
 from ladle.server.fields.chat_messages import Message
 from ladle.server.fields.conversation import Conversation
 from ladle.server.generation import collect
 from ladle.server.http.disconnect import unless_gone
+from ladle.server.http.json_request import JsonRoute
+from ladle.server.reader import Reader
 from ladle.server.replies.kept_responses import Kept
-from ladle.server.replies.responses import DeletedReply, InputItemsReply, ResponseEvent, ResponseReply
+from ladle.server.replies.responses import DeletedReply, InputItemsReply, InputTokensReply, ResponseEvent, ResponseReply
 from ladle.server.responses.input_items import input_items, page
 from ladle.server.responses.response_reply import ResponseStream, answer_of, response
 from ladle.server.responses.response_requests import SPELLING, ResponsesRequest
@@ -27,6 +29,7 @@ from ladle.server.state import ServerState
 from ladle.server.streaming import stream_response
 
 generating = APIRouter(route_class=GeneratingRoute)
+counting = APIRouter(route_class=JsonRoute)
 router = APIRouter()
 Id = Annotated[str, Path(max_length=200)]
 
@@ -41,16 +44,8 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     """OpenAI's Responses API. Fields are listed below; any other field is refused by name."""
     state, caller = state_of(request), caller_of(request.scope)
     serving = serving_of(request, body.model)
-    earlier = () if body.previous_response_id is None else _previous(state, caller, body.previous_response_id).messages
     reader = reader_of(request)
-    known = state.responses.items(caller, body.referenced)
-
-    def conversation() -> tuple[Conversation, list[Message]]:
-        told = body.told(known.get)
-        asked = body.chat(told, earlier, known.get)
-        return asked, asked.messages[len(told) :]
-
-    asked, asked_for = await reader.made(body.parts, conversation)
+    asked, asked_for = await _read(state, caller, reader, body)
 
     def keep(reply: ResponseReply) -> None:
         if body.keeps:
@@ -63,6 +58,24 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
         (choice,) = await unless_gone(request, collect(state, serving, chat.job))
     reply = response(chat, body, choice)
     keep(reply)
+    return JSONResponse(reply)
+
+
+@counting.post(
+    "/v1/responses/input_tokens",
+    summary="Count the tokens of items",
+    responses=answers(InputTokensReply, 400, 401, 404, 413, 415, 429, 503),
+    response_model=None,
+)
+async def input_tokens(body: ResponsesRequest, request: Request) -> JSONResponse:
+    """The tokens of the prompt that `/v1/responses` would make of it. Nothing is generated."""
+    state = state_of(request)
+    serving = serving_of(request, body.model)
+    reader = reader_of(request, generates=False)
+    asked, _ = await _read(state, caller_of(request.scope), reader, body)
+    with SPELLING.applied():
+        count = await prompt_tokens(state, serving, reader, asked)
+    reply: InputTokensReply = {"object": "response.input_tokens", "input_tokens": count}
     return JSONResponse(reply)
 
 
@@ -122,6 +135,21 @@ async def delete_response(response_id: Id, request: Request) -> JSONResponse:
     return JSONResponse(reply)
 
 
+async def _read(
+    state: ServerState, caller: Caller, reader: Reader, body: ResponsesRequest
+) -> tuple[Conversation, list[Message]]:
+    """The conversation that is asked about, and its messages without the instructions. Raises ApiError, InputError."""
+    earlier = () if body.previous_response_id is None else _previous(state, caller, body.previous_response_id).messages
+    known = state.responses.items(caller, body.referenced)
+
+    def conversation() -> tuple[Conversation, list[Message]]:
+        told = body.told(known.get)
+        asked = body.chat(told, earlier, known.get)
+        return asked, asked.messages[len(told) :]
+
+    return await reader.made(body.parts, conversation)
+
+
 def _previous(state: ServerState, caller: Caller, name: str) -> Kept:
     answer = state.responses.get(caller, name)
     if answer is None:
@@ -134,4 +162,4 @@ def _unknown(name: str) -> ApiError:
     return ApiError(404, f"no answer {name[:200]!r} is kept here", param="response_id", code="response_not_found")
 
 
-router.routes.extend(generating.routes)
+router.routes.extend([*generating.routes, *counting.routes])

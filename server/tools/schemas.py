@@ -41,6 +41,10 @@ class Tool(StrictModel):
     cache_control: Unread = UNREAD
     annotations: Unread = UNREAD
 
+    def field(self, index: int) -> str:
+        """What errors call its parameters, where it is the tool ``index`` of all."""
+        return f"tools[{index}].function.parameters"
+
     def definition(self) -> dict[str, Any]:
         """The tool as chat templates show it to the model."""
         function: dict[str, Any] = {"name": self.function.name}

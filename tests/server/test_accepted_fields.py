@@ -167,7 +167,9 @@ async def test_values_that_change_nothing(family: Family) -> None:
         "add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {}, "echo": False,
         "documents": None, "chat_template": None, "mm_processor_kwargs": None, "include_reasoning": True,
         "best_of": 1, "tool_choice": "auto", "function_call": "auto", "functions": [], "reasoning_format": "auto",
-        "parse_tool_calls": True, "separate_reasoning": True,
+        "parse_tool_calls": True, "separate_reasoning": True, "extra_body": {}, "reasoning": {},
+        "enable_thinking": None, "context_management": [], "mcp_servers": [], "safe_prompt": False,
+        "random_seed": None, "deferred": False,
     }  # fmt: skip
     for path, body in (
         (CHAT, {"messages": USER, **both, **chat}),

@@ -45,6 +45,10 @@ async def test_headers_of_browser_clients_are_let_through(family: Family, engine
         assert found.status_code == 200, found.text
         allowed = {name.strip().lower() for name in found.headers["access-control-allow-headers"].split(",")}
         assert set(asked) <= allowed
+        # Chromium asks so where the page is of the internet and the server is not.
+        headers["access-control-request-private-network"] = "true"
+        private = await client.options(CHAT, headers={"origin": ORIGIN, **headers})
+        assert private.status_code == 200 and private.headers["access-control-allow-private-network"] == "true"
         strange = await client.options(CHAT, headers={"origin": "https://evil.example", **headers})
         assert strange.status_code == 400 and "access-control-allow-origin" not in strange.headers
 

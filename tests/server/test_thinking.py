@@ -222,8 +222,11 @@ async def test_refused_of_families_that_think(family: Family) -> None:
     engine = FakeEngine()
     for more in ({}, {"reasoning": {"effort": "medium", "summary": "auto"}}):
         await ask(family, RESPONSES, engine, **more)
-    for more in ({}, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "medium"}}):
+    adaptive = {"type": "adaptive"}
+    for effort in (None, "medium", "low", "max"):
+        more = {} if effort is None else {"thinking": adaptive, "output_config": {"effort": effort}}
         await ask(family, MESSAGES, engine, max_tokens=9, **more)
+    await ask(family, CHAT, engine, thinking=adaptive, reasoning_effort="low")
     assert {request.thinking for request in engine.requests} == {None}
 
 

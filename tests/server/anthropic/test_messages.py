@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from typing import Any
 
 import anthropic
@@ -256,6 +257,29 @@ async def test_what_changes_nothing_passes(served: ToolEngine) -> None:
     )
     assert served.engine.requests[1].prompt == served.engine.requests[2].prompt
     assert served.engine.requests[0].prompt == served.engine.requests[1].prompt
+
+
+async def test_an_overflow_is_told_in_the_words_that_clients_read(served: ToolEngine) -> None:
+    """Agents of Anthropic's take the numbers out of these sentences, to shorten the conversation or the answer."""
+    fits = await served.ask(messages=USER, max_tokens=9)
+    prompt = sum(fits["usage"][name] for name in ("input_tokens", "cache_read_input_tokens"))
+    told = (await served.ask(400, messages=USER, max_tokens=3000))["error"]["message"]
+    assert f"input length and `max_tokens` exceed context limit: {prompt} + 3000 > 3000" in told
+    long = [{"role": "user", "content": "rain " * 4000}]
+    told = (await served.ask(400, messages=long, max_tokens=9))["error"]["message"]
+    found = re.search(r"prompt is too long: (\d+) tokens > 3000 maximum", told)
+    assert found is not None and int(found[1]) >= 3000
+
+
+async def test_a_search_beside_functions_is_passed_over(served: ToolEngine) -> None:
+    search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5, "user_location": {"city": "Ur"}}
+    for tools in (TOOLS, [search, *TOOLS], [*TOOLS, search]):
+        await served.ask(messages=USER, max_tokens=9, tools=tools)
+        await served.ask(messages=USER, max_tokens=9, tools=tools, tool_choice={"type": "any"})
+    assert len({request.prompt for request in served.engine.requests}) == 1
+    named = {"type": "tool", "name": "web_search"}
+    told = await served.ask(400, messages=USER, max_tokens=9, tools=[*TOOLS, search], tool_choice=named)
+    assert told["error"]["message"].startswith("tool_choice.name: ")
 
 
 async def test_errors_of_all_kinds_have_anthropics_envelope(family: Family) -> None:

@@ -112,6 +112,11 @@ async def test_regexes_choices_and_any_object(real_state: ServerState) -> None:
         ({"structured_outputs": {"json": {"x-guidance": {}}}}, "structured_outputs.json", "x-guidance"),
         ({"structured_outputs": {"json": {"enum": [2**53 + 1]}}}, "structured_outputs.json.enum", "an integer that"),
         ({"structured_outputs": {"json": {"items": {"not": {"const": 1}}}}}, "structured_outputs.json.items", "not"),
+        # Parts that refer to other places than $defs are no fault.
+        ({"structured_outputs": {"json": {"properties": {"x": {"$ref": "#/properties/y"}, "y": {}, "z": {"not": {
+            "const": 1}}}}}}, "structured_outputs.json.properties.z", "Unimplemented keys"),
+        ({"structured_outputs": {"json": {"properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"],
+            "type": "object"}}}, "structured_outputs.json.properties.a", "NoExtensionBias"),
         ({"structured_outputs": {"regex": "ab\\"}}, "structured_outputs.regex", "lone backslash"),
         ({"guided_regex": "a"}, "guided_regex", "guided_regex"),
     ],

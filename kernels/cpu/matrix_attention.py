@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
-from ladle.kernels.cpu.compiler import INNER, compiled
+from ladle.kernels.cpu.compiling.compiler import INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
+from ladle.kernels.cpu.compiling.parts import in_parts
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import address, interleave_words, largest, narrow, transpose_words, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, has_matrix_unit, matrix_tile, release
@@ -34,14 +35,14 @@ def can_attend(kv: Any, block: int) -> bool:
     return has_matrix_unit() and kv.dtype == np.int16 and kv.shape[4] % _STEP == 0 and block % ROWS == 0
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _in_place(paged: PagedTokens, t: int, block: int) -> bool:
     """Whether row ``t`` is the next token of its sequence, and not a candidate for it, which lies somewhere else."""
     position = paged.positions[t]
     return paged.slot_mapping[t] == paged.block_table[paged.table_rows[t], position // block] * block + position % block
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _groups(paged: PagedTokens, window: int, block: int) -> Indices:
     """[groups, 3] first row, rows, segment: rows that follow each other in a sequence, with each segment they see.
 
@@ -94,7 +95,7 @@ def _groups(paged: PagedTokens, window: int, block: int) -> Indices:
     return groups[:count]
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _clear(values: Any, first: int, last: int) -> None:
     for head in range(values.shape[0]):
         for piece in range(values.shape[1]):
@@ -103,7 +104,7 @@ def _clear(values: Any, first: int, last: int) -> None:
                     values[head, piece, pair, i] = 0
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _pack(
     table: Indices, kv: Any, block: int, begin: int, known: int, stop: int, keys: Any, values: Any, nothing: int
 ) -> None:
@@ -144,7 +145,7 @@ def _pack(
     _clear(values, pair, end // 2)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _pack_own(kv: Any, slot: int, index: int, keys: Any, values: Any) -> None:
     """The key and value at ``slot`` as those of the ``index``-th token of the segment, the last one."""
     kv_heads, dim = kv.shape[2], kv.shape[3]
@@ -162,7 +163,7 @@ def _pack_own(kv: Any, slot: int, index: int, keys: Any, values: Any) -> None:
                     own[i] = np.int32(np.uint16(number))
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _product(given: Any, held: int, apart: int, steps: int, blocks: int, made: Floats) -> None:
     """made[:, 16 j : 16 j + 16] for every block j: ``given`` times the tiles from the address ``held`` on, ``apart``
     bytes from one block to the next."""
@@ -176,7 +177,7 @@ def _product(given: Any, held: int, apart: int, steps: int, blocks: int, made: F
         block += 1
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _weigh(
     scores: Floats, low: int, high: int, end: int, scaling: float, weights: Any
 ) -> tuple[np.float32, np.float32]:
@@ -197,12 +198,13 @@ def _weigh(
     return most, together
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _attend_part(
     queries: Floats, paged: PagedTokens, kv: Any, block: int, heads: int, scaling: float, window: int,
-    groups: Indices, firsts: Indices, sums: Floats, best: Floats, weight: Floats,
+    all_groups: Indices, firsts: Indices, sums: Floats, best: Floats, weight: Floats, parts: int, part: int,
 ) -> None:  # fmt: skip
-    """What the rows of ``groups`` see of their segments."""
+    """What the rows of a part of ``all_groups`` see of their segments."""
+    groups = all_groups[part * all_groups.shape[0] // parts : (part + 1) * all_groups.shape[0] // parts]
     kv_heads, dim = kv.shape[2], kv.shape[3]
     folded = heads // kv_heads
     words = np.empty(0, np.int32)
@@ -264,7 +266,10 @@ def _attend_part(
     release()
 
 
-@compiled(parallel=True)
+_attend_beside = in_parts(_attend_part)
+
+
+@inner(**INNER)
 def attend_by_matrices(
     queries: Floats,
     paged: PagedTokens,
@@ -281,11 +286,9 @@ def attend_by_matrices(
     dim = kv.shape[3]
     firsts = first_segments(paged, window)
     groups = _groups(paged, window, block)
-    count = groups.shape[0]
     sums = np.empty((firsts[paged.positions.shape[0]], heads, dim), np.float32)
     best = np.empty((sums.shape[0], heads), np.float32)
     weight = np.empty((sums.shape[0], heads), np.float32)
-    for part in prange(threads):
-        own = groups[part * count // threads : (part + 1) * count // threads]
-        _attend_part(queries, paged, kv, block, heads, scaling, window, own, firsts, sums, best, weight)
+    shared = (queries, paged, kv, block, heads, scaling, window, groups, firsts, sums, best, weight, threads)
+    _attend_beside(shared, threads)
     join_segments(sums, best, weight, firsts, heads, mixed, threads)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -13,15 +14,33 @@ from seeds import fresh_seed
 from torch import Tensor
 
 from ladle.kernels.cpu.arrays import PagedTokens
+from ladle.kernels.cpu.compiling.compiler import INNER
 from ladle.kernels.cpu.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
 from ladle.kernels.cpu.vector_attention import attend_by_vectors
 
 BLOCK = 16
 Attend = Callable[..., None]
+
+
+def called_from_python(attend: Attend) -> Attend:
+    @numba.njit(**INNER)
+    def called(
+        queries: Any, paged: Any, kv: Any, block: int, heads: int, scaling: float, window: int, mixed: Any, threads: int
+    ) -> None:
+        attend(queries, paged, kv, block, heads, scaling, window, mixed, threads)
+
+    made: Attend = called
+    return made
+
+
 FORMS = [
-    attend_by_vectors,
-    pytest.param(attend_by_matrices, marks=pytest.mark.skipif(not has_matrix_unit(), reason="no unit for matrices")),
+    pytest.param(called_from_python(attend_by_vectors), id="attend_by_vectors"),
+    pytest.param(
+        called_from_python(attend_by_matrices),
+        id="attend_by_matrices",
+        marks=pytest.mark.skipif(not has_matrix_unit(), reason="no unit for matrices"),
+    ),
 ]
 
 

@@ -34,7 +34,9 @@ def compile_ahead(quantized: bool) -> bool:
             return False
         command = [sys.executable, "-P", "-m", first_code.__name__, form]
         try:
-            _process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            _process = subprocess.Popen(
+                command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
         except OSError as problem:
             _log.warning("Loops are compiled in this process: none could be started beside it (%s).", problem)
             return False

@@ -44,11 +44,21 @@ def is_done(form: str) -> bool:
 def compile_first(form: str, done: Callable[[str], None] = lambda stage: None) -> None:
     """Compile the loops for weights of ``form``, one of ``FORMS``, as far as they are not kept already.
 
-    ``done`` is told "products" and, at last, "layers"."""
+    ``done`` is told "products" and, at last, "layers".
+    """
+    if form != "bfloat16" or has_pairs() or not has_bfloat16():  # else such a model is not held in tiles
+        product, step = trial(form)
+        merged_product(*product)
+        done("products")
+        run_layers(step)
+    if KEPT:
+        _mark(form).touch()
+    done("layers")
+
+
+def trial(form: str) -> tuple[tuple[Any, ...], LayerPass]:
+    """What ``merged_product`` and ``run_layers`` take for one token of a model of zeros."""
     in_pairs = form == "bfloat16" and has_bfloat16()
-    if in_pairs and not has_pairs():
-        done("layers")  # such a model is not held in tiles
-        return
     held: Any = np.int16 if in_pairs else np.uint16
     weight: Any = held if form == "bfloat16" else np.uint8 if has_digits() else np.int8
     inputs = np.zeros(0, np.int16 if in_pairs else np.float32)
@@ -59,14 +69,10 @@ def compile_first(form: str, done: Callable[[str], None] = lambda stage: None) -
     turned = np.zeros((1, _SIZE), np.float32)
     paged = PagedTokens(turned, turned, np.zeros((1, 1), np.int64), one, one, one)
     x, amounts, vectors = np.zeros((1, _SIZE), np.float32), none[0], np.zeros((1, 0, _SIZE), np.float32)
-    head = Product(*(part[0] for part in _product(_SIZE, held, held)))
-    y = np.zeros((1, _SIZE), np.float32)
-    merged_product(head, amounts, np.zeros((1, _SIZE), inputs.dtype), y, np.zeros((1, _SIZE), inputs.dtype), 1)
-    done("products")
-    run_layers(LayerPass(x, layers, (none, none, none, none), paged, kv, _SLOTS, 1, amounts, vectors))
-    if KEPT:
-        _mark(form).touch()
-    done("layers")
+    head, y = Product(*(part[0] for part in _product(_SIZE, weight, held))), np.zeros((1, _SIZE), np.float32)
+    given, made = np.zeros((1, _SIZE), inputs.dtype), np.zeros((1, _SIZE), inputs.dtype)
+    step = LayerPass(x, layers, (none, none, none, none), paged, kv, _SLOTS, 1, amounts, vectors)
+    return (head, amounts, given, y, made, 1), step
 
 
 def _product(out: int, weight: Any, held: Any) -> Product:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from ladle.kernels.cpu.compiler import INNER
+from ladle.kernels.cpu.compiling.compiler import INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.intrinsics import address
 
 _LINE = 64
 """Bytes of a cache line."""
 
 
-@njit(**INNER)
+@inner(**INNER)
 def aligned(shape: tuple[int, ...], like: Any) -> Any:
     """Undefined numbers of the dtype of ``like``: rows that are whole cache lines are read from as many, and not from
     one more each."""

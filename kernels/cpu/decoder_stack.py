@@ -10,19 +10,20 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Floats, LayerPass, PagedTokens, Product, Shrunk
 from ladle.kernels.cpu.attention.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.attention.packed_keys import room_for_keys
 from ladle.kernels.cpu.attention.vector_attention import attend_by_vectors
-from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
-from ladle.kernels.cpu.digits import room_for_digits, width_of
+from ladle.kernels.cpu.compiling.compiler import INNER, compiled, one_at_a_time
+from ladle.kernels.cpu.compiling.inner_code import inner
+from ladle.kernels.cpu.compiling.parts import in_parts
+from ladle.kernels.cpu.digits import width_of
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
+from ladle.kernels.cpu.merged_product import ALONE, multiply_beside, room
 from ladle.kernels.cpu.row_products import expand_rows, room_for_shrunk
-from ladle.kernels.cpu.tiled_product import ALONE, multiply_beside
 from ladle.kernels.cpu.tiles import LANES
 
 
@@ -35,7 +36,7 @@ def run_layers(step: LayerPass) -> None:
             _run(step, True, None)
 
 
-@njit(inline="always", **INNER)
+@inner(inline="always", **INNER)
 def _of(product: Product, layer: int) -> Product:
     """The product of one layer."""
     return Product(
@@ -65,7 +66,8 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
     both = aligned((tokens, layers.gate_up.weight.shape[1] * LANES), x)
     down = aligned((tokens, layers.down.weight.shape[1] * LANES), x)
     width = max(width_of(layers.qkv.weight), width_of(layers.out.weight))
-    digits = room_for_digits(tokens, max(width, width_of(layers.gate_up.weight), width_of(layers.down.weight)))
+    width = max(width, width_of(layers.gate_up.weight), width_of(layers.down.weight))
+    digits = room((layers.qkv.weight, tokens, width))
     ranks = 0
     for scale in scales:
         ranks = max(ranks, scale.shape[2])
@@ -108,7 +110,7 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
             _normalise(x, layers.norms[layer + 1, 0], layers.eps, normed, threads)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _normalise_rows(x: Floats, weight: Floats, eps: float, y: Any, first: int, last: int) -> None:
     for t in range(first, last):
         row, made = x[t], y[t]
@@ -121,21 +123,23 @@ def _normalise_rows(x: Floats, weight: Floats, eps: float, y: Any, first: int, l
             made[i] = narrow(row[i] * factor * weight[i], made[i])
 
 
-@compiled(parallel=True)
-def _normalise_beside(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> None:
-    for part in prange(threads):
-        _normalise_rows(x, weight, eps, y, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
+@inner(**INNER)
+def _normalise_part(x: Floats, weight: Floats, eps: float, y: Any, parts: int, part: int) -> None:
+    _normalise_rows(x, weight, eps, y, part * x.shape[0] // parts, (part + 1) * x.shape[0] // parts)
 
 
-@compiled()
+_normalise_beside = in_parts(_normalise_part)
+
+
+@inner(**INNER)
 def _normalise(x: Floats, weight: Floats, eps: float, y: Any, threads: int) -> None:
     if x.shape[0] <= ALONE:
         _normalise_rows(x, weight, eps, y, 0, x.shape[0])
     else:
-        _normalise_beside(x, weight, eps, y, threads)
+        _normalise_beside((x, weight, eps, y, threads), threads)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _add_rows(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, first: int, last: int) -> None:
     size = x.shape[1]
     # LoRA up-projection onto the product, then the residual sum, while both rows are in the cache.
@@ -146,22 +150,24 @@ def _add_rows(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats
             own[i] += added[i]
 
 
-@compiled(parallel=True)
-def _add_beside(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, threads: int) -> None:
-    for part in prange(threads):
-        _add_rows(product, ranks, y, shrunk, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
+@inner(**INNER)
+def _add_part(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, parts: int, part: int) -> None:
+    _add_rows(product, ranks, y, shrunk, x, part * x.shape[0] // parts, (part + 1) * x.shape[0] // parts)
 
 
-@compiled()
+_add_beside = in_parts(_add_part)
+
+
+@inner(**INNER)
 def _add(product: Product, ranks: int, y: Floats, shrunk: Shrunk, x: Floats, threads: int) -> None:
     """x += y, expanded."""
     if x.shape[0] <= ALONE:
         _add_rows(product, ranks, y, shrunk, x, 0, x.shape[0])
     else:
-        _add_beside(product, ranks, y, shrunk, x, threads)
+        _add_beside((product, ranks, y, shrunk, x, threads), threads)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _steer_rows(amounts: Floats, vectors: Floats, x: Floats, first: int, last: int) -> None:
     for t in range(first, last):
         own = x[t]
@@ -172,69 +178,88 @@ def _steer_rows(amounts: Floats, vectors: Floats, x: Floats, first: int, last: i
                     own[i] += amount * vector[i]
 
 
-@compiled(parallel=True)
-def _steer_beside(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
-    for part in prange(threads):
-        _steer_rows(amounts, vectors, x, part * x.shape[0] // threads, (part + 1) * x.shape[0] // threads)
+@inner(**INNER)
+def _steer_part(amounts: Floats, vectors: Floats, x: Floats, parts: int, part: int) -> None:
+    _steer_rows(amounts, vectors, x, part * x.shape[0] // parts, (part + 1) * x.shape[0] // parts)
 
 
-@compiled()
+_steer_beside = in_parts(_steer_part)
+
+
+@inner(**INNER)
 def _steer(amounts: Floats, vectors: Floats, x: Floats, threads: int) -> None:
     """x += amounts vectors, vector after vector."""
     if x.shape[0] <= ALONE:
         _steer_rows(amounts, vectors, x, 0, x.shape[0])
     else:
-        _steer_beside(amounts, vectors, x, threads)
+        _steer_beside((amounts, vectors, x, threads), threads)
 
 
-@compiled(parallel=True)
+@inner(**INNER)
+def _store_part(
+    product: Product, ranks: int, qkv: Floats, shrunk: Shrunk, paged: PagedTokens, kv: Any, heads: int, parts: int,
+    part: int,
+) -> None:  # fmt: skip
+    tokens, kv_heads, dim = qkv.shape[0], kv.shape[2], kv.shape[3]
+    half, all_heads = dim // 2, heads + 2 * kv_heads
+    # A part has some rows, or of fewer rows than parts some heads: their slices of q, k or v.
+    by_heads, in_blocks = tokens < parts, dim % LANES == 0
+    top, bottom = (0, tokens) if by_heads else (part * tokens // parts, (part + 1) * tokens // parts)
+    first, last = (part * all_heads // parts, (part + 1) * all_heads // parts) if by_heads else (0, all_heads)
+    if in_blocks or not by_heads:
+        expand_rows(product, ranks, shrunk, qkv, top, bottom, first * dim, last * dim)
+    for t in range(top, bottom):
+        for head in range(first, last):
+            row = qkv[t, head * dim : (head + 1) * dim]
+            if head < heads + kv_heads:
+                # Rotary embedding in the rotate-half form; the sign of the first half is in ``sin``.
+                for i in range(half):
+                    one, other = row[i], row[half + i]
+                    row[i] = one * paged.cos[t, i] + other * paged.sin[t, i]
+                    row[half + i] = other * paged.cos[t, half + i] + one * paged.sin[t, half + i]
+            if head >= heads:
+                own = kv[paged.slot_mapping[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
+                for i in range(dim):
+                    own[i] = narrow(row[i], own[i])
+
+
+_store_beside = in_parts(_store_part)
+
+
+@inner(**INNER)
 def _store(
     product: Product, ranks: int, qkv: Floats, shrunk: Shrunk, paged: PagedTokens, kv: Any, heads: int, threads: int
 ) -> None:
     """Expand, turn queries and keys by their positions, write keys and values to the pool."""
-    tokens, kv_heads, dim = qkv.shape[0], kv.shape[2], kv.shape[3]
-    half, all_heads = dim // 2, heads + 2 * kv_heads
-    # A thread has some rows, or of fewer rows than threads some heads: their slices of q, k or v.
-    by_heads, in_blocks = tokens < threads, dim % LANES == 0
-    if by_heads and not in_blocks:
-        expand_rows(product, ranks, shrunk, qkv, 0, tokens, 0, all_heads * dim)
-    for part in prange(threads):
-        top, bottom = (0, tokens) if by_heads else (part * tokens // threads, (part + 1) * tokens // threads)
-        first, last = (part * all_heads // threads, (part + 1) * all_heads // threads) if by_heads else (0, all_heads)
-        if in_blocks or not by_heads:
-            expand_rows(product, ranks, shrunk, qkv, top, bottom, first * dim, last * dim)
-        for t in range(top, bottom):
-            for head in range(first, last):
-                row = qkv[t, head * dim : (head + 1) * dim]
-                if head < heads + kv_heads:
-                    # Rotary embedding in the rotate-half form; the sign of the first half is in ``sin``.
-                    for i in range(half):
-                        one, other = row[i], row[half + i]
-                        row[i] = one * paged.cos[t, i] + other * paged.sin[t, i]
-                        row[half + i] = other * paged.cos[t, half + i] + one * paged.sin[t, half + i]
-                if head >= heads:
-                    # Keys and values go to their slot of the KV pool, rounded to its dtype; queries stay where they
-                    # are.
-                    own = kv[paged.slot_mapping[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
-                    for i in range(dim):
-                        own[i] = narrow(row[i], own[i])
+    tokens, dim = qkv.shape[0], kv.shape[3]
+    if tokens < threads and dim % LANES != 0:
+        expand_rows(product, ranks, shrunk, qkv, 0, tokens, 0, (heads + 2 * kv.shape[2]) * dim)
+    _store_beside((product, ranks, qkv, shrunk, paged, kv, heads, threads), threads)
 
 
-@compiled(parallel=True)
+@inner(**INNER)
+def _activate_part(
+    product: Product, ranks: int, both: Floats, shrunk: Shrunk, gated: Any, parts: int, part: int
+) -> None:
+    rows, size = gated.shape
+    blocks = (size + LANES - 1) // LANES
+    start, stop = part * blocks // parts * LANES, min((part + 1) * blocks // parts * LANES, size)
+    if size % LANES == 0:
+        expand_rows(product, ranks, shrunk, both, 0, rows, start, stop)
+        expand_rows(product, ranks, shrunk, both, 0, rows, size + start, size + stop)
+    for t in range(rows):
+        gates, ups, made = both[t, start:stop], both[t, size + start : size + stop], gated[t, start:stop]
+        for i in range(made.shape[0]):
+            made[i] = narrow(gates[i] / (np.float32(1) + exp(-gates[i])) * ups[i], made[i])
+
+
+_activate_beside = in_parts(_activate_part)
+
+
+@inner(**INNER)
 def _activate(product: Product, ranks: int, both: Floats, shrunk: Shrunk, gated: Any, threads: int) -> None:
     """gated = silu(gate) up, expanded first."""
     rows, size = gated.shape
-    blocks, in_blocks = (size + LANES - 1) // LANES, size % LANES == 0
-    if not in_blocks:
+    if size % LANES != 0:
         expand_rows(product, ranks, shrunk, both, 0, rows, 0, 2 * size)
-    for part in prange(threads):
-        # A thread takes a share of the inner columns, of gate and up alike: it expands both, and multiplies them at
-        # once.
-        start, stop = part * blocks // threads * LANES, min((part + 1) * blocks // threads * LANES, size)
-        if in_blocks:
-            expand_rows(product, ranks, shrunk, both, 0, rows, start, stop)
-            expand_rows(product, ranks, shrunk, both, 0, rows, size + start, size + stop)
-        for t in range(rows):
-            gates, ups, made = both[t, start:stop], both[t, size + start : size + stop], gated[t, start:stop]
-            for i in range(made.shape[0]):
-                made[i] = narrow(gates[i] / (np.float32(1) + exp(-gates[i])) * ups[i], made[i])
+    _activate_beside((product, ranks, both, shrunk, gated, threads), threads)

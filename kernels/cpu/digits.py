@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Digits, Floats
-from ladle.kernels.cpu.compiler import EXACT, INNER
+from ladle.kernels.cpu.compiling.compiler import EXACT, INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.intrinsics import address
 from ladle.kernels.cpu.matrix_unit import ROWS, has_integer_unit
 from ladle.kernels.cpu.row_products import multiply, multiply_by_vectors
@@ -108,13 +109,13 @@ _cut_sixteen: Any = intrinsic(_cut)
 """_cut_sixteen(row, factor, high, low): the digits of sixteen float32 from the address ``row`` on, times ``factor``."""
 
 
-@njit(**INNER)
+@inner(**INNER)
 def width_of(weight: Any) -> int:
     """Bytes of one digit of a row for the packed ``weight`` [..., steps, 64]; 0 where it is not multiplied so."""
     return weight.shape[-2] * TOGETHER if in_digits(weight) else 0
 
 
-@njit(**INNER)
+@inner(**INNER)
 def room_for_digits(rows: int, width: int) -> Digits:
     """Undefined digits of ``rows`` rows of at most ``width`` inputs."""
     count = rows if width > 0 else 0
@@ -122,7 +123,7 @@ def room_for_digits(rows: int, width: int) -> Digits:
     return Digits(values, np.empty((count, 2), np.int32), np.empty(count, np.float32))
 
 
-@njit(**EXACT)
+@inner(**EXACT)
 def cut_rows(x: Any, width: int, digits: Digits, first: int, last: int) -> None:
     """Digits of the rows ``first`` to ``last`` of ``x`` [rows, inputs] float32, with zeros up to ``width``."""
     for t in range(first, last):
@@ -160,7 +161,7 @@ def cut_rows(x: Any, width: int, digits: Digits, first: int, last: int) -> None:
         digits.scales[t] = scale if most < _FINITE else np.float32(np.nan)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def multiply_digits(weight: Any, units: Floats, digits: Digits, y: Floats, first: int, last: int) -> None:
     """y[:, 16 first : 16 last], the outputs of the blocks ``first`` to ``last``.
 

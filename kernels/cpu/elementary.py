@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from ladle.kernels.cpu.compiler import INNER
+from ladle.kernels.cpu.compiling.compiler import INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.intrinsics import power_of_two
 
 
-@njit(inline="always", **INNER)
+@inner(inline="always", **INNER)
 def exp(x: np.float32) -> np.float32:
     """e^x to two units in the last place, in a form that vectorises (libm's does not); NaN of NaN. Below -60, which
     nothing that it is added to notices, e^-60: products with less would be denormal, and slow."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Floats, Halves, Product, Shrunk
-from ladle.kernels.cpu.compiler import EXACT, INNER
+from ladle.kernels.cpu.compiling.compiler import EXACT, INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.intrinsics import address, narrow, widen
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, TILE, configure, fits, matrix_tile, release
 from ladle.kernels.cpu.tiles import LANES, blocks_for, tile
@@ -33,7 +33,7 @@ def _sweep(rows: int) -> Any:
     blocks = blocks_for(rows)
     wide, narrow_tile = tile(rows, blocks), tile(rows, 1)
 
-    @njit(**INNER)
+    @inner(**INNER)
     def sweep(weight: Any, x: Any, y: Any, first: int, last: int, row: int) -> None:
         block = first
         while block + blocks <= last:
@@ -49,7 +49,7 @@ def _sweep(rows: int) -> Any:
 _one, _two, _four, _six = (_sweep(rows) for rows in (1, 2, 4, _MOST_ROWS))
 
 
-@njit(**INNER)
+@inner(**INNER)
 def multiply_by_vectors(weight: Any, x: Any, y: Any, first: int, last: int) -> None:
     rows = x.shape[0]
     for start in range(first, last, _GROUP):
@@ -74,7 +74,7 @@ def _matrices(onto: bool) -> Any:
         matrix_tile(*shape, onto) for shape in ((1, 4), (1, 1), (2, 2), (2, 1))
     )
 
-    @njit(**INNER)
+    @inner(**INNER)
     def products(
         weight: Any, x: Any, y: Any, first: int, last: int, top: int, bottom: int, step: int, steps: int, group: int
     ) -> None:
@@ -120,7 +120,7 @@ def _matrices(onto: bool) -> Any:
 _multiply_matrices, _add_matrices = _matrices(False), _matrices(True)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def multiply(weight: Any, x: Any, y: Any, first: int, last: int) -> None:
     """y of the outputs of the blocks ``first`` to ``last``; arguments as of ``tiles.tile``.
 
@@ -134,16 +134,16 @@ def multiply(weight: Any, x: Any, y: Any, first: int, last: int) -> None:
         multiply_by_vectors(weight, x, y, first, last)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def room_for_shrunk(rows: int, ranks: int, in_tiles: bool) -> Shrunk:
     """Room for what at most ``ranks`` shrink factors give; ``in_tiles``: of products whose expand factors are so."""
     blocks = (ranks + LANES - 1) // LANES
     wide = (ranks + RANKS - 1) // RANKS * RANKS if in_tiles else 0
     pairs = aligned((rows if in_tiles else 0, 2 * wide), np.empty(0, np.int16))
-    return Shrunk(np.empty((rows, blocks * LANES), np.float32), pairs, np.zeros(wide // LANES + blocks, np.bool_))
+    return Shrunk(np.empty((rows, blocks * LANES), np.float32), pairs, np.zeros(max(wide // LANES, blocks), np.bool_))
 
 
-@njit(**INNER)
+@inner(**INNER)
 def shrink_rows(product: Product, scale: Floats, x: Any, shrunk: Shrunk, part: int, parts: int) -> None:
     """The ``part``-th of ``parts`` parts of ``shrunk``, which is scale * (x shrink^T); ``scale`` [rows, R or fewer]."""
     rows, ranks = x.shape[0], scale.shape[1]
@@ -174,7 +174,7 @@ def shrink_rows(product: Product, scale: Floats, x: Any, shrunk: Shrunk, part: i
                 shrunk.used[blocks : whole // LANES] = False
 
 
-@njit(**EXACT)
+@inner(**EXACT)
 def _pair_up(low: Floats, pairs: Any, begin: int, end: int) -> None:
     """Exact, or what is left of a number would be of one that has not been rounded."""
     wide = pairs.shape[1] // 2
@@ -186,7 +186,7 @@ def _pair_up(low: Floats, pairs: Any, begin: int, end: int) -> None:
             left[r] = narrow(numbers[r] - widen(nearest[r]), left[r])
 
 
-@njit(**INNER)
+@inner(**INNER)
 def expand_rows(
     product: Product, ranks: int, shrunk: Shrunk, y: Floats, top: int, bottom: int, start: int, stop: int
 ) -> None:
@@ -213,7 +213,7 @@ def expand_rows(
             _add_expanded(product.expand, ranks, shrunk.numbers, t, y, start, stop)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _add_expanded(expand: Halves, ranks: int, low: Floats, t: int, y: Floats, start: int, stop: int) -> None:
     """y[t, start:stop] += sum_r low[t, r] expand[r, start:stop], r < ``ranks``; zeros cost nothing.
 

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
 from ladle.kernels.cpu.arrays import Floats
-from ladle.kernels.cpu.compiler import EXACT, INNER, compiled
+from ladle.kernels.cpu.compiling.compiler import EXACT, INNER, compiled
+from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.elementary import exp
 
 BUCKETS = 2048
@@ -96,14 +96,14 @@ def _logprobs(scores: Floats, tokens: NDArray[np.int64], logprobs: Floats, first
         logprobs[row] = values[tokens[row]] - best - np.log(_mass(values, best))
 
 
-@njit(**EXACT)
+@inner(**EXACT)
 def _scale(values: Floats, temperature: np.float32, scaled: Floats) -> None:
     """A quotient as IEEE rounds it: equal scores stay equal wherever they stand in the row."""
     for i in range(values.shape[0]):
         scaled[i] = values[i] / temperature
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _greatest(values: Floats) -> np.float32:
     """The greatest of the values that are numbers; -inf where none is."""
     best = np.float32(-np.inf)
@@ -112,7 +112,7 @@ def _greatest(values: Floats) -> np.float32:
     return best
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _first_of(values: Floats, wanted: np.float32) -> int:
     for i in range(values.shape[0]):
         if values[i] == wanted:
@@ -120,7 +120,7 @@ def _first_of(values: Floats, wanted: np.float32) -> int:
     return values.shape[0] - 1
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _mass(values: Floats, best: np.float32) -> np.float32:
     """sum exp(value - best), NaN where a value is."""
     total = np.float32(0)
@@ -129,13 +129,13 @@ def _mass(values: Floats, best: np.float32) -> np.float32:
     return total
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _bucket(value: np.float32, best: np.float32) -> np.int64:
     below = (best - value) / WIDTH
     return np.int64(below) if below < np.float32(BUCKETS - 1) else np.int64(BUCKETS - 1)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _threshold(scaled: Floats, weights: Floats, top_k: int, top_p: np.float32, min_p: np.float32) -> np.float32:
     """The least of ``scaled`` that survives, see ``reference.truncation_threshold``; ``weights`` is scratch.
 
@@ -158,7 +158,7 @@ def _threshold(scaled: Floats, weights: Floats, top_k: int, top_p: np.float32, m
     return least
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _kth_greatest(scaled: Floats, best: np.float32, k: int) -> np.float32:
     counts = np.zeros(BUCKETS, np.int64)
     for i in range(scaled.shape[0]):
@@ -173,7 +173,7 @@ def _kth_greatest(scaled: Floats, best: np.float32, k: int) -> np.float32:
     return inside[max(0, inside.shape[0] - (k - before))]
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _nucleus(scaled: Floats, weights: Floats, best: np.float32, kth: np.float32, top_p: np.float32) -> np.float32:
     """The last score, from the best down, before which the mass of those from ``kth`` on is less than ``top_p``."""
     masses, counts = np.zeros(BUCKETS, np.float64), np.zeros(BUCKETS, np.int64)
@@ -204,7 +204,7 @@ def _nucleus(scaled: Floats, weights: Floats, best: np.float32, kth: np.float32,
     return inside[place]
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _members(scaled: Floats, best: np.float32, least: np.float32, bucket: int, count: int) -> Floats:
     """What lies in ``bucket`` and is not below ``least``, ascending."""
     members = np.empty(count, np.float32)
@@ -218,7 +218,7 @@ def _members(scaled: Floats, best: np.float32, least: np.float32, bucket: int, c
     return members
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _sort(values: Floats) -> None:
     """Ascending, in place, by shrinking gaps; numpy's own sort takes ten times as long to compile."""
     gap = 1
@@ -234,7 +234,7 @@ def _sort(values: Floats) -> None:
         gap //= 3
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _draw(scaled: Floats, least: np.float32, first: np.uint32, second: np.uint32) -> int:
     """The greatest sum of score and noise among the scores from ``least`` on, the first of equal ones. A row that holds
     no number gives its last token."""
@@ -249,7 +249,7 @@ def _draw(scaled: Floats, least: np.float32, first: np.uint32, second: np.uint32
     return chosen
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _mix(x: np.uint32) -> np.uint32:
     # The finaliser of MurmurHash3: every bit of the input moves half of the bits of the output.
     x ^= x >> np.uint32(16)
@@ -259,7 +259,7 @@ def _mix(x: np.uint32) -> np.uint32:
     return np.uint32(x ^ (x >> np.uint32(16)))
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _gumbel(token: np.uint32, first: np.uint32, second: np.uint32) -> np.float32:
     """See ``reference.gumbel``, bit for bit up to the logarithms' last places."""
     x = _mix(np.uint32(token * GOLDEN) ^ first)

@@ -12,105 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange
 from torch import Tensor
 
 from ladle.kernels.cpu.aligned import aligned_array, scratch
-from ladle.kernels.cpu.arrays import Digits, Floats, Product, Shrunk
-from ladle.kernels.cpu.compiler import INNER, compiled, one_at_a_time
+from ladle.kernels.cpu.arrays import Floats, Product
+from ladle.kernels.cpu.compiling.compiler import one_at_a_time
 from ladle.kernels.cpu.digits import (
     TOGETHER,
-    cut_rows,
     fits_digits,
-    in_digits,
-    multiply_digits,
     padded,
-    room_for_digits,
-    width_of,
 )
-from ladle.kernels.cpu.intrinsics import narrow
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
-from ladle.kernels.cpu.row_products import RANKS, expand_rows, multiply, room_for_shrunk, shrink_rows
+from ladle.kernels.cpu.merged_product import merged_product
+from ladle.kernels.cpu.row_products import RANKS
 from ladle.kernels.cpu.tiles import LANES, has_pairs
-
-_CUT_ALONE = 1 << 15
-"""Numbers up to which cutting them into digits takes less time than waking a second thread."""
-ALONE = 4
-"""Rows up to which what is done row by row is not worth waking a second thread."""
-
-
-@njit(**INNER)
-def multiply_part(
-    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, shrunk: Shrunk, part: int, parts: int
-) -> None:
-    """The ``part``-th of ``parts`` parts of a product: y = x weight^T + bias, and shrunk = scale * (x shrink^T).
-
-    ``scale`` [rows, R or fewer]; ``digits``: of ``x``, where the weights are multiplied so; ``y`` [rows, outputs in
-    whole blocks]; what lies beyond the outputs and the used ranks is undefined.
-    """
-    # The share of this part: whole blocks of outputs, so that no two threads write one vector of sums.
-    blocks = product.weight.shape[0]
-    first, last = part * blocks // parts, (part + 1) * blocks // parts
-    if in_digits(product.weight):
-        multiply_digits(product.weight, product.steps, digits, y, first, last)
-    else:
-        multiply(product.weight, x, y, first, last)
-    rows = x.shape[0]
-    start, stop = first * LANES, min(last * LANES, product.expand.shape[1])
-    # Epilogue of this part's outputs: dequantise int8 per output channel, then the bias.
-    if product.steps.shape[0] > 0 and start < stop and not in_digits(product.weight):
-        steps = product.steps[start:stop]
-        for t in range(rows):
-            own = y[t, start:stop]
-            for i in range(own.shape[0]):
-                own[i] *= steps[i]
-    if product.bias.shape[0] > 0 and start < stop:
-        bias = product.bias[start:stop]
-        for t in range(rows):
-            own = y[t, start:stop]
-            for i in range(own.shape[0]):
-                own[i] += bias[i]
-    # The LoRA down-projection: rank blocks are dealt to the parts like the outputs, and idle ones are skipped.
-    shrink_rows(product, scale, x, shrunk, part, parts)
-
-
-@compiled(parallel=True)
-def multiply_beside(
-    product: Product, scale: Floats, x: Any, digits: Digits, y: Floats, shrunk: Shrunk, threads: int
-) -> None:
-    """All parts of a product, as ``multiply_part`` takes them; ``digits`` of as many
-    rows, or more, are written."""
-    rows = x.shape[0]
-    if in_digits(product.weight):
-        width = width_of(product.weight)
-        if rows * width <= _CUT_ALONE:
-            cut_rows(x, width, digits, 0, rows)
-        else:
-            for part in prange(threads):
-                cut_rows(x, width, digits, part * rows // threads, (part + 1) * rows // threads)
-    for part in prange(threads):
-        multiply_part(product, scale, x, digits, y, shrunk, part, threads)
-
-
-@compiled()
-def _merged(product: Product, scale: Floats, x: Any, y: Floats, out: Any, threads: int) -> None:
-    rows, ranks = scale.shape
-    shrunk = room_for_shrunk(rows, ranks, product.tiles.shape[0] > 0)
-    multiply_beside(product, scale, x, room_for_digits(rows, width_of(product.weight)), y, shrunk, threads)
-    _expand_beside(product, ranks, shrunk, y, out, threads)
-
-
-@compiled(parallel=True)
-def _expand_beside(product: Product, ranks: int, shrunk: Shrunk, y: Floats, out: Any, threads: int) -> None:
-    """The up-projection needs every rank of a row, so it is a second parallel pass, which also rounds to ``out``."""
-    (rows, size), blocks = out.shape, product.weight.shape[0]
-    for part in prange(threads):
-        start, stop = part * blocks // threads * LANES, min((part + 1) * blocks // threads * LANES, size)
-        expand_rows(product, ranks, shrunk, y, 0, rows, start, stop)
-        for t in range(rows):
-            own, made = y[t, start:stop], out[t, start:stop]
-            for i in range(made.shape[0]):
-                made[i] = narrow(own[i], made[i])
 
 
 def pack(weight: Tensor) -> Any:
@@ -212,7 +127,7 @@ class TiledProduct:
         scales = np.zeros((count, 0), np.float32) if scale is None else scale.float().contiguous().numpy()
         with one_at_a_time:
             y = scratch(count * blocks * LANES).reshape(count, -1)
-            _merged(self.product, scales, array(x), y, array(out), torch.get_num_threads())
+            merged_product(self.product, scales, array(x), y, array(out), torch.get_num_threads())
         return out
 
 

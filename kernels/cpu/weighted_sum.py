@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import prange
 
 from ladle.kernels.cpu.arrays import Floats
-from ladle.kernels.cpu.compiler import compiled, one_at_a_time
+from ladle.kernels.cpu.compiling.compiler import INNER, compiled, one_at_a_time
+from ladle.kernels.cpu.compiling.inner_code import inner
+from ladle.kernels.cpu.compiling.parts import in_parts
 
 AT_ONCE = 4
 """Terms a pass; more of them take another pass over a part that the caches still hold."""
@@ -34,35 +35,44 @@ def weighted_sum(out: Floats, terms: list[tuple[float, Floats]]) -> None:
                 _add(out[part], first > 0, factors, *values, threads)
 
 
-@compiled(parallel=True)
-def _add(out: Floats, on_top: bool, c: Floats, u: Floats, v: Floats, w: Floats, x: Floats, threads: int) -> None:
+@inner(**INNER)
+def _add_part(
+    out: Floats, on_top: bool, c: Floats, u: Floats, v: Floats, w: Floats, x: Floats, parts: int, part: int
+) -> None:
     n, count = out.shape[0], c.shape[0]
-    for part in prange(threads):
-        start, stop = part * n // threads, (part + 1) * n // threads
-        # Slices: their indices cannot be negative, which keeps the loops vectorised.
-        o, a, b, d, e = out[start:stop], u[start:stop], v[start:stop], w[start:stop], x[start:stop]
-        if on_top:
+    start, stop = part * n // parts, (part + 1) * n // parts
+    # Slices: their indices cannot be negative, which keeps the loops vectorised.
+    o, a, b, d, e = out[start:stop], u[start:stop], v[start:stop], w[start:stop], x[start:stop]
+    if on_top:
+        for i in range(o.shape[0]):
+            o[i] += c[0] * a[i]
+    elif count == 4:
+        for i in range(o.shape[0]):
+            o[i] = c[0] * a[i] + c[1] * b[i] + c[2] * d[i] + c[3] * e[i]
+    elif count == 3:
+        for i in range(o.shape[0]):
+            o[i] = c[0] * a[i] + c[1] * b[i] + c[2] * d[i]
+    elif count == 2:
+        for i in range(o.shape[0]):
+            o[i] = c[0] * a[i] + c[1] * b[i]
+    else:
+        for i in range(o.shape[0]):
+            o[i] = c[0] * a[i]
+    if on_top:
+        if count > 1:
             for i in range(o.shape[0]):
-                o[i] += c[0] * a[i]
-        elif count == 4:
+                o[i] += c[1] * b[i]
+        if count > 2:
             for i in range(o.shape[0]):
-                o[i] = c[0] * a[i] + c[1] * b[i] + c[2] * d[i] + c[3] * e[i]
-        elif count == 3:
+                o[i] += c[2] * d[i]
+        if count > 3:
             for i in range(o.shape[0]):
-                o[i] = c[0] * a[i] + c[1] * b[i] + c[2] * d[i]
-        elif count == 2:
-            for i in range(o.shape[0]):
-                o[i] = c[0] * a[i] + c[1] * b[i]
-        else:
-            for i in range(o.shape[0]):
-                o[i] = c[0] * a[i]
-        if on_top:
-            if count > 1:
-                for i in range(o.shape[0]):
-                    o[i] += c[1] * b[i]
-            if count > 2:
-                for i in range(o.shape[0]):
-                    o[i] += c[2] * d[i]
-            if count > 3:
-                for i in range(o.shape[0]):
-                    o[i] += c[3] * e[i]
+                o[i] += c[3] * e[i]
+
+
+_add_parts = in_parts(_add_part)
+
+
+@compiled()
+def _add(out: Floats, on_top: bool, c: Floats, u: Floats, v: Floats, w: Floats, x: Floats, threads: int) -> None:
+    _add_parts((out, on_top, c, u, v, w, x, threads), threads)

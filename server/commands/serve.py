@@ -14,6 +14,7 @@ import typer
 from ladle.merging.family.place import local_manifest
 from ladle.server.commands.output import clear_errors, complain, given, print_json, say
 from ladle.server.commands.serve_options import with_server_options
+from ladle.server.engine.device.early_code import begin_code
 from ladle.server.settings import ServerSettings
 from ladle.server.watch.logs import configure_logging
 
@@ -41,6 +42,7 @@ def command(
     with clear_errors(fail):
         # Before anything heavy is imported: a slip is told at once.
         local_manifest(options["family"] or os.environ.get("LADLE_FAMILY") or "demo")
+        settings = ServerSettings(**given(options))
     # torch's threads wait for each other by spinning, which takes the cores from requests being parsed and from other
     # processes. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -50,6 +52,10 @@ def command(
     # The engine's thread gives the interpreter away at every operation of a step. Whoever holds it then, say to refuse
     # a request, keeps it for this long, and steps have hundreds of operations; Python's own 5 ms are many steps.
     sys.setswitchinterval(0.0005)
+    if not settings.ray and begin_code(
+        settings.device, settings.dtype, settings.quantize, settings.compiled_layers, settings.tensor_parallel
+    ):
+        tell("compiling loops for this processor, which are kept for the next start")
     # Here, so that other commands do not wait for torch to be imported.
     from ladle.server.engine.device.allocator import prepare, settle
     from ladle.server.run import Service, listen, url_of
@@ -57,7 +63,6 @@ def command(
 
     prepare()
     with clear_errors(fail):
-        settings = ServerSettings(**given(options))
         configure_logging(settings.log_level, settings.log_format, settings.log_prompts)
         with listen(settings.host, settings.port) as listener:
             url = url_of(listener)

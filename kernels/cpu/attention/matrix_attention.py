@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.attention.packed_keys import STEP, TOGETHER, PackedKeys, clear, pack, pack_own
 from ladle.kernels.cpu.attention.segments import SEGMENT
-from ladle.kernels.cpu.compiler import EXACT, INNER, compiled
+from ladle.kernels.cpu.compiling.compiler import EXACT, INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
+from ladle.kernels.cpu.compiling.parts import in_parts
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import address, largest, narrow, rescale, soften
 from ladle.kernels.cpu.matrix_unit import CONFIGS, LINE, ROWS, configure, has_matrix_unit, matrix_tile, release
@@ -34,14 +35,14 @@ def can_attend(kv: Any, block: int) -> bool:
     return has_matrix_unit() and kv.dtype == np.int16 and kv.shape[4] % STEP == 0 and block % ROWS == 0
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _in_place(paged: PagedTokens, t: int, block: int) -> bool:
     """Whether row ``t`` is the next token of its sequence, and not a candidate for it, which lies somewhere else."""
     position = paged.positions[t]
     return paged.slot_mapping[t] == paged.block_table[paged.table_rows[t], position // block] * block + position % block
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _groups(paged: PagedTokens, window: int, block: int, threads: int, heads: int) -> tuple[Indices, int]:
     """[groups, 6]: first row, rows, first segment, the one behind the last, segments of the groups before, and where
     the parts of a group begin that several threads share, or -1; and how many parts there are.
@@ -84,7 +85,13 @@ def _groups(paged: PagedTokens, window: int, block: int, threads: int, heads: in
     return groups[:made], parts
 
 
-@njit(**INNER)
+@inner(**INNER)
+def _segments(groups: Indices) -> int:
+    """Of all groups together."""
+    return int(groups[-1, 4] + groups[-1, 3] - groups[-1, 2]) if groups.shape[0] > 0 else 0
+
+
+@inner(**INNER)
 def _product(
     like: Any, given: int, row: int, held: int, apart: int, steps: int, blocks: int, made: int, line: int
 ) -> None:
@@ -99,7 +106,7 @@ def _product(
         block += 1
 
 
-@njit(**EXACT)
+@inner(**EXACT)
 def _carry(total: int, part: int, dim: int, states: Floats, pair: int, best: np.float32, weight: np.float32) -> None:
     """The online softmax: ``part``, what one more segment gave relative to its largest score ``best``, is added to
     ``total``, which is relative to ``states[pair, 0]``; ``states[pair, 1]`` is the sum of the weights.
@@ -113,7 +120,7 @@ def _carry(total: int, part: int, dim: int, states: Floats, pair: int, best: np.
     rescale(total, old, part, new, dim)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _begin(totals: Floats, states: Floats, count: int) -> None:
     for pair in range(count):
         states[pair, 0], states[pair, 1] = -np.inf, 0
@@ -121,7 +128,7 @@ def _begin(totals: Floats, states: Floats, count: int) -> None:
             totals[pair, i] = 0
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _end(totals: Floats, states: Floats, t: int, size: int, heads: int, folded: int, mixed: Any) -> None:
     """The answers of a group's rows."""
     dim = totals.shape[1]
@@ -134,19 +141,21 @@ def _end(totals: Floats, states: Floats, t: int, size: int, heads: int, folded: 
             answer[i] = narrow(total[i] * factor, answer[i])
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _attend_part(
     queries: Floats, paged: PagedTokens, kv: Any, block: int, heads: int, scaling: float, window: int,
-    groups: Indices, begin_at: int, end_at: int, all_keys: Any, all_values: Any, part_sums: Floats,
-    part_best: Floats, part_weight: Floats, mixed: Any,
+    groups: Indices, packed: PackedKeys, part_sums: Floats, part_best: Floats, part_weight: Floats, mixed: Any,
+    parts: int, part: int,
 ) -> None:  # fmt: skip
-    """The segments ``begin_at`` to ``end_at`` of all that ``groups`` see, counted group by group.
+    """The ``part``-th of ``parts`` parts of all segments that ``groups`` see, group by group.
 
     A group's pairs of a row and a head lie by key-value head, row and head within it. What a group gives that is done
     here as a whole goes to ``mixed``, otherwise what each segment gives to ``part_sums``,
     ``part_best`` and ``part_weight``.
     """
     kv_heads, dim = kv.shape[2], kv.shape[3]
+    total, all_keys, all_values = _segments(groups), packed.keys[part], packed.values[part]
+    begin_at, end_at = part * total // parts, (part + 1) * total // parts
     kept, folded = all_keys.shape[0], heads // kv_heads
     chunks = (TOGETHER * folded + ROWS - 1) // ROWS
     asked, weights = aligned((kv_heads * chunks, ROWS, dim), kv), aligned((ROWS, SEGMENT), kv)
@@ -237,7 +246,7 @@ def _attend_part(
     release()
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _join(
     groups: Indices, heads: int, folded: int, part_sums: Floats, part_best: Floats, part_weight: Floats, mixed: Any
 ) -> None:
@@ -259,7 +268,10 @@ def _join(
             _end(totals, states, t, size, heads, folded, mixed)
 
 
-@compiled(parallel=True)
+_attend_beside = in_parts(_attend_part)
+
+
+@inner(**INNER)
 def attend_by_matrices(
     queries: Floats,
     paged: PagedTokens,
@@ -277,12 +289,10 @@ def attend_by_matrices(
     step."""
     dim = kv.shape[3]
     groups, apart = _groups(paged, window, block, threads, heads)
-    total = groups[-1, 4] + groups[-1, 3] - groups[-1, 2] if groups.shape[0] > 0 else np.int64(0)
     sums, best = np.empty((apart, dim), np.float32), np.empty(apart, np.float32)
     weight = np.empty(apart, np.float32)
-    for part in prange(threads):
-        _attend_part(
-            queries, paged, kv, block, heads, scaling, window, groups, part * total // threads,
-            (part + 1) * total // threads, packed.keys[part], packed.values[part], sums, best, weight, mixed,
-        )  # fmt: skip
+    shared = (
+        queries, paged, kv, block, heads, scaling, window, groups, packed, sums, best, weight, mixed, threads
+    )  # fmt: skip
+    _attend_beside(shared, threads)
     _join(groups, heads, heads // kv.shape[2], sums, best, weight, mixed)

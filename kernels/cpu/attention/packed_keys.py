@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Indices, PagedTokens
 from ladle.kernels.cpu.attention.segments import SEGMENT
-from ladle.kernels.cpu.compiler import INNER
+from ladle.kernels.cpu.compiling.compiler import INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.intrinsics import address, interleave_words, transpose_words
 from ladle.kernels.cpu.matrix_unit import LINE, ROWS
 
@@ -35,7 +35,7 @@ class PackedKeys(NamedTuple):
     values: Any
 
 
-@njit(**INNER)
+@inner(**INNER)
 def room_for_keys(paged: PagedTokens, kv: Any, threads: int) -> PackedKeys:
     """Room for the segments of the sequences that have several groups of rows in a step, and for one of any other."""
     kv_heads, dim = kv.shape[2], kv.shape[3]
@@ -56,7 +56,7 @@ def room_for_keys(paged: PagedTokens, kv: Any, threads: int) -> PackedKeys:
     )
 
 
-@njit(**INNER)
+@inner(**INNER)
 def clear(values: Any, first: int, last: int) -> None:
     for head in range(values.shape[0]):
         for piece in range(values.shape[1]):
@@ -65,7 +65,7 @@ def clear(values: Any, first: int, last: int) -> None:
                     values[head, piece, pair, i] = 0
 
 
-@njit(**INNER)
+@inner(**INNER)
 def pack(
     table: Indices, kv: Any, block: int, begin: int, known: int, stop: int, keys: Any, values: Any, nothing: int
 ) -> None:
@@ -106,7 +106,7 @@ def pack(
     clear(values, pair, end // 2)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def pack_own(kv: Any, slot: int, index: int, keys: Any, values: Any) -> None:
     """The key and value at ``slot`` as those of the ``index``-th token of the segment, the last one."""
     kv_heads, dim = kv.shape[2], kv.shape[3]

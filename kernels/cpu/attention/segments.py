@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
-from ladle.kernels.cpu.compiler import INNER, compiled
+from ladle.kernels.cpu.compiling.compiler import INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
+from ladle.kernels.cpu.compiling.parts import in_parts
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import narrow
 
@@ -17,7 +18,7 @@ SEGMENT = 128
 that a row is summed in the same order whatever shares its step."""
 
 
-@njit(**INNER)
+@inner(**INNER)
 def first_segments(paged: PagedTokens, window: int) -> Indices:
     """[rows + 1] the number of segments before those that each row sees."""
     tokens = paged.positions.shape[0]
@@ -29,7 +30,7 @@ def first_segments(paged: PagedTokens, window: int) -> Indices:
     return firsts
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, head: int, answer: Any) -> None:
     """What the segments ``first`` to ``last`` of one row and head amount to."""
     # The common maximum of all segments of this row and head.
@@ -53,7 +54,21 @@ def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, h
         answer[i] = narrow(total[i] * together, answer[i])
 
 
-@compiled(parallel=True)
+@inner(**INNER)
+def _join_part(
+    sums: Floats, best: Floats, weight: Floats, firsts: Indices, heads: int, mixed: Any, parts: int, part: int
+) -> None:
+    tokens, dim = mixed.shape[0], mixed.shape[1] // heads
+    for t in range(part * tokens // parts, (part + 1) * tokens // parts):
+        for head in range(heads):
+            answer = mixed[t, head * dim : (head + 1) * dim]
+            _joined(sums, best, weight, firsts[t], firsts[t + 1], head, answer)
+
+
+_join_beside = in_parts(_join_part)
+
+
+@inner(**INNER)
 def join_segments(
     sums: Floats, best: Floats, weight: Floats, firsts: Indices, heads: int, mixed: Any, threads: int
 ) -> None:
@@ -62,9 +77,4 @@ def join_segments(
     ``sums`` [segments, heads, d or more]: weighted values, relative to the largest score ``best`` [segments, heads],
     and the sum of the weights ``weight`` [segments, heads]; ``firsts``: see ``first_segments``.
     """
-    tokens, dim = mixed.shape[0], mixed.shape[1] // heads
-    for part in prange(threads):
-        for t in range(part * tokens // threads, (part + 1) * tokens // threads):
-            for head in range(heads):
-                answer = mixed[t, head * dim : (head + 1) * dim]
-                _joined(sums, best, weight, firsts[t], firsts[t + 1], head, answer)
+    _join_beside((sums, best, weight, firsts, heads, mixed, threads), threads)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.attention.key_loops import add_values, dot_keys
 from ladle.kernels.cpu.attention.segments import SEGMENT, first_segments, join_segments
-from ladle.kernels.cpu.compiler import INNER, compiled
+from ladle.kernels.cpu.compiling.compiler import INNER
+from ladle.kernels.cpu.compiling.inner_code import inner
+from ladle.kernels.cpu.compiling.parts import in_parts
 from ladle.kernels.cpu.elementary import exp
 from ladle.kernels.cpu.intrinsics import widen
 from ladle.kernels.cpu.tiles import LANES
@@ -23,11 +24,11 @@ def _heads(folded: int) -> Any:
     """The loops over keys and values for ``folded`` query heads."""
     dot, add = dot_keys(folded), add_values(folded)
 
-    @njit(**INNER)
+    @inner(**INNER)
     def scores(query: Floats, held: Floats, of: int, count: int, seen: Floats) -> None:
         dot(query, held, 0, of, count, seen, 0)
 
-    @njit(**INNER)
+    @inner(**INNER)
     def sums(seen: Floats, held: Floats, of: int, count: int, total: Floats) -> None:
         add(seen, 0, held, 0, of, count, total)
 
@@ -40,7 +41,7 @@ def _heads(folded: int) -> Any:
 def _over_heads(one: Any, two: Any) -> Any:
     """The loop ``one`` or ``two`` over the tokens of ``held``, for all query heads, each with its key-value head."""
 
-    @njit(**INNER)
+    @inner(**INNER)
     def over(given: Floats, held: Floats, count: int, folded: int, made: Floats) -> None:
         for of in range(held.shape[2]):
             head, last = of * folded, (of + 1) * folded
@@ -60,7 +61,7 @@ _add = _over_heads(_add1, _add2)
 """_add(seen, held, count, folded, sums): sums[h] += sum_i seen[h, i] value i, for every h and i < ``count``."""
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _widened(kv: Any, wide: Floats) -> None:
     """``kv`` [n, 2, heads, d] as float32; ``wide`` has room for whole vectors of d, the rest of them zeros."""
     dim = kv.shape[3]
@@ -77,7 +78,7 @@ def _widened(kv: Any, wide: Floats) -> None:
                     wide[n, which, head, i] = widen(kv[n, which, head, i]) if i < dim else np.float32(0)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _hold(paged: PagedTokens, t: int, kv: Any, block: int, start: int, known: int, stop: int, held: Floats) -> None:
     """The keys and values of the tokens ``known`` to ``stop`` that row ``t`` sees into ``held``, whose first token is
     ``start``.
@@ -97,7 +98,7 @@ def _hold(paged: PagedTokens, t: int, kv: Any, block: int, start: int, known: in
         _widened(kv[slot : slot + 1], held[position - start : position - start + 1])
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _segment(
     query: Floats,
     held: Floats,
@@ -129,7 +130,7 @@ def _segment(
     _add(seen, held, count, folded, sums)
 
 
-@njit(**INNER)
+@inner(**INNER)
 def _tasks(paged: PagedTokens, window: int, firsts: Indices) -> Indices:
     """[tasks, 4] row, first token, last token, place of the result: every segment of every row.
 
@@ -159,7 +160,35 @@ def _tasks(paged: PagedTokens, window: int, firsts: Indices) -> Indices:
     return tasks
 
 
-@compiled(parallel=True)
+@inner(**INNER)
+def _attend_part(
+    queries: Floats, paged: PagedTokens, kv: Any, block: int, folded: int, scaling: float, tasks: Indices,
+    scores: Floats, asked: Floats, all_held: Floats, sums: Floats, best: Floats, weight: Floats, parts: int, part: int,
+) -> None:  # fmt: skip
+    """A contiguous run of ``tasks`` (split-KV), with partial sums of their own."""
+    count, heads, dim = tasks.shape[0], sums.shape[1], kv.shape[3]
+    query, held = asked[part], all_held[part]
+    table, begin, known = -1, -1, -1  # what is held: tokens of a sequence from ``begin`` to ``known``
+    for task in range(part * count // parts, (part + 1) * count // parts):
+        t, start, stop, place = tasks[task]
+        if paged.table_rows[t] != table or start != begin or stop < known:
+            table, begin, known = paged.table_rows[t], start, start
+        _hold(paged, t, kv, block, start, known, stop, held)
+        position = paged.positions[t]
+        # A candidate's own key is held at its position but is not part of the sequence: the next row reads that
+        # place anew.
+        at = paged.block_table[table, position // block] * block + position % block
+        known = stop if position >= stop or paged.slot_mapping[t] == at else position
+        for head in range(heads):
+            for i in range(dim):
+                query[head, i] = queries[t, head * dim + i]
+        _segment(query, held, stop - start, folded, scaling, scores[part], sums[place], best[place], weight[place])
+
+
+_attend_beside = in_parts(_attend_part)
+
+
+@inner(**INNER)
 def attend_by_vectors(
     queries: Floats,
     paged: PagedTokens,
@@ -189,24 +218,6 @@ def attend_by_vectors(
     scores = np.empty((threads, heads, SEGMENT + 16), np.float32)  # a cache line apart
     asked = np.zeros((threads, heads, wide), np.float32)
     held = np.empty((threads, SEGMENT, 2, kv_heads, wide), np.float32)
-    # Split-KV: tasks are dealt to threads in contiguous runs, each with partial sums of its own.
-    for part in prange(threads):
-        query = asked[part]
-        table, begin, known = -1, -1, -1  # what is held: tokens of a sequence from ``begin`` to ``known``
-        for task in range(part * count // threads, (part + 1) * count // threads):
-            t, start, stop, place = tasks[task]
-            if paged.table_rows[t] != table or start != begin or stop < known:
-                table, begin, known = paged.table_rows[t], start, start
-            _hold(paged, t, kv, block, start, known, stop, held[part])
-            position = paged.positions[t]
-            # A candidate's own key is held at its position but is not part of the sequence: the next row reads that
-            # place anew.
-            at = paged.block_table[table, position // block] * block + position % block
-            known = stop if position >= stop or paged.slot_mapping[t] == at else position
-            for head in range(heads):
-                for i in range(dim):
-                    query[head, i] = queries[t, head * dim + i]
-            _segment(
-                query, held[part], stop - start, folded, scaling, scores[part], sums[place], best[place], weight[place]
-            )
+    shared = (queries, paged, kv, block, folded, scaling, tasks, scores, asked, held, sums, best, weight, threads)
+    _attend_beside(shared, threads)
     join_segments(sums, best, weight, firsts, heads, mixed, threads)

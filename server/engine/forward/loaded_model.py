@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ladle.kernels import ahead, dispatch
 from ladle.merging.bank import gated_layers as gated
 from ladle.merging.bank.bank import Bank
 from ladle.merging.bank.gated_experts import one_by_one
@@ -160,6 +161,8 @@ def load_model(
     # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(activation_dtype)
+    # From here on layers are tried: with loops that are compiled in another process while this one reads.
+    ahead.await_code("products")
     fuse_norms(model)
     fuse_layers(model, attentions, activation_dtype)
     added = None
@@ -167,6 +170,9 @@ def load_model(
         # Every process that shares the model has all hidden states between its layers, and adds the whole vector.
         added = LayerVectors(vectors, torch.promote_types(activation_dtype, torch.float32), device)
         add_after_layers(model, steered, added)
+    if device.type == "cpu":
+        dispatch.prepare_draws(device)
+        ahead.await_code("layers")
     stacked = compiled and not splits and compile_layers(model, activation_dtype, added, kv_dtype)
     if link is not None:
         link.open = True

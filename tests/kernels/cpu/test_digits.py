@@ -9,7 +9,7 @@ import torch
 from numba import njit
 from seeds import fresh_seed
 
-from ladle.kernels.cpu.compiler import INNER
+from ladle.kernels.cpu.compiling.compiler import INNER
 from ladle.kernels.cpu.digits import (
     MOST_INPUTS,
     cut_rows,

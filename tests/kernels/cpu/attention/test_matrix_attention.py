@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -17,13 +18,35 @@ from ladle.kernels.cpu.arrays import PagedTokens
 from ladle.kernels.cpu.attention.matrix_attention import attend_by_matrices, can_attend
 from ladle.kernels.cpu.attention.packed_keys import PackedKeys, room_for_keys
 from ladle.kernels.cpu.attention.vector_attention import attend_by_vectors
+from ladle.kernels.cpu.compiling.compiler import INNER, one_at_a_time
 from ladle.kernels.cpu.matrix_unit import has_matrix_unit
 
 BLOCK = 16
 Attend = Callable[..., None]
+
+
+@numba.njit(**INNER)
+def room(paged: Any, kv: Any, threads: int) -> Any:
+    return room_for_keys(paged, kv, threads)
+
+
+@numba.njit(**INNER)
+def by_vectors(
+    queries: Any, paged: Any, kv: Any, packed: Any, heads: int, scaling: float, window: int, mixed: Any, threads: int
+) -> None:
+    attend_by_vectors(queries, paged, kv, BLOCK, heads, scaling, window, mixed, threads)
+
+
+@numba.njit(**INNER)
+def by_matrices(
+    queries: Any, paged: Any, kv: Any, packed: Any, heads: int, scaling: float, window: int, mixed: Any, threads: int
+) -> None:
+    attend_by_matrices(queries, paged, kv, packed, BLOCK, heads, scaling, window, mixed, threads)
+
+
 FORMS = [
-    attend_by_vectors,
-    pytest.param(attend_by_matrices, marks=pytest.mark.skipif(not has_matrix_unit(), reason="no unit for matrices")),
+    by_vectors,
+    pytest.param(by_matrices, marks=pytest.mark.skipif(not has_matrix_unit(), reason="no unit for matrices")),
 ]
 
 
@@ -59,10 +82,11 @@ class Case:
         queries, kv = self.queries.numpy()[which].copy(), self.kv.view(torch.int16).numpy()
         paged = PagedTokens(none, none, self.tables, table_rows, positions, slot_mapping)
         threads = 2
-        room = [room_for_keys(paged, kv, threads)] if attend is attend_by_matrices else []
+        packed = room(paged, kv, threads) if attend is by_matrices else None
         if kept is not None:
-            room = [PackedKeys(*(aligned_array((threads, kept, *part.shape[2:]), np.int32) for part in room[0]))]
-        attend(queries, paged, kv, *room, BLOCK, self.heads, self.scaling, window, mixed, threads)
+            packed = PackedKeys(*(aligned_array((threads, kept, *part.shape[2:]), np.int32) for part in packed))
+        with one_at_a_time:
+            attend(queries, paged, kv, packed, self.heads, self.scaling, window, mixed, threads)
         return torch.from_numpy(mixed).view(torch.bfloat16)
 
     def expected(self, window: int) -> Tensor:
@@ -106,7 +130,7 @@ def test_attention_equals_float64_and_rows_stand_alone(
 def test_room_for_fewer_segments_gives_the_same() -> None:
     torch.manual_seed(fresh_seed())
     case = Case((300, 1, 33), 300, (6, 2), 64, 0)
-    assert torch.equal(case.run(attend_by_matrices, 0, kept=1), case.run(attend_by_matrices, 0))
+    assert torch.equal(case.run(by_matrices, 0, kept=1), case.run(by_matrices, 0))
 
 
 def test_which_pools_the_unit_takes() -> None:

@@ -10,12 +10,12 @@ import numba
 import numpy as np
 import pytest
 
-from ladle.kernels.cpu.kept_code import KeptFiles, keep
+from ladle.kernels.cpu.compiling.kept_code import KeptFiles, keep
 
 SCRIPT = """
 import os, sys, time
 import numba, numpy as np
-from ladle.kernels.cpu import kept_code
+from ladle.kernels.cpu.compiling import kept_code
 
 def twice(x):
     y = np.empty_like(x)

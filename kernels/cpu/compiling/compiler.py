@@ -13,7 +13,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-from ladle.kernels.cpu.kept_code import keep
+from ladle.kernels.cpu.compiling.kept_code import keep
 from ladle.kernels.cpu.matrix_unit import may_use_tiles
 
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
@@ -45,10 +45,10 @@ def _find_threads() -> None:
 
 
 def _source() -> str:
-    """What compiled code follows from: all of this folder, and whether there is a unit for matrices, which a container
-    may be refused on a processor that has it."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.rglob("*.py"))))
+    """What compiled code follows from: all of the loops and of this folder, and whether there is a unit for matrices,
+    which a container may be refused on a processor that has it."""
+    here = Path(__file__).parent.parent
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("**/*.py"))))
     digest.update(b"matrices" if may_use_tiles() else b"")
     return digest.hexdigest()
 
@@ -76,17 +76,18 @@ EXACT: dict[str, Any] = {"boundscheck": False, "error_model": "numpy", "fastmath
 function has its caller's fast-math."""
 INNER: dict[str, Any] = {**EXACT, "fastmath": _SUMS}
 """Options of what is called from compiled code."""
-_SOURCE, _KEPT = _source(), _find_folder()
+SOURCE, KEPT = _source(), _find_folder()
+"""What all compiled code follows from, and whether it can be kept."""
 
 
 def compiled(**options: Any) -> Any:
-    """A decorator for what is called from Python, or has parallel loops: compiled at its first call for each signature,
-    without Python's lock, and kept for the next start. ``options`` as ``numba.njit`` takes them."""
+    """A decorator for what is called from Python: compiled at its first call for each signature, without Python's lock,
+    and kept for the next start. ``options`` as ``numba.njit`` takes them."""
 
     def made(function: Any) -> Any:
-        dispatcher = numba.njit(nogil=True, **INNER, **options)(function)
-        if _KEPT:
-            keep(dispatcher, _SOURCE)
+        dispatcher = numba.njit(nogil=True, no_cfunc_wrapper=True, **INNER, **options)(function)
+        if KEPT:
+            keep(dispatcher, SOURCE)
         return dispatcher
 
     return made

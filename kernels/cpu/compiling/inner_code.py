@@ -1,0 +1,96 @@
+"""How numba compiles what only other compiled code calls: to code for them to take in, and to nothing that runs alone.
+
+Of every function numba makes a version that Python can call, one that C can call, and the processor's own code for all
+of them; here that would be two thirds of what it does. What is called from compiled code alone needs none of these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from numba.core import typed_passes, types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.types.misc import unliteral
+from numba.extending import intrinsic
+
+
+class _Library(JITCodeLibrary):
+    """Code that is optimised and taken in by others, and never made into the processor's."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(typed_passes.NativeLowering):
+    _name = "inner_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        """``NativeLowering`` in the form in which it prepares nothing for execution, and what callers need."""
+        context, flags = state.targetctx, state.flags
+        state.library = _Library(context.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        super().run_pass(state)
+        name = state.func_id.func_qualname
+
+        def called(*arguments: object) -> None:
+            raise TypeError(f"{name} can be called from compiled code only")
+
+        context.insert_user_function(called, state["cr"].fndesc, [state.library])
+        state.reload_init.extend(state.library._reload_init)
+        state["cr"] = state["cr"]._replace(cfunc=called)
+        return True
+
+
+class _Compiler(CompilerBase):
+    def define_pipelines(self) -> list[Any]:
+        """Numba's own steps, with ``_Lowering`` for the last but one."""
+        steps = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        steps.passes = [
+            (_Lowering, text) if step is typed_passes.NativeLowering else (step, text) for step, text in steps.passes
+        ]
+        steps.finalize()
+        return [steps]
+
+
+def inner(**options: Any) -> Any:
+    """A decorator for what only compiled code calls. ``options`` as ``numba.njit`` takes them.
+
+    Called from Python, such a function raises TypeError.
+    """
+
+    def decorated(function: Any) -> Any:
+        made = numba.njit(pipeline_class=_Compiler, **options)(function)
+
+        def add_overload(result: Any) -> None:
+            # Not where numba's own calls from Python would look for code: there is none to run.
+            made.overloads[tuple(result.signature.args)] = result
+
+        made.add_overload = add_overload
+        return made
+
+    return decorated
+
+
+def either(is_first: Any, first: Any, second: Any) -> Any:
+    """What compiled code calls as ``run(arguments)``: ``first(*arguments)`` where ``is_first`` of their numba types is
+    true, else ``second(*arguments)``; only the one that is called is compiled."""
+
+    def typed(typing_context: Any, arguments: Any) -> Any:
+        given = tuple(unliteral(kind) for kind in arguments.types)
+        called: Any = types.Dispatcher(first if is_first(*given) else second)
+        inside: Any = called.get_call_type(typing_context, given, {})
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            unpacked = [builder.extract_value(values[0], index) for index in range(len(given))]
+            return context.get_function(called, inside)(builder, unpacked)
+
+        return inside.return_type(arguments), generate
+
+    return intrinsic(typed)

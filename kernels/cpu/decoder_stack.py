@@ -67,7 +67,8 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
     down = aligned((tokens, layers.down.weight.shape[1] * LANES), x)
     width = max(width_of(layers.qkv.weight), width_of(layers.out.weight))
     width = max(width, width_of(layers.gate_up.weight), width_of(layers.down.weight))
-    digits = room((layers.qkv.weight, tokens, width))
+    weights = (layers.qkv.weight, layers.out.weight, layers.gate_up.weight, layers.down.weight)
+    digits = room((weights, tokens, width))
     ranks = 0
     for scale in scales:
         ranks = max(ranks, scale.shape[2])

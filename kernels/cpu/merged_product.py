@@ -97,19 +97,24 @@ def _cut_none(weight: Any, x: Any, digits: None, threads: int) -> None:
 _cut = either(_are_digits, _cut_all, _cut_none)
 
 
+def _any_are_digits(weights: Any, *others: Any) -> bool:
+    return any(_are_digits(weight) for weight in weights.types)
+
+
 @inner(**INNER)
-def _digits_of(weight: Any, rows: int, width: int) -> Digits:
+def _digits_of(weights: Any, rows: int, width: int) -> Digits:
     return room_for_digits(rows, width)
 
 
 @inner(**INNER)
-def _no_digits(weight: Any, rows: int, width: int) -> None:
+def _no_digits(weights: Any, rows: int, width: int) -> None:
     return None
 
 
-room = either(_are_digits, _digits_of, _no_digits)
-"""room((weight, rows, width)): undefined digits of ``rows`` rows of at most ``width`` inputs, where packed weights such
-as ``weight`` are multiplied so, else None."""
+room = either(_any_are_digits, _digits_of, _no_digits)
+"""room((weights, rows, width)): undefined digits of ``rows`` rows of at most ``width`` inputs, where any of ``weights``,
+a tuple of packed ones, is multiplied so, else None. Of one model some may be and others not, by how many inputs they
+have."""
 
 
 @compiled()
@@ -126,7 +131,7 @@ def multiply_beside(
 def merged_product(product: Product, scale: Floats, x: Any, y: Floats, out: Any, threads: int) -> None:
     rows, ranks = scale.shape
     shrunk = room_for_shrunk(rows, ranks, product.tiles.shape[0] > 0)
-    digits = room((product.weight, rows, width_of(product.weight)))
+    digits = room(((product.weight,), rows, width_of(product.weight)))
     multiply_beside(product, scale, x, digits, y, shrunk, threads)
     # The up-projection needs every rank of a row, so it is a second parallel pass, which also rounds to ``out``.
     _expand_beside((product, ranks, shrunk, y, out, threads), threads)

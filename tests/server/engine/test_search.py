@@ -248,7 +248,7 @@ def test_seeds_batches_and_preemption_change_nothing(world: World, rng: random.R
     expected = serve(roomy, requests)
     alone = serve(roomy, [replace(requests[0], request_id="alone")])["alone"]
     assert _tokens(alone) == _tokens(expected["r0"])
-    small = build(world.family, dtype="float64", max_sequences=12, max_lanes=60, kv_memory=1 << 19)
+    small = build(world.family, dtype="float64", max_sequences=12, max_lanes=60, kv_memory=7 << 16)
     found = serve(small, requests, rng)
     assert small.stats().preemptions
     for name, outputs in expected.items():

@@ -112,9 +112,9 @@ def _no_digits(weights: Any, rows: int, width: int) -> None:
 
 
 room = either(_any_are_digits, _digits_of, _no_digits)
-"""room((weights, rows, width)): undefined digits of ``rows`` rows of at most ``width`` inputs, where any of ``weights``,
-a tuple of packed ones, is multiplied so, else None. Of one model some may be and others not, by how many inputs they
-have."""
+"""room((weights, rows, width)): undefined digits of ``rows`` rows of at most ``width`` inputs, where any of
+``weights``, a tuple of packed ones, is multiplied so, else None. Of one model some may be and others not, by how many
+inputs they have."""
 
 
 @compiled()

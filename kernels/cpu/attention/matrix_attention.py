@@ -16,7 +16,7 @@ import numpy as np
 from ladle.kernels.cpu.aligned import aligned
 from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.attention.packed_keys import STEP, TOGETHER, PackedKeys, clear, pack, pack_own
-from ladle.kernels.cpu.attention.segments import SEGMENT
+from ladle.kernels.cpu.attention.segments import SEGMENT, first_seen
 from ladle.kernels.cpu.compiling.compiler import EXACT, INNER
 from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.compiling.parts import in_parts
@@ -64,7 +64,7 @@ def _groups(paged: PagedTokens, window: int, block: int, threads: int, heads: in
                 and _in_place(paged, t + count, block)
             ):
                 count += 1
-        lowest = max(np.int64(0), paged.positions[t] - window + 1) if window > 0 else np.int64(0)
+        lowest = first_seen(paged.positions[t], window)
         own = groups[made]
         own[0], own[1], own[4] = t, count, total
         own[2], own[3] = lowest // SEGMENT, paged.positions[t + count - 1] // SEGMENT + 1
@@ -217,7 +217,7 @@ def _attend_part(
                     for q in range(count):
                         # The causal mask, and the sliding window: this row sees the tokens low to high of the segment.
                         at = paged.positions[t + (chunk + q) // folded]
-                        seen = max(np.int64(0), at - window + 1) if window > 0 else np.int64(0)
+                        seen = first_seen(at, window)
                         low, high = max(np.int64(0), seen - begin), min(at + 1 - begin, SEGMENT)
                         if low < high:
                             start = scores_at + q * scores.strides[0]

@@ -19,13 +19,19 @@ that a row is summed in the same order whatever shares its step."""
 
 
 @inner(**INNER)
+def first_seen(position: int, window: int) -> int:
+    """The first token that a row at ``position`` sees; ``window``: how many it sees, itself among them, 0 for all."""
+    return max(0, position - window + 1) if window > 0 else 0
+
+
+@inner(**INNER)
 def first_segments(paged: PagedTokens, window: int) -> Indices:
     """[rows + 1] the number of segments before those that each row sees."""
     tokens = paged.positions.shape[0]
     firsts = np.empty(tokens + 1, np.int64)
     firsts[0] = 0
     for t in range(tokens):
-        start = max(0, paged.positions[t] - window + 1) if window > 0 else 0
+        start = first_seen(paged.positions[t], window)
         firsts[t + 1] = firsts[t] + paged.positions[t] // SEGMENT - start // SEGMENT + 1
     return firsts
 

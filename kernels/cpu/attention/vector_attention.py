@@ -8,7 +8,7 @@ import numpy as np
 
 from ladle.kernels.cpu.arrays import Floats, Indices, PagedTokens
 from ladle.kernels.cpu.attention.key_loops import add_values, dot_keys
-from ladle.kernels.cpu.attention.segments import SEGMENT, first_segments, join_segments
+from ladle.kernels.cpu.attention.segments import SEGMENT, first_seen, first_segments, join_segments
 from ladle.kernels.cpu.compiling.compiler import INNER
 from ladle.kernels.cpu.compiling.inner_code import inner
 from ladle.kernels.cpu.compiling.parts import in_parts
@@ -150,7 +150,7 @@ def _tasks(paged: PagedTokens, window: int, firsts: Indices) -> Indices:
         for number in range(last // SEGMENT + 1):
             for row in range(t, end):
                 position = paged.positions[row]
-                first = max(0, position - window + 1) if window > 0 else 0
+                first = first_seen(position, window)
                 start, stop = max(first, number * SEGMENT), min(position + 1, (number + 1) * SEGMENT)
                 if start < stop:
                     tasks[made, 0], tasks[made, 1], tasks[made, 2] = row, start, stop

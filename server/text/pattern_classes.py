@@ -51,8 +51,8 @@ def _translated(pattern: str) -> Iterator[str]:
     place = 0
     while place < len(pattern):
         if pattern[place] == "[":
-            found, place = _class(pattern, place + 1)
-            yield found
+            text, place = _class(pattern, place + 1)
+            yield text
             continue
         token = _token(pattern, place)
         place += len(token)
@@ -70,9 +70,9 @@ def _translated(pattern: str) -> Iterator[str]:
 
 
 def _token(pattern: str, place: int) -> str:
-    found = _OUTSIDE.match(pattern, place)
-    assert found is not None, "it matches any character"
-    return found[0]
+    match = _OUTSIDE.match(pattern, place)
+    assert match is not None, "it matches any character"
+    return match[0]
 
 
 def _class(pattern: str, place: int) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playground_view import GUIDED, ROUTED, Page, idle, metric
+from playground_view import GUIDED, ROUTED, Page, as_shown, idle, metric
 
 pytestmark = pytest.mark.slow
 EDGES = (0.02, 0.1, 0.3, 1, 3)  # nats
@@ -71,9 +71,9 @@ def test_a_moved_slider_takes_the_others_along(page: Page, url: str) -> None:
             "return [...document.querySelectorAll('#side-a .bars-table tr')].map(row => "
             "[row.querySelector('th').textContent, row.querySelector('.number').textContent])"
         )
-        return {name: value.replace("\u2212", "-").replace("+", "") for name, value in rows}
+        return {name: value.replace("+", "") for name, value in rows}
 
-    expected = {name: f"{value:.2f}" for name, value in asked["coefficients"].items()}
+    expected = {name: as_shown(value, 2) for name, value in asked["coefficients"].items()}
     page.wait(lambda: {name: shown().get(name) for name in expected} == expected)
     # The address says the same, and opens the same page again.
     page.wait(lambda: "25" in page.run("return location.hash"))
@@ -164,7 +164,7 @@ def check_colours(page: Page, side: str, answer: dict[str, Any]) -> None:
     shares = answer["steering"].get("experts")
     assert shown == ("expert" if shares else "shift")
     for name, share in (shares or {}).items():
-        assert re.search(rf"{name}\s+{100 * share:.0f}\s%", legend), legend
+        assert re.search(rf"{name}\s+{as_shown(100 * share, 0)}\s%", legend), legend
     # On hover; the middle of the answer is scrolled to.
     from selenium.webdriver import ActionChains
 
@@ -175,8 +175,8 @@ def check_colours(page: Page, side: str, answer: dict[str, Any]) -> None:
     card = page.wait(lambda: page.one("#inspector").text)
     token = tokens[seen]
     for value in (token["logprob"], token["base_logprob"], *token.get("router", {}).values()):
-        assert f"{value:.3f}".replace("-", "\u2212").replace("\u22120.000", "0.000") in card, (card, token)
-    assert f"{token['shift']:.3f} nats" in card and (token["expert"] or "") in card
+        assert as_shown(value, 3) in card, (card, token)
+    assert f"{as_shown(token['shift'], 3)} nats" in card and (token["expert"] or "") in card
     for name in [*token.get("router", {}), *(token["values"] or {})]:
         assert name in card
     assert len(token["top"]) == 3 and card.count("%") >= 5

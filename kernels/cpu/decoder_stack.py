@@ -17,7 +17,7 @@ from ladle.kernels.cpu.attention.matrix_attention import attend_by_matrices, can
 from ladle.kernels.cpu.attention.packed_keys import room_for_keys
 from ladle.kernels.cpu.attention.vector_attention import attend_by_vectors
 from ladle.kernels.cpu.compiling.compiler import INNER, compiled, one_at_a_time
-from ladle.kernels.cpu.compiling.inner_code import inner
+from ladle.kernels.cpu.compiling.inner_code import inner, late
 from ladle.kernels.cpu.compiling.parts import in_parts
 from ladle.kernels.cpu.digits import width_of
 from ladle.kernels.cpu.elementary import exp
@@ -47,6 +47,10 @@ def _of(product: Product, layer: int) -> Product:
         product.expand[layer],
         product.tiles[layer],
     )
+
+
+# Compiled for the product alone, too, perhaps in another process at this moment.
+_multiply = late(multiply_beside)
 
 
 @compiled()
@@ -90,20 +94,20 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
         if layer == 0:
             _normalise(x, norms[0], layers.eps, normed, threads)
         # Attention block: W x and A x in one pass, then B (c * A x), rotary embedding and the write to the KV pool.
-        multiply_beside(qkv_product, first, normed, digits, qkv, shrunk, threads)
+        _multiply((qkv_product, first, normed, digits, qkv, shrunk, threads))
         _store(qkv_product, first.shape[1], qkv, shrunk, paged, kv[layer], attended // dim, threads)
         heads, window = attended // dim, layers.windows[layer]
         if by_vectors is not None:
             attend_by_vectors(qkv, paged, kv[layer], block, heads, layers.scaling, window, mixed, threads)
         if by_matrices is not None:
             attend_by_matrices(qkv, paged, kv[layer], packed, block, heads, layers.scaling, window, mixed, threads)
-        multiply_beside(out_product, second, mixed, digits, out, shrunk, threads)
+        _multiply((out_product, second, mixed, digits, out, shrunk, threads))
         _add(out_product, second.shape[1], out, shrunk, x, threads)
         _normalise(x, norms[1], layers.eps, normed, threads)
         # SwiGLU block; the expand products ride on the activation and on the residual sum.
-        multiply_beside(gate_up_product, third, normed, digits, both, shrunk, threads)
+        _multiply((gate_up_product, third, normed, digits, both, shrunk, threads))
         _activate(gate_up_product, third.shape[1], both, shrunk, gated, threads)
-        multiply_beside(down_product, fourth, gated, digits, down, shrunk, threads)
+        _multiply((down_product, fourth, gated, digits, down, shrunk, threads))
         _add(down_product, fourth.shape[1], down, shrunk, x, threads)
         if amounts.shape[1] > 0:
             _steer(amounts, vectors[layer], x, threads)

@@ -1,16 +1,16 @@
 """The compiled loops that a server's first answer goes through, compiled before there are weights.
 
-``python -m ladle.kernels.cpu.first_code FORM`` does so in a process of its own, by taking one token through a layer of
-nothing: what is compiled follows from the dtypes of the arrays, and not from their sizes. torch is not imported.
+``python -m ladle.kernels.cpu.first_code FORM PART`` does so in a process of its own, by taking one token through a
+layer of nothing: what is compiled follows from the dtypes of the arrays, not from their sizes. torch is not imported.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from ladle.kernels.cpu.tiles import LANES, features, has_pairs
 
 FORMS = ("bfloat16", "int8")
 """Of weights: those of a model in bfloat16, and the same quantised."""
+PARTS = ("layers", "products")
+"""What is compiled apart, the longer one first: all layers of a step, and a product alone."""
 _SIZE, _SLOTS = 64, 16
 
 
@@ -36,24 +38,21 @@ def has_bfloat16() -> bool:
     return bool(features().get("avx512bf16") or features().get("amx-bf16"))
 
 
-def is_done(form: str) -> bool:
-    """Whether the loops for weights of ``form`` lie in the folder of compiled code, or none can."""
-    return not KEPT or _mark(form).exists()
+def is_done(form: str, part: str) -> bool:
+    """Whether the loops of ``part`` for weights of ``form`` lie in the folder of compiled code, or none can."""
+    return not KEPT or _mark(form, part).exists()
 
 
-def compile_first(form: str, done: Callable[[str], None] = lambda stage: None) -> None:
-    """Compile the loops for weights of ``form``, one of ``FORMS``, as far as they are not kept already.
-
-    ``done`` is told "products" and, at last, "layers".
-    """
+def compile_first(form: str, part: str) -> None:
+    """Compile ``part``, one of ``PARTS``, for weights of ``form``, one of ``FORMS``, unless it is kept."""
     if form != "bfloat16" or has_pairs() or not has_bfloat16():  # else such a model is not held in tiles
         product, step = trial(form)
-        merged_product(*product)
-        done("products")
-        run_layers(step)
+        if part == "products":
+            merged_product(*product)
+        else:
+            run_layers(step)
     if KEPT:
-        _mark(form).touch()
-    done("layers")
+        _mark(form, part).touch()
 
 
 def trial(form: str) -> tuple[tuple[Any, ...], LayerPass]:
@@ -92,11 +91,11 @@ def _packed(dtype: Any) -> tuple[int, int]:
     return together, together * LANES
 
 
-def _mark(form: str) -> Path:
+def _mark(form: str, part: str) -> Path:
     """A file that says that the loops are there: of this code, for this processor."""
     made_by = numba.__version__, metadata.version("llvmlite"), numba.config.CPU_NAME, numba.config.CPU_FEATURES
     processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    digest = hashlib.sha256(repr((SOURCE, made_by, processor, form)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((SOURCE, made_by, processor, form, part)).encode()).hexdigest()
     return Path(numba.config.CACHE_DIR) / f"first-{digest[:16]}"
 
 
@@ -108,5 +107,6 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # it ends within a minute
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    compile_first(sys.argv[1], lambda stage: print(stage, flush=True))
+    compile_first(*sys.argv[1:])

@@ -13,45 +13,40 @@ from ladle.kernels.cpu import first_code
 
 @pytest.fixture(autouse=True)
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(first_code, "is_done", lambda form: False)
+    monkeypatch.setattr(first_code, "is_done", lambda form, part: False)
     yield
-    ahead.await_code("layers")
+    for part in first_code.PARTS:
+        ahead.await_code(part)
 
 
-def begins(monkeypatch: pytest.MonkeyPatch, program: str) -> list[Any]:
-    """Have ``program`` run in the place of the one that compiles; returns the processes."""
-    begun: list[Any] = []
+def begins(monkeypatch: pytest.MonkeyPatch, program: str) -> dict[str, Any]:
+    """Have ``program`` run in the place of what compiles; returns the processes by their part."""
+    begun: dict[str, Any] = {}
     started = subprocess.Popen
 
     def start(command: list[str], **options: Any) -> Any:
         assert command[1:4] == ["-P", "-m", "ladle.kernels.cpu.first_code"]
-        begun.append(started([sys.executable, "-c", program], **options))
-        return begun[-1]
+        begun[command[5]] = started([sys.executable, "-c", program, *command[4:]], **options)
+        return begun[command[5]]
 
     monkeypatch.setattr(ahead.subprocess, "Popen", start)
     return begun
 
 
-def test_each_stage_is_awaited(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    begun = begins(monkeypatch, "import sys; print('products', flush=True); sys.stdin.read(1); print('layers')")
+def test_each_part_is_awaited(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    begun = begins(monkeypatch, "import sys; sys.argv[2] == 'layers' and sys.stdin.read(1)")
     assert ahead.compile_ahead(False)
     assert not ahead.compile_ahead(False)  # it runs
     ahead.await_code("products")
-    assert begun[0].poll() is None
-    begun[0].stdin.write(b"x")
+    assert begun["products"].returncode == 0 and begun["layers"].poll() is None
+    begun["layers"].stdin.write(b"x")
+    begun["layers"].stdin.flush()
     ahead.await_code("layers")
-    assert begun[0].returncode == 0 and len(begun) == 1 and not caplog.records
+    assert begun["layers"].returncode == 0 and len(begun) == 2 and not caplog.records
     ahead.await_code("layers")  # nothing is left to wait for
 
 
-def test_layers_are_awaited_by_whoever_did_not_wait_for_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    (begun := begins(monkeypatch, "print('products'); print('layers')"))
-    assert ahead.compile_ahead(True)
-    ahead.await_code("layers")
-    assert begun[0].returncode == 0
-
-
-@pytest.mark.parametrize("program", ["raise SystemExit(3)", "import os; print('products', flush=True); os.abort()"])
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", "import os; os.abort()"])
 def test_a_process_that_fails_is_told_and_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, program: str
 ) -> None:
@@ -59,7 +54,6 @@ def test_a_process_that_fails_is_told_and_not_waited_for(
     assert ahead.compile_ahead(False)
     ahead.await_code("layers")
     assert "compiled in this process" in caplog.text
-    ahead.await_code("products")
 
 
 def test_a_process_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,10 +61,12 @@ def test_a_process_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setattr(ahead, "_PATIENCE_S", 0.05)
     assert ahead.compile_ahead(False)
     ahead.await_code("products")
-    assert begun[0].returncode is not None and "compiled in this process" in caplog.text
+    assert begun["products"].returncode < 0 and "compiled in this process" in caplog.text
 
 
-def test_nothing_is_begun_where_all_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_code, "is_done", lambda form: form == "int8")
-    begins(monkeypatch, "")
-    assert not ahead.compile_ahead(True)
+def test_only_what_is_not_there_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = begins(monkeypatch, "")
+    monkeypatch.setattr(first_code, "is_done", lambda form, part: form == "int8")
+    assert not ahead.compile_ahead(True) and not begun
+    monkeypatch.setattr(first_code, "is_done", lambda form, part: part == "products")
+    assert ahead.compile_ahead(True) and list(begun) == ["layers"]

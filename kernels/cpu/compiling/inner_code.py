@@ -20,6 +20,14 @@ from numba.extending import intrinsic
 class _Library(JITCodeLibrary):
     """Code that is optimised and taken in by others, and never made into the processor's."""
 
+    def _optimize_final_module(self) -> None:
+        # Only what makes it smaller for those that take it in: they optimise it again, and the last of them in full.
+        codegen = self._codegen
+        manager, builder = codegen._module_pass_manager(
+            loop_vectorize=codegen._loopvect, slp_vectorize=False, opt=codegen._opt_level, cost="cheap"
+        )
+        manager.run(self._final_module, builder)
+
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
         self._verify_declare_only_symbols()
@@ -92,5 +100,24 @@ def either(is_first: Any, first: Any, second: Any) -> Any:
             return context.get_function(called, inside)(builder, unpacked)
 
         return inside.return_type(arguments), generate
+
+    return intrinsic(typed)
+
+
+def late(function: Any) -> Any:
+    """What compiled code calls as ``run(arguments)``: ``function(*arguments)``, which returns nothing, compiled after
+    all else that its caller calls. Another process that compiles it at the same time will be done by then."""
+
+    def typed(typing_context: Any, arguments: Any) -> Any:
+        given = tuple(unliteral(kind) for kind in arguments.types)
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            called: Any = types.Dispatcher(function)
+            inside = called.get_call_type(typing_context, given, {})
+            unpacked = [builder.extract_value(values[0], index) for index in range(len(given))]
+            context.get_function(called, inside)(builder, unpacked)
+            return context.get_dummy_value()
+
+        return types.void(arguments), generate
 
     return intrinsic(typed)

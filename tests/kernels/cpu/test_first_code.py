@@ -49,13 +49,16 @@ def test_what_is_compiled_is_what_a_model_takes(form: str) -> None:
     assert [numba.typeof(each) for each in taken] == [numba.typeof(each) for each in product]
 
 
-def test_stages_are_told_and_what_is_done_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_part_is_compiled_by_itself_and_what_is_done_is_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     called: list[str] = []
-    monkeypatch.setattr(first_code, "merged_product", lambda *taken: called.append("product"))
+    monkeypatch.setattr(first_code, "merged_product", lambda *taken: called.append("products"))
     monkeypatch.setattr(first_code, "run_layers", lambda step: called.append("layers"))
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(first_code, "KEPT", True)
-    assert not first_code.is_done("int8")
-    first_code.compile_first("int8", called.append)
-    assert called == ["product", "products", "layers", "layers"]
-    assert first_code.is_done("int8") and not first_code.is_done("bfloat16")
+    for count, part in enumerate(first_code.PARTS):
+        assert not first_code.is_done("int8", part)
+        first_code.compile_first("int8", part)
+        assert called == list(first_code.PARTS[: count + 1])
+        assert first_code.is_done("int8", part) and not first_code.is_done("bfloat16", part)

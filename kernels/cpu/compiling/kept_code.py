@@ -2,7 +2,8 @@
 
 Numba keeps an index a function beside numbered files. Two processes that compile a function for different types at the
 same time give both the same number, and from then on one type is answered with the other's code: wrong numbers, or the
-end of the process. Here a file is named by what it is for and says so inside too: only whole files are shared.
+end of the process. Here a file is named by what it is for and says so inside too: only whole files are shared. And what
+another process compiles at the moment is waited for.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numba
+from filelock import FileLock, Timeout
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 _log = logging.getLogger(__name__)
+_PATIENCE_S = 120.0
+"""After which what another process compiles is compiled here, too."""
 
 
 class KeptFiles(IndexDataCacheFile):
@@ -30,6 +35,10 @@ class KeptFiles(IndexDataCacheFile):
         super().__init__(cache_path, filename_base, source_stamp)
         self._function = filename_base
         self._made_by = source, numba.__version__, metadata.version("llvmlite")
+
+    def place(self, key: Any) -> Path:
+        """Of the file for ``key``."""
+        return Path(self._cache_path) / self._file(key)
 
     def _file(self, key: Any) -> str:
         """A name for ``key``: a signature, a processor and the function's own code."""
@@ -57,14 +66,49 @@ class KeptFiles(IndexDataCacheFile):
         return data if (made_by, held) == (self._made_by, key) else None
 
 
+class KeptCache(FunctionCache):
+    """What one function's dispatcher asks before it compiles, and tells when it has compiled.
+
+    In between a lock is held for the signature, which ends with the process. Nobody waits in a circle: who waits for a
+    function compiles one that calls it.
+    """
+
+    def __init__(self, function: Any, source: str) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = KeptFiles(source, self.cache_path, self._impl.filename_base, stamp)
+        self._compiled_here: dict[Any, FileLock] = {}
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was kept for a signature; None where it is to be compiled here."""
+        found = super().load_overload(sig, target_context)
+        key = self._index_key(sig, target_context.codegen())
+        if found is None and self._enabled and key not in self._compiled_here:
+            lock = FileLock(self._cache_file.place(key).with_suffix(".lock"))
+            try:
+                lock.acquire(timeout=_PATIENCE_S)
+            except (OSError, Timeout):  # a folder that cannot be locked in, or a process that stands still
+                return None
+            # Another one may have kept it meanwhile.
+            found = super().load_overload(sig, target_context)
+            if found is None:
+                self._compiled_here[key] = lock
+            else:
+                lock.release()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, and let go who waits for it."""
+        super().save_overload(sig, data)
+        lock = self._compiled_here.pop(self._index_key(sig, data.codegen), None)
+        if lock is not None:
+            lock.release()
+
+
 def keep(dispatcher: Any, source: str) -> None:
     """From now on what ``dispatcher`` compiles is kept, and what was kept is loaded.
 
     Raises:
         RuntimeError: numba finds no folder that can be written to.
     """
-    cache = FunctionCache(dispatcher.py_func)
-    cache._cache_file = KeptFiles(
-        source, cache.cache_path, cache._impl.filename_base, cache._impl.locator.get_source_stamp()
-    )
-    dispatcher._cache = cache
+    dispatcher._cache = KeptCache(dispatcher.py_func, source)

@@ -1,6 +1,7 @@
 """Compiled code that is kept: each signature finds its own, whoever wrote beside it, and nothing else."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from filelock import FileLock
 
+from ladle.kernels.cpu.compiling import kept_code
 from ladle.kernels.cpu.compiling.kept_code import KeptFiles, keep
 
 SCRIPT = """
@@ -38,6 +41,33 @@ kept_code.KeptFiles._save_data = save_together
 function = numba.njit(twice)
 kept_code.keep(function, "source")
 print(function(np.arange(1, 4).astype(kind)).tolist(), sum(function.stats.cache_hits.values()))
+"""
+
+IN_TURNS = """
+import sys
+import numba
+from ladle.kernels.cpu.compiling import kept_code
+
+def triple(x):
+    return x * 3
+
+loaded = kept_code.KeptFiles.load
+
+def told(self, key):
+    found = loaded(self, key)
+    print("missed" if found is None else "found", flush=True)
+    return found
+
+class Slow(kept_code.KeptCache):
+    def save_overload(self, sig, data):
+        sys.stdin.read()
+        super().save_overload(sig, data)
+
+kept_code.KeptFiles.load = told
+kept_code.KeptCache = Slow
+function = numba.njit(triple)
+kept_code.keep(function, "source")
+print(function(2))
 """
 
 
@@ -130,3 +160,32 @@ def test_a_disk_that_is_full_costs_a_warning(
         assert np.array_equal(function(np.arange(3)), [0, 3, 6])
     told = [record.getMessage() for record in caplog.records if "cannot be kept" in record.getMessage()]
     assert len(told) == 1 and "No space left" in told[0]
+
+
+def test_what_another_process_compiles_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(IN_TURNS)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "script.py"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    with start() as first:
+        assert first.stdout is not None
+        # It compiles, for when it looked again nothing was there either.
+        assert [first.stdout.readline() for _ in range(2)] == ["missed\n"] * 2
+        with start() as second:
+            assert second.stdout is not None and second.stdout.readline() == "missed\n"
+            first.communicate()
+            assert second.communicate()[0].split() == ["found", "6"]
+    assert len(files(tmp_path)) == 1
+
+
+def test_one_that_never_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = compiled(tmp_path)
+    place = held._cache._cache_file.place(held._cache._index_key((numba.int64,), held.targetctx.codegen()))
+    monkeypatch.setattr(kept_code, "_PATIENCE_S", 0.01)
+    with FileLock(place.with_suffix(".lock")):
+        assert held(2) == 6 and hits(held) == 0
+    assert hits(compiled(tmp_path)) == 0 and files(tmp_path) == [place]

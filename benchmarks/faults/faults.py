@@ -118,10 +118,10 @@ def overload(
     _report(row, note, out)
 
 
-@faults.command(epilog="Example: ladle bench faults soak --minutes 20")
+@faults.command(epilog="Example: ladle bench faults soak --minutes 12")
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.05, help="Duration of the whole run, in minutes.")] = 20.0,
-    warm_minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of load before memory is counted.")] = 8.0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of load in which memory is counted.")] = 12.0,
+    warm_minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of load before that.")] = 8.0,
     concurrency: Annotated[int, typer.Option(min=1)] = 8,
     sound: Annotated[bool, typer.Option("--sound/--broken", help="Draw only requests that make sense.")] = True,
     family: FamilyOption = None,

@@ -1,8 +1,7 @@
-"""What a server's process holds while it is under load, and whether that grows."""
+"""What a server's process holds between loads, and whether that grows."""
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections.abc import Callable
@@ -28,20 +27,11 @@ class Look:
 
 @dataclass
 class MemoryWatch:
-    """Looks at a server's memory every few seconds."""
+    """Looks at a server's memory."""
 
     server: ServerUnderTest
     looks: list[Look] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
-
-    async def run(self, going: Callable[[], bool], requests: Callable[[], int], every_s: float) -> None:
-        """Look until the run is no longer ``going``, and once more at its end."""
-        while True:
-            last = not (going() and self.server.alive)
-            self.look(requests())
-            if last:
-                return
-            await asyncio.sleep(every_s)
 
     def look(self, requests: int) -> None:
         """Look now, ``requests`` requests after the beginning."""
@@ -51,9 +41,8 @@ class MemoryWatch:
     def growth(self, settled: Callable[[Look], bool]) -> dict[str, float]:
         """Columns for a row of results, over the looks from the first ``settled`` one on.
 
-        Memory rises with the steps and falls when what they freed goes back to the system, once a minute. So the first
-        third of the looks is compared with the last: ``resident_growth`` by their medians, ``kept_growth`` by the least
-        that either saw, which is what never went back. Nothing for a server that had ended before the first look.
+        The first third of the looks is compared with the last: ``resident_growth`` by their medians, ``kept_growth`` by
+        the least that either saw, which is what never went back. Nothing for a server that had ended before the first.
         """
         if not self.looks:
             return {}
@@ -66,14 +55,4 @@ class MemoryWatch:
             "resident_end_mb": round(statistics.median(end) / 1e6, 1),
             "resident_growth": round(statistics.median(end) / statistics.median(warm) - 1, 4),
             "kept_growth": round(min(end) / min(warm) - 1, 4),
-        }
-
-    def by_minute(self) -> dict[str, list[int]]:
-        """Columns for a row of results: the first look of every minute."""
-        first: dict[int, Look] = {}
-        for look in self.looks:
-            first.setdefault(int(look.minutes), look)
-        return {
-            "resident_by_minute_mb": [round(look.resident / 1e6) for look in first.values()],
-            "requests_by_minute": [look.requests for look in first.values()],
         }

@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # Rooms that must get by with these packages of others. The others may use what their extra installs.
 ONLY: dict[str, set[str]] = {
-    "kernels": {"torch", "triton", "numba", "llvmlite", "numpy"},
+    "kernels": {"torch", "triton", "numba", "llvmlite", "numpy", "filelock"},
     "clients": {"httpx", "pydantic"},
     "families": set(),
 }

@@ -92,9 +92,11 @@ def test_overload(server: ServerUnderTest) -> None:
 
 
 def test_a_soak(server: ServerUnderTest) -> None:
-    row: dict[str, Any] = asyncio.run(soak.run(server, 0.06, 0.01, 4, fresh_seed(), VOCABULARY, sound=False))
+    row: dict[str, Any] = asyncio.run(soak.run(server, 0.05, 0.01, 4, fresh_seed(), VOCABULARY, False, 2, 0.1))
     assert not [problem for problem in broken(row) if not of_memory(problem)]
-    assert row["count"] > 0 and row["resident_by_minute_mb"][0] > 0
+    counts = row["requests_at_rest"]
+    assert counts == sorted(counts) and counts[0] > 0 and counts[-1] == row["count"]
+    assert len(row["resident_at_rest_mb"]) == len(counts) == 3 and row["resident_at_rest_mb"][0] > 0
 
 
 def test_the_family_serves_every_method(server: ServerUnderTest) -> None:
@@ -246,11 +248,10 @@ def test_memory_is_compared_by_thirds_of_what_is_settled(server: ServerUnderTest
     watch.looks = [Look(place / 4, int(size), place) for place, size in enumerate(sizes)]
     found = watch.growth(lambda look: look.requests >= 1)
     assert found == {"resident_warm_mb": 3.0, "resident_end_mb": 5.0, "resident_growth": 0.6667, "kept_growth": 3.0}
-    assert watch.by_minute() == {"resident_by_minute_mb": [9, 4, 4], "requests_by_minute": [0, 4, 8]}
     assert watch.growth(lambda look: False)["kept_growth"] == 0.0, "never settled: the last look alone"
     watch.looks = []
     assert watch.growth(lambda look: True) == {}
-    asyncio.run(watch.run(lambda: False, lambda: 7, 60.0))
+    watch.look(7)
     assert [look.requests for look in watch.looks] == [7] and watch.looks[0].resident > 1e6
 
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+UNSET: Mapping[str, Any] = {"type": "null"}
+"""A JSON schema of what an unknown key of an object may be: null says that nothing was given."""
+
+
+def without_unset(value: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
+    """``value`` without keys that are null; those in ``known`` stay."""
+    return {key: item for key, item in value.items() if item is not None or key in known}
 
 
 class OptionError(ValueError):
@@ -108,16 +116,17 @@ class ChoiceOrText(Kind):
     def parse(self, value: Any) -> str | dict[str, str]:
         if not isinstance(value, Mapping):
             return str(super().parse(value))
-        if len(value) != 1 or next(iter(value)) not in self.keys:
+        given = without_unset(value, self.keys)
+        if len(given) != 1 or next(iter(given)) not in self.keys:
             raise OptionError("", dict(value), self.allowed)
-        ((key, text),) = value.items()
+        ((key, text),) = given.items()
         if not self.keys[key].accepts(text):
             raise OptionError(key, text, self.keys[key].allowed)
         return {key: text}
 
     def schema(self) -> dict[str, Any]:
         objects = [
-            {"type": "object", "additionalProperties": False, "required": [key], "properties": {key: kind.schema()}}
+            {"type": "object", "additionalProperties": UNSET, "required": [key], "properties": {key: kind.schema()}}
             for key, kind in self.keys.items()
         ]
         return {"anyOf": [{"enum": list(self.names)}, *objects]}
@@ -237,18 +246,21 @@ class NumberOrEach(Kind):
     def parse(self, value: Any) -> float | dict[str, float]:
         if not isinstance(value, Mapping):
             return float(super().parse(value))
-        if not value:
+        given = without_unset(value, self.keys)
+        if not given:
             raise OptionError("", dict(value), self.allowed)
-        for key, entry in value.items():
+        for key, entry in given.items():
             if key not in self.keys:
                 raise OptionError(str(key), entry, f"the keys {', '.join(self.keys)}")
             if not self.number.accepts(entry):
                 raise OptionError(str(key), entry, self.number.allowed)
-        return {key: float(entry) for key, entry in value.items()}
+        return {key: float(entry) for key, entry in given.items()}
 
     def schema(self) -> dict[str, Any]:
-        each = {"properties": {key: self.number.schema() for key in self.keys}, "additionalProperties": False}
-        return {"anyOf": [self.number.schema(), {"type": "object", "minProperties": 1, **each}]}
+        properties = {key: self.number.schema() for key in self.keys}
+        one = {"anyOf": [{"required": [key]} for key in self.keys]}
+        each = {"type": "object", "properties": properties, "additionalProperties": UNSET, **one}
+        return {"anyOf": [self.number.schema(), each]}
 
 
 @dataclass(frozen=True)
@@ -304,10 +316,10 @@ class Record(Kind):
 
     def parse(self, value: Any) -> dict[str, Any]:
         raw = super().parse(value)
-        for key in raw:
+        given = without_unset(raw)
+        for key in given:
             if key not in self.kinds:
                 raise OptionError(str(key), raw[key], f"the keys {', '.join(self.kinds)}")
-        given = {key: entry for key, entry in raw.items() if entry is not None}
         parsed: dict[str, Any] = {}
         for key, kind in self.kinds.items():
             entry = given.get(key, self.defaults.get(key))
@@ -328,7 +340,7 @@ class Record(Kind):
     def schema(self) -> dict[str, Any]:
         return {
             "type": "object",
-            "additionalProperties": False,
+            "additionalProperties": UNSET,
             "required": [key for key in self.kinds if key not in self.defaults],
             "properties": {
                 key: nullable(kind.schema()) if key in self.defaults else kind.schema()

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ladle.merging.exceptions import SHOWN, InputError, shown
+from ladle.merging.exceptions import SHOWN, InputError, did_you_mean, shown
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.envelopes import envelope, error_type
 from ladle.server.watch import request_context
@@ -144,7 +144,8 @@ def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
             cause = cause.at(f"{field}.{cause.field}")
         return cause.field, from_input_error(cause).message
     if error["type"] == "extra_forbidden":
-        return field, f"{field}: unknown or unsupported field"
+        meant = did_you_mean(str(error["loc"][-1]), sorted(getattr(error["input"], "known", ())))
+        return field, f"{field}: unknown or unsupported field{meant}"
     if error["type"] == "missing":
         return field, f"{field or 'body'}: required"
     reason = str(cause) if isinstance(cause, ValueError) else error["msg"]

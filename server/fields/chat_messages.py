@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from transformers import PreTrainedTokenizerBase
 
 from ladle.merging.exceptions import InputError
+from ladle.option_kinds import UNSET, without_unset
 from ladle.server.fields.known_fields import MESSAGE, UNREAD_MESSAGE, UNREAD_PART, with_known
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
@@ -48,7 +49,8 @@ def _text_of_part(index: int, part: Any) -> str:
         raise ValueError(f"part {index} is of type {kind!r}; {_PARTS}")
     if not isinstance(part.get(kind), str):
         raise ValueError(f"part {index} holds no text; {_PARTS}")
-    unknown = next((key for key in part if key not in ("type", kind) and key not in _UNREAD), None)
+    given = without_unset(part)
+    unknown = next((key for key in given if key not in ("type", kind) and key not in _UNREAD), None)
     if unknown is not None:
         raise ValueError(f"part {index} has an unknown or unsupported field {unknown[:100]!r}; {_PARTS}")
     text: str = part[kind]
@@ -60,7 +62,7 @@ def _part_schema(kind: str) -> dict[str, Any]:
         "type": "object",
         "required": ["type", kind],
         "properties": {"type": {"const": kind}, kind: {"type": "string"}, **{name: {} for name in UNREAD_PART}},
-        "additionalProperties": False,
+        "additionalProperties": UNSET,
     }
 
 

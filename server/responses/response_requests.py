@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.exceptions import InputError
+from ladle.option_kinds import UNSET
 from ladle.server.fields.chat_messages import Message, TemplateVariables
 from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import OTHERS, UNREAD_OTHERS, Defaults, only, with_known
@@ -18,7 +19,7 @@ from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.responses.items import Input, Instructions, Item, ItemReference, Reference, messages_of
 from ladle.server.responses.tools import Tools, offered, shown_name
-from ladle.server.tools.schemas import ToolChoice, require_fit
+from ladle.server.tools.schemas import ToolChoice, given, require_fit
 
 SPELLING = Spelling(
     {
@@ -82,6 +83,7 @@ def _is_function(value: Any) -> bool:
 
 
 def _choice(value: Any) -> Any:
+    value = given(value)
     if value is None or value in ("none", "auto", "required") or _is_function(value):
         return value
     if (
@@ -102,7 +104,7 @@ def _choice(value: Any) -> Any:
 
 _FUNCTION_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "additionalProperties": False,
+    "additionalProperties": UNSET,
     "required": ["type", "name"],
     "properties": {
         "type": {"const": "function"},
@@ -116,7 +118,7 @@ _CHOICE_SCHEMA: dict[str, Any] = {
         _FUNCTION_SCHEMA,
         {
             "type": "object",
-            "additionalProperties": False,
+            "additionalProperties": UNSET,
             "required": ["type", "mode", "tools"],
             "properties": {
                 "type": {"const": "allowed_tools"},

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Wit
 from pydantic_core import from_json
 
 from ladle.merging.exceptions import InputError
+from ladle.option_kinds import UNSET, without_unset
 from ladle.server.http.strict_json import finite, finite_object, strict_json
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 
@@ -68,9 +69,17 @@ class ToolChoice:
     allowed: tuple[str, ...] = ()
 
 
+def given(value: Any) -> Any:
+    """A tool choice, or a part of one, without what is unset in it, however deep."""
+    if isinstance(value, dict):
+        return {key: given(item) for key, item in without_unset(value).items()}
+    return [given(item) for item in value] if isinstance(value, list) else value
+
+
 def _choice(value: Any) -> ToolChoice | None:
     if value is None or value in ("none", "auto", "required"):
         return None if value is None else ToolChoice(value)
+    value = given(value)
     if isinstance(value, dict) and set(value) == {"type", "function"} and value["type"] == "function":
         function = value["function"]
         if isinstance(function, dict) and set(function) == {"name"} and isinstance(function["name"], str):
@@ -101,7 +110,7 @@ _CHOICES = (
 def _object(**properties: Any) -> dict[str, Any]:
     return {
         "type": "object",
-        "additionalProperties": False,
+        "additionalProperties": UNSET,
         "required": list(properties),
         "properties": properties,
     }

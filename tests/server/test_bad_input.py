@@ -97,7 +97,8 @@ SAMPLING = [
     ("steering", {"strength": 1e9, "preference": {"simple": 1}}, "steering.strength", "100"),
     ("steering", {"candidates": 4, "preference": {"simple": 1}}, "steering.candidates", "not supported"),
     ("steering", {"trace": 1}, "steering.trace", "true or false"),
-    ("no_such_field", None, "no_such_field", "unknown or unsupported"),
+    ("no_such_field", False, "no_such_field", "unknown or unsupported"),
+    ("temprature", 0.5, "temprature", "unknown or unsupported field (did you mean 'temperature'?)"),
     ("adapters", "x", "adapters", "unknown or unsupported"),
 ]
 

@@ -11,7 +11,8 @@ from ladle.guidance.outcome import Outcome
 from ladle.merging.exceptions import InputError
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import Preference
-from ladle.option_kinds import OptionError, without_unset
+from ladle.nulls import without_unset
+from ladle.option_kinds import OptionError
 from ladle.steering_options import OPTIONS, SteeringOptions
 
 

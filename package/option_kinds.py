@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-UNSET: Mapping[str, Any] = {"type": "null"}
-"""A JSON schema of what an unknown key of an object may be: null says that nothing was given."""
-
-
-def without_unset(value: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
-    """``value`` without keys that are null; those in ``known`` stay."""
-    return {key: item for key, item in value.items() if item is not None or key in known}
+from ladle.nulls import UNSET, nullable, without_unset
 
 
 class OptionError(ValueError):
@@ -398,13 +392,6 @@ class Either(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [kind.schema() for kind in self.kinds]}
-
-
-def nullable(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` or null, which leaves a key at its default."""
-    described = {key: schema[key] for key in ("description",) if key in schema}
-    options = schema.get("anyOf", [{key: schema[key] for key in schema if key not in described}])
-    return {**described, "anyOf": [*options, {"type": "null"}]}
 
 
 def is_number(value: Any) -> bool:

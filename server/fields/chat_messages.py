@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from transformers import PreTrainedTokenizerBase
 
 from ladle.merging.exceptions import InputError
-from ladle.option_kinds import UNSET, without_unset
+from ladle.nulls import UNSET, without_unset
 from ladle.server.fields.known_fields import MESSAGE, UNREAD_MESSAGE, UNREAD_PART, with_known
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
+from ladle.server.tools.custom_tools import AnyToolCall, CustomToolCall
 from ladle.server.tools.schemas import ToolCall
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
@@ -87,7 +88,7 @@ class Message(MessageBase):
     name: str | None = Field(None, description="who speaks, or which tool; for chat templates that show it")
     reasoning_content: str | None = Field(None, description="what the assistant thought; for templates that show it")
     reasoning: str | None = Field(None, description="another name of reasoning_content")
-    tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called, in its own messages")
+    tool_calls: list[AnyToolCall] | None = Field(None, description="what the assistant called, in its own messages")
     tool_call_id: str | None = Field(None, description="which call a message of role tool answers")
 
     @model_validator(mode="before")
@@ -115,7 +116,9 @@ class Message(MessageBase):
         return self
 
     @classmethod
-    def answer(cls, text: str | None, calls: Sequence[ToolCall] = (), thoughts: Sequence[str] = ()) -> Message:
+    def answer(
+        cls, text: str | None, calls: Sequence[ToolCall | CustomToolCall] = (), thoughts: Sequence[str] = ()
+    ) -> Message:
         """What an assistant said; nothing is checked."""
         thought = "\n".join(thoughts) if thoughts else None
         return cls.model_construct(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, WithJsonSchema, create_model
 
-from ladle.option_kinds import without_unset
+from ladle.nulls import without_unset
 from ladle.server.http.strict_model import UNREAD, Unread
 
 Defaults = Mapping[str, tuple[Any, ...]]

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from ladle.guidance.plan import Steering
 from ladle.merging.exceptions import InputError
-from ladle.option_kinds import UNSET, nullable
+from ladle.nulls import UNSET, nullable
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.fields.output_format import OutputFields
 from ladle.server.http.strict_model import StrictModel

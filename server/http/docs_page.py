@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from ladle.option_kinds import UNSET
+from ladle.nulls import UNSET
 
 Schema = Mapping[str, Any]
 

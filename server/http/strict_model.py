@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from ladle.option_kinds import UNSET
+from ladle.nulls import UNSET
 
 _MOST_STRANGERS = 11  # one more than an error names, so that it can say that there are more
 Unread = Any

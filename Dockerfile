@@ -7,11 +7,11 @@
 
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
-# ---- our own package
+# ---- our own packages
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /src
 COPY . .
-RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./families
 
 # ---- other people's packages; made anew only when versions change
 FROM ${PYTHON_IMAGE} AS packages

@@ -96,11 +96,12 @@ class CalledFunction(Response):
 
 
 class ToolCall(Response):
-    """A call of a function, as the next ``chat`` takes it back."""
+    """A call, as the next ``chat`` takes it back: of a function, or of a custom tool by ``name`` and ``input``."""
 
     id: str
     type: str = "function"
-    function: CalledFunction
+    function: CalledFunction | None = None
+    custom: dict[str, str] | None = None
 
 
 class Choice(Response):
@@ -300,7 +301,7 @@ class Generation(Response):
         if self.choices[0].reasoning_content is not None:
             message["reasoning_content"] = self.choices[0].reasoning_content
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+            message["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
         return message
 
 

@@ -11,6 +11,7 @@ from ladle.guidance.outcome import Outcome
 from ladle.merging.exceptions import InputError
 from ladle.merging.preferences.coefficients import Coefficients
 from ladle.merging.preferences.preference import Preference
+from ladle.nulls import without_unset
 from ladle.option_kinds import OptionError
 from ladle.steering_options import OPTIONS, SteeringOptions
 
@@ -257,7 +258,7 @@ class Steering(SteeringOptions):
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any] | None) -> Steering:
-        """Check keys and types; None and absent keys take their defaults.
+        """Check keys and types; None and absent keys take their defaults, and an unknown key at None asks nothing.
 
         Raises:
             InputError: field ``steering.<key>``: an unknown key, or a value of the wrong type.
@@ -266,17 +267,16 @@ class Steering(SteeringOptions):
             return cls()
         if not isinstance(raw, Mapping):
             raise InputError("steering", raw, "an object")
-        for key in raw:
+        given = without_unset(raw)
+        for key in given:
             if key not in OPTIONS:
                 raise InputError(f"steering.{key}", raw[key], f"the keys {', '.join(OPTIONS)}")
-        given = {}
-        for key, value in raw.items():
-            if value is not None:
-                try:
-                    given[key] = OPTIONS[key].kind.parse(value)
-                except OptionError as error:
-                    field = ".".join(("steering", key, *filter(None, [error.path])))
-                    raise InputError(field, error.value, error.allowed) from None
+        for key, value in given.items():
+            try:
+                given[key] = OPTIONS[key].kind.parse(value)
+            except OptionError as error:
+                field = ".".join(("steering", key, *filter(None, [error.path])))
+                raise InputError(field, error.value, error.allowed) from None
         return cls(**given)
 
     def one_strength(self, default: float = 1.0) -> float:

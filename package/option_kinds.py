@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ladle.nulls import UNSET, nullable, without_unset
+
 
 class OptionError(ValueError):
     """A value that an option does not take.
@@ -108,16 +110,17 @@ class ChoiceOrText(Kind):
     def parse(self, value: Any) -> str | dict[str, str]:
         if not isinstance(value, Mapping):
             return str(super().parse(value))
-        if len(value) != 1 or next(iter(value)) not in self.keys:
+        given = without_unset(value, self.keys)
+        if len(given) != 1 or next(iter(given)) not in self.keys:
             raise OptionError("", dict(value), self.allowed)
-        ((key, text),) = value.items()
+        ((key, text),) = given.items()
         if not self.keys[key].accepts(text):
             raise OptionError(key, text, self.keys[key].allowed)
         return {key: text}
 
     def schema(self) -> dict[str, Any]:
         objects = [
-            {"type": "object", "additionalProperties": False, "required": [key], "properties": {key: kind.schema()}}
+            {"type": "object", "additionalProperties": UNSET, "required": [key], "properties": {key: kind.schema()}}
             for key, kind in self.keys.items()
         ]
         return {"anyOf": [{"enum": list(self.names)}, *objects]}
@@ -237,18 +240,21 @@ class NumberOrEach(Kind):
     def parse(self, value: Any) -> float | dict[str, float]:
         if not isinstance(value, Mapping):
             return float(super().parse(value))
-        if not value:
+        given = without_unset(value, self.keys)
+        if not given:
             raise OptionError("", dict(value), self.allowed)
-        for key, entry in value.items():
+        for key, entry in given.items():
             if key not in self.keys:
                 raise OptionError(str(key), entry, f"the keys {', '.join(self.keys)}")
             if not self.number.accepts(entry):
                 raise OptionError(str(key), entry, self.number.allowed)
-        return {key: float(entry) for key, entry in value.items()}
+        return {key: float(entry) for key, entry in given.items()}
 
     def schema(self) -> dict[str, Any]:
-        each = {"properties": {key: self.number.schema() for key in self.keys}, "additionalProperties": False}
-        return {"anyOf": [self.number.schema(), {"type": "object", "minProperties": 1, **each}]}
+        properties = {key: self.number.schema() for key in self.keys}
+        one = {"anyOf": [{"required": [key]} for key in self.keys]}
+        each = {"type": "object", "properties": properties, "additionalProperties": UNSET, **one}
+        return {"anyOf": [self.number.schema(), each]}
 
 
 @dataclass(frozen=True)
@@ -304,10 +310,10 @@ class Record(Kind):
 
     def parse(self, value: Any) -> dict[str, Any]:
         raw = super().parse(value)
-        for key in raw:
+        given = without_unset(raw)
+        for key in given:
             if key not in self.kinds:
                 raise OptionError(str(key), raw[key], f"the keys {', '.join(self.kinds)}")
-        given = {key: entry for key, entry in raw.items() if entry is not None}
         parsed: dict[str, Any] = {}
         for key, kind in self.kinds.items():
             entry = given.get(key, self.defaults.get(key))
@@ -328,7 +334,7 @@ class Record(Kind):
     def schema(self) -> dict[str, Any]:
         return {
             "type": "object",
-            "additionalProperties": False,
+            "additionalProperties": UNSET,
             "required": [key for key in self.kinds if key not in self.defaults],
             "properties": {
                 key: nullable(kind.schema()) if key in self.defaults else kind.schema()
@@ -386,13 +392,6 @@ class Either(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [kind.schema() for kind in self.kinds]}
-
-
-def nullable(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` or null, which leaves a key at its default."""
-    described = {key: schema[key] for key in ("description",) if key in schema}
-    options = schema.get("anyOf", [{key: schema[key] for key in schema if key not in described}])
-    return {**described, "anyOf": [*options, {"type": "null"}]}
 
 
 def is_number(value: Any) -> bool:

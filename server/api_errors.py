@@ -7,16 +7,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
-from ladle.merging.exceptions import SHOWN, InputError, shown
+from ladle.merging.exceptions import SHOWN, InputError, did_you_mean, shown
 from ladle.server.engine.requests.queue import QueueFull
 from ladle.server.envelopes import envelope, error_type
 from ladle.server.watch import request_context
@@ -146,7 +144,8 @@ def _describe(error: Mapping[str, Any]) -> tuple[str, str]:
             cause = cause.at(f"{field}.{cause.field}")
         return cause.field, from_input_error(cause).message
     if error["type"] == "extra_forbidden":
-        return field, f"{field}: unknown or unsupported field"
+        meant = did_you_mean(str(error["loc"][-1]), sorted(getattr(error["input"], "known", ())))
+        return field, f"{field}: unknown or unsupported field{meant}"
     if error["type"] == "missing":
         return field, f"{field or 'body'}: required"
     reason = str(cause) if isinstance(cause, ValueError) else error["msg"]
@@ -163,48 +162,11 @@ def _path(location: Sequence[int | str]) -> str:
     return path
 
 
-def _hint(request: Request) -> str:
-    """The path that was probably meant, where there is one: /v1 or a slash too few or too many is what goes wrong, and
-    what other servers put in front of /v1."""
-    path = "/" + "/".join(part for part in request.url.path.split("/") if part)
-    inner = path.removeprefix("/v1")
-    last = path.lower().rpartition("/v1/")[2]
-    for meant in (path, f"/v1{path}", inner, f"/v1/{last}"):
-        scope = {**request.scope, "path": meant}
-        known = any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
-        if meant != request.url.path and known:
-            return f"; did you mean {meant[:SHOWN]}?"
-    return ""
-
-
-def _methods(request: Request) -> str:
-    """What may be done with the path of ``request``, by all routes that it has; HEAD goes with GET."""
-    methods = {
-        method
-        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
-    }
-    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-
-
 def install(app: FastAPI) -> None:
-    """Make every failure of ``app`` answer with the envelope."""
+    """Make every failure of ``app`` answer with the envelope; ``http.wrong_paths`` does so with paths."""
 
     async def on_api_error(_: Request, error: Exception) -> JSONResponse:
         return from_exception(error).response()
-
-    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        message = str(error.detail or HTTPStatus(error.status_code).phrase)
-        code = HTTPStatus(error.status_code).name.lower()
-        if error.status_code == 404:
-            message = f"no such path: {request.method} {request.url.path[:SHOWN]}{_hint(request)}"
-        elif error.status_code == 405:
-            allowed = _methods(request) or (error.headers or {}).get("Allow", "")
-            message = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"
-            headers = {**(error.headers or {}), "Allow": allowed}
-            return ApiError(error.status_code, message, code=code, headers=headers).response()
-        return ApiError(error.status_code, message, code=code, headers=error.headers).response()
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -221,6 +183,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(InputError, on_api_error)
     app.add_exception_handler(QueueFull, on_api_error)
-    app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_failure)

@@ -17,6 +17,7 @@ from ladle.server import api_errors
 from ladle.server.access.hosts import HostNames
 from ladle.server.access.security import PROTECTED, BodyLimit, KeyCheck, Origins, TrustedHosts
 from ladle.server.hosting import Leases
+from ladle.server.http import wrong_paths
 from ladle.server.http.disconnect import ClientGone
 from ladle.server.http.docs_page import render
 from ladle.server.http.request_shape import Failures, HeadAsGet, Unpacked, WithoutPrefix
@@ -110,6 +111,7 @@ def build_app(state: ServerState, lifespan: Lifespan | None = None, names: HostN
     )
     app.state.server = state
     api_errors.install(app)
+    wrong_paths.install(app)
     app.add_exception_handler(ClientGone, _nobody)
     # The routes themselves: a router that is included is made anew at the first request, while everybody waits.
     for module in (*_MODULES, *((playground,) if settings.playground else ())):

@@ -71,7 +71,7 @@ class ServerSettings(BaseSettings):
     family: str = Field(
         "demo",
         min_length=1,
-        description="built-in family, folder with family.toml, or hub id",
+        description="installed family, folder with family.toml, or hub id",
         json_schema_extra={"argument": True},
     )
     families_dir: Path | None = Field(

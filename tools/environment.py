@@ -3,7 +3,7 @@
     python3 tools/environment.py server        # or dev, gpu, ray, docs, coverage: an extra of pyproject.toml
 
 Runs on any Python 3, so that a wrong version ends in a sentence and not in a syntax error. The versions are those of
-constraints.txt. Nothing is installed again unless that file or pyproject.toml has changed.
+constraints.txt. Nothing is installed again unless that file or a pyproject.toml has changed.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def find_python() -> str:
 def fingerprint() -> str:
     """Changes when what is to be installed changes."""
     digest = hashlib.sha256(f"{BASE_MODEL} {HARNESS}".encode())
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", os.path.join("families", "pyproject.toml"), "constraints.txt"):
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()
@@ -93,7 +93,9 @@ def main() -> None:
         "-c",
         os.path.join(ROOT, "constraints.txt"),
     ]
-    subprocess.run([*install, "-e", f"{ROOT}[{extra}]"], check=True)
+    # The server wants the built-in family, which is a distribution of its own.
+    families = ["-e", os.path.join(ROOT, "families")] if "server" in INCLUDED[extra] else []
+    subprocess.run([*install, *families, "-e", f"{ROOT}[{extra}]"], check=True)
     if "server" in INCLUDED[extra]:
         subprocess.run(
             [*install, "--no-deps", BASE_MODEL, *([HARNESS] if "dev" in INCLUDED[extra] else [])], check=True

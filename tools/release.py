@@ -1,10 +1,10 @@
 """Release the version that pyproject.toml states: check, build, try what was built, tag.
 
     python tools/release.py --dry-run     # everything but the tag, whatever the checks say
-    python tools/release.py               # sdist and wheel in dist/, and the tag vVERSION
+    python tools/release.py               # sdists and wheels in dist/, and the tag vVERSION
 
-Nothing is uploaded and nothing is pushed: the last line says what is left to do. Both are made of the commit, not of
-the working tree.
+They are those of Ladle and of its built-in families, made of the commit and not of the working tree. Nothing is
+uploaded and nothing is pushed: the last line says what is left to do.
 """
 
 import argparse
@@ -32,6 +32,11 @@ def stated_version(root: Path) -> str:
     return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
 
 
+def _parts(root: Path) -> list[Path]:
+    """The folders that distributions are built from: Ladle's, and that of the built-in families."""
+    return [root, *(root / "families" for file in [root / "families" / "pyproject.toml"] if file.is_file())]
+
+
 def objections(root: Path, today: date) -> list[str]:
     """What keeps the checkout ``root`` from being released, a sentence each; empty where nothing does."""
     version = stated_version(root)
@@ -45,6 +50,11 @@ def objections(root: Path, today: date) -> list[str]:
     cited = re.search(r"^version: *(\S+)", (root / "CITATION.cff").read_text(), re.MULTILINE)
     if cited is None or cited[1].strip("\"'") != version:
         reasons.append(f"CITATION.cff states version {cited[1] if cited else 'nothing'}, pyproject.toml {version}")
+    for part in _parts(root)[1:]:
+        if stated_version(part) != version:
+            reasons.append(
+                f"{part.name}/pyproject.toml states version {stated_version(part)}, pyproject.toml {version}"
+            )
     return reasons
 
 
@@ -87,14 +97,15 @@ def objections_to_metadata(distribution: Path, version: str) -> list[str]:
 
 
 def build(root: Path, target: Path) -> list[Path]:
-    """Make sdist and wheel of the commit that is checked out."""
+    """Make sdists and wheels of the commit that is checked out."""
     shutil.rmtree(target, ignore_errors=True)
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True).stdout
     with tempfile.TemporaryDirectory(prefix="ladle-release-") as folder:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
             tree.extractall(folder, filter="data")
-        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), folder]
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        for part in _parts(Path(folder)):
+            command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(part)]
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return sorted(target.iterdir())
 
 
@@ -128,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         distributions = build(ROOT, ROOT / "dist")
         for distribution in distributions:
             reasons += objections_to_metadata(distribution, version)
-        (wheel,) = (path for path in distributions if path.suffix == ".whl")
+        (wheel,) = (path for path in distributions if path.suffix == ".whl" and path.name.startswith("ladle-"))
         reasons += try_wheel(wheel, version, ROOT / "constraints.txt")
         print(*(f"built dist/{path.name}, {path.stat().st_size / 2**20:.1f} MiB" for path in distributions), sep="\n")
     for objection in reasons:

@@ -1,4 +1,4 @@
-"""What extras of pyproject.toml ask for, one requirement a line, without Ladle itself.
+"""What extras of pyproject.toml ask for, one requirement a line, without Ladle itself and its families.
 
 python tools/requirements.py server otel
 
@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+FAMILIES = "ladle-families"
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
 
 
@@ -21,7 +22,7 @@ def requirements(extras: list[str]) -> list[str]:
         for requirement in PROJECT["optional-dependencies"][waiting.pop()]:
             own = re.fullmatch(r"ladle\[(.+)\]", requirement)
             if own is None:
-                names[requirement] = None
+                names |= {} if requirement.startswith(FAMILIES) else {requirement: None}
                 continue
             more = [extra.strip() for extra in own[1].split(",")]
             waiting += [extra for extra in more if extra not in seen]

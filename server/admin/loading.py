@@ -9,7 +9,7 @@ from pathlib import Path
 from ladle.guidance.registry import check_methods
 from ladle.merging.family.family import load_family
 from ladle.merging.family.manifest import load_manifest
-from ladle.merging.family.place import MANIFEST_NAME, built_in_families, find_manifest
+from ladle.merging.family.place import MANIFEST_NAME, find_manifest, installed_families
 from ladle.server.engine.async_engine import AsyncEngine
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_admin import EngineAdmin
@@ -72,7 +72,7 @@ class FamilyFiles:
         return Hosted(serving, EngineAdmin(engine), source, left_out)
 
     def _sources(self) -> dict[str, str]:
-        sources = {name: name for name in built_in_families()}
+        sources = {name: name for name in installed_families()}
         folder = self._settings.families_dir
         if folder is not None:
             sources |= {entry.name: str(entry) for entry in _families_in(folder)}

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, Tag, model_validator
 
 from ladle.merging.exceptions import InputError
 from ladle.server.fields.chat_messages import Message, text_of
-from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
+from ladle.server.http.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.tools.schemas import ToolCall

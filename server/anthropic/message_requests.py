@@ -17,7 +17,8 @@ from ladle.server.fields.sampling import MaxTokens, SteeredFields, StopField
 from ladle.server.fields.thinking_options import ThinkingOptions
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
-from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool, ToolChoice, require_fit
+from ladle.server.tools.choices import ToolChoice, require_fit
+from ladle.server.tools.schemas import MAX_TOOLS, Function, Tool
 from ladle.server.tools.searches import OF_TOOLS, WebSearchTool, only_tools, require_beside
 
 

@@ -14,7 +14,7 @@ from ladle.server.commands.output import clear_errors, print_json, progress_bar,
 
 
 def command(
-    family: Annotated[str, typer.Argument(help="A built-in family, a folder with family.toml, or a hub id.")],
+    family: Annotated[str, typer.Argument(help="An installed family, a folder with family.toml, or a hub id.")],
     deep: Annotated[
         bool,
         typer.Option(

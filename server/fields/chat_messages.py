@@ -11,9 +11,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from transformers import PreTrainedTokenizerBase
 
 from ladle.merging.exceptions import InputError
+from ladle.nulls import UNSET, without_unset
 from ladle.server.fields.known_fields import MESSAGE, UNREAD_MESSAGE, UNREAD_PART, with_known
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
+from ladle.server.tools.custom_tools import AnyToolCall, CustomToolCall
 from ladle.server.tools.schemas import ToolCall
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
@@ -48,7 +50,8 @@ def _text_of_part(index: int, part: Any) -> str:
         raise ValueError(f"part {index} is of type {kind!r}; {_PARTS}")
     if not isinstance(part.get(kind), str):
         raise ValueError(f"part {index} holds no text; {_PARTS}")
-    unknown = next((key for key in part if key not in ("type", kind) and key not in _UNREAD), None)
+    given = without_unset(part)
+    unknown = next((key for key in given if key not in ("type", kind) and key not in _UNREAD), None)
     if unknown is not None:
         raise ValueError(f"part {index} has an unknown or unsupported field {unknown[:100]!r}; {_PARTS}")
     text: str = part[kind]
@@ -60,7 +63,7 @@ def _part_schema(kind: str) -> dict[str, Any]:
         "type": "object",
         "required": ["type", kind],
         "properties": {"type": {"const": kind}, kind: {"type": "string"}, **{name: {} for name in UNREAD_PART}},
-        "additionalProperties": False,
+        "additionalProperties": UNSET,
     }
 
 
@@ -85,7 +88,7 @@ class Message(MessageBase):
     name: str | None = Field(None, description="who speaks, or which tool; for chat templates that show it")
     reasoning_content: str | None = Field(None, description="what the assistant thought; for templates that show it")
     reasoning: str | None = Field(None, description="another name of reasoning_content")
-    tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called, in its own messages")
+    tool_calls: list[AnyToolCall] | None = Field(None, description="what the assistant called, in its own messages")
     tool_call_id: str | None = Field(None, description="which call a message of role tool answers")
 
     @model_validator(mode="before")
@@ -113,7 +116,9 @@ class Message(MessageBase):
         return self
 
     @classmethod
-    def answer(cls, text: str | None, calls: Sequence[ToolCall] = (), thoughts: Sequence[str] = ()) -> Message:
+    def answer(
+        cls, text: str | None, calls: Sequence[ToolCall | CustomToolCall] = (), thoughts: Sequence[str] = ()
+    ) -> Message:
         """What an assistant said; nothing is checked."""
         thought = "\n".join(thoughts) if thoughts else None
         return cls.model_construct(

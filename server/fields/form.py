@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ladle.server.fields.output_format import OutputFields
-from ladle.server.tools.schemas import ToolFields
+from ladle.server.tools.choices import ToolFields
 
 
 class FormFields(ToolFields, OutputFields):

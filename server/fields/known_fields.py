@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, WithJsonSchema, create_model
 
+from ladle.nulls import without_unset
 from ladle.server.http.strict_model import UNREAD, Unread
 
 Defaults = Mapping[str, tuple[Any, ...]]
@@ -157,9 +158,11 @@ UNREAD_PART = ("annotations", "cache_control", "citations", "prompt_cache_breakp
 
 
 def only(*defaults: Any) -> Callable[[Any], Any]:
-    """A validator that lets null and ``defaults`` pass; a number in either spelling, 1 and 1.0."""
+    """A validator that lets null and ``defaults`` pass; a number in either spelling, 1 and 1.0, and an object with or
+    without what is unset in it."""
 
     def check(value: Any) -> Any:
+        value = without_unset(value) if isinstance(value, dict) else value
         if value is None or any(_kind(value) is _kind(default) and value == default for default in defaults):
             return None
         allowed = ", ".join(repr(default) for default in (None, *defaults))

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from ladle.guidance.plan import Steering
 from ladle.merging.exceptions import InputError
-from ladle.option_kinds import nullable
+from ladle.nulls import UNSET, nullable
 from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.fields.output_format import OutputFields
 from ladle.server.http.strict_model import StrictModel
@@ -67,7 +67,7 @@ def _steering(value: dict[str, Any]) -> dict[str, Any]:
 _STEERING_SCHEMA = {
     "type": "object",
     "description": "How to steer. Which options a method understands: GET /v1/families/{name} and the documentation.",
-    "additionalProperties": False,
+    "additionalProperties": UNSET,
     "properties": {
         name: nullable({"description": option.text, **option.kind.schema()}) for name, option in OPTIONS.items()
     },

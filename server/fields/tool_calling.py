@@ -7,14 +7,24 @@ from typing import Any
 
 from ladle.merging.exceptions import InputError
 from ladle.server.engine.grammars.grammar import Grammar
+from ladle.server.fields.conversation import Spelling
 from ladle.server.fields.form import FormFields
 from ladle.server.fields.grammar_compiling import Aside, AskedGrammar, compile_grammar
 from ladle.server.fields.output_format import grammar_of
 from ladle.server.fields.schema_binding import bind_schema
 from ladle.server.serving import Serving
+from ladle.server.tools.custom_tools import CustomTool
 from ladle.server.tools.formats import KNOWN, ToolFormat, calls_grammar, format_of
 from ladle.server.tools.parser import ToolParser
 from ladle.server.tools.schemas import NO_ARGUMENTS, Tool
+
+# The pattern of an input is what a request calls the definition of its grammar.
+_PATTERNS = Spelling(
+    {
+        r"(tools\[\d+\]\.custom\.format)\.properties\.input(\.pattern)?": r"\1.grammar.definition",
+        r"(tools\[\d+\]\.format)\.properties\.input(\.pattern)?": r"\1.definition",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class ToolCalling:
     """
 
     style: ToolFormat
-    tools: tuple[Tool, ...]
+    tools: tuple[Tool | CustomTool, ...]
     several: bool
     required: bool
     named: str | None = None
@@ -46,6 +56,8 @@ class ToolCalling:
         named = None if choice is None else choice.name
         required = choice is not None and choice.mode == "required"
         several = body.parallel_tool_calls is not False and named is None
+        if not required and not body.binds:
+            _require_free(body)
         return cls(style, tuple(body.offered), several, required, named)
 
     @property
@@ -61,12 +73,16 @@ class ToolCalling:
     def parser(self) -> ToolParser:
         """A parser of one answer."""
         names = frozenset(tool.function.name for tool in self.tools if self.named in (None, tool.function.name))
-        return ToolParser(self.style, names, self.several, self.required)
+        custom = frozenset(tool.function.name for tool in self.tools if isinstance(tool, CustomTool))
+        return ToolParser(self.style, names, self.several, self.required, custom)
 
     async def grammar(self, serving: Serving, body: FormFields, aside: Aside) -> Grammar | None:
         """What the answer must follow; None where the model decides. Raises InputError, ApiError."""
         required = body.tool_choice is not None and body.tool_choice.mode == "required"
-        return await compile_grammar(serving, lambda: self._asked(body), aside) if required or body.binds else None
+        if not required and not body.binds:
+            return None
+        with _PATTERNS.applied():
+            return await compile_grammar(serving, lambda: self._asked(body), aside)
 
     def _asked(self, body: FormFields) -> AskedGrammar | None:
         """Raises InputError."""
@@ -96,6 +112,14 @@ class ToolCalling:
             parts.append((other[1], other[0]))
         spec = calls_grammar(self.style, functions, self.several, None if other is None else other[0])
         return AskedGrammar(spec, "tools", parts)
+
+
+def _require_free(body: FormFields) -> None:
+    """Raise InputError for a custom tool with a grammar, where no grammar of the answer would hold calls to it."""
+    for index, tool in enumerate(body.tools or ()):
+        if isinstance(tool, CustomTool) and tool.bound_by is not None and tool in body.offered:
+            reason = "a grammar binds calls that must be made: send tool_choice required, or one that names a tool"
+            raise InputError(tool.field(index), tool.bound_by, reason=reason)
 
 
 async def answer_grammar(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from ladle.nulls import UNSET
+
 Schema = Mapping[str, Any]
 
 _STYLE = """
@@ -131,8 +133,9 @@ def _type(schema: Schema) -> str:
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list of {_type(schema.get('items', {}))}"
-    if kind == "object" and isinstance(schema.get("additionalProperties"), Mapping):
-        return f"object of {_type(schema['additionalProperties'])}"
+    others = schema.get("additionalProperties")
+    if kind == "object" and isinstance(others, Mapping) and others != UNSET:
+        return f"object of {_type(others)}"
     return escape(str(kind)) + _range(schema)
 
 

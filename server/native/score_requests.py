@@ -14,7 +14,7 @@ from ladle.server.fields.chat_messages import ChatTemplateFields, Messages
 from ladle.server.fields.sampling import MAX_CHOICES, CacheSalt, ModelField, SteeringField
 from ladle.server.fields.token_ids import IDS, TokenIds
 from ladle.server.native.generate_requests import PromptField, only_one_of, prompt_of
-from ladle.server.tools.schemas import Tools
+from ladle.server.tools.choices import Tools
 from ladle.steering_options import RANKINGS
 
 

@@ -13,7 +13,7 @@ from ladle.server.fields.sampling import ModelField
 from ladle.server.fields.token_ids import IDS, TokenIds, any_token_ids
 from ladle.server.http.strict_model import StrictModel
 from ladle.server.native.generate_requests import only_one_of
-from ladle.server.tools.schemas import Tools
+from ladle.server.tools.choices import Tools
 
 _IDS: dict[str, Any] = {name: value for name, value in IDS.items() if name != "minItems"}
 if TYPE_CHECKING:  # mypy cannot see through create_model

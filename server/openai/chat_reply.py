@@ -12,9 +12,9 @@ from ladle.server.generation import Job, usage, usage_so_far
 from ladle.server.openai.completion_requests import UsageInStream
 from ladle.server.prompt_report import prompt_report
 from ladle.server.ranked_choices import best_first, number
+from ladle.server.replies.calls import ToolCallReply
 from ladle.server.replies.choices import Choice
 from ladle.server.replies.reply_types import (
-    CalledFunctionReply,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
@@ -23,7 +23,6 @@ from ladle.server.replies.reply_types import (
     ChatMessage,
     SteeringReply,
     TokenLogprob,
-    ToolCallReply,
     TopLogprob,
 )
 from ladle.server.replies.trace_summary import TraceSummary
@@ -102,8 +101,10 @@ def calls_in(text: str, calling: ToolCalling | None) -> tuple[str, list[ToolCall
 
 
 def _call(call: Call) -> ToolCallReply:
-    function: CalledFunctionReply = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+    name = f"call_{uuid.uuid4().hex[:24]}"
+    if call.custom:
+        return {"id": name, "type": "custom", "custom": {"name": call.name, "input": call.input}}
+    return {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def reason_of(reason: str, called: bool) -> str:

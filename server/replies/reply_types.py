@@ -6,6 +6,7 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict
 
+from ladle.server.replies.calls import ToolCallReply
 from ladle.server.replies.monitors import WatchReply
 from ladle.server.replies.parts import BegunPart, SteeringPart
 from ladle.server.replies.search import BlockReply, SearchReply
@@ -103,22 +104,6 @@ class ChatLogprobs(TypedDict):
 
     content: list[TokenLogprob]
     refusal: None
-
-
-class CalledFunctionReply(TypedDict):
-    """What is called; ``arguments`` is a JSON object as text."""
-
-    name: str
-    arguments: str
-
-
-class ToolCallReply(TypedDict):
-    """A call of a function; ``index`` counts the calls of a streamed choice."""
-
-    index: NotRequired[int]
-    id: str
-    type: str
-    function: CalledFunctionReply
 
 
 class ChatMessage(TypedDict):

@@ -64,6 +64,17 @@ class FunctionCallReply(TypedDict):
     status: str
 
 
+class CustomCallReply(TypedDict):
+    """A call of a custom tool."""
+
+    id: str
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    status: str
+
+
 class ReasoningTextReply(TypedDict):
     """A thought."""
 
@@ -80,7 +91,7 @@ class ReasoningReply(TypedDict):
     content: list[ReasoningTextReply]
 
 
-OutputItem = MessageItemReply | FunctionCallReply | ReasoningReply
+OutputItem = MessageItemReply | FunctionCallReply | CustomCallReply | ReasoningReply
 
 
 class ResponseFailure(TypedDict):
@@ -136,6 +147,7 @@ class ResponseEvent(TypedDict):
     text: NotRequired[str]
     name: NotRequired[str]
     arguments: NotRequired[str]
+    input: NotRequired[str]
     logprobs: NotRequired[list[TokenLogprob]]
 
 
@@ -160,13 +172,13 @@ class FunctionOutputReply(TypedDict):
     """What a call gave."""
 
     id: str
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: str
     status: str
 
 
-InputItem = InputMessageReply | FunctionCallReply | FunctionOutputReply | ReasoningReply
+InputItem = InputMessageReply | FunctionCallReply | CustomCallReply | FunctionOutputReply | ReasoningReply
 
 
 class InputItemsReply(TypedDict):

@@ -8,6 +8,7 @@ from ladle.merging.exceptions import InputError
 from ladle.server.fields.chat_messages import Message
 from ladle.server.replies.responses import FunctionCallReply, InputItem, InputItemsReply, ReasoningTextReply
 from ladle.server.responses.items import NamespacedCall
+from ladle.server.tools.custom_tools import CustomToolCall
 
 
 def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
@@ -18,12 +19,14 @@ def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
     def identity(kind: str) -> str:
         return f"{kind}_{name.removeprefix('resp_')}_{len(items)}"
 
+    customs: set[str] = set()
     for message in messages:
         if message.role == "tool":
+            custom = message.tool_call_id in customs
             items.append(
                 {
-                    "id": identity("fco"),
-                    "type": "function_call_output",
+                    "id": identity("ctco" if custom else "fco"),
+                    "type": "custom_tool_call_output" if custom else "function_call_output",
                     "call_id": message.tool_call_id or "",
                     "output": message.content or "",
                     "status": "completed",
@@ -48,6 +51,19 @@ def input_items(name: str, messages: Sequence[Message]) -> list[InputItem]:
                 }
             )
         for call in message.tool_calls or ():
+            if isinstance(call, CustomToolCall):
+                customs.add(call.id)
+                items.append(
+                    {
+                        "id": identity("ctc"),
+                        "type": "custom_tool_call",
+                        "call_id": call.id,
+                        "name": call.custom.name,
+                        "input": call.custom.input,
+                        "status": "completed",
+                    }
+                )
+                continue
             item: FunctionCallReply = {
                 "id": identity("fc"),
                 "type": "function_call",

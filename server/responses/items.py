@@ -9,9 +9,10 @@ from pydantic import BeforeValidator, Field, Tag, TypeAdapter
 
 from ladle.merging.exceptions import InputError
 from ladle.server.fields.chat_messages import Message, text_of
-from ladle.server.fields.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
+from ladle.server.http.kinds import OF_KINDS, TEXT_OR_LIST, only_kinds
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.responses.tools import shown_name
+from ladle.server.tools.custom_tools import CustomToolCall
 from ladle.server.tools.schemas import FUNCTION_NAME, Arguments, ToolCall
 
 
@@ -104,10 +105,27 @@ class FunctionCallItem(StrictModel):
         return NamespacedCall.within(self.namespace, ToolCall.of(self.call_id, self.name, self.arguments))
 
 
-class FunctionOutputItem(StrictModel):
-    """What a call gave."""
+class CustomCallItem(StrictModel):
+    """A call of a custom tool that the model made."""
 
-    type: Literal["function_call_output"]
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    input: str
+    id: str | None = None
+    status: Unread = UNREAD
+    caller: Unread = UNREAD
+    async_: Annotated[Unread, Field(alias="async")] = UNREAD
+
+    def call(self) -> CustomToolCall:
+        """What a conversation holds of this."""
+        return CustomToolCall.of(self.call_id, self.name, self.input)
+
+
+class CallOutputItem(StrictModel):
+    """What a call gave, of a function or of a custom tool."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: Given
     id: str | None = None
@@ -154,13 +172,18 @@ def _meant(item: dict[str, Any]) -> str | None:
 Item = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[FunctionCallItem, Tag("<function_call>")]
-    | Annotated[FunctionOutputItem, Tag("<function_call_output>")]
+    | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
+    | Annotated[CallOutputItem, Tag("<function_call_output>")]
+    | Annotated[CallOutputItem, Tag("<custom_tool_call_output>")]
     | Annotated[ReasoningItem, Tag("<reasoning>")]
     | Annotated[ItemReference, Tag("<item_reference>")],
     OF_KINDS,
-    only_kinds("message", "function_call", "function_call_output", "reasoning", "item_reference", default=_meant),
-]
-AnyItem = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem | ItemReference
+    only_kinds(
+        "message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning",
+        "item_reference", default=_meant,
+    ),
+]  # fmt: skip
+AnyItem = MessageItem | FunctionCallItem | CustomCallItem | CallOutputItem | ReasoningItem | ItemReference
 _ITEM: TypeAdapter[AnyItem] = TypeAdapter(Item)
 Reference = Callable[[str], Mapping[str, Any] | None]
 """The item of an answer that is kept, by its id; None where there is none."""
@@ -182,9 +205,9 @@ def messages_of(items: Sequence[AnyItem], reference: Reference, field: str = "in
             item = _ITEM.validate_python(dict(referenced))
         if isinstance(item, ReasoningItem):
             thoughts += [thought.text for thought in item.content or ()]
-        elif isinstance(item, FunctionOutputItem):
+        elif isinstance(item, CallOutputItem):
             messages.append(Message.result(item.call_id, text_of(item.output) or ""))
-        elif isinstance(item, FunctionCallItem):
+        elif isinstance(item, (FunctionCallItem, CustomCallItem)):
             if not messages or messages[-1].role != "assistant":
                 messages.append(Message.answer(None, thoughts=thoughts))
                 thoughts = []

@@ -17,6 +17,7 @@ from ladle.server.openai.chat_reply import chat_logprobs
 from ladle.server.replies.choices import Choice
 from ladle.server.replies.reply_types import TokenLogprob
 from ladle.server.replies.responses import (
+    CustomCallReply,
     FunctionCallReply,
     MessageItemReply,
     OutputItem,
@@ -33,6 +34,7 @@ from ladle.server.responses.response_requests import SPELLING, ResponsesRequest
 from ladle.server.responses.tools import namespaces
 from ladle.server.steering import describe
 from ladle.server.streaming import EventWriter
+from ladle.server.tools.custom_tools import CustomToolCall
 from ladle.server.tools.parser import Call, Part
 from ladle.server.tools.schemas import ToolCall
 from ladle.server.tools.searches import WebSearchTool
@@ -153,11 +155,13 @@ def response(chat: ChatJob, body: ResponsesRequest, choice: Choice) -> ResponseR
 def answer_of(reply: ResponseReply) -> list[Message]:
     """What the answer is to a conversation that goes on from it."""
     texts = [part["text"] for item in reply["output"] if item["type"] == "message" for part in item["content"]]
-    calls = []
+    calls: list[ToolCall | CustomToolCall] = []
     for item in reply["output"]:
         if item["type"] == "function_call" and item["status"] == "completed":
             call = ToolCall.of(item["call_id"], item["name"], item["arguments"])
             calls.append(NamespacedCall.within(item.get("namespace"), call))
+        elif item["type"] == "custom_tool_call" and item["status"] == "completed":
+            calls.append(CustomToolCall.of(item["call_id"], item["name"], item["input"]))
     thoughts = [part["text"] for item in reply["output"] if item["type"] == "reasoning" for part in item["content"]]
     return [Message.answer("\n".join(texts), calls, thoughts)]
 
@@ -264,10 +268,17 @@ class ResponseStream(EventWriter):
         self._waiting = []
         item = _call(call, self._named)
         place = {"item_id": item["id"], "output_index": len(self._items)}
-        begun: FunctionCallReply = {**item, "arguments": "", "status": "in_progress"}
+        begun: FunctionCallReply | CustomCallReply
+        if item["type"] == "custom_tool_call":
+            begun = {**item, "input": "", "status": "in_progress"}
+            kind, text, done = "custom_tool_call_input", item["input"], {"input": item["input"]}
+        else:
+            begun = {**item, "arguments": "", "status": "in_progress"}
+            kind, text = "function_call_arguments", call.arguments
+            done = {"name": item["name"], "arguments": call.arguments}
         yield self._event("output_item.added", output_index=len(self._items), item=begun)
-        yield self._event("function_call_arguments.delta", **place, delta=call.arguments)
-        yield self._event("function_call_arguments.done", **place, name=item["name"], arguments=call.arguments)
+        yield self._event(f"{kind}.delta", **place, delta=text)
+        yield self._event(f"{kind}.done", **place, **done)
         yield self._event("output_item.done", output_index=len(self._items), item=item)
         self._items.append(item)
 
@@ -310,7 +321,7 @@ def _copy(part: OutputTextReply) -> OutputTextReply:
     return {**part, "logprobs": list(part["logprobs"])}
 
 
-def _call(call: Call, named: Mapping[str, tuple[str, str]]) -> FunctionCallReply:
+def _call(call: Call, named: Mapping[str, tuple[str, str]]) -> FunctionCallReply | CustomCallReply:
     """The item of ``call``; ``named``: the namespaces and names of functions that belong to one."""
     try:
         strict_json(call.arguments)
@@ -318,6 +329,15 @@ def _call(call: Call, named: Mapping[str, tuple[str, str]]) -> FunctionCallReply
         status = "incomplete"
     else:
         status = "completed"
+    if call.custom:
+        return {
+            "id": f"ctc_{uuid.uuid4().hex}",
+            "type": "custom_tool_call",
+            "call_id": f"call_{uuid.uuid4().hex[:24]}",
+            "name": call.name,
+            "input": call.input,
+            "status": status,
+        }
     item: FunctionCallReply = {
         "id": f"fc_{uuid.uuid4().hex}",
         "type": "function_call",

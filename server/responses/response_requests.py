@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ladle.merging.exceptions import InputError
+from ladle.nulls import UNSET
 from ladle.server.fields.chat_messages import Message, TemplateVariables
 from ladle.server.fields.conversation import Conversation, Spelling
 from ladle.server.fields.known_fields import OTHERS, UNREAD_OTHERS, Defaults, only, with_known
@@ -18,7 +19,7 @@ from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 from ladle.server.responses.items import Input, Instructions, Item, ItemReference, Reference, messages_of
 from ladle.server.responses.tools import Tools, offered, shown_name
-from ladle.server.tools.schemas import ToolChoice, require_fit
+from ladle.server.tools.choices import KINDS, ToolChoice, given, require_fit
 
 SPELLING = Spelling(
     {
@@ -71,18 +72,19 @@ else:
     ResponsesBase = with_known(SteeredFields, "ResponsesFields", _NOT_SUPPORTED, _UNREAD)
 
 
-def _is_function(value: Any) -> bool:
+def _is_tool(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and {"type", "name"} <= set(value) <= {"type", "name", "namespace"}
-        and value["type"] == "function"
+        and value["type"] in KINDS
         and isinstance(value["name"], str)
         and isinstance(value.get("namespace"), str | None)
     )
 
 
 def _choice(value: Any) -> Any:
-    if value is None or value in ("none", "auto", "required") or _is_function(value):
+    value = given(value)
+    if value is None or value in ("none", "auto", "required") or _is_tool(value):
         return value
     if (
         isinstance(value, dict)
@@ -91,21 +93,21 @@ def _choice(value: Any) -> Any:
         and value["mode"] in ("auto", "required")
         and isinstance(value["tools"], list)
         and value["tools"]
-        and all(map(_is_function, value["tools"]))
+        and all(map(_is_tool, value["tools"]))
     ):
         return value
     raise ValueError(
-        'allowed: none, auto, required, {"type": "function", "name": "..."} or {"type": "allowed_tools", '
+        'allowed: none, auto, required, {"type": "function" or "custom", "name": "..."} or {"type": "allowed_tools", '
         '"mode": "auto" or "required", "tools": [{"type": "function", "name": "..."}]}'
     )
 
 
 _FUNCTION_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "additionalProperties": False,
+    "additionalProperties": UNSET,
     "required": ["type", "name"],
     "properties": {
-        "type": {"const": "function"},
+        "type": {"enum": list(KINDS)},
         "name": {"type": "string"},
         "namespace": {"type": ["string", "null"]},
     },
@@ -116,7 +118,7 @@ _CHOICE_SCHEMA: dict[str, Any] = {
         _FUNCTION_SCHEMA,
         {
             "type": "object",
-            "additionalProperties": False,
+            "additionalProperties": UNSET,
             "required": ["type", "mode", "tools"],
             "properties": {
                 "type": {"const": "allowed_tools"},
@@ -290,7 +292,7 @@ class ResponsesRequest(ResponsesBase):
         choice = self.tool_choice
         if choice is None or isinstance(choice, str):
             return None if choice is None else ToolChoice(choice)
-        if choice["type"] == "function":
+        if choice["type"] in KINDS:
             return ToolChoice("required", shown_name(choice.get("namespace"), choice["name"]))
         allowed = [shown_name(tool.get("namespace"), tool["name"]) for tool in choice["tools"]]
         return ToolChoice(choice["mode"], allowed=tuple(allowed))

@@ -1,4 +1,5 @@
-"""``tools`` of the Responses API: functions, by themselves and in namespaces, and searches of the web beside them."""
+"""``tools`` of the Responses API: functions, by themselves and in namespaces, custom tools, and searches of the web
+beside them."""
 
 from __future__ import annotations
 
@@ -8,18 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, Tag
 
 from ladle.server.fields.known_fields import Defaults, with_known
+from ladle.server.http.kinds import OF_KINDS, only_kinds
 from ladle.server.http.strict_json import finite_object
 from ladle.server.http.strict_model import StrictModel
+from ladle.server.tools.custom_tools import CustomBody, CustomTool, GrammarDefinition, GrammarInput, TextInput
 from ladle.server.tools.schemas import FUNCTION_NAME, MAX_TOOLS, Function, Tool
 from ladle.server.tools.searches import OF_TOOLS, WebSearchTool, only_tools, require_beside
 
 _TOOL: Defaults = {
     "allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,), "output_schema": (),
 }  # fmt: skip
+_CUSTOM: Defaults = {name: _TOOL[name] for name in ("allowed_callers", "async", "defer_loading")}
 
 if TYPE_CHECKING:  # mypy cannot see through create_model
+    from ladle.server.http.strict_model import StrictModel as CustomBase
     from ladle.server.http.strict_model import StrictModel as ToolBase
 else:
+    CustomBase = with_known(StrictModel, "CustomToolFields", _CUSTOM, ("cache_control",))
     ToolBase = with_known(StrictModel, "FunctionToolFields", _TOOL, ("cache_control", "annotations"))
 
 
@@ -75,13 +81,58 @@ class NamespaceTool(StrictModel):
         return {"type": self.type, "name": self.name, "description": self.description, "tools": tools}
 
 
-AnyTool = FunctionTool | NamespaceTool | WebSearchTool
+class PlacedCustomTool(CustomTool):
+    """A custom tool that stands elsewhere in the request than in the list of all of them."""
+
+    place: str
+
+    def field(self, index: int) -> str:
+        return f"{self.place}.format"
+
+
+class StatedGrammar(GrammarDefinition):
+    """A text that a grammar describes."""
+
+    type: Literal["grammar"]
+
+
+_Format = Annotated[
+    Annotated[TextInput, Tag("<text>")] | Annotated[StatedGrammar, Tag("<grammar>")],
+    OF_KINDS,
+    only_kinds("text", "grammar"),
+]
+
+
+class CustomToolParam(CustomBase):
+    """An entry of ``tools``: a function that takes a text."""
+
+    type: Literal["custom"]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    description: str | None = None
+    format: _Format | None = Field(None, description="what its input looks like; default: any text")
+
+    def tool(self, place: str) -> PlacedCustomTool:
+        """What a conversation holds of this."""
+        form: Any = self.format
+        if isinstance(form, StatedGrammar):
+            form = GrammarInput.model_construct(type="grammar", grammar=form)
+        custom = CustomBody.model_construct(name=self.name, description=self.description, format=form)
+        return PlacedCustomTool.model_construct(type="custom", custom=custom, place=place)
+
+    def echoed(self) -> dict[str, Any]:
+        """What replies repeat of this."""
+        form = {"type": "text"} if self.format is None else self.format.model_dump()
+        return {"type": self.type, "name": self.name, "description": self.description, "format": form}
+
+
+AnyTool = FunctionTool | CustomToolParam | NamespaceTool | WebSearchTool
 _Tool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[CustomToolParam, Tag("<custom>")]
     | Annotated[NamespaceTool, Tag("<namespace>")]
     | Annotated[WebSearchTool, Tag("<web_search>")],
     OF_TOOLS,
-    only_tools("function", "namespace"),
+    only_tools("function", "custom", "namespace"),
 ]
 
 
@@ -101,11 +152,11 @@ def shown_name(namespace: str | None, name: str) -> str:
     return name if not namespace else f"{namespace.rstrip('_')}__{name.lstrip('_')}"
 
 
-def offered(tools: Sequence[AnyTool]) -> list[Tool]:
-    """All functions, as a conversation holds them."""
-    functions = []
+def offered(tools: Sequence[AnyTool]) -> list[Tool | CustomTool]:
+    """All functions and custom tools, as a conversation holds them."""
+    functions: list[Tool | CustomTool] = []
     for index, tool in enumerate(tools):
-        if isinstance(tool, FunctionTool):
+        if isinstance(tool, (FunctionTool, CustomToolParam)):
             functions.append(tool.tool(f"tools[{index}]"))
         elif isinstance(tool, NamespaceTool):
             for inner, function in enumerate(tool.tools):

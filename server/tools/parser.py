@@ -9,25 +9,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from pydantic_core import from_json
+
 from ladle.server.http.strict_json import strict_json
+from ladle.server.tools.custom_tools import INPUT
 from ladle.server.tools.formats import ToolFormat
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a function.
+    """A call of a function, or of a custom tool.
 
     Attributes:
         name: of the function.
         arguments: a JSON object as the model wrote it, or what came of it.
         cut: whether the answer ended within it.
+        custom: whether it calls a custom tool.
     """
 
     name: str
     arguments: str
     cut: bool = False
+    custom: bool = False
+
+    @property
+    def input(self) -> str:
+        """The text that a custom tool is given; as much of it as came, where the answer was cut."""
+        # The last characters may be an escape of which the end is missing.
+        for end in range(len(self.arguments), max(len(self.arguments) - _LONGEST_ESCAPE, 0), -1):
+            with contextlib.suppress(ValueError):
+                arguments = from_json(self.arguments[:end], allow_partial="trailing-strings" if self.cut else False)
+                return str(arguments.get(INPUT, ""))
+        return ""
 
 
+_LONGEST_ESCAPE = 12  # characters: two halves of a surrogate pair
 Part = str | Call
 """What an answer is made of: text and calls."""
 
@@ -39,11 +55,20 @@ class ToolParser:
     none stays text; white space around calls is dropped.
     """
 
-    def __init__(self, style: ToolFormat, names: frozenset[str], several: bool, required: bool = False) -> None:
+    def __init__(
+        self,
+        style: ToolFormat,
+        names: frozenset[str],
+        several: bool,
+        required: bool = False,
+        custom: frozenset[str] = frozenset(),
+    ) -> None:
         """``several``: whether more calls than the first count. ``required``: a grammar makes the answer calls and
-        nothing else, so that there is no text, and what was cut is a part of a call."""
+        nothing else, so that there is no text, and what was cut is a part of a call. ``custom``: those of the names
+        that are custom tools, which are called with a text and nothing else."""
         self._style = style
         self._names = names
+        self._custom = custom
         self._several = several
         self._required = required
         self._held = ""
@@ -129,11 +154,14 @@ class ToolParser:
                 known = isinstance(name[1], str) and name[1] in self._names
                 if fields or not known or not isinstance(arguments[1], dict):
                     return []
+                custom = name[1] in self._custom
+                if custom and not (arguments[1].keys() == {INPUT} and isinstance(arguments[1][INPUT], str)):
+                    return []
                 text_of_arguments = _whole_characters(arguments[0])
                 # What is given out can be sent back: nothing deeper or greater than histories may hold.
                 if not self._required:
                     strict_json(text_of_arguments)
-                calls.append(Call(str(name[1]), text_of_arguments))
+                calls.append(Call(str(name[1]), text_of_arguments, custom=custom))
                 place = _space(text, place)
                 if text[place : place + 1] == ";" and not self._style.opening:
                     place = _space(text, place + 1)
@@ -156,7 +184,7 @@ class ToolParser:
         with contextlib.suppress(ValueError, RecursionError):  # cut within them
             arguments = arguments[: _DECODER.raw_decode(arguments)[1]]
             cut = False
-        return [Call(meant[0], _whole_characters(arguments), cut)]
+        return [Call(meant[0], _whole_characters(arguments), cut, meant[0] in self._custom)]
 
 
 # A tag that no text holds: everything is text.

@@ -1,16 +1,13 @@
-"""``tools``, ``tool_choice`` and the messages that go with them."""
+"""Functions that a model may call, and its calls of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import from_json
 
-from ladle.merging.exceptions import InputError
 from ladle.server.http.strict_json import finite, finite_object, strict_json
 from ladle.server.http.strict_model import UNREAD, StrictModel, Unread
 
@@ -51,111 +48,6 @@ class Tool(StrictModel):
         if self.function.description is not None:
             function["description"] = self.function.description
         return {"type": "function", "function": {**function, "parameters": self.function.parameters or NO_ARGUMENTS}}
-
-
-@dataclass(frozen=True)
-class ToolChoice:
-    """Whether functions are called, and which.
-
-    Attributes:
-        mode: ``none``, ``auto`` or ``required``.
-        name: of the one function that is called.
-        allowed: names of those that may be, where not all of them.
-    """
-
-    mode: str
-    name: str | None = None
-    allowed: tuple[str, ...] = ()
-
-
-def _choice(value: Any) -> ToolChoice | None:
-    if value is None or value in ("none", "auto", "required"):
-        return None if value is None else ToolChoice(value)
-    if isinstance(value, dict) and set(value) == {"type", "function"} and value["type"] == "function":
-        function = value["function"]
-        if isinstance(function, dict) and set(function) == {"name"} and isinstance(function["name"], str):
-            return ToolChoice("required", function["name"])
-    if isinstance(value, dict) and set(value) == {"type", "allowed_tools"} and value["type"] == "allowed_tools":
-        return _allowed(value["allowed_tools"])
-    raise ValueError(_CHOICES)
-
-
-def _allowed(value: Any) -> ToolChoice:
-    if not isinstance(value, dict) or set(value) != {"mode", "tools"} or value["mode"] not in ("auto", "required"):
-        raise ValueError(_CHOICES)
-    if not isinstance(value["tools"], list) or not value["tools"]:
-        raise ValueError(_CHOICES)
-    named = [_choice(tool) if isinstance(tool, dict) else None for tool in value["tools"]]
-    names = tuple(choice.name for choice in named if choice is not None and choice.name is not None)
-    if len(names) < len(named):
-        raise ValueError(_CHOICES)
-    return ToolChoice(value["mode"], allowed=names)
-
-
-_CHOICES = (
-    'allowed: none, auto, required, {"type": "function", "function": {"name": "..."}} or {"type": "allowed_tools", '
-    '"allowed_tools": {"mode": "auto" or "required", "tools": [{"type": "function", "function": {"name": "..."}}]}}'
-)
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": list(properties),
-        "properties": properties,
-    }
-
-
-_NAMED = _object(type={"const": "function"}, function=_object(name={"type": "string"}))
-_SOME = _object(mode={"enum": ["auto", "required"]}, tools={"type": "array", "items": _NAMED, "minItems": 1})
-_CHOICE_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"enum": ["none", "auto", "required"]},
-        _NAMED,
-        _object(type={"const": "allowed_tools"}, allowed_tools=_SOME),
-        {"type": "null"},
-    ]
-}
-
-
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
-
-
-def require_fit(names: Sequence[str], choice: ToolChoice | None) -> None:
-    """Raise InputError where tools of these names are not told apart, or where there is nothing to choose from."""
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        raise InputError("tools", twice, "every name once")
-    if choice is not None and choice.mode == "required" and not names:
-        raise InputError("tool_choice", choice.name or choice.mode, "none", "there are no tools to choose from")
-    if choice is not None and choice.name is not None and choice.name not in names:
-        raise InputError("tool_choice.function.name", choice.name, f"the name of a tool: {', '.join(names)}")
-    for name in () if choice is None else choice.allowed:
-        if name not in names:
-            raise InputError("tool_choice.allowed_tools.tools", name, f"names of tools: {', '.join(names) or 'none'}")
-
-
-class ToolFields(StrictModel):
-    """What a chat says about functions."""
-
-    tools: Tools | None = None
-    tool_choice: Annotated[ToolChoice | None, PlainValidator(_choice), WithJsonSchema(_CHOICE_SCHEMA)] = None
-    parallel_tool_calls: bool | None = Field(None, description="default true: an answer may hold several calls")
-
-    @model_validator(mode="after")
-    def _fit(self) -> ToolFields:
-        require_fit([tool.function.name for tool in self.tools or ()], self.tool_choice)
-        return self
-
-    @property
-    def offered(self) -> list[Tool]:
-        """The tools that may be called; none with tool_choice none."""
-        choice = self.tool_choice
-        if choice is not None and choice.mode == "none":
-            return []
-        allowed = () if choice is None else choice.allowed
-        return [tool for tool in self.tools or () if not allowed or tool.function.name in allowed]
 
 
 def _as_text(value: Any) -> Any:
@@ -226,10 +118,15 @@ class ToolCall(StrictModel):
         return cls.model_construct(id=name, type="function", function=called)
 
     def turn(self) -> dict[str, Any]:
-        """The call as chat templates take it: with the arguments themselves, or their text where it was cut."""
-        text = self.function.arguments
-        try:
-            arguments = strict_json(text) if text.strip() else {}
-        except ValueError:
-            arguments = text
-        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+        """The call as chat templates take it."""
+        return turn_of_call(self.id, self.function)
+
+
+def turn_of_call(name: str, function: CalledFunction) -> dict[str, Any]:
+    """The call ``name`` as chat templates take it: with the arguments themselves, or their text where it was cut."""
+    text = function.arguments
+    try:
+        arguments = strict_json(text) if text.strip() else {}
+    except ValueError:
+        arguments = text
+    return {"id": name, "type": "function", "function": {"name": function.name, "arguments": arguments}}

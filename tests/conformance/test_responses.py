@@ -1,6 +1,7 @@
 """openai-python's ``responses`` against a server process."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,18 @@ def test_tools(client: openai.OpenAI) -> None:
     asked += [*final.output, {"type": "function_call_output", "call_id": call.call_id, "output": "wet"}]
     answer = client.responses.create(input=asked, tool_choice="none", **{**options, "max_output_tokens": 6})
     assert answer.output[0].type == "message"
+
+
+def test_custom_tools(client: openai.OpenAI) -> None:
+    grammar: Any = {"type": "grammar", "syntax": "regex", "definition": r"print\([0-9]{1,3}\)"}
+    tools = [{"type": "custom", "name": "run", "format": grammar}]
+    options: Any = {"model": "demo", "tools": tools, "max_output_tokens": 200}
+    with client.responses.stream(input="Count.", tool_choice={"type": "custom", "name": "run"}, **options) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.custom_tool_call_input.delta"]
+        final = stream.get_final_response()
+    (call,) = final.output
+    assert call.type == "custom_tool_call" and call.input == "".join(pieces)
+    assert re.fullmatch(grammar["definition"], call.input)
 
 
 class Rain(BaseModel):

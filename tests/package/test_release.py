@@ -60,6 +60,13 @@ def test_versions_must_agree(release: ModuleType, checkout: Path) -> None:
     assert "CITATION.cff states version 1.1.0, pyproject.toml 1.2.0" in release.objections(checkout, TODAY)
 
 
+def test_the_families_have_the_same_version(release: ModuleType, checkout: Path) -> None:
+    (checkout / "families").mkdir()
+    (checkout / "families" / "pyproject.toml").write_text('[project]\nname = "ladle-families"\nversion = "1.1.0"\n')
+    reasons = release.objections(checkout, TODAY)
+    assert "families/pyproject.toml states version 1.1.0, pyproject.toml 1.2.0" in reasons
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

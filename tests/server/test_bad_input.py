@@ -97,7 +97,8 @@ SAMPLING = [
     ("steering", {"strength": 1e9, "preference": {"simple": 1}}, "steering.strength", "100"),
     ("steering", {"candidates": 4, "preference": {"simple": 1}}, "steering.candidates", "not supported"),
     ("steering", {"trace": 1}, "steering.trace", "true or false"),
-    ("no_such_field", None, "no_such_field", "unknown or unsupported"),
+    ("no_such_field", False, "no_such_field", "unknown or unsupported"),
+    ("temprature", 0.5, "temprature", "unknown or unsupported field (did you mean 'temperature'?)"),
     ("adapters", "x", "adapters", "unknown or unsupported"),
 ]
 
@@ -325,9 +326,30 @@ async def test_paths_and_methods(family: Family, engine: FakeEngine) -> None:
         assert (await client.put("/v1/responses/resp_1")).headers["allow"] == "DELETE, GET, HEAD"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "words"),
+    [
+        ("POST", "/v1/responses/compact", "previous_response_id"),
+        ("POST", "/v1/responses/resp_1/cancel", "closing a connection"),
+        ("GET", "/v1/chat/completions/chatcmpl-1/messages", "/v1/responses"),
+        ("POST", "/v1/embeddings", "write text"),
+        ("POST", "/v1/conversations", "previous_response_id"),
+        ("POST", "/v1/messages/batches", "side by side"),
+    ],
+)
+async def test_endpoints_of_other_servers(
+    family: Family, engine: FakeEngine, method: str, path: str, words: str
+) -> None:
+    async with client_of(fake_state(family, engine)) as client:
+        response = await client.request(method, path, json={"model": "tiny"})
+    error = response.json()["error"]
+    assert response.status_code == 404 and error["type"] in ("invalid_request_error", "not_found_error")
+    assert error["message"].startswith(f"this server does not have {method} {path}: ") and words in error["message"]
+
+
 async def test_several_problems_are_all_named(family: Family, engine: FakeEngine) -> None:
-    error = await refused(family, engine, CHAT_PATH, {"messages": USER, "n": 0, "top_p": 7, "tools": [1]})
-    assert all(name in error["message"] for name in ("n:", "top_p:", "tools[0]:"))
+    error = await refused(family, engine, CHAT_PATH, {"messages": USER, "n": 0, "top_p": 7, "tools": [1], "x": 1})
+    assert all(name in error["message"] for name in ("n:", "top_p:", "tools[0]:", "x:"))
 
 
 async def test_a_template_that_refuses_is_the_clients_problem(family: Family, engine: FakeEngine) -> None:

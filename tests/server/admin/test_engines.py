@@ -15,7 +15,7 @@ from asgi import client_of, wait_until
 from seeds import fresh_seed
 from tiny_models import write_family, write_lora_member
 
-from ladle.merging.family.place import built_in_families
+from ladle.merging.family.place import installed_families
 from ladle.server.access.api_keys import ApiKey, ApiKeys
 from ladle.server.access.callers import ADMIN, GENERATE
 from ladle.server.admin.loading import FamilyFiles
@@ -125,7 +125,7 @@ async def test_a_family_is_loaded_anew_under_running_requests(state: ServerState
 async def test_two_families_side_by_side(state: ServerState) -> None:
     async with admin(state) as client:
         assert (await client.get("/v1/admin/status")).json()["available"] == sorted(
-            ["first", "second", "tiny", *built_in_families()]
+            ["first", "second", "tiny", *installed_families()]
         )
         alone = await logprobs(client, model="tiny/base")
         loaded = await client.post("/v1/admin/families", json={"family": "second"})
@@ -220,7 +220,7 @@ async def test_memory_is_given_back(folder: Path) -> None:
 
 def test_only_what_the_operator_laid_out_has_a_name(settings: ServerSettings, folder: Path) -> None:
     files = FamilyFiles(settings)
-    assert files.available() == sorted(["first", "second", *built_in_families()])
+    assert files.available() == sorted(["first", "second", *installed_families()])
     for name in ("empty", "..", ".", "../families/first", str(folder / "first"), "first/", "FIRST", "", "first\0"):
         assert files.source_of(name) is None, name
     assert files.source_of("second") == str(folder / "second")

@@ -312,7 +312,7 @@ async def test_a_stream_that_fails_or_is_left_is_not_kept(served: ToolEngine) ->
         ({"input": [{"type": "function_call_output", "call_id": "1"}]}, "input[0].output"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
-        ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type"),
+        ({"tools": [{"type": "file_search", "name": "x"}]}, "tools[0].type"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
         ({"tool_choice": "required"}, "tool_choice"),

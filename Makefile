@@ -14,6 +14,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Whatever the environment says: where no bytecode is kept, every process compiles all that it imports, torch too.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test coverage lint format bench docs site kernels gpu ray conformance clean
 

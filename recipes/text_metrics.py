@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -35,5 +36,5 @@ def is_degenerate(tokens: Sequence[Hashable]) -> bool:
     """
     if len(tokens) < 5 or len(set(tokens)) * 2 < len(tokens):
         return True
-    fours = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
-    return max(fours.count(four) for four in set(fours)) >= 3
+    fours = Counter(tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3))
+    return max(fours.values()) >= 3

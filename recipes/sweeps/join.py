@@ -39,6 +39,9 @@ def join(sweeps: Sequence[tuple[str, Path]]) -> tuple[list[str], list[Setting], 
         for key in SAME:
             if asked.get(key) != first.get(key):
                 raise ValueError(f"{folder}: {key}: not what the sweep in {sweeps[0][1]} asked for; nothing to compare")
+        answers: dict[str, list[Sample]] = {}
+        for sample in store.samples.values():
+            answers.setdefault(sample.setting, []).append(sample)
         for setting in own:
             if setting.label == BASE and any(known.label == BASE for known in settings):
                 continue
@@ -47,9 +50,9 @@ def join(sweeps: Sequence[tuple[str, Path]]) -> tuple[list[str], list[Setting], 
             if any(known.key == renamed.key for known in settings):
                 raise ValueError(f"{folder}: method {label!r} is there twice; give the sweeps names, NAME=FOLDER")
             settings.append(renamed)
-            for (key, prompt, number), sample in store.samples.items():
-                if key == setting.key:
-                    samples[renamed.key, prompt, number] = replace(sample, setting=renamed.key)
+            for sample in answers.get(setting.key, ()):
+                same = sample if renamed.key == setting.key else replace(sample, setting=renamed.key)
+                samples[same.key] = same
     return objectives, settings, samples
 
 

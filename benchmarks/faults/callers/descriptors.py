@@ -18,8 +18,10 @@ LIMIT = 256
 
 
 async def run(server: ServerUnderTest, connections: int) -> dict[str, object]:
-    """One row: ``connections`` are opened and kept, then closed; ``LIMIT`` is set for the process that serves."""
-    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    """One row: ``connections`` are opened and kept, then closed; ``LIMIT`` is set for the process that serves, and
+    taken back."""
+    soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (LIMIT, hard))
     host, port = server.url.removeprefix("http://").rsplit(":", 1)
     outcomes: Counter[str] = Counter()
     wrong = []
@@ -45,6 +47,7 @@ async def run(server: ServerUnderTest, connections: int) -> dict[str, object]:
                     status = reply.status
             await asyncio.sleep(0.05)
     recovered = time.monotonic() - start
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
     said = server.log.read_text(errors="replace").count("connections are refused")
     if status != 200:
         wrong.append(f"no answer {recovered:.0f} s after all connections were closed: {status}")

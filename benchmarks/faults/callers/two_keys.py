@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladle.benchmarks.faults.server_under_test import ServerUnderTest, serve
-from ladle.benchmarks.faults.stress_family import write_stress_family
 from ladle.server.access.api_keys import ApiKey
 from ladle.server.access.callers import GENERATE, NO_LIMITS, Limits
 
@@ -43,7 +42,12 @@ def serving_several(
     other, *hostile = headers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        root = family or write_stress_family(folder / "family")
+        root = family
+        if root is None:
+            # Imports torch, which the process of an attacker does without.
+            from ladle.benchmarks.faults.stress_family import write_stress_family
+
+            root = write_stress_family(folder / "family")
         (folder / "keys").write_text("\n".join([*lines, ""]))
         small = [] if family else ["--kv-memory", "8MiB", "--weights-memory", "8MiB"]
         with serve(root, folder / "server.log", [*small, "--api-key-file", str(folder / "keys"), *options]) as server:

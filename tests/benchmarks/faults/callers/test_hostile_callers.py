@@ -91,7 +91,6 @@ def test_a_key_that_reads_without_end_delays_nobody(keys: dict[str, TwoKeys]) ->
     assert row["answers"] >= 3 and sum(row["outcomes"].values()) > 5
 
 
-def test_more_connections_than_descriptors(family: Path, tmp_path: Path) -> None:
-    with serve(family, tmp_path / "log", OPTIONS) as server:
-        row: dict[str, Any] = asyncio.run(descriptors.run(server, 400))
+def test_more_connections_than_descriptors(server: ServerUnderTest) -> None:
+    row: dict[str, Any] = asyncio.run(descriptors.run(server, 400))
     assert not broken(row), row

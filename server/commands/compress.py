@@ -18,7 +18,7 @@ def command(
     family: Annotated[
         str,
         typer.Argument(
-            help="A built-in family, a folder with family.toml, or a hub id; with --adapter a base will do."
+            help="An installed family, a folder with family.toml, or a hub id; with --adapter a base will do."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet, or be empty.")],

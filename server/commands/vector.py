@@ -13,7 +13,7 @@ _AT = ("mean", "last")
 
 
 def command(
-    family: Annotated[str, typer.Argument(help="A built-in family or a family's folder.")],
+    family: Annotated[str, typer.Argument(help="An installed family or a family's folder.")],
     name: Annotated[str, typer.Argument(help="What requests will call the vector.")],
     pairs: Annotated[
         Path | None,

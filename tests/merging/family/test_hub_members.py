@@ -102,5 +102,5 @@ def test_a_repository_without_a_manifest_says_so(root: Path, cache: Path) -> Non
     put(cache, "org/base", root / "base")
     with pytest.raises(FamilyError, match="org/base: this repository has no family.toml; `ladle init org/base`"):
         load_family("org/base")
-    with pytest.raises(FamilyError, match="built in: demo.*nor a repository"):
+    with pytest.raises(FamilyError, match="installed: demo.*nor a repository"):
         load_family("org/none")

@@ -20,6 +20,7 @@ from rich.progress import track
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
+from ladle.merging.checkpoints.library_lock import loading
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.batched_sampling import sample
 from ladle.recipes.config import AmateurConfig, load_recipe
@@ -253,7 +254,9 @@ def make_amateur(workshop: Workshop, out: Path) -> list[Fit]:
         loss = train_amateur(workshop.base, lessons(workshop.base, workshop.pool(), config.top), config, folder)
         print(f"amateur: {loss:.3f} nats from the base")
     shutil.copytree(folder, out / AMATEUR, dirs_exist_ok=True)
-    amateur = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).to(workshop.base.model.device).eval()
+    with loading(f"reading {folder}"):
+        amateur = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    amateur = amateur.to(workshop.base.model.device).eval()
     held = held_out_answers(workshop, config.held_out, config.seed)
     models = {"base": workshop.base.model, "amateur": amateur}
     fits = [fit(name, model, held, config.bootstrap, config.seed) for name, model in models.items()]

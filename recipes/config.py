@@ -121,6 +121,70 @@ class ValueConfig:
 
 
 @dataclass(frozen=True)
+class ConditionedConfig:
+    """Training of the value that takes the whole preference, a PBLoRA (see `conditioned.py`).
+
+    Attributes:
+        seed: of the initialisation and of all draws.
+        fixed_rank: r1, of the part that is the same for every preference.
+        rank: r2, of the part that depends on the preference.
+        alpha: the scale is alpha / r2.
+        targets: linear modules, by the end of their names.
+        concentration: of the Dirichlet distribution that preferences are drawn from.
+        beta, winner_nll, pairs, prompts_per_step, epochs, warmup, max_gradient: as in `DpoConfig`.
+        learning_rate: of A and B.
+        mixing_learning_rate: of W1 and M, which start at 0.
+    """
+
+    seed: int
+    fixed_rank: int
+    rank: int
+    alpha: int
+    targets: tuple[str, ...]
+    concentration: float
+    beta: float
+    winner_nll: float
+    pairs: int
+    prompts_per_step: int
+    epochs: int
+    learning_rate: float
+    mixing_learning_rate: float
+    warmup: float
+    max_gradient: float
+
+
+@dataclass(frozen=True)
+class AmateurConfig:
+    """A tiny model with the base's tokens, distilled from the base (see `amateur.py`).
+
+    Attributes:
+        seed: of the initialisation, the order and the held-out answers.
+        hidden, layers, heads, intermediate: its shape.
+        top: most likely tokens that the base's distribution is known at; the rest is one more outcome.
+        turns: answers, each behind its prompt, that are laid end to end, so that it learns to read on after the first.
+        batch: rows of so many turns a step.
+        epochs: passes over the answers.
+        held_out: answers a validation prompt that it is measured on.
+        bootstrap: draws of its intervals.
+    """
+
+    seed: int
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    top: int
+    turns: int
+    batch: int
+    epochs: int
+    learning_rate: float
+    warmup: float
+    max_gradient: float
+    held_out: int
+    bootstrap: int
+
+
+@dataclass(frozen=True)
 class EvaluationConfig(SamplingConfig):
     """The sweep over preferences on held-out prompts."""
 
@@ -152,6 +216,8 @@ class Recipe:
     router: RouterConfig | None = None
     routing_evaluation: RoutingEvaluationConfig | None = None
     deferral: DeferralConfig | None = None
+    conditioned: ConditionedConfig | None = None
+    amateur: AmateurConfig | None = None
     sampling: FamilySampling | None = None
     chat_template: Path | None = None
     rewards: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -295,8 +361,10 @@ def load_recipe(spec: str) -> Recipe:
         if section in table:
             table[section] = _build(OnlineConfig, table[section], f"{path}: [{section}]")
             check_online(table[section], f"{path}: {section}")
-    if "deferral" in table:
-        table["deferral"] = _build(DeferralConfig, table["deferral"], f"{path}: [deferral]")
+    further = {"deferral": DeferralConfig, "conditioned": ConditionedConfig, "amateur": AmateurConfig}
+    for section, kind in further.items():
+        if section in table:
+            table[section] = _build(kind, table[section], f"{path}: [{section}]")
     if "sampling" in table:
         table["sampling"] = FamilySampling.model_validate(table["sampling"])
     table["folder"] = path.parent

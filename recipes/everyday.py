@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ladle.clients import Client
+from ladle.guidance.registry import METHODS, takes_preference
 from ladle.recipes.markdown import table
 from ladle.recipes.sweeps.inputs import read_prompts, rewards_of
 from ladle.recipes.sweeps.server import serving
@@ -54,19 +55,30 @@ class Answered:
         return is_degenerate(self.text.split())
 
 
-def places(objectives: Sequence[str]) -> dict[str, dict[str, float] | None]:
-    """The corners, the centre and the plain base (None), by name."""
+def places(objectives: Sequence[str], method: str | None = None) -> dict[str, dict[str, float] | None]:
+    """The corners, the centre and the plain base (None), by name; of a method that takes no preference it alone."""
+    if method is not None and not takes_preference(method):
+        return {"base": None, method: {}}
     corners: dict[str, dict[str, float] | None] = {name: {name: 1.0} for name in objectives}
     return {"base": None, **corners, "centre": dict.fromkeys(objectives, 1.0)}
 
 
-def look(client: Client, objectives: Sequence[str], prompts: Sequence[str], seed: int = 0) -> list[Answered]:
+def look(
+    client: Client, objectives: Sequence[str], prompts: Sequence[str], seed: int = 0, method: str | None = None
+) -> list[Answered]:
     """Ask every prompt at every place in both ways, and judge the answers.
+
+    Args:
+        client: of the server.
+        objectives: of its family.
+        prompts: what is asked.
+        seed: of the first prompt's answers.
+        method: by which preferences are followed; the family's default one for None.
 
     Raises:
         LadleError: what came of a request.
     """
-    spots = places(objectives)
+    spots = places(objectives, method)
     counter = TokenCounter()
     rewards = rewards_of(objectives, [], counter)
     asked = [(place, drawn, number) for place in spots for drawn in DRAWS for number in range(len(prompts))]
@@ -74,7 +86,8 @@ def look(client: Client, objectives: Sequence[str], prompts: Sequence[str], seed
     def answer(one: tuple[str, str, int]) -> str:
         place, drawn, number = one
         wish = spots[place]
-        how: dict[str, Any] = {"method": "base"} if wish is None else {"preference": wish}
+        how: dict[str, Any] = {"method": "base"} if wish is None else {"method": method} if method else {}
+        how |= {"preference": wish} if wish else {}
         reply = client.chat(prompts[number], max_tokens=MAX_TOKENS, seed=seed + number, **how, **DRAWS[drawn])
         assert reply.usage is not None
         ended = reply.choices[0].finish_reason == "stop"
@@ -142,9 +155,11 @@ def summary(results: Sequence[Answered], objectives: Sequence[str]) -> list[list
     return rows
 
 
-def write(results: Sequence[Answered], objectives: Sequence[str], out: Path) -> str:
-    """``everyday.csv`` with every answer and ``EVERYDAY.md`` with the table, which is returned."""
-    with (out / "everyday.csv").open("w", newline="", encoding="utf-8") as file:
+def write(results: Sequence[Answered], objectives: Sequence[str], out: Path, method: str | None = None) -> str:
+    """``everyday.csv`` with every answer and ``EVERYDAY.md`` with the table, which is returned; the names of both end
+    in ``-METHOD`` where one was asked for."""
+    name = "" if method is None else f"-{method}"
+    with (out / f"everyday{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["place", "drawn", "prompt", "relevance", "degenerate", *objectives, "text"])
         for one in results:
@@ -152,13 +167,19 @@ def write(results: Sequence[Answered], objectives: Sequence[str], out: Path) -> 
             writer.writerow([one.place, one.drawn, one.prompt, *figures, one.text])
     shown = table(summary(results, objectives))
     prompts = len({one.prompt for one in results})
+    how = (
+        "the family's\ndefault method, greedy and with its"
+        if method is None
+        else f"`{method}`,\ngreedy and with the family's"
+    )
+    option = "" if method is None else f" --method {method}"
     text = f"""# The first minute with this family
 
-{prompts} prompts about topics that no training saw, one answer each of at most {MAX_TOKENS} tokens, with the family's
-default method, greedy and with its default sampling. Every answer is in [everyday.csv](everyday.csv).
+{prompts} prompts about topics that no training saw, one answer each of at most {MAX_TOKENS} tokens, with {how}
+default sampling. Every answer is in [everyday{name}.csv](everyday{name}.csv).
 
 ```
-python -m ladle.recipes.everyday demo --out families/demo
+python -m ladle.recipes.everyday demo{option} --out families/demo
 ```
 
 {shown}
@@ -167,7 +188,7 @@ python -m ladle.recipes.everyday demo --out families/demo
 prompt*: the base finds the prompt likelier behind this answer than behind the answers to {STRANGERS} other prompts at
 the same place; *relevance* is by how much, in nats per token of the prompt. Rewards are means, in their own units.
 """
-    (out / "EVERYDAY.md").write_text(text, encoding="utf-8")
+    (out / f"EVERYDAY{name}.md").write_text(text, encoding="utf-8")
     return shown
 
 
@@ -184,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--prompts", default="everyday", help="prompts, as `ladle sweep` takes them (default: everyday)"
     )
     parser.add_argument("--limit", type=int, default=PROMPTS, help=f"number of prompts (default {PROMPTS})")
+    parser.add_argument("--method", choices=sorted(METHODS), help="method (default: the family's default one)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt's answers (default 0)")
     arguments = parser.parse_args(argv)
     asked = read_prompts(arguments.prompts, "test")
@@ -191,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with serving(arguments.target, arguments.out / "server.log") as url, Client(url, timeout=600) as client:
         objectives = client.families()[0].objectives
-        results = look(client, objectives, asked, arguments.seed)
+        results = look(client, objectives, asked, arguments.seed, arguments.method)
     (arguments.out / "server.log").unlink(missing_ok=True)
-    print(write(results, objectives, arguments.out))
+    print(write(results, objectives, arguments.out, arguments.method))
     return 0
 
 

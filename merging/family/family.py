@@ -263,7 +263,7 @@ def load_family(
     models = {"": open_model("", manifest.base.model, root, cache_dir, progress)}
     for further in manifest.models:
         models[further.name] = open_model(further.name, further.model, root, cache_dir, progress)
-        require_same_tokens(models[""], models[further.name])
+        require_same_tokens(models[""], models[further.name], further.tokenizer)
     speakers: list[tuple[str, Path]] = []
     loader = MemberLoader(models, manifest.objectives, len(manifest.experts))
     kinds: dict[str, str] = {}

@@ -76,21 +76,25 @@ def open_model(
     return FamilyModel(name, folder, base_identity(base.stored.as_stored), base, architecture, spec)
 
 
-def require_same_tokens(base: FamilyModel, other: FamilyModel) -> None:
+def require_same_tokens(base: FamilyModel, other: FamilyModel, tokenizer: str | None = None) -> None:
     """Scores of both models can be added up: same tokenizer, and ``other`` knows every token of it that the base does.
 
-    Sizes may differ by padding; what is beyond the smaller one is never a token (methods F3).
+    A manifest's ``tokenizer = "base"`` says so of a model that comes without one; one that is there is compared all the
+    same. Sizes may differ by padding; what is beyond the smaller one is never a token (methods F3).
 
     Raises:
         FamilyError: naming the file, and the tensor of a vocabulary that is too small.
     """
-    file = other.base_path / TOKENIZER
     for folder in (base.base_path, other.base_path):
+        if folder == other.base_path and tokenizer == "base":
+            continue
         if not (folder / TOKENIZER).is_file():
             reason = f"no such file; it must be there to compare the tokens of model {other.name!r} with the base's"
+            if folder == other.base_path:
+                reason += '; if they are the same, say tokenizer = "base" in [[models]]'
             raise FamilyError(folder / TOKENIZER, reason)
     require_same_vocabulary(base.base_path, other.base_path)
-    needed = min(largest_id(file) + 1, base.architecture.vocabulary)
+    needed = min(largest_id(base.base_path / TOKENIZER) + 1, base.architecture.vocabulary)
     if other.architecture.vocabulary < needed:
         reason = f"model {other.name!r} has {other.architecture.vocabulary} rows for the tokenizer's {needed} tokens"
         raise FamilyError(other.base_path, reason, other.architecture.embedding)

@@ -82,11 +82,14 @@ class ModelTable(Table):
     Attributes:
         name: by which members, values and the router name it.
         model: where it lies, as in ``[base]``.
+        tokenizer: ``base`` for one that has no tokenizer of its own because its tokens are the base's; None for one
+            whose tokenizer is compared with the base's.
         amateur: what contrastive decoding contrasts the base with.
     """
 
     name: str
     model: str = Field(min_length=1)
+    tokenizer: Literal["base"] | None = None
     amateur: StrictBool = False
 
 

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from ladle.recipes.config import Recipe
 
+AMATEUR = "amateur"
+CONDITIONED = "conditioned"
+
 
 def write_manifest(recipe: Recipe, out: Path) -> None:
     """Writes `out/family.toml`; the adapters are expected in `out/adapters/NAME`. Experts and router are listed once
-    they are all there, whichever of the recipe's commands made them; so are explicit values and oracles."""
+    they are all there, whichever of the recipe's commands made them; so are explicit values, oracles, the value
+    that takes the whole preference, and the amateur."""
     lines = [
         f"name = {json.dumps(recipe.name)}",
         f"objectives = {_list(recipe.objectives)}",
@@ -70,6 +74,11 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
             f'path = "adapters/{name}"',
             f'objective = "{recipe.objectives[index]}"',
         ]
+    if (out / "adapters" / CONDITIONED).is_dir():
+        lines += ["", "[[values]]", f'name = "{CONDITIONED}"', 'kind = "implicit"', f'path = "adapters/{CONDITIONED}"']
+    if (out / AMATEUR).is_dir():
+        told = f'name = "{AMATEUR}"', f'model = "{AMATEUR}"', 'tokenizer = "base"', "amateur = true"
+        lines += ["", "[[models]]", *told]
     if recipe.experts is not None and (out / "adapters" / "router").is_dir():
         for domain in recipe.experts.samples:
             lines += ["", "[[experts]]", f'name = "{domain}"', f'path = "adapters/expert-{domain}"']

@@ -45,6 +45,8 @@ def test_the_recipe_writes_its_manifest(tmp_path: Path) -> None:
     committed = ROOT / "families" / "demo"
     for adapter in (committed / "adapters").iterdir():
         (tmp_path / "adapters" / adapter.name).mkdir(parents=True)
+    if (committed / "amateur").is_dir():
+        (tmp_path / "amateur").mkdir()
     write_manifest(load_recipe("demo"), tmp_path)
     for name in ("family.toml", "chat.jinja"):
         assert (tmp_path / name).read_text() == (committed / name).read_text()

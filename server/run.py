@@ -18,6 +18,7 @@ from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 
 from ladle.merging.exceptions import InputError
 from ladle.server.admin.loading import FamilyFiles
@@ -111,6 +112,8 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        # The first use of a worker thread imports what runs them, for up to 45 ms in which nobody else is served.
+        await run_in_threadpool(lambda: None)
         self._loader.start()
         if self.state.keys is not None and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload_keys)

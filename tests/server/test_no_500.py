@@ -133,12 +133,12 @@ def test_random_bodies(family: Family, path: str) -> None:
         kind = draw(st.integers(0, 9))
         if kind == 0:
             return draw(VALUES)
-        if kind < 5:
+        if kind < 6:
             # A sound body, and at times something else in it: what is asked for then gets as far as it can.
             body = {
                 name: draw(SOUND[name]) for name in fields if name in SOUND and (name in needed or draw(st.booleans()))
             }
-            return body | ({draw(st.sampled_from(fields)): draw(VALUES)} if kind == 4 else {})
+            return body | ({draw(st.sampled_from(fields)): draw(VALUES)} if kind == 5 else {})
         chosen = draw(st.lists(st.sampled_from(fields), max_size=4, unique=True))
         body = {name: draw(st.one_of(LIKELY.get(name, VALUES), VALUES)) for name in chosen}
         if draw(st.integers(0, 3)):
@@ -172,7 +172,8 @@ def test_random_bodies(family: Family, path: str) -> None:
         assert not engine.running
 
     check()
-    assert statuses.count(200) >= 20, "the bodies must be good enough to reach the engine at times"
+    # Some forty to a hundred; as few as 13 came once in hundreds of runs.
+    assert statuses.count(200) >= 5, "the bodies must be good enough to reach the engine at times"
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)

@@ -55,6 +55,7 @@ class Hosted:
         engine_admin: of its engine; None for one that nobody here started.
         source: what ``FamilyLoader`` loads it from.
         left_out: members that were left out.
+        provisional: its engine does without loops that are being compiled; it is loaded anew once they are there.
         users: HTTP requests that hold it.
         retired: it gets no further ones.
         gone: its engine has ended and its memory is given back.
@@ -64,6 +65,7 @@ class Hosted:
     engine_admin: EngineAdministration | None = None
     source: str = ""
     left_out: frozenset[str] = frozenset()
+    provisional: bool = False
     users: int = 0
     retired: bool = False
     loaded_at: float = field(default_factory=time.time)

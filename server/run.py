@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from ladle.merging.exceptions import InputError
+from ladle.server.admin.change_over import change_over
 from ladle.server.admin.loading import FamilyFiles
 from ladle.server.app import build_app
 from ladle.server.http.late_heads import PromptHeads
@@ -63,6 +64,7 @@ class Service:
         self._loader = threading.Thread(target=self._load, name="ladle-load", daemon=True)
         self._server: DrainingServer | None = None
         self._broken_since: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, listener: socket.socket) -> None:
         """Serve on ``listener`` until SIGTERM or SIGINT.
@@ -112,6 +114,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
         # The first use of a worker thread imports what runs them, for up to 45 ms in which nobody else is served.
         await run_in_threadpool(lambda: None)
         self._loader.start()
@@ -141,6 +144,8 @@ class Service:
         self.state.publish(hosted)
         if self._on_ready:
             self._on_ready(hosted.live)
+        if hosted.provisional and self._loop is not None:
+            asyncio.run_coroutine_threadsafe(change_over(self.state), self._loop)
 
     async def drain(self, hurry: Callable[[], bool]) -> None:
         """Refuse new work, let running requests finish for ``drain_seconds`` unless in a ``hurry``, stop the engine."""

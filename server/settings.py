@@ -128,6 +128,11 @@ class ServerSettings(BaseSettings):
     compiled_layers: bool = Field(
         True, description="on a CPU, compute the layers of a bfloat16 model as one compiled call"
     )
+    quick_start: bool = Field(
+        False,
+        description="where loops have to be compiled for the processor first, answer meanwhile without them: slower, "
+        "and from the change on with another system_fingerprint",
+    )
     cuda_graphs: bool = Field(True, description="on a GPU, record decode steps and run the recordings")
     reproducible: bool = Field(
         False, description="on a CPU, let a request's tokens depend on the request alone, in bfloat16 too"
@@ -263,6 +268,18 @@ class ServerSettings(BaseSettings):
         for name in ("key_concurrent", "key_tokens_per_minute"):
             if getattr(self, name) is not None and self.api_key_file is None:
                 raise InputError(name, getattr(self, name), reason="it needs api_key_file")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_start_with(self) -> ServerSettings:
+        reasons = {
+            "reproducible": self.reproducible and "what is computed with loops and without differs in the last bits",
+            "quantize": self.quantize != "none" and "quantised products are compiled ones",
+            "ray": self.ray and "replicas wait for compiled loops",
+        }
+        for name, reason in reasons.items():
+            if self.quick_start and reason:
+                raise InputError("quick_start", True, reason=f"not with {name}: {reason}")
         return self
 
     @property

@@ -70,7 +70,10 @@ def served(port: int) -> "Iterator[subprocess.Popen[bytes]]":
     with LOG.open("wb") as log:
         # A session of its own: Ctrl-C is ours to handle, or both would get it.
         server = subprocess.Popen(
-            bound([str(ladle), "serve", "demo", "--port", str(port)]), stdout=log, stderr=log, start_new_session=True
+            bound([str(ladle), "serve", "demo", "--port", str(port), "--quick-start"]),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         yield server

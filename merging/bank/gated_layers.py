@@ -128,12 +128,14 @@ def install(
     splits: Mapping[str, Shard] | None = None,
     reproducible: bool = False,
     quantized: bool = False,
+    tiled: bool = True,
 ) -> Gate:
     """Swap every linear layer of ``model`` for a gated one, in place; returns the gate that sets the coefficients.
 
     The plain weights are given back layer by layer, so the peak is one packed copy. ``splits``: of the layers that are
     divided among several processes, by path. ``reproducible``: a row's values depend on that row alone, whatever the
-    dtype. ``quantized``: hold the weights in int8, with the bank beside them. Raises what ``require_called`` raises,
+    dtype. ``quantized``: hold the weights in int8, with the bank beside them. ``tiled``: on a CPU, hold them in tiles
+    for compiled loops where these are the quicker ones. Raises what ``require_called`` raises,
     and FamilyError when a factor is beyond ``activation_dtype``.
     """
     gate = Gate()
@@ -145,7 +147,8 @@ def install(
     paths_of_all = {path for group in groups for path in group}
     elements = sum(weight.numel() for path in paths_of_all for weight in model.get_submodule(path).parameters())
     elements += sum(weight.numel() for weight in expert_weights(model).values())
-    tiled_rows = 0 if dispatch.on_gpu(next(model.parameters())) else dispatch.tiled_rows(activation_dtype, elements)
+    on_gpu = dispatch.on_gpu(next(model.parameters()))
+    tiled_rows = 0 if on_gpu or not tiled else dispatch.tiled_rows(activation_dtype, elements)
 
     def make(paths: list[str], linears: list[nn.Linear], expert: int | None = None) -> GatedGroup:
         split = splits.get(paths[0])

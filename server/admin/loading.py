@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ladle.guidance.registry import check_methods
@@ -11,6 +12,7 @@ from ladle.merging.family.family import load_family
 from ladle.merging.family.manifest import load_manifest
 from ladle.merging.family.place import MANIFEST_NAME, find_manifest, installed_families
 from ladle.server.engine.async_engine import AsyncEngine
+from ladle.server.engine.device import early_code
 from ladle.server.engine.engine import Engine
 from ladle.server.engine.engine_admin import EngineAdmin
 from ladle.server.engine.forward.servable import require_servable
@@ -60,7 +62,8 @@ class FamilyFiles:
         check_methods(family)
         require_servable(family)
         self._progress(f"loading {family.name} into the engine")
-        engine = Engine(family, self._settings.engine_config())
+        config, provisional = self._settings.engine_config(), self._settings.quick_start and early_code.compiling()
+        engine = Engine(family, replace(config, compiled_products=False) if provisional else config)
         engine.start()
         if own:
             self._own[family.name] = source
@@ -69,7 +72,7 @@ class FamilyFiles:
         serving = Serving.of(family, AsyncEngine(engine), engine.vocabulary, form)
         # Beside whatever comes first, which is seldom a grammar; who asks for one waits for this or tries again.
         serving.compiling.submit(serving.grammars.warm)
-        return Hosted(serving, EngineAdmin(engine), source, left_out)
+        return Hosted(serving, EngineAdmin(engine), source, left_out, provisional)
 
     def _sources(self) -> dict[str, str]:
         sources = {name: name for name in installed_families()}

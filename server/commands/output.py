@@ -51,13 +51,18 @@ def clear_errors(tell: Callable[[str], None] = complain) -> Iterator[None]:
     except (FamilyError, StartError, EngineStopped) as error:
         fail(str(error), FAILED)
     except ValidationError as error:
+        # A problem of several fields together is at no place and names them itself.
         problems = (
-            f"{'.'.join(map(str, problem['loc']))}: {(problem.get('ctx') or {}).get('error') or problem['msg']}"
+            ": ".join(part for part in (".".join(map(str, problem["loc"])), str(_reason(problem))) if part)
             for problem in error.errors()
         )
         fail("; ".join(problems), MISUSED)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED)
+
+
+def _reason(problem: Mapping[str, Any]) -> object:
+    return (problem.get("ctx") or {}).get("error") or problem["msg"]
 
 
 @contextmanager

@@ -53,9 +53,15 @@ def command(
     # a request, keeps it for this long, and steps have hundreds of operations; Python's own 5 ms are many steps.
     sys.setswitchinterval(0.0005)
     if not settings.ray and begin_code(
-        settings.device, settings.dtype, settings.quantize, settings.compiled_layers, settings.tensor_parallel
+        settings.device,
+        settings.dtype,
+        settings.quantize,
+        settings.compiled_layers,
+        settings.tensor_parallel,
+        settings.quick_start,
     ):
-        tell("compiling loops for this processor, which are kept for the next start")
+        meanwhile = "; the first answers do without them" if settings.quick_start else ""
+        tell(f"compiling loops for this processor, which are kept for the next start{meanwhile}")
     # Here, so that other commands do not wait for torch to be imported.
     from ladle.server.engine.device.allocator import prepare, settle
     from ladle.server.run import Service, listen, url_of

@@ -43,6 +43,8 @@ class EngineConfig:
         prefix_cache: reuse KV state of equal prefixes under equal weights.
         compiled_layers: on a CPU, compute all decoder layers as one compiled call where the model allows it (bfloat16
             weights, Llama's shape).
+        compiled_products: on a CPU, compute products by loops that are compiled for the processor; without them layers
+            are not compiled either.
         cuda_graphs: on a GPU, record decode steps of some sizes at the start, and run these; costs memory for the
             results of every size.
         tensor_parallel: processes that share the models, each with a part of every layer: on a GPU of its own, or on a
@@ -70,6 +72,7 @@ class EngineConfig:
     quantize: str = "none"
     prefix_cache: bool = True
     compiled_layers: bool = True
+    compiled_products: bool = True
     cuda_graphs: bool = True
     tensor_parallel: int = 1
     reproducible: bool = False
@@ -99,6 +102,8 @@ class EngineConfig:
             raise InputError("quantize", self.quantize, ", ".join(_QUANTISED))
         if self.quantize != "none" and self.tensor_parallel > 1:
             raise InputError("quantize", self.quantize, reason="a divided product (tensor_parallel) is not quantised")
+        if self.quantize != "none" and not self.compiled_products:
+            raise InputError("quantize", self.quantize, reason="quantised products are compiled ones")
         if self.reproducible and self.tensor_parallel > 1:
             raise InputError("reproducible", True, reason="sums over processes (tensor_parallel) were not tried")
         if self.expert_schedule not in _SCHEDULES:

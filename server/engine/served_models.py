@@ -167,10 +167,11 @@ class ServedModels:
             self._weights_dtype,
             self.activation_dtype,
             merged,
-            self._config.compiled_layers,
+            self._config.compiled_layers and self._config.compiled_products,
             weights=(model.base, model.architecture),
             reproducible=self._config.reproducible,
             quantized=self._config.quantize == "int8",
+            tiled=self._config.compiled_products,
             kv_dtype=self._kv_dtype,
             vectors=tuple(model.vectors.values()),
         )

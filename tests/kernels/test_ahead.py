@@ -1,5 +1,6 @@
 """Loops that are compiled in another process: what is awaited, and what is done when it fails."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,17 @@ def test_a_process_that_fails_is_told_and_not_waited_for(
     assert ahead.compile_ahead(False)
     ahead.await_code("layers")
     assert "compiled in this process" in caplog.text
+
+
+def test_all_are_awaited_and_work_gently(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = begins(monkeypatch, "import sys; sys.stdin.read(1)")
+    assert not ahead.compiling() and ahead.compile_ahead(False, gently=True) and ahead.compiling()
+    for process in begun.values():
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) > os.getpriority(os.PRIO_PROCESS, 0) or os.nice(0) == 19
+        process.stdin.write(b"x")
+        process.stdin.flush()
+    ahead.await_all()
+    assert not ahead.compiling() and len(begun) == 2 and {each.returncode for each in begun.values()} == {0}
 
 
 def test_a_process_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

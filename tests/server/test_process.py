@@ -209,6 +209,8 @@ def test_a_family_that_is_broken(tmp_path: Path) -> None:
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (["--api-key-file", "/no/such/file"], "api_key_file"),
         (["--max-context", "100000"], "max_context"),
+        (["--quick-start", "--reproducible"], "error: quick_start: not with reproducible: "),
+        (["--key-concurrent", "3"], "error: key_concurrent: it needs api_key_file"),
     ],
 )
 def test_options_that_cannot_work(family_folder: Path, options: list[str], words: str) -> None:

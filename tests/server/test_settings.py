@@ -80,8 +80,16 @@ def test_the_engine_gets_its_share() -> None:
     )  # fmt: skip
     config = settings.engine_config()
     assert config.draft_tokens == 0  # ``speculate`` says how
+    assert config.compiled_products  # but for a quick start
     for name, value in vars(config).items():
-        assert name == "draft_tokens" or value == getattr(settings, name), name
+        assert name in ("draft_tokens", "compiled_products") or value == getattr(settings, name), name
+
+
+@pytest.mark.parametrize("other", [{"reproducible": True}, {"quantize": "int8"}, {"ray": True}])
+def test_what_a_quick_start_cannot_begin_with(other: dict) -> None:
+    assert not ServerSettings(**other).quick_start
+    with pytest.raises(ValidationError, match=f"quick_start: not with {next(iter(other))}: "):
+        ServerSettings(quick_start=True, **other)
 
 
 def test_by_default_nobody_outside_is_served() -> None:

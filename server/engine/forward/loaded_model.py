@@ -116,6 +116,7 @@ def load_model(
     weights: tuple[ConvertedReader, Architecture] | None = None,
     reproducible: bool = False,
     quantized: bool = False,
+    tiled: bool = True,
     kv_dtype: torch.dtype | None = None,
     vectors: Sequence[SteeringVector] = (),
 ) -> LoadedModel:
@@ -127,6 +128,8 @@ def load_model(
         exchange: the processes that the model is divided among; nothing is exchanged while it loads.
         weights: the base's, where they have been opened already.
         quantized: hold the weights of linear layers in int8, on a CPU.
+        tiled: hold them in tiles for compiled loops, on a CPU and where these are the quicker ones. Loops that another
+            process compiles are waited for then.
         kv_dtype: of the KV pool that it will run on; None: that of its activations.
         vectors: what may be added to its hidden states, in the order of their coefficients.
 
@@ -157,12 +160,14 @@ def load_model(
         splits=splits,
         reproducible=reproducible,
         quantized=quantized,
+        tiled=tiled,
     )
     # Parameters only: rotary frequencies are float32 buffers, and positions beyond 256 need all their digits.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(activation_dtype)
     # From here on layers are tried: with loops that are compiled in another process while this one reads.
-    ahead.await_code("products")
+    if tiled:
+        ahead.await_code("products")
     fuse_norms(model)
     fuse_layers(model, attentions, activation_dtype)
     added = None
@@ -172,7 +177,8 @@ def load_model(
         add_after_layers(model, steered, added)
     if device.type == "cpu":
         dispatch.prepare_draws(device)
-        ahead.await_code("layers")
+        if tiled:
+            ahead.await_code("layers")
     stacked = compiled and not splits and compile_layers(model, activation_dtype, added, kv_dtype)
     if link is not None:
         link.open = True

@@ -26,7 +26,7 @@ def test_loops_are_begun_where_they_are_likely_to_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: dict[str, Any], driver: bool, begun: list[bool]
 ) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(early_code, "compile_ahead", lambda quantized: seen.append(quantized) or True)
+    monkeypatch.setattr(early_code, "compile_ahead", lambda quantized, gently: seen.append(quantized) or True)
     monkeypatch.setattr(early_code, "_DRIVER", tmp_path if driver else tmp_path / "nothing")
     settings: dict[str, Any] = {"device": "auto", "dtype": "auto", "quantize": "none", "compiled_layers": True}
     assert early_code.begin_code(**{**settings, "processes": 1, **changed}) == bool(begun)

@@ -67,8 +67,11 @@ async def ask(
 
 
 def _session() -> aiohttp.ClientSession:
+    # A connection for each request: one that is kept may be closed by a slow server just as it is used again.
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S), read_bufsize=1 << 20
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        read_bufsize=1 << 20,
     )
 
 

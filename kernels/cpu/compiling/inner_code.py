@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-from numba.core import typed_passes, types
+from numba.core import cgutils, typed_passes, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
@@ -96,8 +96,7 @@ def either(is_first: Any, first: Any, second: Any) -> Any:
         inside: Any = called.get_call_type(typing_context, given, {})
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            unpacked = [builder.extract_value(values[0], index) for index in range(len(given))]
-            return context.get_function(called, inside)(builder, unpacked)
+            return context.get_function(called, inside)(builder, cgutils.unpack_tuple(builder, values[0]))
 
         return inside.return_type(arguments), generate
 
@@ -114,8 +113,7 @@ def late(function: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             called: Any = types.Dispatcher(function)
             inside = called.get_call_type(typing_context, given, {})
-            unpacked = [builder.extract_value(values[0], index) for index in range(len(given))]
-            context.get_function(called, inside)(builder, unpacked)
+            context.get_function(called, inside)(builder, cgutils.unpack_tuple(builder, values[0]))
             return context.get_dummy_value()
 
         return types.void(arguments), generate

@@ -69,8 +69,8 @@ class KeptFiles(IndexDataCacheFile):
 class KeptCache(FunctionCache):
     """What one function's dispatcher asks before it compiles, and tells when it has compiled.
 
-    In between a lock is held for the signature, which ends with the process. Nobody waits in a circle: who waits for a
-    function compiles one that calls it.
+    In between a lock is held for the signature: until it is kept, cannot be compiled, or the process ends. Nobody waits
+    in a circle: who waits for a function compiles one that calls it.
     """
 
     def __init__(self, function: Any, source: str) -> None:
@@ -100,7 +100,11 @@ class KeptCache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled, and let go who waits for it."""
         super().save_overload(sig, data)
-        lock = self._compiled_here.pop(self._index_key(sig, data.codegen), None)
+        self.let_go(sig, data.codegen)
+
+    def let_go(self, sig: Any, codegen: Any) -> None:
+        """End the wait of those who wait for a signature, where there is one: it has been kept, or never will be."""
+        lock = self._compiled_here.pop(self._index_key(sig, codegen), None)
         if lock is not None:
             lock.release()
 
@@ -111,4 +115,14 @@ def keep(dispatcher: Any, source: str) -> None:
     Raises:
         RuntimeError: numba finds no folder that can be written to.
     """
-    dispatcher._cache = KeptCache(dispatcher.py_func, source)
+    cache, compile_now = KeptCache(dispatcher.py_func, source), dispatcher.compile
+
+    def compile_or_let_go(sig: Any) -> Any:
+        try:
+            return compile_now(sig)
+        except BaseException:
+            # Numba tells a cache of what was compiled, and never of what could not be.
+            cache.let_go(sig, dispatcher.targetctx.codegen())
+            raise
+
+    dispatcher._cache, dispatcher.compile = cache, compile_or_let_go

@@ -90,6 +90,8 @@ def _cut(typing_context: Any, row: Any, factor: Any, high: Any, low: Any) -> Any
         one = builder.insert_element(ir.Constant(floats, ir.Undefined), factor, ir.Constant(_I32, 0))
         scaled = builder.fmul(read, builder.shuffle_vector(one, one, ir.Constant(_WORDS, [0] * LANES)))
         nearest = builder.module.declare_intrinsic(f"llvm.rint.v{LANES}f32", (), ir.FunctionType(floats, [floats]))
+        # value = 256 upper + lower with -128 <= lower < 128: 128 is added before the shift, so that the upper digit is
+        # the nearest and not the one below.
         whole = builder.fptosi(builder.call(nearest, [scaled]), _WORDS)
         upper = builder.ashr(builder.add(whole, ir.Constant(_WORDS, [128] * LANES)), ir.Constant(_WORDS, [8] * LANES))
         # The lower digit is what is left of the lowest byte, read as a signed number.

@@ -46,6 +46,7 @@ def is_done(form: str, part: str) -> bool:
 def compile_first(form: str, part: str) -> None:
     """Compile ``part``, one of ``PARTS``, for weights of ``form``, one of ``FORMS``, unless it is kept."""
     if form != "bfloat16" or has_pairs() or not has_bfloat16():  # else such a model is not held in tiles
+        # Sizes do not matter for what is compiled, so the trial takes one token, one layer and one block.
         product, step = trial(form)
         if part == "products":
             merged_product(*product)

@@ -116,6 +116,7 @@ def _over_vectors(builder: Any, low: Any, high: Any, end: Any, body: Any) -> Non
         index,
         _,
     ):
+        # Lanes before ``low`` and from ``high`` on are read, since rows are padded, and masked.
         places = builder.add(_splat(builder, builder.trunc(index, _I32)), own)
         above, below = builder.icmp_signed(">=", places, low), builder.icmp_signed("<", places, high)
         body(index, builder.and_(above, below))
@@ -159,6 +160,7 @@ def _soften(typing_context: Any, start: Any, low: Any, high: Any, end: Any, scal
             builder.module.declare_intrinsic(f"llvm.{name}.v{_COUNT}f32", (), ir.FunctionType(_FLOATS, kind))
             for name, kind in kinds.items()
         )
+        # scaling x - most in one rounding; ln 2 is taken off in two parts, so that r keeps its last bits.
         scaling, less = _splat(builder, scaling), _splat(builder, builder.fneg(most))
         place = cgutils.alloca_once_value(builder, _lanes(0.0))
 

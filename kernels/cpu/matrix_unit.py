@@ -86,6 +86,7 @@ def _fits(typing_context: Any, weight: Any) -> Any:
         if unit is None or not unit():
             return ir.Constant(ir.IntType(1), 0)
         held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        # Steps that are no whole tile would be read beyond the block: such weights go through vectors.
         steps = cgutils.unpack_tuple(builder, held.shape, 3)[1]
         rest = builder.urem(steps, ir.Constant(_I64, ROWS))
         return builder.icmp_unsigned("==", rest, ir.Constant(_I64, 0))

@@ -34,6 +34,8 @@ def cpu_has_bfloat16() -> bool:
 def can_pack() -> bool:
     """Whether the private oneDNN operators exist and give the right product here; probed once."""
     try:
+        # Product with the identity: a changed layout or signature of the private operators shows as a wrong or missing
+        # answer.
         weight = torch.eye(16)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         x = torch.arange(32, dtype=torch.float32).view(2, 16)

@@ -43,6 +43,7 @@ def _add_part(
     start, stop = part * n // parts, (part + 1) * n // parts
     # Slices: their indices cannot be negative, which keeps the loops vectorised.
     o, a, b, d, e = out[start:stop], u[start:stop], v[start:stop], w[start:stop], x[start:stop]
+    # The first pass writes the sum of up to four terms; later ones add theirs, one after the other, to what is there.
     if on_top:
         for i in range(o.shape[0]):
             o[i] += c[0] * a[i]

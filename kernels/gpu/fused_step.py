@@ -191,10 +191,14 @@ class _Launch:
         self._n = len(tables.source_rows)
         self._floors = _floors(logits, tables, tiles.block) if tables.masks else None
         self._shared = sources_of(logits, tables, tiles, self._floors)
+        # What the launches depend on (shapes, ``plain``, ``truncates``, ``wanted``) is known on the host, so that a
+        # step can be recorded as a CUDA graph.
         self._shapes = {"BLOCK": tiles.block, "TILES": tiles.padded}
         self._sums = self._scratch(SUMS, tiles.tiles)
         self._best_ids = self._scratch(tiles.tiles, dtype=torch.int32)
         listed = tiles.tiles if tables.truncates else 0
+        # The lists could hold every token of every row; only the survivors are written, and without truncation there
+        # are none.
         self._tops = self._scratch(listed, GROUPS)
         self._lists = {
             "kept": self._scratch(listed, tiles.block),

@@ -64,6 +64,7 @@ def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, h
 def _join_part(
     sums: Floats, best: Floats, weight: Floats, firsts: Indices, heads: int, mixed: Any, parts: int, part: int
 ) -> None:
+    # A row's segments lie side by side in ``sums``, from firsts[t] to before firsts[t + 1].
     tokens, dim = mixed.shape[0], mixed.shape[1] // heads
     for t in range(part * tokens // parts, (part + 1) * tokens // parts):
         for head in range(heads):

@@ -40,6 +40,8 @@ class _Lowering(typed_passes.NativeLowering):
 
     def run_pass(self, state: Any) -> bool:
         """``NativeLowering`` in the form in which it prepares nothing for execution, and what callers need."""
+        # Numba's lowering with a library that is never finalised: no wrapper for Python or C, no machine code, only
+        # LLVM's code for callers to link and optimise.
         context, flags = state.targetctx, state.flags
         state.library = _Library(context.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()
@@ -50,6 +52,8 @@ class _Lowering(typed_passes.NativeLowering):
         def called(*arguments: object) -> None:
             raise TypeError(f"{name} can be called from compiled code only")
 
+        # Callers look the function up by its description and link its library; ``called`` stands where the entry for
+        # Python would be.
         context.insert_user_function(called, state["cr"].fndesc, [state.library])
         state.reload_init.extend(state.library._reload_init)
         state["cr"] = state["cr"]._replace(cfunc=called)
@@ -92,6 +96,8 @@ def either(is_first: Any, first: Any, second: Any) -> Any:
 
     def typed(typing_context: Any, arguments: Any) -> Any:
         given = tuple(unliteral(kind) for kind in arguments.types)
+        # Decided while types are inferred, so that the branch that is not taken is never typed and may not even fit the
+        # types.
         called: Any = types.Dispatcher(first if is_first(*given) else second)
         inside: Any = called.get_call_type(typing_context, given, {})
 
@@ -111,6 +117,8 @@ def late(function: Any) -> Any:
         given = tuple(unliteral(kind) for kind in arguments.types)
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            # Typed only when the caller's code is generated: type inference of the caller has ended by then, with all
+            # that it compiled on the way.
             called: Any = types.Dispatcher(function)
             inside = called.get_call_type(typing_context, given, {})
             context.get_function(called, inside)(builder, cgutils.unpack_tuple(builder, values[0]))

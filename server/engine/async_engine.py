@@ -86,6 +86,7 @@ class AsyncEngine:
         """On the engine thread."""
         assert self._loop is not None
         try:
+            # One wake-up of the loop for all tokens of a step.
             self._loop.call_soon_threadsafe(self._put, outputs)
         except RuntimeError:
             # The loop is closed: nobody listens any more.

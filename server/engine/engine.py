@@ -137,6 +137,7 @@ class Engine:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
+        # Checked on the caller's thread: what can never run is refused before it takes a place in the queue.
         sequence = Sequence(request, self.check(request), changes=check_schedule(request, self.check))
         sequence.ticket = self.room.enter(request.prompt_cost)
         with self._wake:

@@ -150,6 +150,7 @@ class ModelRunner:
     def again(self, sequences: Seq[Sequence]) -> StepResult:
         """One more token for each of ``sequences``, at least one, whose drafted token was drawn in the last step, from
         what that step computed."""
+        # No forward: the logits behind the confirmed token are among those that the last step computed for its draft.
         result, logits = StepResult(), self._logits
         assert logits is not None
         for sequence in sequences:
@@ -213,6 +214,7 @@ class ModelRunner:
         if not self._recorded or plan.chunks:
             return None
         keys = {lane.materialised for lane in plan.lanes}
+        # All lanes of the step under one set of weights, or a recording of one model would compute only some of them.
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 else None
         if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_lanes:
             return None
@@ -267,6 +269,7 @@ class ModelRunner:
         values: list[Tensor] = []
         for own in _by_weights(chunks, [])[1].values():
             states = self._hidden(own[0].lane, self._layouts.build([], own))
+            # The forward's rows are the chunks' tokens one after the other; a text's value is read at its last token.
             stop = 0
             for chunk in own:
                 stop += chunk.count

@@ -158,6 +158,7 @@ class ServedModels:
     def _build(self, key: WeightsKey) -> LoadedModel:
         name = self._name_of[key.base_revision]
         model = self.family.models[name]
+        # Full-weight members are merged into fresh tensors; low-rank ones stay factored in the bank.
         merged = dict(Merge.of(model).tensors(key.coefficients(), self._weights_dtype)) if key.terms else None
         load = partial(
             load_model,
@@ -230,6 +231,7 @@ class ServedModels:
     def merged_sets(self, plan: Plan) -> dict[WeightsKey, int]:
         """Bytes of the sets of merged full weights that ``plan`` needs at once."""
         sources = (*plan.sources, *plan.watching)
+        # Lanes split off what the bank carries: of a plan with low-rank members alone nothing is left to be merged.
         keys = {Lane(source, self._weights(source), (), self._bank).materialised for source in sources}
         return {key: self.store.set_nbytes(key) for key in keys if not self.store.is_plain(key)}
 

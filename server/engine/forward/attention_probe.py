@@ -25,6 +25,7 @@ def learn_attention(model: Any, config_file: Path) -> dict[int, LayerAttention]:
     Raises:
         FamilyError: it cannot run on the KV pool, as a sentence.
     """
+    # First what the configuration says by itself, then what one forward shows.
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds:

@@ -66,6 +66,7 @@ class HostGroup:
 
     def on_device(self, sent: list[Tensor], arange: Tensor) -> AttentionGroup:
         """``sent``: ``arrays`` on their device; ``arange`` 0, 1, 2, ... there."""
+        # Keys that follow their blocks have the positions 0, 1, 2, ...: a slice of what lies on the device anyway.
         keys = arange[: self.keys] if isinstance(self.keys, int) else sent[2]
         visible = None if self.visible is None else sent[-1]
         return AttentionGroup(self.start, self.stop, self.left_padding, sent[0], sent[1], keys, visible)

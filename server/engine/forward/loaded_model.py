@@ -64,6 +64,8 @@ class LoadedModel:
         # Seen on its way into the output head: what a model does to its logits afterwards is its own affair.
         hooks = [self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: states.append(x[0]))]
         if layout.watch_indices is not None:
+            # Rows that are watched have no logits: their states are taken from the trunk's output, all of which it
+            # gives.
             hooks.append(self._trunk.register_forward_hook(lambda _, x, y: every.append(y.last_hidden_state[0])))
         try:
             logits = self._logits(layout, context)

@@ -237,6 +237,7 @@ class GrammarPool:
                 logger.error("%s", position.error)
                 return
             position.home, position.slot = home, home.free.pop()
+            # Unknown again until the worker has said where the tokens led.
             position.state, position.ready = None, False
             home.positions[position.name] = position
             tokens = struct.pack(f"<{len(position.tokens)}I", *position.tokens)

@@ -115,6 +115,7 @@ class Worker:
                     return _reason(walk)
                 if not mask or time.process_time() - started > _TRIAL_S:
                     break
+                # A random bit of the mask: the highest allowed token below a random place, else the highest of all.
                 below = mask & ((1 << ways.randrange(1, mask.bit_length() + 1)) - 1) or mask
                 if not walk.consume_token(below.bit_length() - 1):
                     return _reason(walk)

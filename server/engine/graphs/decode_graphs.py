@@ -70,6 +70,7 @@ class DecodeGraphs:
             # not).
             for size in sizes:
                 step = RecordedStep(size, model, cache, table, self._vocabulary, arange, router)
+                # Filled with a plausible step first: the warm-up runs it, and kernels compile for what they will see.
                 step.fill(self._example(size))
                 self._steps[size] = step
                 self._replays[size] = record(step.compute)

@@ -36,6 +36,8 @@ class BlockHashes:
         """Hashes of the first ``blocks`` full blocks of ``tokens`` (which only ever grows at its end)."""
         start = len(self._values)
         if blocks > start:
+            # Each hash takes in the one before it, so that one value stands for the whole prefix and not for its own
+            # block alone.
             fresh = np.asarray(tokens[start * BLOCK_SIZE : blocks * BLOCK_SIZE], dtype="<u4")
             for block in fresh.reshape(-1, BLOCK_SIZE):
                 self._last = hashlib.blake2b(self._last + block.tobytes(), digest_size=16).digest()

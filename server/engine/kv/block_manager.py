@@ -87,6 +87,7 @@ class BlockManager:
     def _forget(self, block: int) -> None:
         value = self._hash_of.pop(block, None)
         if value is not None:
+            # Both directions go together: a block is found by one hash, and a hash names one block.
             del self._block_of[value]
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:

@@ -78,6 +78,7 @@ class KVCache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
         """Store ``keys``, ``values`` [tokens, heads, head_dim] of ``layer`` at ``slot_mapping`` [tokens]."""
+        # One scatter of [tokens, 2, heads, d], rounded to the pool's dtype.
         pair = torch.stack((keys, values), dim=1)
         self.layers[layer].index_copy_(0, slot_mapping, pair.to(self.layers[layer].dtype))
 
@@ -89,6 +90,7 @@ class KVCache:
     def gather(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [lanes, heads, blocks * BLOCK_SIZE, head_dim] of the blocks ``table`` [lanes, blocks]."""
         shape = self.shapes[layer]
+        # Whole blocks are gathered, padding ones (block 0) among them; the mask hides what is not the lane's.
         blocks = self.layers[layer].view(self.blocks, -1)
         lanes, width = table.shape
         pairs = blocks.index_select(0, table.reshape(-1))

@@ -30,6 +30,7 @@ def pack(layout: StepLayout) -> tuple[dict[str, Any], list[Tensor]]:
         groups.append([group.start, group.stop, group.left_padding, plain])
         tensors |= {f"{index}.positions": group.positions, f"{index}.block_table": group.block_table}
         tensors |= {f"{index}.visible": group.visible, f"{index}.keys": group.keys if plain is None else None}
+    # Absent tensors are left out of the headers, so that the other side sees which there are.
     there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     headers = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in there.items()}
     flat = [

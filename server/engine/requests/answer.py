@@ -94,6 +94,7 @@ class Answer:
 
     def _cut(self, output: StepOutput) -> Ending:
         """What ``output`` would show if it were the last one; what comes goes on as if nothing had been asked."""
+        # A copy is brought to its end as if nothing more came; this answer goes on untouched.
         twin = self.copy()
         if twin._thought is None:
             return Ending(output.text + twin.finish(), None, 0)
@@ -136,6 +137,7 @@ class Answer:
                 break
         closed = thought.phase is ThoughtPhase.AFTER
         if reason is None and not placed.answer and count >= sampling.max_tokens:
+            # The length ends it before its answer has begun: all that was held back comes out, where it belongs.
             said = self._thinks(placed, closed=False)
             text, rest = self._rest(thought)
             return piece, text, "length", None if placed.own else said + rest

@@ -96,6 +96,7 @@ class WaitingRoom:
         """A place for a request of ``tokens``. Raises QueueFull."""
         with self._lock:
             now = self._clock()
+            # A request larger than the whole bound still gets in when nobody waits, or it never would.
             over = self.tokens + tokens - self.most_tokens
             if self.requests >= self.most or (self.requests and over > 0):
                 self._refuse(over)

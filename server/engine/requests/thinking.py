@@ -176,6 +176,7 @@ class Thought:
             self._held = []
             self._begin()
             return Placed(own=False)
+        # A beginning of the opening tag: it is held until the next token decides.
         if opening[: len(self._held)] == tuple(self._held):
             return Placed(own=False)
         held, self._held = tuple(self._held), []
@@ -213,6 +214,7 @@ class Thought:
     def _scripted(self, token: int) -> Placed:
         """A token of what ends the thought: the message's are thought, the tag's are held."""
         assert self._held[-1] == token, "the mask leaves no other token"
+        # More is left to come than the tag is long, so this token is still of the message.
         if len(self._held) + len(self._script or ()) > len(self._thinking.close):
             self._held = []
             self.tokens += 1

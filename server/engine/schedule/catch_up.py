@@ -53,10 +53,12 @@ def plan_catch_up(scheduler: Scheduler, wanted: Mapping[Sequence, Seq[Lane]]) ->
             # What another request computed of this text under this expert's weights may be in the prefix cache.
             if scheduler.missing(sequence, lane) > BLOCK_SIZE:
                 scheduler.reuse(sequence, lane)
+    # A budget of its own: what the router has just asked for comes on top of the step that it was computed in.
     left = scheduler.max_batch_tokens
     lacking = {sequence: sum(scheduler.missing(sequence, lane) for lane in lanes) for sequence, lanes in lazy.items()}
     # Shortest first: a long prompt for one expert delays nobody who needs a few tokens.
     for sequence in sorted(lazy, key=lacking.__getitem__):
+        # All lazy lanes of a sequence end in one step, or none: the draw needs the logits of every chosen expert.
         final = lacking[sequence] <= left
         if not final:
             catch_up.behind.add(sequence)

@@ -74,6 +74,8 @@ class ExpertRouter:
         soft = dict(zip(mixed, zip(mixes[::2], mixes[1::2], strict=True), strict=True))
         turns = {}
         for index, (sequence, routing) in enumerate(routed):
+            # One routed sequence after the other on the host: whether experts are asked, which, with what shares, and
+            # who spoke last.
             row = said[index]
             named = dict(zip(_names(sequence, routing), row, strict=True))
             # Experts are always asked, but for a plan with a threshold only where sigmoid(d) is above it.

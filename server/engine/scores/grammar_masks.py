@@ -50,6 +50,7 @@ class GrammarMasks:
     def admit(self, sequence: Sequence) -> None:
         """Take over the grammar of ``sequence``, if it has one, at the end of its output."""
         assert sequence.slot is not None
+        # Whoever had this slot is gone, preempted or ended without a word to us.
         self._finish_those_gone(sequence.slot)
         grammar = sequence.request.grammar
         if grammar is not None:

@@ -94,6 +94,7 @@ class Sampler:
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
         """Which tokens may come next of those of ``sequences`` that follow a grammar, or may not end yet (no request
         asks for both), or whose thought is long enough."""
+        # Later ones win: a thought that must end decides against a grammar, whose turn comes after it.
         masks = {**self._grammars.allowed(sequences, vocabulary), **self._least.allowed(sequences, vocabulary)}
         return {**masks, **self._thoughts.allowed(sequences, vocabulary)}
 
@@ -122,6 +123,7 @@ class Sampler:
         entropies = Entropies(made.guided, [sequences[index] for index in seen], step.allowed)
         traced = {index: sequences[index] for index in seen if sequences[index].request.plan.trace}
         guided = made.guided if len(traced) == len(seen) else made.guided[[seen.index(index) for index in traced]]
+        # Traces cost passes over the vocabulary, so they are made for the sequences that asked alone.
         tracer = Tracer(logits, step, guided, made.tokens, traced) if traced else None
         valued = [s for s in sequences if s in values] if values else []
         reported = [] if tracer is None else tracer.tensors

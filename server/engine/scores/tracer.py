@@ -37,6 +37,8 @@ class Tracer:
         picked, own, firsts = send([np.array(part) for part in (list(traced), plain, leading)], guided.device)
         base = logits.index_select(0, own).to(guided.dtype)
         first = logits.index_select(0, firsts).to(guided.dtype)
+        # Everything stays on the device until the tokens are read: six numbers per traced sequence, and the values of
+        # its candidates.
         self.tensors = [
             dispatch.token_logprobs(base, tokens.index_select(0, picked)),
             dispatch.guidance_shift(base, guided),

@@ -27,6 +27,7 @@ def monitors_of(family: Family, plan: Plan, asked: Mapping[str, Any] | None) -> 
     """
     monitors = list(family_monitors(family))
     if asked is not None:
+        # The same value or question as one of the family's: that one made stricter, not a second one beside it.
         index = next((i for i, entry in enumerate(family.manifest.monitors) if _same(entry, asked)), None)
         if index is None:
             monitors.append(_monitor(family, asked["value"] or "ask", asked))

@@ -80,8 +80,12 @@ def resolve(family: Family, steering: Steering) -> Plan:
             raise InputError("steering.search", steering.search, reason=reason)
         return _scheduled(family, steering)
     if steering.target is not None:
+        # A target becomes the preference that is expected to reach it; the plan is resolved from that one, and reports
+        # the request as it was sent.
         aimed, reached = resolve_target(family, steering)
         return replace(resolve(family, aimed), target=reached.outcomes, steering=steering)
+    # In this order, so that an error names the first thing to be changed: the method, what it needs of the family,
+    # options that it has no use for, and last the values of its own.
     name = steering.method if steering.method is not None else _unnamed(family, steering)
     if name not in METHODS:
         raise InputError("steering.method", name, _usable(family))
@@ -100,6 +104,7 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
+    # The method gives sources and rule; monitors, search and ranking stand around any method.
     plan = method.plan(family, steering)
     plan = replace(plan, steering=steering, monitors=monitors_of(family, plan, steering.monitor))
     if steering.search is not None:

@@ -30,6 +30,7 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
     new = Steering.parse(given)
     named = {key for key, value in given.items() if value is not None}
     kept = set(OPTIONS) - {"schedule"}
+    # Another method has options of its own: only the aim goes over, and what holds for the whole answer.
     if "method" in named and new.method != before.method:
         kept = {"preference", "target", "trace", "monitor"}
     if named & AIMS:

@@ -84,6 +84,7 @@ def guides(
     assert state.available, state.reason
     weights, warnings = _weights(kind, chosen, preference)
     parts = [(value, weight) for value, weight in zip(chosen, weights, strict=True) if weight != 0.0]
+    # Merging needs one model, one prompt and one kind of score; only values that take part can stand in the way.
     obstacle = _obstacle([value for value, _ in parts])
     if obstacle and combine == "merged":
         raise InputError("steering.combine", combine, "ensemble", obstacle)
@@ -98,6 +99,7 @@ def _guide(name: str, weight: float, parts: Sequence[tuple[ValueMember, float]],
     first = parts[0][0]
     coefficients: dict[str, float] = {}
     for value, share in parts:  # two values may share their weights and differ in their heads
+        # Shares are added by member, because that is what is merged; heads stay by value.
         coefficients[value.member] = coefficients.get(value.member, 0.0) + share
     return Guide(
         name=parts[0][0].name if len(parts) == 1 else name,
@@ -133,6 +135,7 @@ def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[V
     missing = [objective for objective in family.objectives if objective not in singles]
     if not missing:
         return tuple(singles[objective] for objective in family.objectives), Availability(True)
+    # No single values at all: the mixes must span the objectives, one row of B each.
     rows = tuple(value for value in values if value.rewards is not None)
     if singles or not rows:
         names = ", ".join(repr(name) for name in missing)
@@ -150,6 +153,7 @@ def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[V
 def _weights(
     kind: Kind, values: tuple[ValueMember, ...], preference: Preference
 ) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    # One value per objective has the preference's own weights; values of reward mixes have those that solve for it.
     if all(value.objective is not None for value in values):
         wanted = preference.as_dict()
         return tuple(wanted[value.objective or ""] for value in values), ()

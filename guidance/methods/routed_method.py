@@ -43,6 +43,7 @@ class RoutedMethod(ABC):
         if merged is not None:
             speaking = (family.router.member, *(family.members_of[name] for name in family.experts))
             warnings += _not_merged(family, steering, list(dict.fromkeys(speaking)))
+        # Source 0 is the router, and the experts follow in the order of its head's rows.
         routing = self.routing(steering, family.router.name, tuple(range(1, len(family.experts) + 1)))
         complement, weight = routing.factors(steering.normalize)
         # Where the router defers it is either silent or alone.

@@ -42,6 +42,8 @@ class GatedExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """``hidden_states`` [tokens, hidden], ``top_k_index`` and ``top_k_weights`` [tokens, k] -> [tokens, hidden]."""
         result = torch.zeros_like(hidden_states)
+        # Token-expert pairs sorted by expert, stably: each expert gets its tokens as one batch, in the order of the
+        # tokens.
         order = top_k_index.flatten().sort(stable=True)
         experts, counts = order.values.unique_consecutive(return_counts=True)
         rows_by_expert = order.indices.split(counts.tolist())

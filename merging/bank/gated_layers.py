@@ -143,6 +143,7 @@ def install(
     head = find_head() if find_head is not None else None
     require_called(model, bank, groups)
     paths_of_all = {path for group in groups for path in group}
+    # How many weights there are decides whether a second, tiled copy of them may be held.
     elements = sum(weight.numel() for path in paths_of_all for weight in model.get_submodule(path).parameters())
     elements += sum(weight.numel() for weight in expert_weights(model).values())
     tiled_rows = 0 if dispatch.on_gpu(next(model.parameters())) else dispatch.tiled_rows(activation_dtype, elements)
@@ -168,6 +169,8 @@ def install(
     for paths in groups:
         linears: list[Any] = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
+        # The product is packed, then the layers that it stands for are replaced, so that their plain weights are free
+        # before the next group is packed.
         group = make(paths, linears)
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")

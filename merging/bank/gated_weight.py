@@ -41,6 +41,7 @@ class WeightProduct:
         y = y if bias is None else y + bias
         if self._low is not None and not self.gate.closed:
             shrink, expand, pattern = self._low
+            # In float32 or wider, whatever the weight is cast to: the delta is small beside W x.
             low = shrink(flat.to(self._dtype)) * self.gate.scale(pattern)
             y = y + expand(low.to(self._dtype)).to(y.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -75,6 +76,9 @@ class GatedWeight(Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
+        # Everything that a module does with the weight comes here. Products go to ``product``; shapes and casts are
+        # answered, and a cast stays a gated weight; whatever else would read the plain values is refused, not computed
+        # wrongly.
         with torch._C.DisableTorchFunctionSubclass():
             if function is F.linear:
                 named = dict(zip(("input", "weight", "bias"), args, strict=False)) | options
@@ -141,6 +145,8 @@ def _multiplies_alone(model: nn.Module, path: str) -> bool:
 
 def _multiplies(model: nn.Module, path: str) -> bool:
     """Whether the module ``path`` multiplies with its weight. Raises RuntimeError where it does something else."""
+    # A forward with a stand-in for the weight shows what the module does with it; the parameter is put back in its old
+    # place, since the order of parameters is visible.
     module, probe = model.get_submodule(path), Probe()
     order = list(module._parameters)
     weight = _swap(module, probe)

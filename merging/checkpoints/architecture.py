@@ -112,6 +112,7 @@ def read_architecture(folder: str | Path) -> Architecture:
     except (NotImplementedError, AttributeError, StopIteration) as error:
         reason = f"this architecture cannot be served: {type(model).__name__} has no plain input embeddings"
         raise FamilyError(file, reason) from error
+    # A tied weight is stored once: members may change its layer, but files and merges have it under the other name.
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     weights = {name: shape for name, shape in blueprint.conversion.weights.items() if name not in tied}
     config = comparable(blueprint.config)
@@ -167,6 +168,8 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
         stored = QuantisedReader(folder, blueprint.quantization, dtype)
     weights = ConvertedReader(stored, blueprint.conversion)
     check_weights(architecture, weights)
+    # A tie of the config holds only as far as the checkpoint agrees: two different values untie it, one value under
+    # either name keeps it.
     apart = architecture.untied_by(weights)
     for name, source in architecture.tied.items():
         if name in weights and source not in weights:

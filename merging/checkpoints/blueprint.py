@@ -83,6 +83,8 @@ class Blueprint:
         Raises:
             FamilyError: the conversion of its tensors fails.
         """
+        # A state dict without memory: transformers runs its real loading, conversions and all, and reports what it
+        # would do.
         state = {name: torch.empty(reader.shape(name), dtype=reader.dtype(name), device=_META) for name in reader.names}
         _, info = self._on_meta(state, torch.float32, "eager")
         if info["error_msgs"]:

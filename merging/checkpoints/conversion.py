@@ -87,6 +87,7 @@ class Conversion:
 
         pieces: dict[str, Piece] = {}
         strangers = []
+        # transformers' own order of tensors: parts of one weight are joined in it, expert 2 before expert 10.
         for name in sorted(names, key=dot_natural_key):
             renamed, pattern = self.rename(name)
             if renamed not in self._state:
@@ -101,6 +102,7 @@ class Conversion:
         """The weights of ``piece``, from its tensors in the checkpoint by their names there."""
         if piece.transform is None:
             return {piece.name: tensors[piece.sources[0][1]]}
+        # transformers' objects collect tensors as they go, so each conversion has its own.
         transform = deepcopy(piece.transform)
         for pattern, source in piece.sources:
             transform.add_tensor(piece.name, source, pattern, tensors[source])
@@ -160,6 +162,7 @@ class ConvertedReader:
             self._pieces[piece.name] = piece
             self._layout[piece.name] = self.stored.shape(first), self.stored.dtype(first)
             return
+        # On the meta device: what a conversion gives is learned from shapes alone, before anything is read.
         empty = {
             source: torch.empty(self.stored.shape(source), dtype=self.stored.dtype(source), device="meta")
             for _, source in piece.sources

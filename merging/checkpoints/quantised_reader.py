@@ -108,6 +108,8 @@ class Quantization:
             named |= _optional(reader, path, {"zero": "weight_zero_point", "g_idx": "weight_g_idx"})
             outputs, inputs = (int(size) for size in reader.tensor(named["shape"]))
             words = reader.shape(named["packed"])[1]
+            # The configuration may have several groups, of which the number of bits would have to be found; the words
+            # of a row say it, too.
             bits = next((bits for bits in (2, 4, 8) if -(-inputs * bits // 32) == words), None)
             if bits is None:
                 reason = f"{words} words per row for {inputs} inputs; rows of 2, 4 or 8 bits are read; {CURE}"

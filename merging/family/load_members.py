@@ -105,6 +105,8 @@ class MemberLoader:
                 else f"{entry.name!r} is a PBLoRA; only implicit values without objective and rewards may be"
             )
             raise FamilyError(path / CONFIG, reason)
+        # A folder that several entries name is read once per model: the first entry's name is the member's, and the
+        # others point to it.
         place = (model.name, path.resolve())
         first = self._loaded.setdefault(place, entry.name)
         self.members_of[entry.name] = first

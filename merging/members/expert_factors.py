@@ -43,6 +43,7 @@ class ExpertFactors:
     def take(self, module: str, a: Tensor, b: Tensor) -> bool:
         """Keep the pair of the module that the adapter calls ``module`` if it belongs to experts. Raises FamilyError
         for one that does and has another shape than its expert."""
+        # PEFT nests what it wraps: the number of ``.base_layer`` at the end says which pair of a module this is.
         container = module
         while container.endswith(_NESTED):
             container = container.removesuffix(_NESTED)

@@ -99,6 +99,7 @@ def _tie(architecture: Architecture, reader: ConvertedReader) -> frozenset[str]:
     config = load_config(reader.folder) if ours else architecture.blueprint.config
     if not getattr(config.get_text_config(), "tie_word_embeddings", False):
         return frozenset()
+    # The member's one tensor stands for two of the base's: the embeddings, and the head that the base has apart.
     reader.share(architecture.embedding, OUTPUT_HEAD)
     return frozenset({OUTPUT_HEAD})
 

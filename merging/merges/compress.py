@@ -114,6 +114,7 @@ def compress(
     for done, name in enumerate(names, start=1):
         if name not in member.reader:
             continue  # the output head of an explicit value's checkpoint, which is the base's
+        # Tensor by tensor, so that the peak is one weight and its decomposition.
         ours, theirs = base.tensor(name), member.reader.tensor(name)
         exact = torch.float64 if torch.float64 in (ours.dtype, theirs.dtype) else torch.float32
         delta = theirs.to(exact) - ours.to(exact)
@@ -148,10 +149,12 @@ def truncated_svd(delta: torch.Tensor, rank: int | None, energy: float | None) -
     """
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     if energy is not None:
+        # By Eckart and Young the squared norm that rank r keeps is the sum of its r largest squared singular values.
         share = torch.cumsum(s.double().square(), dim=0) / s.double().square().sum()
         # The tolerance keeps energy=1.0 from chasing singular values that are rounding noise.
         rank = int((share < energy - 1e-12).sum()) + 1
     assert rank is not None
+    # Numerical rank: singular values below the rounding of the largest one carry no information.
     significant = int((s > s[0] * max(delta.shape) * torch.finfo(s.dtype).eps).sum())
     r = max(1, min(rank, significant))
     root = s[:r].sqrt()

@@ -123,6 +123,7 @@ def _unnamed(family: Family, steering: Steering) -> str:
 
 def _scheduled(family: Family, steering: Steering) -> Plan:
     plans = []
+    # Each part is resolved as a request of its own, so that it may have another method; errors name the part.
     for index, (start, part) in enumerate(parts_of(steering)):
         try:
             plan = resolve(family, part)
@@ -165,6 +166,7 @@ def default_method(family: Family) -> str:
         FamilyError: the manifest names a method that is unknown or that the family cannot serve.
     """
     name = family.manifest.default_method
+    # Methods stand in order of preference, and the base, which every family has, ends the search.
     if name is None:
         return next(name for name, method in METHODS.items() if method.availability(family).available)
     _require(family, "default_method", name)

@@ -96,6 +96,7 @@ def guides(
 
 
 def _guide(name: str, weight: float, parts: Sequence[tuple[ValueMember, float]], kind: Kind) -> Guide:
+    # Model, prompt and reference are the same for all parts: what differs was refused or ensembled before.
     first = parts[0][0]
     coefficients: dict[str, float] = {}
     for value, share in parts:  # two values may share their weights and differ in their heads

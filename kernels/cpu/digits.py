@@ -173,6 +173,7 @@ def multiply_digits(weight: Any, units: Floats, digits: Digits, y: Floats, first
     ``weight`` [blocks, steps, 64] uint8, as ``tiled_product.pack`` makes it; ``units`` [outputs in whole blocks], what
     one of an output's weights counts; ``y`` [rows, outputs in whole blocks].
     """
+    # Sums of digits for some rows and eight blocks at a time stay in a core's cache until they are put together.
     rows = y.shape[0]
     made = aligned((2 * _TOGETHER, _GROUP * LANES), digits.sums)
     for start in range(first, last, _GROUP):

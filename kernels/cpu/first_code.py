@@ -58,6 +58,8 @@ def compile_first(form: str, part: str) -> None:
 
 def trial(form: str) -> tuple[tuple[Any, ...], LayerPass]:
     """What ``merged_product`` and ``run_layers`` take for one token of a model of zeros."""
+    # Dtypes as ``TiledProduct`` would choose them for such a model on this processor; they are all that the compiled
+    # code follows from.
     in_pairs = form == "bfloat16" and has_bfloat16()
     held: Any = np.int16 if in_pairs else np.uint16
     weight: Any = held if form == "bfloat16" else np.uint8 if has_digits() else np.int8

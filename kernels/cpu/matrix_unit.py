@@ -82,6 +82,7 @@ def _register(number: int) -> Any:
 
 def _fits(typing_context: Any, weight: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # Known when the loop is compiled: for weights that the processor has no unit for, it is the constant false.
         unit = {types.int16: has_matrix_unit, types.uint8: has_integer_unit}.get(signature.args[0].dtype)
         if unit is None or not unit():
             return ir.Constant(ir.IntType(1), 0)
@@ -120,6 +121,8 @@ def _tile(tiles: int, blocks: int, onto: bool) -> Any:
         steps: Any, lower: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            # The dtype of the rows decides the instruction: bfloat16 pairs into float32, signed times unsigned bytes
+            # into int32.
             product = _PRODUCTS.get(signature.args[0].dtype)
             if product is None or not may_use_tiles():
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called

@@ -53,6 +53,7 @@ def multiply_part(
     # Parts are runs of whole blocks of sixteen outputs: no sum is divided among threads.
     blocks = product.weight.shape[0]
     first, last = part * blocks // parts, (part + 1) * blocks // parts
+    # W x first: it reads the most memory, and the part's outputs are in the cache for what follows.
     _multiply((product.weight, product.steps, x, digits, y, first, last))
     rows = x.shape[0]
     start, stop = first * LANES, min(last * LANES, product.expand.shape[1])
@@ -131,6 +132,7 @@ def multiply_beside(
 
 @compiled()
 def merged_product(product: Product, scale: Floats, x: Any, y: Floats, out: Any, threads: int) -> None:
+    # Scratch for the rank sums of all parts, and digits where weights are whole numbers.
     rows, ranks = scale.shape
     shrunk = room_for_shrunk(rows, ranks, product.tiles.shape[0] > 0)
     digits = room(((product.weight,), rows, width_of(product.weight)))

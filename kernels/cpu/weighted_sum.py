@@ -24,6 +24,7 @@ def weighted_sum(out: Floats, terms: list[tuple[float, Floats]]) -> None:
         terms: (c_k, x_k), at least one, each x_k [n] and contiguous.
     """
     threads = numba.get_num_threads()
+    # Part by part, and within a part pass by pass: later passes find the part in the cache.
     for start in range(0, out.shape[0], PART):
         part = slice(start, start + PART)
         for first in range(0, len(terms), AT_ONCE):

@@ -48,6 +48,7 @@ def add_vectors(x: Tensor, amounts: Tensor, vectors: Tensor) -> Tensor:
     """
     _check(x, amounts, vectors)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    # A grid of no programs cannot be launched.
     if x.numel() == 0:
         return out
     # Grid: (rows, blocks of columns). Strides are passed, so that x may be a view of a wider buffer.

@@ -78,6 +78,7 @@ def apply_penalties(
 
 
 def _in_place(scores: Tensor, tables: StepTables, base: Tensor, floors: Tensor | None, block: int | None) -> Tensor:
+    # A program reads its own tile before it writes it, so that the result may take the place of the scores.
     if scores.stride(-1) == 1:
         return combine(base, tables, scores, floors, scores, block)
     return scores.copy_(combine(base, tables, None, floors, scores, block))

@@ -217,6 +217,7 @@ class _Launch:
         summarise[grid](**self._shared, **made, **self._shapes, FULL=full, GROUPS=GROUPS, **options)
 
     def draw(self) -> tuple[Tensor, Tensor]:
+        # The draw reads tables and summaries alone; the logits are not touched again.
         known = {name: self._shared[name] for name in _DRAWN}
         # Only where top-k, top-p or min-p cut a row: bound the survivors, then write them down. Rows that are not cut
         # leave both kernels at once.
@@ -236,6 +237,7 @@ class _Launch:
         return tokens, thresholds
 
     def report(self, tokens: Tensor) -> SampledTokens:
+        # The most that any sequence wants: each stops at its own number, and the rest of its row keeps -1 and -inf.
         wanted = min(self._tables.wanted, self._logits.shape[1])
         shared = {name: self._shared[name] for name in _REPORTED}
         lists = {

@@ -254,6 +254,7 @@ def _expand_variant(
     aligned: bool = True,
 ) -> Variant:
     wide = expand == torch.float32
+    # Tile shapes follow from dtype and from which side of 16 rows and ranks lie: there are few kernels to compile.
     height = _rows(rows) if not wide else 16
     columns = _ranks(ranks, 32) if height == 16 else 32
     signature = {"out": POINTERS[out], "shrunk": POINTERS[shrunk], "scale": "*fp32:16", "expand": POINTERS[expand]}

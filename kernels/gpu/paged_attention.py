@@ -176,6 +176,7 @@ def paged_attention(
     # The grid covers what the table could hold: reading the lanes' true lengths would wait for the device. Programs
     # beyond a lane's end leave at once.
     chunks = triton.cdiv(table.shape[1] * page, CHUNK)
+    # One chunk needs no second launch: its program divides by the sum itself.
     variant = _attend_variant(query.dtype, heads // kv_heads, dim, page, chunks > 1, softcap is not None)
     # Partial sums of several chunks stay in float32 until they are joined.
     target = out

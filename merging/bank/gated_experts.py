@@ -64,6 +64,7 @@ class GatedExperts(nn.Module):
 
 def _linears(experts: Any, name: str) -> Iterator[nn.Linear]:
     """The experts as linear layers of one product, one after the other; the weight is given back after the last."""
+    # The stacked parameter is dropped from the module before its parts are packed; only this generator still holds it.
     weight, bias = getattr(experts, name).data, getattr(experts, f"{name}_bias").data if experts.has_bias else None
     experts._parameters[name] = None
     if bias is not None:

@@ -97,6 +97,7 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         readers.inside.remove(module)
 
+    # One forward of two tokens, in which every linear layer says which tensor it was given.
     hooks = [hook for module in paths for hook in (module.register_forward_pre_hook(before),
                                                    module.register_forward_hook(after))]  # fmt: skip
     device = next(model.parameters()).device
@@ -190,6 +191,8 @@ def require_called(model: nn.Module, bank: Bank, groups: Sequence[Sequence[str]]
         FamilyError: it names one whose weight the model reads without calling the layer, so that an adapter on it
             would change nothing.
     """
+    # Three ways in which a change of a module can have an effect: as a gated layer, as weights of experts, as a weight
+    # that its module multiplies with.
     known = {path for group in groups for path in group}
     linear = {path for path, module in model.named_modules() if type(module) is nn.Linear}
     others = _read_by_others(model, bank, known)

@@ -65,6 +65,8 @@ class Conversion:
 
         prefix = self.model.base_model_prefix
         renamed, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
+        # A checkpoint may have today's names already, which a rule for old ones may rename into something that is not
+        # there.
         if renamed not in self._state and name in self._state:
             renamed, pattern = rename_source_key(name, [], [], prefix, self._state)
         return renamed, pattern
@@ -114,6 +116,7 @@ class Conversion:
         ValueError where transformers' conversion cannot be turned round."""
         if piece.transform is None:
             return {piece.sources[0][1]: weights[piece.name]}
+        # The same conversion turned round; it counts only if it gives exactly the tensors that the checkpoint had.
         back = piece.transform.reverse_transform()
         first = back.rename_source_key(piece.name)[0]
         for name, weight in weights.items():
@@ -226,6 +229,7 @@ class ConvertedReader:
 
     def tensor(self, name: str) -> Tensor:
         """The weight ``name``: a view of the memory map where only its name differs, else new memory."""
+        # One piece may give several weights: all are made, and one is taken. Views of the memory map cost nothing.
         piece = self._pieces[name]
         made = self.conversion.convert(piece, {source: self.stored.tensor(source) for _, source in piece.sources})
         return made[self._own.get(name, name)]

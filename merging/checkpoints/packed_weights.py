@@ -175,6 +175,7 @@ class FourBits:
         if self.nested:
             inner = tensors["nested_absmax"].float().repeat_interleave(self.nested)[: largest.numel()]
             largest = tensors["nested_quant_map"].float()[largest.long()] * inner + self.offset
+        # Places in the table of sixteen numbers, the upper half of a byte first.
         pairs = tensors["weight"].flatten()
         count = torch.Size(self.shape).numel()
         integers = torch.stack((pairs >> 4, pairs & 15), dim=1).flatten()[:count]

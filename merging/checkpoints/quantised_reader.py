@@ -86,6 +86,7 @@ class Quantization:
         weights = {}
         for path, parts in _modules(reader, "qweight", ("qzeros", "scales")):
             parts |= _optional(reader, path, {"g_idx": "g_idx"})
+            # Packed along the inputs: 32 / bits of them in a word. The weight gets the dtype of its scales.
             rows, outputs = reader.shape(parts["qweight"])
             dtype = reader.dtype(parts["scales"])
             weights[f"{path}.weight"] = Packed(parts, (outputs, rows * 32 // bits), decode, dtype)
@@ -127,6 +128,7 @@ class Quantization:
         for name in reader.names:
             if reader.dtype(name) not in (*_FLOAT8, torch.int8) or name.endswith(("_zero_point", *suffixes)):
                 continue
+            # A byte a number says nothing by itself: without a scale it may be anything, and is refused.
             scale = next((name + suffix for suffix in suffixes if name + suffix in reader), None)
             if scale is None:
                 reason = f"{reader.dtype(name)} without a scale beside it ({name}{suffixes[0]}); {CURE}"
@@ -185,6 +187,8 @@ class QuantisedReader(CheckpointReader):
         self.as_stored = CheckpointReader(folder)
         self._packed = quantization.packed(self.as_stored)
         self._own = dtype
+        # The parts of quantised weights, and scales that concern activations, disappear; in their place stand the plain
+        # weights, with the shapes and dtypes that they will have.
         used = {part for packed in self._packed.values() for part in packed.parts.values()}
         for name in [name for name in self._where if name in used or quantization.left_out(name)]:
             del self._where[name], self._shapes[name], self._dtypes[name]

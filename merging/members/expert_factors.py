@@ -111,6 +111,7 @@ class ExpertFactors:
         rows = weight.experts * rank
         if tuple(a.shape) != (rows, weight.inputs) or tuple(b.shape) != (weight.outputs, rows):
             return None
+        # PEFT keeps B as [out, rank * experts] with the expert as the fastest index, and A expert by expert.
         down = b.reshape(weight.outputs, rank, weight.experts).permute(2, 0, 1).contiguous()
         up = a.reshape(weight.experts, rank, weight.inputs)
         return LowRank(up, down, self._settings.scale(key), weight.transposed)

@@ -177,6 +177,7 @@ def _of_all(delta: torch.Tensor, rank: int | None, energy: float | None) -> tupl
 def _report(
     kept: list[TensorError], lost: list[TensorError], factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> CompressionReport:
+    # Squared norms add up over tensors, as the deltas' entries do.
     total = math.fsum(tensor.norm**2 for tensor in kept + lost)
     missed = math.fsum((tensor.norm * tensor.relative_error) ** 2 for tensor in kept + lost)
     return CompressionReport(

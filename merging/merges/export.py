@@ -64,6 +64,7 @@ def export(
             raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}", reason)
         if name not in family.mergeable:
             raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}")
+    # Weights first, then what describes them; nothing is visible under the target's name before all of it is there.
     merge = Merge.of(family)
     with new_folder(target) as folder:
         _write_weights(family.base, merge, coefficients, folder, dtype, max_shard_bytes, progress)

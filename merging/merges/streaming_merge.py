@@ -124,6 +124,7 @@ class Merge:
         """Merge the tensor ``name`` into ``out`` (contiguous, the base's shape, any floating dtype)."""
         stored = self._architecture.stored_as(name)
         module = name.removesuffix(".weight")
+        # Members that do not change this tensor drop out: of low-rank ones those without factors for it.
         full = []
         low_rank = []
         for member, coefficient in _active(coefficients).items():

@@ -53,11 +53,13 @@ class _Logits:
 
     def add(self, layout: HostLayout, logits: Tensor, hidden: Tensor) -> None:
         """What the forward of ``layout`` gave for the tokens whose logits are wanted, or states alone."""
+        # Rows that are wanted come first, those that are watched after them.
         if layout.watch_lanes:
             self.watched.add(layout.watch_lanes, hidden[len(layout.logit_lanes) :])
             hidden = hidden[: len(layout.logit_lanes)]
         if not layout.logit_lanes:
             return
+        # Rows are numbered through all forwards of the step, in the order in which they ran.
         before = sum(part.shape[0] for part in self.parts)
         self.logits_rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
         self.parts.append(logits)

@@ -31,6 +31,7 @@ def first_segments(paged: PagedTokens, window: int) -> Indices:
     firsts = np.empty(tokens + 1, np.int64)
     firsts[0] = 0
     for t in range(tokens):
+        # Segments lie at fixed multiples of SEGMENT; a window may begin in the middle of one.
         start = first_seen(paged.positions[t], window)
         firsts[t + 1] = firsts[t] + paged.positions[t] // SEGMENT - start // SEGMENT + 1
     return firsts

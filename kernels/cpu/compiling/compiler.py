@@ -50,6 +50,7 @@ def _source() -> str:
     which a container may be refused on a processor that has it."""
     # Numba watches the one file of a function, but these functions take in others from all over the folder.
     here = Path(__file__).parent.parent
+    # Any change of any loop makes all kept code stale: which functions it was compiled into nobody keeps track of.
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("**/*.py"))))
     digest.update(b"matrices" if may_use_tiles() else b"")
     return digest.hexdigest()
@@ -87,6 +88,7 @@ def compiled(**options: Any) -> Any:
     and kept for the next start. ``options`` as ``numba.njit`` takes them."""
 
     def made(function: Any) -> Any:
+        # Without Python's lock: other threads of a server run while a step computes.
         dispatcher = numba.njit(nogil=True, no_cfunc_wrapper=True, **INNER, **options)(function)
         if KEPT:
             keep(dispatcher, SOURCE)

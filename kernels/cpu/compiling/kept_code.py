@@ -42,6 +42,7 @@ class KeptFiles(IndexDataCacheFile):
 
     def _file(self, key: Any) -> str:
         """A name for ``key``: a signature, a processor and the function's own code."""
+        # Signature, processor and code are in the key, and whatever may be compiled in is in ``source``.
         of = repr((self._made_by, key)).encode()
         return f"{self._function}.{hashlib.sha256(of).hexdigest()[:16]}.nbc"
 
@@ -81,6 +82,7 @@ class KeptCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """What was kept for a signature; None where it is to be compiled here."""
+        # Looked for without the lock first: nearly every start finds everything, and takes no lock at all.
         found = super().load_overload(sig, target_context)
         key = self._index_key(sig, target_context.codegen())
         if found is None and self._enabled and key not in self._compiled_here:

@@ -34,6 +34,7 @@ def bucket_blocks(blocks: int) -> int:
     """
     if blocks <= 4:
         return 4
+    # The largest power of two below; with a step halfway to the next one, so that little is padded.
     octave = 1 << ((blocks - 1).bit_length() - 1)
     middle = octave + octave // 2
     return middle if blocks <= middle and octave >= 8 else 2 * octave
@@ -77,6 +78,7 @@ class AttentionGroup:
             if window is not None:
                 allowed &= self.keys > query - window
             mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            # The query heads that share a key head are further rows of the same tile, and see the same keys.
             mask = mask[:, None].repeat(1, 1, folded, 1)
             if spare := -mask.shape[2] % TOGETHER:
                 mask = F.pad(mask, (0, 0, 0, spare))

@@ -101,6 +101,7 @@ def try_pool(model: Any, layers: dict[int, LayerAttention]) -> None:
     """Run three tokens of one sequence and then one of each of two over a pool of two blocks. Raises what fails."""
     device = model.device
     arange = torch.arange(BLOCK_SIZE, device=device)
+    # Shapes and options that the pool cannot take fail here, at the start, and not in somebody's request.
     cache = KVCache([layers[layer].shape for layer in range(len(layers))], 2, model.dtype, device)
     prefill = AttentionGroup(0, 3, 0, arange[None, :3], arange[None, :1], arange)
     decode = AttentionGroup(0, 2, 0, arange[[3, 0], None], arange[[0, 1], None], arange)

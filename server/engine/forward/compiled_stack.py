@@ -127,6 +127,7 @@ class DecoderStack(nn.Module):
         dim = first.attention.shape.head_dim
         cache = KVCache([layer.attention.shape for layer in self._layers], blocks + 1, self._kv_dtype, CPU)
         table, positions = torch.arange(1, blocks + 1)[None], torch.arange(count)
+        # Block 0 stays free as in a real pool; the sequence lies in the blocks behind it.
         tiles = torch.arange(blocks * BLOCK_SIZE)
         group = AttentionGroup(0, count, 0, tiles.view(blocks, BLOCK_SIZE), table, tiles)
         token_blocks = TokenBlocks(table.numpy(), np.zeros(count, dtype=np.int64), positions.numpy())
@@ -203,6 +204,7 @@ def _part(layers: dispatch.Layers, part: slice) -> dispatch.Layers:
     """Some of the layers, in the same memory."""
     if part == slice(None):
         return layers
+    # Views of the stacked arrays: no weight is copied.
     qkv, out, gate_up, down = (
         dispatch.Product._make(array[part] for array in product)
         for product in (layers.qkv, layers.out, layers.gate_up, layers.down)

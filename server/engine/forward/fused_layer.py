@@ -94,6 +94,8 @@ def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 def _has_the_shape(layer: nn.Module) -> bool:
     for path, names in _PARTS.items():
+        # Exactly the children that are known: one more, such as a norm of the queries, would be left out of the fused
+        # form.
         part = layer.get_submodule(path) if path == "" or hasattr(layer, path) else None
         if part is None or {name for name, _ in part.named_children()} != names:
             return False

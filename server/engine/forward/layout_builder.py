@@ -79,6 +79,7 @@ class LayoutBuilder:
                 seen = range(start - 1 - len(chunk.drafted), start)
                 watched.extend(seen)
                 watching.extend([chunk.lane] * len(seen))
+        # A token's KV slot follows from its lane's block table and its position alone.
         lane_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
         return HostLayout(
             np.concatenate(id_parts),
@@ -110,6 +111,7 @@ class LayoutBuilder:
         groups, start = [], 0
         for (width, count), members in itertools.groupby(order, key=lambda index: (widths[index], many[index])):
             part = list(members)
+            # A rectangle: ``part`` lanes of ``count`` candidates each, one tile per lane.
             lane_rows = np.array([lanes[index].row for index in part])
             scratch = np.array([lanes[index].scratch for index in part])
             groups.append(self._candidate_group(start, int(width), int(count), lane_rows, scratch, starts[part]))

@@ -193,6 +193,7 @@ def context_limit(config: Any, kv_tokens: int) -> int:
     positions = getattr(text, "max_position_embeddings", None) or math.inf
     limits: list[float] = [kv_tokens]
     rope = getattr(text, "rope_parameters", None) or {}
+    # Rope parameters are one table, or one per type of layer.
     for entry in (rope, *rope.values()):
         if not isinstance(entry, dict):
             continue

@@ -219,6 +219,8 @@ class GrammarPool:
         position = home.positions.get(message.a) if message.kind in (wire.STATE, wire.MASK) else None
         if position is None:
             return
+        # A STATE says where the tokens led, a MASK that the next mask lies in the shared memory; either may say why
+        # not.
         position.state = message.b
         position.ready = message.kind == wire.MASK
         reason = message.payload.decode(errors="replace")

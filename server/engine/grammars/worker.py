@@ -125,6 +125,7 @@ class Worker:
 
     def _open(self, message: GrammarMessage) -> None:
         """Begin a position ``a`` of the grammar ``b``, with its masks in slot ``c``, behind the tokens given."""
+        # A position is a copy of the compiled grammar's matcher, moved along the tokens that are there already.
         tokens = [token for (token,) in struct.iter_unpack("<I", message.payload)]
         with self._at(wire.OPEN, message.a, self._limits["compile_s"]):
             grammar = self._grammars.get(message.b)
@@ -196,6 +197,7 @@ class Nursery:
             self._channel.send(GrammarMessage(wire.READY, 0, payload=str(error).encode(errors="replace")))
             return
         limits = options["limits"]
+        # One bit per token in whole words of 32 bits, filled up to whole cache lines.
         limits["stride"] = -(-(words.vocab_size // 32 + 1) * 4 // 64) * 64
         self._channel.send(GrammarMessage(wire.READY, limits["stride"]))
         # Workers that end wake the loop through a pipe.
@@ -253,6 +255,7 @@ def _become_worker(
     """Serves as a worker in the forked process; never returns."""
     try:
         parent = os.getppid()
+        # Nothing of the parent stays: neither its handlers nor its ends of pipes, whose closing others wait for.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
@@ -284,6 +287,8 @@ def _bound(memory: int) -> None:
     _limit(resource.RLIMIT_STACK, _STACK)
     if sys.platform == "linux":
         with open("/proc/self/statm") as statm:
+            # The limit is on address space and the vocabulary is in it already, shared with the parent: what counts is
+            # what comes on top.
             pages = int(statm.read().split()[0])
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
 

@@ -28,6 +28,8 @@ class BlockHashes:
     """
 
     def __init__(self, weights: WeightsKey, salt: bytes = b"") -> None:
+        # The salt goes in as a key: without it nobody can guess the start of the chain, nor any hash that follows from
+        # it.
         digest = weights.digest()
         self._last = hashlib.blake2b(digest, key=_key(salt), digest_size=16).digest() if salt else digest
         self._values: list[bytes] = []

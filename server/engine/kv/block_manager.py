@@ -64,6 +64,8 @@ class BlockManager:
 
     def publish(self, block: int, value: bytes) -> None:
         """Let others reuse ``block``, now that all its tokens are computed. The first block with a hash keeps it."""
+        # Two lanes may compute the same block at once: the second copy is not findable, and is forgotten with its
+        # owner.
         if value not in self._block_of and block not in self._hash_of:
             self._block_of[value] = block
             self._hash_of[block] = value

@@ -72,6 +72,7 @@ class KVCache:
         with 0, is NaN for the next owner."""
         if not blocks:
             return
+        # Block by block and layer by layer, keys and values of a block in one row of the view.
         index = send_one(blocks, self.layers[0].device, np.int64)
         for layer in self.layers:
             layer.view(self.blocks, -1).index_fill_(0, index, 0)

@@ -28,6 +28,7 @@ class CatchUp:
     def decode_and_prefill(self) -> tuple[list[Lane], list[Chunk]]:
         """The lanes that lack but the last token, and the other chunks."""
         due = [chunk.final and chunk.count == 1 for chunk in self.chunks]
+        # Lanes that lack one token go through the decode layout, which attends in one call for many of them.
         single = [chunk.lane for chunk, alone in zip(self.chunks, due, strict=True) if alone]
         return single, [chunk for chunk, alone in zip(self.chunks, due, strict=True) if not alone]
 

@@ -58,6 +58,7 @@ class ExpertRouter:
 
         Scores that are not finite give a turn whose shares are NaN, which makes the sequence's scores NaN.
         """
+        # [sequences, experts] scores, from the router lanes' states stacked as one batch.
         routed = [(s, s.request.plan.routing) for s in sequences if s.request.plan.routing is not None]
         scores, likely = self.judge(torch.stack([state(s.lanes[routing.source]) for s, routing in routed]))
         history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)

@@ -79,6 +79,7 @@ class Sampler:
         if sequence.draws:
             self._grammars.admit(sequence)
         self._counts.pop(slot, None)
+        # Counted anew from the text so far: a sequence that was preempted has lost its slot, and with it its counts.
         if params.penalises:
             # Presence and frequency penalties count the output alone, the repetition penalty the prompt too.
             counts = torch.zeros(vocabulary, dtype=torch.int32, device=self._device)
@@ -119,6 +120,7 @@ class Sampler:
         step = StepInputs(logits_rows, values, turns, allowed, counted)
         host = self.slot_tables.tables(sequences, logits_rows)
         made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
+        # Of the sequences whose scores were written down some are traced, some ask for an entropy, some do both.
         seen = host.traced.tolist()
         entropies = Entropies(made.guided, [sequences[index] for index in seen], step.allowed)
         traced = {index: sequences[index] for index in seen if sequences[index].request.plan.trace}

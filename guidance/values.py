@@ -158,6 +158,7 @@ def _weights(
     if all(value.objective is not None for value in values):
         wanted = preference.as_dict()
         return tuple(wanted[value.objective or ""] for value in values), ()
+    # The same solve as Bone Soup's, with values in the place of backbones: B^T w = mu.
     solved = bone_soup(preference, _matrix(values), [value.name for value in values])
     return solved.values, tuple(
         CodedText(code_of(warning) or "values", f"{kind} values: {warning}") for warning in solved.warnings

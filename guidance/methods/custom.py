@@ -82,6 +82,7 @@ def _weights(family: Family, raw: Any, field: str) -> tuple[str, tuple[tuple[str
     members, whole = _members(family)
     if isinstance(raw, Mapping):
         stated = explicit(raw, tuple(members), field=field).as_dict()
+        # Two names may have one member's weights: their coefficients add up.
         terms: dict[str, float] = {}
         for name, value in stated.items():
             terms[members[name][0]] = terms.get(members[name][0], 0.0) + value

@@ -144,6 +144,7 @@ def _tile(tiles: int, blocks: int, onto: bool) -> Any:
                 for own, address in zip(sums, addresses(made, made_row, tiles, ROWS), strict=True)
                 for index, register in enumerate(own)
             ]
+            # Sums begin at zero, or at what is there where they are to be added onto it.
             for register, address in made_at:
                 if onto:
                     moved("tileloadd64", register, address, made_row)

@@ -24,6 +24,8 @@ class Gate:
     def pattern(self, columns: Tensor, head: bool = False) -> int:
         """Register a layer's rank columns; layers with equal columns share one expanded scale per step. ``head``: the
         layer is the output head, which reads only some of the tokens."""
+        # Layers whose members have the same ranks have equal columns, as nearly all of a model have: they share one
+        # entry.
         for index, (known, known_head) in enumerate(self._patterns):
             if head == known_head and torch.equal(known, columns):
                 return index

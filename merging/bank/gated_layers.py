@@ -70,6 +70,7 @@ class GatedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's weight [out, in] without its values, for models that ask for its dtype or its shape."""
+        # On the meta device: models ask a layer's weight for its dtype and shape, and the values are packed elsewhere.
         empty = torch.empty(self.out_features, self.in_features, dtype=self.group.dtype, device="meta")
         return empty.as_subclass(_Valueless)
 

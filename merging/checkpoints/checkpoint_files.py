@@ -74,6 +74,8 @@ def _refuse_two_checkpoints(folder: Path) -> None:
         headers = {file: read_header(file) for file, _ in shards}
     except FamilyError:
         return
+    # An index whose shards are missing or lack tensors is left over from before: transformers does not look at it
+    # either.
     if not shards or any(not names <= headers[file].keys() for file, names in shards):
         return
     reason = f"another checkpoint than {folder / INDEX} beside it; remove the one that is not meant"

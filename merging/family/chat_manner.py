@@ -117,6 +117,7 @@ def end_of_turn(template: str, tokens: set[str], eos_token: str | None) -> str |
         )
     except Exception:  # templates are programs
         return None
+    # A template is a program, so it is run: what stands behind the answer that it was given is how it ends a turn.
     rest = str(text).rpartition(_ANSWER)[2].lstrip()[:_KEPT]
     # The longest one: "<|end|>" may be the beginning of another.
     return max((token for token in tokens if len(token) > 1 and rest.startswith(token)), key=len, default=None)
@@ -177,6 +178,7 @@ def _manner(folder: Path, base: Path, tokens: dict[int, str]) -> _Manner:
     eos = _name(config.get("eos_token"))
     if eos is None and (folder / "special_tokens_map.json").is_file():
         eos = _name(read_json(folder / "special_tokens_map.json").get("eos_token"))
+    # The generation config, where there is one, decides for the folder; config.json is asked only without it.
     ids: list[int] = []
     for file in ("generation_config.json", "config.json"):
         if (folder / file).is_file():

@@ -64,6 +64,8 @@ def load_value_head(folder: Path, hidden: int) -> ValueHead:
 def find_head(folder: Path) -> tuple[Path, dict[str, torch.Tensor]] | None:
     """(file, tensors) of the scalar head in ``folder``; None where there is none. Raises FamilyError for two."""
     file = folder / HEAD
+    # A head may lie in a file of its own, or among the tensors of an adapter or a checkpoint; in two places it is
+    # ambiguous.
     inner: tuple[Path, dict[str, torch.Tensor]] | None = None
     if is_peft_folder(folder):
         if (folder / WEIGHTS).is_file() and (tensors := read_head(folder / WEIGHTS)):

@@ -102,6 +102,8 @@ def _write_weights(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     layout = merge.layout(coefficients, dtype)
+    # Shards are filled in order; what one conversion of the base made goes into one shard, because it is written back
+    # together.
     shards: list[list[list[str]]] = [[]]
     size = 0
     for group in _groups(base, layout):

@@ -155,6 +155,7 @@ class RequestTracker:
             except Exception as error:
                 logger.exception("a token could not be turned into text")
                 self.end(sequence, "error", f"{type(error).__name__} in the engine")
+        # After all sequences of the step: a listener is woken once for all of its tokens.
         for sink, batch in outputs.items():
             self.deliver(sink, batch)
 

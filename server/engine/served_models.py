@@ -103,6 +103,8 @@ class ServedModels:
         if self.blocks < _FEWEST_BLOCKS:
             allowed = f"at least {_FEWEST_BLOCKS * per_block} bytes ({_FEWEST_BLOCKS} blocks of {BLOCK_SIZE} tokens)"
             raise InputError("kv_memory", config.kv_memory, allowed)
+        # The shortest context of all models: one request may need each of them. One block is padding and holds nobody's
+        # tokens.
         limits = [context_limit(model.model.config, (self.blocks - 1) * BLOCK_SIZE) for model in plain.values()]
         self.max_context = min(limits)
         if config.max_context is not None:
@@ -222,6 +224,7 @@ class ServedModels:
         a row of that forward, and reading weights is what a step of few rows costs. With weights of its own it costs
         a forward per token, unless it waits; it then computes no more tokens than it would have, and many at once.
         """
+        # ``always``: the weight sets that run at every token anyway, the router's among them.
         experts = set(routing.experts)
         always = {lane.materialised for index, lane in enumerate(lanes) if index not in experts}
         for index in experts:

@@ -136,6 +136,7 @@ class WeightsStore:
 
     def _make_room(self, wanted: WeightsKey) -> bool:
         """Drop unused sets until ``wanted`` fits; False while those in use leave no room."""
+        # A merged set takes as much as its plain model, so that its size is known before it is built.
         in_use, size = set(self._in_use()), self.set_nbytes(wanted)
         # Least recently used first: the plain models stay, and so does what a running sequence computes with.
         for key in list(self.models):

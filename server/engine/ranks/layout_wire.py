@@ -33,6 +33,7 @@ def pack(layout: StepLayout) -> tuple[dict[str, Any], list[Tensor]]:
     # Absent tensors are left out of the headers, so that the other side sees which there are.
     there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     headers = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in there.items()}
+    # By dtype, since a broadcast is of one dtype; both sides go through the headers in the same order.
     flat = [
         torch.cat([tensor.reshape(-1) for tensor in there.values() if tensor.dtype == dtype])
         for dtype in _dtypes(headers)

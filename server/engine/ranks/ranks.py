@@ -174,6 +174,7 @@ class Ranks:
         process.stdin.flush()
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        # A thread per process sees its end at once, however long an exchange would have waited for it.
         code = process.wait()
         if self._closing:
             return

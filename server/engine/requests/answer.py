@@ -122,6 +122,7 @@ class Answer:
     def _placed(self, thought: Thought, token: int, count: int, ended: bool) -> tuple[str, str, str | None, str | None]:
         """What a token adds that comes before it is known to be the answer's own, and what it adds to the thought.
         Stop strings and stop tokens do nothing there; what ends a text, ends it there too."""
+        # An end of text within a thought ends it all: the answer is empty, and what was held of the thought is shown.
         inside, sampling = thought.phase is ThoughtPhase.INSIDE, self.request.sampling
         if inside and token in self._eos and not sampling.ignore_eos and thought.forced is None:
             return "", "", "stop", self._thinks(thought.finish(), closed=True)

@@ -120,6 +120,8 @@ def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[V
     values = [value for value in family.values if value.kind == kind and not value.conditioned]
     if kind == "implicit" and reference is None and len({value.reference for value in values}) == 2:
         for uniform in (True, False):
+            # First the values with a reference, then those without; all of them together only where neither covers the
+            # objectives.
             chosen, state = _choose(family, kind, uniform)
             if state.available:
                 return chosen, state
@@ -172,6 +174,7 @@ def _matrix(values: Sequence[ValueMember]) -> list[tuple[float, ...]]:
 
 def _obstacle(values: Sequence[ValueMember]) -> str:
     """Why the values cannot be merged into one set of weights; empty if they can."""
+    # Against the first of them: merging is possible only if all of them share it.
     for words, keys in (
         ("belong to different models", [value.model for value in values]),
         ("have different system messages", [value.system for value in values]),

@@ -38,6 +38,7 @@ class RoutedMethod(ABC):
 
     def plan(self, family: Family, steering: Steering) -> Plan:
         assert family.router is not None, "availability() was not asked"
+        # What lies under router and experts: W0, or W0 merged for a preference or by stated coefficients.
         preference, merged, warnings = _base(family, steering)
         below = {} if merged is None else merged.as_dict()
         if merged is not None:

@@ -72,6 +72,8 @@ class PackedLinear:
         self.bias = None if bias is None else bias.to(activation_dtype)
         weight = weight.to(activation_dtype)
         on_cpu = weight.device.type == "cpu"
+        # Packed in oneDNN's blocked layout where that is possible, which only its own products can read; else kept as
+        # it is.
         if on_cpu and activation_dtype in (torch.float32, torch.bfloat16) and can_pack():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         else:

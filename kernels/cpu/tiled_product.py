@@ -168,6 +168,7 @@ def stack(products: Sequence[TiledProduct]) -> Product:
 
     Their memory moves into it: what ``products`` hold from now on are parts of it. Missing ranks are zeros.
     """
+    # Layers may have different ranks: arrays are as large as the largest, and what is missing is zeros.
     given = [product.product for product in products]
     weight = aligned_array((len(given), *given[0].weight.shape), given[0].weight.dtype)
     shrink = _zeros(len(given), max(part.shrink.shape for part in given), given[0].shrink.dtype)

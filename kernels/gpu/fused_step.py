@@ -142,6 +142,8 @@ def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) 
     """See ``reference.step.fused_step``; ``block``: tokens per tile (see ``tiling``)."""
     if len(tables.source_rows) == 0:
         return _nothing(logits)
+    # KL budgets and temperatures by entropy cost nothing where no sequence has them; where one has, the step waits for
+    # the host and cannot be recorded.
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
     launch = _Launch(logits, _warmed(logits, tables, block), tiling(logits.shape[1], block))
     launch.summarise()

@@ -46,6 +46,8 @@ class GatedExperts(nn.Module):
         # tokens.
         order = top_k_index.flatten().sort(stable=True)
         experts, counts = order.values.unique_consecutive(return_counts=True)
+        # ``place`` numbers token-expert pairs: its token is place // k, and its share lies at the same place of the
+        # flat shares.
         rows_by_expert = order.indices.split(counts.tolist())
         shares = top_k_weights.flatten()
         for expert, place in zip(experts.tolist(), rows_by_expert, strict=True):

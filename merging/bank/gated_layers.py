@@ -141,6 +141,7 @@ def install(
     gate = Gate()
     splits = splits or {}
     groups = [part for group in shared_inputs(model) for part in _divided_alike(group, splits)]
+    # The head reads only the tokens whose logits are wanted, so that its coefficients are picked by those.
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head is not None else None
     require_called(model, bank, groups)

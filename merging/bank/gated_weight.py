@@ -34,6 +34,8 @@ class WeightProduct:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x`` [..., in] of the dtype of ``weight`` [out, in] -> [..., out]."""
+        # Packed once per dtype that the module casts its weight to: a router may multiply in float32 in a model of 16
+        # bits.
         if weight.dtype not in self._by_dtype:
             self._by_dtype[weight.dtype] = dispatch.PackedLinear(weight, None, weight.dtype)
         flat = x.reshape(-1, x.shape[-1])
@@ -125,6 +127,8 @@ def install_weights(model: nn.Module, bank: Bank, gate: Gate, dtype: torch.dtype
         FamilyError: a factor is beyond what ``dtype`` can hold.
     """
     on_gpu = dispatch.on_gpu(next(model.parameters()))
+    # On a CPU the routers of experts, too, whether or not a member changes them: their own product depends on how many
+    # tokens a step has.
     routers = () if on_gpu else (path for path in find_routers(model) if _multiplies_alone(model, path))
     for path in dict.fromkeys((*changed, *routers)):
         module = model.get_submodule(path)

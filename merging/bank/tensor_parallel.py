@@ -152,6 +152,7 @@ def _keep(linear: nn.Linear, split: Shard) -> None:
     weight = linear.weight.detach()
     bias: nn.Parameter | None = linear.bias
     if split.by_output:
+        # Weight rows are outputs, weight columns inputs.
         own = split.share(linear.out_features)
         weight, linear.out_features = weight[own].clone(), own.stop - own.start
         bias = None if bias is None else nn.Parameter(bias.detach()[own].clone(), requires_grad=False)

@@ -124,6 +124,8 @@ def comparable(config: Any) -> dict[str, Any]:
     """The part of a config that decides shapes and arithmetic: keys that its class knows. Trainers and their tools
     leave keys of their own in config.json, which no model reads."""
     settings: dict[str, Any] = {}
+    # Keys that the config's class does not know are read by no model; of the others those that touch nothing are left
+    # out.
     fields = type(config).__dataclass_fields__.keys() | {"per_layer_config"}
     for key, value in config.to_dict().items():
         if key not in fields or key in _NEUTRAL_KEYS or key.endswith(_DROPOUT):
@@ -161,6 +163,7 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
             the config means, or holds no floating point numbers.
     """
     blueprint = architecture.blueprint
+    # Three layers of readers: files, plain weights of quantised ones, and today's names for both.
     stored = CheckpointReader(folder)
     if blueprint.quantization is not None:
         own = getattr(blueprint.config.get_text_config(), "dtype", None)

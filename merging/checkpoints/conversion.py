@@ -51,6 +51,8 @@ class Conversion:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         self.model = model
+        # Renamings map one name to one name; converters join, split or turn tensors, and are found by the pattern of
+        # what they read.
         self._state: dict[str, Tensor] = dict(model.state_dict())
         self.weights = {name: tuple(tensor.shape) for name, tensor in self._state.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._state.items()}
@@ -158,6 +160,7 @@ class ConvertedReader:
 
     def _add(self, piece: Piece) -> None:
         first = piece.sources[0][1]
+        # A plain renaming of one tensor; two that end at one name would overwrite each other.
         if piece.transform is None:
             if len(piece.sources) > 1:
                 other = piece.sources[1][1]
@@ -240,6 +243,7 @@ class ConvertedReader:
 
     def groups(self) -> list[list[str]]:
         """The weights, those together that are written together (see ``as_stored``); sorted by their first name."""
+        # Weights of one piece go back into the checkpoint's tensors together, so that a shard must hold all of them.
         together: dict[int, list[str]] = {}
         for name in self.names:
             together.setdefault(id(self._pieces[name]), []).append(name)

@@ -40,6 +40,7 @@ class Quantization:
     def __init__(self, document: Mapping[str, Any], file: Path) -> None:
         self._document = document
         self._file = file
+        # Some writers of bitsandbytes leave the method out and say only in how many bits to load.
         self.method = str(document.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in document else None))
         readers = {"gptq": self._gptq, "awq": self._awq, "compressed-tensors": self._compressed,
                    "fp8": self._fp8, "fbgemm_fp8": self._fp8, "bitsandbytes": self._bitsandbytes}  # fmt: skip
@@ -184,6 +185,7 @@ class QuantisedReader(CheckpointReader):
     def __init__(self, folder: str | Path, quantization: Quantization, dtype: torch.dtype) -> None:
         """``dtype``: of weights whose layout says none."""
         super().__init__(folder)
+        # Two views of one folder: the tensors as they lie there, and the weights that they make.
         self.as_stored = CheckpointReader(folder)
         self._packed = quantization.packed(self.as_stored)
         self._own = dtype
@@ -208,6 +210,7 @@ class QuantisedReader(CheckpointReader):
         except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError) as error:
             reason = f"its tensors do not fit each other: {(str(error).splitlines() or ['?'])[0]}"
             raise FamilyError(self._where[name], reason, name) from error
+        # The shape was promised from headers alone, before anything was decoded.
         if tuple(plain.shape) != packed.shape:
             reason = f"its tensors give shape {list(plain.shape)}, not {list(packed.shape)}"
             raise FamilyError(self._where[name], reason, name)
@@ -245,6 +248,7 @@ def _optional(reader: CheckpointReader, path: str, names: Mapping[str, str]) -> 
 
 def _float(reader: CheckpointReader, scale: str) -> torch.dtype | None:
     """The dtype of a scale, if weights can have it too: float32 scales of a model in 16 bits say nothing."""
+    # Scales in 16 bits have the model's own dtype.
     dtype = reader.dtype(scale)
     return dtype if dtype in (torch.float16, torch.bfloat16) else None
 

@@ -98,6 +98,7 @@ class MemberLoader:
             return
         explicit = value is not None and value.kind in HEADED
         conditioned = value is not None and value.conditioned
+        # The manifest's entry and what lies in its folder must agree on whether one value takes the whole preference.
         if conditioned != is_pblora_folder(path):
             reason = (
                 f"value {entry.name!r} has neither objective nor rewards, so that it must be a PBLoRA, which it is not"
@@ -112,6 +113,8 @@ class MemberLoader:
         self.members_of[entry.name] = first
         if model.name:
             self.grown[first] = model.name
+        # By what the folder holds: a PBLoRA becomes one member per objective, an expert may be its model as it is,
+        # anything else is an adapter or a checkpoint.
         if value is not None and conditioned:
             self._load_pblora(model, value, path, first)
         elif first == entry.name and isinstance(entry, (Expert, Router)) and _as_it_is(entry, path, model):

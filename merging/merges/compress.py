@@ -157,6 +157,7 @@ def truncated_svd(delta: torch.Tensor, rank: int | None, energy: float | None) -
     # Numerical rank: singular values below the rounding of the largest one carry no information.
     significant = int((s > s[0] * max(delta.shape) * torch.finfo(s.dtype).eps).sum())
     r = max(1, min(rank, significant))
+    # U sqrt(S) and sqrt(S) V^T: neither factor is much larger than the other, which would cost digits in 16 bits.
     root = s[:r].sqrt()
     return u[:, :r] * root, root[:, None] * vh[:r]
 

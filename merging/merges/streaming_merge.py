@@ -87,6 +87,7 @@ class Merge:
         for member in coefficients:
             if member not in self._full and member not in self._low_rank:
                 raise KeyError(member)
+        # Tied weights are written once, under the stored name, unless this merge takes them apart.
         names = [name for name in self._base.names if name not in self._architecture.tied]
         specs = {}
         for name in sorted(names + self.unties(coefficients)):
@@ -221,6 +222,7 @@ class Scratch:
 
     def like(self, slot: int, shape_of: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Uninitialised memory of the shape of ``shape_of``; the same slot and dtype give the same memory again."""
+        # Slot 0 is for the running sum and slot 1 for a converted term, which are needed at the same time.
         buffer = self._buffers.get((slot, dtype))
         if buffer is None or buffer.numel() < shape_of.numel():
             buffer = self._buffers[slot, dtype] = torch.empty(max(CHUNK, shape_of.numel()), dtype=dtype)

@@ -239,6 +239,7 @@ class ModelRunner:
         if layout.watch_indices is not None:
             seen = send_one(layout.watch_indices, output.hidden.device)
             watched.add(layout.watch_lanes, output.hidden.index_select(0, seen))
+        # One read at the end: the host waits for the device here and nowhere else in a recorded step.
         wanted = [output.tokens, output.logprobs, *([] if output.speakers is None else [output.speakers])]
         tokens, logprobs, *rest = read(*wanted, *watched.tensors())
         draws = self.sampler.follow(plan.sampling, tokens.tolist(), logprobs.tolist())
@@ -250,6 +251,7 @@ class ModelRunner:
 
     def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], into: _Logits, recorded: bool = True) -> None:
         """One forward per set of weights, ``recorded`` if that can be; what it gives is added to ``into``."""
+        # Lanes whose weights differ only in bank coefficients share a forward: the key is what lives outside the bank.
         decode, prefill = _by_weights(chunks, lanes)
         for key in dict.fromkeys([*decode, *prefill]):
             layout = self._layouts.build(decode.get(key, []), prefill.get(key, []))

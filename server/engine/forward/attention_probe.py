@@ -80,6 +80,7 @@ def require_positions(model: Any, config_file: Path) -> None:
     looked_up = []
     for given in ({}, {"position_ids": torch.arange(2, device=model.device)[None]}):
         indices: list[Tensor] = []
+        # Every embedding says which rows it is asked for, up to the first attention, where the forward is broken off.
         tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
         hooks = [
             table.register_forward_pre_hook(lambda _, given, into=indices: into.append(given[0])) for table in tables

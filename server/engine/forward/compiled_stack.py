@@ -63,6 +63,7 @@ class DecoderStack(nn.Module):
         **ignored: Any,
     ) -> Tensor:
         """``hidden_states`` [1, tokens, hidden] -> the same shape."""
+        # Compiled layers find a token's keys by its blocks, so that they need the layout token by token.
         if paged is not None and paged.token_blocks is not None and hidden_states.shape[1] <= self.most_rows:
             return self._run(hidden_states, position_embeddings, paged)
         # So many rows that other products are quicker, or a forward that is not laid out token by token: the layers as

@@ -59,6 +59,7 @@ class HostGroup:
     @property
     def arrays(self) -> list[Array]:
         """What is to be sent."""
+        # The order is what ``on_device`` takes them back in: ``visible``, where there is one, comes last.
         arrays = [self.positions, self.block_table]
         if not isinstance(self.keys, int):
             arrays.append(self.keys)

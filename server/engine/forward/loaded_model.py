@@ -138,6 +138,7 @@ def load_model(
     """
     config_file = folder / "config.json"
     base, architecture = weights or open_weights(folder, read_architecture(folder))
+    # Weights come from the checkpoint, or from a merge that was made for full-weight members.
     own = base.tensor if merged is None else merged.__getitem__
     tied = {name: source for name, source in architecture.tied.items() if merged is None or name not in merged}
     model = architecture.blueprint.build(own, tied, weights_dtype, IMPLEMENTATION)

@@ -101,6 +101,7 @@ class GrammarCompiler:
             GrammarsUnavailable: the system starts no process for it.
         """
         with self._lock:
+            # Known to compile, in some worker: which one follows it is decided for each position.
             cached = self._compiled.get(spec)
             if cached is not None:
                 self._compiled.move_to_end(spec)

@@ -98,6 +98,7 @@ class GrammarPool:
             GrammarsUnavailable: there are no processes to compile in.
         """
         for life in range(_LIVES):
+            # A fresh worker for each compilation: if the grammar ends its process, nobody else's position is in it.
             home = Home(self._nursery.fork())
             try:
                 self._tell(home, spec)
@@ -154,6 +155,7 @@ class GrammarPool:
                 position.state, position.ready = None, False
                 assert position.home is not None
                 steps.setdefault(position.home, []).append((position.name, token))
+        # One message per worker with all of its moves; all workers compute before any answer is waited for.
         for home, pairs in steps.items():
             try:
                 home.worker.channel.send(

@@ -48,6 +48,7 @@ class KVCache:
         if len(set(shapes)) == 1:
             shape = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
             self._pool = _zeros(shape, dtype, device)
+            # Views: layers write into the one array that compiled layers read.
             self.layers = list(self._pool.unbind())
         else:
             self.layers = [

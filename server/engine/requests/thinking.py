@@ -207,6 +207,7 @@ class Thought:
         """Decide how the thought ends, once its budget is used up: by the rest of a tag that is begun, else by the
         message and the tag."""
         thinking = self._thinking
+        # A tag that the model has begun is completed; in the midst of plain thought the message comes first.
         if thinking.budget is not None and self._since >= thinking.budget:
             begun = len(self._held)
             self._script = [*thinking.close[begun:]] if begun else [*thinking.message, *thinking.close]

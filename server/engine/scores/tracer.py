@@ -91,6 +91,8 @@ def _chooses(sequence: Sequence) -> bool:
 
 def _outside(first: Tensor, scores: Tensor) -> Tensor:
     """Whether the best token of the combined score is none of the first source's best."""
+    # The rank of the best combined token among the first source's scores, without sorting: how many of these are
+    # greater.
     best = scores.argmax(dim=-1, keepdim=True)
     rank = (first > first.gather(1, best)).sum(dim=-1)
     return rank >= BEST

@@ -67,6 +67,7 @@ def family_monitors(family: Family) -> tuple[Monitor, ...]:
 def _monitor(family: Family, name: str, stated: Mapping[str, Any]) -> Monitor:
     if stated["above"] is None:
         raise InputError("steering.monitor.above", None, "a number, above which what is judged counts as bad")
+    # As many parts are held back by default as have to be bad in a row: what a trip takes back has then not been shown.
     run = stated["for"] or 1
     hold = stated["hold"] or run
     if stated["ask"] is not None:

@@ -54,6 +54,7 @@ def parts_of(steering: Steering) -> list[tuple[int, Steering]]:
         field = f"steering.schedule.{index}"
         if not isinstance(raw, Mapping):
             raise InputError(field, raw, "an object of until and keys of steering")
+        # Parts follow each other: each begins where the one before ends, and only the last has no end.
         until = raw.get("until")
         if index == last and until is not None:
             raise InputError(f"{field}.until", until, reason="the last part holds to the end of the answer")

@@ -58,6 +58,7 @@ def resolve_target(family: Family, steering: Steering) -> tuple[Steering, Reache
         if getattr(steering, key) is not None:
             reason = f"it cannot stand beside steering.{key}, which says it already"
             raise InputError("steering.target", dict(target), reason=reason)
+    # A calibration holds for one method and its options: a request may repeat them, or leave them out.
     calibrated = Steering.parse({**calibration.steering, "trace": steering.trace})
     given = replace(steering, target=None, method=steering.method or calibrated.method)
     if given not in (calibrated, Steering(method=calibrated.method, trace=steering.trace)):

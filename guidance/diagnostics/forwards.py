@@ -82,6 +82,7 @@ class Forwards:
             self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
                 family.base_path, local_files_only=True, trust_remote_code=False
             )
+        # With the family's own chat template, as the server renders prompts.
         family.conversation.dress(self._tokenizer)
         self.answers = self._answer(self.rows(None))
 

@@ -129,6 +129,7 @@ def _policies(family: Family) -> Group | None:
         method, names = BoneSoup(), family.backbones
     else:
         return None
+    # Weights by member, since several entries of the manifest may share one.
     own = [family.members_of[name] for name in names]
 
     def terms(mu: Preference) -> list[tuple[str, float]]:

@@ -64,6 +64,8 @@ def _term(family: Family, raw: Any, field: str) -> Source:
     for key in raw:
         if key not in KEYS:
             raise InputError(f"{field}.{key}", raw[key], f"the keys {', '.join(KEYS)}")
+    # A weight is required, and a system message is the source's own: a value's comes along unless the term brings
+    # another.
     weight, system = raw.get("weight"), raw.get("system")
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if weight is None or not number or not abs(weight) <= MAX_STRENGTH or not math.isfinite(weight):

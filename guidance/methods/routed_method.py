@@ -69,6 +69,7 @@ class RoutedMethod(ABC):
 
 def _base(family: Family, steering: Steering) -> tuple[Preference | None, Coefficients | None, tuple[str, ...]]:
     """The preference, the coefficients of the base under the experts (None: as it is) and warnings."""
+    # Stated coefficients decide alone; else a preference merges the base by Bone Soup; with neither it stays as it is.
     preference = None
     if steering.preference is not None:
         preference = Preference.of(steering.preference, family.objectives, field="steering.preference")

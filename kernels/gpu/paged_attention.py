@@ -230,6 +230,7 @@ def _check(query: Tensor, pool: Tensor, table: Tensor, positions: Tensor, page: 
 def _attend_variant(dtype: torch.dtype, folded: int, dim: int, page: int, chunked: bool, capped: bool) -> Variant:
     """Keys a turn: as many as fit in the registers of any of the GPUs. The matrix units take 16 query heads at once;
     fewer are padded, which costs nothing while reading keys is what takes the time."""
+    # tl.dot takes sizes from 16 on that are powers of two: the head and the group of query heads are padded to that.
     width = max(16, triton.next_power_of_2(dim))
     group = max(16, triton.next_power_of_2(folded))
     wide = dtype == torch.float32

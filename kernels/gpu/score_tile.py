@@ -297,6 +297,7 @@ def sources_of(
     ``floors`` [n] float32: what the plausibility masks leave; ``first``: where the first source of each sequence has
     its rows, if not in ``logits``. Launches the kernel that finds the normalisers of what is not linear.
     """
+    # ``parts`` [n, sources, 2, tiles] takes maximum and mass of every source, and is empty where all rules are linear.
     n, sources = tables.source_rows.shape
     first = logits if first is None else first
     shared: dict[str, Any] = {

@@ -208,6 +208,8 @@ def check_weights(
         if len(parts) > 1:
             reason += f" (made of {len(parts)} tensors, {parts[0]} and others)"
         raise FamilyError(weights.file_of(name), reason, name if len(parts) > 1 else parts[0])
+    # Shapes agree; what is left are integers where the model has floating weights, as unread quantised layouts have
+    # them.
     dtypes = architecture.blueprint.conversion.dtypes
     for name in weights.names:
         if dtypes[name].is_floating_point and not weights.dtype(name).is_floating_point:

@@ -133,6 +133,8 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     refuse_pointer(file)
     try:
         with file.open("rb") as stream:
+            # Eight bytes of length, then JSON. The length is checked first, so that of a broken file no gigabytes are
+            # read.
             length = int.from_bytes(stream.read(8), "little")
             if length > min(file.stat().st_size, 100_000_000):
                 raise ValueError("the header is longer than the file")

@@ -143,6 +143,8 @@ class Quantization:
     def _bitsandbytes(self, reader: CheckpointReader) -> dict[str, Packed]:
         weights = {}
         for name in reader.names:
+            # Eight bits have a scale per output under this name; four bits have their facts in a tensor of bytes, and
+            # up to four more tensors.
             if name.endswith(".SCB"):
                 weight = name.removesuffix("SCB") + "weight"
                 parts = {"weight": weight, "scale": name}

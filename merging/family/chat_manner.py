@@ -74,6 +74,7 @@ def read_conversation(
     Raises:
         FamilyError: a file that cannot be read, a template that is none, a stop token that the base lacks.
     """
+    # First the template: a file that was named, the base's own, or the first member's that has one.
     tokens = _tokens(base) or {}
     known = set(tokens.values())
     own = _manner(base, base, tokens)
@@ -91,6 +92,8 @@ def read_conversation(
                 eos = manner.eos_token if manner.eos_token in known else None
                 spoken = ChatManner(manner.template, f"member {name}", eos)
                 break
+    # Then the tokens that end an answer: the one that the template puts behind a turn, and those that are stated or,
+    # where the base has no template, those that its members end with.
     in_force = spoken.template if spoken.template is not None else own.template
     eos = spoken.eos_token or own.eos_token
     ends = {turn} if in_force and (turn := end_of_turn(in_force, known, eos)) else set()

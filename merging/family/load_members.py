@@ -161,6 +161,8 @@ class MemberLoader:
                 model.low_rank[member.name] = member
 
     def _load(self, model: FamilyModel, name: str, path: Path, explicit: bool) -> None:
+        # Adapters of PEFT or of mlx-lm become low-rank members. Everything else is a checkpoint, which stands only
+        # beside a plain base.
         member: LowRankMember | FullMember
         linear, rename = model.architecture.linear, model.architecture.module
         if is_peft_folder(path):

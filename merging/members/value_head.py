@@ -44,6 +44,8 @@ def load_value_head(folder: Path, hidden: int) -> ValueHead:
         if (pickle := folder / "pytorch_model.bin").is_file():
             reason += f" ({pickle.name} is a pickle, which is never loaded; save the head as {HEAD})"
         raise FamilyError(folder / HEAD, reason)
+    # Exactly one weight, and at most one bias of the same head; anything else beside them is refused, as it would be
+    # left out of the value.
     file, tensors = head
     parts: dict[str, str] = {}
     for name in sorted(tensors):

@@ -159,6 +159,7 @@ def _write_conversation(family: Family, folder: Path) -> None:
             config = read_json(folder / "tokenizer_config.json") | {"eos_token": spoken.eos_token}
             (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if spoken.ends:
+        # Added to what the base says already, since this file decides once it names any.
         file = folder / "generation_config.json"
         config = read_json(file) if file.is_file() else {}
         stated = config.get("eos_token_id", read_json(family.base_path / "config.json").get("eos_token_id"))

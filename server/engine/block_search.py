@@ -120,6 +120,7 @@ class BlockSearch(LedAnswer):
         return replace(self.request, request_id=self._name(name), plan=plan, sampling=sampling)
 
     def _follow(self, outputs: list[StepOutput]) -> None:
+        # Outputs are of draws or of questions; those of sequences that were stopped in this very step come too late.
         for output in outputs:
             draw, asked = self._draws.get(output.request_id), self._asked.get(output.request_id)
             if draw is None and asked is None:

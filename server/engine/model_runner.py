@@ -100,6 +100,7 @@ class ModelRunner:
         self._arange = torch.arange(self._layouts.most_keys, device=device)
         self._judge = PromptJudge(sampler.slot_tables, device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
+        # Plain models alone are recorded: merged sets come and go, and a recording is made at the start.
         for name, key in models.plain.items() if graphs else ():
             model, cache = models.store.models[key], models.caches[name]
             router = models.router if name == models.router_model else None

@@ -200,6 +200,7 @@ class ServedModels:
         """Fresh lanes for the sources of a request, those that watch what it writes last. Raises InputError for a view
         of the prompt that is not there."""
         plan = request.plan
+        # Lanes of the plan's sources in their order, then those that watch; an answer of no tokens needs no watching.
         watching = plan.watching if request.sampling.max_tokens else ()
         lanes = [
             Lane(

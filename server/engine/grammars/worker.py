@@ -217,6 +217,7 @@ class Nursery:
 
     def _obey(self, words: LLTokenizer, limits: dict[str, Any], ours: list[int]) -> bool:
         """Do what the server asks; false once it is gone. Every request is one byte of kind and four of the id."""
+        # A FORK brings two descriptors: the worker's end of its channel, and its shared memory.
         data, fds, _, _ = socket.recv_fds(self._channel.socket, 5, 2)
         if len(data) < 5:
             return False
@@ -231,6 +232,7 @@ class Nursery:
         except OSError as error:
             self._channel.send(GrammarMessage(wire.EXITED, worker, 1, payload=str(error).encode()))
             process = -1
+        # The child never returns from here; the parent keeps no descriptor, so that a worker's end closes its channel.
         if process == 0:
             _become_worker(self._channel, fds, words, limits, ours)
         for fd in fds:

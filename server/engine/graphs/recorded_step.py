@@ -91,6 +91,8 @@ class RecordedStep:
             "factors": (float32, (lanes, 2)),
             "thresholds": (float64, (lanes,)),
         }
+        # One buffer with a fixed place for every input of the step: what the recorded kernels read lies at these
+        # addresses from now on.
         self._fields = Fields(
             {
                 **dict.fromkeys(("ids", "positions", "slot_mapping", "lane_rows"), (long, (lanes,))),

@@ -49,6 +49,7 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         keys: 0, 1, 2, ... int64, as many as a group may have.
     """
     headers: Headers = facts["tensors"]
+    # Dtype by dtype a flat tensor is received and cut up again, in the order of the headers.
     there: dict[str, Tensor] = {}
     for dtype in _dtypes(headers):
         own = {name: shape for name, (kind, shape) in headers.items() if _DTYPES[kind] == dtype}

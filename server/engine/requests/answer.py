@@ -60,6 +60,8 @@ class Answer:
     ) -> StepOutput:
         """The output for the ``count``-th token; it has a finish reason where a stop rule says so. ``ended``: no text
         can follow, because a grammar says so."""
+        # With a thought, where the token belongs is decided first: it may be the thought's, a tag's, or release tokens
+        # that were held for the answer.
         reasoning = None
         if self._thought is None or self._thought.phase is ThoughtPhase.AFTER:
             piece, text, reason = self._answered(token, count, ended)

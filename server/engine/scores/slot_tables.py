@@ -43,6 +43,8 @@ class SlotTables:
 
     def __init__(self, max_sequences: int, experts: int = 0) -> None:
         """``experts``: of the family's router."""
+        # One row per slot in every array, so that a step is a gather by slot. Rows of the lane table stand for rows of
+        # the logits, which differ from step to step.
         self._int_params = np.zeros((max_sequences, columns.INT_PARAMS), dtype=np.int32)
         self._float_params = np.zeros((max_sequences, columns.FLOAT_PARAMS), dtype=np.float64)
         self._seeds = np.zeros(max_sequences, dtype=np.uint64)
@@ -184,6 +186,7 @@ def _recordable(sequence: Sequence) -> bool:
 
 
 def _fill(params: SamplingParams, plan: Plan, int_params: Array, float_params: Array) -> None:
+    # Whatever the last owner of the slot had is written over, every column of it.
     int_params[:] = 0
     int_params[columns.ABSENT] = -1
     int_params[columns.RULE] = _RULES[plan.rule]

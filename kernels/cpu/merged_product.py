@@ -132,7 +132,6 @@ def multiply_beside(
 
 @compiled()
 def merged_product(product: Product, scale: Floats, x: Any, y: Floats, out: Any, threads: int) -> None:
-    # Scratch for the rank sums of all parts, and digits where weights are whole numbers.
     rows, ranks = scale.shape
     shrunk = room_for_shrunk(rows, ranks, product.tiles.shape[0] > 0)
     digits = room(((product.weight,), rows, width_of(product.weight)))

@@ -125,7 +125,6 @@ def route_tokens(scores: Tensor, previous: Tensor, stayed: Tensor, stay: Tensor)
     chosen = torch.empty(n, dtype=torch.int64, device=scores.device)
     if n:
         scores = scores if scores.stride(-1) == 1 else scores.contiguous()
-        # One program per row; a router has so few experts that a row is one vector.
         history = (previous.contiguous(), stayed.contiguous(), stay.contiguous())
         _route[(n,)](scores, scores.stride(0), *history, chosen, experts, EXPERTS=_padded(experts), **_OPTIONS)
     return chosen

@@ -67,7 +67,7 @@ class Ranks:
             "cache_dir": None if family.cache_dir is None else str(family.cache_dir),
             "config": dataclasses.asdict(config), "size": size, "meeting": str(meeting), "device": device.type,
         }  # fmt: skip
-        # All processes compute at the same time on the same cores, so each gets its share of the threads.
+        # The processes compute at once and share the cores of this machine, so each gets its share of the threads.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "ladle.server.engine.rank_process"]
         self._processes = [

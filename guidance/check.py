@@ -32,6 +32,7 @@ def report_family(family: Family) -> Report:
     # Methods that guide a merged base have the coefficients of the method that merges it.
     merging = [name for name, (ready, _) in methods.items() if ready and isinstance(METHODS[name], MergingMethod)]
     for name in merging:
+        # At the corners and the centre: what a linear rule gives in between follows from these.
         for label, preference in _preferences(family):
             plan = resolve(family, Steering(method=name, preference=preference))
             if plan.coefficients is not None:

@@ -27,6 +27,7 @@ def monitors_of(family: Family, plan: Plan, asked: Mapping[str, Any] | None) -> 
     """
     monitors = list(family_monitors(family))
     if asked is not None:
+        # The same value or question as one of the family's: that one made stricter, not a second one beside it.
         index = next((i for i, entry in enumerate(family.manifest.monitors) if _same(entry, asked)), None)
         if index is None:
             monitors.append(_monitor(family, asked["value"] or "ask", asked))
@@ -66,6 +67,7 @@ def family_monitors(family: Family) -> tuple[Monitor, ...]:
 def _monitor(family: Family, name: str, stated: Mapping[str, Any]) -> Monitor:
     if stated["above"] is None:
         raise InputError("steering.monitor.above", None, "a number, above which what is judged counts as bad")
+    # As many parts are held back by default as have to be bad in a row: what a trip takes back has then not been shown.
     run = stated["for"] or 1
     hold = stated["hold"] or run
     if stated["ask"] is not None:

@@ -267,6 +267,7 @@ class Steering(SteeringOptions):
             return cls()
         if not isinstance(raw, Mapping):
             raise InputError("steering", raw, "an object")
+        # Keys and types here; whether a method has a use for an option, the registry says.
         given = without_unset(raw)
         for key in given:
             if key not in OPTIONS:

@@ -62,6 +62,7 @@ def rank_of(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Rank:
     if plan.preference is None:
         allowed = f"weights over {', '.join(family.objectives)} (required by rank by {by})"
         raise InputError("steering.preference", None, allowed)
+    # Always an ensemble: each value judges the whole answer by itself.
     parts, _ = guides(family, kind, plan.preference, "ensemble", "ensemble")
     judges = log_ratio(parts, 1.0) if kind == "implicit" else [part.source() for part in parts]
     if kind == "explicit":

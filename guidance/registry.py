@@ -80,8 +80,12 @@ def resolve(family: Family, steering: Steering) -> Plan:
             raise InputError("steering.search", steering.search, reason=reason)
         return _scheduled(family, steering)
     if steering.target is not None:
+        # A target becomes the preference that is expected to reach it; the plan is resolved from that one, and reports
+        # the request as it was sent.
         aimed, reached = resolve_target(family, steering)
         return replace(resolve(family, aimed), target=reached.outcomes, steering=steering)
+    # In this order, so that an error names the first thing to be changed: the method, what it needs of the family,
+    # options that it has no use for, and last the values of its own.
     name = steering.method if steering.method is not None else _unnamed(family, steering)
     if name not in METHODS:
         raise InputError("steering.method", name, _usable(family))
@@ -100,6 +104,7 @@ def resolve(family: Family, steering: Steering) -> Plan:
     if steering.normalize not in method.normalizations:
         known = f"{', '.join(method.normalizations)} (method {name})"
         raise InputError("steering.normalize", steering.normalize, known)
+    # The method gives sources and rule; monitors, search and ranking stand around any method.
     plan = method.plan(family, steering)
     plan = replace(plan, steering=steering, monitors=monitors_of(family, plan, steering.monitor))
     if steering.search is not None:
@@ -118,6 +123,7 @@ def _unnamed(family: Family, steering: Steering) -> str:
 
 def _scheduled(family: Family, steering: Steering) -> Plan:
     plans = []
+    # Each part is resolved as a request of its own, so that it may have another method; errors name the part.
     for index, (start, part) in enumerate(parts_of(steering)):
         try:
             plan = resolve(family, part)
@@ -160,6 +166,7 @@ def default_method(family: Family) -> str:
         FamilyError: the manifest names a method that is unknown or that the family cannot serve.
     """
     name = family.manifest.default_method
+    # Methods stand in order of preference, and the base, which every family has, ends the search.
     if name is None:
         return next(name for name, method in METHODS.items() if method.availability(family).available)
     _require(family, "default_method", name)

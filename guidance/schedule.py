@@ -30,6 +30,7 @@ def changed(before: Steering, given: Mapping[str, Any]) -> Steering:
     new = Steering.parse(given)
     named = {key for key, value in given.items() if value is not None}
     kept = set(OPTIONS) - {"schedule"}
+    # Another method has options of its own: only the aim goes over, and what holds for the whole answer.
     if "method" in named and new.method != before.method:
         kept = {"preference", "target", "trace", "monitor"}
     if named & AIMS:
@@ -53,6 +54,7 @@ def parts_of(steering: Steering) -> list[tuple[int, Steering]]:
         field = f"steering.schedule.{index}"
         if not isinstance(raw, Mapping):
             raise InputError(field, raw, "an object of until and keys of steering")
+        # Parts follow each other: each begins where the one before ends, and only the last has no end.
         until = raw.get("until")
         if index == last and until is not None:
             raise InputError(f"{field}.until", until, reason="the last part holds to the end of the answer")

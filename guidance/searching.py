@@ -38,6 +38,7 @@ def searched(family: Family, plan: Plan, asked: Mapping[str, Any]) -> Plan:
         raise InputError("steering.search", dict(asked), reason=reason)
     by, until, draws = asked["by"], asked["until"], asked["draws"]
     try:
+        # The judges are those of a ranking; its errors are told as the search's own.
         judges = rank_of(family, plan, {"by": by, "per": "answer", "keep": 1}).sources
     except InputError as error:
         if error.field == "steering.preference":

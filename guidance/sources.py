@@ -33,6 +33,7 @@ def arrange(sources: Sequence[Source], *, first_stays: bool, trace: bool, field:
     """
     merged: dict[tuple[object, ...], list[Source]] = {}
     for source in sources:
+        # Sources are one if they compute the same: weights, model, view of the prompt and head.
         key = (tuple(sorted(source.coefficients)), source.model, source.view, source.head)
         merged.setdefault(key, []).append(source)
     summed = [replace(same[0], weight=_sum([source.weight for source in same])) for same in merged.values()]
@@ -72,5 +73,7 @@ def grown_source(family: Family, name: str, role: str, weight: float, below: dic
     base."""
     model = family.model_of(member)
     below = {} if model else below
+    # The expert's own delta comes on top of the merged base, W0 + sum_j c_j D_j + D_own, also where it is one of the
+    # merged.
     terms = {**below, member: below.get(member, 0.0) + 1.0}
     return Source(name, role, weight, tuple((member, value) for member, value in terms.items() if value != 0.0), model)

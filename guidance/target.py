@@ -58,6 +58,7 @@ def resolve_target(family: Family, steering: Steering) -> tuple[Steering, Reache
         if getattr(steering, key) is not None:
             reason = f"it cannot stand beside steering.{key}, which says it already"
             raise InputError("steering.target", dict(target), reason=reason)
+    # A calibration holds for one method and its options: a request may repeat them, or leave them out.
     calibrated = Steering.parse({**calibration.steering, "trace": steering.trace})
     given = replace(steering, target=None, method=steering.method or calibrated.method)
     if given not in (calibrated, Steering(method=calibrated.method, trace=steering.trace)):
@@ -89,10 +90,13 @@ def reach(calibration: Calibration, target: Mapping[str, Any]) -> Reached:
     wanted = np.array([float(value) for value in target.values()])
 
     def misfit(weights: NDArray[np.float64], unevenness: float) -> NDArray[np.float64]:
+        # Squared gaps of the named objectives, and a price for unevenness that chooses among preferences which do
+        # equally well.
         gaps = calibration.quantiles(weights)[:, named] - wanted
         return np.asarray((gaps**2).sum(axis=1) + unevenness * (weights**2).sum(axis=1))
 
     points = _spread(len(objectives))
+    # Continuation: the price falls step by step, and each search starts from the best so far beside the grid.
     for unevenness in _UNEVENNESS:
         best = _descend(points, partial(misfit, unevenness=unevenness))
         points = np.vstack([points, best])
@@ -117,6 +121,7 @@ def _outcomes(calibration: Calibration, weights: NDArray[np.float64], target: Ma
     rewards, errors = calibration.rewards(point)[0], calibration.deviations(point)[0]
     outcomes = {}
     for place, (name, response) in enumerate(calibration.responses.items()):
+        # The expectation and two standard errors either way, as quantiles.
         around = rewards[place] + np.array([0.0, -2.0, 2.0]) * errors[place]
         middle, low, high = quantile_of(around, response.quantiles).tolist()
         wanted = float(target[name]) if name in target else None
@@ -137,6 +142,7 @@ def _descend(points: NDArray[np.float64], misfit: Any) -> NDArray[np.float64]:
     """The best of ``points``, improved by moving weight from one objective to another in ever smaller steps."""
     best = points[int(np.argmin(misfit(points)))]
     n, step = len(best), 0.1
+    # All n (n - 1) ways to move weight from one objective to another: the sum stays 1.
     moves = np.array([np.eye(n)[i] - np.eye(n)[j] for i in range(n) for j in range(n) if i != j]).reshape(-1, n)
     while step > 1e-6 and n > 1:
         tried = best + step * moves

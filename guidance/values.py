@@ -84,6 +84,7 @@ def guides(
     assert state.available, state.reason
     weights, warnings = _weights(kind, chosen, preference)
     parts = [(value, weight) for value, weight in zip(chosen, weights, strict=True) if weight != 0.0]
+    # Merging needs one model, one prompt and one kind of score; only values that take part can stand in the way.
     obstacle = _obstacle([value for value, _ in parts])
     if obstacle and combine == "merged":
         raise InputError("steering.combine", combine, "ensemble", obstacle)
@@ -95,9 +96,11 @@ def guides(
 
 
 def _guide(name: str, weight: float, parts: Sequence[tuple[ValueMember, float]], kind: Kind) -> Guide:
+    # Model, prompt and reference are the same for all parts: what differs was refused or ensembled before.
     first = parts[0][0]
     coefficients: dict[str, float] = {}
     for value, share in parts:  # two values may share their weights and differ in their heads
+        # Shares are added by member, because that is what is merged; heads stay by value.
         coefficients[value.member] = coefficients.get(value.member, 0.0) + share
     return Guide(
         name=parts[0][0].name if len(parts) == 1 else name,
@@ -117,6 +120,8 @@ def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[V
     values = [value for value in family.values if value.kind == kind and not value.conditioned]
     if kind == "implicit" and reference is None and len({value.reference for value in values}) == 2:
         for uniform in (True, False):
+            # First the values with a reference, then those without; all of them together only where neither covers the
+            # objectives.
             chosen, state = _choose(family, kind, uniform)
             if state.available:
                 return chosen, state
@@ -133,6 +138,7 @@ def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[V
     missing = [objective for objective in family.objectives if objective not in singles]
     if not missing:
         return tuple(singles[objective] for objective in family.objectives), Availability(True)
+    # No single values at all: the mixes must span the objectives, one row of B each.
     rows = tuple(value for value in values if value.rewards is not None)
     if singles or not rows:
         names = ", ".join(repr(name) for name in missing)
@@ -150,9 +156,11 @@ def _choose(family: Family, kind: Kind, reference: bool | None) -> tuple[tuple[V
 def _weights(
     kind: Kind, values: tuple[ValueMember, ...], preference: Preference
 ) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    # One value per objective has the preference's own weights; values of reward mixes have those that solve for it.
     if all(value.objective is not None for value in values):
         wanted = preference.as_dict()
         return tuple(wanted[value.objective or ""] for value in values), ()
+    # The same solve as Bone Soup's, with values in the place of backbones: B^T w = mu.
     solved = bone_soup(preference, _matrix(values), [value.name for value in values])
     return solved.values, tuple(
         CodedText(code_of(warning) or "values", f"{kind} values: {warning}") for warning in solved.warnings
@@ -166,6 +174,7 @@ def _matrix(values: Sequence[ValueMember]) -> list[tuple[float, ...]]:
 
 def _obstacle(values: Sequence[ValueMember]) -> str:
     """Why the values cannot be merged into one set of weights; empty if they can."""
+    # Against the first of them: merging is possible only if all of them share it.
     for words, keys in (
         ("belong to different models", [value.model for value in values]),
         ("have different system messages", [value.system for value in values]),

@@ -44,6 +44,7 @@ def entropy_temperatures(scores: Tensor, temperatures: Tensor, ranges: Tensor, e
         count = int((scores[row] > -torch.inf).sum())
         if count < 2:
             continue
+        # The entropy over that of a uniform choice among the tokens that may come: 0 for one sure token, 1 for none.
         share = float(entropy(scores[row : row + 1])) / math.log(count)
         if not math.isfinite(share):
             continue

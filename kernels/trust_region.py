@@ -43,6 +43,7 @@ def within_budget(scores: Tensor, base: Tensor, budget: Tensor) -> Tensor:
 
 def _draw_back(scores: Tensor, base: Tensor, budget: float) -> Tensor | None:
     """The row drawn back, None where it need not be."""
+    # Tokens that either side rules out are left out of both softmaxes; they stay what they are in the result.
     finite = torch.isfinite(scores) & torch.isfinite(base)
     if bool(scores.isnan().any() | base.isnan().any()):
         return None
@@ -56,11 +57,13 @@ def _draw_back(scores: Tensor, base: Tensor, budget: float) -> Tensor | None:
     spare = TOLERANCE * root / 2
     wanted = root - spare  # the middle of what will do, so that a chord may end a little above it
     below, above = 0.0, 1.0
+    # Regula falsi on f(t) = sqrt(KL(t)) - wanted, with f(0) = -wanted known and f(1) computed: the root lies between.
     low, high = -wanted, whole - wanted
     factor, stayed = 0.0, ""
     for _ in range(STEPS):
         t = below + (above - below) * -low / (high - low)
         excess = _root_kl(start, gap, t) - wanted
+        # Only a t whose KL was computed and holds is ever returned; if none does, t = 0 gives the base.
         if excess <= spare:
             factor = t
         if abs(excess) <= spare:

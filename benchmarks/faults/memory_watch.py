@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,12 +14,10 @@ class Look:
     """One look at a server's memory.
 
     Attributes:
-        minutes: since the beginning.
         resident: bytes.
         requests: that had come until then.
     """
 
-    minutes: float
     resident: int
     requests: int
 
@@ -31,12 +28,11 @@ class MemoryWatch:
 
     server: ServerUnderTest
     looks: list[Look] = field(default_factory=list)
-    start: float = field(default_factory=time.monotonic)
 
     def look(self, requests: int) -> None:
         """Look now, ``requests`` requests after the beginning."""
         if self.server.alive:
-            self.looks.append(Look((time.monotonic() - self.start) / 60, self.server.resident(), requests))
+            self.looks.append(Look(self.server.resident(), requests))
 
     def growth(self, settled: Callable[[Look], bool]) -> dict[str, float]:
         """Columns for a row of results, over the looks from the first ``settled`` one on.

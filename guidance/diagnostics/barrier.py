@@ -126,6 +126,7 @@ class Pair:
             ours, theirs = (states @ head.weight.double() + head.bias for head in heads)
             return theirs + share * (ours - theirs)
 
+        # Trunk and head move along the line together; the target is the mean of what both ends say.
         along = [value(states, share) for states, share in zip(hidden, GRID, strict=True)]
         target = (along[0] + along[-1]) / 2
         losses = [float((values - target).square().mean()) for values in along]

@@ -93,6 +93,7 @@ class Comparison:
         if self.group.explicit:
             merged, ensembled = values(forwards, family, [self.merged]), values(forwards, family, self.parts)
         else:
+            # Where guidance decides: at the tokens that the base would consider, not over the whole vocabulary.
             best = forwards.logprobs(State("", ())).topk(min(BEST, forwards.vocabulary), dim=-1).indices
             merged, ensembled = _log_ratios(forwards, [self.merged], best), _log_ratios(forwards, self.parts, best)
         difference = (merged - ensembled).abs()

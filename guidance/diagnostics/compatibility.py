@@ -98,6 +98,8 @@ class Fit:
     def measure(self, forwards: Forwards) -> Compatibility:
         """KL in float64."""
         base = forwards.logprobs(self.base)
+        # ``score`` is the guide's own distribution, up to its normaliser; ``gain`` is what it adds to the base's scores
+        # at strength 1.
         score, gain = torch.zeros_like(base), torch.zeros_like(base)
         for guide in self.guides:
             own = forwards.logprobs(state_of(guide))

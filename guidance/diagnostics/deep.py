@@ -40,6 +40,8 @@ def examine(
     comparisons: list[Comparison] = []
     pairs: list[Pair] = []
     fits: list[Fit] = []
+    # What each group can be asked is collected first, with reasons for what cannot: the forwards that several checks
+    # need are then run once.
     for group in groups:
         compared = []
         for words, preference in _inner(family):

@@ -82,6 +82,7 @@ class Forwards:
             self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
                 family.base_path, local_files_only=True, trust_remote_code=False
             )
+        # With the family's own chat template, as the server renders prompts.
         family.conversation.dress(self._tokenizer)
         self.answers = self._answer(self.rows(None))
 
@@ -119,6 +120,7 @@ class Forwards:
                 mix = ", ".join(f"{name}={value:+.4g}" for name, value in state.coefficients) or "the plain weights"
                 raise FamilyError(self.family.models[state.model].base_path, f"{mix}: NaN or infinity on a prompt")
             self._results[key] = result
+            # Least recently used first; comparisons and barriers ask for the same states again and again.
             while sum(kept.nbytes for kept in self._results.values()) > _KEPT and len(self._results) > 1:
                 self._results.popitem(last=False)
         self._results.move_to_end(key)
@@ -142,6 +144,7 @@ class Forwards:
             trunk = getattr(model, model.base_model_prefix)
             states: Tensor = trunk(input_ids=ids, use_cache=False).last_hidden_state[0, len(row) :]
             return states
+        # The logits in front of each answer token: the last one of the prompt, and all but the last of the answer.
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
         return torch.log_softmax(logits[:, : self.vocabulary].float(), dim=-1)
 
@@ -187,6 +190,7 @@ class Forwards:
         ends = _ends(loaded.model, self._tokenizer)
         pad = ends[0] if ends else 0
         width = max(map(len, rows))
+        # Padded on the left, so that all answers begin at one position.
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         greedy = GenerationConfig(

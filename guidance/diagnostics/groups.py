@@ -60,6 +60,7 @@ def find_groups(family: Family) -> tuple[list[Group], list[str]]:
         ("implicit without a reference", "implicit", False),
         ("explicit", "explicit", None),
     ]
+    # Neither set alone covers the objectives: the values are taken together, as a request would take them.
     if not usable(family, "implicit", True).available and not usable(family, "implicit", False).available:
         kinds[:2] = [("implicit", "implicit", None)]
     for name, kind, reference in kinds:
@@ -70,6 +71,7 @@ def find_groups(family: Family) -> tuple[list[Group], list[str]]:
             skipped.append(f"{name} values: {state.reason}")
     if Parm().availability(family).available:
         groups.append(_conditioned(family))
+    # No language models guide here: policies are looked at in their place.
     if all(group.explicit for group in groups):
         policies = _policies(family)
         if policies is None:
@@ -127,6 +129,7 @@ def _policies(family: Family) -> Group | None:
         method, names = BoneSoup(), family.backbones
     else:
         return None
+    # Weights by member, since several entries of the manifest may share one.
     own = [family.members_of[name] for name in names]
 
     def terms(mu: Preference) -> list[tuple[str, float]]:

@@ -30,6 +30,7 @@ class Contrastive(GuidanceMethod):
 
     def guidance(self, request: Request) -> Guidance:
         assert request.family.amateur is not None, "availability() was not asked"
+        # A temperature divides the amateur's logits, which in a linear sum is a weight.
         weight = -request.strength / AMATEUR_TEMPERATURE
         amateur = Source("amateur", "amateur", weight, (), request.family.amateur)
         return Guidance((amateur,), mask=Mask("relative", PLAUSIBLE))

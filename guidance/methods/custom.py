@@ -64,6 +64,8 @@ def _term(family: Family, raw: Any, field: str) -> Source:
     for key in raw:
         if key not in KEYS:
             raise InputError(f"{field}.{key}", raw[key], f"the keys {', '.join(KEYS)}")
+    # A weight is required, and a system message is the source's own: a value's comes along unless the term brings
+    # another.
     weight, system = raw.get("weight"), raw.get("system")
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if weight is None or not number or not abs(weight) <= MAX_STRENGTH or not math.isfinite(weight):
@@ -82,6 +84,7 @@ def _weights(family: Family, raw: Any, field: str) -> tuple[str, tuple[tuple[str
     members, whole = _members(family)
     if isinstance(raw, Mapping):
         stated = explicit(raw, tuple(members), field=field).as_dict()
+        # Two names may have one member's weights: their coefficients add up.
         terms: dict[str, float] = {}
         for name, value in stated.items():
             terms[members[name][0]] = terms.get(members[name][0], 0.0) + value

@@ -95,10 +95,12 @@ class GuidanceMethod(ABC):
         sources = [replace(base, weight=guidance.base_weight), *guidance.sources]
         scorer = guidance.scorer
         if steering.normalize == "sum":
+            # Candidate values are added to the divided score, so that they are divided by the same sum.
             sources, total = summing_to_one(sources)
             scorer = replace(scorer, strength=scorer.strength / total) if scorer else None
         # A strength of 0 adds nothing that a budget could limit.
         budget = steering.kl_budget if len(sources) > 1 else None
+        # Masks, candidates and budgets refer to the first source: then it stays even at weight 0.
         needed = scorer is not None or guidance.mask is not None or budget is not None
         arranged = arrange(sources, first_stays=needed, trace=steering.trace, field="steering.strength")
         blocks = guidance.blocks

@@ -65,6 +65,8 @@ class Mage(SoupGuidance):
         if takes_over(family, steering):
             text = "coefficients were given, so the preference weighs only the values"
             guidance = Guidance(warnings=(CodedText("preference_weighs_values", text),))
+        # Each kind is resolved even at a strength of 0, so that what it refuses, it refuses at every strength; only
+        # then is it left out.
         for kind, eta in etas.items():
             part = self._part(Request(family, steering, preference, base, eta), kind)
             guidance = replace(guidance, warnings=guidance.warnings + part.warnings)

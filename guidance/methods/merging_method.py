@@ -46,6 +46,7 @@ class MergingMethod(ABC):
         if steering.preference is not None:
             preference = Preference.of(steering.preference, family.objectives, field="steering.preference")
         warnings: tuple[str, ...] = ()
+        # Coefficients that name members take the preference's place; steering vectors alone are added to what it gives.
         stated = stated_coefficients(family, steering)
         if stated is not None and takes_over(family, steering):
             merged = stated

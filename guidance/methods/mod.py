@@ -42,6 +42,7 @@ class Mod(GuidanceMethod):
         strength = request.strength
         if not linear and not 0.0 <= strength <= 1.0:
             raise InputError("steering.strength", strength, f"a number from 0 to 1 with divergence {divergence}")
+        # Policies by their share of strength; what is left of 1 is the base's.
         sources = tuple(
             Source(member, "policy", strength * weight, ((member, 1.0),))
             for objective, weight in request.mu.weights

@@ -38,11 +38,13 @@ class RoutedMethod(ABC):
 
     def plan(self, family: Family, steering: Steering) -> Plan:
         assert family.router is not None, "availability() was not asked"
+        # What lies under router and experts: W0, or W0 merged for a preference or by stated coefficients.
         preference, merged, warnings = _base(family, steering)
         below = {} if merged is None else merged.as_dict()
         if merged is not None:
             speaking = (family.router.member, *(family.members_of[name] for name in family.experts))
             warnings += _not_merged(family, steering, list(dict.fromkeys(speaking)))
+        # Source 0 is the router, and the experts follow in the order of its head's rows.
         routing = self.routing(steering, family.router.name, tuple(range(1, len(family.experts) + 1)))
         complement, weight = routing.factors(steering.normalize)
         # Where the router defers it is either silent or alone.
@@ -67,6 +69,7 @@ class RoutedMethod(ABC):
 
 def _base(family: Family, steering: Steering) -> tuple[Preference | None, Coefficients | None, tuple[str, ...]]:
     """The preference, the coefficients of the base under the experts (None: as it is) and warnings."""
+    # Stated coefficients decide alone; else a preference merges the base by Bone Soup; with neither it stays as it is.
     preference = None
     if steering.preference is not None:
         preference = Preference.of(steering.preference, family.objectives, field="steering.preference")

@@ -32,6 +32,7 @@ class SoupGuidance(GuidanceMethod):
                 raise InputError("steering.base", steering.base, reason=reason)
             return super().base(family, steering, preference)
         assert preference is not None
+        # The soup that the same preference would give by itself; vectors that a request states are added to it.
         soup = _SOUPS[steering.base or BoneSoup.name]
         state = soup.members(family)
         if not state.available:

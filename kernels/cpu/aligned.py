@@ -23,6 +23,8 @@ def aligned(shape: tuple[int, ...], like: Any) -> Any:
         count *= size
     line = _LINE // like.itemsize
     memory = np.empty(count + line, like.dtype)
+    # Allocators align to less than a cache line: one line too many is taken, and what lies before the first whole one
+    # is skipped.
     start = -(address(memory) // like.itemsize) % line
     return memory[start : start + count].reshape(shape)
 

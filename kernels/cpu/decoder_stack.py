@@ -73,6 +73,7 @@ def _run(step: LayerPass, by_vectors: bool | None, by_matrices: bool | None) -> 
     width = max(width, width_of(layers.gate_up.weight), width_of(layers.down.weight))
     weights = (layers.qkv.weight, layers.out.weight, layers.gate_up.weight, layers.down.weight)
     digits = room((weights, tokens, width))
+    # One buffer for the rank sums of all four products: each product is expanded before the next one shrinks.
     ranks = 0
     for scale in scales:
         ranks = max(ranks, scale.shape[2])
@@ -223,6 +224,7 @@ def _store_part(
                     row[i] = one * paged.cos[t, i] + other * paged.sin[t, i]
                     row[half + i] = other * paged.cos[t, half + i] + one * paged.sin[t, half + i]
             if head >= heads:
+                # Heads of q, k and v follow each other in a row; from ``heads`` on they are keys (0), then values (1).
                 own = kv[paged.slot_mapping[t], (head - heads) // kv_heads, (head - heads) % kv_heads]
                 for i in range(dim):
                     own[i] = narrow(row[i], own[i])
@@ -247,6 +249,8 @@ def _activate_part(
     product: Product, ranks: int, both: Floats, shrunk: Shrunk, gated: Any, parts: int, part: int
 ) -> None:
     rows, size = gated.shape
+    # Parts are whole blocks of outputs of gate and of the same outputs of up, which lie ``size`` columns behind. Where
+    # the border between both falls inside a block, all of it was expanded before, by one thread.
     blocks = (size + LANES - 1) // LANES
     start, stop = part * blocks // parts * LANES, min((part + 1) * blocks // parts * LANES, size)
     if size % LANES == 0:
@@ -255,6 +259,7 @@ def _activate_part(
     for t in range(rows):
         gates, ups, made = both[t, start:stop], both[t, size + start : size + stop], gated[t, start:stop]
         for i in range(made.shape[0]):
+            # silu(g) u, with silu(g) = g / (1 + e^-g).
             made[i] = narrow(gates[i] / (np.float32(1) + exp(-gates[i])) * ups[i], made[i])
 
 

@@ -90,6 +90,8 @@ def _cut(typing_context: Any, row: Any, factor: Any, high: Any, low: Any) -> Any
         one = builder.insert_element(ir.Constant(floats, ir.Undefined), factor, ir.Constant(_I32, 0))
         scaled = builder.fmul(read, builder.shuffle_vector(one, one, ir.Constant(_WORDS, [0] * LANES)))
         nearest = builder.module.declare_intrinsic(f"llvm.rint.v{LANES}f32", (), ir.FunctionType(floats, [floats]))
+        # value = 256 upper + lower with -128 <= lower < 128: 128 is added before the shift, so that the upper digit is
+        # the nearest and not the one below.
         whole = builder.fptosi(builder.call(nearest, [scaled]), _WORDS)
         upper = builder.ashr(builder.add(whole, ir.Constant(_WORDS, [128] * LANES)), ir.Constant(_WORDS, [8] * LANES))
         # The lower digit is what is left of the lowest byte, read as a signed number.
@@ -171,6 +173,7 @@ def multiply_digits(weight: Any, units: Floats, digits: Digits, y: Floats, first
     ``weight`` [blocks, steps, 64] uint8, as ``tiled_product.pack`` makes it; ``units`` [outputs in whole blocks], what
     one of an output's weights counts; ``y`` [rows, outputs in whole blocks].
     """
+    # Sums of digits for some rows and eight blocks at a time stay in a core's cache until they are put together.
     rows = y.shape[0]
     made = aligned((2 * _TOGETHER, _GROUP * LANES), digits.sums)
     for start in range(first, last, _GROUP):

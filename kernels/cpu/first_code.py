@@ -46,6 +46,7 @@ def is_done(form: str, part: str) -> bool:
 def compile_first(form: str, part: str) -> None:
     """Compile ``part``, one of ``PARTS``, for weights of ``form``, one of ``FORMS``, unless it is kept."""
     if form != "bfloat16" or has_pairs() or not has_bfloat16():  # else such a model is not held in tiles
+        # Sizes do not matter for what is compiled, so the trial takes one token, one layer and one block.
         product, step = trial(form)
         if part == "products":
             merged_product(*product)
@@ -57,6 +58,8 @@ def compile_first(form: str, part: str) -> None:
 
 def trial(form: str) -> tuple[tuple[Any, ...], LayerPass]:
     """What ``merged_product`` and ``run_layers`` take for one token of a model of zeros."""
+    # Dtypes as ``TiledProduct`` would choose them for such a model on this processor; they are all that the compiled
+    # code follows from.
     in_pairs = form == "bfloat16" and has_bfloat16()
     held: Any = np.int16 if in_pairs else np.uint16
     weight: Any = held if form == "bfloat16" else np.uint8 if has_digits() else np.int8

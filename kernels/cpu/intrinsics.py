@@ -116,6 +116,7 @@ def _over_vectors(builder: Any, low: Any, high: Any, end: Any, body: Any) -> Non
         index,
         _,
     ):
+        # Lanes before ``low`` and from ``high`` on are read, since rows are padded, and masked.
         places = builder.add(_splat(builder, builder.trunc(index, _I32)), own)
         above, below = builder.icmp_signed(">=", places, low), builder.icmp_signed("<", places, high)
         body(index, builder.and_(above, below))
@@ -123,6 +124,7 @@ def _over_vectors(builder: Any, low: Any, high: Any, end: Any, body: Any) -> Non
 
 def _folded(builder: Any, vector: Any, together: Any) -> Any:
     """All lanes of ``vector`` as one number, halves with halves."""
+    # Four halvings in a fixed order, so that a sum is rounded the same way each time.
     lanes = _COUNT
     while lanes > 1:
         lanes //= 2
@@ -159,6 +161,7 @@ def _soften(typing_context: Any, start: Any, low: Any, high: Any, end: Any, scal
             builder.module.declare_intrinsic(f"llvm.{name}.v{_COUNT}f32", (), ir.FunctionType(_FLOATS, kind))
             for name, kind in kinds.items()
         )
+        # scaling x - most in one rounding; ln 2 is taken off in two parts, so that r keeps its last bits.
         scaling, less = _splat(builder, scaling), _splat(builder, builder.fneg(most))
         place = cgutils.alloca_once_value(builder, _lanes(0.0))
 
@@ -197,6 +200,8 @@ def _rescale(typing_context: Any, total: Any, old: Any, part: Any, new: Any, cou
         step = ir.Constant(_I64, _COUNT)
         with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, step, intp=_I64) as (index, _):
             to, given = (builder.add(start, builder.shl(index, ir.Constant(_I64, 2))) for start in (total, part))
+            # Product and sum apart, without fusing: whoever adds the parts of a sequence, in whatever split, rounds
+            # alike.
             kept = builder.fmul(_read(builder, to, _FLOATS), old)
             made = builder.fadd(kept, builder.fmul(_read(builder, given, _FLOATS), new))
             builder.store(made, builder.inttoptr(to, _FLOATS.as_pointer())).align = 2
@@ -230,6 +235,8 @@ def _transpose_words(typing_context: Any, source: Any, stride: Any, made: Any) -
             rows.append(_read(builder, place, _WORDS))
         # In four rounds blocks of 8, 4, 2 and 1 words change places with those across the diagonal.
         for size in (8, 4, 2, 1):
+            # Of two rows ``size`` apart the first keeps its lanes without that bit and the second those with it; they
+            # exchange the rest. After 8, 4, 2 and 1 rows and lanes have changed places.
             lower = [lane if not lane & size else _COUNT + lane - size for lane in range(_COUNT)]
             upper = [lane + size if not lane & size else _COUNT + lane for lane in range(_COUNT)]
             orders = [ir.Constant(_WORDS, order) for order in (lower, upper)]

@@ -82,10 +82,12 @@ def _register(number: int) -> Any:
 
 def _fits(typing_context: Any, weight: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # Known when the loop is compiled: for weights that the processor has no unit for, it is the constant false.
         unit = {types.int16: has_matrix_unit, types.uint8: has_integer_unit}.get(signature.args[0].dtype)
         if unit is None or not unit():
             return ir.Constant(ir.IntType(1), 0)
         held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        # Steps that are no whole tile would be read beyond the block: such weights go through vectors.
         steps = cgutils.unpack_tuple(builder, held.shape, 3)[1]
         rest = builder.urem(steps, ir.Constant(_I64, ROWS))
         return builder.icmp_unsigned("==", rest, ir.Constant(_I64, 0))
@@ -119,6 +121,8 @@ def _tile(tiles: int, blocks: int, onto: bool) -> Any:
         steps: Any, lower: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            # The dtype of the rows decides the instruction: bfloat16 pairs into float32, signed times unsigned bytes
+            # into int32.
             product = _PRODUCTS.get(signature.args[0].dtype)
             if product is None or not may_use_tiles():
                 return context.get_dummy_value()  # ``fits`` says no: this is compiled and never called
@@ -140,6 +144,7 @@ def _tile(tiles: int, blocks: int, onto: bool) -> Any:
                 for own, address in zip(sums, addresses(made, made_row, tiles, ROWS), strict=True)
                 for index, register in enumerate(own)
             ]
+            # Sums begin at zero, or at what is there where they are to be added onto it.
             for register, address in made_at:
                 if onto:
                     moved("tileloadd64", register, address, made_row)

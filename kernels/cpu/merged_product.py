@@ -50,8 +50,10 @@ def multiply_part(
     ``scale`` [rows, R or fewer]; ``digits``: of ``x``, where the weights are multiplied so; ``y`` [rows, outputs in
     whole blocks]; what lies beyond the outputs and the used ranks is undefined.
     """
+    # Parts are runs of whole blocks of sixteen outputs: no sum is divided among threads.
     blocks = product.weight.shape[0]
     first, last = part * blocks // parts, (part + 1) * blocks // parts
+    # W x first: it reads the most memory, and the part's outputs are in the cache for what follows.
     _multiply((product.weight, product.steps, x, digits, y, first, last))
     rows = x.shape[0]
     start, stop = first * LANES, min(last * LANES, product.expand.shape[1])
@@ -82,6 +84,7 @@ _cut_beside, _multiply_parts = in_parts(_cut_part), in_parts(multiply_part)
 
 @inner(**INNER)
 def _cut_all(weight: Any, x: Any, digits: Digits, threads: int) -> None:
+    # Activations are cut into digits once per product, before its parts, which all read them.
     rows, width = x.shape[0], width_of(weight)
     if rows * width <= _CUT_ALONE:
         cut_rows(x, width, digits, 0, rows)

@@ -34,6 +34,8 @@ def cpu_has_bfloat16() -> bool:
 def can_pack() -> bool:
     """Whether the private oneDNN operators exist and give the right product here; probed once."""
     try:
+        # Product with the identity: a changed layout or signature of the private operators shows as a wrong or missing
+        # answer.
         weight = torch.eye(16)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         x = torch.arange(32, dtype=torch.float32).view(2, 16)
@@ -70,6 +72,8 @@ class PackedLinear:
         self.bias = None if bias is None else bias.to(activation_dtype)
         weight = weight.to(activation_dtype)
         on_cpu = weight.device.type == "cpu"
+        # Packed in oneDNN's blocked layout where that is possible, which only its own products can read; else kept as
+        # it is.
         if on_cpu and activation_dtype in (torch.float32, torch.bfloat16) and can_pack():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         else:

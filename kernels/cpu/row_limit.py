@@ -70,6 +70,7 @@ def _quickest(dtype: torch.dtype) -> int:
 
 def _as_quick(x: Tensor, tiled: list[TiledProduct], packed: list[PackedLinear]) -> bool:
     time.sleep(_PAUSE_S)
+    # Both forms over the same weights, one after the other and not in turns.
     tile = seconds(lambda: [product(x, None) for product in tiled])
     return tile <= _AS_QUICK * seconds(lambda: [product(x) for product in packed])
 

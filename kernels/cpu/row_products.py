@@ -79,6 +79,8 @@ def _matrices(onto: bool) -> Any:
         weight: Any, x: Any, y: Any, first: int, last: int, top: int, bottom: int, step: int, steps: int, group: int
     ) -> None:
         """The rows ``top`` to ``bottom``, of the steps ``step`` to ``step + steps`` in whole tiles of them."""
+        # Addresses and strides in bytes: slices of arrays are reference-counted by numba, which costs more than a
+        # tile's product.
         given, held, made = address(x) + step * LINE, address(weight) + step * TILE, address(y)
         given_row, held_block, made_row = x.strides[0], weight.strides[0], y.strides[0]
         # For products that are added onto what is there: the row's second half holds what rounding left of the first.
@@ -100,6 +102,8 @@ def _matrices(onto: bool) -> Any:
             row = whole
             while row < bottom:
                 count = min(ROWS, bottom - row)
+                # The last tile of rows may be short. Its height is configured, so that rows beyond the end are neither
+                # read nor written.
                 configure(CONFIGS, count)
                 own, out = given + row * given_row, made + row * made_row
                 block = start
@@ -128,6 +132,7 @@ def multiply(weight: Any, x: Any, y: Any, first: int, last: int) -> None:
     to be the same in every step.
     """
     if fits(weight):
+        # A tile of packed weights is sixteen steps of one block.
         steps = weight.shape[1] // ROWS
         _multiply_matrices(weight, x, y, first, last, 0, x.shape[0], 0, steps, _GROUP_OF_MATRICES)
     else:
@@ -196,6 +201,8 @@ def expand_rows(
     written to its own end.
     """
     if product.tiles.shape[0] > 0:
+        # In the matrix unit: the two bfloat16 of every number are multiplied with one tile of factors, one after the
+        # other, which restores nearly all of float32.
         first, last = start // LANES, (stop + LANES - 1) // LANES
         tiles = (ranks + RANKS - 1) // RANKS if last > first and bottom > top else 0
         tile = 0

@@ -131,6 +131,7 @@ def _mass(values: Floats, best: np.float32) -> np.float32:
 
 @inner(**INNER)
 def _bucket(value: np.float32, best: np.float32) -> np.int64:
+    # Buckets of equal width in nats below the best: fine where the mass is, and the last one for the whole tail.
     below = (best - value) / WIDTH
     return np.int64(below) if below < np.float32(BUCKETS - 1) else np.int64(BUCKETS - 1)
 
@@ -146,6 +147,7 @@ def _threshold(scaled: Floats, weights: Floats, top_k: int, top_p: np.float32, m
     # min-p is a bound below the best score: log(p / p_max) >= log(min_p).
     least = best + np.float32(np.log(min_p))
     limited, nucleus = 0 < top_k < vocabulary, top_p < 1
+    # A best score that is no finite number leaves nothing to measure from: no bucket would be right.
     if not (limited or nucleus) or not np.isfinite(best):
         return least
     # top-k goes first: the nucleus is taken of the k survivors, renormalised.
@@ -169,6 +171,8 @@ def _kth_greatest(scaled: Floats, best: np.float32, k: int) -> np.float32:
     while bucket < BUCKETS - 1 and before + counts[bucket] < k:
         before += counts[bucket]
         bucket += 1
+    # Only the bucket that holds the k-th best is copied out and sorted, ascending: of its members the best k - before
+    # survive.
     inside = _members(scaled, best, np.float32(-np.inf), bucket, counts[bucket])
     return inside[max(0, inside.shape[0] - (k - before))]
 

@@ -42,6 +42,7 @@ def pack(weight: Tensor) -> Any:
     blocks, steps = -(-out // LANES), -(-size // together)
     held = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.int8: torch.int8}[weight.dtype]
     packed = aligned_array((blocks, steps, LANES * together), np.int8 if held == torch.int8 else np.int16)
+    # Padding outputs and inputs are zeros, whose products add nothing.
     whole = weight.new_zeros(blocks * LANES, steps * together)
     whole[:out, :size] = weight
     # Output-major tiles: at each step the inputs of 16 outputs lie in one vector.
@@ -54,6 +55,7 @@ def _pack_bytes(weight: Tensor) -> Any:
     out, size = weight.shape
     blocks, width = -(-out // LANES), padded(size)
     packed = aligned_array((blocks, width // TOGETHER, LANES * TOGETHER), np.uint8)
+    # The byte instruction takes unsigned weights: w + 128, and 128, which stands for zero, as padding.
     whole = torch.full((blocks * LANES, width), 128, dtype=torch.uint8)
     whole[:out, :size] = (weight.to(torch.int16) + 128).to(torch.uint8)
     # Groups of four inputs of an output side by side: what one byte instruction multiplies and adds up.
@@ -101,9 +103,11 @@ class TiledProduct:
         expand = weight.new_zeros(self.out_features, 0) if expand is None else expand
         tiles = np.zeros((0, 0, 2 * LANES), dtype=np.int16)
         if (rounded or dtype == torch.bfloat16) and expand.shape[1] > 0 and has_matrix_unit():
+            # Held once: either as tiles for the matrix unit or as float16 rows for vectors, the other one being empty.
             tiles, expand = _pack_ranks(expand), expand[:, :0]
         if quantized:
             weight, steps = quantise(weight)
+            # Padded to whole blocks, as the loops multiply whole vectors by them.
             steps = np.pad(steps, (0, -len(steps) % LANES))
         self.product = Product(
             pack(weight if quantized else weight.to(held)),
@@ -126,6 +130,8 @@ class TiledProduct:
             return out
         scales = np.zeros((count, 0), np.float32) if scale is None else scale.float().contiguous().numpy()
         with one_at_a_time:
+            # Sums in float32, of whole blocks; they are rounded to the output's dtype when the bank's part has been
+            # added.
             y = scratch(count * blocks * LANES).reshape(count, -1)
             merged_product(self.product, scales, array(x), y, array(out), torch.get_num_threads())
         return out
@@ -162,6 +168,7 @@ def stack(products: Sequence[TiledProduct]) -> Product:
 
     Their memory moves into it: what ``products`` hold from now on are parts of it. Missing ranks are zeros.
     """
+    # Layers may have different ranks: arrays are as large as the largest, and what is missing is zeros.
     given = [product.product for product in products]
     weight = aligned_array((len(given), *given[0].weight.shape), given[0].weight.dtype)
     shrink = _zeros(len(given), max(part.shrink.shape for part in given), given[0].shrink.dtype)

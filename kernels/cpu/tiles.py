@@ -102,6 +102,8 @@ class _Form:
             return _load(builder, address, _WORDS)
         if self.pairs:
             return builder.bitcast(_load(builder, address, _WORDS), _PAIRS)
+        # Weights in float16 or int8 are widened to float32 in the register; only half or a quarter of the bytes come
+        # from memory.
         narrow = _load(builder, address, ir.VectorType(self._narrow, LANES))
         if isinstance(self._narrow, ir.IntType):
             return builder.sitofp(narrow, _FLOATS)
@@ -169,6 +171,7 @@ def _tile(rows: int, blocks: int) -> Any:
             for row_sums, place in zip(sums, input_at, strict=True):
                 given = form.activations(builder, builder.add(place, input_offset))
                 for index, total in enumerate(row_sums):
+                    # The accumulator is zero on entry and the grown sum on every later turn.
                     total.add_incoming(ir.Constant(form.sums, None), before)
                     grown = form.add(builder, total, loaded[index], given)
                     total.add_incoming(grown, loop)
@@ -178,6 +181,7 @@ def _tile(rows: int, blocks: int) -> Any:
             builder.cbranch(builder.icmp_unsigned("<", following, steps), loop, after)
 
             builder.position_at_end(after)
+            # The sums leave their registers once, sixteen outputs of four bytes each per block.
             column = builder.mul(block, ir.Constant(_I64, 4 * LANES))
             for row_sums, place in zip(sums, output_at, strict=True):
                 for index, total in enumerate(row_sums):

@@ -24,6 +24,7 @@ def weighted_sum(out: Floats, terms: list[tuple[float, Floats]]) -> None:
         terms: (c_k, x_k), at least one, each x_k [n] and contiguous.
     """
     threads = numba.get_num_threads()
+    # Part by part, and within a part pass by pass: later passes find the part in the cache.
     for start in range(0, out.shape[0], PART):
         part = slice(start, start + PART)
         for first in range(0, len(terms), AT_ONCE):
@@ -43,6 +44,7 @@ def _add_part(
     start, stop = part * n // parts, (part + 1) * n // parts
     # Slices: their indices cannot be negative, which keeps the loops vectorised.
     o, a, b, d, e = out[start:stop], u[start:stop], v[start:stop], w[start:stop], x[start:stop]
+    # The first pass writes the sum of up to four terms; later ones add theirs, one after the other, to what is there.
     if on_top:
         for i in range(o.shape[0]):
             o[i] += c[0] * a[i]

@@ -48,8 +48,10 @@ def add_vectors(x: Tensor, amounts: Tensor, vectors: Tensor) -> Tensor:
     """
     _check(x, amounts, vectors)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    # A grid of no programs cannot be launched.
     if x.numel() == 0:
         return out
+    # Grid: (rows, blocks of columns). Strides are passed, so that x may be a view of a wider buffer.
     variant = _variant(x.dtype)
     grid = (x.shape[0], triton.cdiv(x.shape[1], BLOCK))
     _add[grid](

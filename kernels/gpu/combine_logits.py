@@ -34,6 +34,7 @@ def rule_out_implausible(
 ) -> Tensor:
     """See ``reference.operations.rule_out_implausible``."""
     floors = truncation_threshold(base, top_k, top_p, relative, block=block)
+    # Every row of scores is its own only source, and row i of ``base`` is what the mask of row i asks.
     tables = own_rows(scores).changed(base=torch.arange(len(scores), device=scores.device))
     return _in_place(scores, replace(tables, masks=True), base, floors, block)
 
@@ -48,6 +49,7 @@ def add_candidate_values(
     block: int | None = None,
 ) -> Tensor:
     """See ``reference.operations.add_candidate_values``."""
+    # Centred here, as the engine's tables are before a step: the kernel adds values as they come.
     values = torch.where(centred[:, None], values - values.mean(dim=-1, keepdim=True), values)
     tables = own_rows(scores).changed(candidates=candidates.shape[1], restricted=restricted)
     tables = replace(tables, candidates=candidates.contiguous(), values=values.to(torch.float32).contiguous())
@@ -76,6 +78,7 @@ def apply_penalties(
 
 
 def _in_place(scores: Tensor, tables: StepTables, base: Tensor, floors: Tensor | None, block: int | None) -> Tensor:
+    # A program reads its own tile before it writes it, so that the result may take the place of the scores.
     if scores.stride(-1) == 1:
         return combine(base, tables, scores, floors, scores, block)
     return scores.copy_(combine(base, tables, None, floors, scores, block))

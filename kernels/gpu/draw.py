@@ -34,6 +34,7 @@ def _least(  # type: ignore[no-untyped-def]
     # Multisection instead of a sort: each pass over the list weighs what lies above eight pivots at once, and narrows
     # the interval of candidate thresholds ninefold.
     while low + 1 < high:
+        # The interval is kept in 64 bits: the difference of two int32 keys may not fit into 32.
         pivots = (low + (high - low) * (step + 1) // (_PIVOTS + 1)).to(tl.int32)
         above = tl.full([_PIVOTS], 0.0, tl.float32)
         least = high
@@ -51,6 +52,7 @@ def _least(  # type: ignore[no-untyped-def]
             above += tl.sum(tl.where(key[None, :] > pivots[:, None], weight[None, :], 0.0), 1)
             least = tl.minimum(least, tl.min(tl.where(there & (key > low), key, _HIGHEST), 0).to(tl.int64))
             most = tl.maximum(most, tl.max(tl.where(there & (key <= high), key, _LOWEST), 0).to(tl.int64))
+        # A pivot above which there is less than the target bounds the answer from above, any other one from below.
         few = above < target
         high = tl.minimum(high, tl.min(tl.where(few, pivots, _HIGHEST), 0).to(tl.int64))
         low = tl.maximum(low, tl.max(tl.where(few, _LOWEST, pivots), 0).to(tl.int64))
@@ -97,6 +99,7 @@ def _draw_kept(  # type: ignore[no-untyped-def]
     if top_k > 0:
         kth = _least(kept, start, count, longest, low, high, top_k.to(tl.float32), best, False, BLOCK, TILES, WIDTH)
         threshold = tl.maximum(threshold, kth)
+        # The nucleus is a share of what top-k left, so its threshold cannot lie below the k-th best.
         low = order(kth).to(tl.int64) - 1
         if top_p < 1.0:
             total = _mass_from(kept, start, count, longest, kth, best, BLOCK, TILES, WIDTH)
@@ -116,6 +119,7 @@ def _draw_kept(  # type: ignore[no-untyped-def]
         first = tl.min(tl.min(tl.where(there & (noisy == top), ids, vocabulary), 1), 0)
         token = tl.where(top > winner, first, tl.where(top == winner, tl.minimum(token, first), token))
         winner = tl.maximum(winner, top)
+    # A row that holds no number has no winner: its last token stands in, as in the reference.
     return tl.minimum(token, vocabulary - 1), threshold
 
 

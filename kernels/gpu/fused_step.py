@@ -142,6 +142,8 @@ def fused_step(logits: Tensor, tables: StepTables, *, block: int | None = None) 
     """See ``reference.step.fused_step``; ``block``: tokens per tile (see ``tiling``)."""
     if len(tables.source_rows) == 0:
         return _nothing(logits)
+    # KL budgets and temperatures by entropy cost nothing where no sequence has them; where one has, the step waits for
+    # the host and cannot be recorded.
     logits, tables = keep_to_budgets(rows_apart(logits), tables, block)
     launch = _Launch(logits, _warmed(logits, tables, block), tiling(logits.shape[1], block))
     launch.summarise()
@@ -191,10 +193,14 @@ class _Launch:
         self._n = len(tables.source_rows)
         self._floors = _floors(logits, tables, tiles.block) if tables.masks else None
         self._shared = sources_of(logits, tables, tiles, self._floors)
+        # What the launches depend on (shapes, ``plain``, ``truncates``, ``wanted``) is known on the host, so that a
+        # step can be recorded as a CUDA graph.
         self._shapes = {"BLOCK": tiles.block, "TILES": tiles.padded}
         self._sums = self._scratch(SUMS, tiles.tiles)
         self._best_ids = self._scratch(tiles.tiles, dtype=torch.int32)
         listed = tiles.tiles if tables.truncates else 0
+        # The lists could hold every token of every row; only the survivors are written, and without truncation there
+        # are none.
         self._tops = self._scratch(listed, GROUPS)
         self._lists = {
             "kept": self._scratch(listed, tiles.block),
@@ -213,6 +219,7 @@ class _Launch:
         summarise[grid](**self._shared, **made, **self._shapes, FULL=full, GROUPS=GROUPS, **options)
 
     def draw(self) -> tuple[Tensor, Tensor]:
+        # The draw reads tables and summaries alone; the logits are not touched again.
         known = {name: self._shared[name] for name in _DRAWN}
         # Only where top-k, top-p or min-p cut a row: bound the survivors, then write them down. Rows that are not cut
         # leave both kernels at once.
@@ -232,6 +239,7 @@ class _Launch:
         return tokens, thresholds
 
     def report(self, tokens: Tensor) -> SampledTokens:
+        # The most that any sequence wants: each stops at its own number, and the rest of its row keeps -1 and -inf.
         wanted = min(self._tables.wanted, self._logits.shape[1])
         shared = {name: self._shared[name] for name in _REPORTED}
         lists = {

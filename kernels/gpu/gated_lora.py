@@ -88,6 +88,8 @@ def _expand(  # type: ignore[no-untyped-def]
     if SPANNED:
         first = tl.multiple_of(tl.load(spans + 2 * tl.program_id(1)), 16)
         last = tl.load(spans + 2 * tl.program_id(1) + 1)
+    # Grid: (row tiles, tiles of outputs). The ranks of an output tile are walked in blocks, all of them in one program,
+    # so that no two programs add to one number.
     column = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     there, inside = row[:, None] < rows, column[None, :] < outputs
     b_rows = expand + column[None, :].to(tl.int64) * expand_stride
@@ -130,6 +132,7 @@ def gated_lora(out: Tensor, x: Tensor, shrink: Tensor, scale: Tensor, expand: Te
     _check("shrink", shrink, tuple(shrink.shape), expand.dtype)
     if 0 in (ranks, *out.shape):
         return out
+    # A product [rows, inner] x [inner, R] has few outputs and a long sum: the parts of the sum are what fills the GPU.
     rows, inner = x.shape
     part = _part(inner)
     parts = triton.cdiv(inner, part)
@@ -174,6 +177,7 @@ def _expand_onto(out: Tensor, shrunk: Tensor, scale: Tensor, expand: Tensor, spa
         return out
     if spans is not None and (tuple(spans.shape) != (triton.cdiv(outputs, OUTPUTS), 2) or spans.dtype != torch.int32):
         raise ValueError(f"spans: {spans.dtype} {list(spans.shape)}; int32 of {OUTPUTS} outputs a row is needed")
+    # Triton vectorises loads by what it knows of strides; a rank count that is no multiple of 16 takes another variant.
     strides = (out.stride(0), shrunk.stride(1), scale.stride(0), expand.stride(0))
     aligned = all(stride % 16 == 0 for stride in strides)
     variant = _expand_variant(out.dtype, shrunk.dtype, expand.dtype, rows, ranks, spans is not None, aligned)
@@ -250,6 +254,7 @@ def _expand_variant(
     aligned: bool = True,
 ) -> Variant:
     wide = expand == torch.float32
+    # Tile shapes follow from dtype and from which side of 16 rows and ranks lie: there are few kernels to compile.
     height = _rows(rows) if not wide else 16
     columns = _ranks(ranks, 32) if height == 16 else 32
     signature = {"out": POINTERS[out], "shrunk": POINTERS[shrunk], "scale": "*fp32:16", "expand": POINTERS[expand]}

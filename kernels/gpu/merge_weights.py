@@ -69,7 +69,9 @@ def merge_weights(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
 def _launch(out: Tensor, terms: Sequence[tuple[float, Tensor]]) -> None:
     if out.numel() == 0:
         return
+    # The kernel has eight pointers; those beyond COUNT are never read, and repeat the first so that they are valid.
     padded = [*terms, *[terms[0]] * (AT_ONCE - len(terms))]
+    # A flat grid over the elements: shapes do not matter, as all terms are contiguous and of one shape.
     variant = _variant(out.dtype, tuple(tensor.dtype for _, tensor in terms))
     grid = (triton.cdiv(out.numel(), _block(len(terms))),)
     _merge[grid](

@@ -54,6 +54,7 @@ def _attend(  # type: ignore[no-untyped-def]
     lane, kv_head, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
     heads = kv_heads * FOLDED
+    # The lane sees the tokens from ``first`` to its own position: the causal mask, and the sliding window.
     position = tl.load(positions + lane).to(tl.int32)
     first = tl.maximum(position - window + 1, 0)
     start, stop = tl.maximum(chunk * CHUNK, first), tl.minimum((chunk + 1) * CHUNK, position + 1)
@@ -62,6 +63,7 @@ def _attend(  # type: ignore[no-untyped-def]
         member, dim = tl.arange(0, GROUP), tl.arange(0, WIDTH)
         head = kv_head * FOLDED + member
         real = (member[:, None] < FOLDED) & (dim[None, :] < DIM)
+        # Padded heads and numbers are zeros in the query, so that they add nothing to a score.
         q = tl.load(query + lane * query_stride + head[:, None] * head_stride + dim[None, :], mask=real, other=0).to(
             DOT
         )
@@ -118,6 +120,7 @@ def _join(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
+    # Grid: (lanes, query heads). The chunks are put together one after the other, in the order of the sequence.
     lane, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     position = tl.load(positions + lane).to(tl.int32)
     first = tl.maximum(position - window + 1, 0)
@@ -170,8 +173,12 @@ def paged_attention(
     if 0 in out.shape:
         return out
     kv_heads = pool.shape[2]
+    # The grid covers what the table could hold: reading the lanes' true lengths would wait for the device. Programs
+    # beyond a lane's end leave at once.
     chunks = triton.cdiv(table.shape[1] * page, CHUNK)
+    # One chunk needs no second launch: its program divides by the sum itself.
     variant = _attend_variant(query.dtype, heads // kv_heads, dim, page, chunks > 1, softcap is not None)
+    # Partial sums of several chunks stay in float32 until they are joined.
     target = out
     maxima = sums = out  # not written where one chunk is all
     if chunks > 1:
@@ -223,6 +230,7 @@ def _check(query: Tensor, pool: Tensor, table: Tensor, positions: Tensor, page: 
 def _attend_variant(dtype: torch.dtype, folded: int, dim: int, page: int, chunked: bool, capped: bool) -> Variant:
     """Keys a turn: as many as fit in the registers of any of the GPUs. The matrix units take 16 query heads at once;
     fewer are padded, which costs nothing while reading keys is what takes the time."""
+    # tl.dot takes sizes from 16 on that are powers of two: the head and the group of query heads are padded to that.
     width = max(16, triton.next_power_of_2(dim))
     group = max(16, triton.next_power_of_2(folded))
     wide = dtype == torch.float32

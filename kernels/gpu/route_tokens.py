@@ -106,6 +106,8 @@ def _lay_out(  # type: ignore[no-untyped-def]
     current = first
     left = tl.where(expert == first, _LOWEST, key)
     for turn in range(0, most):
+        # The softmax over the chosen experts, relative to the first one's score; those beyond ``wanted`` get a row,
+        # which must exist, and the weight 0.
         share = tl.math.div_rn(tl.exp(tl.sum(tl.where(expert == current, x, 0.0), 0) - greatest), total)
         share = tl.where(broken, float("nan"), tl.where(alone, spoken, share))
         tl.store(source_rows + start + 1 + turn, tl.load(expert_rows + row * experts + current))

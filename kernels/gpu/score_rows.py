@@ -62,6 +62,7 @@ def combine(
 
     ``out`` may be ``logits`` or ``first`` if every sequence has one row there, its own. See ``sources_of``.
     """
+    # Kernels step through a row one token at a time in memory: a transposed matrix is copied first.
     logits, first = rows_apart(logits), None if first is None else rows_apart(first)
     n, vocabulary = len(tables.source_rows), logits.shape[1]
     out = torch.empty((n, vocabulary), dtype=torch.float32, device=logits.device) if out is None else out
@@ -75,6 +76,7 @@ def combine(
         FULL=not tables.plain,
         BLOCK=tiles.block,
         TILES=tiles.padded,
+        # The full form holds a tile's scores, ids and masks at once: with more warps its registers would spill.
         num_warps=WARPS if tables.plain else WARPS_FULL,
         num_stages=1,
         enable_fp_fusion=False,

@@ -87,6 +87,7 @@ def merge_parts(tops, masses, at, there):  # type: ignore[no-untyped-def]
 @triton.jit
 def top_and_mass(x, inside):  # type: ignore[no-untyped-def]
     """(max, sum exp(x - max)) of a tile; the max does not see NaN, the sum does."""
+    # The maximum leaves NaN out, so that it is a number to shift by; the mass keeps NaN, so that a broken row is seen.
     top = tl.max(tl.where(inside & (x == x), x, float("-inf")), 0)
     shift = tl.where(top == float("-inf"), 0.0, top)
     return top, tl.sum(tl.where(inside, tl.exp(x - shift), 0.0), 0)
@@ -186,6 +187,7 @@ def final_tile(  # type: ignore[no-untyped-def]
         # The plausibility mask: the base's own logits against the floor that was found for this sequence.
         base = tl.load(int_row + _BASE)
         if base >= 0:
+            # Read again although it may be one of the sources: these are its raw logits, before any weight.
             plausible = tl.load(logits + base.to(tl.int64) * stride + columns, mask=inside, other=0.0).to(tl.float32)
             # NaN stays
             ruled_out = (plausible < tl.load(floors + sequence)) & (score == score)
@@ -220,6 +222,8 @@ def drawn_tile(  # type: ignore[no-untyped-def]
         repetition = tl.load(float_row + _REPETITION)
         penalised = tl.where(score > 0.0, tl.math.div_rn(score, repetition), score * repetition)
         score = tl.where(there, penalised, score)
+        # ``seen`` covers prompt and output, ``count`` the output alone: only the repetition penalty looks at the
+        # prompt.
         once = tl.where(count > 0.0, tl.load(float_row + _PRESENCE), 0.0)
         score = score - (once + tl.load(float_row + _FREQUENCY) * count)
     length = tl.load(int_row + _BIASES)
@@ -293,6 +297,7 @@ def sources_of(
     ``floors`` [n] float32: what the plausibility masks leave; ``first``: where the first source of each sequence has
     its rows, if not in ``logits``. Launches the kernel that finds the normalisers of what is not linear.
     """
+    # ``parts`` [n, sources, 2, tiles] takes maximum and mass of every source, and is empty where all rules are linear.
     n, sources = tables.source_rows.shape
     first = logits if first is None else first
     shared: dict[str, Any] = {

@@ -45,6 +45,8 @@ def noise(int_params, sequence, columns):  # type: ignore[no-untyped-def]
     """See ``reference.operations.gumbel``."""
     key_0 = tl.load(int_params + sequence * _INT_PARAMS + _KEY_0).to(tl.uint32, bitcast=True)
     key_1 = tl.load(int_params + sequence * _INT_PARAMS + _KEY_1).to(tl.uint32, bitcast=True)
+    # A counter-based generator: two rounds of MurmurHash3's finaliser over (token, key) in place of a state that
+    # advances, so that a tile made a second time gets the noise that it had the first time.
     x = (columns.to(tl.uint32) * 0x9E3779B9) ^ key_0
     for turn in tl.static_range(2):
         if turn == 1:
@@ -52,6 +54,7 @@ def noise(int_params, sequence, columns):  # type: ignore[no-untyped-def]
         x = (x ^ (x >> 16)) * 0x85EBCA6B
         x = (x ^ (x >> 13)) * 0xC2B2AE35
         x = x ^ (x >> 16)
+    # 23 random bits and a half: never 0 or 1, whose double logarithm would be infinite.
     uniform = ((x >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     return -tl.log(-tl.log(uniform))
 
@@ -59,6 +62,7 @@ def noise(int_params, sequence, columns):  # type: ignore[no-untyped-def]
 @triton.jit
 def order(x):  # type: ignore[no-untyped-def]
     """An int32 for a float32 other than NaN that is ordered as it is; both zeros have one."""
+    # Patterns of negative floats grow as the numbers fall: flipping all bits but the sign turns that around.
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -77,6 +81,7 @@ def options_of(int_params, float_params, sequence, vocabulary):  # type: ignore[
     top_p = tl.load(float_row + _TOP_P)
     min_p = tl.load(float_row + _MIN_P)
     top_k = tl.load(int_params + sequence * _INT_PARAMS + _TOP_K)
+    # A top-k of the whole vocabulary cuts nothing, and a row without anything to cut skips the lists altogether.
     top_k = tl.where(top_k < vocabulary, top_k, 0)
     cut = (temperature > 0.0) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0.0))
     return temperature, top_k, top_p, min_p, cut
@@ -89,6 +94,8 @@ def summarise(  # type: ignore[no-untyped-def]
     tiles, sums, best_ids, tops,
     FULL: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
+    # One program per sequence and tile. First the maximum and mass of the combined scores, of which logprobs are:
+    # penalties, bias and temperature change what is drawn, and not what is reported.
     sequence = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     score, columns, inside = final_tile(
@@ -138,12 +145,14 @@ def find_bounds(  # type: ignore[no-untyped-def]
     at = tl.arange(0, TILES)
     place = sums + (sequence * _SUMS + 2) * tiles
     best, mass = merge_parts(place, place + tiles, at, at < tiles)
+    # The bounds are generous: what lies above one may still be cut, by the exact threshold that draw finds in the list.
     least = tl.where(min_p > 0.0, best + tl.log(tl.where(min_p > 0.0, min_p, 1.0)), float("-inf"))
     bound = least
     if top_k > 0:
         # The k-th best is no less than the k-th best of the groups' maxima, which is found by halving an interval.
         group = tl.arange(0, TILES * GROUPS)
         top = tl.load(tops + sequence * tiles * GROUPS + group, mask=group < tiles * GROUPS, other=float("-inf"))
+        # Where fewer than k groups hold a number at all, the k-th best may lie in any of them: then there is no bound.
         low = tl.min(tl.where(top == float("-inf"), float("inf"), top), 0)
         enough = tl.sum((top > float("-inf")).to(tl.int32), 0) >= top_k
         high = best
@@ -189,6 +198,7 @@ def keep(  # type: ignore[no-untyped-def]
         sequence, tile, BLOCK,
     )  # fmt: skip
     score = tl.math.div_rn(score, temperature)
+    # Compaction by a running count: the i-th survivor of the tile goes to its place i.
     survives = (inside & (score >= bound)).to(tl.int32)
     at = place * BLOCK + tl.cumsum(survives, 0) - 1
     tl.store(kept + at, score, mask=survives != 0)

@@ -26,6 +26,8 @@ def keep_to_budgets(logits: Tensor, tables: StepTables, block: int | None) -> tu
     sequences, bases, nats = tables.budgets
     if len(sequences) == 0:
         return logits, tables
+    # The budget holds before masks, penalties and bias: these are switched off in the copy, and stay on in the step
+    # itself.
     own = replace(tables.of(sequences).changed(base=-1, allowed=-1, counted=-1, biases=0), masks=False)
     scores = combine(logits, own, block=block)
     kept = within_budget(scores, logits.index_select(0, bases).to(scores.dtype), nats)

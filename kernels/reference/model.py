@@ -49,6 +49,7 @@ def paged_attention(
     lanes, heads, dim = query.shape
     kv_heads = pool.shape[2]
     token = torch.arange(table.shape[1] * page, device=pool.device)
+    # [lanes, tokens]: the slot of every place of a lane's table, block * page + offset.
     slot_mapping = table.repeat_interleave(page, dim=1) * page + token % page
     seen = token <= positions[:, None]
     if window is not None:

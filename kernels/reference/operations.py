@@ -27,6 +27,8 @@ def combine_logits(logits: Tensor, source_rows: Tensor, weights: Tensor) -> Tens
     scores = _weighted(logits, source_rows[:, 0], weights[:, 0], dtype)
     if source_rows.shape[1] == 1:
         return scores
+    # Only sequences with a second source of weight other than 0 are touched again: the rest keep even the sign of a
+    # zero.
     guided = (weights[:, 1:] != 0).any(dim=1).nonzero()[:, 0]
     if guided.numel() == 0:
         return scores
@@ -88,6 +90,7 @@ def add_candidate_values(
     as it was (VAS, arXiv 2405.06639; methods F4). ``restricted`` [n] bool: all other tokens become -inf.
     """
     values = torch.where(centred[:, None], values - values.mean(dim=-1, keepdim=True), values).to(scores.dtype)
+    # Gathered before the others are ruled out, since candidates are among what the fill covers.
     summed = scores.gather(1, candidates) + values
     scores.masked_fill_(restricted[:, None], -torch.inf)
     return scores.scatter_(1, candidates, summed)
@@ -144,6 +147,8 @@ def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Te
     cut = nucleus | (limit < vocabulary)
     if not bool(cut.any()):
         return threshold
+    # No full sort: the best ``width`` of a row are taken, and only rows whose nucleus reaches beyond them are tried
+    # again with eight times as many.
     largest_k = int(torch.where(limit < vocabulary, limit, 0).max())
     width = min(vocabulary, max(_FIRST_TRY, largest_k))
     rows = cut.nonzero()[:, 0]
@@ -156,12 +161,16 @@ def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Te
         inside = torch.where(limited[:, None], part >= kth, True)
         logprobs = torch.log_softmax(part.masked_fill(~inside, -torch.inf), dim=-1)
         mass = torch.topk(logprobs, width, dim=-1).values.exp()
+        # A token is in the nucleus when the mass before it is less than top-p, so the one that crosses the border
+        # stays.
         before = mass.cumsum(-1) - mass
         kept = (before < top_p[rows, None]) & (~limited[:, None] | (values >= kth))
         kept[:, 0] = True
         count = kept.sum(-1, keepdim=True)
         least = values.gather(1, count - 1)[:, 0]
         least = torch.where(nucleus[rows], least, kth[:, 0])
+        # A nucleus that fills all of ``width`` may go on beyond it; one that top-k limits cannot, as ``width`` holds
+        # all k.
         done = ~nucleus[rows] | (count[:, 0] < width) | limited
         if width == vocabulary:
             done = torch.ones_like(done)
@@ -194,6 +203,8 @@ def sample(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
         picks[whole] = (scaled[whole] + noise).argmax(dim=-1)
     if not bool(whole.all()):
         part = (~whole).nonzero()[:, 0]
+        # Truncated rows: noise is made for the survivors alone, and an argmax is taken per row over the flat list of
+        # them.
         row, token = (scaled[part] >= threshold[part, None]).nonzero(as_tuple=True)
         noisy = scaled[part][row, token] + gumbel(keys[part][row], token.to(torch.int32))
         best = noisy.new_full((part.numel(),), -torch.inf).scatter_reduce_(0, row, noisy, "amax")

@@ -63,6 +63,7 @@ def combine_routed(
 def _mixed_logprobs(logits: Tensor, mixture: Tensor, dtype: torch.dtype) -> Tensor:
     """log sum_i mixture_i p_i of ``logits`` [rows, m, vocabulary]: a fresh tensor [rows, vocabulary]."""
     alone = (mixture != 0).sum(dim=-1) == 1
+    # Rows with one expert are one batched log-softmax; the mixtures among them are then written over.
     leading = mixture.argmax(dim=-1)
     rows = torch.arange(len(logits), device=logits.device)
     logprobs = torch.log_softmax(logits[rows, leading].to(dtype), dim=-1)

@@ -147,6 +147,7 @@ def _adjusted(final: Tensor, tables: StepTables, do: Operations) -> Tensor:
             float_params[:, step_tables.PRESENCE],
             float_params[:, step_tables.FREQUENCY],
         )
+    # Each token stands in a row's list once, so that an indexed addition adds every bias.
     for index, count in enumerate(tables.int_params[:, step_tables.BIASES].tolist()):
         if count:
             scores[index, tables.biased[index, :count]] += tables.biases[index, :count].to(scores.dtype)
@@ -213,6 +214,8 @@ def route_rows(
     source_rows = router_rows[:, None].expand(-1, 1 + most).clone()
     alone = (top == 1) & ~exact
     for index, count in enumerate(top.tolist()):
+        # One expert has the whole share; several share by the softmax of their scores; alone without normalisers, the
+        # share is the request's own weight.
         experts, shares = leading[index : index + 1], torch.ones(1, device=scores.device)
         if count > 1:
             mixed = mix_experts(scores[index : index + 1], count)
@@ -225,11 +228,13 @@ def route_rows(
         if asked[index]:
             weights[index, 1 : 1 + count] = shares
     weights[:, 0] = torch.where(asked, complement.float(), 1.0)
+    # Without normalisers, and for a sequence whose experts are not asked, the fused step adds up raw logits.
     rules = torch.where(asked & ~alone, step_tables.ROUTED, step_tables.LINEAR).to(torch.int32)
     return RoutedRows(
         source_rows,
         weights,
         rules,
+        # What the next step's hysteresis starts from; a token without experts leaves it as it was.
         torch.where(asked, leading, previous),
         torch.where(asked, torch.where(leading == previous, stayed + 1, 1), stayed),
     )

@@ -73,6 +73,8 @@ class Bank:
         Scales are folded into ``expand`` in float64 before rounding to ``dtype``. None when no member touches them.
         ``expert``: whose factors, where ``paths`` are weights of all experts of a layer.
         """
+        # A_cat is [R, in] and B_cat [out, R], R the ranks of all members and modules: (B_cat (c * A_cat x)) is the sum
+        # over members of c_j s_j B_j A_j x.
         shrink: list[Tensor] = []
         expand: list[Tensor] = []
         columns: list[int] = []
@@ -93,6 +95,7 @@ class Bank:
                 scaled[start : start + rows] = factors.b.double() * factors.scale
                 shrink.append(factors.a.double())
                 expand.append(scaled)
+                # Which coefficient a rank column takes: every column of a member has that member's.
                 columns.extend([position] * rank)
             blocks.append((start, start + rows, first, len(columns)))
             start += rows
@@ -113,6 +116,7 @@ class Bank:
         Raises:
             FamilyError: naming the member's folder and the modules.
         """
+        # Both with ranks as rows: the first row that is not finite says whose it is.
         for side, tensor in (("B times its scale", factors.expand.T), ("A", factors.shrink)):
             bad = ~torch.isfinite(tensor.to(dtype)).all(dim=1)
             if bad.any():

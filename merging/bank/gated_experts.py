@@ -42,8 +42,12 @@ class GatedExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """``hidden_states`` [tokens, hidden], ``top_k_index`` and ``top_k_weights`` [tokens, k] -> [tokens, hidden]."""
         result = torch.zeros_like(hidden_states)
+        # Token-expert pairs sorted by expert, stably: each expert gets its tokens as one batch, in the order of the
+        # tokens.
         order = top_k_index.flatten().sort(stable=True)
         experts, counts = order.values.unique_consecutive(return_counts=True)
+        # ``place`` numbers token-expert pairs: its token is place // k, and its share lies at the same place of the
+        # flat shares.
         rows_by_expert = order.indices.split(counts.tolist())
         shares = top_k_weights.flatten()
         for expert, place in zip(experts.tolist(), rows_by_expert, strict=True):
@@ -62,6 +66,7 @@ class GatedExperts(nn.Module):
 
 def _linears(experts: Any, name: str) -> Iterator[nn.Linear]:
     """The experts as linear layers of one product, one after the other; the weight is given back after the last."""
+    # The stacked parameter is dropped from the module before its parts are packed; only this generator still holds it.
     weight, bias = getattr(experts, name).data, getattr(experts, f"{name}_bias").data if experts.has_bias else None
     experts._parameters[name] = None
     if bias is not None:

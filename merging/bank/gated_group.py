@@ -24,6 +24,8 @@ class Gate:
     def pattern(self, columns: Tensor, head: bool = False) -> int:
         """Register a layer's rank columns; layers with equal columns share one expanded scale per step. ``head``: the
         layer is the output head, which reads only some of the tokens."""
+        # Layers whose members have the same ranks have equal columns, as nearly all of a model have: they share one
+        # entry.
         for index, (known, known_head) in enumerate(self._patterns):
             if head == known_head and torch.equal(known, columns):
                 return index
@@ -53,6 +55,8 @@ class Gate:
             coefficients = self._coefficients
             if head and self._head_rows is not None:
                 coefficients = coefficients.index_select(0, self._head_rows)
+            # [tokens, members] -> [tokens, R]: made once per pattern and forward, and shared by all layers of that
+            # pattern.
             scale = coefficients.index_select(1, columns)
             self._scales[pattern] = scale
         return scale
@@ -162,6 +166,7 @@ class GatedGroup:
         if self.tiled is not None and x.shape[0] <= self.tiled_rows:
             return self.tiled(x, scale)
         assert self.product is not None
+        # One product [n, in] x [in, out + R]: reading W is what a small step costs, and A's few rows come with it.
         y = self.product(x)
         if self.expand is None:
             return y
@@ -180,6 +185,8 @@ class GatedGroup:
         if len(self.outputs) == 1:
             y = self.forward(x.reshape(-1, x.shape[-1]))
             return y.view(*x.shape[:-1], y.shape[-1])
+        # transformers calls q, k and v one after the other with the very same tensor: the first call computes all
+        # three, and each output is given away once. A second call of one layer on it computes anew.
         if x is not self._input or self._outputs[position] is None:
             y = self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.total)
             self._input = x

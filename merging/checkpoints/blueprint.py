@@ -69,6 +69,7 @@ class Blueprint:
         self._lock = threading.Lock()
         model, _ = self._on_meta({}, torch.float32, "eager")
         self.conversion = Conversion(model)
+        # Buffers that are in no state dict, such as rotary frequencies, the model computes for itself.
         stored = model.state_dict().keys()
         self._buffers = frozenset(name for name, _ in model.named_buffers() if name not in stored)
 
@@ -83,6 +84,8 @@ class Blueprint:
         Raises:
             FamilyError: the conversion of its tensors fails.
         """
+        # A state dict without memory: transformers runs its real loading, conversions and all, and reports what it
+        # would do.
         state = {name: torch.empty(reader.shape(name), dtype=reader.dtype(name), device=_META) for name in reader.names}
         _, info = self._on_meta(state, torch.float32, "eager")
         if info["error_msgs"]:
@@ -142,6 +145,7 @@ class Blueprint:
         """The model with its weights on the meta device and what it computes for itself (rotary frequencies and the
         like) in memory."""
         with self._lock:
+            # Built once for each dtype and form of attention: a copy is much quicker than a build.
             if (dtype, attention) not in self._skeletons:
                 with loading(f"building the model of {self.folder}"), _floats_as(dtype):
                     model, _ = self._on_meta({}, dtype, attention)
@@ -236,6 +240,8 @@ def _generation_config(file: Path) -> Any:
 @torch.no_grad()
 def _compute_buffers(model: Any) -> None:
     """Have ``model`` compute the buffers that no checkpoint holds, on the CPU, as it does at the end of a load."""
+    # Initialisation draws random numbers for parameters, which are replaced anyway: marked as initialised they are
+    # passed over, and only buffers are computed.
     stored = set(model.state_dict())
     for name, buffer in list(model.named_buffers()):
         if name not in stored:

@@ -74,6 +74,8 @@ def _refuse_two_checkpoints(folder: Path) -> None:
         headers = {file: read_header(file) for file, _ in shards}
     except FamilyError:
         return
+    # An index whose shards are missing or lack tensors is left over from before: transformers does not look at it
+    # either.
     if not shards or any(not names <= headers[file].keys() for file, names in shards):
         return
     reason = f"another checkpoint than {folder / INDEX} beside it; remove the one that is not meant"
@@ -131,6 +133,8 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     refuse_pointer(file)
     try:
         with file.open("rb") as stream:
+            # Eight bytes of length, then JSON. The length is checked first, so that of a broken file no gigabytes are
+            # read.
             length = int.from_bytes(stream.read(8), "little")
             if length > min(file.stat().st_size, 100_000_000):
                 raise ValueError("the header is longer than the file")

@@ -51,6 +51,8 @@ class Conversion:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         self.model = model
+        # Renamings map one name to one name; converters join, split or turn tensors, and are found by the pattern of
+        # what they read.
         self._state: dict[str, Tensor] = dict(model.state_dict())
         self.weights = {name: tuple(tensor.shape) for name, tensor in self._state.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._state.items()}
@@ -65,6 +67,8 @@ class Conversion:
 
         prefix = self.model.base_model_prefix
         renamed, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
+        # A checkpoint may have today's names already, which a rule for old ones may rename into something that is not
+        # there.
         if renamed not in self._state and name in self._state:
             renamed, pattern = rename_source_key(name, [], [], prefix, self._state)
         return renamed, pattern
@@ -87,6 +91,7 @@ class Conversion:
 
         pieces: dict[str, Piece] = {}
         strangers = []
+        # transformers' own order of tensors: parts of one weight are joined in it, expert 2 before expert 10.
         for name in sorted(names, key=dot_natural_key):
             renamed, pattern = self.rename(name)
             if renamed not in self._state:
@@ -101,6 +106,7 @@ class Conversion:
         """The weights of ``piece``, from its tensors in the checkpoint by their names there."""
         if piece.transform is None:
             return {piece.name: tensors[piece.sources[0][1]]}
+        # transformers' objects collect tensors as they go, so each conversion has its own.
         transform = deepcopy(piece.transform)
         for pattern, source in piece.sources:
             transform.add_tensor(piece.name, source, pattern, tensors[source])
@@ -112,6 +118,7 @@ class Conversion:
         ValueError where transformers' conversion cannot be turned round."""
         if piece.transform is None:
             return {piece.sources[0][1]: weights[piece.name]}
+        # The same conversion turned round; it counts only if it gives exactly the tensors that the checkpoint had.
         back = piece.transform.reverse_transform()
         first = back.rename_source_key(piece.name)[0]
         for name, weight in weights.items():
@@ -153,6 +160,7 @@ class ConvertedReader:
 
     def _add(self, piece: Piece) -> None:
         first = piece.sources[0][1]
+        # A plain renaming of one tensor; two that end at one name would overwrite each other.
         if piece.transform is None:
             if len(piece.sources) > 1:
                 other = piece.sources[1][1]
@@ -160,6 +168,7 @@ class ConvertedReader:
             self._pieces[piece.name] = piece
             self._layout[piece.name] = self.stored.shape(first), self.stored.dtype(first)
             return
+        # On the meta device: what a conversion gives is learned from shapes alone, before anything is read.
         empty = {
             source: torch.empty(self.stored.shape(source), dtype=self.stored.dtype(source), device="meta")
             for _, source in piece.sources
@@ -223,6 +232,7 @@ class ConvertedReader:
 
     def tensor(self, name: str) -> Tensor:
         """The weight ``name``: a view of the memory map where only its name differs, else new memory."""
+        # One piece may give several weights: all are made, and one is taken. Views of the memory map cost nothing.
         piece = self._pieces[name]
         made = self.conversion.convert(piece, {source: self.stored.tensor(source) for _, source in piece.sources})
         return made[self._own.get(name, name)]
@@ -233,6 +243,7 @@ class ConvertedReader:
 
     def groups(self) -> list[list[str]]:
         """The weights, those together that are written together (see ``as_stored``); sorted by their first name."""
+        # Weights of one piece go back into the checkpoint's tensors together, so that a shard must hold all of them.
         together: dict[int, list[str]] = {}
         for name in self.names:
             together.setdefault(id(self._pieces[name]), []).append(name)

@@ -85,9 +85,12 @@ class Experts:
         if pattern is None or name not in self.weights:
             return None
         transform = self.conversion.transform(pattern)
+        # Only conversions that stack experts, and join such as gate and up below each other, keep a pair of factors a
+        # pair of factors.
         steps = [(type(step).__name__, getattr(step, "dim", None)) for step in transform.operations]
         if steps not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
             return None
+        # The number of the layer stands in both names; the one that is left over is the expert's.
         own = _NUMBER.findall(f"{module}.")
         for number in _NUMBER.findall(name):
             if number in own:

@@ -40,6 +40,7 @@ def _carry_over(config: Any, tokenizer: Any, facts: GGUFFacts) -> int | list[int
     text = config.get_text_config()
     scaled = facts.rope_parameters(text.max_position_embeddings)
     if scaled:
+        # Models with two kinds of layers have parameters for each; the file's scaling is that of full attention.
         own = dict(text.rope_parameters or {})
         if isinstance(own.get("full_attention"), dict):
             own["full_attention"] = {**own["full_attention"], **scaled}

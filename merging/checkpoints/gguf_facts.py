@@ -60,6 +60,7 @@ class GGUFFacts:
             return self._yarn(float(factor or 1.0), original)
         if kind not in (None, "none", "linear", "longrope"):
             raise FamilyError(self._file, f"{self._architecture}.rope.scaling.type: {kind!r} cannot be carried over")
+        # Llama 3's scaling comes as a table of divisors and not as parameters.
         if frequencies is not None and any(value != 1.0 for value in frequencies):
             # A divisor for every frequency: what transformers has lists of in longrope, here the same for any length.
             scaled = {"rope_type": "longrope", "long_factor": frequencies, "short_factor": frequencies}

@@ -69,6 +69,7 @@ def _settings() -> dict[str, _Setting]:
     from transformers import PreTrainedModel, modeling_utils
     from transformers import initialization as init
 
+    # What transformers, torch's initialisation, gguf and the tokenizers are known to swap or to set while they load.
     settings = {
         "torch.get_default_dtype": _Setting(torch.get_default_dtype(), torch.set_default_dtype),
         "torch.get_default_device": _Setting(torch.get_default_device(), _set_device),

@@ -38,6 +38,7 @@ class Packed:
 
 def unpack(words: Tensor, bits: int, count: int, dim: int) -> Tensor:
     """Unsigned numbers of ``bits`` bits, the lowest first, of int32 ``words`` along ``dim``; ``count`` of them."""
+    # The mask after the shift makes the arithmetic shift of negative words harmless.
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     moved = words.movedim(dim, -1)
     integers = (moved.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
@@ -49,10 +50,12 @@ def spread(scale: Tensor, shape: tuple[int, ...], block: tuple[int, int] | None)
 
     ``block``: the blocks' size; None where they divide the weight evenly, or the scale is one number.
     """
+    # One scale for all, or one per output, which becomes a column: both broadcast by themselves.
     if scale.ndim < 2:
         return scale.reshape(-1, 1) if scale.ndim == 1 and scale.numel() == shape[-2] else scale
     for dim, size in ((-2, shape[-2]), (-1, shape[-1])):
         if scale.shape[dim] not in (1, size):
+            # The last block may be short: as many are repeated as cover the dimension, and the rest is cut off.
             each = block[dim] if block is not None else -(-size // scale.shape[dim])
             scale = scale.repeat_interleave(each, dim=dim).narrow(dim, 0, size)
     return scale
@@ -64,12 +67,15 @@ def gptq(bits: int, plain_zeros: bool) -> Callable[[Tensors], Tensor]:
     are stored less 1."""
 
     def decode(tensors: Tensors) -> Tensor:
+        # w = scale (q - zero), a scale and a zero for every group of inputs; act-order puts inputs into groups that are
+        # not runs.
         scales, inputs = tensors["scales"], tensors["qweight"].shape[0] * 32 // bits
         in_turn = torch.arange(inputs) // -(-inputs // len(scales))
         groups = tensors["g_idx"].long() if "g_idx" in tensors else in_turn
         integers = unpack(tensors["qweight"], bits, inputs, 0)
         zeros = unpack(tensors["qzeros"], bits, scales.shape[1], 1)
         if not plain_zeros:
+            # Stored less 1, with wrap-around: the largest number means a zero point of 0.
             zeros = (zeros + 1) & ((1 << bits) - 1)
         return ((integers - zeros[groups]).float() * scales.float()[groups]).T
 
@@ -84,6 +90,7 @@ def awq(tensors: Tensors) -> Tensor:
     def ordered(words: Tensor) -> Tensor:
         return unpack(words, 4, outputs, 1).unflatten(1, (-1, 8))[:, :, list(_AWQ_ORDER)].flatten(1)
 
+    # Packed along the outputs, eight of them interleaved in a word; zeros are packed alike.
     each = inputs // scales.shape[0]
     integers = ordered(tensors["qweight"]) - ordered(tensors["qzeros"]).repeat_interleave(each, dim=0)
     return (integers.float() * scales.float().repeat_interleave(each, dim=0)).T
@@ -95,6 +102,7 @@ def packed_ints(bits: int, block: tuple[int, int] | None) -> Callable[[Tensors],
 
     def decode(tensors: Tensors) -> Tensor:
         outputs, inputs = (int(size) for size in tensors["shape"])
+        # Signed numbers are stored with an offset, so that unpacking them needs no sign.
         least = 1 << (bits - 1)
         integers = unpack(tensors["packed"], bits, inputs, 1) - least
         scale = tensors["scale"].float()
@@ -162,10 +170,12 @@ class FourBits:
     def decode(self, tensors: Tensors) -> Tensor:
         """``weight``: two numbers a byte, the first one above, each a place in ``quant_map``; times ``absmax`` a block,
         which may itself be places in ``nested_quant_map``, times ``nested_absmax``, plus an offset."""
+        # Double quantisation: the scales of blocks are themselves 8-bit places in a table, with scales of their own.
         largest = tensors["absmax"]
         if self.nested:
             inner = tensors["nested_absmax"].float().repeat_interleave(self.nested)[: largest.numel()]
             largest = tensors["nested_quant_map"].float()[largest.long()] * inner + self.offset
+        # Places in the table of sixteen numbers, the upper half of a byte first.
         pairs = tensors["weight"].flatten()
         count = torch.Size(self.shape).numel()
         integers = torch.stack((pairs >> 4, pairs & 15), dim=1).flatten()[:count]

@@ -40,6 +40,7 @@ class Quantization:
     def __init__(self, document: Mapping[str, Any], file: Path) -> None:
         self._document = document
         self._file = file
+        # Some writers of bitsandbytes leave the method out and say only in how many bits to load.
         self.method = str(document.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in document else None))
         readers = {"gptq": self._gptq, "awq": self._awq, "compressed-tensors": self._compressed,
                    "fp8": self._fp8, "fbgemm_fp8": self._fp8, "bitsandbytes": self._bitsandbytes}  # fmt: skip
@@ -86,6 +87,7 @@ class Quantization:
         weights = {}
         for path, parts in _modules(reader, "qweight", ("qzeros", "scales")):
             parts |= _optional(reader, path, {"g_idx": "g_idx"})
+            # Packed along the inputs: 32 / bits of them in a word. The weight gets the dtype of its scales.
             rows, outputs = reader.shape(parts["qweight"])
             dtype = reader.dtype(parts["scales"])
             weights[f"{path}.weight"] = Packed(parts, (outputs, rows * 32 // bits), decode, dtype)
@@ -108,6 +110,8 @@ class Quantization:
             named |= _optional(reader, path, {"zero": "weight_zero_point", "g_idx": "weight_g_idx"})
             outputs, inputs = (int(size) for size in reader.tensor(named["shape"]))
             words = reader.shape(named["packed"])[1]
+            # The configuration may have several groups, of which the number of bits would have to be found; the words
+            # of a row say it, too.
             bits = next((bits for bits in (2, 4, 8) if -(-inputs * bits // 32) == words), None)
             if bits is None:
                 reason = f"{words} words per row for {inputs} inputs; rows of 2, 4 or 8 bits are read; {CURE}"
@@ -125,6 +129,7 @@ class Quantization:
         for name in reader.names:
             if reader.dtype(name) not in (*_FLOAT8, torch.int8) or name.endswith(("_zero_point", *suffixes)):
                 continue
+            # A byte a number says nothing by itself: without a scale it may be anything, and is refused.
             scale = next((name + suffix for suffix in suffixes if name + suffix in reader), None)
             if scale is None:
                 reason = f"{reader.dtype(name)} without a scale beside it ({name}{suffixes[0]}); {CURE}"
@@ -138,6 +143,8 @@ class Quantization:
     def _bitsandbytes(self, reader: CheckpointReader) -> dict[str, Packed]:
         weights = {}
         for name in reader.names:
+            # Eight bits have a scale per output under this name; four bits have their facts in a tensor of bytes, and
+            # up to four more tensors.
             if name.endswith(".SCB"):
                 weight = name.removesuffix("SCB") + "weight"
                 parts = {"weight": weight, "scale": name}
@@ -180,9 +187,12 @@ class QuantisedReader(CheckpointReader):
     def __init__(self, folder: str | Path, quantization: Quantization, dtype: torch.dtype) -> None:
         """``dtype``: of weights whose layout says none."""
         super().__init__(folder)
+        # Two views of one folder: the tensors as they lie there, and the weights that they make.
         self.as_stored = CheckpointReader(folder)
         self._packed = quantization.packed(self.as_stored)
         self._own = dtype
+        # The parts of quantised weights, and scales that concern activations, disappear; in their place stand the plain
+        # weights, with the shapes and dtypes that they will have.
         used = {part for packed in self._packed.values() for part in packed.parts.values()}
         for name in [name for name in self._where if name in used or quantization.left_out(name)]:
             del self._where[name], self._shapes[name], self._dtypes[name]
@@ -202,6 +212,7 @@ class QuantisedReader(CheckpointReader):
         except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError) as error:
             reason = f"its tensors do not fit each other: {(str(error).splitlines() or ['?'])[0]}"
             raise FamilyError(self._where[name], reason, name) from error
+        # The shape was promised from headers alone, before anything was decoded.
         if tuple(plain.shape) != packed.shape:
             reason = f"its tensors give shape {list(plain.shape)}, not {list(packed.shape)}"
             raise FamilyError(self._where[name], reason, name)
@@ -239,6 +250,7 @@ def _optional(reader: CheckpointReader, path: str, names: Mapping[str, str]) -> 
 
 def _float(reader: CheckpointReader, scale: str) -> torch.dtype | None:
     """The dtype of a scale, if weights can have it too: float32 scales of a model in 16 bits say nothing."""
+    # Scales in 16 bits have the model's own dtype.
     dtype = reader.dtype(scale)
     return dtype if dtype in (torch.float16, torch.bfloat16) else None
 

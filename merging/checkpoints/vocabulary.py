@@ -46,6 +46,8 @@ def require_shared_vocabulary(base: Path, member: Path) -> list[str]:
         return []
     if vocabulary_hash(ours) == vocabulary_hash(theirs):
         return []
+    # What both number must be the same token; reserved names may differ, since trainers rename them for tokens of their
+    # own.
     here, there = tokens_of(ours), tokens_of(theirs)
     shared = {number for number in here.keys() & there.keys() if not _RESERVE.search(here[number])}
     if difference := _first_difference({n: here[n] for n in shared}, {n: there[n] for n in shared}):

@@ -86,6 +86,7 @@ class Calibration(BaseModel):
 
     def deviations(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Standard errors of ``rewards``, same shape."""
+        # Variance of a linear form: t^T Cov t for the terms t of every point.
         terms = self._terms(weights)
         spreads = [
             np.einsum("pi,ij,pj->p", terms[response.degree], np.array(response.covariance), terms[response.degree])

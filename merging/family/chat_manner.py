@@ -74,6 +74,7 @@ def read_conversation(
     Raises:
         FamilyError: a file that cannot be read, a template that is none, a stop token that the base lacks.
     """
+    # First the template: a file that was named, the base's own, or the first member's that has one.
     tokens = _tokens(base) or {}
     known = set(tokens.values())
     own = _manner(base, base, tokens)
@@ -91,6 +92,8 @@ def read_conversation(
                 eos = manner.eos_token if manner.eos_token in known else None
                 spoken = ChatManner(manner.template, f"member {name}", eos)
                 break
+    # Then the tokens that end an answer: the one that the template puts behind a turn, and those that are stated or,
+    # where the base has no template, those that its members end with.
     in_force = spoken.template if spoken.template is not None else own.template
     eos = spoken.eos_token or own.eos_token
     ends = {turn} if in_force and (turn := end_of_turn(in_force, known, eos)) else set()
@@ -117,6 +120,7 @@ def end_of_turn(template: str, tokens: set[str], eos_token: str | None) -> str |
         )
     except Exception:  # templates are programs
         return None
+    # A template is a program, so it is run: what stands behind the answer that it was given is how it ends a turn.
     rest = str(text).rpartition(_ANSWER)[2].lstrip()[:_KEPT]
     # The longest one: "<|end|>" may be the beginning of another.
     return max((token for token in tokens if len(token) > 1 and rest.startswith(token)), key=len, default=None)
@@ -177,6 +181,7 @@ def _manner(folder: Path, base: Path, tokens: dict[int, str]) -> _Manner:
     eos = _name(config.get("eos_token"))
     if eos is None and (folder / "special_tokens_map.json").is_file():
         eos = _name(read_json(folder / "special_tokens_map.json").get("eos_token"))
+    # The generation config, where there is one, decides for the folder; config.json is asked only without it.
     ids: list[int] = []
     for file in ("generation_config.json", "config.json"):
         if (folder / file).is_file():

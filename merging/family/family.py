@@ -274,6 +274,8 @@ def load_family(
         except FamilyError as error:
             raise FamilyError(file, f"{kind} {entry.name!r}: {error.reason}") from error
         kinds[entry.name] = kind
+    # Before any member is loaded: members that have apart what the base ties change what the base's own layers are
+    # checked against.
     loader.untie(folders)
     for entry, path in folders:
         kind = kinds[entry.name]

@@ -94,6 +94,8 @@ def require_same_tokens(base: FamilyModel, other: FamilyModel, tokenizer: str | 
                 reason += '; if they are the same, say tokenizer = "base" in [[models]]'
             raise FamilyError(folder / TOKENIZER, reason)
     require_same_vocabulary(base.base_path, other.base_path)
+    # Rows of padding count on neither side: what must be there is every id of the tokenizer that the base has a row
+    # for.
     needed = min(largest_id(base.base_path / TOKENIZER) + 1, base.architecture.vocabulary)
     if other.architecture.vocabulary < needed:
         reason = f"model {other.name!r} has {other.architecture.vocabulary} rows for the tokenizer's {needed} tokens"

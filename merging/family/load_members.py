@@ -98,6 +98,7 @@ class MemberLoader:
             return
         explicit = value is not None and value.kind in HEADED
         conditioned = value is not None and value.conditioned
+        # The manifest's entry and what lies in its folder must agree on whether one value takes the whole preference.
         if conditioned != is_pblora_folder(path):
             reason = (
                 f"value {entry.name!r} has neither objective nor rewards, so that it must be a PBLoRA, which it is not"
@@ -105,11 +106,15 @@ class MemberLoader:
                 else f"{entry.name!r} is a PBLoRA; only implicit values without objective and rewards may be"
             )
             raise FamilyError(path / CONFIG, reason)
+        # A folder that several entries name is read once per model: the first entry's name is the member's, and the
+        # others point to it.
         place = (model.name, path.resolve())
         first = self._loaded.setdefault(place, entry.name)
         self.members_of[entry.name] = first
         if model.name:
             self.grown[first] = model.name
+        # By what the folder holds: a PBLoRA becomes one member per objective, an expert may be its model as it is,
+        # anything else is an adapter or a checkpoint.
         if value is not None and conditioned:
             self._load_pblora(model, value, path, first)
         elif first == entry.name and isinstance(entry, (Expert, Router)) and _as_it_is(entry, path, model):
@@ -156,6 +161,8 @@ class MemberLoader:
                 model.low_rank[member.name] = member
 
     def _load(self, model: FamilyModel, name: str, path: Path, explicit: bool) -> None:
+        # Adapters of PEFT or of mlx-lm become low-rank members. Everything else is a checkpoint, which stands only
+        # beside a plain base.
         member: LowRankMember | FullMember
         linear, rename = model.architecture.linear, model.architecture.module
         if is_peft_folder(path):

@@ -102,6 +102,8 @@ class Surface(BaseModel):
             heights = _log(expected[:, :-1])
             scores = heights @ mu
             if order:
+                # What a reward has above, or below, the even preference, in log units: being above is taken off as far
+                # as it was not asked for, being below as far as it was.
                 above = heights - self._even
                 scores -= order * (np.maximum(above, 0.0) @ (1.0 - asked) + np.maximum(-above, 0.0) @ asked)
             return scores, expected[:, -1]

@@ -62,6 +62,8 @@ def write_vector(
         entry = f"\n[[vectors]]\nname = {json.dumps(name)}\npath = {path}\n"
         staged.write_text(text + ("" if text.endswith("\n") else "\n") + entry, encoding="utf-8")
     try:
+        # The staged manifest is loaded before anything is replaced, and the vector goes before it: at no time does the
+        # manifest name a file that is not there.
         if not named:
             load_manifest(staged)
         file.parent.mkdir(exist_ok=True)

@@ -65,6 +65,8 @@ def load_peft(
                 reason += f": what is there computes in a way of its own; {serve_whole(folder)}"
             raise FamilyError(weights_file, reason, f"{PREFIX}{module}.lora_A.weight")
         shape = shapes[place]
+        # Rows of the head are tokens: those that the base lacks are cut off, and those that the adapter lacks get a
+        # delta of zero.
         if place == head and len(pair["b"]) != shape[0]:
             shared = min(len(pair["b"]), shape[0])
             notes.append(

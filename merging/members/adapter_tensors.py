@@ -98,6 +98,7 @@ def read_head(file: Path) -> dict[str, torch.Tensor]:
 
 def _plain(name: str) -> str:
     """A tensor's name without what PEFT wraps a module in."""
+    # PEFT's wrappers may be nested, in the order of ``_WRAPPERS``.
     path, _, part = name.rpartition(".")
     for wrapper in _WRAPPERS:
         path = path.removesuffix(wrapper)

@@ -26,6 +26,8 @@ def contrast(positive: torch.Tensor, negative: torch.Tensor, method: Method) -> 
     apart = positive.double() - negative.double()
     if method == "mean":
         return apart.mean(dim=0)
+    # [layers, pairs, hidden]: the first right singular vector of each layer's differences is the direction that
+    # explains most of them. Its sign is arbitrary; the mean projection on it sets sign and length.
     by_layer = apart.transpose(0, 1)
     direction = torch.linalg.svd(by_layer, full_matrices=False).Vh[:, 0]
     return direction * (by_layer @ direction[:, :, None]).mean(dim=1)

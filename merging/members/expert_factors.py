@@ -43,6 +43,7 @@ class ExpertFactors:
     def take(self, module: str, a: Tensor, b: Tensor) -> bool:
         """Keep the pair of the module that the adapter calls ``module`` if it belongs to experts. Raises FamilyError
         for one that does and has another shape than its expert."""
+        # PEFT nests what it wraps: the number of ``.base_layer`` at the end says which pair of a module this is.
         container = module
         while container.endswith(_NESTED):
             container = container.removesuffix(_NESTED)
@@ -110,6 +111,7 @@ class ExpertFactors:
         rows = weight.experts * rank
         if tuple(a.shape) != (rows, weight.inputs) or tuple(b.shape) != (weight.outputs, rows):
             return None
+        # PEFT keeps B as [out, rank * experts] with the expert as the fastest index, and A expert by expert.
         down = b.reshape(weight.outputs, rank, weight.experts).permute(2, 0, 1).contiguous()
         up = a.reshape(weight.experts, rank, weight.inputs)
         return LowRank(up, down, self._settings.scale(key), weight.transposed)

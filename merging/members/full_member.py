@@ -99,6 +99,7 @@ def _tie(architecture: Architecture, reader: ConvertedReader) -> frozenset[str]:
     config = load_config(reader.folder) if ours else architecture.blueprint.config
     if not getattr(config.get_text_config(), "tie_word_embeddings", False):
         return frozenset()
+    # The member's one tensor stands for two of the base's: the embeddings, and the head that the base has apart.
     reader.share(architecture.embedding, OUTPUT_HEAD)
     return frozenset({OUTPUT_HEAD})
 
@@ -118,6 +119,8 @@ def _refuse_strangers(
 ) -> list[str]:
     """Refuse tensors that belong to no weight, but for those that the base has too, transformers leaves out or the
     model computes for itself; notes about the latter."""
+    # Strangers that the base has too are no difference; what is left is either recomputed by the model, or would be
+    # lost without a word.
     known = set(base.strangers if isinstance(base, ConvertedReader) else base.names)
     known |= HEAD_NAMES.keys() if headed else set()
     refused = set(architecture.blueprint.report(reader.stored).unexpected)
@@ -147,6 +150,7 @@ def _require_same_config(architecture: Architecture, folder: Path) -> list[str]:
         ours, given = architecture.config.get(key), theirs.get(key)
         if ours != given:
             raise FamilyError(file, f"{key}: {given!r}, but the base has {ours!r}")
+    # What differs and changes no result is noted: it may still surprise whoever wrote it.
     differ = foreign_keys(config) ^ foreign_keys(architecture.blueprint.config)
     positions = [getattr(entry, "max_position_embeddings", None) for entry in (config, architecture.blueprint.config)]
     if positions[0] != positions[1]:

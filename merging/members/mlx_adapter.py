@@ -54,6 +54,7 @@ def load_mlx(
             shapes = f"{tensor.dtype} of shape {list(tensor.shape)}"
             reason = f"{shapes}; only matrices MODULE.lora_a and MODULE.lora_b are read"
             raise FamilyError(file, reason, tensor_name)
+        # Transposed here: mlx-lm multiplies from the left, with factors [in, r] and [r, out].
         require_finite(tensor, file, tensor_name)
         factors.setdefault(tensor_name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = tensor.T.contiguous()
     modules = {}

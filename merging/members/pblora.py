@@ -112,6 +112,8 @@ def load_pblora(
                     f"{count} ({CONFIG}) and the base's {out}x{inner} (out x in)"
                 )
                 raise FamilyError(weights_file, reason, f"{stem}.pblora_{part}")
+        # dW(mu) in parts that are linear in mu: the fixed half gets W1 folded into its B; of the other half, each
+        # objective gets its own row of M, reshaped, folded into B2.
         a, b, w1, w2 = (parts[part].double() for part in ("A", "B", "W1", "W2"))
         fixed[place] = LowRank(a[:r1], b[:, :r1] @ w1, scale)
         for row, mixing in zip(rows, w2, strict=True):

@@ -77,6 +77,7 @@ def load_vector(file: Path, name: str, layers: int, hidden: int) -> SteeringVect
     Raises:
         FamilyError: naming file and tensor: no vector, another shape, a dtype that is not float, NaN or infinity.
     """
+    # By suffix: llama.cpp's control vectors, or one tensor [layers, hidden] under any name.
     if file.suffix == _GGUF:
         directions, saved = _read_gguf(file, layers, hidden)
     elif file.suffix == ".safetensors":

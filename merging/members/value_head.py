@@ -44,6 +44,8 @@ def load_value_head(folder: Path, hidden: int) -> ValueHead:
         if (pickle := folder / "pytorch_model.bin").is_file():
             reason += f" ({pickle.name} is a pickle, which is never loaded; save the head as {HEAD})"
         raise FamilyError(folder / HEAD, reason)
+    # Exactly one weight, and at most one bias of the same head; anything else beside them is refused, as it would be
+    # left out of the value.
     file, tensors = head
     parts: dict[str, str] = {}
     for name in sorted(tensors):
@@ -64,6 +66,8 @@ def load_value_head(folder: Path, hidden: int) -> ValueHead:
 def find_head(folder: Path) -> tuple[Path, dict[str, torch.Tensor]] | None:
     """(file, tensors) of the scalar head in ``folder``; None where there is none. Raises FamilyError for two."""
     file = folder / HEAD
+    # A head may lie in a file of its own, or among the tensors of an adapter or a checkpoint; in two places it is
+    # ambiguous.
     inner: tuple[Path, dict[str, torch.Tensor]] | None = None
     if is_peft_folder(folder):
         if (folder / WEIGHTS).is_file() and (tensors := read_head(folder / WEIGHTS)):

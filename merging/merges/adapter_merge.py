@@ -61,6 +61,8 @@ def merge_adapter(base: Path, adapter: Path, out: str | Path, dtype: torch.dtype
         model = _load(base, adapter)
         rows = model.get_input_embeddings().weight.shape[0]
         try:
+            # An adapter that was trained after the embeddings were resized: the base takes that size for the merge, and
+            # its own again after it.
             more = _rows(adapter / WEIGHTS)
             if more is not None and more != rows:
                 model.resize_token_embeddings(more, mean_resizing=False)

@@ -114,6 +114,7 @@ def compress(
     for done, name in enumerate(names, start=1):
         if name not in member.reader:
             continue  # the output head of an explicit value's checkpoint, which is the base's
+        # Tensor by tensor, so that the peak is one weight and its decomposition.
         ours, theirs = base.tensor(name), member.reader.tensor(name)
         exact = torch.float64 if torch.float64 in (ours.dtype, theirs.dtype) else torch.float32
         delta = theirs.to(exact) - ours.to(exact)
@@ -148,12 +149,15 @@ def truncated_svd(delta: torch.Tensor, rank: int | None, energy: float | None) -
     """
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     if energy is not None:
+        # By Eckart and Young the squared norm that rank r keeps is the sum of its r largest squared singular values.
         share = torch.cumsum(s.double().square(), dim=0) / s.double().square().sum()
         # The tolerance keeps energy=1.0 from chasing singular values that are rounding noise.
         rank = int((share < energy - 1e-12).sum()) + 1
     assert rank is not None
+    # Numerical rank: singular values below the rounding of the largest one carry no information.
     significant = int((s > s[0] * max(delta.shape) * torch.finfo(s.dtype).eps).sum())
     r = max(1, min(rank, significant))
+    # U sqrt(S) and sqrt(S) V^T: neither factor is much larger than the other, which would cost digits in 16 bits.
     root = s[:r].sqrt()
     return u[:, :r] * root, root[:, None] * vh[:r]
 
@@ -174,6 +178,7 @@ def _of_all(delta: torch.Tensor, rank: int | None, energy: float | None) -> tupl
 def _report(
     kept: list[TensorError], lost: list[TensorError], factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> CompressionReport:
+    # Squared norms add up over tensors, as the deltas' entries do.
     total = math.fsum(tensor.norm**2 for tensor in kept + lost)
     missed = math.fsum((tensor.norm * tensor.relative_error) ** 2 for tensor in kept + lost)
     return CompressionReport(

@@ -64,6 +64,7 @@ def export(
             raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}", reason)
         if name not in family.mergeable:
             raise InputError(f"coefficients.{name}", value, f"the members {', '.join(family.mergeable)}")
+    # Weights first, then what describes them; nothing is visible under the target's name before all of it is there.
     merge = Merge.of(family)
     with new_folder(target) as folder:
         _write_weights(family.base, merge, coefficients, folder, dtype, max_shard_bytes, progress)
@@ -101,6 +102,8 @@ def _write_weights(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     layout = merge.layout(coefficients, dtype)
+    # Shards are filled in order; what one conversion of the base made goes into one shard, because it is written back
+    # together.
     shards: list[list[list[str]]] = [[]]
     size = 0
     for group in _groups(base, layout):
@@ -156,6 +159,7 @@ def _write_conversation(family: Family, folder: Path) -> None:
             config = read_json(folder / "tokenizer_config.json") | {"eos_token": spoken.eos_token}
             (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if spoken.ends:
+        # Added to what the base says already, since this file decides once it names any.
         file = folder / "generation_config.json"
         config = read_json(file) if file.is_file() else {}
         stated = config.get("eos_token_id", read_json(family.base_path / "config.json").get("eos_token_id"))

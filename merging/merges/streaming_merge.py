@@ -87,6 +87,7 @@ class Merge:
         for member in coefficients:
             if member not in self._full and member not in self._low_rank:
                 raise KeyError(member)
+        # Tied weights are written once, under the stored name, unless this merge takes them apart.
         names = [name for name in self._base.names if name not in self._architecture.tied]
         specs = {}
         for name in sorted(names + self.unties(coefficients)):
@@ -97,6 +98,8 @@ class Merge:
 
     def unties(self, coefficients: Mapping[str, float]) -> list[str]:
         """Names of tied weights that this merge has to store on their own."""
+        # A LoRA on a tied head changes the head and not the embeddings, which are the same tensor in the base: merged,
+        # they are two.
         active = [self._low_rank[name] for name in _active(coefficients) if name in self._low_rank]
         return [
             name
@@ -122,6 +125,7 @@ class Merge:
         """Merge the tensor ``name`` into ``out`` (contiguous, the base's shape, any floating dtype)."""
         stored = self._architecture.stored_as(name)
         module = name.removesuffix(".weight")
+        # Members that do not change this tensor drop out: of low-rank ones those without factors for it.
         full = []
         low_rank = []
         for member, coefficient in _active(coefficients).items():
@@ -169,6 +173,7 @@ def merge_tensor(
     factors = _stack(low_rank, sum_dtype)
     # Low-rank products need whole rows; everything else is cut without regard to shape.
     columns = base.shape[-1] if factors is not None else 1
+    # 1 - sum_j c_j, the base's part once W0 + sum_j c_j (W_j - W0) is written as a weighted sum of whole weights.
     share = math.fsum([1.0, *(-coefficient for coefficient, _ in full)])
     terms = [(share, base)] if abs(share) > _NOISE else []
     terms = [(coefficient, tensor.reshape(-1, columns)) for coefficient, tensor in [*terms, *full]]
@@ -181,6 +186,8 @@ def merge_tensor(
         if factors is not None:
             out.view(-1, columns).addmm_(factors[0], factors[1])
         return
+    # Chunk by chunk: terms are converted into scratch one at a time and added up in the wider dtype, directly in
+    # ``out`` where it has that dtype, and rounded once.
     target = out.view(-1, columns)
     step = max(1, CHUNK // columns)
     for start in range(0, target.shape[0], step):
@@ -215,6 +222,7 @@ class Scratch:
 
     def like(self, slot: int, shape_of: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Uninitialised memory of the shape of ``shape_of``; the same slot and dtype give the same memory again."""
+        # Slot 0 is for the running sum and slot 1 for a converted term, which are needed at the same time.
         buffer = self._buffers.get((slot, dtype))
         if buffer is None or buffer.numel() < shape_of.numel():
             buffer = self._buffers[slot, dtype] = torch.empty(max(CHUNK, shape_of.numel()), dtype=dtype)
@@ -240,5 +248,6 @@ def _active(coefficients: Mapping[str, float]) -> dict[str, float]:
     Solving for a one-hot mix leaves float64 noise (1e-17 here, 1 - 1e-16 there). It is far below what any sum of
     float32 terms can show, but it would cost the bit-for-bit identity of a member at weight 1.
     """
+    # Powers of two scale exactly, so that a coefficient that is 1, or any short binary fraction, stays what it is.
     snapped = {name: round(value * _GRID) / _GRID for name, value in coefficients.items()}
     return {name: value for name, value in snapped.items() if value != 0.0}

@@ -87,6 +87,7 @@ class Coefficients:
         for name in given:
             if name not in norms:
                 raise InputError(field, "norm", "none, sum", f"norms are of low-rank members, and {name} is a full one")
+        # Deltas that cancel leave nothing to be scaled up: what is left would be rounding.
         norm, wanted = norms.merged(given), norms.mean(given)
         if norm <= 1e-9 * max(1.0, self.l1) * wanted:
             raise InputError(field, "norm", "none", f"the deltas of {', '.join(self.members)} cancel each other out")
@@ -196,6 +197,8 @@ def bone_soup(
         )
     scale = extrapolation or {}
     target = np.array([weight * scale.get(name, 1.0) for name, weight in preference.weights], dtype=np.float64)
+    # B^T x = k mu: row j of B is the reward that backbone j was trained on, so that entry i of B^T x is the weight of
+    # objective i's reward in the soup's.
     solved = np.linalg.solve(array.T, target)
     result = _coefficients(tuple(members), tuple(float(value) + 0.0 for value in solved), condition)
     return replace(result, warnings=warnings + result.warnings)

@@ -30,6 +30,8 @@ class DeltaNorms:
             parts = []
             for module in first.keys() & second.keys():
                 p, q = first[module], second[module]
+                # The trace identity <BA, B'A'> = sum((B^T B') * (A A'^T)): two small [r, r'] matrices in place of two
+                # dense deltas.
                 outer = p.b.to(torch.float64).mT @ q.b.to(torch.float64)
                 inner = p.a.to(torch.float64) @ q.a.to(torch.float64).mT
                 parts.append(p.scale * q.scale * float((outer * inner).sum()))
@@ -38,6 +40,7 @@ class DeltaNorms:
 
     def merged(self, coefficients: Mapping[str, float]) -> float:
         """Norm of the merged delta. Raises KeyError for a member without low-rank factors."""
+        # A quadratic form in the coefficients; rounding may leave it just below 0 where deltas cancel.
         squares = [
             c * d * self.product(one, other) for one, c in coefficients.items() for other, d in coefficients.items()
         ]

@@ -20,6 +20,7 @@ def grid(objectives: int, steps: int) -> list[Point]:
     if steps < 1 or objectives < 1:
         raise ValueError(f"steps {steps} and objectives {objectives} are not allowed; allowed: 1 or more of each")
     points = []
+    # Stars and bars: the gaps between the bars are the weights, in steps.
     for bars in itertools.combinations(range(steps + objectives - 1), objectives - 1):
         edges = (-1, *bars, steps + objectives - 1)
         points.append(tuple((after - before - 1) / steps for before, after in itertools.pairwise(edges)))

@@ -30,6 +30,8 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
     on both sides of it. Whatever is tried is a mix: steps go towards one of the points.
     """
     draw = np.random.default_rng(0)
+    # The points themselves, and sparse mixes of them: a Dirichlet with a small parameter puts most weight on few
+    # points. Seeded, so that a preference always finds the same mix.
     starts = np.vstack([points, draw.dirichlet(np.full(len(points), 0.1), size=_STARTS) @ points])
     scores, costs = evaluate(starts)
 
@@ -37,6 +39,8 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
         """A mix of about the best score less its cost at ``price``, its score, and whether it keeps the bound."""
         best = starts[int(np.argmax(scores - price * costs))]
         while True:
+            # [ways, points, n]: from the best so far, steps of 1/2 to 1/1024 of the way towards each of the points, all
+            # tried at once.
             steps = best + _WAYS[:, None, None] * (points - best)
             tried = np.vstack([best, steps.reshape(-1, points.shape[1])])
             score, cost = evaluate(tried)
@@ -49,11 +53,13 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
     over, _, kept = climb(0.0)
     if kept:
         return over
+    # The best of the random mixes that keep the bound is what there is if no price finds a better one.
     kept_scores = np.where(costs <= bound, scores, -np.inf)
     first = int(np.argmax(kept_scores))
     within, top = starts[first], kept_scores[first]
     low, high = _PRICES
     for _ in range(_ROUNDS):
+        # Bisection on a logarithmic scale: too low a price breaks the bound, too high a one gives score away.
         price = (low * high) ** 0.5
         mix, score, kept = climb(price)
         if not kept:
@@ -62,6 +68,7 @@ def best_mix(points: Array, evaluate: Evaluate, bound: float) -> Array:
         high = price
         if score > top:
             within, top = mix, score
+    # On the line between a mix that keeps the bound and a better one that does not, the bound is met somewhere.
     between = within + np.linspace(0.0, 1.0, 129)[:, None] * (over - within)
     ways, prices = evaluate(between)
     return between[int(np.argmax(np.where(prices <= bound, ways, -np.inf)))]

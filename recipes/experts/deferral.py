@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -14,20 +13,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.merging.members.router_head import ROUTER_HEAD
 from ladle.recipes.base_model import LoadedBase, load_base
-from ladle.recipes.config import load_recipe
 from ladle.recipes.domains.domains import DomainQuestion, questions
 from ladle.recipes.experts.expert import encode
 from ladle.recipes.experts.expert_views import ViewedAnswer, seen_by
-from ladle.recipes.experts.route import RouteWorkshop
+from ladle.recipes.experts.route import RouteWorkshop, needed
 from ladle.recipes.experts.router_training import load_trained_head, routed_logprobs
 from ladle.recipes.routing_config import DeferralConfig
 from ladle.recipes.scoring import predictions
 from ladle.recipes.soup import load_members, merged
+from ladle.recipes.training.recipe_arguments import recipe_arguments, recipe_parser
 from ladle.recipes.training.train import fingerprint
 from ladle.recipes.training.value import hidden_size
+from ladle.recipes.training.written_whole import written_whole
 
 ROUTER = "router"
 
@@ -129,9 +128,8 @@ def train_deferral(workshop: RouteWorkshop, family: Path, config: DeferralConfig
     weight, bias = fit_deferral(choices, config)
     tensors = load_file(str(router / ROUTER_HEAD))
     tensors |= {"defer": weight.contiguous(), "defer_bias": torch.tensor([bias])}
-    aside = router / (ROUTER_HEAD + ".partial")
-    save_file(tensors, str(aside), metadata={"format": "pt"})
-    aside.rename(router / ROUTER_HEAD)
+    with written_whole(router / ROUTER_HEAD) as aside:
+        save_file(tensors, str(aside), metadata={"format": "pt"})
     logits = choices.states @ weight + bias
     return {
         "deferred": float((logits > 0).float().mean()),
@@ -142,24 +140,11 @@ def train_deferral(workshop: RouteWorkshop, family: Path, config: DeferralConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="ladle deferral",
-        description="Add a deferral logit, which the method co_llm needs, to the router of a family.",
-        epilog="example: python -m ladle.recipes.experts.deferral --config demo --out families/demo",
-    )
-    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the family, with experts and a router")
-    parser.add_argument("--work", type=Path, help="folder for intermediate results (default: the user's cache)")
-    arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.config)
-    if recipe.deferral is None:
-        parser.error(f"--config: {arguments.config!r} has no [deferral]")
-    folder = arguments.work or default_cache_dir() / "recipes" / recipe.name
-    print(
-        json.dumps(
-            train_deferral(RouteWorkshop(recipe, load_base(recipe.base), folder), arguments.out, recipe.deferral)
-        )
-    )
+    description = "Add a deferral logit, which the method co_llm needs, to the router of a family."
+    parser = recipe_parser("experts.deferral", description, out=", with experts and a router")
+    arguments, recipe = recipe_arguments(parser, argv, "deferral")
+    workshop = RouteWorkshop(recipe, load_base(recipe.base), arguments.work)
+    print(json.dumps(train_deferral(workshop, arguments.out, needed(recipe.deferral, "deferral"))))
     return 0
 
 

@@ -15,6 +15,7 @@ from ladle.merging.members.adapter import LowRankMember
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import merged
+from ladle.recipes.training.written_whole import written_whole
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ def _view(
                 for row, index in enumerate(chunk):
                     own = predicted.rows == row
                     rows[index] = (logprobs[own].tolist(), best[own].tolist())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(file.name + ".partial")
-        aside.write_text("".join(json.dumps(rows[i]) + "\n" for i in range(len(items))), encoding="utf-8")
-        aside.rename(file)
+        with written_whole(file) as aside:
+            aside.write_text("".join(json.dumps(rows[i]) + "\n" for i in range(len(items))), encoding="utf-8")
     lines = file.read_text(encoding="utf-8").splitlines()
     return [(logprobs, best) for logprobs, best in map(json.loads, lines)]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import shutil
@@ -16,9 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.recipes.base_model import LoadedBase, load_base
-from ladle.recipes.config import AdapterConfig, Recipe, load_recipe
+from ladle.recipes.config import AdapterConfig, Recipe
 from ladle.recipes.domains.domains import DomainQuestion, questions
 from ladle.recipes.experts.expert import encode, train_expert
 from ladle.recipes.experts.expert_views import seen_by
@@ -28,6 +26,7 @@ from ladle.recipes.routing_config import ExpertsConfig, RouterConfig
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import load_members
 from ladle.recipes.training.family_manifest import write_manifest
+from ladle.recipes.training.recipe_arguments import recipe_arguments, recipe_parser
 from ladle.recipes.training.train import fingerprint
 
 _T = TypeVar("_T")
@@ -173,23 +172,15 @@ def _texts(taught: Sequence[DomainQuestion]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="ladle route",
-        description="Make domain experts and a router from a recipe. A run that was broken off goes on where it "
-        "stopped: what the work folder has is not made again.",
-        epilog="example: python -m ladle.recipes.experts.route --config demo --out families/demo",
+    description = (
+        "Make domain experts and a router from a recipe. A run that was broken off goes on where it stopped: what the "
+        "work folder has is not made again."
     )
-    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the family: adapters and family.toml")
-    parser.add_argument("--work", type=Path, help="folder for intermediate results (default: the user's cache)")
+    parser = recipe_parser("experts.route", description, out=": adapters and family.toml")
     parser.add_argument("--json", action="store_true", help="print the adapters' folders as JSON")
-    arguments = parser.parse_args(argv)
     started = time.monotonic()
-    recipe = load_recipe(arguments.config)
-    if recipe.experts is None:
-        parser.error(f"--config: {arguments.config!r} is not allowed; allowed: a recipe with [experts] and [router]")
-    folder = arguments.work or default_cache_dir() / "recipes" / recipe.name
-    made = make_routing(RouteWorkshop(recipe, load_base(recipe.base), folder), arguments.out)
+    arguments, recipe = recipe_arguments(parser, argv, "experts", "router")
+    made = make_routing(RouteWorkshop(recipe, load_base(recipe.base), arguments.work), arguments.out)
     if arguments.json:
         print(json.dumps({name: str(path) for name, path in made.items()}))
     else:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -15,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.recipes.base_model import load_base
-from ladle.recipes.config import load_recipe
 from ladle.recipes.domains.domains import DomainQuestion, is_right, questions
 from ladle.recipes.experts.route import RouteWorkshop, needed
 from ladle.recipes.experts.routed import Routed, routed_greedy, speakers
@@ -29,6 +26,7 @@ from ladle.recipes.scoring import Encoded, predictions
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.text_metrics import bootstrap_mean
 from ladle.recipes.training.evaluate import write_csv
+from ladle.recipes.training.recipe_arguments import recipe_arguments, recipe_parser
 from ladle.recipes.training.train import fingerprint
 from ladle.recipes.training.value import hidden_size
 
@@ -193,22 +191,12 @@ def _rows(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes routing.csv and ROUTING.md, or prints JSON as well; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="ladle route-eval",
-        description="Judge experts and router on held-out questions. What the work folder has is not decoded again.",
-        epilog="example: python -m ladle.recipes.experts.route_eval --config demo --out families/demo",
-    )
-    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the family that the recipe made")
-    parser.add_argument("--work", type=Path, help="folder for intermediate results (default: the user's cache)")
+    description = "Judge experts and router on held-out questions. What the work folder has is not decoded again."
+    parser = recipe_parser("experts.route_eval", description, out=" that the recipe made")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="questions that are judged")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and write nothing")
-    arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.config)
-    if recipe.experts is None:
-        parser.error(f"--config: {arguments.config!r} is not allowed; allowed: a recipe with [experts] and [router]")
-    folder = arguments.work or default_cache_dir() / "recipes" / recipe.name
-    workshop = RouteWorkshop(recipe, load_base(recipe.base), folder)
+    arguments, recipe = recipe_arguments(parser, argv, "experts", "router")
+    workshop = RouteWorkshop(recipe, load_base(recipe.base), arguments.work)
     rows = judged(RoutingTrial.open(workshop, arguments.out, arguments.split))
     if arguments.json:
         print(json.dumps(rows))

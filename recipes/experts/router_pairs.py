@@ -16,6 +16,7 @@ from ladle.recipes.domains.domains import DOMAINS, DomainQuestion, is_right
 from ladle.recipes.experts.expert import encode
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import merged
+from ladle.recipes.training.written_whole import written_whole
 
 
 def greedy_answers(
@@ -62,10 +63,8 @@ def stored_answers(
 
 def store_answers(answers: Sequence[Sequence[int]], file: Path) -> None:
     """Writes token ids, an answer a line; the file is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".partial")
-    aside.write_text("".join(json.dumps(list(answer)) + "\n" for answer in answers), encoding="utf-8")
-    aside.rename(file)
+    with written_whole(file) as aside:
+        aside.write_text("".join(json.dumps(list(answer)) + "\n" for answer in answers), encoding="utf-8")
 
 
 def pairs_of(

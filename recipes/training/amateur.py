@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -19,16 +18,17 @@ import torch
 from rich.progress import track
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.merging.checkpoints.library_lock import loading
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.batched_sampling import sample
-from ladle.recipes.config import AmateurConfig, load_recipe
+from ladle.recipes.config import AmateurConfig
 from ladle.recipes.scoring import Encoded, answer_logprobs, output_logits, predictions
 from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.descent import descend
 from ladle.recipes.training.family_manifest import AMATEUR, write_manifest
+from ladle.recipes.training.recipe_arguments import recipe_arguments, recipe_parser
 from ladle.recipes.training.train import Workshop, fingerprint
+from ladle.recipes.training.written_whole import written_whole
 
 FIGURES = "amateur.csv"
 _AT_ONCE = 16  # held-out answers that are read in one batch
@@ -177,12 +177,9 @@ def train_amateur(base: LoadedBase, taught: Sequence[Lesson], config: AmateurCon
 
     rates = [(config.learning_rate, list(model.parameters()))]
     figures = descend(AMATEUR, rates, batches, backward, warmup=config.warmup, max_gradient=config.max_gradient)
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.half().save_pretrained(str(aside), safe_serialization=True)
-    (aside / "generation_config.json").unlink(missing_ok=True)  # the base's holds
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with written_whole(folder) as aside:
+        model.half().save_pretrained(str(aside), safe_serialization=True)
+        (aside / "generation_config.json").unlink(missing_ok=True)  # the base's holds
     return float(figures[0])
 
 
@@ -272,23 +269,13 @@ def make_amateur(workshop: Workshop, out: Path) -> list[HeldOutLoss]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="ladle amateur",
-        description="Distil a tiny model from the base's own answers, for contrastive decoding.",
-        epilog="example: python -m ladle.recipes.training.amateur --config demo --out families/demo",
-    )
-    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the family: amateur/ and family.toml")
-    parser.add_argument("--work", type=Path, help="folder for intermediate results (default: the user's cache)")
+    description = "Distil a tiny model from the base's own answers, for contrastive decoding."
+    parser = recipe_parser("training.amateur", description, out=": amateur/ and family.toml")
     parser.add_argument("--threads", type=int, default=1, help="of torch; with one, the same comes out again")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
-    arguments = parser.parse_args(argv)
     started = time.monotonic()
-    recipe = load_recipe(arguments.config)
-    if recipe.amateur is None:
-        parser.error(f"--config: {arguments.config!r} is not allowed; allowed: a recipe with [amateur]")
-    folder = arguments.work or default_cache_dir() / "recipes" / recipe.name
-    fits = make_amateur(Workshop.open(recipe, folder, threads=arguments.threads), arguments.out)
+    arguments, recipe = recipe_arguments(parser, argv, "amateur")
+    fits = make_amateur(Workshop.open(recipe, arguments.work, threads=arguments.threads), arguments.out)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(one) for one in fits]))
         return 0

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -16,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.recipes.base_model import LoadedBase
-from ladle.recipes.config import ConditionedConfig, load_recipe
+from ladle.recipes.config import ConditionedConfig
 from ladle.recipes.scoring import answer_logprobs
 from ladle.recipes.training.candidate_pool import Candidate
 from ladle.recipes.training.descent import descend
 from ladle.recipes.training.family_manifest import CONDITIONED, write_manifest
 from ladle.recipes.training.pairs import PromptPairs, Scale, select_pairs
 from ladle.recipes.training.pblora_model import PBLoraModel, at
+from ladle.recipes.training.recipe_arguments import recipe_arguments, recipe_parser
 from ladle.recipes.training.train import Workshop, fingerprint
 
 
@@ -169,23 +168,13 @@ def pairs_by_objective(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="ladle conditioned",
-        description="Train the value that takes the whole preference (PBLoRA), for parm.",
-        epilog="example: python -m ladle.recipes.training.conditioned --config demo --out families/demo",
-    )
-    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the family: adapters and family.toml")
-    parser.add_argument("--work", type=Path, help="folder for intermediate results (default: the user's cache)")
+    description = "Train the value that takes the whole preference (PBLoRA), for parm."
+    parser = recipe_parser("training.conditioned", description, out=": adapters and family.toml")
     parser.add_argument("--threads", type=int, default=1, help="of torch; with one, the same comes out again")
     parser.add_argument("--json", action="store_true", help="print the folder as JSON")
-    arguments = parser.parse_args(argv)
     started = time.monotonic()
-    recipe = load_recipe(arguments.config)
-    if recipe.conditioned is None:
-        parser.error(f"--config: {arguments.config!r} is not allowed; allowed: a recipe with [conditioned]")
-    folder = arguments.work or default_cache_dir() / "recipes" / recipe.name
-    made = make_conditioned(Workshop.open(recipe, folder, threads=arguments.threads), arguments.out)
+    arguments, recipe = recipe_arguments(parser, argv, "conditioned")
+    made = make_conditioned(Workshop.open(recipe, arguments.work, threads=arguments.threads), arguments.out)
     if arguments.json:
         print(json.dumps({CONDITIONED: str(made)}))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from ladle.merging.members.value_head import HEAD
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig
+from ladle.recipes.training.written_whole import written_whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -89,13 +89,10 @@ def save_adapter(
     lora = model.peft_config["default"]
     lora.base_model_name_or_path = base_name
     lora.target_modules = sorted(lora.target_modules)  # PEFT keeps a set, whose order differs from run to run
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    # No embeddings are trained; to find that out PEFT would ask the hub for the base.
-    model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-    (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the family has one card for all members
-    if head is not None:
-        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in head.items()}
-        save_file(tensors, str(aside / head_file), metadata={"format": "pt"})
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with written_whole(folder) as aside:
+        # No embeddings are trained; to find that out PEFT would ask the hub for the base.
+        model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
+        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the family has one card for all
+        if head is not None:
+            tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in head.items()}
+            save_file(tensors, str(aside / head_file), metadata={"format": "pt"})

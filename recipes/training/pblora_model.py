@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from ladle.merging.members.adapter import CONFIG, WEIGHTS
 from ladle.merging.members.adapter_tensors import PREFIX
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import ConditionedConfig
+from ladle.recipes.training.written_whole import written_whole
 
 
 class PreferenceFactors(torch.nn.Module):
@@ -108,15 +108,11 @@ class PBLoraModel(torch.nn.Module):
 
     def save(self, folder: Path, base_name: str) -> None:
         """Writes a folder as the authors' PEFT fork does, factors in float16; it is there whole or not at all."""
-        aside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         tensors = {
             f"{PREFIX}{path}.{name}": parameter.detach().half().cpu().contiguous()
             for path, one in self.factors.items()
             for name, parameter in one.named_parameters()
         }
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
         config = {
             "base_model_name_or_path": base_name,
             "bias": "none",
@@ -130,9 +126,10 @@ class PBLoraModel(torch.nn.Module):
             "target_modules": sorted(self._config.targets),
             "task_type": "CAUSAL_LM",
         }
-        (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        with written_whole(folder) as aside:
+            aside.mkdir()
+            save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+            (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def at(model: PBLoraModel, preference: Sequence[float]) -> PBLoraModel:

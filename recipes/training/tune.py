@@ -5,19 +5,17 @@ The factors a family ends up with stand in its recipe; this command prints what 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from ladle.merging.checkpoints.base_checkpoint import default_cache_dir
 from ladle.merging.preferences.coefficients import bone_soup
 from ladle.merging.preferences.preference import Preference
-from ladle.recipes.config import Recipe, load_recipe
+from ladle.recipes.config import Recipe
 from ladle.recipes.training.evaluate import Mixture, summarise
 from ladle.recipes.training.pairs import Scale
+from ladle.recipes.training.recipe_arguments import recipe_arguments, recipe_parser
 from ladle.recipes.training.train import Workshop
 
 
@@ -36,18 +34,12 @@ def corner_settings(recipe: Recipe, factors: Sequence[float]) -> list[Mixture]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one line a corner and factor; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="ladle tune",
-        description=__doc__,
-        epilog="example: python -m ladle.recipes.training.tune --config demo --factors 1 1.25 1.5",
-    )
-    parser.add_argument("--config", default="demo", help="a shipped recipe (demo) or a .toml file")
+    example = "--config demo --factors 1 1.25 1.5"
+    parser = recipe_parser("training.tune", __doc__ or "", out=None, example=example)
     parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 1.25, 1.5])
-    parser.add_argument("--work", type=Path, help="folder of intermediate results (default: the user's cache)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.config)
-    workshop = Workshop.open(recipe, arguments.work or default_cache_dir() / "recipes" / recipe.name)
+    arguments, recipe = recipe_arguments(parser, argv)
+    workshop = Workshop.open(recipe, arguments.work)
     pool = workshop.pool()
     scale = Scale.of(pool)
     settings = corner_settings(recipe, arguments.factors)

@@ -15,6 +15,7 @@ import torch
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.soup import load_members, merged
 from ladle.recipes.training.value import Rated, answer_values, hidden_size, load_head
+from ladle.recipes.training.written_whole import written_whole
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 COUNTS = (4, 8, 16, 32)
@@ -131,9 +132,8 @@ def write_fits(rows: Mapping[str, Sequence[ValueFit]], path: Path) -> None:
 
 def store_fits(points: Sequence[ValueFit], path: Path) -> None:
     """Keeps an intermediate result, whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps([asdict(fit) for fit in points]), encoding="utf-8")
-    aside.rename(path)
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps([asdict(fit) for fit in points]), encoding="utf-8")
 
 
 def stored_fits(path: Path) -> list[ValueFit]:

@@ -37,6 +37,7 @@ def check_request(
     lanes = models.lanes(request) if writes else []
     judges = [lane for plan in alone for lane in models.lanes(replace(request, plan=plan))]
     prompts = list(dict.fromkeys([request.prompt, *(lane.prompt for lane in (*lanes, *judges))]))
+    # A question about the answer comes behind it, so that it needs room in the same context.
     asked = max((len(ids) for view, ids in request.views.items() if view.asks), default=0)
     _check_lengths(request, prompts, max_context - asked)
     for prompt in prompts:
@@ -61,6 +62,7 @@ def check_request(
             allowed = f"{config.weights_memory} bytes (weights_memory) of merged weights; they take {taken}"
             raise InputError("steering", f"{len(merged)} sets of merged full weights", allowed)
     length = request.sampling.max_tokens + len(request.answer or ())
+    # The most that any part of the request needs by itself: writing on all lanes, each judge, each question.
     needed = Scheduler.blocks_for(Generated(request, lanes), length)
     needed = max([needed, *(-(-(len(lane.prompt) + length) // BLOCK_SIZE) for lane in judges)])
     needed = max(needed, -(-(len(request.prompt) + length + asked) // BLOCK_SIZE))

@@ -67,6 +67,7 @@ class AsyncEngine:
         self._queues[request.request_id] = queue
         finished = False
         try:
+            # The queue is there before the request is: its first output may come before ``submit`` returns.
             self.engine.submit(request, self._deliver)
             while not finished:
                 output = await queue.get()
@@ -74,6 +75,7 @@ class AsyncEngine:
                 yield output
         finally:
             del self._queues[request.request_id]
+            # Closed from outside, or cancelled: the engine is told, and what it still delivers finds no queue.
             if not finished:
                 self.engine.cancel(request.request_id)
 
@@ -86,6 +88,7 @@ class AsyncEngine:
         """On the engine thread."""
         assert self._loop is not None
         try:
+            # One wake-up of the loop for all tokens of a step.
             self._loop.call_soon_threadsafe(self._put, outputs)
         except RuntimeError:
             # The loop is closed: nobody listens any more.

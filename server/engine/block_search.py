@@ -97,6 +97,7 @@ class BlockSearch(LedAnswer):
 
     def _draw(self, branch: _Branch, index: int, count: int, entropy: float | None = None) -> None:
         """Start the continuation ``index`` of ``count`` of a text, because its next token has ``entropy``."""
+        # A seed for each place in the beam and each draw: what is drawn depends on neither batch nor order.
         place = branch.place * self.blocks.count + index
         first = len(branch.text.tokens)
         # One whose entropy is looked at may begin its block as late as after the longest one that is sure.
@@ -119,6 +120,7 @@ class BlockSearch(LedAnswer):
         return replace(self.request, request_id=self._name(name), plan=plan, sampling=sampling)
 
     def _follow(self, outputs: list[StepOutput]) -> None:
+        # Outputs are of draws or of questions; those of sequences that were stopped in this very step come too late.
         for output in outputs:
             draw, asked = self._draws.get(output.request_id), self._asked.get(output.request_id)
             if draw is None and asked is None:
@@ -238,6 +240,8 @@ class BlockSearch(LedAnswer):
             if text.whole:
                 text.outputs[-1] = replace(text.outputs[-1], value=value)
             return value
+        # Implicit values add up token by token: only the block that is new was asked about, and is added to what the
+        # text had.
         new = [self._said[text, place] for place in range(len(self.blocks.sources))]
         before = text.parts or (0.0,) * len(new)
         text.parts = tuple(old + more for old, more in zip(before, new, strict=True))

@@ -105,6 +105,7 @@ class Engine:
 
         A step and a merge cannot be interrupted; whether one still runs after ``patience_s`` seconds, ``alive`` says.
         """
+        # The engine goes on by itself while this thread looks now and then whether it has run dry.
         until = time.monotonic() + deadline_s
         while self.alive and (self.tracker or self._inbox) and time.monotonic() < until:
             time.sleep(0.02)
@@ -137,6 +138,7 @@ class Engine:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue ``request``; ``sink`` gets its outputs, the last with a finish reason. Raises InputError, QueueFull."""
+        # Checked on the caller's thread: what can never run is refused before it takes a place in the queue.
         sequence = Sequence(request, self.check(request), changes=check_schedule(request, self.check))
         sequence.ticket = self.room.enter(request.prompt_cost)
         with self._wake:
@@ -278,6 +280,7 @@ class Engine:
             if not isinstance(item, tuple):
                 item()
                 continue
+            # An id may be used by one request at a time: outputs and cancellation go by it.
             sequence, sink = item
             if sequence.request_id in self.tracker or sequence.request_id in self.led:
                 sequence.leave_queue()

@@ -110,6 +110,7 @@ class EngineAdmin:
 
         def run() -> None:
             try:
+                # An exception goes to whoever asked: the engine's thread must not end by it.
                 future.set_result(work())
             except Exception as error:
                 future.set_exception(error)

@@ -90,6 +90,7 @@ class LedRequests:
                 self._thoughts.pop(request.request_id, None)
             self._tracker.deliver(sink, outputs)
 
+        # The verifier stands between the sequence and whoever watches or ranks it: these see only what it lets stand.
         leader = VerifiedThought(sequence, deliver, self._add, self._give_up, self._lanes, self._eos)
         leader.serve_by(self._standing, self._tracker.add)
         self._thoughts[request.request_id] = leader

@@ -35,6 +35,7 @@ def steer(engine: Engine, requests: Sequence[GenerationRequest]) -> Future[list[
         if request.plan.blocks is not None:
             reason = "whole blocks are chosen from the beginning of an answer or not at all"
             raise InputError(f"steering.{request.plan.blocks.option}", request.plan.blocks.length, reason=reason)
+    # All are checked before any is made, on the caller's thread: either every sequence changes or none.
     changes = [Change(0, request, engine.check(request)) for request in requests]
     future: Future[list[int | None]] = Future()
 

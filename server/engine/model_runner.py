@@ -53,11 +53,13 @@ class _Logits:
 
     def add(self, layout: HostLayout, logits: Tensor, hidden: Tensor) -> None:
         """What the forward of ``layout`` gave for the tokens whose logits are wanted, or states alone."""
+        # Rows that are wanted come first, those that are watched after them.
         if layout.watch_lanes:
             self.watched.add(layout.watch_lanes, hidden[len(layout.logit_lanes) :])
             hidden = hidden[: len(layout.logit_lanes)]
         if not layout.logit_lanes:
             return
+        # Rows are numbered through all forwards of the step, in the order in which they ran.
         before = sum(part.shape[0] for part in self.parts)
         self.logits_rows[layout.logit_table_rows] = np.arange(before, before + len(layout.logit_lanes))
         self.parts.append(logits)
@@ -98,6 +100,7 @@ class ModelRunner:
         self._arange = torch.arange(self._layouts.most_keys, device=device)
         self._judge = PromptJudge(sampler.slot_tables, device)
         self._recorded: dict[WeightsKey, DecodeGraphs] = {}
+        # Plain models alone are recorded: merged sets come and go, and a recording is made at the start.
         for name, key in models.plain.items() if graphs else ():
             model, cache = models.store.models[key], models.caches[name]
             router = models.router if name == models.router_model else None
@@ -150,6 +153,7 @@ class ModelRunner:
     def again(self, sequences: Seq[Sequence]) -> StepResult:
         """One more token for each of ``sequences``, at least one, whose drafted token was drawn in the last step, from
         what that step computed."""
+        # No forward: the logits behind the confirmed token are among those that the last step computed for its draft.
         result, logits = StepResult(), self._logits
         assert logits is not None
         for sequence in sequences:
@@ -213,6 +217,7 @@ class ModelRunner:
         if not self._recorded or plan.chunks:
             return None
         keys = {lane.materialised for lane in plan.lanes}
+        # All lanes of the step under one set of weights, or a recording of one model would compute only some of them.
         graphs = self._recorded.get(keys.pop()) if len(keys) == 1 else None
         if graphs is None or not graphs.draws or len(plan.lanes) > graphs.most_lanes:
             return None
@@ -235,6 +240,7 @@ class ModelRunner:
         if layout.watch_indices is not None:
             seen = send_one(layout.watch_indices, output.hidden.device)
             watched.add(layout.watch_lanes, output.hidden.index_select(0, seen))
+        # One read at the end: the host waits for the device here and nowhere else in a recorded step.
         wanted = [output.tokens, output.logprobs, *([] if output.speakers is None else [output.speakers])]
         tokens, logprobs, *rest = read(*wanted, *watched.tensors())
         draws = self.sampler.follow(plan.sampling, tokens.tolist(), logprobs.tolist())
@@ -246,6 +252,7 @@ class ModelRunner:
 
     def _forward(self, lanes: Seq[Lane], chunks: Seq[Chunk], into: _Logits, recorded: bool = True) -> None:
         """One forward per set of weights, ``recorded`` if that can be; what it gives is added to ``into``."""
+        # Lanes whose weights differ only in bank coefficients share a forward: the key is what lives outside the bank.
         decode, prefill = _by_weights(chunks, lanes)
         for key in dict.fromkeys([*decode, *prefill]):
             layout = self._layouts.build(decode.get(key, []), prefill.get(key, []))
@@ -267,6 +274,7 @@ class ModelRunner:
         values: list[Tensor] = []
         for own in _by_weights(chunks, [])[1].values():
             states = self._hidden(own[0].lane, self._layouts.build([], own))
+            # The forward's rows are the chunks' tokens one after the other; a text's value is read at its last token.
             stop = 0
             for chunk in own:
                 stop += chunk.count

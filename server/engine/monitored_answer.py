@@ -120,6 +120,7 @@ class MonitoredAnswer(LedAnswer):
             assert output.value is not None
             self._judge(question.watch, question.index, output.value)
             return
+        # The one judged token is the word itself; p(yes) / (p(yes) + p(no)) follows from the difference of both.
         (token,) = output.prompt or ()
         likely = self._likely.setdefault((question.watch, question.index), {})
         likely[question.yes] = token.logprob
@@ -128,6 +129,8 @@ class MonitoredAnswer(LedAnswer):
 
     def _value(self, watch: Watch, index: int) -> None:
         """Ask the value of ``watch`` about the whole answer, up to its last token."""
+        # The last token has no next forward that would bring its value: a lane like the one that watched is asked about
+        # the whole.
         lanes = [lane for lane in self._whole.lanes if lane.watches]
         lane = lanes[self._valued.index(watch)].asked()
         plan = bare(self.request.plan, (lane.source,))

@@ -47,6 +47,7 @@ def ask(
     """
     *asked, yes, no = request.views[question]
     said = answer[:-1] if answer and answer[-1] in ends else answer
+    # Both requests share prompt, answer and question to the token, and judge the one word behind them.
     plan, before = bare(request.plan, (source,)), (*said, *asked)
     said_yes, said_no = (
         likelihood(request, f"{name}.{word}", plan, request.prompt, (*before, token), len(before))

@@ -42,6 +42,7 @@ class RankProcess:
         allocator.prepare()
         self._group = ProcessGroup(Path(asked["meeting"]), rank, asked["size"], self._device)
         family = load_family(asked["family"], asked["cache_dir"], left_out=asked["left_out"])
+        # The same family, loaded with the same settings: ``facts`` are compared with the engine's before anything runs.
         self._models = ServedModels(family, EngineConfig(**asked["config"]), self._device, tuple, self._group)
         self._merged: dict[WeightsKey, Future[LoadedModel]] = {}
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ladle-merge")
@@ -63,6 +64,7 @@ class RankProcess:
             case "copy":
                 source = self._receive(torch.int64, said["count"])
                 self._models.caches[said["model"]].copy(source, self._receive(torch.int64, said["count"]))
+            # A forward or its hidden states. Where each token is, is not sent: compiled layers are not divided.
             case what:
                 layout = unpack(said["layout"], self._receive, self._keys)
                 context = PagedContext(self._models.caches[said["model"]], layout.slot_mapping, layout.groups)

@@ -92,6 +92,7 @@ class RequestTracker:
         """Record one token; ends the sequence where a stop rule says so. ``kept``: lanes that score have its state."""
         first = not sequence.output
         said = tuple(sequence.judged) if sequence.judged and first else None
+        # Asked only about its prompt: it ends before its first token, which was drawn and is not kept.
         if not sequence.request.sampling.max_tokens:
             self.forget(sequence)
             return replace(without_token(sequence, "length", None, ""), prompt=said, queued_s=sequence.queued_s)
@@ -142,6 +143,7 @@ class RequestTracker:
             if math.isnan(result.draws[sequence].logprob if value is None else value):
                 self.end(sequence, "error", not_finite(sequence.request.plan))
                 continue
+            # Taken now: ending a sequence forgets who listens to it.
             sink = self.sink(sequence)
             try:
                 if value is None:
@@ -153,6 +155,7 @@ class RequestTracker:
             except Exception as error:
                 logger.exception("a token could not be turned into text")
                 self.end(sequence, "error", f"{type(error).__name__} in the engine")
+        # After all sequences of the step: a listener is woken once for all of its tokens.
         for sink, batch in outputs.items():
             self.deliver(sink, batch)
 

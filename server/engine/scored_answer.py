@@ -77,6 +77,7 @@ class ScoredAnswer(LedAnswer):
     def _written(self, output: StepOutput) -> None:
         """One more token of the answer, or its end."""
         if output.token >= 0:
+            # Kept for the questions, which read the answer once more.
             self._tokens.append(output.token)
             self._logprobs.append(output.logprob)
         if output.finish_reason in ("stop", "length", "content_filter"):

@@ -103,6 +103,8 @@ class ServedModels:
         if self.blocks < _FEWEST_BLOCKS:
             allowed = f"at least {_FEWEST_BLOCKS * per_block} bytes ({_FEWEST_BLOCKS} blocks of {BLOCK_SIZE} tokens)"
             raise InputError("kv_memory", config.kv_memory, allowed)
+        # The shortest context of all models: one request may need each of them. One block is padding and holds nobody's
+        # tokens.
         limits = [context_limit(model.model.config, (self.blocks - 1) * BLOCK_SIZE) for model in plain.values()]
         self.max_context = min(limits)
         if config.max_context is not None:
@@ -158,6 +160,7 @@ class ServedModels:
     def _build(self, key: WeightsKey) -> LoadedModel:
         name = self._name_of[key.base_revision]
         model = self.family.models[name]
+        # Full-weight members are merged into fresh tensors; low-rank ones stay factored in the bank.
         merged = dict(Merge.of(model).tensors(key.coefficients(), self._weights_dtype)) if key.terms else None
         load = partial(
             load_model,
@@ -198,6 +201,7 @@ class ServedModels:
         """Fresh lanes for the sources of a request, those that watch what it writes last. Raises InputError for a view
         of the prompt that is not there."""
         plan = request.plan
+        # Lanes of the plan's sources in their order, then those that watch; an answer of no tokens needs no watching.
         watching = plan.watching if request.sampling.max_tokens else ()
         lanes = [
             Lane(
@@ -222,6 +226,7 @@ class ServedModels:
         a row of that forward, and reading weights is what a step of few rows costs. With weights of its own it costs
         a forward per token, unless it waits; it then computes no more tokens than it would have, and many at once.
         """
+        # ``always``: the weight sets that run at every token anyway, the router's among them.
         experts = set(routing.experts)
         always = {lane.materialised for index, lane in enumerate(lanes) if index not in experts}
         for index in experts:
@@ -231,6 +236,7 @@ class ServedModels:
     def merged_sets(self, plan: Plan) -> dict[WeightsKey, int]:
         """Bytes of the sets of merged full weights that ``plan`` needs at once."""
         sources = (*plan.sources, *plan.watching)
+        # Lanes split off what the bank carries: of a plan with low-rank members alone nothing is left to be merged.
         keys = {Lane(source, self._weights(source), (), self._bank).materialised for source in sources}
         return {key: self.store.set_nbytes(key) for key in keys if not self.store.is_plain(key)}
 

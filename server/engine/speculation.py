@@ -44,6 +44,8 @@ class Speculation:
     def draw_on(self, plan: StepPlan) -> int:
         """More tokens for the sequences of ``plan`` whose first token was the drafted one; how many such tokens there
         were. Each round is like the draws of a step of its own, whose forward is there already."""
+        # A sequence leaves the loop at its first token that was guessed wrongly; what it drew there stands all the
+        # same.
         going = list(plan.drafts)
         accepted = 0
         for index in range(max(map(len, plan.drafts.values()), default=0)):

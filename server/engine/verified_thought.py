@@ -196,6 +196,7 @@ class VerifiedThought(LedAnswer):
 
     def _go_on_from(self, check: _Check) -> None:
         """Let the thought end where ``check`` found it to be enough, whatever was written since."""
+        # What was written while the question was on its way is forgotten, and counted as tokens that nobody saw.
         late = len(self._tokens) - check.count
         dropped = [self._held.pop() for _ in range(late)][::-1]
         del self._tokens[check.count :]

@@ -75,6 +75,7 @@ class WeightsStore:
             if not self.is_plain(key):
                 self.models.move_to_end(key)
             return True
+        # Not there and nobody builds: begin, if unused sets can be dropped to fit it in.
         if self._pending is None and self._make_room(key):
             self.misses += 1
             self._note(key, True)
@@ -119,6 +120,7 @@ class WeightsStore:
         if error is None:
             self._streak.succeeded()
             self.models[key] = future.result()
+            # Its first use is the miss that it was built for; uses after that are hits.
             self._fresh.add(key)
             self._pending = None
             return
@@ -134,6 +136,7 @@ class WeightsStore:
 
     def _make_room(self, wanted: WeightsKey) -> bool:
         """Drop unused sets until ``wanted`` fits; False while those in use leave no room."""
+        # A merged set takes as much as its plain model, so that its size is known before it is built.
         in_use, size = set(self._in_use()), self.set_nbytes(wanted)
         # Least recently used first: the plain models stay, and so does what a running sequence computes with.
         for key in list(self.models):

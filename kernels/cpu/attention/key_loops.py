@@ -28,6 +28,7 @@ def _constant(number: int) -> Any:
 def _floats(builder: Any, address: Any) -> Any:
     """Sixteen numbers at ``address``."""
     loaded = builder.load(builder.inttoptr(address, _FLOATS.as_pointer()))
+    # Heads begin at any float32, not at whole vectors: an aligned load would fault.
     loaded.align = 4
     return loaded
 
@@ -43,6 +44,8 @@ class _Keys:
     def __init__(self, context: Any, builder: Any, kind: Any, pool: Any, slot: Any, which: int, head: Any) -> None:
         array = context.make_array(kind)(context, builder, pool)
         strides = cgutils.unpack_tuple(builder, array.strides, 4)
+        # The pool is [slots, 2, heads, d]: ``which`` is 0 for keys and 1 for values, and the numbers of a head lie side
+        # by side, so that only the step from slot to slot is a stride.
         self.vectors = builder.udiv(cgutils.unpack_tuple(builder, array.shape, 4)[3], _constant(LANES))
         self.bytes = LANES * 4
         self.stride = strides[0]
@@ -190,6 +193,8 @@ def _sums_of(builder: Any, vectors: list[Any]) -> Any:
 
 def _in_parts(builder: Any, count: Any, some: Any) -> None:
     """``some(first, many)`` for the numbers below ``count``: as many as go together, then one by one."""
+    # Four independent sums hide the latency of a fused multiply-add; a rest of one to three takes the same code with
+    # one.
     whole = builder.mul(builder.udiv(count, _constant(_TOGETHER)), _constant(_TOGETHER))
     with cgutils.for_range_slice(builder, _constant(0), whole, _constant(_TOGETHER), intp=_I64) as (first, _):
         some(first, _TOGETHER)

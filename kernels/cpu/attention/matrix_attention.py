@@ -260,6 +260,7 @@ def _join(
             _begin(totals, states, size * heads)
             for _ in range(lowest, highest):
                 for pair in range(size * heads):
+                    # A window may begin behind a whole segment of the group: it adds nothing to this row.
                     if part_weight[at] != _UNSEEN:
                         total = address(totals) + pair * totals.strides[0]
                         given = address(part_sums) + at * part_sums.strides[0]

@@ -45,6 +45,8 @@ def room_for_keys(paged: PagedTokens, kv: Any, threads: int) -> PackedKeys:
         while last < tokens and paged.table_rows[last] == paged.table_rows[first]:
             most = max(most, paged.positions[last])
             last += 1
+        # Up to TOGETHER rows are one group and see a segment once; a longer run comes back to each segment with every
+        # group, so that keeping all of its segments pays.
         if last - first > TOGETHER:
             kept = max(kept, int(most) // SEGMENT + 1)
         first = last
@@ -77,6 +79,9 @@ def pack(
     """
     kv_heads, dim = kv.shape[2], kv.shape[3]
     start = address(kv)
+    # Keys: a tile is sixteen tokens of one block, transposed so that step i holds numbers 2i and 2i + 1 of all sixteen.
+    # The tile that ``known`` falls into is packed anew as a whole; blocks are whole tiles, so its slots follow each
+    # other.
     for part in range((known - begin) // ROWS, (stop - begin + ROWS - 1) // ROWS):
         place = begin + part * ROWS
         slot = table[place // block] * block + place % block
@@ -88,6 +93,7 @@ def pack(
                     kv.strides[0],
                     address(keys) + ((head * keys.shape[1] + part) * dim // 2 + piece * ROWS) * LINE,
                 )
+    # Values: a step holds the same number of two tokens, because P V sums over tokens as Q K^T does over numbers.
     pair, end = (known - begin) // 2, (stop - begin + STEP - 1) // STEP * STEP
     pieces = dim // ROWS
     made = address(values)
@@ -112,6 +118,7 @@ def pack_own(kv: Any, slot: int, index: int, keys: Any, values: Any) -> None:
     kv_heads, dim = kv.shape[2], kv.shape[3]
     for head in range(kv_heads):
         for i in range(dim // 2):
+            # A pair as one word, the first number in the lower half; unsigned, or its sign would fill the upper one.
             low, high = np.uint16(kv[slot, 0, head, 2 * i]), kv[slot, 0, head, 2 * i + 1]
             keys[head, index // ROWS, i, index % ROWS] = np.int32(low) | (np.int32(high) << np.int32(16))
         for piece in range(values.shape[1]):

@@ -31,6 +31,7 @@ def first_segments(paged: PagedTokens, window: int) -> Indices:
     firsts = np.empty(tokens + 1, np.int64)
     firsts[0] = 0
     for t in range(tokens):
+        # Segments lie at fixed multiples of SEGMENT; a window may begin in the middle of one.
         start = first_seen(paged.positions[t], window)
         firsts[t + 1] = firsts[t] + paged.positions[t] // SEGMENT - start // SEGMENT + 1
     return firsts
@@ -64,6 +65,7 @@ def _joined(sums: Floats, best: Floats, weight: Floats, first: int, last: int, h
 def _join_part(
     sums: Floats, best: Floats, weight: Floats, firsts: Indices, heads: int, mixed: Any, parts: int, part: int
 ) -> None:
+    # A row's segments lie side by side in ``sums``, from firsts[t] to before firsts[t + 1].
     tokens, dim = mixed.shape[0], mixed.shape[1] // heads
     for t in range(part * tokens // parts, (part + 1) * tokens // parts):
         for head in range(heads):

@@ -90,6 +90,7 @@ def _hold(paged: PagedTokens, t: int, kv: Any, block: int, start: int, known: in
     before = min(stop, position)
     for number in range(known // block, (before + block - 1) // block):
         begin, end = max(known, number * block), min(before, (number + 1) * block)
+        # Added to the place of a token in its sequence, this gives its slot in the pool.
         slot = (table[number] - number) * block
         _widened(kv[slot + begin : slot + end], held[begin - start : end - start])
     if position < stop:
@@ -154,6 +155,7 @@ def _tasks(paged: PagedTokens, window: int, firsts: Indices) -> Indices:
                 start, stop = max(first, number * SEGMENT), min(position + 1, (number + 1) * SEGMENT)
                 if start < stop:
                     tasks[made, 0], tasks[made, 1], tasks[made, 2] = row, start, stop
+                    # Tasks are ordered by segment and results by row: this is where the row's part has its place.
                     tasks[made, 3] = firsts[row] + number - first // SEGMENT
                     made += 1
         t = end
@@ -171,6 +173,8 @@ def _attend_part(
     table, begin, known = -1, -1, -1  # what is held: tokens of a sequence from ``begin`` to ``known``
     for task in range(part * count // parts, (part + 1) * count // parts):
         t, start, stop, place = tasks[task]
+        # Tasks of one segment follow each other with growing ends: what the row before has widened is read on from, and
+        # only the tokens behind it come from the pool.
         if paged.table_rows[t] != table or start != begin or stop < known:
             table, begin, known = paged.table_rows[t], start, start
         _hold(paged, t, kv, block, start, known, stop, held)
@@ -211,6 +215,7 @@ def attend_by_vectors(
     firsts = first_segments(paged, window)
     tasks = _tasks(paged, window, firsts)
     count = tasks.shape[0]
+    # Heads are padded to whole vectors with zeros, which add nothing to a dot product.
     wide = (dim + LANES - 1) // LANES * LANES
     sums = np.empty((count, heads, wide), np.float32)
     best = np.empty((count, heads), np.float32)

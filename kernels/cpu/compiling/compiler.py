@@ -23,6 +23,7 @@ must be seen."""
 
 def _widen_vectors() -> None:
     """LLVM keeps to 256 bits on most processors that have 512; weights arrive a quarter quicker with all of them."""
+    # Whoever has set numba's own variable for features has chosen: nothing is added to it.
     features = llvm.get_host_cpu_features()
     if features.get("avx512f") and not numba.config.CPU_FEATURES:
         numba.config.CPU_NAME = llvm.get_host_cpu_name()
@@ -47,7 +48,9 @@ def _find_threads() -> None:
 def _source() -> str:
     """What compiled code follows from: all of the loops and of this folder, and whether there is a unit for matrices,
     which a container may be refused on a processor that has it."""
+    # Numba watches the one file of a function, but these functions take in others from all over the folder.
     here = Path(__file__).parent.parent
+    # Any change of any loop makes all kept code stale: which functions it was compiled into nobody keeps track of.
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("**/*.py"))))
     digest.update(b"matrices" if may_use_tiles() else b"")
     return digest.hexdigest()
@@ -85,6 +88,7 @@ def compiled(**options: Any) -> Any:
     and kept for the next start. ``options`` as ``numba.njit`` takes them."""
 
     def made(function: Any) -> Any:
+        # Without Python's lock: other threads of a server run while a step computes.
         dispatcher = numba.njit(nogil=True, no_cfunc_wrapper=True, **INNER, **options)(function)
         if KEPT:
             keep(dispatcher, SOURCE)

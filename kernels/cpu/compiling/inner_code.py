@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-from numba.core import typed_passes, types
+from numba.core import cgutils, typed_passes, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
@@ -40,6 +40,8 @@ class _Lowering(typed_passes.NativeLowering):
 
     def run_pass(self, state: Any) -> bool:
         """``NativeLowering`` in the form in which it prepares nothing for execution, and what callers need."""
+        # Numba's lowering with a library that is never finalised: no wrapper for Python or C, no machine code, only
+        # LLVM's code for callers to link and optimise.
         context, flags = state.targetctx, state.flags
         state.library = _Library(context.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()
@@ -50,6 +52,8 @@ class _Lowering(typed_passes.NativeLowering):
         def called(*arguments: object) -> None:
             raise TypeError(f"{name} can be called from compiled code only")
 
+        # Callers look the function up by its description and link its library; ``called`` stands where the entry for
+        # Python would be.
         context.insert_user_function(called, state["cr"].fndesc, [state.library])
         state.reload_init.extend(state.library._reload_init)
         state["cr"] = state["cr"]._replace(cfunc=called)
@@ -92,12 +96,13 @@ def either(is_first: Any, first: Any, second: Any) -> Any:
 
     def typed(typing_context: Any, arguments: Any) -> Any:
         given = tuple(unliteral(kind) for kind in arguments.types)
+        # Decided while types are inferred, so that the branch that is not taken is never typed and may not even fit the
+        # types.
         called: Any = types.Dispatcher(first if is_first(*given) else second)
         inside: Any = called.get_call_type(typing_context, given, {})
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            unpacked = [builder.extract_value(values[0], index) for index in range(len(given))]
-            return context.get_function(called, inside)(builder, unpacked)
+            return context.get_function(called, inside)(builder, cgutils.unpack_tuple(builder, values[0]))
 
         return inside.return_type(arguments), generate
 
@@ -112,10 +117,11 @@ def late(function: Any) -> Any:
         given = tuple(unliteral(kind) for kind in arguments.types)
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            # Typed only when the caller's code is generated: type inference of the caller has ended by then, with all
+            # that it compiled on the way.
             called: Any = types.Dispatcher(function)
             inside = called.get_call_type(typing_context, given, {})
-            unpacked = [builder.extract_value(values[0], index) for index in range(len(given))]
-            context.get_function(called, inside)(builder, unpacked)
+            context.get_function(called, inside)(builder, cgutils.unpack_tuple(builder, values[0]))
             return context.get_dummy_value()
 
         return types.void(arguments), generate

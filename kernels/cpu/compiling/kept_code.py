@@ -42,6 +42,7 @@ class KeptFiles(IndexDataCacheFile):
 
     def _file(self, key: Any) -> str:
         """A name for ``key``: a signature, a processor and the function's own code."""
+        # Signature, processor and code are in the key, and whatever may be compiled in is in ``source``.
         of = repr((self._made_by, key)).encode()
         return f"{self._function}.{hashlib.sha256(of).hexdigest()[:16]}.nbc"
 
@@ -69,8 +70,8 @@ class KeptFiles(IndexDataCacheFile):
 class KeptCache(FunctionCache):
     """What one function's dispatcher asks before it compiles, and tells when it has compiled.
 
-    In between a lock is held for the signature, which ends with the process. Nobody waits in a circle: who waits for a
-    function compiles one that calls it.
+    In between a lock is held for the signature: until it is kept, cannot be compiled, or the process ends. Nobody waits
+    in a circle: who waits for a function compiles one that calls it.
     """
 
     def __init__(self, function: Any, source: str) -> None:
@@ -81,6 +82,7 @@ class KeptCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """What was kept for a signature; None where it is to be compiled here."""
+        # Looked for without the lock first: nearly every start finds everything, and takes no lock at all.
         found = super().load_overload(sig, target_context)
         key = self._index_key(sig, target_context.codegen())
         if found is None and self._enabled and key not in self._compiled_here:
@@ -100,7 +102,11 @@ class KeptCache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled, and let go who waits for it."""
         super().save_overload(sig, data)
-        lock = self._compiled_here.pop(self._index_key(sig, data.codegen), None)
+        self.let_go(sig, data.codegen)
+
+    def let_go(self, sig: Any, codegen: Any) -> None:
+        """End the wait of those who wait for a signature, where there is one: it has been kept, or never will be."""
+        lock = self._compiled_here.pop(self._index_key(sig, codegen), None)
         if lock is not None:
             lock.release()
 
@@ -111,4 +117,14 @@ def keep(dispatcher: Any, source: str) -> None:
     Raises:
         RuntimeError: numba finds no folder that can be written to.
     """
-    dispatcher._cache = KeptCache(dispatcher.py_func, source)
+    cache, compile_now = KeptCache(dispatcher.py_func, source), dispatcher.compile
+
+    def compile_or_let_go(sig: Any) -> Any:
+        try:
+            return compile_now(sig)
+        except BaseException:
+            # Numba tells a cache of what was compiled, and never of what could not be.
+            cache.let_go(sig, dispatcher.targetctx.codegen())
+            raise
+
+    dispatcher._cache, dispatcher.compile = cache, compile_or_let_go

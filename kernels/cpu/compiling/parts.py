@@ -38,11 +38,14 @@ def in_parts(part_of: Any) -> Any:
 
     def typed(typing_context: Any, arguments: Any, parts: Any) -> Any:
         given = (*(unliteral(kind) for kind in arguments.types), types.int64)
+        # Compiled while the caller's types are inferred: its code and its failures belong to the caller's compilation.
         part_of.compile(given)
         signature = types.void(arguments, types.int64)
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             start_threads()
+            # The part becomes part of the caller's library, and code that is loaded from disk starts the threads before
+            # it runs.
             made = part_of.overloads[given]
             library = context.active_code_library
             library.add_linking_library(made.library)
@@ -59,7 +62,11 @@ def in_parts(part_of: Any) -> Any:
             def plain(place: Any) -> Any:
                 return builder.bitcast(place, _POINTER)
 
+            # What all calls share: the arguments as one struct, and a word that a part sets when it fails, for nothing
+            # can be raised across numba's thread pool.
             shared = room(shared_type, values[0], _I32(0))
+            # Numba's pool is made for ufuncs, which step pointers through arrays. One pointer that begins at null and
+            # steps by 1 is the number of the part.
             starts = room(ir.ArrayType(_POINTER, 1), _POINTER(None))
             counts, steps = room(ir.ArrayType(_I64, 1), values[1]), room(ir.ArrayType(_I64, 1), _I64(1))
             loop = cgutils.get_or_insert_function(builder.module, _LOOP, "numba_parallel_for")
@@ -84,6 +91,7 @@ def _kernel(context: Any, around: Any, description: Any, given: Any, shared_type
     builder = ir.IRBuilder(kernel.append_basic_block())
     starts, counts, _, shared = kernel.args
     shared = builder.bitcast(shared, shared_type.as_pointer())
+    # The pool calls the kernel with runs of parts: ``first`` to before ``first + counts[0]``.
     values = cgutils.unpack_tuple(builder, builder.load(builder.gep(shared, [_I32(0), _I32(0)])))
     first = builder.ptrtoint(builder.load(starts), _I64)
     callee = context.declare_function(module, description)

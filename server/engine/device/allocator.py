@@ -32,6 +32,7 @@ def prepare() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
+    # Setting a threshold also turns glibc's own adjustment of it off, so that it stays.
     settings = ((_M_MMAP_THRESHOLD, _LARGE), (_M_TRIM_THRESHOLD, _LARGE), (_M_ARENA_MAX, _ARENAS))
     return all([bool(mallopt(name, value)) for name, value in settings])
 

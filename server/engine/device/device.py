@@ -24,6 +24,7 @@ def require_working(device: torch.device) -> None:
         torch.cuda.synchronize(device)
         float(torch.ones(1, device=device).sum())
     except torch.OutOfMemoryError:
+        # What does not fit is over once it has been reported: the device still computes.
         return
     except RuntimeError as error:
         raise DeviceLost(str(error).partition("\n")[0]) from error
@@ -46,4 +47,5 @@ def beside_steps(device: torch.device) -> Iterator[None]:
     stream = torch.cuda.Stream(device)
     with torch.cuda.stream(stream):
         yield
+    # The caller's results are whole when it goes on, on whatever stream they are used.
     stream.synchronize()

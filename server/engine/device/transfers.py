@@ -32,6 +32,7 @@ class Fields:
 
     def staging(self, device: torch.device) -> tuple[Tensor, dict[str, Array]]:
         """Memory of the host from which ``device`` copies by itself, and the arrays in it; all of it zeros."""
+        # Pinned: only from such memory does a copy run beside the host.
         staged = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         memory = staged.numpy()
         memory[:] = 0
@@ -65,6 +66,7 @@ def send(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     """``arrays`` on ``device``, in one copy that nobody waits for; on a CPU tensors that share their memory."""
     if device.type == "cpu":
         return [torch.from_numpy(np.asarray(array, order="C")) for array in arrays]
+    # One buffer for all arrays: a copy costs microseconds of launch each, and a step has a dozen arrays.
     fields = Fields({str(index): (array.dtype, array.shape) for index, array in enumerate(arrays)})
     staged, offsets = fields.staging(device)
     for index, array in enumerate(arrays):
@@ -81,6 +83,7 @@ def read(*tensors: Tensor) -> list[Tensor]:
     """``tensors`` on the host: the one place where a step waits for its device, once for all of them."""
     if not tensors or tensors[0].device.type == "cpu":
         return list(tensors)
+    # All copies are queued before anything waits, and one wait is enough for them.
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
     torch.cuda.current_stream(tensors[0].device).synchronize()
     return copies

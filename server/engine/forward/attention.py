@@ -34,6 +34,7 @@ def bucket_blocks(blocks: int) -> int:
     """
     if blocks <= 4:
         return 4
+    # The largest power of two below; with a step halfway to the next one, so that little is padded.
     octave = 1 << ((blocks - 1).bit_length() - 1)
     middle = octave + octave // 2
     return middle if blocks <= middle and octave >= 8 else 2 * octave
@@ -77,6 +78,7 @@ class AttentionGroup:
             if window is not None:
                 allowed &= self.keys > query - window
             mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            # The query heads that share a key head are further rows of the same tile, and see the same keys.
             mask = mask[:, None].repeat(1, 1, folded, 1)
             if spare := -mask.shape[2] % TOGETHER:
                 mask = F.pad(mask, (0, 0, 0, spare))
@@ -172,6 +174,7 @@ class AttentionProbe:
         self.layers[attention.layer] = attention
         self.calls += 1
         self.sinks |= options.get("s_aux") is not None
+        # A layer says whether it is causal by an option of the call, or else by an attribute of its module.
         causal = options.get("is_causal")
         self.both_ways |= not (getattr(module, "is_causal", True) if causal is None else causal)
         self.options |= {name for name, given in options.items() if given is not None} - self._HARMLESS
@@ -181,6 +184,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softc
     """``q`` [tiles, kv heads, queries, d] -> the same shape; ``mask`` as of ``AttentionGroup.mask``."""
     queries = q.shape[2]
     if softcap is None:
+        # Padding queries are zeros under a mask of zeros: they attend to everything and are cut off again.
         filled = F.pad(q, (0, 0, 0, mask.shape[2] - queries)) if mask.shape[2] > queries else q
         return F.scaled_dot_product_attention(filled, k, v, attn_mask=mask, scale=scaling)[:, :, :queries]
     # Logit soft-capping is not in the library's fused attention, so it is written out.

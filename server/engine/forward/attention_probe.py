@@ -25,6 +25,7 @@ def learn_attention(model: Any, config_file: Path) -> dict[int, LayerAttention]:
     Raises:
         FamilyError: it cannot run on the KV pool, as a sentence.
     """
+    # First what the configuration says by itself, then what one forward shows.
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds:
@@ -79,6 +80,7 @@ def require_positions(model: Any, config_file: Path) -> None:
     looked_up = []
     for given in ({}, {"position_ids": torch.arange(2, device=model.device)[None]}):
         indices: list[Tensor] = []
+        # Every embedding says which rows it is asked for, up to the first attention, where the forward is broken off.
         tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
         hooks = [
             table.register_forward_pre_hook(lambda _, given, into=indices: into.append(given[0])) for table in tables
@@ -100,6 +102,7 @@ def try_pool(model: Any, layers: dict[int, LayerAttention]) -> None:
     """Run three tokens of one sequence and then one of each of two over a pool of two blocks. Raises what fails."""
     device = model.device
     arange = torch.arange(BLOCK_SIZE, device=device)
+    # Shapes and options that the pool cannot take fail here, at the start, and not in somebody's request.
     cache = KVCache([layers[layer].shape for layer in range(len(layers))], 2, model.dtype, device)
     prefill = AttentionGroup(0, 3, 0, arange[None, :3], arange[None, :1], arange)
     decode = AttentionGroup(0, 2, 0, arange[[3, 0], None], arange[[0, 1], None], arange)

@@ -63,8 +63,11 @@ class DecoderStack(nn.Module):
         **ignored: Any,
     ) -> Tensor:
         """``hidden_states`` [1, tokens, hidden] -> the same shape."""
+        # Compiled layers find a token's keys by its blocks, so that they need the layout token by token.
         if paged is not None and paged.token_blocks is not None and hidden_states.shape[1] <= self.most_rows:
             return self._run(hidden_states, position_embeddings, paged)
+        # So many rows that other products are quicker, or a forward that is not laid out token by token: the layers as
+        # they were.
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings=position_embeddings, paged=paged)
         return hidden_states
@@ -72,6 +75,7 @@ class DecoderStack(nn.Module):
     @torch.inference_mode()
     def agrees(self) -> bool:
         """Compiles the layers, and compares each with what it stands for: two rows on a pool of their own."""
+        # Of the output's norm; wider where keys and values are rounded to bfloat16 besides.
         bound = 1e-2 if self._kv_dtype == torch.float32 else 3e-2
         x, turns, plain_context = self._trial(2)
         _, _, context = self._trial(2)
@@ -124,6 +128,7 @@ class DecoderStack(nn.Module):
         dim = first.attention.shape.head_dim
         cache = KVCache([layer.attention.shape for layer in self._layers], blocks + 1, self._kv_dtype, CPU)
         table, positions = torch.arange(1, blocks + 1)[None], torch.arange(count)
+        # Block 0 stays free as in a real pool; the sequence lies in the blocks behind it.
         tiles = torch.arange(blocks * BLOCK_SIZE)
         group = AttentionGroup(0, count, 0, tiles.view(blocks, BLOCK_SIZE), table, tiles)
         token_blocks = TokenBlocks(table.numpy(), np.zeros(count, dtype=np.int64), positions.numpy())
@@ -200,6 +205,7 @@ def _part(layers: dispatch.Layers, part: slice) -> dispatch.Layers:
     """Some of the layers, in the same memory."""
     if part == slice(None):
         return layers
+    # Views of the stacked arrays: no weight is copied.
     qkv, out, gate_up, down = (
         dispatch.Product._make(array[part] for array in product)
         for product in (layers.qkv, layers.out, layers.gate_up, layers.down)
@@ -210,6 +216,7 @@ def _part(layers: dispatch.Layers, part: slice) -> dispatch.Layers:
 
 
 def _compiled(layers: list[FusedDecoderLayer], dtype: torch.dtype) -> dispatch.Layers:
+    # Both norms of every layer side by side, [layers, 2, hidden]; products keep their packed memory and gain an axis.
     norms = torch.stack([norm.get_buffer("weight").float() for layer in layers for norm in layer.norms])
     first = layers[0]
     qkv, out, gate_up, down = (

@@ -78,6 +78,8 @@ def rotary(embeddings: tuple[Tensor, Tensor], paged: PagedContext | None) -> tup
     if paged is not None and paged.rotary is not None and paged.rotary[0] is embeddings[0]:
         return paged.rotary[1]
     cos, sin = (part[0].unsqueeze(1) for part in embeddings)
+    # rotate_half(x) = (-x2, x1) is a roll by half a head with the first half negated; the sign moves into the sines, so
+    # that a step saves a concatenation per layer.
     half = sin.shape[-1] // 2
     signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
     if paged is not None:
@@ -92,12 +94,16 @@ def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 def _has_the_shape(layer: nn.Module) -> bool:
     for path, names in _PARTS.items():
+        # Exactly the children that are known: one more, such as a norm of the queries, would be left out of the fused
+        # form.
         part = layer.get_submodule(path) if path == "" or hasattr(layer, path) else None
         if part is None or {name for name, _ in part.named_children()} != names:
             return False
     attn: Any = layer.self_attn
     mlp: Any = layer.mlp
     joined = [[attn.q_proj, attn.k_proj, attn.v_proj], [attn.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
+    # Equal names are not enough: q, k and v have to be one group in this order, so that slices of its product are
+    # theirs.
     return all(
         isinstance(linear, GatedLinear)
         and linear.group is group[0].group

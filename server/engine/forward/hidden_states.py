@@ -53,6 +53,7 @@ def states_after_layers(
     try:
         for index, (ids, start) in enumerate(texts):
             seen.clear()
+            # The hooks see one text at a time; what they cut off is told to them by the last of ``begins``.
             begins.append(start)
             given = torch.tensor([list(ids)], device=device)
             positions = torch.arange(len(ids), device=device)[None]

@@ -56,6 +56,7 @@ class LayerVectors:
         """``hidden_states`` [..., hidden] of the layer's end, with what the tokens get there; a tensor of its own."""
         assert self._amounts is not None
         directions = self._directions if self._used is None else self._used[1]
+        # [tokens, hidden]: each token has its own row of amounts, whatever sequence it is of.
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         return dispatch.add_vectors(flat, self._amounts, directions[layer]).view(hidden_states.shape)
 

@@ -59,6 +59,7 @@ class HostGroup:
     @property
     def arrays(self) -> list[Array]:
         """What is to be sent."""
+        # The order is what ``on_device`` takes them back in: ``visible``, where there is one, comes last.
         arrays = [self.positions, self.block_table]
         if not isinstance(self.keys, int):
             arrays.append(self.keys)
@@ -66,6 +67,7 @@ class HostGroup:
 
     def on_device(self, sent: list[Tensor], arange: Tensor) -> AttentionGroup:
         """``sent``: ``arrays`` on their device; ``arange`` 0, 1, 2, ... there."""
+        # Keys that follow their blocks have the positions 0, 1, 2, ...: a slice of what lies on the device anyway.
         keys = arange[: self.keys] if isinstance(self.keys, int) else sent[2]
         visible = None if self.visible is None else sent[-1]
         return AttentionGroup(self.start, self.stop, self.left_padding, sent[0], sent[1], keys, visible)

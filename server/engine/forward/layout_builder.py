@@ -32,6 +32,7 @@ class LayoutBuilder:
         self._table = table
         self._together = together
         most = table.blocks.shape[1]
+        # Padded widths for every number of blocks, looked up by whole arrays; no lane is wider than the block table.
         self._bucket = np.array([min(bucket_blocks(n), max(most, 4)) for n in range(most + 1)])
 
     @property
@@ -73,9 +74,12 @@ class LayoutBuilder:
                 wanted.extend(range(start - wants, start))
                 lanes.extend([chunk.lane] * wants)
             elif chunk.lane.watches and chunk.final:
+                # A watching lane is valued at its last token, and at every drafted one that may be confirmed in this
+                # step.
                 seen = range(start - 1 - len(chunk.drafted), start)
                 watched.extend(seen)
                 watching.extend([chunk.lane] * len(seen))
+        # A token's KV slot follows from its lane's block table and its position alone.
         lane_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
         return HostLayout(
             np.concatenate(id_parts),
@@ -107,6 +111,7 @@ class LayoutBuilder:
         groups, start = [], 0
         for (width, count), members in itertools.groupby(order, key=lambda index: (widths[index], many[index])):
             part = list(members)
+            # A rectangle: ``part`` lanes of ``count`` candidates each, one tile per lane.
             lane_rows = np.array([lanes[index].row for index in part])
             scratch = np.array([lanes[index].scratch for index in part])
             groups.append(self._candidate_group(start, int(width), int(count), lane_rows, scratch, starts[part]))
@@ -179,6 +184,7 @@ class LayoutBuilder:
         groups = []
         for lower, upper in itertools.pairwise(edges):
             begin, end = (first + int(lower)) * BLOCK_SIZE, (first + int(upper)) * BLOCK_SIZE
+            # Tiles are whole; the first and last may reach beyond the chunk, where their queries are padding.
             from_token, to_token = max(begin, chunk.start), min(end, chunk.stop)
             width = int(widths[lower])
             groups.append(

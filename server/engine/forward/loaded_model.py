@@ -64,6 +64,8 @@ class LoadedModel:
         # Seen on its way into the output head: what a model does to its logits afterwards is its own affair.
         hooks = [self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: states.append(x[0]))]
         if layout.watch_indices is not None:
+            # Rows that are watched have no logits: their states are taken from the trunk's output, all of which it
+            # gives.
             hooks.append(self._trunk.register_forward_hook(lambda _, x, y: every.append(y.last_hidden_state[0])))
         try:
             logits = self._logits(layout, context)
@@ -139,6 +141,7 @@ def load_model(
     """
     config_file = folder / "config.json"
     base, architecture = weights or open_weights(folder, read_architecture(folder))
+    # Weights come from the checkpoint, or from a merge that was made for full-weight members.
     own = base.tensor if merged is None else merged.__getitem__
     tied = {name: source for name, source in architecture.tied.items() if merged is None or name not in merged}
     model = architecture.blueprint.build(own, tied, weights_dtype, IMPLEMENTATION)
@@ -197,6 +200,7 @@ def context_limit(config: Any, kv_tokens: int) -> int:
     positions = getattr(text, "max_position_embeddings", None) or math.inf
     limits: list[float] = [kv_tokens]
     rope = getattr(text, "rope_parameters", None) or {}
+    # Rope parameters are one table, or one per type of layer.
     for entry in (rope, *rope.values()):
         if not isinstance(entry, dict):
             continue

@@ -38,6 +38,7 @@ def fuse_norms(model: nn.Module) -> int:
     """
     swapped = 0
     for path, module in list(model.named_modules()):
+        # Candidates by name and attributes; whether one is such a norm its values on random input decide.
         weight = getattr(module, "weight", None)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if "RMSNorm" not in type(module).__name__ or not isinstance(weight, Tensor) or not isinstance(eps, float):

@@ -101,14 +101,17 @@ class GrammarCompiler:
             GrammarsUnavailable: the system starts no process for it.
         """
         with self._lock:
+            # Known to compile, in some worker: which one follows it is decided for each position.
             cached = self._compiled.get(spec)
             if cached is not None:
                 self._compiled.move_to_end(spec)
                 return cached
+            # One that has ended several workers while it was followed is refused from the start, whoever sends it.
             strikes, reason = self._crashed.get(spec, (0, ""))
             if strikes >= _STRIKES:
                 raise GrammarError(too_complex(reason), complex=True)
         pool = self._ready()
+        # Outside of the lock: a compilation takes milliseconds to seconds, and known grammars are handed out meanwhile.
         pool.compile(spec)
         grammar = Grammar(spec, pool)
         with self._lock:
@@ -119,6 +122,7 @@ class GrammarCompiler:
 
     def _ready(self) -> GrammarPool:
         with self._pool_lock:
+            # The process is started once, under a lock of its own; if it has ended since, ``start`` starts another.
             if self._nursery is None:
                 if not self._eos:
                     raise GrammarError("the base's tokenizer has no token that ends a text")

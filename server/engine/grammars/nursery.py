@@ -181,6 +181,7 @@ class GrammarNursery:
             memory = _shared(wire.HEAD + SLOTS * self._stride)
             try:
                 assert self._handles.control is not None
+                # Channel and memory go along as descriptors: the process that forks opens nothing by name.
                 request = struct.pack("<BI", wire.FORK, self._last)
                 socket.send_fds(self._handles.control.socket, [request], [theirs.fileno(), memory])
                 ours.settimeout(_SEND_S)

@@ -98,6 +98,7 @@ class GrammarPool:
             GrammarsUnavailable: there are no processes to compile in.
         """
         for life in range(_LIVES):
+            # A fresh worker for each compilation: if the grammar ends its process, nobody else's position is in it.
             home = Home(self._nursery.fork())
             try:
                 self._tell(home, spec)
@@ -154,6 +155,7 @@ class GrammarPool:
                 position.state, position.ready = None, False
                 assert position.home is not None
                 steps.setdefault(position.home, []).append((position.name, token))
+        # One message per worker with all of its moves; all workers compute before any answer is waited for.
         for home, pairs in steps.items():
             try:
                 home.worker.channel.send(
@@ -219,6 +221,8 @@ class GrammarPool:
         position = home.positions.get(message.a) if message.kind in (wire.STATE, wire.MASK) else None
         if position is None:
             return
+        # A STATE says where the tokens led, a MASK that the next mask lies in the shared memory; either may say why
+        # not.
         position.state = message.b
         position.ready = message.kind == wire.MASK
         reason = message.payload.decode(errors="replace")
@@ -237,6 +241,7 @@ class GrammarPool:
                 logger.error("%s", position.error)
                 return
             position.home, position.slot = home, home.free.pop()
+            # Unknown again until the worker has said where the tokens led.
             position.state, position.ready = None, False
             home.positions[position.name] = position
             tokens = struct.pack(f"<{len(position.tokens)}I", *position.tokens)

@@ -67,6 +67,7 @@ class Channel:
         """The next message; None when none came within ``seconds``. Raises EOFError where the other side is gone."""
         until = None if seconds is None else time.monotonic() + seconds
         while (message := self._next()) is None:
+            # A message may come in pieces: what is there is kept, and the rest is waited for within the same time.
             left = None if until is None else 1e3 * max(0.0, until - time.monotonic())
             if not self._poll.poll(left):
                 return None
@@ -86,6 +87,8 @@ class Channel:
         if len(self._held) < _HEADER.size:
             return None
         kind, a, b, c, length = _HEADER.unpack_from(self._held)
+        # The length is what the other process says: beyond that of any message it is not believed, and the channel
+        # counts as broken.
         if length > _MOST:
             raise EOFError("no message")
         end = _HEADER.size + length

@@ -115,6 +115,7 @@ class Worker:
                     return _reason(walk)
                 if not mask or time.process_time() - started > _TRIAL_S:
                     break
+                # A random bit of the mask: the highest allowed token below a random place, else the highest of all.
                 below = mask & ((1 << ways.randrange(1, mask.bit_length() + 1)) - 1) or mask
                 if not walk.consume_token(below.bit_length() - 1):
                     return _reason(walk)
@@ -124,6 +125,7 @@ class Worker:
 
     def _open(self, message: GrammarMessage) -> None:
         """Begin a position ``a`` of the grammar ``b``, with its masks in slot ``c``, behind the tokens given."""
+        # A position is a copy of the compiled grammar's matcher, moved along the tokens that are there already.
         tokens = [token for (token,) in struct.iter_unpack("<I", message.payload)]
         with self._at(wire.OPEN, message.a, self._limits["compile_s"]):
             grammar = self._grammars.get(message.b)
@@ -195,6 +197,7 @@ class Nursery:
             self._channel.send(GrammarMessage(wire.READY, 0, payload=str(error).encode(errors="replace")))
             return
         limits = options["limits"]
+        # One bit per token in whole words of 32 bits, filled up to whole cache lines.
         limits["stride"] = -(-(words.vocab_size // 32 + 1) * 4 // 64) * 64
         self._channel.send(GrammarMessage(wire.READY, limits["stride"]))
         # Workers that end wake the loop through a pipe.
@@ -214,6 +217,7 @@ class Nursery:
 
     def _obey(self, words: LLTokenizer, limits: dict[str, Any], ours: list[int]) -> bool:
         """Do what the server asks; false once it is gone. Every request is one byte of kind and four of the id."""
+        # A FORK brings two descriptors: the worker's end of its channel, and its shared memory.
         data, fds, _, _ = socket.recv_fds(self._channel.socket, 5, 2)
         if len(data) < 5:
             return False
@@ -228,6 +232,7 @@ class Nursery:
         except OSError as error:
             self._channel.send(GrammarMessage(wire.EXITED, worker, 1, payload=str(error).encode()))
             process = -1
+        # The child never returns from here; the parent keeps no descriptor, so that a worker's end closes its channel.
         if process == 0:
             _become_worker(self._channel, fds, words, limits, ours)
         for fd in fds:
@@ -252,6 +257,7 @@ def _become_worker(
     """Serves as a worker in the forked process; never returns."""
     try:
         parent = os.getppid()
+        # Nothing of the parent stays: neither its handlers nor its ends of pipes, whose closing others wait for.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
@@ -283,6 +289,8 @@ def _bound(memory: int) -> None:
     _limit(resource.RLIMIT_STACK, _STACK)
     if sys.platform == "linux":
         with open("/proc/self/statm") as statm:
+            # The limit is on address space and the vocabulary is in it already, shared with the parent: what counts is
+            # what comes on top.
             pages = int(statm.read().split()[0])
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
 

@@ -70,6 +70,7 @@ class DecodeGraphs:
             # not).
             for size in sizes:
                 step = RecordedStep(size, model, cache, table, self._vocabulary, arange, router)
+                # Filled with a plausible step first: the warm-up runs it, and kernels compile for what they will see.
                 step.fill(self._example(size))
                 self._steps[size] = step
                 self._replays[size] = record(step.compute)
@@ -103,6 +104,7 @@ class DecodeGraphs:
         with ``tables``, whose rows are those of the layout, one token for each of their sequences, and logits and
         hidden states of all rows. ``routes``: of the same sequences, where any of them routes."""
         self._steps[size].fill(layout, tables, routes)
+        # The replay writes all rows of the size; what lies beyond the layout's lanes is padding.
         output, lanes = self._replays[size](), layout.tokens
         logits, hidden = output.logits[:lanes], output.hidden[:lanes]
         if tables is None or output.tokens is None or output.logprobs is None:
@@ -184,6 +186,7 @@ class DecodeGraphs:
 
 def sizes_of(table: LaneTable) -> list[StepSize]:
     """The sizes that are recorded for the lanes of ``table``."""
+    # A few widths, each eight times the one before: a recording launches attention over its whole width.
     longest = max(table.blocks.shape[1], bucket_blocks(1))
     widths, width = [longest], FIRST_BLOCKS
     while width < longest:

@@ -91,6 +91,8 @@ class RecordedStep:
             "factors": (float32, (lanes, 2)),
             "thresholds": (float64, (lanes,)),
         }
+        # One buffer with a fixed place for every input of the step: what the recorded kernels read lies at these
+        # addresses from now on.
         self._fields = Fields(
             {
                 **dict.fromkeys(("ids", "positions", "slot_mapping", "lane_rows"), (long, (lanes,))),
@@ -117,6 +119,7 @@ class RecordedStep:
         staged, arrays = self._fields.staging(self._held.device)
         (group,) = layout.groups
         lanes = layout.tokens
+        # What is not written stays zero: token 0 at position 0 in block 0, which nobody reads.
         arrays["ids"][:lanes] = layout.ids
         arrays["positions"][:lanes] = layout.positions
         arrays["slot_mapping"][:lanes] = layout.slot_mapping
@@ -178,6 +181,8 @@ class RecordedStep:
             *held["factors"].unbind(1),
             torch.zeros_like(asked),  # not exact: sequences with a repetition penalty are not recorded
         )
+        # Both kinds share one launch: the first two columns are the router's and its expert's where a sequence routes,
+        # else its own sources.
         routes = held["routes"][:, None]
         sources, weights = sources.clone(), weights.clone()
         sources[:, :2] = torch.where(routes, made.source_rows, sources[:, :2])
@@ -186,6 +191,8 @@ class RecordedStep:
 
 
 def _draw(tables: HostTables, routes: HostRoutes | None, arrays: dict[str, Array]) -> None:
+    # Sequences beyond ``count`` keep weights of 0, so that the step adds up nothing for them and their draw is thrown
+    # away.
     count, width = tables.source_rows.shape
     arrays["sources"][:count, :width] = tables.source_rows
     arrays["weights"][:count, :width] = tables.weights

@@ -37,6 +37,7 @@ class CudaRecorder:
                 output = work()
 
         def replay() -> Output:
+            # The tensors of ``output`` are those of the recording, written anew by every replay.
             graph.replay()
             return output
 

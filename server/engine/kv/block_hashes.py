@@ -28,6 +28,8 @@ class BlockHashes:
     """
 
     def __init__(self, weights: WeightsKey, salt: bytes = b"") -> None:
+        # The salt goes in as a key: without it nobody can guess the start of the chain, nor any hash that follows from
+        # it.
         digest = weights.digest()
         self._last = hashlib.blake2b(digest, key=_key(salt), digest_size=16).digest() if salt else digest
         self._values: list[bytes] = []
@@ -36,6 +38,8 @@ class BlockHashes:
         """Hashes of the first ``blocks`` full blocks of ``tokens`` (which only ever grows at its end)."""
         start = len(self._values)
         if blocks > start:
+            # Each hash takes in the one before it, so that one value stands for the whole prefix and not for its own
+            # block alone.
             fresh = np.asarray(tokens[start * BLOCK_SIZE : blocks * BLOCK_SIZE], dtype="<u4")
             for block in fresh.reshape(-1, BLOCK_SIZE):
                 self._last = hashlib.blake2b(self._last + block.tobytes(), digest_size=16).digest()

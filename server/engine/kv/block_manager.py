@@ -64,6 +64,8 @@ class BlockManager:
 
     def publish(self, block: int, value: bytes) -> None:
         """Let others reuse ``block``, now that all its tokens are computed. The first block with a hash keeps it."""
+        # Two lanes may compute the same block at once: the second copy is not findable, and is forgotten with its
+        # owner.
         if value not in self._block_of and block not in self._hash_of:
             self._block_of[value] = block
             self._hash_of[block] = value
@@ -87,6 +89,7 @@ class BlockManager:
     def _forget(self, block: int) -> None:
         value = self._hash_of.pop(block, None)
         if value is not None:
+            # Both directions go together: a block is found by one hash, and a hash names one block.
             del self._block_of[value]
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:

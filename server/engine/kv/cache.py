@@ -48,6 +48,7 @@ class KVCache:
         if len(set(shapes)) == 1:
             shape = (len(shapes), blocks * BLOCK_SIZE, 2, shapes[0].heads, shapes[0].head_dim)
             self._pool = _zeros(shape, dtype, device)
+            # Views: layers write into the one array that compiled layers read.
             self.layers = list(self._pool.unbind())
         else:
             self.layers = [
@@ -72,12 +73,14 @@ class KVCache:
         with 0, is NaN for the next owner."""
         if not blocks:
             return
+        # Block by block and layer by layer, keys and values of a block in one row of the view.
         index = send_one(blocks, self.layers[0].device, np.int64)
         for layer in self.layers:
             layer.view(self.blocks, -1).index_fill_(0, index, 0)
 
     def write(self, layer: int, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
         """Store ``keys``, ``values`` [tokens, heads, head_dim] of ``layer`` at ``slot_mapping`` [tokens]."""
+        # One scatter of [tokens, 2, heads, d], rounded to the pool's dtype.
         pair = torch.stack((keys, values), dim=1)
         self.layers[layer].index_copy_(0, slot_mapping, pair.to(self.layers[layer].dtype))
 
@@ -89,6 +92,7 @@ class KVCache:
     def gather(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [lanes, heads, blocks * BLOCK_SIZE, head_dim] of the blocks ``table`` [lanes, blocks]."""
         shape = self.shapes[layer]
+        # Whole blocks are gathered, padding ones (block 0) among them; the mask hides what is not the lane's.
         blocks = self.layers[layer].view(self.blocks, -1)
         lanes, width = table.shape
         pairs = blocks.index_select(0, table.reshape(-1))

@@ -42,10 +42,12 @@ class LaneTable:
         self.blocks = np.zeros((capacity, -(-max_context // BLOCK_SIZE)), dtype=np.int64)
         self.members = len(members)
         self.coefficients = torch.zeros(capacity + 1, len(members) + len(vectors), dtype=dtype, device=device)
+        # A view: one copy to the device writes both.
         self.amounts = self.coefficients[:, len(members) :]
         self.merged = np.zeros(capacity, dtype=bool)
         self.steered = np.zeros(capacity, dtype=bool)
         self._column = {name: column for column, name in enumerate((*members, *vectors))}
+        # Rows are taken from the end: low numbers first, which keeps the used part of the table together.
         self._free = list(range(capacity - 1, -1, -1))
 
     @property

@@ -35,6 +35,7 @@ class BroadcastModel(LoadedModel):
         return cls(*held, name, key, ranks)
 
     def forward(self, layout: StepLayout, context: PagedContext) -> tuple[Tensor, Tensor]:
+        # The others begin the same forward; their parts meet ours in the exchanges inside of its layers.
         with self.ranks.computing("forward", self.name, self.key, layout):
             return super().forward(layout, context)
 

@@ -30,8 +30,10 @@ def pack(layout: StepLayout) -> tuple[dict[str, Any], list[Tensor]]:
         groups.append([group.start, group.stop, group.left_padding, plain])
         tensors |= {f"{index}.positions": group.positions, f"{index}.block_table": group.block_table}
         tensors |= {f"{index}.visible": group.visible, f"{index}.keys": group.keys if plain is None else None}
+    # Absent tensors are left out of the headers, so that the other side sees which there are.
     there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     headers = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in there.items()}
+    # By dtype, since a broadcast is of one dtype; both sides go through the headers in the same order.
     flat = [
         torch.cat([tensor.reshape(-1) for tensor in there.values() if tensor.dtype == dtype])
         for dtype in _dtypes(headers)
@@ -47,6 +49,7 @@ def unpack(facts: dict[str, Any], receive: Callable[[torch.dtype, int], Tensor],
         keys: 0, 1, 2, ... int64, as many as a group may have.
     """
     headers: Headers = facts["tensors"]
+    # Dtype by dtype a flat tensor is received and cut up again, in the order of the headers.
     there: dict[str, Tensor] = {}
     for dtype in _dtypes(headers):
         own = {name: shape for name, (kind, shape) in headers.items() if _DTYPES[kind] == dtype}

@@ -43,6 +43,7 @@ class ProcessGroup:
         return x
 
     def gather(self, x: Tensor) -> Tensor:
+        # Columns of the output were dealt out in the order of the ranks, so they are joined in it.
         parts = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(self.size)]
         self._group.allgather([parts], [x.contiguous()]).wait()
         return torch.cat(parts, dim=-1)

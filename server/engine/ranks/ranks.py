@@ -67,6 +67,7 @@ class Ranks:
             "cache_dir": None if family.cache_dir is None else str(family.cache_dir),
             "config": dataclasses.asdict(config), "size": size, "meeting": str(meeting), "device": device.type,
         }  # fmt: skip
+        # The processes compute at once and share the cores of this machine, so each gets its share of the threads.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "ladle.server.engine.rank_process"]
         self._processes = [
@@ -134,6 +135,8 @@ class Ranks:
     def _tell(self, facts: Mapping[str, Any], *tensors: Tensor) -> None:
         self.require_all()
         try:
+            # Facts first, then tensors: a process reads the line that tells it how many elements of which dtype to
+            # receive.
             for process in self._processes:
                 self._write(process, facts)
             for tensor in tensors:
@@ -171,6 +174,7 @@ class Ranks:
         process.stdin.flush()
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        # A thread per process sees its end at once, however long an exchange would have waited for it.
         code = process.wait()
         if self._closing:
             return

@@ -60,6 +60,8 @@ class Answer:
     ) -> StepOutput:
         """The output for the ``count``-th token; it has a finish reason where a stop rule says so. ``ended``: no text
         can follow, because a grammar says so."""
+        # With a thought, where the token belongs is decided first: it may be the thought's, a tag's, or release tokens
+        # that were held for the answer.
         reasoning = None
         if self._thought is None or self._thought.phase is ThoughtPhase.AFTER:
             piece, text, reason = self._answered(token, count, ended)
@@ -94,6 +96,7 @@ class Answer:
 
     def _cut(self, output: StepOutput) -> Ending:
         """What ``output`` would show if it were the last one; what comes goes on as if nothing had been asked."""
+        # A copy is brought to its end as if nothing more came; this answer goes on untouched.
         twin = self.copy()
         if twin._thought is None:
             return Ending(output.text + twin.finish(), None, 0)
@@ -121,6 +124,7 @@ class Answer:
     def _placed(self, thought: Thought, token: int, count: int, ended: bool) -> tuple[str, str, str | None, str | None]:
         """What a token adds that comes before it is known to be the answer's own, and what it adds to the thought.
         Stop strings and stop tokens do nothing there; what ends a text, ends it there too."""
+        # An end of text within a thought ends it all: the answer is empty, and what was held of the thought is shown.
         inside, sampling = thought.phase is ThoughtPhase.INSIDE, self.request.sampling
         if inside and token in self._eos and not sampling.ignore_eos and thought.forced is None:
             return "", "", "stop", self._thinks(thought.finish(), closed=True)
@@ -136,6 +140,7 @@ class Answer:
                 break
         closed = thought.phase is ThoughtPhase.AFTER
         if reason is None and not placed.answer and count >= sampling.max_tokens:
+            # The length ends it before its answer has begun: all that was held back comes out, where it belongs.
             said = self._thinks(placed, closed=False)
             text, rest = self._rest(thought)
             return piece, text, "length", None if placed.own else said + rest

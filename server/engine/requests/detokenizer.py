@@ -38,6 +38,7 @@ class StopStrings:
             position, stop = min(matches, key=lambda entry: entry[0])
             self.met = stop
             return text[: position + (len(stop) if self._include else 0)], True
+        # The longest tail of the text that could still become a stop string; of several strings the longest counts.
         keep = max(self._tail(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :] if keep else ""
         return text[: len(text) - keep], False
@@ -103,6 +104,7 @@ class Detokenizer:
         """Add ``token``; returns (this token's own text, text that may be shown now, stop string met, if it
         ``stops``)."""
         self._pending.append(token)
+        # None until the bytes so far end a character: tokens may cut one in two.
         piece = self._stream.step(self._tokenizer, token) or ""
         if piece:
             self._pending.clear()

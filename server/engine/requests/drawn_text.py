@@ -65,6 +65,7 @@ class DrawnText:
     def push(self, output: StepOutput) -> bool:
         """Add a token that was drawn; whether the text ends with it."""
         self.tokens.append(output.token)
+        # Counts go on from the text above, so that length and least length are those of the whole answer.
         pushed = self.answer.push(
             output.token,
             len(self.tokens),
@@ -94,6 +95,7 @@ class DrawnText:
         says how that was chosen."""
         outputs: list[StepOutput] = []
         begins = 0
+        # ``begins`` is the index, in the whole answer, of the first token of each block.
         for text in self.lineage:
             for index, output in enumerate(text.outputs, start=begins):
                 if not start <= index < stop:

@@ -32,6 +32,7 @@ class LaneHead:
         is merged too is our reconstruction); None for a language model."""
         if not source.head:
             return None
+        # The head is linear, so the merge of heads gives the merged value of one hidden state.
         weight = sum(coefficient * heads[name].weight.double() for name, coefficient in source.head)
         assert isinstance(weight, Tensor)
         bias = sum(coefficient * heads[name].bias for name, coefficient in source.head)

@@ -69,6 +69,7 @@ class DrainRate:
         # Up to now, not to the last departure: a queue that has come to a halt looks slower by the second.
         elapsed = self._clock(now) - self._left[0][0]
         gone = len(self._left) - 1
+        # The first departure only starts the clock; the wait is by requests or by tokens, whichever takes longer.
         gone_tokens = sum(count for _, count in list(self._left)[1:])
         wait = elapsed * max(requests / gone, tokens / max(1, gone_tokens))
         return min(_MOST_S, max(_LEAST_S, wait))
@@ -96,6 +97,7 @@ class WaitingRoom:
         """A place for a request of ``tokens``. Raises QueueFull."""
         with self._lock:
             now = self._clock()
+            # A request larger than the whole bound still gets in when nobody waits, or it never would.
             over = self.tokens + tokens - self.most_tokens
             if self.requests >= self.most or (self.requests and over > 0):
                 self._refuse(over)

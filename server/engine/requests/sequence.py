@@ -48,6 +48,7 @@ class Lane:
         self.prompt = prompt
         self.head = head
         self.coefficients: Mapping[str, float] = weights.coefficients()
+        # Terms of the bank are coefficients of rows in one shared forward; what is left needs weights of its own.
         self.materialised = WeightsKey(
             weights.base_revision, tuple(term for term in weights.terms if term[0] not in bank)
         )
@@ -166,6 +167,7 @@ class Sequence:
     def due(self) -> Change | None:
         """The change that its tokens so far have brought about, taken out of ``changes``; None where none has."""
         change = None
+        # Several may be due at once; the last one counts.
         while self.changes and self.changes[0].start <= len(self.output):
             change = self.changes.popleft()
         return change
@@ -216,6 +218,7 @@ class Sequence:
 
     def tokens(self, lane: Lane, start: int, stop: int) -> list[int]:
         """Tokens ``start`` to ``stop`` of ``lane``."""
+        # A span may lie in the lane's own prompt, in the shared continuation, or across the border.
         prompt_length = len(lane.prompt)
         head = list(lane.prompt[start:stop]) if start < prompt_length else []
         return head + self.output[max(0, start - prompt_length) : max(0, stop - prompt_length)]

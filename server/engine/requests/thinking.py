@@ -176,6 +176,7 @@ class Thought:
             self._held = []
             self._begin()
             return Placed(own=False)
+        # A beginning of the opening tag: it is held until the next token decides.
         if opening[: len(self._held)] == tuple(self._held):
             return Placed(own=False)
         held, self._held = tuple(self._held), []
@@ -206,6 +207,7 @@ class Thought:
         """Decide how the thought ends, once its budget is used up: by the rest of a tag that is begun, else by the
         message and the tag."""
         thinking = self._thinking
+        # A tag that the model has begun is completed; in the midst of plain thought the message comes first.
         if thinking.budget is not None and self._since >= thinking.budget:
             begun = len(self._held)
             self._script = [*thinking.close[begun:]] if begun else [*thinking.message, *thinking.close]
@@ -213,6 +215,7 @@ class Thought:
     def _scripted(self, token: int) -> Placed:
         """A token of what ends the thought: the message's are thought, the tag's are held."""
         assert self._held[-1] == token, "the mask leaves no other token"
+        # More is left to come than the tag is long, so this token is still of the message.
         if len(self._held) + len(self._script or ()) > len(self._thinking.close):
             self._held = []
             self.tokens += 1

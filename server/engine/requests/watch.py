@@ -63,6 +63,7 @@ class Watch:
 
     def said(self, token: int) -> float | None:
         """What it said of the part that ends with the ``token``-th token; None where none does."""
+        # The last part that ends no later than this token; it counts only if it ends exactly there.
         index = bisect_right(self.ends, token) - 1
         ends = 0 <= index < len(self._values) and self.ends[index] == token
         return self._values[index] if ends else None

@@ -28,6 +28,7 @@ class CatchUp:
     def decode_and_prefill(self) -> tuple[list[Lane], list[Chunk]]:
         """The lanes that lack but the last token, and the other chunks."""
         due = [chunk.final and chunk.count == 1 for chunk in self.chunks]
+        # Lanes that lack one token go through the decode layout, which attends in one call for many of them.
         single = [chunk.lane for chunk, alone in zip(self.chunks, due, strict=True) if alone]
         return single, [chunk for chunk, alone in zip(self.chunks, due, strict=True) if not alone]
 
@@ -53,10 +54,12 @@ def plan_catch_up(scheduler: Scheduler, wanted: Mapping[Sequence, Seq[Lane]]) ->
             # What another request computed of this text under this expert's weights may be in the prefix cache.
             if scheduler.missing(sequence, lane) > BLOCK_SIZE:
                 scheduler.reuse(sequence, lane)
+    # A budget of its own: what the router has just asked for comes on top of the step that it was computed in.
     left = scheduler.max_batch_tokens
     lacking = {sequence: sum(scheduler.missing(sequence, lane) for lane in lanes) for sequence, lanes in lazy.items()}
     # Shortest first: a long prompt for one expert delays nobody who needs a few tokens.
     for sequence in sorted(lazy, key=lacking.__getitem__):
+        # All lazy lanes of a sequence end in one step, or none: the draw needs the logits of every chosen expert.
         final = lacking[sequence] <= left
         if not final:
             catch_up.behind.add(sequence)

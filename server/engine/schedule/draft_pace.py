@@ -24,6 +24,7 @@ class DraftPace:
         plain = self._plain.get(step_rows)
         if plain is None or self._since >= _PLAIN_AGAIN:
             return None
+        # The measured time of a row over the usual time of a step of this size.
         return _FIRST_GUESS if self._row is None else self._row / plain
 
     def note(self, step_rows: int, drafted: int, seconds: float) -> None:
@@ -44,6 +45,7 @@ def worthwhile(likely: float, cost: float, most: int) -> int:
         likely: the chance that a drafted token is the one that will be drawn.
         cost: of one drafted token's rows, where the step that it may save counts 1.
     """
+    # The n-th token is of use only if all before it are right, so its chance is likely^n.
     count, chance = 0, likely
     while count < most and chance > cost:
         count, chance = count + 1, chance * likely

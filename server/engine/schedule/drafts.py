@@ -40,6 +40,7 @@ class _Author:
     def follow(self, output: list[int]) -> None:
         """Learn from the tokens that have come. A guess counts up to its first wrong token, whether or not anybody had
         it checked: what is not drafted costs nothing and still teaches."""
+        # What came since the last look, whether by drafts or without, is compared with what had been guessed.
         came = output[self.written :]
         for guessed, token in zip(self.guess, came, strict=False):
             self.chance += _NEWEST * ((guessed == token) - self.chance)
@@ -111,6 +112,7 @@ class Drafts:
 def _has_room(scheduler: Scheduler, sequence: Sequence, count: int) -> bool:
     """Blocks on every lane for ``count`` tokens after the one that is due, as long as nobody else could be short of
     them soon; on one that scores for one more, the candidate that will be drawn after them."""
+    # Drafts must preempt nobody: one spare block for each running lane and each of one's own stays free.
     if scheduler.blocks.free < len(sequence.lanes) + sum(len(other.lanes) for other in scheduler.running):
         return False
     return all(scheduler.grow(lane, sequence.length(lane) + count + lane.scores) for lane in sequence.lanes)

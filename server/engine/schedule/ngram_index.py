@@ -40,6 +40,7 @@ class NgramIndex:
 
         Empty where they never did. A guess that reaches the end of the text goes on with its own beginning.
         """
+        # Longest match first: three tokens that repeat say more than two.
         own = self._tokens
         for length in range(min(_LONGEST, len(own)), _SHORTEST - 1, -1):
             end = self._ends.get(tuple(own[-length:]))

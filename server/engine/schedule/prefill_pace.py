@@ -31,6 +31,8 @@ class PrefillPace:
         if not tokens:
             self._decode.append(seconds)
         elif tokens >= _FEWEST // 2:
+            # What prompts have added: the step's time beyond that of an ordinary step without any. Chunks of a few
+            # tokens tell nothing, since a step costs something by itself.
             rest = statistics.median(self._decode) if plan.decode and self._decode else 0.0
             self._token.append(max(seconds - rest, 0.0) / tokens)
 
@@ -40,6 +42,7 @@ class PrefillPace:
         if not self._slowdown or not self._decode or not self._token:
             return budget
         token = statistics.median(self._token)
+        # Time that prompts may add to a step, turned into whole blocks of tokens.
         extra = statistics.median(self._decode) * (self._slowdown - 1)
         tokens = budget if token * budget <= extra else int(extra / token) // BLOCK_SIZE * BLOCK_SIZE
         return min(budget, max(tokens, _FEWEST, widest))

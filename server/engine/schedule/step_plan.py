@@ -65,6 +65,8 @@ class StepPlan:
     def account(self) -> None:
         """Write the tokens of this step down with the requests that they are computed for: before it runs, because who
         leaves while it does has had them computed."""
+        # A lane's tokens count by what is computed: prompts token by token, decode one for each lane, or its
+        # candidates.
         for chunk in self.chunks:
             chunk.sequence.request.work.tokens += chunk.count
         account_tokens(self.decode)

@@ -56,6 +56,7 @@ def value_candidates(
     counts: dict[Sequence, int] = {}
     for sequence in sequences:
         scores, counts[sequence] = logits[int(logits_rows[sequence.lanes[0].row])], sequence.candidates
+        # Ruled out before the best are taken, or a grammar could leave none of them.
         if sequence in allowed:
             scores = scores.masked_fill(~allowed[sequence].mask, -torch.inf)
             counts[sequence] = min(sequence.candidates, allowed[sequence].count)
@@ -115,6 +116,7 @@ def keep_chosen(
             target = int(table.blocks[lane.row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             moves.setdefault(cache_of(lane), []).append((source, target))
     for cache, pairs in moves.items():
+        # One transfer and one copy per pool: slots of all lanes that keep something, in every layer.
         copied = send_one(pairs, cache.layers[0].device, np.int64)
         cache.copy(copied[:, 0], copied[:, 1])
     return kept
@@ -123,6 +125,8 @@ def keep_chosen(
 def added_values(scorer: Scorer, valued: CandidateValues) -> Tensor:
     """What is added to the scores of the candidates, [k]: strength * sum_s weight_s f(V_s), minus its mean where values
     are centred (see ``Scorer``)."""
+    # Summed in the order of the plan's sources; centring takes their mean over the k candidates away, which leaves the
+    # mass of the candidates against the rest about as it was.
     total: Tensor | None = None
     for lane, values in valued.values.items():
         part = F.logsigmoid(values) if scorer.transform == "log_sigmoid" else values

@@ -24,6 +24,7 @@ class Entropies:
         self._sequences = [sequences[place] for place in self._places]
         self.tensors: list[Tensor] = []
         if self._places:
+            # ``guided`` comes before the grammar's mask; the entropy is asked of what may really be drawn.
             scores = guided[self._places]
             for row, sequence in enumerate(self._sequences):
                 if sequence in allowed:

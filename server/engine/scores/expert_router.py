@@ -58,6 +58,7 @@ class ExpertRouter:
 
         Scores that are not finite give a turn whose shares are NaN, which makes the sequence's scores NaN.
         """
+        # [sequences, experts] scores, from the router lanes' states stacked as one batch.
         routed = [(s, s.request.plan.routing) for s in sequences if s.request.plan.routing is not None]
         scores, likely = self.judge(torch.stack([state(s.lanes[routing.source]) for s, routing in routed]))
         history = send_one([[*s.speaker, routing.stay] for s, routing in routed], scores.device, np.int64)
@@ -74,6 +75,8 @@ class ExpertRouter:
         soft = dict(zip(mixed, zip(mixes[::2], mixes[1::2], strict=True), strict=True))
         turns = {}
         for index, (sequence, routing) in enumerate(routed):
+            # One routed sequence after the other on the host: whether experts are asked, which, with what shares, and
+            # who spoke last.
             row = said[index]
             named = dict(zip(_names(sequence, routing), row, strict=True))
             # Experts are always asked, but for a plan with a threshold only where sigmoid(d) is above it.

@@ -50,6 +50,7 @@ class GrammarMasks:
     def admit(self, sequence: Sequence) -> None:
         """Take over the grammar of ``sequence``, if it has one, at the end of its output."""
         assert sequence.slot is not None
+        # Whoever had this slot is gone, preempted or ended without a word to us.
         self._finish_those_gone(sequence.slot)
         grammar = sequence.request.grammar
         if grammar is not None:
@@ -73,6 +74,8 @@ class GrammarMasks:
 
     def advance(self, sequences: Seq[Sequence], tokens: Seq[int]) -> None:
         """Follow the drawn tokens of those of ``sequences`` that have a grammar, as far as they are of the answer."""
+        # The workers are told at once, and compute the next masks beside the next forward; this waits only for whether
+        # the tokens were taken.
         drawn = dict(zip(sequences, tokens, strict=True))
         states = [state for s in sequences if (state := self._of(s)) is not None and state.position.error is None]
         for state in states:
@@ -106,6 +109,8 @@ class GrammarMasks:
                 state.grammar.pool.finish(state.position)
 
     def _result(self, state: _GrammarState, vocabulary: int) -> Allowed:
+        # Nothing is allowed where the grammar has failed or ended; the engine ends such a sequence by what ``error``
+        # and ``ended`` say.
         bits = np.zeros(vocabulary, dtype=np.bool_)
         if state.position.error is None and not state.position.stopped:
             mask = np.frombuffer(state.grammar.pool.mask(state.position), dtype=np.uint8)

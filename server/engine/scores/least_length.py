@@ -41,6 +41,7 @@ class LeastLength:
 
     def without(self, ending: frozenset[int], vocabulary: int) -> Allowed:
         """All tokens but those of ``ending``."""
+        # Masks are shared by all requests that end by the same tokens: a mask is as large as the vocabulary.
         key = (ending, vocabulary)
         if key not in self._known:
             if len(self._known) >= 64:  # every request may name its own

@@ -50,6 +50,7 @@ class PromptJudge:
         ``logits`` [rows, vocabulary]; ``logits_rows`` [rows of the lane table] int64: that of the last token of each
         chunk, before which lie those of the chunk's other tokens.
         """
+        # Chunks of a judged sequence cover the same tokens on every lane, so the first one stands for all.
         for sequence, own in _by_sequence(chunks).items():
             start, count, prompt = own[0].start, own[0].count, sequence.request.prompt
             # The logits at position i score the token at i + 1: the chunk's rows are shifted by one against its tokens.

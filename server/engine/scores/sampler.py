@@ -79,6 +79,7 @@ class Sampler:
         if sequence.draws:
             self._grammars.admit(sequence)
         self._counts.pop(slot, None)
+        # Counted anew from the text so far: a sequence that was preempted has lost its slot, and with it its counts.
         if params.penalises:
             # Presence and frequency penalties count the output alone, the repetition penalty the prompt too.
             counts = torch.zeros(vocabulary, dtype=torch.int32, device=self._device)
@@ -94,6 +95,7 @@ class Sampler:
     def allowed(self, sequences: Seq[Sequence], vocabulary: int) -> dict[Sequence, Allowed]:
         """Which tokens may come next of those of ``sequences`` that follow a grammar, or may not end yet (no request
         asks for both), or whose thought is long enough."""
+        # Later ones win: a thought that must end decides against a grammar, whose turn comes after it.
         masks = {**self._grammars.allowed(sequences, vocabulary), **self._least.allowed(sequences, vocabulary)}
         return {**masks, **self._thoughts.allowed(sequences, vocabulary)}
 
@@ -118,10 +120,12 @@ class Sampler:
         step = StepInputs(logits_rows, values, turns, allowed, counted)
         host = self.slot_tables.tables(sequences, logits_rows)
         made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
+        # Of the sequences whose scores were written down some are traced, some ask for an entropy, some do both.
         seen = host.traced.tolist()
         entropies = Entropies(made.guided, [sequences[index] for index in seen], step.allowed)
         traced = {index: sequences[index] for index in seen if sequences[index].request.plan.trace}
         guided = made.guided if len(traced) == len(seen) else made.guided[[seen.index(index) for index in traced]]
+        # Traces cost passes over the vocabulary, so they are made for the sequences that asked alone.
         tracer = Tracer(logits, step, guided, made.tokens, traced) if traced else None
         valued = [s for s in sequences if s in values] if values else []
         reported = [] if tracer is None else tracer.tensors

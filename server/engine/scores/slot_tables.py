@@ -25,6 +25,8 @@ def draw_keys(seeds: Array, positions: Array) -> Array:
     """Two int32 words [n, 2] a (seed, position), by two rounds of splitmix64: nothing but these decides a draw."""
     with np.errstate(over="ignore"):
         x = seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        # splitmix64's finaliser over the seed, then over that and the position: neighbouring positions, and
+        # neighbouring seeds, get unrelated keys.
         for extra in (np.uint64(0), positions.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)):
             x = x + extra
             x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -41,6 +43,8 @@ class SlotTables:
 
     def __init__(self, max_sequences: int, experts: int = 0) -> None:
         """``experts``: of the family's router."""
+        # One row per slot in every array, so that a step is a gather by slot. Rows of the lane table stand for rows of
+        # the logits, which differ from step to step.
         self._int_params = np.zeros((max_sequences, columns.INT_PARAMS), dtype=np.int32)
         self._float_params = np.zeros((max_sequences, columns.FLOAT_PARAMS), dtype=np.float64)
         self._seeds = np.zeros(max_sequences, dtype=np.uint64)
@@ -175,12 +179,14 @@ def _recordable(sequence: Sequence) -> bool:
         return False
     if plan.routing is not None and (plan.routing.top != 1 or any(lane.lazy for lane in sequence.lanes)):
         return False
+    # An answer that may not end yet has a mask, unless there is nothing that could end it.
     held = params.min_tokens and not (params.ignore_eos and not params.stop_token_ids)
     asks = params.penalises or params.logit_bias or params.logprobs or params.dynatemp_range or held
     return sequence.draws and not asks and len(_added_lanes(sequence)) <= SOURCES
 
 
 def _fill(params: SamplingParams, plan: Plan, int_params: Array, float_params: Array) -> None:
+    # Whatever the last owner of the slot had is written over, every column of it.
     int_params[:] = 0
     int_params[columns.ABSENT] = -1
     int_params[columns.RULE] = _RULES[plan.rule]

@@ -72,6 +72,7 @@ def lay_out(
     sent = dict(zip(arrays, send(list(arrays.values()), device), strict=True))
     params = sent["int_params"], sent["float_params"]
     plain = linear_tables(sent["source_rows"], sent["weights"], *params, host.truncates)
+    # The common case ends here: linear sums with nothing sparse, for which the kernel has a leaner form.
     if host.plain and not (held or step.turns):
         return plain
     if not host.plain:
@@ -92,6 +93,8 @@ def _with_turns(host: HostTables, sequences: Seq[Sequence], step: StepInputs) ->
     source_rows, weights = host.source_rows, host.weights
     # Column 0 is the router's; the experts whose turn it is follow.
     most = max((len(turn.lanes) for turn in step.turns.values()), default=0)
+    # Routed sequences add no sources of their own: columns for the router and its experts are added where the step's
+    # other plans have fewer.
     if most >= source_rows.shape[1]:
         more = np.zeros((len(source_rows), 1 + most - source_rows.shape[1]), dtype=np.int64)
         source_rows, weights = np.concatenate((source_rows, more), axis=1), np.concatenate((weights, more), axis=1)

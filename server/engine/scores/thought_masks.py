@@ -34,6 +34,7 @@ class ThoughtMasks:
             thought = sequence.thought
             if thought is None or thought.phase is ThoughtPhase.AFTER:
                 continue
+            # A budget that is used up forces one token after the other: the message, then the closing tag.
             token = thought.forced
             if token is not None:
                 masks[sequence] = self._only(token, vocabulary)

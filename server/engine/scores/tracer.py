@@ -37,6 +37,8 @@ class Tracer:
         picked, own, firsts = send([np.array(part) for part in (list(traced), plain, leading)], guided.device)
         base = logits.index_select(0, own).to(guided.dtype)
         first = logits.index_select(0, firsts).to(guided.dtype)
+        # Everything stays on the device until the tokens are read: six numbers per traced sequence, and the values of
+        # its candidates.
         self.tensors = [
             dispatch.token_logprobs(base, tokens.index_select(0, picked)),
             dispatch.guidance_shift(base, guided),
@@ -89,6 +91,8 @@ def _chooses(sequence: Sequence) -> bool:
 
 def _outside(first: Tensor, scores: Tensor) -> Tensor:
     """Whether the best token of the combined score is none of the first source's best."""
+    # The rank of the best combined token among the first source's scores, without sorting: how many of these are
+    # greater.
     best = scores.argmax(dim=-1, keepdim=True)
     rank = (first > first.gather(1, best)).sum(dim=-1)
     return rank >= BEST

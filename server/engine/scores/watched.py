@@ -46,6 +46,7 @@ class WatchedStates:
 
     def _by_width(self) -> list[tuple[list[Lane], Tensor]]:
         """The models of a family may have states of different widths."""
+        # Parts lie in the order in which forwards gave them; ``start`` walks the lanes along with their rows.
         groups: dict[int, tuple[list[Lane], list[Tensor]]] = {}
         start = 0
         for part in self._parts:

@@ -26,6 +26,7 @@ class FailureStreak:
     def failed(self, error: BaseException) -> None:
         """Count one more failure."""
         count = 1 if self._state is None else self._state[0] + 1
+        # What goes to clients names no folder of the server.
         said = str(error)
         if isinstance(error, OSError) and isinstance(error.filename, str):
             said = f"{error.strerror}: {os.path.basename(error.filename)}"

@@ -111,6 +111,7 @@ def _add(one: Any, other: Any) -> Any:
     if isinstance(one, Distribution):
         counts = tuple(map(sum, zip(one.counts, other.counts, strict=True)))
         return Distribution(one.bounds, counts, one.total + other.total)
+    # By kind: strings keep the first, distributions and mappings add up entry by entry, records field by field.
     if is_dataclass(one) and not isinstance(one, type):
         parts = {part.name: _add(getattr(one, part.name), getattr(other, part.name)) for part in fields(one)}
         return replace(one, **parts)

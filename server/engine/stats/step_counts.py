@@ -72,6 +72,7 @@ class StepCounts:
     def step(self, sequences: Seq[Sequence], step_rows: int, seconds: float) -> None:
         """Count a step over ``sequences``."""
         self.steps += 1
+        # Keys with coefficients: two preferences count as two even where one forward computes both.
         self.weights = len({lane.weights for sequence in sequences for lane in sequence.lanes})
         self.preferences = len({_wish(sequence) for sequence in sequences})
         self.step_rows.add(step_rows)

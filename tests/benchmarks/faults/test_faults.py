@@ -245,7 +245,7 @@ def test_memory_is_compared_by_thirds_of_what_is_settled(server: ServerUnderTest
     """Medians, and the least of either: a saw-tooth does not grow, and what rises in its valleys does."""
     watch = MemoryWatch(server)
     sizes = [9e6, 1e6, 5e6, 3e6, 4e6, 8e6, 4e6, 8e6, 4e6, 5e6]
-    watch.looks = [Look(place / 4, int(size), place) for place, size in enumerate(sizes)]
+    watch.looks = [Look(int(size), place) for place, size in enumerate(sizes)]
     found = watch.growth(lambda look: look.requests >= 1)
     assert found == {"resident_warm_mb": 3.0, "resident_end_mb": 5.0, "resident_growth": 0.6667, "kept_growth": 3.0}
     assert watch.growth(lambda look: False)["kept_growth"] == 0.0, "never settled: the last look alone"

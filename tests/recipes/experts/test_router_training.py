@@ -30,6 +30,7 @@ from ladle.recipes.experts.router_training import (
 from ladle.recipes.rewards import Reward
 from ladle.recipes.scoring import Encoded
 from ladle.recipes.soup import load_members, merged
+from ladle.recipes.training import recipe_arguments
 from ladle.recipes.training.lora import new_adapter, save_adapter
 from ladle.recipes.training.train import Workshop, make_family
 from ladle.recipes.training.value import hidden_size
@@ -261,7 +262,9 @@ def test_experts_and_router_are_made_judged_and_not_made_again(
         assert json.dumps(route_eval.judged(route_eval.RoutingTrial.open(workshop, out, "test"))) == json.dumps(rows)
 
     config = tmp_path / "recipe.toml"
-    monkeypatch.setattr(route_eval, "load_recipe", lambda spec: routed if spec == str(config) else load_recipe(spec))
+    monkeypatch.setattr(
+        recipe_arguments, "load_recipe", lambda spec: routed if spec == str(config) else load_recipe(spec)
+    )
     monkeypatch.setattr(route_eval, "load_base", lambda spec: base)
     assert route_eval.main(["--config", str(config), "--out", str(out), "--work", str(work)]) == 0
     found = list(csv.DictReader((out / "routing.csv").read_text().splitlines()))

@@ -85,6 +85,10 @@ def compiled(folder: Path, source: str = "source") -> Any:
         numba.config.CACHE_DIR = before
 
 
+def codegen_of(function: Any) -> Any:
+    return function.targetctx.codegen()
+
+
 def hits(function: Any) -> int:
     return sum(function.stats.cache_hits.values())
 
@@ -182,9 +186,21 @@ def test_what_another_process_compiles_is_waited_for(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 1
 
 
+def test_what_cannot_be_compiled_is_not_waited_for(tmp_path: Path) -> None:
+    function = compiled(tmp_path)
+    place = function._cache._cache_file.place(function._cache._index_key((numba.types.none,), codegen_of(function)))
+    for _ in range(2):
+        with pytest.raises(numba.TypingError):
+            function(None)
+        assert place.with_suffix(".lock").exists(), "it was taken"
+        with FileLock(place.with_suffix(".lock"), timeout=0):
+            pass
+    assert function(2) == 6 and len(files(tmp_path)) == 1
+
+
 def test_one_that_never_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = compiled(tmp_path)
-    place = held._cache._cache_file.place(held._cache._index_key((numba.int64,), held.targetctx.codegen()))
+    place = held._cache._cache_file.place(held._cache._index_key((numba.int64,), codegen_of(held)))
     monkeypatch.setattr(kept_code, "_PATIENCE_S", 0.01)
     with FileLock(place.with_suffix(".lock")):
         assert held(2) == 6 and hits(held) == 0

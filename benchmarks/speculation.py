@@ -19,6 +19,7 @@ from ladle.server.engine.requests.sampling_params import SamplingParams
 from ladle.server.engine.stats.stats import EngineStats
 
 TOKENS = 96
+_KV_MEMORY = 512 << 20
 _NAMES = ("Ada", "Bruno", "Chiara", "Dmitri", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Liam")
 _TOWNS = ("Lisbon", "Oslo", "Porto", "Quito", "Riga", "Seoul", "Turin", "Utrecht", "Vienna", "Zagreb")
 _TOPICS = ("rain", "bread", "trains", "the sea", "chess", "gardens", "winter", "music", "maps", "bees", "clocks", "tea")
@@ -48,7 +49,11 @@ def run(family: Family, dtype: str, batches: Sequence[int], rounds: int, most: i
     who = {"ngram": {"draft_tokens": most}}
     if family.manifest.speculation is not None:
         who |= {"model": {"model_draft_tokens": most}, "both": {"draft_tokens": most, "model_draft_tokens": most}}
-    sides = {name: EngineSide(family, dtype, **options) for name, options in {"plain": {}, **who}.items()}
+    # Four engines at once: each has memory for what is asked of it here, and no more.
+    sides = {
+        name: EngineSide(family, dtype, kv_memory=_KV_MEMORY, **options)
+        for name, options in {"plain": {}, **who}.items()
+    }
     even = dict.fromkeys(family.objectives, 1.0)
     plans = {"base": Steering(method="base"), "merged": Steering(method="bone_soup", preference=even)}
     plans["guided"] = Steering(method="mage", preference=even, value="implicit")

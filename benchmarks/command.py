@@ -146,7 +146,7 @@ def speculation(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tokens a second of `ladle serve --speculate ngram:N` against those of a server without."""
+    """Tokens a second of `ladle serve --speculate ngram:N`, `model:N` and both against those of a server without."""
     from ladle.benchmarks import speculation as benchmark
     from ladle.merging.family.family import load_family
 

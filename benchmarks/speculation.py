@@ -1,4 +1,4 @@
-"""What drafts save: answers that repeat their prompt and answers that do not, with drafts and without, in turns.
+"""What drafts save: answers that repeat their prompt and answers that do not, by who drafts and without, in turns.
 
 Texts are compared too: drafts that changed one would show as ``same`` below 1.
 """
@@ -16,8 +16,10 @@ from ladle.guidance.registry import resolve
 from ladle.merging.family.family import Family
 from ladle.server.engine.requests.request import GenerationRequest, StepOutput
 from ladle.server.engine.requests.sampling_params import SamplingParams
+from ladle.server.engine.stats.stats import EngineStats
 
 TOKENS = 96
+_KV_MEMORY = 512 << 20
 _NAMES = ("Ada", "Bruno", "Chiara", "Dmitri", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Liam")
 _TOWNS = ("Lisbon", "Oslo", "Porto", "Quito", "Riga", "Seoul", "Turin", "Utrecht", "Vienna", "Zagreb")
 _TOPICS = ("rain", "bread", "trains", "the sea", "chess", "gardens", "winter", "music", "maps", "bees", "clocks", "tea")
@@ -38,41 +40,66 @@ def _other(rng: random.Random) -> str:
 
 
 def run(family: Family, dtype: str, batches: Sequence[int], rounds: int, most: int) -> Iterator[dict[str, object]]:
-    """A row per method, kind of prompt and batch size: tokens per second of both sides and their ratio, round by round.
+    """A row per method, kind of prompt and batch size: tokens per second of all sides, and by who drafts how much more
+    that is, round by round.
 
-    ``most``: tokens that are drafted in a step.
+    ``most``: tokens that are drafted in a step. Where the family names a draft model, it drafts as well, alone
+    (``model``) and where no text is repeated (``both``).
     """
-    sides = {"plain": EngineSide(family, dtype), "drafts": EngineSide(family, dtype, draft_tokens=most)}
+    who = {"ngram": {"draft_tokens": most}}
+    if family.manifest.speculation is not None:
+        who |= {"model": {"model_draft_tokens": most}, "both": {"draft_tokens": most, "model_draft_tokens": most}}
+    # Four engines at once: each has memory for what is asked of it here, and no more.
+    sides = {
+        name: EngineSide(family, dtype, kv_memory=_KV_MEMORY, **options)
+        for name, options in {"plain": {}, **who}.items()
+    }
     even = dict.fromkeys(family.objectives, 1.0)
     plans = {"base": Steering(method="base"), "merged": Steering(method="bone_soup", preference=even)}
     plans["guided"] = Steering(method="mage", preference=even, value="implicit")
     tokenizer = sides["plain"].engine.tokenizer
     for method, steering in plans.items():
-        for what, write, temperature in (("copied", _copied, 0.0), ("other", _other, 1.0)):
+        for what, write, temperature in (("copied", _copied, 0.0), ("other", _other, 0.0), ("other", _other, 1.0)):
             for batch in batches:
                 times: dict[str, list[float]] = {name: [] for name in sides}
-                same: list[bool] = []
-                before = sides["drafts"].engine.stats()
+                same: dict[str, list[bool]] = {name: [] for name in sides}
+                before = {name: sides[name].engine.stats() for name in who}
                 for turn in range(rounds + 1):
                     rng = random.Random(turn)
                     prompts = [tokenizer.encode(write(rng)) for _ in range(batch)]
-                    texts = []
+                    texts: list[list[list[int]]] = []
                     for name, side in sides.items():
                         seconds, tokens = _answer(side, family, steering, prompts, temperature, turn)
                         texts.append(tokens)
+                        same[name].append(tokens == texts[0])
                         if turn:
                             times[name].append(seconds)
-                    same.append(texts[0] == texts[1])
-                after = sides["drafts"].engine.stats()
-                drafted = after.drafted_tokens - before.drafted_tokens
-                gain, quartiles = ratio(times["plain"], times["drafts"])
                 rates = {f"{name}_tokens_per_s": round(batch * TOKENS / s, 1) for name, s in medians(times).items()}
-                yield {
-                    "method": method, "prompts": what, "batch": batch, "dtype": dtype, "rounds": rounds, **rates,
-                    "gain": gain, "quartiles": quartiles, "same": round(sum(same) / len(same), 3),
-                    "drafted": drafted,
-                    "accepted": round((after.accepted_tokens - before.accepted_tokens) / max(1, drafted), 3),
+                row: dict[str, object] = {
+                    "method": method, "prompts": what, "temperature": temperature, "batch": batch, "dtype": dtype,
+                    "rounds": rounds, **rates,
                 }  # fmt: skip
+                for name in who:
+                    gain, quartiles = ratio(times["plain"], times[name])
+                    row |= {f"{name}_gain": gain, f"{name}_quartiles": quartiles}
+                    row[f"{name}_same"] = round(sum(same[name]) / len(same[name]), 3)
+                    row |= _drafts(name, before[name], sides[name].engine.stats())
+                yield row
+
+
+def _drafts(name: str, before: EngineStats, after: EngineStats) -> dict[str, object]:
+    """What side ``name`` drafted in between, and the share of it that was drawn; the draft model's seconds."""
+    drafted, accepted = (
+        sum(late.values()) - sum(early.values())
+        for early, late in (
+            (before.drafted_tokens, after.drafted_tokens),
+            (before.accepted_tokens, after.accepted_tokens),
+        )
+    )
+    row: dict[str, object] = {f"{name}_drafted": drafted, f"{name}_accepted": round(accepted / max(1, drafted), 3)}
+    if name != "ngram":
+        row[f"{name}_guess_s"] = round(after.guess_seconds - before.guess_seconds, 3)
+    return row
 
 
 def _answer(

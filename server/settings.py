@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ladle.server.access.api_keys import ApiKeys
     from ladle.server.engine.engine_config import EngineConfig
 
-_DRAFTS = re.compile(r"ngram(?::([1-9]\d?))?")
+_DRAFTS = re.compile(r"(ngram|model)(?::([1-9]\d?))?")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
@@ -38,18 +38,23 @@ def parse_bytes(value: object) -> object:
     return value
 
 
-def _draft_tokens(speculate: str) -> int:
-    """``"ngram:2"`` -> 2, ``"ngram"`` -> 4, ``"none"`` -> 0. Raises ValueError for anything else."""
+_DRAFTED = 4
+"""Tokens that are drafted in a step where nobody says how many."""
+
+
+def _draft_tokens(speculate: str) -> dict[str, int]:
+    """How many tokens are drafted, by who drafts: ``"ngram:2"`` is 2 and 0, ``"ngram,model:3"`` is 4 and 3, ``"none"``
+    is 0 and 0. Raises ValueError for anything else."""
     if speculate == "none":
-        return 0
+        return {"ngram": 0, "model": 0}
     from ladle.server.engine.engine_config import MOST_DRAFTED  # needs torch, which no other option asks for
 
-    match = _DRAFTS.fullmatch(speculate)
-    tokens = int(match[1] or 4) if match else 0
-    if not 1 <= tokens <= MOST_DRAFTED:
-        allowed = f"none, ngram (for ngram:4), or ngram:N with N of 1 to {MOST_DRAFTED}"
+    parts = [_DRAFTS.fullmatch(part) for part in speculate.split(",")]
+    tokens = {match[1]: int(match[2] or _DRAFTED) for match in parts if match}
+    if len(tokens) < len(parts) or list(tokens) == ["model", "ngram"] or max(tokens.values()) > MOST_DRAFTED:
+        allowed = f"none, ngram:N, model:N, or ngram:N,model:N, each N of 1 to {MOST_DRAFTED} ({_DRAFTED} without one)"
         raise ValueError(f"{speculate!r} is not allowed; allowed: {allowed}")
-    return tokens
+    return {"ngram": 0, "model": 0, **tokens}
 
 
 class Size(BeforeValidator):
@@ -108,8 +113,8 @@ class ServerSettings(BaseSettings):
     )
     speculate: str = Field(
         "none",
-        description="compute tokens ahead that repeat earlier text: ngram:4 for up to 4 of them a step; the text stays "
-        "the same",
+        description="compute tokens ahead: ngram:4 for up to 4 a step that repeat earlier text, model:4 for what the "
+        "family's draft model guesses, ngram:4,model:4 for its guesses where nothing repeats; the text stays the same",
     )
     kv_memory: Bytes = Field(1 << 30, description="size of the KV pool, e.g. 2GiB")
     weights_memory: Bytes = Field(4 << 30, description="size of the cache of merged full-weight members")
@@ -322,6 +327,7 @@ class ServerSettings(BaseSettings):
         """The engine's share of the settings. Raises InputError."""
         from ladle.server.engine.engine_config import EngineConfig
 
+        drafts = _draft_tokens(self.speculate)
         return EngineConfig(
             device=self.device,
             dtype=self.dtype,
@@ -329,7 +335,8 @@ class ServerSettings(BaseSettings):
             max_lanes=self.max_lanes,
             max_batch_tokens=self.max_batch_tokens,
             prefill_slowdown=self.prefill_slowdown,
-            draft_tokens=_draft_tokens(self.speculate),
+            draft_tokens=drafts["ngram"],
+            model_draft_tokens=drafts["model"],
             kv_memory=self.kv_memory,
             weights_memory=self.weights_memory,
             max_context=self.max_context,

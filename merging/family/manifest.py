@@ -24,6 +24,7 @@ from ladle.merging.family.manifest_tables import (
     Preset,
     Router,
     Soup,
+    SpeculationTable,
     ThinkingTable,
     Value,
     Vector,
@@ -53,6 +54,7 @@ class Manifest(BaseModel):
         values: ``[[values]]``.
         monitors: ``[[monitors]]``.
         models: ``[[models]]``.
+        speculation: which of these is the draft model.
         experts: ``[[experts]]``.
         router: ``[router]``.
         vectors: ``[[vectors]]``.
@@ -75,6 +77,7 @@ class Manifest(BaseModel):
     values: list[Value] = []
     monitors: list[MonitorTable] = []
     models: list[ModelTable] = []
+    speculation: SpeculationTable | None = None
     experts: list[Expert] = []
     router: Router | None = None
     vectors: list[Vector] = []
@@ -210,6 +213,9 @@ def _check_values(manifest: Manifest) -> None:
     for index, model in enumerate(manifest.models):
         if model.name == "base":
             raise ValueError(f"models[{index}].name: 'base' means the family's base; choose another name")
+    if manifest.speculation is not None and manifest.speculation.model not in models:
+        known = ", ".join(models) or "none"
+        raise ValueError(f"speculation.model: {manifest.speculation.model!r} is no entry of [[models]]; known: {known}")
     trained_on: list[tuple[str, str]] = []
     for index, value in enumerate(manifest.values):
         key = f"values[{index}]"

@@ -93,6 +93,18 @@ class ModelTable(Table):
     amateur: StrictBool = False
 
 
+class SpeculationTable(Table):
+    """``[speculation]``: what guesses tokens where the operator asks for it (``ladle serve --speculate model:4``).
+
+    Attributes:
+        model: an entry of ``[[models]]``, the draft model.
+        window: tokens of a text, the last ones, that it looks at, at most; None leaves that to the server.
+    """
+
+    model: str = Field(min_length=1)
+    window: Annotated[StrictInt, Field(ge=16, le=1 << 16)] | None = None
+
+
 HEADED = ("explicit", "monitor")
 """Kinds of values that are a trunk with a scalar head."""
 

@@ -153,7 +153,17 @@ class Report:
     def _what_guides(self) -> list[tuple[str, list[str], list[list[str]]]]:
         tables = []
         if self.models:
-            header = ["name", "architecture", "parameters", "size", "vocabulary", "hidden", "members", "amateur"]
+            header = [
+                "name",
+                "architecture",
+                "parameters",
+                "size",
+                "vocabulary",
+                "hidden",
+                "members",
+                "amateur",
+                "drafts",
+            ]
             rows = [
                 [
                     model.name,
@@ -164,6 +174,7 @@ class Report:
                     str(model.hidden),
                     ", ".join(model.members),
                     "yes" if model.amateur else "",
+                    "yes" if model.drafts else "",
                 ]
                 for model in self.models
             ]

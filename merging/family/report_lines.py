@@ -17,6 +17,7 @@ class ModelInfo:
         architecture: the class of the model.
         parameters, bytes: numbers as saved.
         amateur: whether it is what contrastive decoding contrasts the base with.
+        drafts: whether it is the draft model: what guesses tokens under ``ladle serve --speculate model``.
         vocabulary: number of token ids, padding included.
         hidden: size of the last hidden state.
         members: names of the members that were grown from it.
@@ -31,6 +32,7 @@ class ModelInfo:
     vocabulary: int
     hidden: int
     amateur: bool
+    drafts: bool
     members: tuple[str, ...]
 
 
@@ -138,6 +140,7 @@ def model_info(family: Family, model: FamilyModel) -> ModelInfo:
     """The line of a further model."""
     members = [value.name for value in family.values if value.model == model.name]
     members += [name for name in family.experts if family.model_of(family.members_of[name]) == model.name]
+    speculation = family.manifest.speculation
     members += [family.router.name] if family.router is not None and family.router.model == model.name else []
     return ModelInfo(
         name=model.name,
@@ -149,6 +152,7 @@ def model_info(family: Family, model: FamilyModel) -> ModelInfo:
         vocabulary=model.architecture.vocabulary,
         hidden=model.architecture.hidden,
         amateur=model.name == family.amateur,
+        drafts=speculation is not None and model.name == speculation.model,
         members=tuple(members),
     )
 

@@ -14,6 +14,7 @@ from ladle.merging.preferences.weights_key import WeightsKey
 from ladle.server.engine.admission import check_request, check_schedule
 from ladle.server.engine.device import allocator
 from ladle.server.engine.device.device import make_current, require_working
+from ladle.server.engine.drafting.draft_model import model_guesses
 from ladle.server.engine.engine_config import EngineConfig
 from ladle.server.engine.kv.block_manager import BlockManager
 from ladle.server.engine.kv.cache import BLOCK_SIZE
@@ -26,6 +27,7 @@ from ladle.server.engine.requests.queue import WaitingRoom
 from ladle.server.engine.requests.request import GenerationRequest
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.requests.tokenizer import eos_ids, load_tokenizer
+from ladle.server.engine.schedule.drafts import Drafts
 from ladle.server.engine.schedule.prefill_pace import PrefillPace
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan
@@ -79,7 +81,9 @@ class Engine:
         self.runner = ModelRunner(models, self.scheduler, self.sampler, self.device, graphs)
         self.tracker = RequestTracker(self.scheduler, self.cancel)
         self._sequences = self.tracker.entries
-        self.speculation = Speculation(self.scheduler, self.runner, config.draft_tokens, self._tell, self._lose)
+        guesses = model_guesses(models, self.sampler, config)
+        drafts = Drafts(self.scheduler, config.draft_tokens, guesses)
+        self.speculation = Speculation(self.scheduler, self.runner, drafts, self._tell, self._lose)
         self.led = LedRequests(self.tracker, self.tokenizer, self.eos, models.lanes)
         self._inbox: deque[tuple[Sequence, Sink] | str | Callable[[], None]] = deque()
         self._stopping = False
@@ -131,7 +135,7 @@ class Engine:
             "quantized": self.config.quantize,
             "layers": "compiled" if self.models.base.compiled else "gated",
             "cuda_graphs": "on" if self.runner.recorded else "off",
-            "drafts": str(self.config.draft_tokens),
+            "drafts": self.config.drafted,
             "processes": str(self.config.tensor_parallel),
             "reproducible": "yes" if self.config.reproducible else "no",
         }
@@ -177,8 +181,9 @@ class Engine:
             step_rows=self.runner.step_rows,
             distinct_weights=counts.weights,
             catch_up_tokens=dict(counts.late),
-            drafted_tokens=self.speculation.drafts.drafted,
-            accepted_tokens=self.speculation.drafts.accepted,
+            drafted_tokens=dict(self.speculation.drafts.drafted),
+            accepted_tokens=dict(self.speculation.drafts.accepted),
+            guess_seconds=self.speculation.drafts.guess_seconds,
             distinct_preferences=counts.preferences,
             merges=self.store.stats(),
             rows_by_step=counts.step_rows.seen(),
@@ -354,6 +359,7 @@ class Engine:
             "lane rows": self.config.lanes - self.scheduler.table.free,
             "sequences": len(self.tracker),
             "led requests": len(self.led),
+            "rows of the draft model": self.speculation.drafts.held,
         }
         if any(held.values()):
             raise AssertionError(

@@ -33,6 +33,7 @@ class EngineConfig:
             written; 0: as long as max_batch_tokens lets it.
         draft_tokens: how many tokens that repeat earlier text a sequence has computed ahead in a step (speculation); 0:
             none. It changes no text.
+        model_draft_tokens: the same of tokens that the family's draft model guesses, where no earlier text is repeated.
         kv_memory: bytes of the KV pool.
         weights_memory: bytes of materialised weight sets kept (full-weight members).
         max_context: longest prompt plus continuation; None: what the model and the KV pool allow.
@@ -64,6 +65,7 @@ class EngineConfig:
     max_batch_tokens: int = 512
     prefill_slowdown: float = 3.0
     draft_tokens: int = 0
+    model_draft_tokens: int = 0
     kv_memory: int = GIB
     weights_memory: int = 4 * GIB
     max_context: int | None = None
@@ -92,8 +94,9 @@ class EngineConfig:
                 raise InputError(name, getattr(self, name), "a number >= 1")
         if not (self.prefill_slowdown == 0 or 1 < self.prefill_slowdown < math.inf):
             raise InputError("prefill_slowdown", self.prefill_slowdown, "0, or a number above 1")
-        if not 0 <= self.draft_tokens <= MOST_DRAFTED:
-            raise InputError("draft_tokens", self.draft_tokens, f"0 to {MOST_DRAFTED}")
+        for name in ("draft_tokens", "model_draft_tokens"):
+            if not 0 <= getattr(self, name) <= MOST_DRAFTED:
+                raise InputError(name, getattr(self, name), f"0 to {MOST_DRAFTED}")
         for name in ("max_lanes", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -144,6 +147,11 @@ class EngineConfig:
         for the sake of the products alone. What a processor attends to in bfloat16 is kept so."""
         weights, activations = self.resolve_dtypes(device)
         return weights if self.quantize != "none" and cpu_has_bfloat16() else activations
+
+    @property
+    def drafted(self) -> str:
+        """What is drafted, in one word: tokens that are repeated, and where a model guesses, its own."""
+        return f"{self.draft_tokens}+{self.model_draft_tokens}" if self.model_draft_tokens else f"{self.draft_tokens}"
 
     @property
     def lanes(self) -> int:

@@ -157,12 +157,18 @@ class ServedModels:
         with beside_steps(self.device):
             return self._build(key)
 
-    def _build(self, key: WeightsKey) -> LoadedModel:
-        name = self._name_of[key.base_revision]
-        model = self.family.models[name]
+    def whole(self, name: str) -> LoadedModel:
+        """The plain weights of model ``name`` for this process alone: those that are there, unless every forward of
+        them is one of several processes."""
+        key = self.plain[name]
+        return self.store.models[key] if self._ranks is None else self._loader(key)(exchange=None)
+
+    def _loader(self, key: WeightsKey) -> Callable[..., LoadedModel]:
+        """Loads the weights ``key``; what is left to say is among which processes."""
+        model = self.family.models[self._name_of[key.base_revision]]
         # Full-weight members are merged into fresh tensors; low-rank ones stay factored in the bank.
         merged = dict(Merge.of(model).tensors(key.coefficients(), self._weights_dtype)) if key.terms else None
-        load = partial(
+        return partial(
             load_model,
             model.base_path,
             Bank(list(model.low_rank.values()), self.members),
@@ -178,6 +184,9 @@ class ServedModels:
             kv_dtype=self._kv_dtype,
             vectors=tuple(model.vectors.values()),
         )
+
+    def _build(self, key: WeightsKey) -> LoadedModel:
+        name, load = self._name_of[key.base_revision], self._loader(key)
         try:
             loaded = load(exchange=self._group)
         except InputError as error:

@@ -22,7 +22,7 @@ class Speculation:
     Args:
         scheduler: keeps count of what lanes have computed.
         runner: holds the scores of the drafted tokens until the next step.
-        most: tokens that a sequence has drafted in a step; 0: none.
+        drafts: what is drafted.
         tell: records the tokens of one round of draws.
         lose: ends sequences whose round failed.
     """
@@ -31,30 +31,31 @@ class Speculation:
         self,
         scheduler: Scheduler,
         runner: ModelRunner,
-        most: int,
+        drafts: Drafts,
         tell: Callable[[Seq[Sequence], StepResult], None],
         lose: Callable[[Seq[Sequence], Exception], None],
     ) -> None:
-        self.drafts = Drafts(scheduler, most)
+        self.drafts = drafts
         self._scheduler = scheduler
         self._runner = runner
         self._tell = tell
         self._lose = lose
 
-    def draw_on(self, plan: StepPlan) -> int:
-        """More tokens for the sequences of ``plan`` whose first token was the drafted one; how many such tokens there
-        were. Each round is like the draws of a step of its own, whose forward is there already."""
+    def draw_on(self, plan: StepPlan) -> list[Sequence]:
+        """More tokens for the sequences of ``plan`` whose first token was the drafted one; whose they were, once for
+        every drafted token that was drawn. Each round is like the draws of a step of its own, whose forward is there
+        already."""
         # A sequence leaves the loop at its first token that was guessed wrongly; what it drew there stands all the
         # same.
         going = list(plan.drafts)
-        accepted = 0
+        accepted: list[Sequence] = []
         for index in range(max(map(len, plan.drafts.values()), default=0)):
             # Accept by comparison: position index + 1 is drawn only where the token before it is the one that was
             # drafted.
             going = confirmed({sequence: plan.drafts[sequence] for sequence in going}, index, self._scheduler)
             if not going:
                 break
-            accepted += len(going)
+            accepted += going
             account_tokens(going)
             try:
                 result = self._runner.again(going)

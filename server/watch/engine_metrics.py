@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -36,8 +36,7 @@ class EngineCollector(Collector):
         counters = (
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
-            ("drafted_tokens", "Tokens computed before they were drawn", stats.drafted_tokens),
-            ("accepted_tokens", "Drafted tokens that were then drawn", stats.accepted_tokens),
+            ("draft_model_seconds", "Time that the draft model took", stats.guess_seconds),
             ("num_preemptions", "Sequences set back because KV memory ran out", stats.preemptions),
             ("engine_steps", "Steps computed", stats.steps),
             ("integrity_checks", "Times the bookkeeping was looked over while idle", stats.integrity_checks),
@@ -47,10 +46,9 @@ class EngineCollector(Collector):
             ("merge_failures", "Merges that failed", merges.failures),
         )
         late = "Tokens experts computed late, because the router had not chosen them before"
-        catch_up = CounterMetricFamily("ladle_expert_kv_catchup_tokens", late, labels=["expert"])
-        for expert, count in stats.catch_up_tokens.items():
-            catch_up.add_metric([expert], count)
-        yield catch_up
+        yield _counts("expert_kv_catchup_tokens", late, "expert", stats.catch_up_tokens)
+        yield _counts("drafted_tokens", "Tokens computed before they were drawn", "by", stats.drafted_tokens)
+        yield _counts("accepted_tokens", "Drafted tokens that were then drawn", "by", stats.accepted_tokens)
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"ladle_{name}", text, value)
         for name, text, value in counters:
@@ -59,6 +57,13 @@ class EngineCollector(Collector):
         yield _histogram("step_seconds", "Duration of a step", stats.step_seconds)
         yield _histogram("step_preferences", "Different wishes in a step", stats.preferences)
         yield _histogram("merge_seconds", "Duration of a merge of full-weight members", merges.seconds)
+
+
+def _counts(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"ladle_{name}", text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
 
 
 def _histogram(name: str, text: str, seen: Distribution | None) -> HistogramMetricFamily:

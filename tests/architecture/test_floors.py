@@ -29,7 +29,7 @@ FLOORS: dict[str, list[str]] = {
         "speculation",
         "admission led_requests model_runner rank_process",
         "monitored_answer scored_answer verified_thought",
-        "block_search",
+        "block_search drafting",
         "graphs led_answer questions request_tracker served_models",
         "ranks step_result weights_store",
         "scores",

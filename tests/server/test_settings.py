@@ -35,6 +35,13 @@ def test_sizes(text: str, expected: int) -> None:
         {"speculate": "ngram:0"},
         {"speculate": "ngram:17"},
         {"speculate": "small"},
+        {"speculate": "model:0"},
+        {"speculate": "model:17"},
+        {"speculate": "model:4,ngram:4"},
+        {"speculate": "ngram:4,ngram:2"},
+        {"speculate": "ngram,"},
+        {"speculate": "none,model"},
+        {"speculate": ""},
         {"port": 65536},
         {"port": -1},
         {"port": "http"},
@@ -79,10 +86,11 @@ def test_the_engine_gets_its_share() -> None:
         prefix_cache=False,
     )  # fmt: skip
     config = settings.engine_config()
-    assert config.draft_tokens == 0  # ``speculate`` says how
+    drafts = {"draft_tokens", "model_draft_tokens"}  # ``speculate`` says how
     assert config.compiled_products  # but for a quick start
     for name, value in vars(config).items():
-        assert name in ("draft_tokens", "compiled_products") or value == getattr(settings, name), name
+        if name != "compiled_products":
+            assert value == (0 if name in drafts else getattr(settings, name)), name
 
 
 @pytest.mark.parametrize("other", [{"reproducible": True}, {"quantize": "int8"}, {"ray": True}])
@@ -97,6 +105,19 @@ def test_by_default_nobody_outside_is_served() -> None:
     assert settings.host == "127.0.0.1" and settings.cors_origins == [] and settings.api_key_file is None
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("none", 0), ("ngram", 4), ("ngram:1", 1), ("ngram:16", 16)])
-def test_drafts(text: str, tokens: int) -> None:
-    assert ServerSettings(speculate=text).engine_config().draft_tokens == tokens
+@pytest.mark.parametrize(
+    ("text", "repeated", "guessed"),
+    [
+        ("none", 0, 0),
+        ("ngram", 4, 0),
+        ("ngram:1", 1, 0),
+        ("ngram:16", 16, 0),
+        ("model", 0, 4),
+        ("model:16", 0, 16),
+        ("ngram:3,model:2", 3, 2),
+        ("ngram,model", 4, 4),
+    ],
+)
+def test_drafts(text: str, repeated: int, guessed: int) -> None:
+    config = ServerSettings(speculate=text).engine_config()
+    assert (config.draft_tokens, config.model_draft_tokens) == (repeated, guessed)

@@ -1,9 +1,11 @@
-"""Whether it pays to have drafted tokens checked: what a step costs with them and without, as far as it was seen."""
+"""Whether it pays to draft tokens and to have them checked: what steps and guesses cost, as far as it was seen."""
 
 from __future__ import annotations
 
 _RECENT = 0.2
 """Weight of the newest step in what is held to be usual."""
+_QUICKER = 0.5
+"""The same for a forward of the draft model that took less than usual."""
 _FIRST_GUESS = 0.1
 """What a row adds to a step, as a share of it, before any was measured."""
 _PLAIN_AGAIN = 64
@@ -27,6 +29,10 @@ class DraftPace:
         # The measured time of a row over the usual time of a step of this size.
         return _FIRST_GUESS if self._row is None else self._row / plain
 
+    def step(self, step_rows: int) -> float | None:
+        """Seconds of a step of ``step_rows`` without drafts; None where none was seen."""
+        return self._plain.get(step_rows)
+
     def note(self, step_rows: int, drafted: int, seconds: float) -> None:
         """A step of ``step_rows`` rows, and ``drafted`` ones besides, took so long."""
         if not drafted:
@@ -36,6 +42,41 @@ class DraftPace:
         elif step_rows in self._plain:
             self._since += 1
             self._row = _moved(self._row, max(0.0, seconds - self._plain[step_rows]) / drafted)
+
+
+class GuessPace:
+    """Learns the time of a draft model: of a forward by its sequences, and of a token that it reads. For the engine's
+    thread."""
+
+    def __init__(self) -> None:
+        self._forward: dict[int, float] = {}
+        self._token = 0.0
+        self.seconds = 0.0
+        """All of it so far."""
+
+    def forward(self, sequences: int) -> float:
+        """Seconds of a forward that gives each of ``sequences`` a token: of the nearest number that was seen, and 0
+        before any was, which is soon found out."""
+        if not self._forward:
+            return 0.0
+        return self._forward[min(self._forward, key=lambda seen: abs(seen - sequences))]
+
+    def reading(self, tokens: int) -> float:
+        """Seconds to read ``tokens``."""
+        return self._token * tokens
+
+    def note_forward(self, sequences: int, seconds: float) -> None:
+        """A forward over ``sequences`` took so long."""
+        self.seconds += seconds
+        usual = self._forward.get(sequences)
+        # The first one of its kind may have taken more than any later one will.
+        slow = usual is None or usual < seconds
+        self._forward[sequences] = _moved(usual, seconds) if slow else _moved(usual, seconds, _QUICKER)
+
+    def note_reading(self, tokens: int, seconds: float) -> None:
+        """To read ``tokens`` took so long."""
+        self.seconds += seconds
+        self._token = _moved(self._token or None, seconds / tokens)
 
 
 def worthwhile(likely: float, cost: float, most: int) -> int:
@@ -52,5 +93,5 @@ def worthwhile(likely: float, cost: float, most: int) -> int:
     return count
 
 
-def _moved(usual: float | None, now: float) -> float:
-    return now if usual is None else usual + _RECENT * (now - usual)
+def _moved(usual: float | None, now: float, newest: float = _RECENT) -> float:
+    return now if usual is None else usual + newest * (now - usual)

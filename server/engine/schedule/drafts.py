@@ -1,21 +1,29 @@
-"""Speculation: tokens that repeat earlier text are computed before they are drawn, and kept where they are drawn.
+"""Speculation: tokens that text repeats, or a draft model guesses, are computed before they are drawn.
 
 What a position draws is decided by its scores, the seed and the position. So a drafted token is right exactly where
-it is the token that is drawn anyway: the text is the same with drafts and without (our choice; rejection sampling keeps
-the distribution, not the text).
+it is the token that is drawn anyway, and then it is kept: the text is the same with drafts and without (our choice;
+rejection sampling keeps the distribution, not the text).
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from ladle.server.engine.requests.sequence import Lane, Sequence
 from ladle.server.engine.schedule.draft_pace import DraftPace, worthwhile
+from ladle.server.engine.schedule.model_guesses import ModelGuesses, Wanted
 from ladle.server.engine.schedule.ngram_index import NgramIndex
 from ladle.server.engine.schedule.scheduler import Scheduler
 from ladle.server.engine.schedule.step_plan import StepPlan
 
+logger = logging.getLogger(__name__)
+
+NGRAM, MODEL = "ngram", "model"
+"""Who drafts."""
 _FIRST_CHANCE = 0.5
 _NEWEST = 0.125
 """Weight of the newest guess in the chance that the next one is right."""
@@ -56,49 +64,97 @@ class Drafts:
     Drafts are for steps without prompts: a step that reads prompts has no time left.
     """
 
-    def __init__(self, scheduler: Scheduler, most: int) -> None:
-        """``most``: tokens that a sequence has drafted in a step; 0: none."""
-        self.drafted = 0
-        self.accepted = 0
+    def __init__(self, scheduler: Scheduler, most: int, guesses: ModelGuesses | None = None) -> None:
+        """``most``: tokens that repeat earlier text and that a sequence has drafted in a step; 0: none. ``guesses``: of
+        the draft model, if there is one."""
+        self.drafted = Counter({NGRAM: 0, MODEL: 0})
+        self.accepted = Counter({NGRAM: 0, MODEL: 0})
         self._scheduler = scheduler
         self._most = most
+        self._guesses = guesses
         self._authors: WeakKeyDictionary[Sequence, _Author] = WeakKeyDictionary()
         self._pace = DraftPace()
         self._step_rows = 0
+        self._guessed: set[Sequence] = set()
+
+    @property
+    def guess_seconds(self) -> float:
+        """What the draft model took so far."""
+        return 0.0 if self._guesses is None else self._guesses.pace.seconds
+
+    @property
+    def held(self) -> int:
+        """Sequences with a slot of which the draft model keeps state."""
+        return 0 if self._guesses is None else self._guesses.held
 
     def plan(self, plan: StepPlan) -> None:
-        """Add to ``plan`` what is worth being drafted."""
+        """Add to ``plan`` what is worth being drafted: what text repeats first, and where there is no such thing what
+        the draft model guesses."""
         self._step_rows = 0
-        if not self._most or not plan.decode or plan.chunks:
+        if not (self._most or self._guesses) or not plan.decode or plan.chunks:
             return
         # ``cost`` is what one more row adds to this step, as a share of it: None until such a step was seen without
-        # drafts. ``room``: rows that the token budget leaves.
+        # drafts.
         self._step_rows = len(plan.lanes)
         cost = self._pace.row_cost(self._step_rows)
-        room = self._scheduler.max_batch_tokens - self._step_rows
+        if self._most:
+            self._repeat(plan, cost)
+        if self._guesses is not None:
+            try:
+                self._foretell(plan, cost, self._guesses)
+            except Exception:
+                # Nobody's answer depends on it. Were it the device that failed, the step itself will tell.
+                logger.exception("the draft model failed, and guesses no more until the server is started again")
+                self._guesses = None
+
+    def _repeat(self, plan: StepPlan, cost: float | None) -> None:
         for sequence in plan.decode:
             author = self._author(sequence)
             # The guess is made in any case: whether it comes true is how the chance of later ones is known.
-            left = sequence.request.sampling.max_tokens - len(sequence.output) - 1
-            author.guess = author.index.guess(min(self._most, left))
+            author.guess = author.index.guess(min(self._most, _left(sequence)))
             if cost is None or not author.guess:
                 continue
-            # An accepted token saves this sequence's share of a step, and costs its lanes' rows.
-            lanes = drafted_lanes(sequence)
-            count = min(len(author.guess), room // len(lanes))
-            count = worthwhile(author.chance, cost * len(lanes) * len(plan.decode), count)
-            if count and _has_room(self._scheduler, sequence, count):
-                plan.drafts[sequence] = author.guess[:count]
-                room -= count * len(lanes)
+            count = min(len(author.guess), self._room(plan) // len(drafted_lanes(sequence)))
+            self._add(plan, sequence, author.guess[: worthwhile(author.chance, _row_cost(plan, sequence, cost), count)])
 
-    def note(self, plan: StepPlan, accepted: int, seconds: float) -> None:
-        """``plan`` took so long, all draws included, and so many drafted tokens were drawn."""
-        # Rows, not tokens: a guided sequence computes a draft once per lane.
-        drafted_rows = sum(len(draft) * len(drafted_lanes(sequence)) for sequence, draft in plan.drafts.items())
+    def _foretell(self, plan: StepPlan, cost: float | None, guesses: ModelGuesses) -> None:
+        for sequence in plan.decode:
+            guesses.follow(sequence)
+        step = self._pace.step(self._step_rows)
+        if cost is None or step is None:
+            return
+        wanted = {
+            sequence: Wanted(min(guesses.most, _left(sequence)), _row_cost(plan, sequence, cost))
+            for sequence in plan.decode
+            if sequence not in plan.drafts
+        }
+        for sequence, guess in guesses.guess(wanted, step / len(plan.decode)).items():
+            if self._add(plan, sequence, guess[: self._room(plan) // len(drafted_lanes(sequence))]):
+                self._guessed.add(sequence)
+
+    def _room(self, plan: StepPlan) -> int:
+        """Rows that the token budget leaves."""
+        return self._scheduler.max_batch_tokens - self._step_rows - _rows(plan)
+
+    def _add(self, plan: StepPlan, sequence: Sequence, draft: Seq[int]) -> bool:
+        """Have ``draft`` checked, if there is room for it."""
+        if not draft or not _has_room(self._scheduler, sequence, len(draft)):
+            return False
+        plan.drafts[sequence] = tuple(draft)
+        return True
+
+    def note(self, plan: StepPlan, accepted: Seq[Sequence], seconds: float) -> None:
+        """``plan`` took so long, all draws included, and of these sequences drafted tokens were drawn, one each time
+        that they are named."""
         if self._step_rows:
-            self._pace.note(self._step_rows, drafted_rows, seconds)
-        self.drafted += sum(map(len, plan.drafts.values()))
-        self.accepted += accepted
+            self._pace.note(self._step_rows, _rows(plan), seconds)
+        for sequence, draft in plan.drafts.items():
+            self.drafted[self._by(sequence)] += len(draft)
+        self.accepted.update(map(self._by, accepted))
+        self._guessed = set()
+
+    def _by(self, sequence: Sequence) -> str:
+        return MODEL if sequence in self._guessed else NGRAM
 
     def _author(self, sequence: Sequence) -> _Author:
         author = self._authors.get(sequence)
@@ -107,6 +163,22 @@ class Drafts:
         # Preemption and steps without drafts do not matter: the index goes on from the last token that it has seen.
         author.follow(sequence.output)
         return author
+
+
+def _left(sequence: Sequence) -> int:
+    """Tokens that may come after the one that is due."""
+    return sequence.request.sampling.max_tokens - len(sequence.output) - 1
+
+
+def _row_cost(plan: StepPlan, sequence: Sequence, cost: float) -> float:
+    """Of one drafted token of ``sequence``, as a share of what it saves: an accepted token saves this sequence's share
+    of a step, and costs its lanes' rows. ``cost``: of one row, as a share of the step."""
+    return cost * len(drafted_lanes(sequence)) * len(plan.decode)
+
+
+def _rows(plan: StepPlan) -> int:
+    """Rows, not tokens: a guided sequence computes a draft once per lane."""
+    return sum(len(draft) * len(drafted_lanes(sequence)) for sequence, draft in plan.drafts.items())
 
 
 def _has_room(scheduler: Scheduler, sequence: Sequence, count: int) -> bool:

@@ -163,6 +163,30 @@ class Sampler:
             for index, (s, draw) in enumerate(zip(sequences, draws, strict=True))
         ]
 
+    def foresee(
+        self, logits: Tensor, logits_rows: Array, sequences: Seq[Sequence], guessed: Seq[Seq[int]]
+    ) -> list[tuple[int, float]]:
+        """What each of ``sequences``, at least one, would draw after the tokens that are ``guessed`` of it, from other
+        logits than its plan's; and the token's probability before penalties, bias and temperature. Nothing is counted.
+
+        Args:
+            logits: [rows, vocabulary].
+            logits_rows: [sequences] int64, the row of each.
+        """
+        host = self.slot_tables.foreseen(sequences, logits_rows, [len(behind) for behind in guessed])
+        counted = self._penalties(sequences)
+        for sequence, behind in zip(sequences, guessed, strict=True):
+            if behind and sequence in counted:
+                counts, seen = (part.clone() for part in counted[sequence])
+                for token in behind:
+                    counts[token] += 1
+                    seen[token] = True
+                counted[sequence] = counts, seen
+        step = StepInputs(logits_rows, counted=counted)
+        made = dispatch.fused_step(logits, lay_out(host, sequences, step, logits.dtype, self._device))
+        tokens, logprobs = read(made.tokens, made.logprobs)
+        return list(zip(tokens.tolist(), logprobs.exp().tolist(), strict=True))
+
     def follow(self, sequences: Seq[Sequence], tokens: Seq[int], logprobs: Seq[float]) -> list[Draw]:
         """Count drawn tokens for penalties and follow them in grammars."""
         for sequence, token in zip(sequences, tokens, strict=True):

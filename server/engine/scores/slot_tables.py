@@ -137,6 +137,27 @@ class SlotTables:
         warm = HostRanges(warmed, ranges[warmed, 0], ranges[warmed, 1])
         return replace(tables, budgets=kept, ranges=warm, traced=np.flatnonzero(looked_at))
 
+    def foreseen(self, sequences: Seq[Sequence], logits_rows: Array, ahead: Seq[int]) -> HostTables:
+        """What ``sequences``, at least one, draw ``ahead[i]`` tokens after the one that is due, were the logits in row
+        ``logits_rows[i]`` their combined scores. Fresh arrays."""
+        slots = _slots(sequences)
+        int_params, float_params = self._int_params[slots], self._float_params[slots]
+        int_params[:, columns.RULE], int_params[:, columns.WANTED] = columns.LINEAR, 0
+        positions = np.fromiter((len(s.output) for s in sequences), dtype=np.int64, count=len(sequences))
+        int_params[:, columns.KEYS] = draw_keys(self._seeds[slots], positions + np.asarray(ahead, dtype=np.int64))
+        float_params[:, columns.SCALE] = 1.0
+        ranges = self._ranges[slots]
+        warmed = np.flatnonzero(ranges[:, 0])
+        return HostTables(
+            np.asarray(logits_rows, dtype=np.int64)[:, None],
+            np.ones((len(sequences), 1)),
+            int_params,
+            float_params,
+            ranges=HostRanges(warmed, ranges[warmed, 0], ranges[warmed, 1]),
+            plain=not len(warmed) and not int_params[:, columns.BIASES].any(),
+            truncates=bool(self._truncates[slots].any()),
+        )
+
     def routes(self, sequences: Seq[Sequence], logits_rows: Array) -> HostRoutes | None:
         """What a recorded step is to know to choose experts, None where none of ``sequences`` routes; ``logits_rows``
         as in ``tables``."""

@@ -50,8 +50,9 @@ class EngineStats:
         merges: the cache of merged full weights.
         rows_by_step, step_seconds, preferences: of every step its rows, its time in seconds and its different wishes.
         integrity_checks: how often the bookkeeping was looked over while nothing ran.
-        drafted_tokens, accepted_tokens: tokens that were computed before they were drawn, and those of them that then
-            were.
+        drafted_tokens, accepted_tokens: by who drafts (``ngram``, ``model``), tokens that were computed before they
+            were drawn, and those of them that then were.
+        guess_seconds: time that the draft model took.
     """
 
     running: int
@@ -72,8 +73,9 @@ class EngineStats:
     step_seconds: Distribution | None = None
     preferences: Distribution | None = None
     integrity_checks: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
+    drafted_tokens: Mapping[str, int] = field(default_factory=dict)
+    accepted_tokens: Mapping[str, int] = field(default_factory=dict)
+    guess_seconds: float = 0.0
 
 
 NONE = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -34,9 +34,9 @@ def sizes(folder: Path) -> tuple[int, int]:
 def test_values_and_models_are_reported(tmp_path: Path, kind: str, seed: int) -> None:
     root = write_guided_family(tmp_path / "family", "llama", seed, kind=kind)
     family, report = load_family(root), report_of(root)
-    assert [(model.name, model.amateur, model.hidden, model.vocabulary) for model in report.models] == [
-        ("small", False, 24, VOCAB_SIZE),
-        ("amateur", True, 24, VOCAB_SIZE),
+    assert [(model.name, model.amateur, model.drafts, model.hidden, model.vocabulary) for model in report.models] == [
+        ("small", False, True, 24, VOCAB_SIZE),
+        ("amateur", True, False, 24, VOCAB_SIZE),
     ]
     for model in report.models:
         assert (model.parameters, model.bytes) == sizes(root / model.name)

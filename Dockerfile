@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1
-#
 # Images of a Ladle server, for a CPU, for NVIDIA GPUs and (target ray) for clusters:
 #   docker build --target cpu --build-arg TORCH_INDEX_URL=... -t ladle:cpu .
 #   docker build --target cuda -t ladle:cuda .
@@ -62,8 +60,8 @@ ENV PATH=/opt/ladle/bin:${PATH} \
 WORKDIR /var/cache/ladle
 EXPOSE 8000
 VOLUME ["/var/cache/ladle"]
-# A first start converts the base, which takes a while.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
+# A first start converts the base and compiles loops, which takes minutes on a busy machine; being ready earlier counts.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
     CMD ["python", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['LADLE_PORT']), timeout=4); c.request('GET', '/ready'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["ladle"]
 CMD ["serve"]

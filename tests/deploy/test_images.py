@@ -80,6 +80,15 @@ def test_the_context_is_what_the_package_is_made_of() -> None:
     assert not any(name.startswith(("tests/", "docs/", ".")) for name in context)
 
 
+def test_a_build_asks_for_no_image_but_the_base() -> None:
+    """A mirror is named by PYTHON_IMAGE; a frontend of another registry would be fetched all the same."""
+    assert not re.search(r"^#\s*syntax\s*=", DOCKERFILE, re.MULTILINE | re.IGNORECASE)
+    with (ROOT / "Dockerfile").open("rb") as file:
+        structure = DockerfileParser(fileobj=file).structure
+    images = [entry["value"].split()[0] for entry in structure if entry["instruction"] == "FROM"]
+    assert set(images) - set(tool("try_image")._stages()) == {"${PYTHON_IMAGE}"}
+
+
 def test_requirements_of_extras_are_flattened() -> None:
     requirements = tool("requirements").requirements
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -96,6 +105,7 @@ def test_the_compose_file_agrees_with_the_images() -> None:
     server = services["ladle"]
     assert server["build"]["target"] == "${LADLE_TARGET:-cpu}" and {"cpu", "cuda"} <= set(stages)
     assert (ROOT / "deploy" / server["build"]["context"] / "Dockerfile").resolve() == ROOT / "Dockerfile"
+    assert server["init"], "as process 1 it would miss the SIGTERM of its first seconds"
     for name in server["build"]["args"]:
         assert f"ARG {name}=" in DOCKERFILE
     assert server["command"][0] == "serve" and f"EXPOSE {server['ports'][0].rpartition(':')[2]}" in DOCKERFILE

@@ -57,6 +57,7 @@ def test_a_server_that_dies_is_started_again() -> None:
     assert deployment()["restartPolicy"] == "Always"
     compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
     assert compose["services"]["ladle"]["restart"] in ("always", "unless-stopped")
+    assert deployment()["shareProcessNamespace"], "as process 1 it would miss the SIGTERM of its first seconds"
 
 
 def test_probes_ask_what_there_is(family: Family) -> None:

@@ -60,7 +60,7 @@ FLOORS: dict[str, list[str]] = {
         "watch",
     ],
     "recipes": [
-        "commands everyday rank_study search_study vector_study",
+        "commands everyday studies",
         "experts",
         "training",
         "config fits",

@@ -1,8 +1,8 @@
 """Does a steering vector control? One made of answers to some prompts, measured on others at several coefficients.
 
-python -m ladle.recipes.vector_study pairs studies/control/validation --reward positive --out pairs.jsonl
+python -m ladle.recipes.studies.vector_study pairs studies/control/validation --reward positive --out pairs.jsonl
 ladle vector FAMILY NAME --pairs pairs.jsonl
-python -m ladle.recipes.vector_study measure FAMILY NAME --coefficients=-1,0,1 --out FOLDER
+python -m ladle.recipes.studies.vector_study measure FAMILY NAME --coefficients=-1,0,1 --out FOLDER
 """
 
 from __future__ import annotations

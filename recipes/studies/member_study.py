@@ -1,6 +1,6 @@
 """Are members that were trained anew worth what the old ones are? Members of several families, beside each other.
 
-python -m ladle.recipes.training.member_study demo kept=families/demo new=FOLDER --out STUDY
+python -m ladle.recipes.studies.member_study demo kept=families/demo new=FOLDER --out STUDY
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ladle.recipes.base_model import LoadedBase
 from ladle.recipes.config import AdapterConfig, Recipe
 from ladle.recipes.rewards import Reward
-from ladle.recipes.training import member_study
+from ladle.recipes.studies import member_study
 from ladle.recipes.training.evaluate import SampledAnswer
 from ladle.recipes.training.lora import new_adapter
 

@@ -10,7 +10,7 @@ import pytest
 from seeds import fresh_seed
 from typer.testing import CliRunner
 
-from ladle.recipes.rank_study import OBJECTIVES, app
+from ladle.recipes.studies.rank_study import OBJECTIVES, app
 
 WORDS = "one two three four five six seven"
 

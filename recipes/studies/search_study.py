@@ -1,9 +1,9 @@
 """Does a search help? Questions with right answers under several settings, and what a search draws for an answer.
 
-python -m ladle.recipes.search_study questions demo --out studies/search
-python -m ladle.recipes.search_study cost demo
+python -m ladle.recipes.studies.search_study questions demo --out studies/search
+python -m ladle.recipes.studies.search_study cost demo
 ladle sweep demo -m bone_soup -m 'bone_soup:search={"by":"explicit","until":16,"draws":4}' --points 3 --out SWEEP
-python -m ladle.recipes.search_study figures SWEEP --out studies/search
+python -m ladle.recipes.studies.search_study figures SWEEP --out studies/search
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Does the best of n come out? Answers of a family, what they are judged by, and what the one that is kept is worth.
 
-python -m ladle.recipes.rank_study answers FAMILY --out FOLDER
-python -m ladle.recipes.rank_study merged FAMILY --out FOLDER
-python -m ladle.recipes.rank_study figures --out FOLDER
-python -m ladle.recipes.rank_study routed FAMILY --out FOLDER
+python -m ladle.recipes.studies.rank_study answers FAMILY --out FOLDER
+python -m ladle.recipes.studies.rank_study merged FAMILY --out FOLDER
+python -m ladle.recipes.studies.rank_study figures --out FOLDER
+python -m ladle.recipes.studies.rank_study routed FAMILY --out FOLDER
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Protocol
@@ -65,6 +66,7 @@ class Service:
         self._server: DrainingServer | None = None
         self._broken_since: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._change: Future[None] | None = None  # from a quick start to compiled loops; held, or nobody would
 
     def run(self, listener: socket.socket) -> None:
         """Serve on ``listener`` until SIGTERM or SIGINT.
@@ -145,7 +147,7 @@ class Service:
         if self._on_ready:
             self._on_ready(hosted.live)
         if hosted.provisional and self._loop is not None:
-            asyncio.run_coroutine_threadsafe(change_over(self.state), self._loop)
+            self._change = asyncio.run_coroutine_threadsafe(change_over(self.state), self._loop)
 
     async def drain(self, hurry: Callable[[], bool]) -> None:
         """Refuse new work, let running requests finish for ``drain_seconds`` unless in a ``hurry``, stop the engine."""

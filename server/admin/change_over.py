@@ -25,6 +25,7 @@ async def change_over(state: ServerState) -> None:
     await state.hosting.beside(early_code.await_all)
     given_up: set[Hosted] = set()
     while (hosted := _provisional(state, given_up)) is not None:
+        logger.info("compiled loops are there; %s is loaded anew with them, beside itself", hosted.name)
         try:
             await administration.reload(state, hosted.name, "beside")
         except ApiError as error:

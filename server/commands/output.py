@@ -62,7 +62,9 @@ def clear_errors(tell: Callable[[str], None] = complain) -> Iterator[None]:
 
 
 def _reason(problem: Mapping[str, Any]) -> object:
-    return (problem.get("ctx") or {}).get("error") or problem["msg"]
+    """What a validator of ours said, or pydantic's own words, which leave out the value."""
+    own = (problem.get("ctx") or {}).get("error")
+    return own or f"{problem['msg']} (got {str(problem['input'])[:100]})"
 
 
 @contextmanager

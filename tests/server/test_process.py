@@ -205,7 +205,7 @@ def test_a_family_that_is_broken(tmp_path: Path) -> None:
         (["--kv-memory", "lots"], "kv_memory"),
         (["--kv-memory", "1k"], "kv_memory"),
         (["--device", "tpu"], "device"),
-        (["--port", "70000"], "port"),
+        (["--port", "70000"], "error: port: Input should be less than or equal to 65535 (got 70000)"),
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (["--api-key-file", "/no/such/file"], "api_key_file"),
         (["--max-context", "100000"], "max_context"),

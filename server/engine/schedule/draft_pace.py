@@ -6,6 +6,8 @@ _RECENT = 0.2
 """Weight of the newest step in what is held to be usual."""
 _QUICKER = 0.5
 """The same for a forward of the draft model that took less than usual."""
+_STALL = 2.0
+"""A step counts as so many usual ones at most."""
 _FIRST_GUESS = 0.1
 """What a row adds to a step, as a share of it, before any was measured."""
 _PLAIN_AGAIN = 64
@@ -37,7 +39,9 @@ class DraftPace:
         """A step of ``step_rows`` rows, and ``drafted`` ones besides, took so long."""
         if not drafted:
             self._since = 0
-            self._plain[step_rows] = _moved(self._plain.get(step_rows), seconds)
+            usual = self._plain.get(step_rows)
+            # A processor that was away for a moment says nothing of steps; one that has become slower says it again.
+            self._plain[step_rows] = _moved(usual, seconds if usual is None else min(seconds, _STALL * usual))
         # The surcharge of drafted rows: the time beyond a plain step of the same batch, spread over them.
         elif step_rows in self._plain:
             self._since += 1

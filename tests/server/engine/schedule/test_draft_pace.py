@@ -1,5 +1,7 @@
 """How many tokens are worth being drafted."""
 
+import pytest
+
 from ladle.server.engine.schedule.draft_pace import DraftPace, worthwhile
 
 
@@ -34,3 +36,13 @@ def test_now_and_then_a_step_goes_without() -> None:
     assert pace.row_cost(1) is None
     pace.note(1, 0, 0.010)
     assert pace.row_cost(1) is not None
+
+
+def test_a_stall_says_little_and_a_slower_processor_is_believed() -> None:
+    pace = DraftPace()
+    pace.note(2, 0, 0.01)
+    pace.note(2, 0, 5.0)
+    assert pace.step(2) == pytest.approx(0.012)
+    for _ in range(40):
+        pace.note(2, 0, 0.05)
+    assert pace.step(2) == pytest.approx(0.05, rel=0.01)

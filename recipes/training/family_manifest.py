@@ -78,7 +78,7 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
         lines += ["", "[[values]]", f'name = "{CONDITIONED}"', 'kind = "implicit"', f'path = "adapters/{CONDITIONED}"']
     if (out / AMATEUR).is_dir():
         told = f'name = "{AMATEUR}"', f'model = "{AMATEUR}"', 'tokenizer = "base"', "amateur = true"
-        lines += ["", "[[models]]", *told]
+        lines += ["", "[[models]]", *told, "", "[speculation]", f'model = "{AMATEUR}"']
     if recipe.experts is not None and (out / "adapters" / "router").is_dir():
         for domain in recipe.experts.samples:
             lines += ["", "[[experts]]", f'name = "{domain}"', f'path = "adapters/expert-{domain}"']

@@ -97,7 +97,7 @@ def test_scores_equal_the_reference_and_answers_stay_as_they_are(tmp_path: Path,
 def _asked(reference: ReferenceDecoder, prompt: Sequence[int], tokens: Sequence[int], view: Sequence[int]) -> float:
     """Log-odds of the last but one token of ``view`` against the last behind the others."""
     *question, yes, no = view
-    said = tokens[:-1] if tokens and tokens[-1] in (0, 2) else tokens
+    said = tokens[:-1] if tokens and tokens[-1] == 2 else tokens  # what ended the answer is no part of it
     logits, _ = reference.weights.run("", {}, [[*prompt, *said, *question]])
     return float(logits[0, -1, yes] - logits[0, -1, no])
 

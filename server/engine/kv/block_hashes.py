@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -31,8 +32,15 @@ class BlockHashes:
         # The salt goes in as a key: without it nobody can guess the start of the chain, nor any hash that follows from
         # it.
         digest = weights.digest()
-        self._last = hashlib.blake2b(digest, key=_key(salt), digest_size=16).digest() if salt else digest
+        self._first = hashlib.blake2b(digest, key=_key(salt), digest_size=16).digest() if salt else digest
+        self._last = self._first
         self._values: list[bytes] = []
+
+    def emptied(self) -> BlockHashes:
+        """The hashes of another text under the same weights and salt."""
+        other = copy.copy(self)
+        other._last, other._values = self._first, []
+        return other
 
     def upto(self, tokens: Sequence[int], blocks: int) -> list[bytes]:
         """Hashes of the first ``blocks`` full blocks of ``tokens`` (which only ever grows at its end)."""

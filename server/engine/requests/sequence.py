@@ -75,6 +75,11 @@ class Lane:
         lane.blocks, lane.scratch = [], []
         return lane
 
+    def begin(self) -> None:
+        """Belong to another text from here on: what was named and published of the last one says nothing of it."""
+        assert not self.blocks
+        self.hashes, self.published = self.hashes.emptied(), 0
+
     @property
     def speaks(self) -> bool:
         """Whether it gives logits."""
@@ -139,6 +144,11 @@ class Sequence:
     ahead: bool = False
 
     _thought: Thought | None = None
+
+    def __post_init__(self) -> None:
+        # Lanes that were another text's may come with names of its blocks, under which this one's would be looked for.
+        for lane in self.lanes:
+            lane.begin()
 
     @property
     def request_id(self) -> str:

@@ -140,8 +140,8 @@ def model_info(family: Family, model: FamilyModel) -> ModelInfo:
     """The line of a further model."""
     members = [value.name for value in family.values if value.model == model.name]
     members += [name for name in family.experts if family.model_of(family.members_of[name]) == model.name]
-    speculation = family.manifest.speculation
     members += [family.router.name] if family.router is not None and family.router.model == model.name else []
+    speculation = family.manifest.speculation
     return ModelInfo(
         name=model.name,
         folder=str(model.base_path),
